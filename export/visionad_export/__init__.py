@@ -1,0 +1,1 @@
+"""Reference → model folder: ONNX, manifest and golden tensors."""

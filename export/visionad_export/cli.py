@@ -1,0 +1,80 @@
+"""``visionad export``: registered by the runtime's command line; torch is imported only when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from visionad_runtime.errors import VisionADError
+
+
+def export_command(
+    out: Annotated[Path, typer.Option("--out", metavar="MODEL", help="model folder to write")],
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", metavar="NAME", help="e.g. dinov2_vitl14_reg, or timm:<model>")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="weights file [default: download or package]")
+    ] = None,
+    resize: Annotated[int | None, typer.Option("--resize", min=8, help="side of the resized picture")] = None,
+    crop: Annotated[
+        int | None, typer.Option("--crop", min=8, help="side of the centre crop, a multiple of the patch")
+    ] = None,
+    layers: Annotated[str | None, typer.Option("--layers", metavar="A-B", help="blocks to average, from 0")] = None,
+    views: Annotated[str | None, typer.Option("--views", metavar="original,flip,clamp", help="tones to use")] = None,
+    class_token: Annotated[
+        str | None, typer.Option("--class-token", metavar="fused|final", help="token that finds the class")
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="fp32")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="YAML with these options; the command line wins")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+) -> None:
+    """Export a backbone to a model folder: ONNX, manifest and golden tensors, checked against PyTorch."""
+    try:
+        from .config import ExportConfig, load_config, parse_layers, parse_views
+        from .exporter import export_model
+    except ModuleNotFoundError as exc:
+        raise VisionADError(f"`visionad export` needs {exc.name}: pip install 'visionad[export]'") from None
+
+    settings = (load_config(config) if config else ExportConfig()).override(
+        backbone=backbone,
+        weights=weights,
+        resize=resize,
+        crop=crop,
+        layers=layers,
+        views=None if views is None else parse_views(views),
+        class_token=class_token,
+        precision=precision,
+    )
+    if settings.backbone is None:
+        raise VisionADError("say which backbone: --backbone NAME, or a --config that names one")
+    given: dict[str, Any] = settings.model_dump(exclude={"backbone", "layers"}, exclude_none=True)
+    if settings.layers is not None:
+        given["layers"] = parse_layers(settings.layers)
+    summary = export_model(settings.backbone, out, **given)
+    typer.echo(json.dumps(summary) if as_json else describe(summary))
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary of :func:`~visionad_export.exporter.export_model` in a few lines for a person."""
+    layers, grid = summary["layers"], summary["grid"]
+    lines = [
+        f"model      {summary['model']} ({summary['bytes'] / 1e6:.1f} MB)",
+        f"backbone   {summary['backbone']}, layers {layers[0]}-{layers[-1]}, weights {summary['weights']['sha256'][:8]} "
+        f"from {summary['weights']['source']}",
+        f"tokens     {grid} x {grid} patches of {summary['dim']}, {summary['class_token']} class token of "
+        f"{summary['class_token_dim']}",
+        f"check      ONNX Runtime against PyTorch: largest difference {summary['max_error']:.1e}",
+    ]
+    if summary["dropped_area"]:
+        resize, patch = summary["resize"], summary["patch"]
+        whole = resize // patch * patch
+        lines.append(
+            f"note       the centre crop {summary['crop']} of {resize} leaves the outer {summary['dropped_area']:.1%} of "
+            f"the picture uninspected; --resize {whole} --crop {whole} inspects all of it"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""Export settings from a YAML file, overridden by the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from visionad_runtime.errors import ModelError
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """``"4-18"`` → (4, …, 18), ``"5"`` → (5,).
+
+    Raises:
+        ModelError: not of that form, or falling.
+    """
+    first, dash, last = text.strip().partition("-")
+    try:
+        layers = tuple(range(int(first), int(last if dash else first) + 1))
+    except ValueError:
+        layers = ()
+    if not layers:
+        raise ModelError(f"layers {text!r}: wanted A-B with A <= B, e.g. 2-9, or one number")
+    return layers
+
+
+def parse_views(text: str) -> tuple[str, ...]:
+    """``"original, flip"`` → ("original", "flip"); whether they exist is the reference's to say."""
+    return tuple(view.strip() for view in text.split(",") if view.strip())
+
+
+def _from_text(value: Any) -> Any:
+    return parse_views(value) if isinstance(value, str) else value
+
+
+class ExportConfig(BaseModel):
+    """What ``visionad export`` may be told. ``None`` means the backbone's own default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backbone: str | None = None
+    weights: Path | None = None
+    resize: int | None = None
+    crop: int | None = None
+    layers: str | None = None
+    views: Annotated[tuple[str, ...] | None, BeforeValidator(_from_text)] = None
+    class_token: str | None = None
+    precision: str | None = None
+
+    def override(self, **options: Any) -> ExportConfig:
+        """The same settings, but for every option that is not ``None``."""
+        return ExportConfig(**{**self.model_dump(), **{k: v for k, v in options.items() if v is not None}})
+
+
+def load_config(path: Path) -> ExportConfig:
+    """Read a YAML export config. ``weights`` is relative to the config's folder.
+
+    Raises:
+        ModelError: unreadable, not YAML, unknown or wrongly typed settings.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ModelError(f"config {path} cannot be read: {exc.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise ModelError(f"config {path} is not YAML: {exc}") from None
+    try:
+        config = ExportConfig.model_validate({} if raw is None else raw)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ModelError(
+            f"config {path}: {where}: {first['msg']}; known settings: {', '.join(ExportConfig.model_fields)}"
+        ) from None
+    return config.override(weights=path.parent / config.weights) if config.weights else config

@@ -1,0 +1,287 @@
+"""Reference → model folder: export to ONNX, prove it against torch, write golden tensors and the manifest, all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import platform
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import PIL
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import save
+from visionad_ref.method import VIEWS, normalise
+from visionad_runtime.artefacts import (
+    GOLDEN_FILE,
+    MANIFEST,
+    ONNX_FILE,
+    FeatureIdentity,
+    ModelManifest,
+    Precision,
+    PreprocessSpec,
+    ViewName,
+    WeightsRecord,
+    read_manifest,
+    sha256_file,
+    to_json,
+)
+from visionad_runtime.errors import ModelError
+
+from visionad_ref import Backbone, MethodError, Reference
+
+OPSET = 18
+TOLERANCE = 1e-4
+"""Largest difference of a unit token's element between torch and ONNX Runtime that an export may show."""
+
+EXTERNAL_DATA_LIMIT = 1_500_000_000
+"""Bytes of weights from which they get a file of their own: one protobuf file must stay below 2 GiB."""
+
+_DOCS = {
+    "images": "RGB pictures (x / 255 - mean) / std, resized and cropped as the manifest says; float32 (batch, 3, H, W)",
+    "patch_tokens": "unit patch tokens, row-major from the top left; float32 (batch, grid * grid, dim)",
+    "class_token": "unit class tokens; float32 (batch, class_token_dim)",
+}
+
+
+def export_model(
+    backbone: str,
+    out: Path,
+    *,
+    weights: str | Path | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
+    layers: Sequence[int] | None = None,
+    views: Sequence[str] = tuple(VIEWS),
+    class_token: str = "fused",
+    precision: str = "fp32",
+    external_data_limit: int = EXTERNAL_DATA_LIMIT,
+) -> dict[str, Any]:
+    """Write the model folder ``out``; an older model folder there is replaced, after all checks have passed.
+
+    ``None`` leaves a setting at the backbone's default.
+
+    Returns:
+        A JSON-ready summary: settings, sizes, and ``max_error``, the largest difference between ONNX Runtime and torch.
+
+    Raises:
+        ModelError: settings, weights or target that do not fit, or an ONNX graph that does not give torch's tokens. Then
+            nothing has been written.
+    """
+    if precision not in get_args(Precision):
+        raise ModelError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
+    out = out.absolute()
+    _check_target(out)
+    try:
+        reference = Reference.load(
+            backbone,
+            weights,
+            resize=resize,
+            crop=crop,
+            layers=layers,
+            views=views,
+            class_token=class_token,  # type: ignore[arg-type]  # the reference refuses others
+        )
+    except MethodError as exc:
+        raise ModelError(str(exc)) from None
+
+    try:
+        with _folder_in_the_making(out) as folder:
+            _write_onnx(reference.backbone, folder / ONNX_FILE, external_data_limit)
+            golden = _golden(reference)
+            max_error = _check_against_torch(reference, folder / ONNX_FILE, golden["image"])
+            (folder / GOLDEN_FILE).write_bytes(save(golden))  # `save_file` would make it unreadable to others
+            dims = golden["patch_tokens"].shape[1], len(golden["class_token"])
+            manifest = _manifest(reference, dims, sorted(folder.iterdir()))
+            (folder / MANIFEST).write_bytes(to_json(manifest))
+            size = sum(path.stat().st_size for path in folder.iterdir())
+    except OSError as exc:
+        raise ModelError(f"cannot write {out}: {exc.strerror or exc}; nothing was changed") from None
+    spec = manifest.identity.preprocess
+    return {
+        "model": str(out),
+        **manifest.identity.model_dump(mode="json", exclude={"weights_sha256", "preprocess"}),
+        "resize": spec.resize,
+        "crop": spec.crop,
+        "views": list(manifest.views),
+        "precision": manifest.precision,
+        "opset": manifest.opset,
+        "weights": manifest.weights.model_dump(),
+        "identity": manifest.identity.digest(),
+        "bytes": size,
+        "max_error": max_error,
+        "dropped_area": 1 - (spec.crop / spec.resize) ** 2,
+    }
+
+
+def golden_image(side: int) -> NDArray[np.uint8]:
+    """A picture every machine can make: smooth gradients, and fine texture in every other cell of a checkerboard.
+
+    Integer arithmetic alone, so its bytes depend on ``side`` only. Returns uint8 (side, side, 3) RGB.
+    """
+    y, x = np.mgrid[:side, :side]
+    last = max(side - 1, 1)
+    smooth = np.stack([255 * x // last, 255 * y // last, 255 * (2 * last - x - y) // (2 * last)], axis=-1)
+    fine = (7 * x * x + 13 * y * y + 5 * x * y) // 16 % 96 - 48
+    textured = (x // 24 + y // 24) % 2 == 1
+    image: NDArray[np.int64] = np.clip(smooth + (fine * textured)[..., None], 0, 255)
+    return image.astype(np.uint8)
+
+
+def _golden(reference: Reference) -> dict[str, NDArray[Any]]:
+    """What the runtime tests itself with: a cropped picture and torch's tokens of it in the ``original`` view."""
+    image = golden_image(reference.spec.crop)
+    patches, token = reference.encode(normalise(Image.fromarray(image), reference.spec)[None])
+    return {"image": image, "patch_tokens": patches[0].numpy().copy(), "class_token": token[0].numpy().copy()}
+
+
+def _write_onnx(backbone: Backbone, path: Path, external_data_limit: int) -> None:
+    """Export with a dynamic batch, without the exporter's record of this machine's source paths."""
+    side = backbone.spec.crop
+    with _silence():
+        program = torch.onnx.export(
+            backbone,
+            (torch.zeros(2, 3, side, side),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["patch_tokens", "class_token"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+        assert program is not None  # dynamo=True always returns a program
+        graph = program.model.graph
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+        for value in (*graph.inputs, *graph.outputs):
+            value.doc_string = _DOCS[value.name or ""]
+        size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
+        program.save(path, external_data=size > external_data_limit)
+
+
+def _check_against_torch(reference: Reference, path: Path, golden: NDArray[np.uint8]) -> float:
+    """Largest difference of any token element between ONNX Runtime and torch, for batches of 1 and 3.
+
+    Raises:
+        ModelError: it is larger than ``TOLERANCE``.
+    """
+    noise = torch.randn(2, 3, *golden.shape[:2], generator=torch.Generator().manual_seed(0))
+    images = torch.cat([normalise(Image.fromarray(golden), reference.spec)[None], noise])
+    wanted = [tokens.numpy() for tokens in reference.encode(images)]
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    error = 0.0
+    for batch in (1, 3):
+        found = session.run(["patch_tokens", "class_token"], {"images": images[:batch].numpy()})
+        for ours, theirs in zip(found, wanted, strict=True):
+            difference = np.abs(ours - theirs[:batch]).max()
+            error = max(error, float(difference) if np.isfinite(difference) else float("inf"))
+    if error > TOLERANCE:
+        raise ModelError(
+            f"the exported {reference.spec.backbone} differs from torch by {error:.2g} (allowed: {TOLERANCE:.0e}) under "
+            f"ONNX Runtime {ort.__version__}; nothing was written"
+        )
+    return error
+
+
+def _manifest(reference: Reference, dims: tuple[int, int], files: list[Path]) -> ModelManifest:
+    spec = reference.spec
+    return ModelManifest(
+        identity=FeatureIdentity(
+            backbone=spec.backbone,
+            weights_sha256=reference.weights_sha256,
+            kind=spec.kind,
+            layers=spec.layers,
+            patch=spec.patch,
+            grid=spec.grid,
+            dim=dims[0],
+            class_token=spec.class_token,
+            class_token_dim=dims[1],
+            pos_embed=spec.pos_embed,
+            preprocess=PreprocessSpec(resize=spec.resize, crop=spec.crop, mean=spec.mean, std=spec.std),
+        ),
+        weights=WeightsRecord(sha256=reference.weights_sha256, source=reference.weights_source),
+        views=cast(tuple[ViewName, ...], reference.views),
+        precision="fp32",
+        opset=OPSET,
+        files={path.name: sha256_file(path) for path in files},
+        tools={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": ort.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+        },
+    )
+
+
+# --- all or nothing ------------------------------------------------------------------------------------------------
+
+
+def _check_target(out: Path) -> None:
+    """Refuse to replace anything but an empty folder or a model folder with nothing of the user's own in it."""
+    if not (out.exists() or out.is_symlink()) or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        manifest = read_manifest(out, ModelManifest)
+    except ModelError as exc:
+        raise ModelError(f"{out} exists and is not a model folder ({exc}); choose another --out or remove it") from None
+    foreign = sorted({path.name for path in out.iterdir()} - {MANIFEST, *manifest.files})
+    if foreign:
+        raise ModelError(
+            f"model folder {out} also holds {', '.join(foreign[:4])}; move that away or choose another --out"
+        )
+
+
+@contextlib.contextmanager
+def _folder_in_the_making(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place when the block ends well, and vanishes when it does not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stem = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    fresh, old = stem.with_suffix(".tmp"), stem.with_suffix(".old")
+    fresh.mkdir()
+    try:
+        yield fresh
+        for path in fresh.iterdir():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        _check_target(out)  # an export takes a while; somebody may have put something there
+        if out.exists():
+            out.rename(old)
+        try:
+            fresh.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """torch.onnx reports its progress on stdout, by warnings and by logging; an export that fails raises."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

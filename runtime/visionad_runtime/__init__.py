@@ -1,0 +1,26 @@
+"""VisionAD's lean runtime: few-shot visual inspection from a folder of good pictures to a verdict. No torch inside.
+
+>>> from visionad_runtime import Inspector
+>>> inspector = Inspector.open("model", "bank")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import BankError, ModelError, PictureError, VisionADError
+
+if TYPE_CHECKING:
+    from .inspector import Inspector, Result
+
+__version__ = "0.1.0"
+__all__ = ["BankError", "Inspector", "ModelError", "PictureError", "Result", "VisionADError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the chain on first use, so that ``import visionad_runtime`` itself costs next to nothing."""
+    if name in ("Inspector", "Result"):
+        from . import inspector
+
+        return getattr(inspector, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,247 @@
+"""All artefact formats of VisionAD, in one place: model folder, bank folder, digests, atomic writes.
+
+Prose description, precise enough to write another reader: ``docs/formats.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import BankError, ModelError, VisionADError
+
+MANIFEST = "manifest.json"
+ONNX_FILE = "backbone.onnx"
+GOLDEN_FILE = "golden.safetensors"
+SCHEMA_VERSION = 1
+
+ViewName = Literal["original", "flip", "clamp"]
+Precision = Literal["fp32"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PreprocessSpec(_Strict):
+    """How an RGB uint8 picture becomes the backbone's input (method, section 1).
+
+    The whole picture is resized to ``resize`` × ``resize`` (Pillow's fixed-point bilinear, antialiased), the centre
+    ``crop`` × ``crop`` is kept, then ``(x / 255 - mean) / std`` per RGB channel in float32.
+    """
+
+    resize: int = Field(ge=8, le=8192)
+    crop: int = Field(ge=8, le=8192)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class WeightsRecord(_Strict):
+    """Which weights the backbone carries. ``source`` is a file path or ``hub:``/``pypi:`` plus a name; a hint, not identity."""
+
+    sha256: str
+    source: str
+
+
+class FeatureIdentity(_Strict):
+    """Everything that decides the value of a patch token. Bank and model must agree on all of it."""
+
+    backbone: str
+    weights_sha256: str
+    kind: Literal["vit", "pyramid"]
+    layers: tuple[int, ...]
+    patch: int
+    grid: int
+    dim: int
+    class_token: Literal["fused", "final"]
+    class_token_dim: int
+    pos_embed: str
+    preprocess: PreprocessSpec
+
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical JSON: sorted keys, no spaces, floats by ``repr``."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def describe(self) -> str:
+        """One phrase for messages, e.g. ``deit_tiny_patch16_224 (weights 3982406f, layers 2-9, resize 448, crop 384)``."""
+        spans = f"{self.layers[0]}-{self.layers[-1]}" if len(self.layers) > 1 else str(self.layers[0])
+        return (
+            f"{self.backbone} (weights {self.weights_sha256[:8]}, layers {spans}, "
+            f"resize {self.preprocess.resize}, crop {self.preprocess.crop})"
+        )
+
+
+class ModelManifest(_Strict):
+    """``manifest.json`` of a model folder."""
+
+    format: Literal["visionad-model"] = "visionad-model"
+    schema_version: int = SCHEMA_VERSION
+    identity: FeatureIdentity
+    weights: WeightsRecord
+    views: tuple[ViewName, ...]
+    precision: Precision
+    opset: int
+    files: dict[str, str]
+    """File name → sha256 of every other file of the folder."""
+    tools: dict[str, str]
+
+
+class SupportImage(_Strict):
+    """One enrolled good picture: where it came from (absolute path or a label) and the sha256 of its file or pixels."""
+
+    sha256: str
+    source: str
+
+
+class Calibration(_Strict):
+    """How a threshold was found, so that it can be defended (see ``calibrate.py``)."""
+
+    method: Literal["leave-one-out", "held-out", "leave-one-out+held-out"]
+    max_false_reject: float
+    confidence: float
+    guaranteed_false_reject: float
+    bound_false_reject: float
+    normals: int
+    scores: tuple[float, ...]
+    sources: tuple[str, ...]
+    views: tuple[ViewName, ...]
+    created: str
+
+
+class ClassEntry(_Strict):
+    """One class of a bank."""
+
+    file: str
+    sha256: str
+    images: tuple[SupportImage, ...]
+    threshold: float | None = None
+    map_scale: tuple[float, float] | None = None
+    """Fixed colour scale (low, high) of the raw map, set at calibration."""
+    calibration: Calibration | None = None
+
+
+class BankManifest(_Strict):
+    """``manifest.json`` of a bank folder. ``version`` only ever grows; ``undo_to`` is the version an undo returns to."""
+
+    format: Literal["visionad-bank"] = "visionad-bank"
+    schema_version: int = SCHEMA_VERSION
+    version: int
+    undo_to: int | None
+    change: str
+    created: str
+    identity: FeatureIdentity
+    views: tuple[ViewName, ...]
+    blocks: tuple[str, ...]
+    """Names of the unique encodings, in the order of the first axis of every class file's tensors."""
+    classes: dict[str, ClassEntry]
+
+
+M = TypeVar("M", ModelManifest, BankManifest)
+
+
+def read_manifest(folder: Path, kind: type[M]) -> M:
+    """Read and validate ``folder/manifest.json``.
+
+    Raises:
+        ModelError or BankError: folder or manifest missing, not JSON, wrong format, unknown or missing fields, newer schema.
+    """
+    what, error = ("model folder", ModelError) if kind is ModelManifest else ("bank", BankError)
+    path = folder / MANIFEST
+    remedy = "`visionad export`" if kind is ModelManifest else "`visionad bank add`"
+    if not folder.is_dir():
+        raise error(f"{what} {folder} does not exist or is no folder; make one with {remedy}")
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise error(f"{folder} is no {what}: it has no {MANIFEST}; make one with {remedy}") from None
+    except OSError as exc:
+        raise error(f"{path} cannot be read: {exc.strerror}") from None
+    except ValueError as exc:
+        raise error(f"{path} is damaged: not JSON ({exc}); restore it or make the {what} again with {remedy}") from None
+    wanted = kind.model_fields["format"].default
+    if not isinstance(raw, dict) or raw.get("format") != wanted:
+        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        raise error(f"{path}: wanted format {wanted!r}, found {found!r}; is this the right folder?")
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        raise error(
+            f"{path}: wanted schema_version {SCHEMA_VERSION}, found {raw.get('schema_version')!r}; "
+            f"use the visionad release that wrote it, or make the {what} again with {remedy}"
+        )
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise error(
+            f"{path} is damaged: field {where}: {first['msg']}; restore it or make it again with {remedy}"
+        ) from None
+
+
+def to_json(manifest: BaseModel) -> bytes:
+    """Manifest → indented UTF-8 JSON bytes with a closing newline."""
+    return (json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """sha256 (hex) of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 (hex) of a file, read in pieces of 1 MiB so that memory does not grow."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Write ``path`` whole or not at all: temporary file beside it, fsync, rename, fsync of the folder.
+
+    Raises:
+        VisionADError: the folder cannot be written or the disk is full; ``path`` is then as it was.
+    """
+    temp = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with open(temp, "xb") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            temp.replace(path)
+            _fsync_folder(path.parent)
+        finally:
+            temp.unlink(missing_ok=True)
+    except OSError as exc:
+        raise VisionADError(
+            f"cannot write {path}: {exc.strerror or exc}; free space or mend the permissions of {path.parent}; nothing was changed"
+        ) from None
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """:func:`atomic_file` for bytes at hand."""
+    with atomic_file(path) as f:
+        f.write(data)
+
+
+def _fsync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder for fsync; NTFS journals the rename
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def as_dict(manifest: BaseModel) -> dict[str, Any]:
+    """Manifest as plain JSON types."""
+    return manifest.model_dump(mode="json")

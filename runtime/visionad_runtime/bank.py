@@ -1,0 +1,446 @@
+"""The class-aware memory bank: what was enrolled, on disk and in memory (method, section 3).
+
+On disk a bank is a folder with one safetensors file per class and a manifest. A change writes new files beside the old ones
+and then replaces the manifest, so a crash at any point leaves the bank as it was before or as it is after, never between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from .artefacts import (
+    MANIFEST,
+    BankManifest,
+    Calibration,
+    ClassEntry,
+    FeatureIdentity,
+    SupportImage,
+    ViewName,
+    atomic_write,
+    read_manifest,
+    sha256_bytes,
+    sha256_file,
+    to_json,
+)
+from .errors import BankError
+from .preprocess import bank_blocks, upright_block, view_blocks
+
+F32 = NDArray[np.float32]
+
+UNDO_DEPTH = 10
+"""How many changes can be undone; older versions' files are deleted."""
+LOCK_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class ClassBank:
+    """One class in memory.
+
+    ``features`` float32 (B, K, P, D), unit rows: B unique encodings (``blocks``) of K support pictures of P patches.
+    ``class_tokens`` float32 (B, K, Dc), unit rows.
+    """
+
+    name: str
+    entry: ClassEntry
+    blocks: tuple[str, ...]
+    features: F32
+    class_tokens: F32
+
+    def rows(self, view: ViewName) -> F32:
+        """The view's bank, float32 (6·K·P, D): a slice of ``features``, not a copy."""
+        part = self.features[view_blocks(self.blocks, view)]
+        return part.reshape(-1, part.shape[-1])
+
+    def token(self, view: ViewName) -> F32:
+        """Class token (Dc,) of the first support picture, unturned, in ``view`` (method, section 5)."""
+        token: F32 = self.class_tokens[upright_block(self.blocks, view), 0]
+        return token
+
+    def without(self, picture: int) -> ClassBank:
+        """The class as if support picture number ``picture`` had not been enrolled (leave-one-out)."""
+        keep = [k for k in range(self.features.shape[1]) if k != picture]
+        return ClassBank(self.name, self.entry, self.blocks, self.features[:, keep], self.class_tokens[:, keep])
+
+
+class Bank:
+    """A bank folder, read whole into memory; changes go to disk first, then to memory."""
+
+    def __init__(self, folder: Path, manifest: BankManifest, classes: dict[str, ClassBank]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.classes: Mapping[str, ClassBank] = classes
+
+    @classmethod
+    def open(cls, folder: Path, identity: FeatureIdentity | None = None) -> Bank:
+        """Read a bank and check every file against its digest.
+
+        Args:
+            identity: of the model it will be used with; ``None`` only inspects the bank.
+
+        Raises:
+            BankError: missing, damaged, or made with another model (the message names both and what differs).
+        """
+        manifest = read_manifest(folder, BankManifest)
+        if identity is not None:
+            check_identity(folder, manifest.identity, identity)
+        return cls(folder, manifest, {n: _read_class(folder, manifest, n) for n in manifest.classes})
+
+    @classmethod
+    def open_or_new(cls, folder: Path, identity: FeatureIdentity, views: Sequence[ViewName]) -> Bank:
+        """:meth:`open`, or an empty bank (nothing on disk yet) where the folder is missing or empty.
+
+        Raises:
+            BankError: as :meth:`open`; or the folder holds other things.
+        """
+        if (folder / MANIFEST).exists():
+            return cls.open(folder, identity)
+        if folder.exists() and not folder.is_dir():
+            raise BankError(f"{folder}: wanted a bank folder, found a file")
+        # Leftovers of an enrolment that was killed before its first commit are no reason to refuse.
+        if folder.is_dir() and any(
+            p.name not in ("classes", "history", ".lock") and p.suffix != ".tmp" for p in folder.iterdir()
+        ):
+            raise BankError(f"folder {folder} is not empty and no bank (no {MANIFEST}); choose a new folder")
+        manifest = BankManifest(
+            version=0, undo_to=None, change="new", created=_now(), identity=identity, views=tuple(views),
+            blocks=bank_blocks(views), classes={},
+        )  # fmt: skip
+        return cls(folder, manifest, {})
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def add(self, name: str, images: Sequence[SupportImage], features: F32, class_tokens: F32) -> int:
+        """Enrol support pictures in a new or existing class. Its threshold is dropped: it was true of other supports.
+
+        Args:
+            features: float32 (B, K, P, D), unit rows, blocks in the bank's order.
+            class_tokens: float32 (B, K, Dc), unit rows.
+
+        Returns:
+            The bank's new version.
+
+        Raises:
+            BankError: bad class name, a picture that is enrolled already, tensors that do not fit, disk trouble.
+        """
+        name = check_class_name(name)
+        with self._changing():
+            self._check_tensors(len(images), features, class_tokens)
+            old = self.classes.get(name)
+            images = (*(old.entry.images if old else ()), *images)
+            digests = [i.sha256 for i in images]
+            for image in images:
+                if digests.count(image.sha256) > 1:
+                    raise BankError(f"class {name!r}: {image.source} is enrolled already (sha256 {image.sha256[:12]})")
+            if old is not None:
+                features = np.concatenate([old.features, features], axis=1)
+                class_tokens = np.concatenate([old.class_tokens, class_tokens], axis=1)
+            entry = self._write_class(name, images, features, class_tokens)
+            self._commit(f"add {name}: {len(images)} pictures", {**self.manifest.classes, name: entry})
+            loaded = ClassBank(name, entry, self.manifest.blocks, features, class_tokens)
+            self.classes = {**self.classes, name: loaded}
+        return self.manifest.version
+
+    def remove(self, name: str, image: str | None = None) -> int:
+        """Remove a class, or one support picture of it by (the beginning of) its sha256.
+
+        Raises:
+            BankError: unknown class; no or several pictures match; the last picture of a class.
+        """
+        with self._changing():
+            old = self._class(name)
+            if image is None:
+                self._commit(f"remove {name}", {n: e for n, e in self.manifest.classes.items() if n != name})
+                self.classes = {n: c for n, c in self.classes.items() if n != name}
+                return self.manifest.version
+            hits = [k for k, i in enumerate(old.entry.images) if i.sha256.startswith(image.lower())]
+            if not image or len(hits) != 1:
+                known = ", ".join(f"{i.sha256[:12]} ({Path(i.source).name})" for i in old.entry.images)
+                raise BankError(f"class {name!r}: {len(hits)} pictures match sha256 {image!r}; it has {known}")
+            if len(old.entry.images) == 1:
+                raise BankError(
+                    f"class {name!r} has this one picture only; remove the class instead (leave out --image)"
+                )
+            less = old.without(hits[0])
+            images = tuple(i for k, i in enumerate(old.entry.images) if k != hits[0])
+            entry = self._write_class(name, images, less.features, less.class_tokens)
+            self._commit(f"remove {name}: {old.entry.images[hits[0]].source}", {**self.manifest.classes, name: entry})
+            loaded = ClassBank(name, entry, self.manifest.blocks, less.features, less.class_tokens)
+            self.classes = {**self.classes, name: loaded}
+        return self.manifest.version
+
+    def calibrate(self, name: str, threshold: float, map_scale: tuple[float, float], record: Calibration) -> int:
+        """Store a class's threshold with its provenance (``calibrate.py``)."""
+        with self._changing():
+            old = self._class(name)
+            fresh = {"threshold": threshold, "map_scale": map_scale, "calibration": record}
+            entry = old.entry.model_copy(update=fresh)
+            self._commit(f"calibrate {name}: threshold {threshold:.6g}", {**self.manifest.classes, name: entry})
+            self.classes = {**self.classes, name: ClassBank(name, entry, old.blocks, old.features, old.class_tokens)}
+        return self.manifest.version
+
+    @staticmethod
+    def undo(folder: Path) -> BankManifest:
+        """Take back the last change. The state of the version before becomes a new version, so versions only grow.
+
+        Returns:
+            The manifest now in force.
+
+        Raises:
+            BankError: nothing to undo, or the older version's files are damaged.
+        """
+        with _locked(folder):
+            now = read_manifest(folder, BankManifest)
+            if now.undo_to is None:
+                raise BankError(f"{folder}: nothing to undo (version {now.version})")
+            path = _history(folder, now.undo_to)
+            try:
+                before = BankManifest.model_validate_json(path.read_bytes())
+            except (OSError, ValueError):
+                raise BankError(
+                    f"{path} is missing or damaged, so version {now.undo_to} cannot be brought back"
+                ) from None
+            for name in before.classes:
+                _read_class(folder, before, name)
+            fresh = before.model_copy(
+                update={"version": now.version + 1, "change": f"undo {now.change}", "created": _now()}
+            )
+            _write_version(folder, fresh)
+        return fresh
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _class(self, name: str) -> ClassBank:
+        try:
+            return self.classes[name]
+        except KeyError:
+            raise BankError(unknown_class(self.folder, name, self.classes)) from None
+
+    def _check_tensors(self, count: int, features: F32, class_tokens: F32) -> None:
+        identity = self.manifest.identity
+        _check_shapes("enrolment", self.manifest, count, features, class_tokens)
+        if count == 0:
+            raise BankError("enrolment: no picture given")
+        for what, array in (("patch tokens", features), ("class tokens", class_tokens)):
+            if not np.isfinite(array).all():
+                raise BankError(f"enrolment: NaN or Inf among the {what} of {identity.backbone}; run `visionad doctor`")
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the writer's lock, on the newest state of the folder: another process may have changed it since."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "classes").mkdir(exist_ok=True)
+            (self.folder / "history").mkdir(exist_ok=True)
+        except OSError as exc:
+            raise BankError(
+                f"cannot write to {self.folder}: {exc.strerror}; choose another folder or mend its permissions"
+            ) from None
+        with _locked(self.folder):
+            self.refresh()
+            yield
+
+    def refresh(self) -> bool:
+        """Take over what another process has committed since. Returns whether anything changed."""
+        if not (self.folder / MANIFEST).exists():
+            return False
+        manifest = read_manifest(self.folder, BankManifest)
+        if manifest == self.manifest:
+            return False
+        check_identity(self.folder, manifest.identity, self.manifest.identity)
+        known = self.classes
+        self.classes = {
+            n: known[n] if n in known and known[n].entry == e else _read_class(self.folder, manifest, n)
+            for n, e in manifest.classes.items()
+        }
+        self.manifest = manifest
+        return True
+
+    def _write_class(self, name: str, images: Sequence[SupportImage], features: F32, class_tokens: F32) -> ClassEntry:
+        tensors = {"features": np.ascontiguousarray(features), "class_tokens": np.ascontiguousarray(class_tokens)}
+        data = save_tensors(tensors, metadata={"class": name, "blocks": ",".join(self.manifest.blocks)})
+        digest = sha256_bytes(data)
+        file = f"classes/{_slug(name)}-{digest[:16]}.safetensors"
+        if not (self.folder / file).exists() or sha256_file(self.folder / file) != digest:
+            atomic_write(self.folder / file, data)
+        return ClassEntry(file=file, sha256=digest, images=tuple(images))
+
+    def _commit(self, change: str, classes: dict[str, ClassEntry]) -> None:
+        old = self.manifest
+        fresh = old.model_copy(
+            update={
+                "version": old.version + 1,
+                "undo_to": old.version if old.version else None,
+                "change": change,
+                "created": _now(),
+                "classes": dict(sorted(classes.items())),
+            }
+        )
+        _write_version(self.folder, fresh)
+        self.manifest = fresh
+
+
+def check_identity(folder: Path, bank: FeatureIdentity, model: FeatureIdentity) -> None:
+    """Refuse a bank made with other weights, layers or preprocessing.
+
+    Raises:
+        BankError: naming both and the fields that differ.
+    """
+    if bank == model:
+        return
+    differ = [f for f in FeatureIdentity.model_fields if getattr(bank, f) != getattr(model, f)]
+    raise BankError(
+        f"bank {folder} was made with {bank.describe()}, the model is {model.describe()}; they differ in "
+        f"{', '.join(differ)}; use the model the bank was made with, or enrol the good pictures again into a new bank"
+    )
+
+
+def check_class_name(name: str) -> str:
+    """A class name as stored (NFC).
+
+    Raises:
+        BankError: empty, longer than 100 characters, with leading or trailing blanks or control characters.
+    """
+    name = unicodedata.normalize("NFC", name)
+    if not name or len(name) > 100 or name != name.strip() or not name.isprintable():
+        raise BankError(f"class name {name!r}: wanted 1 to 100 printable characters without blanks at either end")
+    return name
+
+
+def unknown_class(folder: Path, name: str, known: Mapping[str, object]) -> str:
+    """The message for a class the bank does not have."""
+    return f"bank {folder} has no class {name!r}; it has {', '.join(map(repr, sorted(known))) or 'no class yet'}"
+
+
+def verify(folder: Path) -> BankManifest:
+    """Read everything a bank holds and check digests, shapes, and that every row is a finite unit vector.
+
+    Raises:
+        BankError: naming the file and what is wrong with it.
+    """
+    manifest = read_manifest(folder, BankManifest)
+    for name in manifest.classes:
+        loaded = _read_class(folder, manifest, name)
+        for what, array in (("features", loaded.features), ("class_tokens", loaded.class_tokens)):
+            norms = np.sqrt(np.einsum("...d,...d->...", array, array, dtype=np.float64, casting="safe"))
+            if not (np.abs(norms - 1) < 1e-3).all():  # NaN compares false
+                raise BankError(
+                    f"{folder / loaded.entry.file}: {what} holds rows that are no unit vectors; `visionad bank undo`"
+                )
+    return manifest
+
+
+def _read_class(folder: Path, manifest: BankManifest, name: str) -> ClassBank:
+    entry = manifest.classes[name]
+    path = folder / entry.file
+    way_out = f"restore it from a backup, or `visionad bank undo {folder}`, or enrol {name!r} again"
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise BankError(f"class {name!r}: {path} cannot be read: {exc.strerror}; {way_out}") from None
+    if sha256_bytes(data) != entry.sha256:
+        raise BankError(f"class {name!r}: {path} is damaged (its sha256 is not the manifest's); {way_out}")
+    try:
+        tensors = load_tensors(data)
+        features, class_tokens = tensors["features"], tensors["class_tokens"]
+    except (SafetensorError, KeyError, ValueError) as exc:
+        raise BankError(f"class {name!r}: {path} is no class file of a bank ({exc}); {way_out}") from None
+    _check_shapes(str(path), manifest, len(entry.images), features, class_tokens)
+    return ClassBank(name, entry, manifest.blocks, features, class_tokens)
+
+
+def _check_shapes(where: str, manifest: BankManifest, count: int, features: F32, class_tokens: F32) -> None:
+    identity, blocks = manifest.identity, len(manifest.blocks)
+    wanted = ((blocks, count, identity.grid**2, identity.dim), (blocks, count, identity.class_token_dim))
+    if (features.shape, class_tokens.shape) != wanted or {features.dtype, class_tokens.dtype} != {np.dtype(np.float32)}:
+        raise BankError(
+            f"{where}: wanted float32 features {wanted[0]} and class_tokens {wanted[1]}, "
+            f"found {features.dtype} {features.shape} and {class_tokens.dtype} {class_tokens.shape}"
+        )
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "class"
+
+
+def _history(folder: Path, version: int) -> Path:
+    return folder / "history" / f"{version:06d}.json"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write_version(folder: Path, manifest: BankManifest) -> None:
+    """History first, then the manifest: its rename is the commit. Then forget what no undo can reach."""
+    data = to_json(manifest)
+    atomic_write(_history(folder, manifest.version), data)
+    atomic_write(folder / MANIFEST, data)
+    with contextlib.suppress(OSError, ValueError):  # tidying is a courtesy; the change itself is done
+        _tidy(folder, manifest)
+
+
+def _tidy(folder: Path, manifest: BankManifest) -> None:
+    needed = {manifest.version: manifest}
+    link = manifest.undo_to
+    while link is not None and len(needed) <= UNDO_DEPTH:
+        needed[link] = BankManifest.model_validate_json(_history(folder, link).read_bytes())
+        link = needed[link].undo_to
+    files = {folder / e.file for m in needed.values() for e in m.classes.values()}
+    files |= {_history(folder, v) for v in needed}
+    for path in (*(folder / "classes").iterdir(), *(folder / "history").iterdir()):
+        if path not in files:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time. The system drops the lock when its holder dies, so a kill never leaves it behind.
+
+    Raises:
+        BankError: another process holds it for 30 s, or the folder cannot be written.
+    """
+    try:
+        handle = open(folder / ".lock", "a+b")  # noqa: SIM115 - closed below, after the lock is released
+    except OSError as exc:
+        raise BankError(f"cannot write to bank {folder}: {exc.strerror}; nothing was changed") from None
+    with handle:
+        until = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(handle.fileno()):
+            if time.monotonic() > until:
+                raise BankError(f"bank {folder} is being changed by another process; try again when it has finished")
+            time.sleep(0.05)
+        yield
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    def _try_lock(fd: int) -> bool:
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        except OSError:
+            return False
+        return True
+else:
+
+    def _try_lock(fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

@@ -1,0 +1,166 @@
+"""A threshold that can be defended, from good parts only: split conformal prediction.
+
+With ``n`` good pictures that the bank does not hold, sorted scores ``s_1 <= … <= s_n`` and a tolerated false-reject rate ``a``, the
+threshold is ``s_k`` with ``k = ceil((n + 1) (1 - a))``. A further good part from the same process then exceeds it with
+probability at most ``a`` (Vovk et al. 2005; Lei et al. 2018, theorem 2.2), whatever the scores' distribution. That is an average
+over calibration sets; for the set at hand the rate follows Beta(n + 1 - k, k), which gives an upper bound at 95 % confidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from .artefacts import Calibration, sha256_file
+from .errors import PictureError, VisionADError
+from .inspector import Inspector
+
+CONFIDENCE = 0.95
+Method = Literal["leave-one-out", "held-out", "leave-one-out+held-out"]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A conformal threshold: ``value``, its ``rank`` among ``normals`` scores, and what it guarantees.
+
+    ``guaranteed`` is the largest mean false-reject rate, ``bound`` the upper bound of this threshold's own rate at ``CONFIDENCE``.
+    """
+
+    value: float
+    rank: int
+    normals: int
+    guaranteed: float
+    bound: float
+
+
+def conformal_threshold(scores: Sequence[float], max_false_reject: float) -> Threshold:
+    """The threshold of the module's head.
+
+    Raises:
+        VisionADError: rate outside 0..1, scores not finite, or too few of them (the message says how many are needed).
+    """
+    if not 0 < max_false_reject < 1:
+        raise VisionADError(f"--max-false-reject {max_false_reject}: wanted a rate between 0 and 1, e.g. 0.01")
+    if not np.isfinite(scores).all():
+        raise VisionADError("calibration: a score is NaN or Inf; run `visionad doctor`")
+    n = len(scores)
+    rank = math.ceil((n + 1) * (1 - max_false_reject) - 1e-9)
+    if rank > n:
+        needed = math.ceil(1 / max_false_reject - 1 - 1e-9)
+        best = f"; with these, the lowest rate that can be guaranteed is {1 / (n + 1):.4f}" if n else ""
+        raise VisionADError(
+            f"calibration: a false-reject rate of {max_false_reject:g} takes at least {needed} good pictures that are not the only "
+            f"support of their class, found {n}{best}: give more pictures, or a larger --max-false-reject"
+        )
+    value = float(np.sort(np.asarray(scores, np.float64))[rank - 1])
+    return Threshold(value, rank, n, (n + 1 - rank) / (n + 1), false_reject_bound(n, rank))
+
+
+def false_reject_bound(n: int, rank: int, confidence: float = CONFIDENCE) -> float:
+    """Upper confidence bound of the false-reject rate of the threshold ``s_rank`` of ``n`` scores.
+
+    The rate's distribution is Beta(n + 1 - rank, rank); its tail is a binomial sum, solved by bisection (no scipy here).
+    """
+
+    def above(rate: float) -> float:  # P(true rate > rate) = P(Binomial(n, rate) <= n - rank)
+        logs = [
+            math.lgamma(n + 1)
+            - math.lgamma(j + 1)
+            - math.lgamma(n - j + 1)
+            + j * math.log(rate)
+            + (n - j) * math.log1p(-rate)
+            for j in range(n - rank + 1)
+        ]
+        top = max(logs)
+        return math.exp(top) * sum(math.exp(v - top) for v in logs)
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if above(middle) > 1 - confidence else (low, middle)
+    return high
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What :func:`calibrate_class` did."""
+
+    threshold: Threshold
+    record: Calibration
+    bank_version: int
+    skipped: tuple[str, ...]
+
+
+def calibrate_class(
+    inspector: Inspector,
+    name: str,
+    paths: Sequence[Path],
+    max_false_reject: float = 0.01,
+    bit_depth: int | None = None,
+    step: Callable[[], None] = lambda: None,
+) -> Calibrated:
+    """Set a class's threshold from good pictures and store it in the bank, with its provenance.
+
+    No picture is ever compared with itself: one that is a support (same file digest) is scored with that support left out, or, when
+    it is the only one, passed over and named in ``skipped``.
+
+    Raises:
+        VisionADError: unreadable picture, the same picture twice, too few pictures. Nothing is changed then.
+    """
+    bank = inspector.enrolled(name)
+    matched = bank.classes[name]
+    places = {image.sha256: k for k, image in enumerate(matched.entry.images)}
+    scores: list[float] = []
+    sources: list[str] = []
+    skipped: list[str] = []
+    medians: list[float] = []
+    seen: dict[str, Path] = {}
+    left_out = held_out = 0
+    for path in paths:
+        digest = _digest(path)
+        if digest in seen:
+            raise VisionADError(f"calibration: {path} and {seen[digest]} are the same picture; give each once")
+        seen[digest] = path
+        place = places.get(digest)
+        if place is not None and len(places) == 1:
+            skipped.append(str(path))
+        else:
+            (one,) = inspector.inspect_files([path], class_name=name, bit_depth=bit_depth, leave_out=place)
+            if one.result is None:
+                raise VisionADError(f"calibration: {one.error}")
+            left_out += place is not None
+            held_out += place is None
+            scores.append(one.result.score)
+            sources.append(str(path.absolute()))
+            medians.append(float(np.median(one.result.anomaly_map)))
+        step()
+    threshold = conformal_threshold(scores, max_false_reject)
+    method: Method = "held-out" if not left_out else "leave-one-out" if not held_out else "leave-one-out+held-out"
+    record = Calibration(
+        method=method,
+        max_false_reject=max_false_reject,
+        confidence=CONFIDENCE,
+        guaranteed_false_reject=threshold.guaranteed,
+        bound_false_reject=threshold.bound,
+        normals=len(scores),
+        scores=tuple(scores),
+        sources=tuple(sources),
+        views=inspector.views,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    low = float(np.median(medians))
+    version = bank.calibrate(name, threshold.value, (low, max(2 * threshold.value - low, low + 1e-3)), record)
+    return Calibrated(threshold, record, version, tuple(skipped))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as exc:
+        raise PictureError(f"{path}: cannot be read: {exc.strerror or exc}") from None

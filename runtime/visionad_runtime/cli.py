@@ -1,0 +1,409 @@
+"""The ``visionad`` command. Exit status: 0 good, 2 the user's mistake (one line on stderr), 1 the program's own fault."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from visionad_export.cli import export_command  # light: torch is imported only when it runs
+
+from .errors import BankError, PictureError, VisionADError
+
+app = typer.Typer(
+    help="Few-shot visual inspection: show 1 to 8 good parts, start inspecting.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+bank_app = typer.Typer(help="Enrol, remove and check good parts.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bank_app, name="bank")
+app.command("export")(export_command)
+
+ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
+BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
+PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files or folders")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+ClassOption = Annotated[str, typer.Option("--class", metavar="NAME", help="class of the parts")]
+MaybeClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="class of the parts; skips routing")]
+BackendOption = Annotated[str, typer.Option("--backend", help="auto or onnxruntime-cpu")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default: all cores]")
+]
+BitDepth = Annotated[
+    int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files")
+]
+ViewsOption = Annotated[
+    str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
+]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line; returns the exit status."""
+    try:
+        status = app(args=list(args), prog_name="visionad", standalone_mode=False)
+        sys.stdout.flush()
+    except VisionADError as exc:
+        return _complain(str(exc))
+    except KeyboardInterrupt:
+        return _complain("interrupted; what was finished is kept", 130)
+    except BrokenPipeError:  # the reader went away (| head); that is its right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _complain("out of memory; use smaller pictures, a smaller bank or a smaller --batch")
+    except Exception as exc:
+        if hasattr(exc, "format_message"):  # a usage error of the command-line parser
+            return _complain(exc.format_message())
+        if isinstance(exc, OSError) and exc.filename:
+            return _complain(f"{exc.filename}: {exc.strerror}")
+        raise
+    return status if isinstance(status, int) else 0
+
+
+def _complain(message: str, status: int = 2) -> int:
+    sys.stderr.write(f"visionad: {' '.join(message.split())}\n")
+    return status
+
+
+def _say(text: str) -> None:
+    """A line of output, seen at once: a line PC reads it through a pipe."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on a terminal's stderr, nothing in a pipe. Yields the function that counts one step."""
+    if not sys.stderr.isatty() or total < 2:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _needs(extra: str, module: str, name: str) -> Any:
+    """Import ``module`` of an optional part, or say which extra brings it."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as exc:
+        raise VisionADError(
+            f"this command needs the {extra!r} extra ({exc.name} is not installed): pip install 'visionad[{extra}]'"
+        ) from None
+
+
+# -- predict ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def predict(
+    model: ModelArg,
+    bank: BankArg,
+    paths: PathsArg,
+    class_name: MaybeClass = None,
+    as_json: JsonFlag = False,
+    maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
+    backend: BackendOption = "auto",
+    views: ViewsOption = None,
+    threads: ThreadsOption = None,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="pictures an engine call; never changes a result")] = 1,
+    bit_depth: BitDepth = None,
+) -> int:
+    """Inspect pictures: score, verdict and regions of each, in input order."""
+    from .inspector import Inspector
+    from .picture import find_pictures
+
+    found, missing = [], []
+    for path in paths:  # a folder without pictures is reported like an unreadable picture: the rest goes on
+        try:
+            found.append(find_pictures([path]))
+        except VisionADError as exc:
+            missing.append((path, exc))
+    pictures = [f for group in found for f in group]
+    if maps or overlays:
+        _check_names([f.name for f in pictures])
+    _require_bank(bank)
+    inspector = Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views))
+    counts: Counter[str] = Counter()
+    for folder, error in missing:
+        _report_error(folder, error, as_json)
+    results = inspector.inspect_files(
+        (f.path for f in pictures), class_name=class_name, batch=batch, bit_depth=bit_depth
+    )
+    with progress("inspecting", len(pictures)) as step:
+        for item, one in zip(pictures, results, strict=True):
+            if one.result is None or one.rgb is None:
+                counts["unreadable"] += 1
+                _report_error(item.path, one.error, as_json)
+                step()
+                continue
+            counts[one.result.verdict] += 1
+            if maps:
+                _save_map(maps / item.name.with_suffix(".npy"), one.result.anomaly_map)
+            if overlays:
+                from .overlay import save_overlay
+
+                save_overlay(overlays / item.name.with_suffix(".png"), one.rgb, one.result)
+            if as_json:
+                _say(json.dumps(one.result.to_dict(str(item.path)), ensure_ascii=False))
+            else:
+                _say(_verdict_line(item.path, one.result))
+            step()
+    if not as_json:
+        _say("  ".join(f"{n} {what}" for what, n in sorted(counts.items())))
+    return 2 if counts["unreadable"] or missing else 0
+
+
+def _split(views: str | None) -> list[str] | None:
+    return None if views is None else [v.strip() for v in views.split(",")]
+
+
+def _verdict_line(path: Path, result: Any) -> str:
+    against = f"/ {result.threshold:.4f}" if result.threshold is not None else "/ no threshold"
+    name = result.class_name or "unknown class"
+    place = f"  at {','.join(map(str, result.regions[0].bbox))}" if result.verdict == "anomalous" else ""
+    return f"{result.verdict:<9}  {result.score:.4f} {against}  {name}  {path}{place}"
+
+
+def _report_error(path: Path, error: Exception | None, as_json: bool) -> None:
+    if as_json:
+        _say(json.dumps({"image": str(path), "error": str(error)}, ensure_ascii=False))
+    else:
+        _complain(str(error))
+
+
+def _check_names(names: Sequence[Path]) -> None:
+    twice = [str(n) for n, count in Counter(n.with_suffix("") for n in names).items() if count > 1]
+    if twice:
+        raise VisionADError(
+            f"{len(twice)} names would be written twice (first: {twice[0]}); inspect these pictures in separate calls, "
+            "or name their common folder"
+        )
+
+
+def _save_map(path: Path, anomaly_map: Any) -> None:
+    import numpy as np
+
+    from .artefacts import atomic_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as f:
+        np.save(f, anomaly_map, allow_pickle=False)
+
+
+def _require_bank(bank: Path) -> None:
+    from .artefacts import BankManifest, read_manifest
+
+    read_manifest(bank, BankManifest)
+
+
+# -- bank -------------------------------------------------------------------------------------------------------------
+
+
+@bank_app.command("add")
+def bank_add(
+    model: ModelArg,
+    bank: BankArg,
+    paths: PathsArg,
+    class_name: ClassOption,
+    shots: Annotated[int | None, typer.Option(min=1, help="enrol only this many of the pictures")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="choose them at random as the paper's runs do [default: the first by name]")
+    ] = None,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    bit_depth: BitDepth = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Enrol good pictures in a class (new or existing). All or none of them."""
+    from .artefacts import SupportImage, sha256_bytes
+    from .bank import check_class_name
+    from .inspector import Inspector
+    from .picture import decode, find_pictures, read_bytes
+    from .support import choose_support
+
+    class_name = check_class_name(class_name)
+    if seed is not None and shots is None:
+        raise VisionADError("--seed chooses among pictures; say how many with --shots")
+    pictures = [f.path for f in find_pictures(paths)]
+    if shots is not None:
+        if shots > len(pictures):
+            raise VisionADError(f"--shots {shots}: only {len(pictures)} pictures were found")
+        chosen = range(shots) if seed is None else choose_support(len(pictures), shots, seed)
+        pictures = [pictures[i] for i in chosen]
+    files = []
+    for path in pictures:  # read everything first: a bad file is found before minutes of encoding
+        data = read_bytes(path)
+        decode(data, path, bit_depth)
+        files.append(SupportImage(sha256=sha256_bytes(data), source=str(path.absolute())))
+    twice = [s for s, n in Counter(f.sha256 for f in files).items() if n > 1]
+    if twice:
+        same = ", ".join(f.source for f in files if f.sha256 == twice[0])
+        raise BankError(f"the same picture was given several times: {same}")
+    inspector = Inspector.open(model, bank, backend=backend, threads=threads)
+    assert inspector.bank is not None
+    known = inspector.bank.classes.get(class_name)
+    for f in files:
+        if known is not None and any(i.sha256 == f.sha256 for i in known.entry.images):
+            raise BankError(f"class {class_name!r}: {f.source} is enrolled already (sha256 {f.sha256[:12]})")
+    encoded = []
+    with progress(f"enrolling {class_name}", len(pictures)) as step:
+        for path, f in zip(pictures, files, strict=True):
+            data = read_bytes(path)
+            if sha256_bytes(data) != f.sha256:
+                raise PictureError(f"{path}: changed while it was being enrolled; nothing was enrolled")
+            encoded.append(inspector.encode_support(decode(data, path, bit_depth)))
+            step()
+    version = inspector.enroll_encoded(class_name, files, encoded)
+    total = len(inspector.bank.classes[class_name].entry.images)
+    if as_json:
+        _say(json.dumps({"class": class_name, "added": len(files), "shots": total, "bank_version": version}))
+        return
+    lost = (
+        "; its threshold was dropped, calibrate again"
+        if known is not None and known.entry.threshold is not None
+        else ""
+    )
+    _say(f"enrolled {len(files)} in class {class_name} ({total} in all), bank version {version}{lost}")
+
+
+@bank_app.command("remove")
+def bank_remove(
+    bank: BankArg,
+    class_name: ClassOption,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="SHA", help="only the support picture with this sha256")
+    ] = None,
+) -> None:
+    """Remove a class, or one support picture of it."""
+    from .bank import Bank
+
+    version = Bank.open(bank).remove(class_name, image)
+    _say(
+        f"removed {'a picture of ' if image else ''}class {class_name}, bank version {version} (`visionad bank undo` takes it back)"
+    )
+
+
+@bank_app.command("undo")
+def bank_undo(bank: BankArg) -> None:
+    """Take back the last change."""
+    from .bank import Bank
+
+    now = Bank.undo(bank)
+    _say(f"bank version {now.version}: {now.change}; classes: {', '.join(now.classes) or 'none'}")
+
+
+@bank_app.command("info")
+def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
+    """What a bank holds."""
+    from .artefacts import BankManifest, as_dict, read_manifest
+
+    manifest = read_manifest(bank, BankManifest)
+    if as_json:
+        classes = {
+            n: {"shots": len(e.images), "bytes": _size(bank / e.file), **as_dict(e)}
+            for n, e in manifest.classes.items()
+        }
+        _say(
+            json.dumps(
+                {**as_dict(manifest), "model_digest": manifest.identity.digest(), "classes": classes},
+                ensure_ascii=False,
+            )
+        )
+        return
+    _say(f"version {manifest.version} ({manifest.created}): {manifest.change}")
+    _say(f"made with {manifest.identity.describe()}, views {', '.join(manifest.views)}")
+    for name, entry in manifest.classes.items():
+        threshold = f"threshold {entry.threshold:.4f}" if entry.threshold is not None else "no threshold"
+        _say(f"{name}: {len(entry.images)} shots, {_size(bank / entry.file) / 1e6:.1f} MB, {threshold}")
+        for image in entry.images:
+            _say(f"  {image.sha256[:12]}  {image.source}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@bank_app.command("verify")
+def bank_verify(bank: BankArg) -> None:
+    """Read everything and check every digest, shape and row."""
+    from .bank import verify
+
+    manifest = verify(bank)
+    _say(f"sound: version {manifest.version}, {len(manifest.classes)} classes")
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def calibrate(
+    model: ModelArg,
+    bank: BankArg,
+    paths: PathsArg,
+    class_name: ClassOption,
+    max_false_reject: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.01,
+    backend: BackendOption = "auto",
+    views: ViewsOption = None,
+    threads: ThreadsOption = None,
+    bit_depth: BitDepth = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Set a class's threshold from good parts only."""
+    from .artefacts import as_dict
+    from .calibrate import calibrate_class
+    from .inspector import Inspector
+    from .picture import find_pictures
+
+    pictures = [f.path for f in find_pictures(paths)]
+    _require_bank(bank)
+    inspector = Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views))
+    with progress(f"calibrating {class_name}", len(pictures)) as step:
+        done = calibrate_class(inspector, class_name, pictures, max_false_reject, bit_depth, step)
+    threshold = done.threshold
+    if as_json:
+        facts = {"class": class_name, "threshold": threshold.value, "bank_version": done.bank_version}
+        _say(json.dumps({**facts, "skipped": done.skipped, **as_dict(done.record)}, ensure_ascii=False))
+        return
+    _say(
+        f"class {class_name}: threshold {threshold.value:.4f} from {threshold.normals} good pictures ({done.record.method})"
+    )
+    _say(
+        f"a further good part is rejected with probability at most {threshold.guaranteed:.4f} on average over calibrations; "
+        f"this threshold's own rate is below {threshold.bound:.4f} at {done.record.confidence:.0%} confidence"
+    )
+    for path in done.skipped:
+        _say(f"passed over, it is the class's only support picture: {path}")
+    _say(f"bank version {done.bank_version}")
+
+
+@app.command()
+def doctor(
+    as_json: JsonFlag = False,
+    model: Annotated[Path | None, typer.Option(metavar="MODEL", help="also self-test this model here")] = None,
+) -> int:
+    """What this box can run, and what to install. Exit status 2 when something is broken."""
+    from .doctor import diagnose, format_report
+
+    report = diagnose(model)
+    _say(json.dumps(report, ensure_ascii=False) if as_json else format_report(report))
+    return 2 if report["problems"] else 0

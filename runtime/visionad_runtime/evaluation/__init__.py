@@ -1,0 +1,1 @@
+"""Data sets, metrics and tables: what ``visionad eval`` is made of."""

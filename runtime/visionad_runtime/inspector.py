@@ -1,0 +1,400 @@
+"""The chain picture → verdict as one object. Every command and the Python API go through it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import picture
+from .artefacts import GOLDEN_FILE, ModelManifest, SupportImage, ViewName, read_manifest, sha256_bytes, sha256_file
+from .bank import Bank, ClassBank, unknown_class
+from .engine import Engine, Tokens, open_engine
+from .errors import BankError, ModelError, PictureError, VisionADError
+from .maps import Geometry, Region, fuse, image_score, regions, upsample
+from .preprocess import normalise, prepare, query_views, support_encodings
+from .routing import Route, route
+from .search import nearest
+
+F32 = NDArray[np.float32]
+Verdict = Literal["ok", "anomalous", "unknown"]
+ClassSource = Literal["given", "routed", "unknown"]
+
+GOLDEN_TOLERANCE = {"fp32": 2e-4}
+"""Largest absolute difference of a unit patch token from the one stored at export. Float32 backbones differ by about 1e-6 from
+one machine to the next; a wrong weight, layer or operator is orders above."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What inspecting one picture gave.
+
+    ``anomaly_map`` is float32 (256, 256), the sum of the views' cosine distances (0..2 a view), of the centre crop;
+    ``geometry`` maps it to the original picture. ``score`` is the mean of its largest 1 % of pixels. ``verdict`` is
+    ``unknown`` when the class has no threshold yet, or when the picture is like no class. ``timings`` are milliseconds.
+    """
+
+    score: float
+    verdict: Verdict
+    class_name: str | None
+    class_source: ClassSource
+    class_margin: float | None
+    threshold: float | None
+    bank_version: int
+    regions: tuple[Region, ...]
+    anomaly_map: F32
+    geometry: Geometry
+    map_scale: tuple[float, float]
+    timings: Mapping[str, float] = field(compare=False)
+
+    def to_dict(self, image: str) -> dict[str, Any]:
+        """The JSON object ``visionad predict --json`` prints for a picture."""
+        return {
+            "image": image,
+            "class": self.class_name,
+            "class_source": self.class_source,
+            "class_margin": self.class_margin,
+            "score": self.score,
+            "threshold": self.threshold,
+            "verdict": self.verdict,
+            "bank_version": self.bank_version,
+            "regions": [
+                {"bbox": list(r.bbox), "score": r.score, "polygon": [list(p) for p in r.polygon]} for r in self.regions
+            ],
+            "timings_ms": {k: round(v, 3) for k, v in self.timings.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The stages between picture and map, for ``visionad parity`` and for curious users."""
+
+    views: F32
+    tokens: Tokens
+    distances: Mapping[ViewName, F32]
+
+
+class FileResult(NamedTuple):
+    """One file of :meth:`Inspector.inspect_files`: picture (RGB), result and trace, or the error that stopped it."""
+
+    path: Path
+    rgb: picture.RGB8 | None
+    result: Result | None
+    trace: Trace | None
+    error: PictureError | None
+
+
+class Inspector:
+    """A model, a bank and an engine, ready to inspect.
+
+    >>> inspector = Inspector.open("model", "bank")          # doctest: +SKIP
+    >>> inspector.inspect(cv2.imread("part.png")).verdict    # doctest: +SKIP
+    'ok'
+    """
+
+    def __init__(self, manifest: ModelManifest, engine: Engine, bank: Bank | None, views: Sequence[ViewName]) -> None:
+        self.manifest = manifest
+        self.engine = engine
+        self.bank = bank
+        self.views: tuple[ViewName, ...] = tuple(views)
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path,
+        bank: str | Path | None = None,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        views: Sequence[str] | None = None,
+    ) -> Inspector:
+        """Open, check and warm up.
+
+        Every file's digest is checked, then the picture stored at export is encoded and compared with the tokens the
+        reference gave for it: a damaged file or a wrong operator is found here and not at the line.
+
+        Args:
+            model: model folder. bank: bank folder; a missing or empty one starts a new bank with the first `enroll`.
+            views: which of the model's views to look through (default: all of the bank's).
+            threads: CPU threads of the engine (default: all cores).
+
+        Raises:
+            ModelError, BankError, VisionADError: what is wrong and what mends it.
+        """
+        folder = Path(model)
+        manifest = read_model(folder)
+        opened = Bank.open_or_new(Path(bank), manifest.identity, manifest.views) if bank is not None else None
+        available = opened.manifest.views if opened is not None else manifest.views
+        chosen = _choose_views(views, available)
+        engine = open_engine(folder, manifest, backend, threads)
+        self_test(engine, folder, manifest)
+        return cls(manifest, engine, opened, chosen)
+
+    # -- inspect ------------------------------------------------------------------------------------------------------
+
+    def inspect(self, image: NDArray[np.uint8], *, class_name: str | None = None, colour: str = "bgr") -> Result:
+        """Inspect one picture.
+
+        Args:
+            image: uint8 (H, W, 3) in ``colour`` order (``"bgr"`` as OpenCV gives it, or ``"rgb"``), or grey (H, W).
+            class_name: skip routing.
+
+        Raises:
+            PictureError: not such an array. BankError: nothing enrolled, or unknown class.
+        """
+        return self.inspect_batch([image], class_name=class_name, colour=colour)[0]
+
+    def inspect_batch(
+        self, images: Sequence[NDArray[np.uint8]], *, class_name: str | None = None, colour: str = "bgr"
+    ) -> list[Result]:
+        """:meth:`inspect` for several pictures with one engine call. Each result is what the picture alone would give."""
+        return [r for r, _ in self.trace_batch([picture.from_array(i, colour) for i in images], class_name)]
+
+    def trace_batch(
+        self, rgbs: Sequence[picture.RGB8], class_name: str | None = None, leave_out: int | None = None
+    ) -> list[tuple[Result, Trace]]:
+        """Inspect decoded RGB pictures (uint8 (H, W, 3)); also return the stages in between. The one path to a verdict.
+
+        Args:
+            leave_out: compare as if this support picture of ``class_name`` had not been enrolled (calibration).
+        """
+        bank = self.enrolled(class_name)
+        if not rgbs:
+            return []
+        spec = self.manifest.identity.preprocess
+        clock = _Clock(len(rgbs))
+        views = [query_views(prepare(rgb, spec), self.views) for rgb in rgbs]
+        clock.lap("preprocess")
+        tokens = self.engine.encode(np.concatenate(views), class_token=class_name is None)
+        clock.lap("engine")
+        shared = dict(clock.laps)
+        out: list[tuple[Result, Trace]] = []
+        count = len(self.views)
+        for i, rgb in enumerate(rgbs):
+            part = slice(i * count, (i + 1) * count)
+            own = Tokens(tokens.patch[part], None if tokens.cls is None else tokens.cls[part])
+            out.append(self._verdict(rgb, views[i], own, bank, class_name, leave_out, _Clock(1, shared)))
+        return out
+
+    def _verdict(
+        self,
+        rgb: picture.RGB8,
+        views: F32,
+        tokens: Tokens,
+        bank: Bank,
+        class_name: str | None,
+        leave_out: int | None,
+        clock: _Clock,
+    ) -> tuple[Result, Trace]:
+        identity = self.manifest.identity
+        routed: Route | None = None
+        if class_name is None:
+            assert tokens.cls is not None
+            routed = route(tokens.cls[0], bank.classes, self.views[0])
+            class_name = routed.nearest
+        clock.lap("route")
+        matched = bank.classes[class_name]
+        if leave_out is not None:
+            matched = matched.without(leave_out)
+        side = identity.grid
+        distances = {
+            v: nearest(tokens.patch[i], matched.rows(v)).distance.reshape(side, side) for i, v in enumerate(self.views)
+        }
+        clock.lap("search")
+        anomaly_map = upsample(fuse(distances))
+        score = image_score(anomaly_map)
+        known = routed is None or routed.known
+        threshold = matched.entry.threshold if known and self._calibrated_for(matched) else None
+        verdict: Verdict = "unknown" if threshold is None else "anomalous" if score > threshold else "ok"
+        geometry = Geometry.of(rgb.shape[1], rgb.shape[0], identity.preprocess)
+        found = () if verdict == "ok" else regions(anomaly_map, geometry, threshold)
+        clock.lap("map")
+        result = Result(
+            score=score,
+            verdict=verdict,
+            class_name=matched.name if known else None,
+            class_source="given" if routed is None else "routed" if routed.known else "unknown",
+            class_margin=routed.margin if routed is not None else None,
+            threshold=threshold,
+            bank_version=bank.manifest.version,
+            regions=found,
+            anomaly_map=anomaly_map,
+            geometry=geometry,
+            map_scale=matched.entry.map_scale or (0.0, 0.4 * len(self.views)),
+            timings=clock.done(),
+        )
+        return result, Trace(views, tokens, distances)
+
+    def _calibrated_for(self, matched: ClassBank) -> bool:
+        """A threshold holds for the views it was calibrated with, no others: the maps are sums over views."""
+        record = matched.entry.calibration
+        return record is None or record.views == self.views
+
+    def enrolled(self, class_name: str | None) -> Bank:
+        """The bank, if it can inspect (this class).
+
+        Raises:
+            BankError: no class yet, or not this one.
+        """
+        if self.bank is None or not self.bank.classes:
+            where = self.bank.folder if self.bank else "(none opened)"
+            raise BankError(f"bank {where} holds no class yet; enrol good pictures with `visionad bank add`")
+        if class_name is not None and class_name not in self.bank.classes:
+            raise BankError(unknown_class(self.bank.folder, class_name, self.bank.classes))
+        return self.bank
+
+    def inspect_files(
+        self,
+        paths: Iterable[Path],
+        *,
+        class_name: str | None = None,
+        batch: int = 1,
+        bit_depth: int | None = None,
+        leave_out: int | None = None,
+    ) -> Iterator[FileResult]:
+        """Inspect picture files in order, ``batch`` pictures an engine call; an unreadable one yields its error.
+
+        Memory holds one batch of pictures, whatever the number of paths. ``leave_out`` as in :meth:`trace_batch`.
+        """
+        self.enrolled(class_name)
+        paths = iter(paths)
+        while chunk := list(itertools.islice(paths, batch)):
+            read: list[tuple[Path, picture.RGB8 | PictureError, float]] = []
+            for path in chunk:
+                start = time.perf_counter()
+                try:
+                    rgb: picture.RGB8 | PictureError = picture.load(path, bit_depth)
+                except PictureError as exc:
+                    rgb = exc
+                read.append((path, rgb, (time.perf_counter() - start) * 1e3))
+            results = iter(
+                self.trace_batch(
+                    [rgb for _, rgb, _ in read if not isinstance(rgb, PictureError)], class_name, leave_out
+                )
+            )
+            for path, rgb, decode_ms in read:
+                if isinstance(rgb, PictureError):
+                    yield FileResult(path, None, None, None, rgb)
+                    continue
+                result, trace = next(results)
+                timings = {"decode": decode_ms, **result.timings, "total": result.timings["total"] + decode_ms}
+                yield FileResult(path, rgb, replace(result, timings=timings), trace, None)
+
+    # -- enrol --------------------------------------------------------------------------------------------------------
+
+    def encode_support(self, rgb: picture.RGB8) -> Tokens:
+        """All unique encodings of one good picture: ``patch`` (B, P, D) and ``cls`` (B, Dc), blocks in the bank's order."""
+        if self.bank is None:
+            raise BankError("no bank was opened; give Inspector.open a bank folder")
+        prepared = prepare(rgb, self.manifest.identity.preprocess)
+        return self.engine.encode(support_encodings(prepared, self.bank.manifest.blocks))
+
+    def enroll(self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr") -> int:
+        """Enrol good pictures in a new or existing class, live. Inspections that follow see them; disk is written first.
+
+        Args:
+            images: uint8 (H, W, 3) arrays in ``colour`` order, or grey (H, W).
+
+        Returns:
+            The bank's new version.
+
+        Raises:
+            PictureError, BankError: nothing was changed then.
+        """
+        rgbs = [picture.from_array(i, colour) for i in images]
+        supports = [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array") for rgb in rgbs]
+        return self.enroll_encoded(name, supports, [self.encode_support(rgb) for rgb in rgbs])
+
+    def enroll_encoded(self, name: str, supports: Sequence[SupportImage], encoded: Sequence[Tokens]) -> int:
+        """The second half of :meth:`enroll`, for callers that encode picture by picture and show progress."""
+        if self.bank is None:
+            raise BankError("no bank was opened; give Inspector.open a bank folder")
+        if not encoded:
+            raise BankError(f"class {name!r}: no picture given")
+        features = np.stack([t.patch for t in encoded], axis=1)
+        class_tokens = np.stack([t.cls for t in encoded if t.cls is not None], axis=1)
+        return self.bank.add(name, supports, features, class_tokens)
+
+
+class _Clock:
+    """Milliseconds a stage, per picture."""
+
+    def __init__(self, share: int, laps: Mapping[str, float] | None = None) -> None:
+        self.laps = dict(laps or {})
+        self._share = share
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = (now - self._last) * 1e3 / self._share
+        self._last = now
+
+    def done(self) -> dict[str, float]:
+        return {**self.laps, "total": sum(self.laps.values())}
+
+
+def read_model(folder: Path) -> ModelManifest:
+    """Read a model folder's manifest and check every file against its digest.
+
+    Raises:
+        ModelError: missing or damaged, naming the file.
+    """
+    manifest = read_manifest(folder, ModelManifest)
+    for name, digest in manifest.files.items():
+        path = folder / name
+        try:
+            found = sha256_file(path)
+        except OSError as exc:
+            raise ModelError(
+                f"{path} cannot be read: {exc.strerror}; export the model again or copy the whole folder"
+            ) from None
+        if found != digest:
+            raise ModelError(
+                f"{path} is damaged: wanted sha256 {digest[:12]}, found {found[:12]}; copy or export the model again"
+            )
+    return manifest
+
+
+def self_test(engine: Engine, folder: Path, manifest: ModelManifest) -> dict[str, float]:
+    """Encode the golden picture stored at export and compare with the reference's tokens; also warms the engine up.
+
+    Returns:
+        Largest absolute differences, ``patch_tokens`` and ``class_token``.
+
+    Raises:
+        ModelError: naming the stage that is off.
+    """
+    from safetensors.numpy import load_file
+
+    golden = load_file(folder / GOLDEN_FILE)
+    image = normalise(golden["image"], manifest.identity.preprocess)
+    tokens = engine.encode(image[None])
+    assert tokens.cls is not None
+    found: dict[str, float] = {}
+    for stage, got, wanted in (
+        ("patch_tokens", tokens.patch[0], golden["patch_tokens"]),
+        ("class_token", tokens.cls[0], golden["class_token"]),
+    ):
+        worst = float(np.abs(got - wanted).max()) if got.shape == wanted.shape else float("nan")
+        if not worst <= GOLDEN_TOLERANCE[manifest.precision]:  # NaN fails too
+            raise ModelError(
+                f"self-test of {engine.name} failed at {stage}: differs from the reference by {worst:.3g} on the golden picture "
+                f"(allowed {GOLDEN_TOLERANCE[manifest.precision]:g}); do not inspect with this box, run `visionad doctor`"
+            )
+        found[stage] = worst
+    return found
+
+
+def _choose_views(wanted: Sequence[str] | None, available: tuple[ViewName, ...]) -> tuple[ViewName, ...]:
+    if wanted is None:
+        return available
+    unknown = [v for v in wanted if v not in available]
+    if unknown or not wanted or len(set(wanted)) != len(wanted):
+        raise VisionADError(f"views {','.join(wanted) or '(none)'}: wanted some of {','.join(available)}, each once")
+    return tuple(v for v in available if v in wanted)

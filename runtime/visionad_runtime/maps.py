@@ -1,0 +1,119 @@
+"""Patch distances → anomaly map → score → regions in the original picture (method, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .artefacts import PreprocessSpec, ViewName
+from .preprocess import crop_offset
+
+MAP_SIZE = 256
+TOP_PIXELS = int(0.01 * MAP_SIZE * MAP_SIZE)
+"""655: the image score is the mean of this many largest pixels."""
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the 256 × 256 map lies in the original picture. The centre crop drops the edges: they are not inspected."""
+
+    width: int
+    height: int
+    resize: int
+    crop: int
+    offset: int
+
+    @classmethod
+    def of(cls, width: int, height: int, spec: PreprocessSpec) -> Geometry:
+        """Geometry of a picture of ``width`` × ``height`` pixels."""
+        return cls(width, height, spec.resize, spec.crop, crop_offset(spec))
+
+    def to_original(self, u: float, v: float) -> tuple[float, float]:
+        """Map coordinates (u right, v down, 0..256 at the pixel edges) → original pixel coordinates (edges 0..W, 0..H)."""
+        x = (u / MAP_SIZE * self.crop + self.offset) * self.width / self.resize
+        y = (v / MAP_SIZE * self.crop + self.offset) * self.height / self.resize
+        return x, y
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected anomalous area. ``bbox`` x, y, w, h and ``polygon`` in original pixels; ``score`` its largest map value."""
+
+    bbox: tuple[int, int, int, int]
+    score: float
+    polygon: tuple[tuple[int, int], ...]
+
+
+def fuse(distances: Mapping[ViewName, F32]) -> F32:
+    """Add the views' (side, side) distance maps; the ``flip`` map is flipped back first. Range 0..2·V."""
+    total: F32 | None = None
+    for view, grid in distances.items():
+        grid = grid[::-1] if view == "flip" else grid
+        total = grid.astype(np.float32) if total is None else total + grid
+    assert total is not None
+    return np.ascontiguousarray(total)
+
+
+def upsample(grid: F32, size: int = MAP_SIZE) -> F32:
+    """Bilinear upsampling (side, side) → (size, size), ``align_corners=False``, as ``torch.nn.functional.interpolate``."""
+    side = len(grid)
+    at = np.maximum(
+        (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(side / size) - np.float32(0.5), 0
+    )
+    low = at.astype(np.int64)
+    high = np.minimum(low + 1, side - 1)
+    part = (at - low).astype(np.float32)
+    rest = np.float32(1) - part
+    across = grid[:, low] * rest + grid[:, high] * part
+    out: F32 = across[low] * rest[:, None] + across[high] * part[:, None]
+    return out
+
+
+def image_score(anomaly_map: F32) -> float:
+    """Mean of the 655 largest pixels, summed in float64 from the sorted values, so that it has one value on any machine."""
+    top = np.sort(np.partition(anomaly_map.ravel(), -TOP_PIXELS)[-TOP_PIXELS:])
+    return float(top.astype(np.float64).mean())
+
+
+def regions(anomaly_map: F32, geometry: Geometry, level: float | None) -> tuple[Region, ...]:
+    """Connected areas (8 neighbours) of the map, highest first.
+
+    Args:
+        level: pixels above it count (a calibrated class passes its threshold). ``None``, when nothing is calibrated: the 655
+            pixels that make the score count, so the regions say where the score comes from, not that it is too high.
+    """
+    import cv2
+
+    if level is None:
+        flat = anomaly_map.ravel()
+        mask = anomaly_map >= np.partition(flat, -TOP_PIXELS)[-TOP_PIXELS]
+    else:
+        mask = anomaly_map > level
+    found: list[Region] = []
+    # CCOMP's top level holds every area's outer edge, also of an area inside another one's hole (EXTERNAL loses those)
+    contours, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outer = [c for c, node in zip(contours, tree[0], strict=True) if node[3] < 0] if contours else []
+    labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1]
+    for contour in outer:
+        points = contour.reshape(-1, 2)
+        u0, v0 = points.min(axis=0)
+        u1, v1 = points.max(axis=0) + 1
+        area = labels[v0:v1, u0:u1] == labels[points[0][1], points[0][0]]
+        peak = float(anomaly_map[v0:v1, u0:u1][area].max())
+        left, top = geometry.to_original(float(u0), float(v0))
+        right, bottom = geometry.to_original(float(u1), float(v1))
+        x, y = int(np.floor(left)), int(np.floor(top))
+        w = max(1, min(geometry.width, int(np.ceil(right))) - x)
+        h = max(1, min(geometry.height, int(np.ceil(bottom))) - y)
+        if len(points) >= 3:
+            corners = [geometry.to_original(u + 0.5, v + 0.5) for u, v in points.tolist()]
+        else:  # one or two map pixels: a polygon with an area all the same
+            corners = [(x, y), (x + w - 1, y), (x + w - 1, y + h - 1), (x, y + h - 1)]
+        polygon = tuple((min(int(px), geometry.width - 1), min(int(py), geometry.height - 1)) for px, py in corners)
+        found.append(Region((x, y, w, h), peak, polygon))
+    return tuple(sorted(found, key=lambda r: (-r.score, r.bbox)))

@@ -1,0 +1,248 @@
+"""What a person looks at: the heat on the original picture, the verdict below it, contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Rgb = NDArray[np.uint8]
+Field = NDArray[np.float32]
+Colour = tuple[int, int, int]
+
+LONGEST_SIDE = 1024
+SHORTEST_LONG_SIDE = 256
+_CAPTION_WIDTH = 320  # a caption is not readable on less
+_MAP_SIDE = 256
+
+VERDICT_COLOURS: dict[str, Colour] = {"ok": (34, 150, 84), "anomalous": (208, 46, 46), "unknown": (201, 128, 10)}
+_INK: Colour = (238, 240, 243)
+_FAINT: Colour = (150, 156, 166)
+_PANEL: Colour = (22, 24, 29)
+
+
+class Geometry(Protocol):
+    """How the map's square came from the picture: resized to ``resize`` × ``resize``, then the centre ``crop`` kept."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def resize(self) -> int: ...
+    @property
+    def crop(self) -> int: ...
+
+
+class Region(Protocol):
+    """A hot region in original pixels."""
+
+    @property
+    def bbox(self) -> tuple[int, int, int, int]: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def polygon(self) -> Sequence[Sequence[int]]: ...
+
+
+def heat(anomaly_map: Field, scale: tuple[float, float]) -> Rgb:
+    """Colour a map, (H, W) float32 → (H, W, 3) uint8 RGB.
+
+    ``scale`` is (coldest, hottest) in map units and never taken from the picture: a good part must look cold. Values
+    beyond the ends are clipped.
+    """
+    levels = (_normalised(anomaly_map, scale) * 255 + np.float32(0.5)).astype(np.uint8)
+    coloured = cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)
+    return np.ascontiguousarray(coloured[..., ::-1], dtype=np.uint8)
+
+
+def draw_overlay(
+    image: Rgb,
+    anomaly_map: Field,
+    geometry: Geometry,
+    regions: Sequence[Region],
+    verdict: str,
+    score: float,
+    threshold: float | None,
+    class_name: str | None,
+    scale: tuple[float, float],
+    *,
+    caption: bool = True,
+) -> Rgb:
+    """Lay the heat over the original picture and write the verdict below it.
+
+    Args:
+        image: The original picture, (height, width, 3) uint8 RGB.
+        anomaly_map: (256, 256) float32 over the centre crop, in map units.
+        geometry: Where the crop lies in the picture.
+        regions: Outlined in white.
+        verdict: ``ok``, ``anomalous`` or ``unknown``.
+        score: The picture's score.
+        threshold: None if the class has not been calibrated.
+        class_name: None if no class was found.
+        scale: (coldest, hottest) map value of the colours; the same for all pictures that are to be compared.
+        caption: False leaves the strip below out.
+
+    Returns:
+        (h, w, 3) uint8 RGB. The picture's longest side is brought into 256..1024 pixels.
+    """
+    canvas = _fit(image)
+    height, width = canvas.shape[:2]
+    to_x, to_y = width / geometry.width, height / geometry.height
+
+    # Pixel centres: map cell u covers original x = ((u + ½) / 256 · crop + margin) · width / resize − ½.
+    margin = (geometry.resize - geometry.crop) / 2
+    step_x = geometry.crop / anomaly_map.shape[1] * width / geometry.resize
+    step_y = geometry.crop / anomaly_map.shape[0] * height / geometry.resize
+    left, top = margin * width / geometry.resize, margin * height / geometry.resize
+    place = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]], dtype=np.float64)
+    placed = cv2.warpAffine(
+        np.ascontiguousarray(anomaly_map, dtype=np.float32), place, (width, height), borderMode=cv2.BORDER_REPLICATE
+    )
+    x0, y0 = round(left), round(top)
+    x1, y1 = max(x0 + 1, round(width - left)), max(y0 + 1, round(height - top))
+    seen = np.zeros((height, width), dtype=np.float32)
+    seen[y0:y1, x0:x1] = 1
+
+    hotness = _normalised(np.asarray(placed, dtype=np.float32), scale)
+    ramp = np.clip((hotness - np.float32(0.15)) / np.float32(0.60), 0, 1)
+    alpha = (ramp * ramp * (3 - 2 * ramp) * np.float32(0.72) * seen)[..., None]
+    coloured = heat(np.asarray(placed, dtype=np.float32), scale)
+    base = (
+        canvas.astype(np.float32) * (np.float32(0.62) + np.float32(0.38) * seen)[..., None]
+    )  # the blind margin is dim
+    blended: Rgb = (base * (1 - alpha) + coloured * alpha + np.float32(0.5)).astype(np.uint8)
+
+    _corner_marks(blended, x0, y0, x1, y1)
+    for region in regions:
+        outline = np.asarray(region.polygon, dtype=np.float64).reshape(-1, 2)
+        if len(outline):
+            _outline(blended, (outline + 0.5) * (to_x, to_y) - 0.5)
+    if not caption:
+        return blended
+    framed = _centred(blended, max(width, _CAPTION_WIDTH), height)
+    return np.concatenate([framed, _caption(framed.shape[1], verdict, score, threshold, class_name)])
+
+
+def sheet(tiles: Sequence[Rgb], columns: int, title: str) -> Rgb:
+    """Put pictures of any sizes on one contact sheet with ``columns`` columns; (h, w, 3) uint8 RGB."""
+    gap = 12
+    cell_w = min(512, max((tile.shape[1] for tile in tiles), default=256))
+    cell_h = min(512, max((tile.shape[0] for tile in tiles), default=64))
+    columns = max(1, min(columns, len(tiles) or 1))
+    cells = [_centred(_shrink(tile, cell_w, cell_h), cell_w, cell_h) for tile in tiles]
+    width = max(_CAPTION_WIDTH, columns * (cell_w + gap) + gap)
+    rows = -(-len(cells) // columns)
+    page = np.empty((64 + rows * (cell_h + gap), width, 3), dtype=np.uint8)
+    page[:] = _PANEL
+    for index, cell in enumerate(cells):
+        y, x = 64 + index // columns * (cell_h + gap), gap + index % columns * (cell_w + gap)
+        page[y : y + cell_h, x : x + cell_w] = cell
+    drawing = Image.fromarray(page)
+    font = _font(26)
+    ImageDraw.Draw(drawing).text((gap, 32), _shorten(title, font, width - 2 * gap), fill=_INK, font=font, anchor="lm")
+    return np.array(drawing, dtype=np.uint8)
+
+
+def _normalised(anomaly_map: Field, scale: tuple[float, float]) -> Field:
+    """Map units → 0..1. Not a number counts as hottest: it must be seen."""
+    cold, hot = scale
+    span = max(hot - cold, 1e-12)
+    level = (np.asarray(anomaly_map, dtype=np.float64) - cold) / span
+    return np.nan_to_num(np.clip(level, 0, 1), nan=1.0).astype(np.float32)
+
+
+def _fit(image: Rgb) -> Rgb:
+    """Bring the longest side into 256..1024: averaging down, whole-number nearest up."""
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    if longest > LONGEST_SIDE:
+        return _shrink(image, LONGEST_SIDE, LONGEST_SIDE)
+    times = -(-SHORTEST_LONG_SIDE // longest)
+    return np.repeat(np.repeat(image, times, axis=0), times, axis=1) if times > 1 else image
+
+
+def _shrink(image: Rgb, width: int, height: int) -> Rgb:
+    factor = min(width / image.shape[1], height / image.shape[0])
+    if factor >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _centred(image: Rgb, width: int, height: int) -> Rgb:
+    """Centre the picture on a dark panel of the size asked, or larger if it does not fit."""
+    spare_x, spare_y = max(0, width - image.shape[1]), max(0, height - image.shape[0])
+    if not spare_x and not spare_y:
+        return image
+    page = np.empty((image.shape[0] + spare_y, image.shape[1] + spare_x, 3), dtype=np.uint8)
+    page[:] = _PANEL
+    x, y = spare_x // 2, spare_y // 2
+    page[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return page
+
+
+def _corner_marks(canvas: Rgb, x0: int, y0: int, x1: int, y1: int) -> None:
+    """Corners of the square the method sees, as in a viewfinder."""
+    arm = max(2, min(x1 - x0, y1 - y0) // 20)
+    for x, y, dx, dy in ((x0, y0, 1, 1), (x1 - 1, y0, -1, 1), (x0, y1 - 1, 1, -1), (x1 - 1, y1 - 1, -1, -1)):
+        for colour, thickness in (((20, 20, 20), 3), (_INK, 1)):
+            cv2.line(canvas, (x, y), (x + dx * arm, y), colour, thickness)
+            cv2.line(canvas, (x, y), (x, y + dy * arm), colour, thickness)
+
+
+def _outline(canvas: Rgb, points: NDArray[np.float64]) -> None:
+    """White line with a dark rim, visible on any picture; ``points`` (N, 2) in canvas pixels."""
+    fixed = [np.round(points * 16).astype(np.int32)]
+    weight = max(1, round(max(canvas.shape[:2]) / 420))
+    cv2.polylines(canvas, fixed, True, (15, 15, 15), weight + 2, cv2.LINE_AA, shift=4)
+    cv2.polylines(canvas, fixed, True, (255, 255, 255), weight, cv2.LINE_AA, shift=4)
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)  # embedded in Pillow: the same on every box
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
+    text = " ".join(text.split())
+    if font.getbbox(text)[2] <= room:
+        return text
+    while text and font.getbbox(text + "...")[2] > room:
+        text = text[:-1]
+    return text + "..."
+
+
+def _caption(width: int, verdict: str, score: float, threshold: float | None, class_name: str | None) -> Rgb:
+    """The strip below: verdict in its colour, class, score against threshold; (h, width, 3)."""
+    unit = max(14, min(26, width // 30))
+    strip = Image.new("RGB", (width, round(unit * 2.6)), _PANEL)
+    pen = ImageDraw.Draw(strip)
+    colour = VERDICT_COLOURS.get(verdict, VERDICT_COLOURS["unknown"])
+    middle, gap = strip.height / 2, unit * 0.6
+    small, bold = _font(unit - 2), _font(unit)
+
+    label = verdict.upper()
+    pill = bold.getbbox(label)[2] + 2 * gap
+    box = (gap, middle - unit * 0.85, gap + pill, middle + unit * 0.85)
+    pen.rounded_rectangle(box, radius=unit * 0.4, fill=colour)
+    pen.text((2 * gap, middle), label, fill=(255, 255, 255), font=bold, anchor="lm")
+
+    limit = "no threshold" if threshold is None else f"limit {threshold:.4g}"
+    number = f"{score:.4g}"
+    right = width - gap
+    pen.text((right, middle), limit, fill=_FAINT, font=small, anchor="rm")
+    right -= small.getbbox(limit)[2] + gap
+    pen.text((right, middle), number, fill=_INK, font=bold, anchor="rm")
+    right -= bold.getbbox(number)[2] + gap
+
+    left = pill + 2 * gap
+    name = _shorten(class_name or "no class", bold, right - left)
+    pen.text((left, middle), name, fill=_INK if class_name else _FAINT, font=bold, anchor="lm")
+    pen.rectangle((0, 0, width, max(2, unit // 8) - 1), fill=colour)
+    return np.array(strip, dtype=np.uint8)

@@ -1,0 +1,209 @@
+"""Find and decode pictures. The only place where a file becomes pixels."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from .errors import PictureError, VisionADError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".gif"})
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "PPM", "GIF")
+MAX_PIXELS = 150_000_000
+"""Larger pictures are refused before they are unpacked (a decompression bomb, or a scanner's raw sheet)."""
+MAX_FILE_BYTES = 1 << 30
+
+RGB8 = NDArray[np.uint8]
+
+
+class Found(NamedTuple):
+    """A picture to read. ``name`` is its path below the folder argument it was found under, or its bare file name."""
+
+    path: Path
+    name: Path
+
+
+def find_pictures(paths: Iterable[Path]) -> list[Found]:
+    """Expand files and folders to pictures: arguments in order, each folder's pictures recursively, sorted by path.
+
+    Files named directly are always taken; inside folders only :data:`SUFFIXES` count and hidden files are passed over.
+    A path that does not exist is kept, so that reading it later names it as an error.
+
+    Raises:
+        VisionADError: a folder holds no picture, or cannot be listed.
+    """
+    found: list[Found] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(Found(path, Path(path.name)))
+            continue
+        below = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
+        if not below:
+            raise VisionADError(f"folder {path} holds no picture (looked for {', '.join(sorted(SUFFIXES))})")
+        found += [Found(p, p.relative_to(path)) for p in below]
+    return found
+
+
+def _walk(folder: Path) -> list[Path]:
+    def refuse(exc: OSError) -> None:
+        raise VisionADError(f"folder {exc.filename} cannot be listed: {exc.strerror}")
+
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        found += [Path(root, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
+    return found
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes.
+
+    Raises:
+        PictureError: missing, a folder, empty, larger than 1 GiB, or not permitted.
+    """
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise PictureError(f"{path}: wanted a picture, found a folder")
+        if size > MAX_FILE_BYTES:
+            raise PictureError(f"{path}: {size >> 20} MiB is larger than any picture this program reads (1 GiB)")
+        data = path.read_bytes()
+    except OSError as exc:
+        raise PictureError(f"{path}: cannot be read: {exc.strerror or exc}") from None
+    except ValueError as exc:  # an embedded NUL in the path
+        raise PictureError(f"{path!r}: {exc}") from None
+    if not data:
+        raise PictureError(f"{path}: is empty (0 bytes)")
+    return data
+
+
+def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8:
+    """Decode a picture file's bytes to RGB (method, section 1).
+
+    EXIF rotation is not applied; alpha is dropped, palette and grey are expanded as Pillow's ``convert("RGB")`` does.
+
+    Args:
+        data: the file's content (PNG, JPEG, BMP, TIFF, WebP, PPM or single-frame GIF).
+        label: what to call the picture in errors.
+        bit_depth: for files with 16 bits a channel, how many of them the camera fills (9..16); the top 8 are used.
+            ``None`` refuses such files, because guessing would change the contrast.
+
+    Returns:
+        uint8 (H, W, 3), RGB, C-contiguous.
+
+    Raises:
+        PictureError: not a picture, truncated, several frames, more than :data:`MAX_PIXELS`, 16-bit without a stated depth.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures; the limit below is the rule here
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_header(image, label)
+                deep = _is_deep(image)
+                if not deep:
+                    if bit_depth is not None:
+                        raise PictureError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds 8 bits")
+                    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except PictureError:
+        raise
+    except Image.DecompressionBombError:
+        raise PictureError(f"{label}: more than {MAX_PIXELS // 1_000_000} million pixels; refused unread") from None
+    except UnidentifiedImageError:
+        raise PictureError(f"{label}: is no picture of a known format ({', '.join(FORMATS)})") from None
+    except MemoryError:
+        raise PictureError(f"{label}: not enough memory to unpack it") from None
+    except Exception as exc:  # decoders raise all sorts (OSError, SyntaxError, struct.error, zlib.error) on damage
+        raise PictureError(f"{label}: damaged or truncated picture ({exc})") from None
+    if bit_depth is None:
+        raise PictureError(
+            f"{label}: holds more than 8 bits a channel; state how many the camera fills (--bit-depth 10, 12 or 16), "
+            "or save it with 8 bits"
+        )
+    return _decode_deep(data, label, bit_depth)
+
+
+def load(path: Path, bit_depth: int | None = None) -> RGB8:
+    """:func:`read_bytes` and :func:`decode`."""
+    return decode(read_bytes(path), path, bit_depth)
+
+
+def _check_header(image: Image.Image, label: str | Path) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise PictureError(
+            f"{label}: {width} x {height} is more than {MAX_PIXELS // 1_000_000} million pixels; refused unread"
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # an MPO's further frames are previews or the other eye
+        raise PictureError(f"{label}: holds {frames} frames; wanted a single picture")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """More than 8 bits a channel? Pillow opens some such files as plain RGB and drops the low bits without a word."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    if image.format == "TIFF":
+        bits = image.getexif().get(258, 8)  # BitsPerSample
+        return bool(max(bits if isinstance(bits, tuple) else (bits,)) > 8)
+    tile = getattr(image, "tile", None)  # only file-backed pictures have it
+    args = tile[0].args if tile else ()
+    args = args if isinstance(args, tuple) else (args,)
+    return any(
+        (isinstance(a, str) and ";16" in a) or (isinstance(a, int) and image.format == "PPM" and a > 255) for a in args
+    )
+
+
+def _decode_deep(data: bytes, label: str | Path, bit_depth: int) -> RGB8:
+    import cv2
+
+    if not 9 <= bit_depth <= 16:
+        raise PictureError(f"{label}: bit depth {bit_depth} is not in 9..16")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise PictureError(
+            f"{label}: only unsigned 16-bit files can be read with a bit depth; save it as 16-bit PNG or TIFF"
+        )
+    if int(pixels.max()) >> bit_depth:
+        raise PictureError(
+            f"{label}: holds values up to {int(pixels.max())}, more than {bit_depth} bits; state a larger bit depth"
+        )
+    eight = np.right_shift(pixels.astype(np.uint16), bit_depth - 8).astype(np.uint8)
+    if eight.ndim == 2:
+        return np.repeat(eight[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(eight[:, :, 2::-1])  # BGR or BGRA to RGB
+
+
+def from_array(image: NDArray[np.uint8], colour: str) -> RGB8:
+    """Check a caller's array and bring it to RGB.
+
+    Args:
+        image: uint8 (H, W, 3) in ``colour`` order, or (H, W) or (H, W, 1) grey.
+        colour: ``"bgr"`` (as OpenCV gives it) or ``"rgb"``.
+
+    Raises:
+        PictureError: another dtype or shape (values are never rescaled by guess), or no pixels.
+    """
+    if colour not in ("bgr", "rgb"):
+        raise PictureError(f"colour: wanted 'bgr' or 'rgb', found {colour!r}")
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        found = getattr(image, "dtype", type(image).__name__)
+        raise PictureError(f"image: wanted a uint8 array (values 0..255), found {found}; convert it explicitly")
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:
+        raise PictureError(f"image: wanted shape (H, W, 3) or (H, W) with pixels, found {image.shape}")
+    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise PictureError(
+            f"image: {image.shape[1]} x {image.shape[0]} is more than {MAX_PIXELS // 1_000_000} million pixels"
+        )
+    if image.ndim == 2:
+        return np.repeat(image[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(image[:, :, ::-1] if colour == "bgr" else image)

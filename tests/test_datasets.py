@@ -71,7 +71,7 @@ def test_root_may_be_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     mvtec_class(tmp_path / "bolt")
     assert open_dataset("mvtec", tmp_path / "bolt").classes == ["bolt"]
     monkeypatch.chdir(tmp_path / "bolt")
-    assert open_dataset("mvtec", Path(".")).classes == ["bolt"]
+    assert open_dataset("mvtec", Path()).classes == ["bolt"]
 
 
 def test_folder_without_masks(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_folder_without_masks(tmp_path: Path) -> None:
     assert [(s.label, s.has_mask) for s in dataset.test("nut")] == [(1, False), (0, True)]
     with pytest.raises(DatasetError, match="without a mask; it has image metrics only"):
         load_mask(dataset.test("nut")[0], 448, 392)
-    with pytest.raises(DatasetError, match="1 x folder ground_truth missing .nut."):
+    with pytest.raises(DatasetError, match=r"1 x folder ground_truth missing \(nut\)"):
         open_dataset("mvtec", tmp_path)
 
 
@@ -203,7 +203,7 @@ def test_real_iad_bad_lists(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=message):
             open_dataset("real-iad", tmp_path)
     path.unlink()
-    with pytest.raises(DatasetError, match="no realiad_jsons/CLASS.json"):
+    with pytest.raises(DatasetError, match=r"no realiad_jsons/CLASS\.json"):
         open_dataset("real-iad", tmp_path)
 
 
@@ -315,7 +315,7 @@ def sample(folder: Path, *masks: np.ndarray, size: tuple[int, int] | None = None
     for i, mask in enumerate(masks):
         paths.append(folder / f"{i}.png")
         Image.fromarray(mask).save(paths[-1])
-    picture = draw(folder / "picture.jpg", 0, size or masks[0].shape[::-1])
+    picture = draw(folder / "picture.jpg", 0, size or masks[0].shape[1::-1])
     return Sample(picture, "a", 1, "crack", masks=tuple(paths))
 
 
@@ -392,7 +392,7 @@ def test_mask_faults(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=r"picture\.jpg"):
         load_mask(other_size, 448, 392)
     outside = Sample(draw(tmp_path / "p.png"), "a", 1, "bad", boxes=(Box(0, 0, 9, 4),))
-    with pytest.raises(DatasetError, match="reaches out of a picture of .8, 8. pixels"):
+    with pytest.raises(DatasetError, match=r"reaches out of a picture of \(8, 8\) pixels"):
         load_mask(outside, 448, 392)
 
 
@@ -415,4 +415,4 @@ def test_shared_data(name: str, folder: str, train: int, good: int, bad: int) ->
     assert [sum(s.label == label for s in samples) for label in (0, 1)] == [good, bad]
     with_mask = [s for s in samples if s.label and s.has_mask]
     assert len(with_mask) == (0 if folder == "adfi_hazelnut" else bad)
-    assert all(load_mask(s, 448, 392).any() for s in with_mask[::7])
+    assert all(load_mask(s, 448, 448).any() for s in with_mask[::7])  # cropped, some tiles' defects are gone

@@ -1,26 +1,22 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-from visionad_runtime.overlay import LONGEST_SIDE, SHORTEST_LONG_SIDE, draw_overlay, heat, sheet
-
-
-@dataclass
-class Geometry:
-    width: int
-    height: int
-    resize: int = 448
-    crop: int = 384
+from PIL import Image
+from visionad_runtime.artefacts import PreprocessSpec
+from visionad_runtime.maps import Geometry, Region
+from visionad_runtime.overlay import LONGEST_SIDE, SHORTEST_LONG_SIDE, draw_overlay, heat, save_overlay, sheet
 
 
-@dataclass
-class Region:
-    bbox: tuple[int, int, int, int] = (0, 0, 1, 1)
-    score: float = 1.0
-    polygon: list[list[int]] = field(default_factory=lambda: [[0, 0]])
+def geometry_of(width: int, height: int, resize: int = 448, crop: int = 384) -> Geometry:
+    return Geometry.of(width, height, PreprocessSpec(resize=resize, crop=crop, mean=(0, 0, 0), std=(1, 1, 1)))
+
+
+def region(*polygon: tuple[int, int]) -> Region:
+    return Region((0, 0, 1, 1), 1.0, polygon)
 
 
 def plain(height: int, width: int) -> np.ndarray:
@@ -67,6 +63,7 @@ def test_heat_survives_a_scale_without_length() -> None:
         (900, 600, 448, 392),  # the whole picture is squeezed into a square
         (300, 1000, 256, 224),
         (640, 480, 224, 224),  # no crop
+        (500, 500, 255, 224),  # an odd margin: the crop is not quite central
     ],
 )
 @pytest.mark.parametrize(("u", "v"), [(128, 128), (30, 200), (245, 12)])
@@ -76,19 +73,19 @@ def test_a_hot_cell_lands_at_its_place_in_the_original(
     field = cold()
     field[v - 3 : v + 4, u - 3 : u + 4] = 1.0
     change = np.abs(
-        draw(plain(height, width), field, Geometry(width, height, resize, crop)).astype(float)
-        - draw(plain(height, width), cold(), Geometry(width, height, resize, crop))
+        draw(plain(height, width), field, geometry_of(width, height, resize, crop)).astype(float)
+        - draw(plain(height, width), cold(), geometry_of(width, height, resize, crop))
     ).sum(axis=2)
     rows, columns = np.nonzero(change > change.max() / 2)
-    x = ((u + 0.5) / 256 * crop + (resize - crop) / 2) * width / resize - 0.5
-    y = ((v + 0.5) / 256 * crop + (resize - crop) / 2) * height / resize - 0.5
+    x = ((u + 0.5) / 256 * crop + round((resize - crop) / 2)) * width / resize - 0.5
+    y = ((v + 0.5) / 256 * crop + round((resize - crop) / 2)) * height / resize - 0.5
     assert abs(columns.mean() - x) < 0.75 and abs(rows.mean() - y) < 0.75
 
 
 def test_normal_areas_stay_clear_and_heat_stays_inside_the_crop() -> None:
-    inside = draw(plain(448, 448), cold(), Geometry(448, 448))
+    inside = draw(plain(448, 448), cold(), geometry_of(448, 448))
     np.testing.assert_array_equal(inside[80:-80, 80:-80], plain(448, 448)[80:-80, 80:-80])
-    hot = draw(plain(448, 448), np.ones((256, 256), dtype=np.float32), Geometry(448, 448))
+    hot = draw(plain(448, 448), np.ones((256, 256), dtype=np.float32), geometry_of(448, 448))
     np.testing.assert_array_equal(hot[:30], inside[:30])
     assert (hot[100, 100] != inside[100, 100]).any()
 
@@ -100,11 +97,20 @@ def test_normal_areas_stay_clear_and_heat_stays_inside_the_crop() -> None:
     "class_name", [None, "bolt", "a very long name, much longer than any strip could ever hold " * 3]
 )
 def test_any_size_of_picture(height: int, width: int, class_name: str | None) -> None:
-    region = Region((0, 0, width, height), 1.0, [[0, 0], [width - 1, 0], [width - 1, height - 1]])
-    geometry = Geometry(width, height)
+    triangle = region((0, 0), (width - 1, 0), (width - 1, height - 1))
+    geometry = geometry_of(width, height)
     for caption in (True, False):
         drawn = draw_overlay(
-            plain(height, width), cold(), geometry, [region], "unknown", 0.1, None, class_name, (0, 1), caption=caption
+            plain(height, width),
+            cold(),
+            geometry,
+            [triangle],
+            "unknown",
+            0.1,
+            None,
+            class_name,
+            (0, 1),
+            caption=caption,
         )
         assert drawn.dtype == np.uint8 and drawn.ndim == 3 and drawn.shape[2] == 3
         longest = max(drawn.shape[:2])
@@ -113,21 +119,30 @@ def test_any_size_of_picture(height: int, width: int, class_name: str | None) ->
 
 def test_verdicts_have_their_colours_and_regions_an_outline() -> None:
     captions = [
-        draw_overlay(plain(300, 300), cold(), Geometry(300, 300), [], verdict, 0.1, 0.5, "bolt", (0, 1))
+        draw_overlay(plain(300, 300), cold(), geometry_of(300, 300), [], verdict, 0.1, 0.5, "bolt", (0, 1))
         for verdict in ("ok", "anomalous", "unknown")
     ]
     green, red, amber = (strip[300, 150].astype(int) for strip in captions)
     assert green.argmax() == 1 and red.argmax() == 0 and amber[0] > amber[1] > amber[2]
-    outlined = draw(plain(448, 448), cold(), Geometry(448, 448), [Region(polygon=[[100, 100], [200, 100], [200, 200]])])
-    np.testing.assert_array_equal(outlined[100, 150], (255, 255, 255))
+    outlined = draw(plain(448, 448), cold(), geometry_of(448, 448), [region((100, 100), (200, 100), (200, 200))])
+    assert (outlined[100, 150] > 220).all() and (outlined[150, 200] > 220).all()
 
 
 def test_input_is_left_alone() -> None:
     image = plain(400, 400)
-    draw(
-        image, np.ones((256, 256), dtype=np.float32), Geometry(400, 400), [Region(polygon=[[1, 1], [90, 1], [90, 90]])]
-    )
+    draw(image, np.ones((256, 256), dtype=np.float32), geometry_of(400, 400), [region((1, 1), (90, 1), (90, 90))])
     np.testing.assert_array_equal(image, plain(400, 400))
+
+
+def test_save_overlay_writes_the_same_picture(tmp_path: Path) -> None:
+    geometry = geometry_of(300, 300)
+    result = SimpleNamespace(
+        anomaly_map=cold(), geometry=geometry, regions=(), verdict="ok", score=0.1, threshold=0.5, class_name="bolt",
+        map_scale=(0.0, 1.0),
+    )  # fmt: skip
+    save_overlay(tmp_path / "new" / "a.png", plain(300, 300), result)  # type: ignore[arg-type]
+    wanted = draw_overlay(plain(300, 300), cold(), geometry, [], "ok", 0.1, 0.5, "bolt", (0, 1))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), wanted)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.support import choose_support, choose_support_paths
@@ -84,6 +84,7 @@ def test_equals_published_visa() -> None:
         assert all(index <= number <= index + total - train for index, number in number_of.items()), name
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 300), seed=st.integers(-(2**63), 2**64 - 1), data=st.data())
 def test_nested_and_distinct(n: int, seed: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, n))

@@ -78,3 +78,36 @@ def describe(summary: dict[str, Any]) -> str:
             f"the picture uninspected; --resize {whole} --crop {whole} inspects all of it"
         )
     return "\n".join(lines)
+
+
+def parity_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder")],
+    bank: Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files or folders")],
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="weights file [default: where export found it]")
+    ] = None,
+    class_name: Annotated[str | None, typer.Option("--class", metavar="NAME", help="class; skips routing")] = None,
+    backend: Annotated[str, typer.Option("--backend", help="runtime backend to compare")] = "auto",
+    views: Annotated[str | None, typer.Option("--views", metavar="original,flip,clamp", help="tones to use")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads [default: all cores]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+) -> int:
+    """Compare the runtime with the PyTorch reference, stage by stage. Exit status 1 when they differ."""
+    try:
+        from .config import parse_views
+        from .parity import check_parity
+        from .parity import describe as describe_parity
+    except ModuleNotFoundError as exc:
+        raise VisionADError(f"`visionad parity` needs {exc.name}: pip install 'visionad[export]'") from None
+    from visionad_runtime.cli import progress
+    from visionad_runtime.inspector import Inspector
+    from visionad_runtime.picture import find_pictures
+
+    pictures = [found.path for found in find_pictures(paths)]
+    chosen = None if views is None else parse_views(views)
+    inspector = Inspector.open(model, bank, backend=backend, threads=threads, views=chosen)
+    with progress("comparing", len(pictures)) as step:
+        report = check_parity(inspector, pictures, weights=weights, class_name=class_name, threads=threads, step=step)
+    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else describe_parity(report))
+    return 0 if report["pass"] else 1

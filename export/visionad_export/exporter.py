@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save
-from visionad_ref.method import VIEWS, normalise
+from visionad_ref.method import VIEWS, normalise, stranger
 from visionad_runtime.artefacts import (
     GOLDEN_FILE,
     MANIFEST,
@@ -126,25 +126,15 @@ def export_model(
     }
 
 
-def golden_image(side: int) -> NDArray[np.uint8]:
-    """A picture every machine can make: smooth gradients, and fine texture in every other cell of a checkerboard.
-
-    Integer arithmetic alone, so its bytes depend on ``side`` only. Returns uint8 (side, side, 3) RGB.
-    """
-    y, x = np.mgrid[:side, :side]
-    last = max(side - 1, 1)
-    smooth = np.stack([255 * x // last, 255 * y // last, 255 * (2 * last - x - y) // (2 * last)], axis=-1)
-    fine = (7 * x * x + 13 * y * y + 5 * x * y) // 16 % 96 - 48
-    textured = (x // 24 + y // 24) % 2 == 1
-    image: NDArray[np.int64] = np.clip(smooth + (fine * textured)[..., None], 0, 255)
-    return image.astype(np.uint8)
-
-
 def _golden(reference: Reference) -> dict[str, NDArray[Any]]:
     """What the runtime tests itself with: a cropped picture and torch's tokens of it in the ``original`` view."""
-    image = golden_image(reference.spec.crop)
-    patches, token = reference.encode(normalise(Image.fromarray(image), reference.spec)[None])
-    return {"image": image, "patch_tokens": patches[0].numpy().copy(), "class_token": token[0].numpy().copy()}
+    picture = stranger(reference.spec.crop)
+    patches, token = reference.encode(normalise(picture, reference.spec)[None])
+    return {
+        "image": np.array(picture),
+        "patch_tokens": patches[0].numpy().copy(),
+        "class_token": token[0].numpy().copy(),
+    }
 
 
 def _write_onnx(backbone: Backbone, path: Path, external_data_limit: int) -> None:

@@ -64,10 +64,10 @@ class ClassBank:
         part = self.features[view_blocks(self.blocks, view)]
         return part.reshape(-1, part.shape[-1])
 
-    def token(self, view: ViewName) -> F32:
-        """Class token (Dc,) of the first support picture, unturned, in ``view`` (method, section 5)."""
-        token: F32 = self.class_tokens[upright_block(self.blocks, view), 0]
-        return token
+    def tokens(self, view: ViewName) -> F32:
+        """Class tokens (K, Dc) of the support pictures, unturned, in ``view``. The first one routes (method, section 5)."""
+        tokens: F32 = self.class_tokens[upright_block(self.blocks, view)]
+        return tokens
 
     def without(self, picture: int) -> ClassBank:
         """The class as if support picture number ``picture`` had not been enrolled (leave-one-out)."""

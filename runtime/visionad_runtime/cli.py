@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from visionad_export.cli import export_command  # light: torch is imported only when it runs
+from visionad_export.cli import export_command, parity_command  # light: torch is imported only when it runs
 
-from .errors import BankError, PictureError, VisionADError
+from .errors import VisionADError
 
 app = typer.Typer(
     help="Few-shot visual inspection: show 1 to 8 good parts, start inspecting.",
@@ -27,6 +27,7 @@ app = typer.Typer(
 bank_app = typer.Typer(help="Enrol, remove and check good parts.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bank_app, name="bank")
 app.command("export")(export_command)
+app.command("parity")(parity_command)
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
 BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
@@ -235,11 +236,10 @@ def bank_add(
     as_json: JsonFlag = False,
 ) -> None:
     """Enrol good pictures in a class (new or existing). All or none of them."""
-    from .artefacts import SupportImage, sha256_bytes
     from .bank import check_class_name
-    from .inspector import Inspector
-    from .picture import decode, find_pictures, read_bytes
-    from .support import choose_support
+    from .inspector import Inspector, read_supports
+    from .picture import find_pictures
+    from .support import choose_support_paths
 
     class_name = check_class_name(class_name)
     if seed is not None and shots is None:
@@ -248,42 +248,23 @@ def bank_add(
     if shots is not None:
         if shots > len(pictures):
             raise VisionADError(f"--shots {shots}: only {len(pictures)} pictures were found")
-        chosen = range(shots) if seed is None else choose_support(len(pictures), shots, seed)
-        pictures = [pictures[i] for i in chosen]
-    files = []
-    for path in pictures:  # read everything first: a bad file is found before minutes of encoding
-        data = read_bytes(path)
-        decode(data, path, bit_depth)
-        files.append(SupportImage(sha256=sha256_bytes(data), source=str(path.absolute())))
-    twice = [s for s, n in Counter(f.sha256 for f in files).items() if n > 1]
-    if twice:
-        same = ", ".join(f.source for f in files if f.sha256 == twice[0])
-        raise BankError(f"the same picture was given several times: {same}")
+        pictures = choose_support_paths(pictures, shots, seed)
+    read_supports(pictures, bit_depth)  # a bad file is found before the model is loaded
     inspector = Inspector.open(model, bank, backend=backend, threads=threads)
     assert inspector.bank is not None
     known = inspector.bank.classes.get(class_name)
-    for f in files:
-        if known is not None and any(i.sha256 == f.sha256 for i in known.entry.images):
-            raise BankError(f"class {class_name!r}: {f.source} is enrolled already (sha256 {f.sha256[:12]})")
-    encoded = []
     with progress(f"enrolling {class_name}", len(pictures)) as step:
-        for path, f in zip(pictures, files, strict=True):
-            data = read_bytes(path)
-            if sha256_bytes(data) != f.sha256:
-                raise PictureError(f"{path}: changed while it was being enrolled; nothing was enrolled")
-            encoded.append(inspector.encode_support(decode(data, path, bit_depth)))
-            step()
-    version = inspector.enroll_encoded(class_name, files, encoded)
+        version = inspector.enroll_files(class_name, pictures, bit_depth=bit_depth, step=step)
     total = len(inspector.bank.classes[class_name].entry.images)
     if as_json:
-        _say(json.dumps({"class": class_name, "added": len(files), "shots": total, "bank_version": version}))
+        _say(json.dumps({"class": class_name, "added": len(pictures), "shots": total, "bank_version": version}))
         return
     lost = (
         "; its threshold was dropped, calibrate again"
         if known is not None and known.entry.threshold is not None
         else ""
     )
-    _say(f"enrolled {len(files)} in class {class_name} ({total} in all), bank version {version}{lost}")
+    _say(f"enrolled {len(pictures)} in class {class_name} ({total} in all), bank version {version}{lost}")
 
 
 @bank_app.command("remove")
@@ -407,3 +388,22 @@ def doctor(
     report = diagnose(model)
     _say(json.dumps(report, ensure_ascii=False) if as_json else format_report(report))
     return 2 if report["problems"] else 0
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder for everything the demo writes")] = Path(
+        "visionad-demo"
+    ),
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="your own parts, laid out as MVTec-AD [default: rendered parts]"),
+    ] = None,
+    shots: Annotated[int, typer.Option(min=1, help="good pictures to enrol of each class")] = 4,
+    threads: ThreadsOption = None,
+) -> None:
+    """The main job end to end, offline: export, enrol, calibrate, inspect, and a report to look at."""
+    from .demo.run import run_demo
+
+    summary = run_demo(out, data=data, shots=shots, threads=threads, say=_say, progress=progress)
+    _say(summary)

@@ -105,11 +105,11 @@ def format_report(report: dict[str, Any]) -> str:
 def _self_test(model: Path, problems: list[str]) -> str:
     from .engine import open_engine
     from .errors import VisionADError
-    from .inspector import read_model, self_test
+    from .inspector import read_golden, read_model, self_test
 
     try:
         manifest = read_model(model)
-        worst = self_test(open_engine(model, manifest), model, manifest)
+        worst = self_test(open_engine(model, manifest), manifest, read_golden(model))
     except VisionADError as exc:
         problems.append(str(exc))
         return "self-test failed"

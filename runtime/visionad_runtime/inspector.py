@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -98,8 +98,16 @@ class Inspector:
     'ok'
     """
 
-    def __init__(self, manifest: ModelManifest, engine: Engine, bank: Bank | None, views: Sequence[ViewName]) -> None:
+    def __init__(
+        self,
+        manifest: ModelManifest,
+        engine: Engine,
+        bank: Bank | None,
+        views: Sequence[ViewName],
+        golden: Mapping[str, NDArray[Any]],
+    ) -> None:
         self.manifest = manifest
+        self._stranger: F32 = golden["class_token"]
         self.engine = engine
         self.bank = bank
         self.views: tuple[ViewName, ...] = tuple(views)
@@ -133,8 +141,9 @@ class Inspector:
         available = opened.manifest.views if opened is not None else manifest.views
         chosen = _choose_views(views, available)
         engine = open_engine(folder, manifest, backend, threads)
-        self_test(engine, folder, manifest)
-        return cls(manifest, engine, opened, chosen)
+        golden = read_golden(folder)
+        self_test(engine, manifest, golden)
+        return cls(manifest, engine, opened, chosen, golden)
 
     # -- inspect ------------------------------------------------------------------------------------------------------
 
@@ -196,7 +205,7 @@ class Inspector:
         routed: Route | None = None
         if class_name is None:
             assert tokens.cls is not None
-            routed = route(tokens.cls[0], bank.classes, self.views[0])
+            routed = route(tokens.cls[0], bank.classes, self._stranger, self.views[0])
             class_name = routed.nearest
         clock.lap("route")
         matched = bank.classes[class_name]
@@ -311,8 +320,36 @@ class Inspector:
         supports = [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array") for rgb in rgbs]
         return self.enroll_encoded(name, supports, [self.encode_support(rgb) for rgb in rgbs])
 
+    def enroll_files(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        *,
+        bit_depth: int | None = None,
+        step: Callable[[], None] = lambda: None,
+    ) -> int:
+        """:meth:`enroll` for picture files: all of them or none. ``step`` is called after each.
+
+        Raises:
+            PictureError: one cannot be read, is given twice, or changes meanwhile. BankError: as :meth:`Bank.add`.
+        """
+        supports = read_supports(paths, bit_depth)
+        old = self.bank.classes.get(name) if self.bank is not None else None
+        known = {image.sha256 for image in old.entry.images} if old is not None else set()
+        for s in supports:  # said before minutes of encoding; the bank checks again when it commits
+            if s.sha256 in known:
+                raise BankError(f"class {name!r}: {s.source} is enrolled already (sha256 {s.sha256[:12]})")
+        encoded = []
+        for path, s in zip(paths, supports, strict=True):
+            data = picture.read_bytes(path)
+            if sha256_bytes(data) != s.sha256:
+                raise PictureError(f"{path}: changed while it was being enrolled; nothing was enrolled")
+            encoded.append(self.encode_support(picture.decode(data, path, bit_depth)))
+            step()
+        return self.enroll_encoded(name, supports, encoded)
+
     def enroll_encoded(self, name: str, supports: Sequence[SupportImage], encoded: Sequence[Tokens]) -> int:
-        """The second half of :meth:`enroll`, for callers that encode picture by picture and show progress."""
+        """The second half of :meth:`enroll`, for callers that have encoded the pictures already."""
         if self.bank is None:
             raise BankError("no bank was opened; give Inspector.open a bank folder")
         if not encoded:
@@ -339,6 +376,24 @@ class _Clock:
         return {**self.laps, "total": sum(self.laps.values())}
 
 
+def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[SupportImage]:
+    """Records of support picture files, after making sure that each can be decoded.
+
+    Raises:
+        PictureError: unreadable, or the same picture twice.
+    """
+    supports: list[SupportImage] = []
+    for path in paths:
+        data = picture.read_bytes(path)
+        picture.decode(data, path, bit_depth)
+        digest = sha256_bytes(data)
+        twin = next((s.source for s in supports if s.sha256 == digest), None)
+        if twin is not None:
+            raise PictureError(f"{path} and {twin} are the same picture; give each once")
+        supports.append(SupportImage(sha256=digest, source=str(path.absolute())))
+    return supports
+
+
 def read_model(folder: Path) -> ModelManifest:
     """Read a model folder's manifest and check every file against its digest.
 
@@ -361,7 +416,15 @@ def read_model(folder: Path) -> ModelManifest:
     return manifest
 
 
-def self_test(engine: Engine, folder: Path, manifest: ModelManifest) -> dict[str, float]:
+def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
+    """The golden picture of a model folder, ``image`` uint8 (crop, crop, 3) RGB, and the reference's tokens of it: ``patch_tokens``
+    float32 (P, D) and ``class_token`` float32 (Dc,)."""
+    from safetensors.numpy import load_file
+
+    return load_file(folder / GOLDEN_FILE)
+
+
+def self_test(engine: Engine, manifest: ModelManifest, golden: Mapping[str, NDArray[Any]]) -> dict[str, float]:
     """Encode the golden picture stored at export and compare with the reference's tokens; also warms the engine up.
 
     Returns:
@@ -370,9 +433,6 @@ def self_test(engine: Engine, folder: Path, manifest: ModelManifest) -> dict[str
     Raises:
         ModelError: naming the stage that is off.
     """
-    from safetensors.numpy import load_file
-
-    golden = load_file(folder / GOLDEN_FILE)
     image = normalise(golden["image"], manifest.identity.preprocess)
     tokens = engine.encode(image[None])
     assert tokens.cls is not None

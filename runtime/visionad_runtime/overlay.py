@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from .artefacts import atomic_file
+from .maps import MAP_SIZE, Geometry, Region
+
+if TYPE_CHECKING:
+    from .inspector import Result
 
 Rgb = NDArray[np.uint8]
 Field = NDArray[np.float32]
@@ -18,36 +25,11 @@ Colour = tuple[int, int, int]
 LONGEST_SIDE = 1024
 SHORTEST_LONG_SIDE = 256
 _CAPTION_WIDTH = 320  # a caption is not readable on less
-_MAP_SIDE = 256
 
 VERDICT_COLOURS: dict[str, Colour] = {"ok": (34, 150, 84), "anomalous": (208, 46, 46), "unknown": (201, 128, 10)}
 _INK: Colour = (238, 240, 243)
 _FAINT: Colour = (150, 156, 166)
 _PANEL: Colour = (22, 24, 29)
-
-
-class Geometry(Protocol):
-    """How the map's square came from the picture: resized to ``resize`` × ``resize``, then the centre ``crop`` kept."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def resize(self) -> int: ...
-    @property
-    def crop(self) -> int: ...
-
-
-class Region(Protocol):
-    """A hot region in original pixels."""
-
-    @property
-    def bbox(self) -> tuple[int, int, int, int]: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def polygon(self) -> Sequence[Sequence[int]]: ...
 
 
 def heat(anomaly_map: Field, scale: tuple[float, float]) -> Rgb:
@@ -95,17 +77,16 @@ def draw_overlay(
     height, width = canvas.shape[:2]
     to_x, to_y = width / geometry.width, height / geometry.height
 
-    # Pixel centres: map cell u covers original x = ((u + ½) / 256 · crop + margin) · width / resize − ½.
-    margin = (geometry.resize - geometry.crop) / 2
-    step_x = geometry.crop / anomaly_map.shape[1] * width / geometry.resize
-    step_y = geometry.crop / anomaly_map.shape[0] * height / geometry.resize
-    left, top = margin * width / geometry.resize, margin * height / geometry.resize
+    left, top = _scaled(geometry.to_original(0, 0), to_x, to_y)
+    right, bottom = _scaled(geometry.to_original(MAP_SIZE, MAP_SIZE), to_x, to_y)
+    step_x, step_y = (right - left) / MAP_SIZE, (bottom - top) / MAP_SIZE
+    # The geometry speaks of pixel edges, warpAffine of pixel centres: hence the halves.
     place = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]], dtype=np.float64)
     placed = cv2.warpAffine(
         np.ascontiguousarray(anomaly_map, dtype=np.float32), place, (width, height), borderMode=cv2.BORDER_REPLICATE
     )
     x0, y0 = round(left), round(top)
-    x1, y1 = max(x0 + 1, round(width - left)), max(y0 + 1, round(height - top))
+    x1, y1 = max(x0 + 1, round(right)), max(y0 + 1, round(bottom))
     seen = np.zeros((height, width), dtype=np.float32)
     seen[y0:y1, x0:x1] = 1
 
@@ -127,6 +108,24 @@ def draw_overlay(
         return blended
     framed = _centred(blended, max(width, _CAPTION_WIDTH), height)
     return np.concatenate([framed, _caption(framed.shape[1], verdict, score, threshold, class_name)])
+
+
+def save_overlay(path: Path, rgb: Rgb, result: Result) -> None:
+    """Write the overlay of an inspected picture as PNG, parent folders included."""
+    drawn = draw_overlay(
+        rgb,
+        result.anomaly_map,
+        result.geometry,
+        result.regions,
+        result.verdict,
+        result.score,
+        result.threshold,
+        result.class_name,
+        result.map_scale,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        Image.fromarray(drawn).save(file, "PNG")
 
 
 def sheet(tiles: Sequence[Rgb], columns: int, title: str) -> Rgb:
@@ -155,6 +154,10 @@ def _normalised(anomaly_map: Field, scale: tuple[float, float]) -> Field:
     span = max(hot - cold, 1e-12)
     level = (np.asarray(anomaly_map, dtype=np.float64) - cold) / span
     return np.nan_to_num(np.clip(level, 0, 1), nan=1.0).astype(np.float32)
+
+
+def _scaled(point: tuple[float, float], to_x: float, to_y: float) -> tuple[float, float]:
+    return point[0] * to_x, point[1] * to_y
 
 
 def _fit(image: Rgb) -> Rgb:

@@ -16,7 +16,15 @@ from PIL import Image, UnidentifiedImageError
 from .errors import PictureError, VisionADError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".gif"})
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "PPM", "GIF")
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "BMP",
+    "TIFF",
+    "WEBP",
+    "PPM",
+    "GIF",
+)  # an MPO is opened as a JPEG; Pillow has no reader of that name
 MAX_PIXELS = 150_000_000
 """Larger pictures are refused before they are unpacked (a decompression bomb, or a scanner's raw sheet)."""
 MAX_FILE_BYTES = 1 << 30

@@ -1,4 +1,12 @@
-"""Which class is a picture of? Per picture, by class token (method, section 5; per picture is this project's protocol)."""
+"""Which class is a picture of, and is it of any? Per picture, by class token.
+
+The class is the method's (section 5): arg-min of the cosine distance to each class's first support picture. Whether the
+picture is of *any* class is this project's own rule, since the paper has none. Class tokens of all pictures lie close
+together, in a direction of their own, so a raw distance means something else for every backbone. Seen from ``m``, the mean
+of the bank's class tokens and of that of a synthetic picture that is like no part (stored with the model), directions
+spread out and one limit serves all: ``unlikeness = 1 - cos(q - m, c - m)`` is about 0 for a picture of class ``c``, and
+about 1 for one that has nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +20,50 @@ from .artefacts import ViewName
 from .bank import ClassBank
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+UNKNOWN_LIMIT = 0.67
+"""Pictures of a class stay below it, others above. Set on four real data sets in banks of 1 to 4 classes (``docs/routing.md``):
+the parts of three sets stay below 0.50, boards of another layout than the support's reach 0.67."""
+
+TIGHT_LIMIT = 0.50
+"""Where several supports show how much a class varies, its limit is this plus their largest unlikeness to the first, at most
+``UNKNOWN_LIMIT``: parts that look all alike are told from strangers more sharply."""
 
 
 class Route(NamedTuple):
-    """``nearest`` class, its cosine ``distance`` 0..2, the ``margin`` to the second (``None`` with one class only), and
-    whether the picture is like that class at all."""
+    """``nearest`` class, its cosine ``distance`` 0..2, the ``margin`` to the second (``None`` with one class only), the
+    ``unlikeness`` 0..2 to the nearest class, and whether the picture is ``known``: not unlike it."""
 
     nearest: str
     distance: float
     margin: float | None
+    unlikeness: float
     known: bool
 
 
-def route(token: F32, classes: Mapping[str, ClassBank], view: ViewName = "original") -> Route:
-    """Arg-min of the cosine distance between the picture's class token and each class's (first support, unturned).
+def route(token: F32, classes: Mapping[str, ClassBank], stranger: F32, view: ViewName = "original") -> Route:
+    """Find a picture's class.
 
     Args:
         token: float32 (Dc,), unit length, of the picture seen in ``view``.
+        classes: at least one.
+        stranger: float32 (Dc,), unit length, class token of the model's golden picture.
     """
-    distances = {
-        n: float(1.0 - token.astype(np.float64) @ c.token(view).astype(np.float64)) for n, c in classes.items()
-    }
-    order = sorted(distances, key=lambda n: (distances[n], n))
-    first = order[0]
-    margin = distances[order[1]] - distances[first] if len(order) > 1 else None
-    return Route(first, distances[first], margin, distances[first] <= limit(classes[first]))
+    names = sorted(classes)
+    supports = [classes[n].tokens(view).astype(np.float64) for n in names]
+    known = np.stack([tokens[0] for tokens in supports])
+    query = token.astype(np.float64)
+    distances = 1.0 - known @ query
+    first = int(distances.argmin())
+    margin = float(np.partition(distances, 1)[1] - distances[first]) if len(names) > 1 else None
+    middle = np.concatenate([known, stranger.astype(np.float64)[None]]).mean(axis=0)
+    unlikeness, *spread = (_unlikeness(t, known[first], middle) for t in (query, *supports[first][1:]))
+    limit = min(UNKNOWN_LIMIT, TIGHT_LIMIT + max(spread)) if spread else UNKNOWN_LIMIT
+    return Route(names[first], float(distances[first]), margin, unlikeness, unlikeness <= limit)
 
 
-def limit(_entry: ClassBank) -> float:
-    """placeholder until measured"""
-    return 2.0
+def _unlikeness(token: F64, known: F64, middle: F64) -> float:
+    a, b = token - middle, known - middle
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return 1.0 - float(a @ b) / lengths if lengths > 0 else 1.0

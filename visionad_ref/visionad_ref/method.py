@@ -117,6 +117,22 @@ def image_score(anomaly_map: Tensor) -> float:
 # --- section 5: which class? ---------------------------------------------------------------------------------------
 
 
+UNKNOWN_LIMIT, TIGHT_LIMIT = 0.67, 0.50
+
+
+def stranger(side: int) -> Image.Image:
+    """A synthetic picture that is like no part: smooth gradients, and fine texture in every other cell of a checkerboard.
+
+    Integer arithmetic alone, so its bytes depend on ``side`` only.
+    """
+    y, x = np.mgrid[:side, :side]
+    last = max(side - 1, 1)
+    smooth = np.stack([255 * x // last, 255 * y // last, 255 * (2 * last - x - y) // (2 * last)], axis=-1)
+    fine = (7 * x * x + 13 * y * y + 5 * x * y) // 16 % 96 - 48
+    textured = (x // 24 + y // 24) % 2 == 1
+    return Image.fromarray(np.clip(smooth + (fine * textured)[..., None], 0, 255).astype(np.uint8))
+
+
 @dataclass(frozen=True)
 class Route:
     """Nearest class, its cosine distance 0..2, the margin to the second class (infinite without one), known or not."""
@@ -127,16 +143,31 @@ class Route:
     unknown: bool
 
 
-def is_unknown(distance: float, limit: float | None) -> bool:
-    """A picture farther than ``limit`` from every class belongs to none of them."""
-    return limit is not None and distance > limit
+def unlikeness(class_token: Tensor, nearest: Tensor, known: Tensor, strange: Tensor) -> float:
+    """How little a picture has of its nearest class: 0 nothing else, 1 nothing in common, 2 the opposite.
+
+    Class tokens of all pictures share a large part. Seen from their middle, that of the ``known`` (C, Dc) and of the
+    ``strange`` picture's (Dc,), like and unlike directions come apart. (The paper has no such rule.)
+    """
+    middle = torch.cat([known, strange[None]]).double().mean(0)
+    return 1 - float(F.cosine_similarity(class_token.double() - middle, nearest.double() - middle, dim=0))
 
 
-def route(class_token: Tensor, classes: Mapping[str, ClassBank], limit: float | None = None) -> Route:
-    """Find the class of a picture by its class token (Dc,): arg-min of the distance to each class's first support."""
+def route(class_token: Tensor, classes: Mapping[str, ClassBank], strange: Tensor) -> Route:
+    """Find the class of a picture by its class token (Dc,): arg-min of the distance to each class's first support.
+
+    Args:
+        strange: class token (Dc,) of the ``stranger``.
+    """
     found = sorted(
         (1 - float(class_token.double() @ bank.class_tokens[0].double()), name) for name, bank in classes.items()
     )
     distance, nearest = found[0]
     margin = found[1][0] - distance if len(found) > 1 else math.inf
-    return Route(nearest, distance, margin, is_unknown(distance, limit))
+    known = torch.stack([bank.class_tokens[0] for bank in classes.values()])
+    first, *others = classes[nearest].class_tokens
+    spread = [unlikeness(other, first, known, strange) for other in others]
+    limit = (
+        min(UNKNOWN_LIMIT, TIGHT_LIMIT + max(spread)) if spread else UNKNOWN_LIMIT
+    )  # alike supports: a sharper limit
+    return Route(nearest, distance, margin, unlikeness(class_token, first, known, strange) > limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,13 @@ class Reference:
         """Normalised (N, 3, crop, crop) → unit patch tokens (N, P, D), class tokens (N, Dc), each picture by itself."""
         encoded = [self.backbone(image[None]) for image in images]
         return torch.cat([patches for patches, _ in encoded]), torch.cat([token for _, token in encoded])
+
+    @torch.inference_mode()
+    def route(self, picture: Picture, classes: Mapping[str, ClassBank]) -> method.Route:
+        """Which of the classes a picture is of, if any."""
+        strange = method.normalise(method.stranger(self.spec.crop), self.spec)
+        token, strange_token = self.encode(torch.stack([self.preprocess(picture), strange]))[1]
+        return method.route(token, classes, strange_token)
 
     @torch.inference_mode()
     def enroll(self, pictures: Iterable[Picture]) -> ClassBank:

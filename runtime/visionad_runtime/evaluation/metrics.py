@@ -266,7 +266,9 @@ class _Ranking:
         return found
 
     def quantiles(self, steps: int) -> NDArray[np.generic]:
-        """At most ``steps`` of the keys, evenly spaced in rank, the extremes among them."""
+        """All keys, or if they are more, at most ``steps`` of them, evenly spaced in rank, the extremes among them."""
+        if self.keys.size <= steps:
+            return self.keys
         rank = np.linspace(self.total, 1, steps)
         return self.keys[np.unique(np.searchsorted(-self._above[0, :-1], -rank, side="right") - 1)]
 

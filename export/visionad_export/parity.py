@@ -1,0 +1,259 @@
+"""Runtime against reference, stage by stage, on the user's own pictures: what must be shown before going live.
+
+Both sides start from the picture file and share no code. The reference (PyTorch) loads the weights the model was exported from and,
+where the enrolled pictures can still be found, encodes them itself, so the whole chain is compared, bank included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from visionad_runtime.artefacts import FeatureIdentity, ModelManifest, WeightsRecord, sha256_file
+from visionad_runtime.bank import ClassBank as StoredClass
+from visionad_runtime.errors import VisionADError
+from visionad_runtime.inspector import Inspector, Result, Trace
+
+from visionad_ref import VIEWS, ClassBank, MethodError, Reference
+
+TOLERANCE = 1e-4
+"""Allowed difference relative to the largest value of the picture's output. Float32 engines differ from torch by about 1e-5 (sums
+of hundreds of products in another order); a wrong layer, weight, resize or layout is orders above."""
+
+SMALLEST_SCALE = 0.1
+"""Outputs below it are compared with it instead: a picture that is enrolled itself has distances of about 0, where a relative
+difference says nothing."""
+
+# Each view's six poses, as the reference orders them, named as the runtime names the encodings that serve them: a flip
+# followed by a half turn is a horizontal flip, and so on.
+_POSE_BLOCKS = {
+    "original": ("e", "r90", "r180", "r270", "fv", "fh"),
+    "flip": ("fv", "r90fv", "fh", "r270fv", "e", "r180"),
+    "clamp": ("clamp/e", "clamp/r90", "clamp/r180", "clamp/r270", "clamp/fv", "clamp/fh"),
+}
+
+
+@dataclass
+class Stage:
+    """Worst differences seen so far. ``relative`` is to the largest magnitude of the reference's output of the picture, or to
+    ``SMALLEST_SCALE``."""
+
+    exact: bool = False
+    absolute: float = 0.0
+    absolute_image: str | None = None
+    relative: float = 0.0
+    relative_image: str | None = None
+    passed: bool = True
+
+    def add(self, image: str, found: NDArray[Any], wanted: NDArray[Any]) -> None:
+        """Compare one picture's output."""
+        if found.shape != wanted.shape:
+            raise AssertionError(f"{image}: the runtime gives {found.shape}, the reference {wanted.shape}")
+        absolute = float(np.abs(found.astype(np.float64) - wanted).max())
+        if not np.isfinite(absolute):
+            absolute = float("inf")
+        relative = absolute / max(float(np.abs(wanted).max()), SMALLEST_SCALE)
+        if self.absolute_image is None or absolute > self.absolute:
+            self.absolute, self.absolute_image = absolute, image
+        if self.relative_image is None or relative > self.relative:
+            self.relative, self.relative_image = relative, image
+        self.passed &= relative <= (0.0 if self.exact else TOLERANCE)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return {
+            "max_abs": self.absolute,
+            "max_abs_image": self.absolute_image,
+            "max_rel": self.relative,
+            "max_rel_image": self.relative_image,
+            "tolerance": 0.0 if self.exact else TOLERANCE,
+            "pass": self.passed,
+        }
+
+
+@dataclass
+class _Report:
+    stages: dict[str, Stage] = field(default_factory=dict)
+    scores: list[tuple[float, float, str]] = field(default_factory=list)
+    routing: list[str] = field(default_factory=list)
+    verdicts: list[str] = field(default_factory=list)
+
+    def stage(self, name: str) -> Stage:
+        return self.stages.setdefault(name, Stage(exact=name == "preprocess"))
+
+
+def check_parity(
+    inspector: Inspector,
+    paths: Sequence[Path],
+    *,
+    weights: Path | None = None,
+    class_name: str | None = None,
+    threads: int | None = None,
+    step: Any = lambda: None,
+) -> dict[str, Any]:
+    """Compare on ``paths``; JSON-ready report with ``pass``.
+
+    Args:
+        weights: the backbone's weights, where the path noted at export no longer holds them.
+
+    Raises:
+        VisionADError: weights missing or others, unreadable picture, nothing enrolled.
+    """
+    bank = inspector.enrolled(class_name)
+    reference = load_reference(inspector.manifest, inspector.views, weights, threads)
+    report = _Report()
+    banks: dict[str, ClassBank] = {}
+    origins: dict[str, str] = {}
+    for name in bank.classes if class_name is None else [class_name]:
+        banks[name], origins[name] = _reference_bank(reference, bank.classes[name], report.stage("bank features"))
+    for one in inspector.inspect_files(paths, class_name=class_name):
+        if one.result is None or one.trace is None:
+            raise VisionADError(f"parity: {one.error}")
+        _compare(reference, banks, one.path, one.result, one.trace, class_name, report)
+        step()
+    order = _order_faults(report.scores)
+    if not any(origin == "encoded by the reference" for origin in origins.values()):
+        del report.stages["bank features"]
+    return {
+        "model": inspector.manifest.identity.describe(),
+        "backend": inspector.engine.name,
+        "views": list(inspector.views),
+        "images": len(report.scores),
+        "bank_features": origins,
+        "stages": {name: stage.to_dict() for name, stage in report.stages.items()},
+        "class_disagreements": report.routing,
+        "verdict_disagreements": report.verdicts,
+        "order_disagreements": order,
+        "pass": all(s.passed for s in report.stages.values()) and not (report.routing or report.verdicts or order),
+    }
+
+
+def _compare(
+    reference: Reference,
+    banks: dict[str, ClassBank],
+    path: Path,
+    result: Result,
+    trace: Trace,
+    class_name: str | None,
+    report: _Report,
+) -> None:
+    image = str(path)
+    views = tuple(trace.distances)
+    prepared = reference.preprocess(path)
+    report.stage("preprocess").add(image, trace.views, torch.stack([VIEWS[v](prepared) for v in views]).numpy())
+    token = reference.encode(VIEWS[views[0]](prepared)[None])[1][0]
+    matched = class_name
+    if matched is None:
+        found = reference.route(path, banks)
+        matched = found.nearest
+        if result.class_name != (None if found.unknown else matched):
+            report.routing.append(f"{image}: runtime {result.class_name}, reference {found}")
+    wanted = reference.inspect(path, banks[matched])
+    features = np.stack([wanted.patch_tokens[v] for v in views])
+    report.stage("patch features").add(image, trace.tokens.patch, features)
+    if trace.tokens.cls is not None:
+        report.stage("class token").add(image, trace.tokens.cls[0], token.numpy())
+    grids = (np.stack([d[v] for v in views]) for d in (trace.distances, wanted.distances))
+    report.stage("distances").add(image, *grids)
+    report.stage("map").add(image, result.anomaly_map, wanted.anomaly_map)
+    report.stage("score").add(image, np.array([result.score]), np.array([wanted.score]))
+    report.scores.append((result.score, wanted.score, image))
+    if result.threshold is not None and (result.score > result.threshold) != (wanted.score > result.threshold):
+        report.verdicts.append(f"{image}: runtime {result.score:.6f}, reference {wanted.score:.6f}")
+
+
+def _order_faults(scores: list[tuple[float, float, str]]) -> list[str]:
+    """Neighbours in the runtime's order that the reference puts the other way round by more than rounding."""
+    ranked = sorted(scores)
+    return [
+        f"{a[2]} before {b[2]}" for a, b in pairwise(ranked) if a[1] - b[1] > 2 * TOLERANCE * max(a[1], SMALLEST_SCALE)
+    ]
+
+
+def load_reference(
+    manifest: ModelManifest, views: Sequence[str], weights: Path | None = None, threads: int | None = None
+) -> Reference:
+    """The reference a model was exported from, with the very same weights.
+
+    Args:
+        weights: the backbone's weights, where the path noted at export no longer holds them.
+
+    Raises:
+        VisionADError: weights missing or others.
+    """
+    identity, record = manifest.identity, manifest.weights
+    try:
+        reference = Reference.load(
+            identity.backbone,
+            weights if weights is not None else _recorded_weights(record, identity),
+            resize=identity.preprocess.resize,
+            crop=identity.preprocess.crop,
+            layers=identity.layers,
+            views=views,
+            class_token=identity.class_token,
+            threads=threads,
+        )
+    except MethodError as exc:
+        raise VisionADError(f"reference: {exc}") from None
+    if reference.weights_sha256 != identity.weights_sha256:
+        raise VisionADError(
+            f"reference: wanted the weights the model was exported from (sha256 {identity.weights_sha256[:12]}), found "
+            f"{reference.weights_sha256[:12]} in {reference.weights_source}; give the right file with --weights"
+        )
+    return reference
+
+
+def _recorded_weights(record: WeightsRecord, identity: FeatureIdentity) -> Path | None:
+    if record.source.startswith(("pypi:", "hub:")):
+        return None
+    if not Path(record.source).is_file():
+        raise VisionADError(
+            f"reference: the weights of {identity.backbone} are no longer at {record.source}; "
+            f"give a file with sha256 {record.sha256[:12]} with --weights"
+        )
+    return Path(record.source)
+
+
+def _reference_bank(reference: Reference, stored: StoredClass, stage: Stage) -> tuple[ClassBank, str]:
+    """The reference's own bank, from the enrolled pictures where they are still what they were; else what is stored."""
+    paths = [Path(image.source) for image in stored.entry.images]
+    if all(p.is_file() and sha256_file(p) == i.sha256 for p, i in zip(paths, stored.entry.images, strict=True)):
+        own = reference.enroll(paths)
+        for view in reference.views:
+            stage.add(
+                f"support of {stored.name}, view {view}", _in_reference_order(stored, view), own.rows[view].numpy()
+            )
+        return own, "encoded by the reference"
+    rows = {view: torch.from_numpy(_in_reference_order(stored, view)) for view in reference.views}
+    tokens = torch.from_numpy(stored.tokens("original").copy())
+    return ClassBank(rows, tokens), "as stored (the enrolled pictures are no longer at their place)"
+
+
+def _in_reference_order(stored: StoredClass, view: Any) -> NDArray[np.float32]:
+    """(B, K, P, D) blocks → (K · 6 · P, D), support by support, pose by pose, as the reference lays its bank out."""
+    poses = np.stack([stored.features[stored.blocks.index(name)] for name in _POSE_BLOCKS[view]], axis=1)
+    return poses.reshape(-1, poses.shape[-1])
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report for a person."""
+    lines = [f"{'stage':<16} {'max abs':>10} {'max rel':>10}   worst picture"]
+    for name, stage in report["stages"].items():
+        mark = "ok  " if stage["pass"] else "FAIL"
+        lines.append(
+            f"{name:<16} {stage['max_abs']:>10.2e} {stage['max_rel']:>10.2e}   {mark} {stage['max_rel_image']}"
+        )
+    for what in ("class", "verdict", "order"):
+        faults = report[f"{what}_disagreements"]
+        lines.append(f"{what:<16} {len(faults)} disagreements" + (f", first: {faults[0]}" if faults else ""))
+    for name, origin in report["bank_features"].items():
+        lines.append(f"bank of {name}: {origin}")
+    verdict = "PARITY" if report["pass"] else "NO PARITY"
+    lines.append(f"{verdict} on {report['images']} pictures: {report['backend']} against PyTorch, {report['model']}")
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""Fixtures every test shares: a tiny real model, exported once, and small synthetic parts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real pictures and weights, where they lie beside the project."""
+    place = Path(os.environ.get("VISIONAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (place / "data").is_dir():
+        pytest.skip(f"no real pictures at {place} (set VISIONAD_SHARED)")
+    return place
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DeiT-Tiny with random weights, timm keys."""
+    timm = pytest.importorskip("timm", reason="exporting takes the export extra")
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    torch.manual_seed(7)
+    net = timm.create_model("deit_tiny_patch16_224", pretrained=False)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(net.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
+    """A model folder with a 4 x 4 patch grid: the real chain at a hundredth of the cost. Read only; copy it to change it."""
+    from visionad_export.exporter import export_model
+
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    export_model("deit_tiny_patch16_224", out, weights=tiny_weights, resize=72, crop=64, layers=(0, 1))
+    return out
+
+
+def part(seed: int, defect: bool = False, kind: str = "disc") -> NDArray[np.uint8]:
+    """A synthetic part, uint8 (96, 128, 3) BGR: a disc or a grid on a noisy ground, with a scratch if ``defect``."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(60, 90, (96, 128, 3), dtype=np.uint8)
+    if kind == "disc":
+        cv2.circle(image, (64 + int(rng.integers(-3, 4)), 48), 30, (200, 180, 160), -1)
+    else:
+        for x in range(0, 128, 16):
+            cv2.line(image, (x, 0), (x, 95), (20, 220, 40), 3)
+    if defect:
+        cv2.line(image, (50, 40), (80, 60), (0, 0, 255), 4)
+    return image
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> list[Path]:
+    """Four good parts as files."""
+    folder = tmp_path / "good"
+    folder.mkdir()
+    paths = [folder / f"{i:03d}.png" for i in range(4)]
+    for i, path in enumerate(paths):
+        cv2.imwrite(str(path), part(i))
+    return paths

@@ -1,0 +1,360 @@
+"""The bank's promises: all or nothing, nothing enrolled is ever lost, refuse what does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from visionad_runtime import bank as bank_module
+from visionad_runtime.artefacts import FeatureIdentity, PreprocessSpec, SupportImage
+from visionad_runtime.bank import UNDO_DEPTH, Bank, verify
+from visionad_runtime.errors import BankError, VisionADError
+from visionad_runtime.preprocess import bank_blocks
+
+VIEWS = ("original", "flip", "clamp")
+SPEC = PreprocessSpec(resize=72, crop=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+IDENTITY = FeatureIdentity(
+    backbone="toy", weights_sha256="ab" * 32, kind="vit", layers=(0, 1), patch=16, grid=2, dim=8,
+    class_token="fused", class_token_dim=5, pos_embed="none", preprocess=SPEC,
+)  # fmt: skip
+
+
+def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    x = rng.standard_normal(shape).astype(np.float32)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def picture(number: int) -> tuple[SupportImage, np.ndarray, np.ndarray]:
+    """Support picture ``number``: record, patch tokens (B, 1, P, D), class tokens (B, 1, Dc)."""
+    rng = np.random.default_rng(number)
+    blocks = len(bank_blocks(VIEWS))
+    return SupportImage(sha256=f"{number:064x}", source=f"{number}.png"), unit(rng, blocks, 1, 4, 8), unit(rng, blocks, 1, 5)
+
+
+def add(bank: Bank, name: str, *numbers: int) -> None:
+    images, features, tokens = zip(*map(picture, numbers), strict=True)
+    bank.add(name, images, np.concatenate(features, axis=1), np.concatenate(tokens, axis=1))
+
+
+def content(bank: Bank) -> dict[str, list[int]]:
+    """Class → numbers of its pictures, after checking that every tensor belongs to its picture."""
+    for c in bank.classes.values():
+        for k, image in enumerate(c.entry.images):
+            _, features, tokens = picture(int(image.sha256, 16))
+            np.testing.assert_array_equal(c.features[:, k], features[:, 0])
+            np.testing.assert_array_equal(c.class_tokens[:, k], tokens[:, 0])
+    return {n: [int(i.sha256, 16) for i in c.entry.images] for n, c in bank.classes.items()}
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Bank:
+    return Bank.open_or_new(tmp_path / "bank", IDENTITY, VIEWS)
+
+
+def test_enrolled_pictures_come_back_from_disk(bank: Bank) -> None:
+    add(bank, "bolt", 1, 2)
+    add(bank, "nut", 3)
+    add(bank, "bolt", 4)
+    again = Bank.open(bank.folder, IDENTITY)
+    assert content(again) == content(bank) == {"bolt": [1, 2, 4], "nut": [3]}
+    assert again.manifest.version == 3
+    verify(bank.folder)
+
+
+def test_view_rows_are_slices_not_copies(bank: Bank) -> None:
+    add(bank, "bolt", 1, 2)
+    loaded = bank.classes["bolt"]
+    for view in VIEWS:
+        rows = loaded.rows(view)
+        assert rows.shape == (6 * 2 * 4, 8)
+        assert np.shares_memory(rows, loaded.features)
+
+
+class BankMachine(RuleBasedStateMachine):
+    """Random changes against a plain dictionary; the folder is read anew after every step."""
+
+    @initialize()
+    def start(self) -> None:
+        import tempfile
+
+        self.root = Path(tempfile.mkdtemp())
+        self.bank = Bank.open_or_new(self.root / "bank", IDENTITY, VIEWS)
+        self.states: list[dict[str, list[int]]] = []
+        self.next = 0
+
+    def remember(self) -> None:
+        if self.bank.manifest.version:
+            self.states.append(content(self.bank))
+
+    @rule(name=st.sampled_from(["bolt", "nut", "Schraube/ä 1", ".."]), count=st.integers(1, 2))
+    def add(self, name: str, count: int) -> None:
+        self.remember()
+        add(self.bank, name, *range(self.next, self.next + count))
+        self.next += count
+
+    @precondition(lambda self: self.bank.classes)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        self.remember()
+        name = data.draw(st.sampled_from(sorted(self.bank.classes)))
+        images = self.bank.classes[name].entry.images
+        one = data.draw(st.sampled_from([i.sha256 for i in images])) if len(images) > 1 else None
+        self.bank.remove(name, one)
+
+    @precondition(lambda self: self.states)
+    @rule()
+    def undo(self) -> None:
+        before = self.bank.manifest.version
+        if len(self.states) <= UNDO_DEPTH:
+            Bank.undo(self.bank.folder)
+            self.bank.refresh()
+            assert content(self.bank) == self.states.pop()
+            assert self.bank.manifest.version == before + 1
+
+    @rule()
+    def reopen(self) -> None:
+        if self.bank.manifest.version:
+            self.bank = Bank.open(self.bank.folder, IDENTITY)
+
+    @invariant()
+    def disk_is_memory(self) -> None:
+        if getattr(self, "bank", None) is not None and self.bank.manifest.version:
+            assert content(Bank.open(self.bank.folder, IDENTITY)) == content(self.bank)
+            verify(self.bank.folder)
+
+    def teardown(self) -> None:
+        if hasattr(self, "root"):
+            shutil.rmtree(self.root)
+
+
+TestBankMachine = BankMachine.TestCase
+TestBankMachine.settings = settings(
+    max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_undo_steps_back_one_change_after_another_until_there_is_none(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    add(bank, "nut", 2)
+    bank.remove("bolt")
+    assert list(Bank.undo(bank.folder).classes) == ["bolt", "nut"]
+    assert list(Bank.undo(bank.folder).classes) == ["bolt"]
+    with pytest.raises(BankError, match="nothing to undo"):
+        Bank.undo(bank.folder)
+
+
+def test_old_versions_are_deleted_beyond_the_undo_depth(bank: Bank) -> None:
+    for number in range(UNDO_DEPTH + 5):
+        add(bank, "bolt", number)
+    assert len(list((bank.folder / "history").iterdir())) == UNDO_DEPTH + 1
+    assert len(list((bank.folder / "classes").iterdir())) == UNDO_DEPTH + 1
+    for _ in range(UNDO_DEPTH):
+        Bank.undo(bank.folder)
+    assert content(Bank.open(bank.folder))["bolt"] == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("weights_sha256", "cd" * 32), ("layers", (0, 1, 2)), ("preprocess", SPEC.model_copy(update={"crop": 48}))],
+)
+def test_a_bank_of_another_model_is_refused_naming_both(bank: Bank, field: str, value: object) -> None:
+    add(bank, "bolt", 1)
+    other = IDENTITY.model_copy(update={field: value})
+    with pytest.raises(BankError) as info:
+        Bank.open(bank.folder, other)
+    assert IDENTITY.describe() in str(info.value)
+    assert other.describe() in str(info.value)
+    assert field in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "manifest.json").write_text("{"), "not JSON"),
+        (lambda f: (f / "manifest.json").unlink(), "no manifest"),
+        (lambda f: (f / "manifest.json").write_text('{"format": "else"}'), "wanted format"),
+        (lambda f: (f / "manifest.json").write_text('{"format": "visionad-bank", "schema_version": 99}'), "schema_version"),
+        (lambda f: (f / "manifest.json").write_text('{"format": "visionad-bank", "schema_version": 1}'), "field version"),
+        (lambda f: next((f / "classes").iterdir()).unlink(), "cannot be read"),
+        (lambda f: _flip_byte(next((f / "classes").iterdir())), "damaged"),
+        (lambda f: os.truncate(next((f / "classes").iterdir()), 100), "damaged"),
+        (lambda f: os.truncate(next((f / "classes").iterdir()), 0), "damaged"),
+    ],
+)
+def test_a_damaged_bank_is_named(bank: Bank, damage: object, message: str) -> None:
+    add(bank, "bolt", 1)
+    damage(bank.folder)  # type: ignore[operator]
+    for read in (lambda: Bank.open(bank.folder, IDENTITY), lambda: verify(bank.folder)):
+        with pytest.raises(BankError, match=message) as info:
+            read()
+        assert "\n" not in str(info.value)
+        assert str(bank.folder) in str(info.value)
+
+
+def _flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_manifest_with_an_unknown_field_is_refused(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    path = bank.folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pickle": "x"}))
+    with pytest.raises(BankError, match="field pickle"):
+        Bank.open(bank.folder)
+
+
+def test_undo_repairs_a_damaged_newest_class_file(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    add(bank, "bolt", 2)
+    _flip_byte(bank.folder / bank.classes["bolt"].entry.file)
+    Bank.undo(bank.folder)
+    assert content(Bank.open(bank.folder)) == {"bolt": [1]}
+
+
+@pytest.mark.parametrize("name", ["", " ", "a ", "\t", "a\nb", "x" * 101, "a\x00"])
+def test_bad_class_names(bank: Bank, name: str) -> None:
+    with pytest.raises(BankError, match="class name"):
+        add(bank, name, 1)
+    assert not (bank.folder / "manifest.json").exists()
+
+
+def test_the_same_picture_twice_is_refused(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    for numbers in ((1,), (2, 2)):
+        with pytest.raises(BankError, match="enrolled already"):
+            add(bank, "bolt", *numbers)
+    add(bank, "nut", 1)  # another class may well have it
+    assert content(bank) == {"bolt": [1], "nut": [1]}
+
+
+def test_tensors_that_do_not_fit_are_refused(bank: Bank) -> None:
+    image, features, tokens = picture(1)
+    with pytest.raises(BankError, match="wanted float32 features"):
+        bank.add("bolt", [image], features[:, :, :3], tokens)
+    with pytest.raises(BankError, match="wanted float32 features"):
+        bank.add("bolt", [image], features.astype(np.float64), tokens)
+    with pytest.raises(BankError, match="NaN or Inf"):
+        bank.add("bolt", [image], np.full_like(features, np.nan), tokens)
+    assert not (bank.folder / "manifest.json").exists()
+
+
+def test_removing_what_is_not_there(bank: Bank) -> None:
+    add(bank, "bolt", 1, 2)
+    for name, image, message in (
+        ("nut", None, "no class 'nut'; it has 'bolt'"),
+        ("bolt", "ffff", "0 pictures match"),
+        ("bolt", "0000", "2 pictures match"),
+        ("bolt", "", "pictures match"),
+    ):
+        with pytest.raises(BankError, match=message):
+            bank.remove(name, image)
+    bank.remove("bolt", f"{1:064x}")
+    with pytest.raises(BankError, match="this one picture only"):
+        bank.remove("bolt", f"{2:064x}")
+
+
+def test_a_foreign_folder_is_not_taken_for_a_bank(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(BankError, match="not empty and no bank"):
+        Bank.open_or_new(tmp_path, IDENTITY, VIEWS)
+    with pytest.raises(BankError, match="found a file"):
+        Bank.open_or_new(tmp_path / "holiday.jpg", IDENTITY, VIEWS)
+
+
+def test_two_writers_lose_nothing(bank: Bank) -> None:
+    """Both opened the bank before either wrote: the lock makes the second take over what the first did."""
+    banks = [Bank.open_or_new(bank.folder, IDENTITY, VIEWS) for _ in range(4)]
+    threads = [threading.Thread(target=add, args=(b, f"class{i}", i)) for i, b in enumerate(banks)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert content(Bank.open(bank.folder)) == {f"class{i}": [i] for i in range(4)}
+
+
+def test_a_lock_held_too_long_is_said(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(bank, "bolt", 1)
+    monkeypatch.setattr(bank_module, "LOCK_SECONDS", 0.1)
+    with bank_module._locked(bank.folder), pytest.raises(BankError, match="being changed by another process"):
+        add(bank, "bolt", 2)
+    assert content(Bank.open(bank.folder)) == {"bolt": [1]}
+
+
+_WRITER = textwrap.dedent(
+    """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    import test_bank as t
+    import visionad_runtime.artefacts as a
+
+    # Die at the n-th step that touches the disk: before or after a write, an fsync, a rename.
+    left = int(sys.argv[2])
+    def guard(function):
+        def step(*args, **kwargs):
+            global left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return step
+    os.fsync = guard(os.fsync)
+    Path.replace = guard(Path.replace)
+    Path.unlink = guard(Path.unlink)
+    bank = t.Bank.open_or_new(Path(sys.argv[1]), t.IDENTITY, t.VIEWS)
+    t.add(bank, "bolt", 2)
+    """
+)
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["first enrolment", "second enrolment"])
+def test_kill_9_at_every_step_leaves_the_bank_before_or_after(tmp_path: Path, fresh: bool) -> None:
+    code = _WRITER.format(tests=str(Path(__file__).parent))
+    for step in range(40):
+        folder = tmp_path / str(step)
+        if not fresh:
+            add(Bank.open_or_new(folder, IDENTITY, VIEWS), "bolt", 1)
+        done = subprocess.run([sys.executable, "-c", code, str(folder), str(step)], capture_output=True, timeout=60)
+        if done.returncode == 0:
+            assert step > 5  # several points of death were really tried
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        before, after = ({}, {"bolt": [2]}) if fresh else ({"bolt": [1]}, {"bolt": [1, 2]})
+        survivor = Bank.open_or_new(folder, IDENTITY, VIEWS)
+        assert content(survivor) in (before, after)
+        add(survivor, "bolt", 9)  # and the bank goes on
+        assert content(Bank.open(folder))["bolt"][-1] == 9
+        assert not list(folder.rglob("*.safetensors.*.tmp")), "leftovers are tidied by the next change"
+    else:
+        pytest.fail("the writer never finished")
+
+
+def test_a_full_disk_changes_nothing(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))  # the kernel refuses to let a file grow, as on a full disk
+    try:
+        with pytest.raises(VisionADError, match="nothing was changed"):
+            add(bank, "bolt", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert content(Bank.open(bank.folder)) == content(bank) == {"bolt": [1]}
+    add(bank, "bolt", 2)
+    assert content(bank) == {"bolt": [1, 2]}

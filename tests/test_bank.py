@@ -41,7 +41,11 @@ def picture(number: int) -> tuple[SupportImage, np.ndarray, np.ndarray]:
     """Support picture ``number``: record, patch tokens (B, 1, P, D), class tokens (B, 1, Dc)."""
     rng = np.random.default_rng(number)
     blocks = len(bank_blocks(VIEWS))
-    return SupportImage(sha256=f"{number:064x}", source=f"{number}.png"), unit(rng, blocks, 1, 4, 8), unit(rng, blocks, 1, 5)
+    return (
+        SupportImage(sha256=f"{number:064x}", source=f"{number}.png"),
+        unit(rng, blocks, 1, 4, 8),
+        unit(rng, blocks, 1, 5),
+    )
 
 
 def add(bank: Bank, name: str, *numbers: int) -> None:
@@ -186,8 +190,14 @@ def test_a_bank_of_another_model_is_refused_naming_both(bank: Bank, field: str, 
         (lambda f: (f / "manifest.json").write_text("{"), "not JSON"),
         (lambda f: (f / "manifest.json").unlink(), "no manifest"),
         (lambda f: (f / "manifest.json").write_text('{"format": "else"}'), "wanted format"),
-        (lambda f: (f / "manifest.json").write_text('{"format": "visionad-bank", "schema_version": 99}'), "schema_version"),
-        (lambda f: (f / "manifest.json").write_text('{"format": "visionad-bank", "schema_version": 1}'), "field version"),
+        (
+            lambda f: (f / "manifest.json").write_text('{"format": "visionad-bank", "schema_version": 99}'),
+            "schema_version",
+        ),
+        (
+            lambda f: (f / "manifest.json").write_text('{"format": "visionad-bank", "schema_version": 1}'),
+            "field version",
+        ),
         (lambda f: next((f / "classes").iterdir()).unlink(), "cannot be read"),
         (lambda f: _flip_byte(next((f / "classes").iterdir())), "damaged"),
         (lambda f: os.truncate(next((f / "classes").iterdir()), 100), "damaged"),

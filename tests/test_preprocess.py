@@ -6,6 +6,7 @@ import io
 import itertools
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from visionad_runtime.artefacts import PreprocessSpec, ViewName
 torch = pytest.importorskip("torch", reason="the definitions of normalise and the poses are torch's")
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PILLOW = int(PIL.__version__.split(".")[0])
+"""From 13 on, one call takes a tall picture down first, then across; the method and all Pillows before go across first."""
 U8 = NDArray[np.uint8]
 
 
@@ -38,9 +41,10 @@ def pixels_of(height: int, width: int, kind: str = "noise", seed: int = 0) -> U8
 
 
 def by_pillow(rgb: U8, resize: int, crop: int) -> U8:
+    """Plain ``resize().crop()``, for even margins; odd ones are ``test_crop_is_torchvisions``."""
+    at = (resize - crop) // 2
+    assert resize - crop == 2 * at
     resized = Image.fromarray(rgb).resize((resize, resize), Image.Resampling.BILINEAR)
-    at = {0: (resize - crop) // 2, 1: None}[(resize - crop) % 2]
-    assert at is not None, "an odd margin is test_crop_is_torchvisions"
     return np.asarray(resized.crop((at, at, at + crop, at + crop)))
 
 
@@ -64,14 +68,14 @@ SHAPES = st.one_of(
 def test_resize_is_the_integer_oracle_and_pillow(
     shape: tuple[int, int], resize: int, margin: int, kind: str, seed: int
 ) -> None:
-    crop = max(8, resize - 2 * margin)
-    crop += (resize - crop) % 2
+    crop = resize - 2 * min(margin, (resize - 8) // 2)
     rgb = pixels_of(*shape, kind, seed)
     found = preprocess.resize_crop(rgb, spec_of(resize, crop))
     at = (resize - crop) // 2
     assert found.dtype == np.uint8 and found.shape == (crop, crop, 3)
     np.testing.assert_array_equal(found, pillow_bilinear(rgb, resize)[at : at + crop, at : at + crop])
-    np.testing.assert_array_equal(found, by_pillow(rgb, resize, crop))
+    if shape[0] <= shape[1] or PILLOW < 13:
+        np.testing.assert_array_equal(found, by_pillow(rgb, resize, crop))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,8 @@ def test_resize_is_the_integer_oracle_and_pillow(
         (5000, 1, 448, 392, "a column"),
         (448, 448, 448, 392, "nothing to resize"),
         (448, 100, 448, 392, "one pass has nothing to do"),
-        (449, 447, 448, 384, "almost nothing to resize"),
+        (449, 447, 448, 384, "almost nothing to resize; down first on Pillow 13"),
+        (2000, 300, 448, 392, "a tall strip; down first on Pillow 13"),
         (896, 1344, 448, 448, "whole factors, no crop"),
         (2048, 2448, 448, 392, "a line camera's five megapixels"),
     ],
@@ -160,6 +165,7 @@ def files() -> list[tuple[str, bytes, U8]]:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize(("mode", "data", "rgb"), files())
 def test_every_kind_of_file_becomes_pillows_rgb(mode: str, data: bytes, rgb: U8) -> None:
     with Image.open(io.BytesIO(data)) as image:

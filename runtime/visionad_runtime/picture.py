@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ FORMATS = (
     "WEBP",
     "PPM",
     "GIF",
-)  # an MPO is opened as a JPEG; Pillow has no reader of that name
+)  # JPEG opens MPO too; naming it is a KeyError
 MAX_PIXELS = 150_000_000
 """Larger pictures are refused before they are unpacked (a decompression bomb, or a scanner's raw sheet)."""
 MAX_FILE_BYTES = 1 << 30
@@ -75,14 +76,15 @@ def read_bytes(path: Path) -> bytes:
     """The file's bytes.
 
     Raises:
-        PictureError: missing, a folder, empty, larger than 1 GiB, or not permitted.
+        PictureError: missing, a folder or a pipe, empty, larger than 1 GiB, or not permitted.
     """
     try:
-        size = path.stat().st_size
-        if path.is_dir():
-            raise PictureError(f"{path}: wanted a picture, found a folder")
-        if size > MAX_FILE_BYTES:
-            raise PictureError(f"{path}: {size >> 20} MiB is larger than any picture this program reads (1 GiB)")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would hang the line, a device would fill its memory
+            kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device"
+            raise PictureError(f"{path}: wanted a picture, found a {kind}")
+        if status.st_size > MAX_FILE_BYTES:
+            raise PictureError(f"{path}: {status.st_size >> 20} MiB is larger than any picture this program reads (1 GiB)")
         data = path.read_bytes()
     except OSError as exc:
         raise PictureError(f"{path}: cannot be read: {exc.strerror or exc}") from None
@@ -96,7 +98,8 @@ def read_bytes(path: Path) -> bytes:
 def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8:
     """Decode a picture file's bytes to RGB (method, section 1).
 
-    EXIF rotation is not applied; alpha is dropped, palette and grey are expanded as Pillow's ``convert("RGB")`` does.
+    EXIF rotation is not applied (only TIFF's own Orientation tag is, by Pillow as by OpenCV); alpha is dropped, palette and
+    grey are expanded as Pillow's ``convert("RGB")`` does.
 
     Args:
         data: the file's content (PNG, JPEG, BMP, TIFF, WebP, PPM or single-frame GIF).
@@ -120,6 +123,8 @@ def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8
                     if bit_depth is not None:
                         raise PictureError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds 8 bits")
                     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+                if bit_depth is not None:
+                    image.load()  # finds damage quietly; OpenCV's decoders also write to stderr about it
     except PictureError:
         raise
     except Image.DecompressionBombError:
@@ -164,9 +169,10 @@ def _is_deep(image: Image.Image) -> bool:
     tile = getattr(image, "tile", None)  # only file-backed pictures have it
     args = tile[0].args if tile else ()
     args = args if isinstance(args, tuple) else (args,)
-    return any(
-        (isinstance(a, str) and ";16" in a) or (isinstance(a, int) and image.format == "PPM" and a > 255) for a in args
-    )
+    if image.format == "PPM":
+        return any(isinstance(a, int) and a > 255 for a in args)
+    # of PNG only: a BMP's "BGR;16" is 16 bits a pixel, 5 or 6 a channel
+    return image.format == "PNG" and any(isinstance(a, str) and ";16" in a for a in args)
 
 
 def _decode_deep(data: bytes, label: str | Path, bit_depth: int) -> RGB8:
@@ -174,7 +180,10 @@ def _decode_deep(data: bytes, label: str | Path, bit_depth: int) -> RGB8:
 
     if not 9 <= bit_depth <= 16:
         raise PictureError(f"{label}: bit depth {bit_depth} is not in 9..16")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as exc:
+        raise PictureError(f"{label}: damaged or truncated picture ({exc.err})") from None
     if pixels is None or pixels.dtype != np.uint16:
         raise PictureError(
             f"{label}: only unsigned 16-bit files can be read with a bit depth; save it as 16-bit PNG or TIFF"

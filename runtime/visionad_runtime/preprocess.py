@@ -1,7 +1,7 @@
 """RGB picture → what the backbone eats: resize, crop, normalise; the three views and the poses of support pictures.
 
-Method, sections 1 and 3. The resize *is* Pillow's (fixed-point bilinear with antialiasing), so it is bit-identical to the
-reference by construction; ``docs/formats.md`` spells out its arithmetic for other implementers.
+Method, sections 1 and 3. The resize *is* Pillow's (fixed-point bilinear with antialiasing; across, then down), so it is
+bit-identical to the reference by construction; ``docs/formats.md`` and ``tests/oracles.py`` spell out its arithmetic for others.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ def crop_offset(spec: PreprocessSpec) -> int:
 
 
 def resize_crop(rgb: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) RGB of any size → uint8 (crop, crop, 3), bit-identical to Pillow's resize and centre crop."""
-    resized = Image.fromarray(rgb).resize((spec.resize, spec.resize), Image.Resampling.BILINEAR)
+    """uint8 (H, W, 3) RGB of any size → uint8 (crop, crop, 3), bit-identical to Pillow's resize and centre crop.
+
+    One pass a call: from Pillow 13 on, a single call takes tall pictures down first, then across, which is another function.
+    """
+    across = Image.fromarray(rgb).resize((spec.resize, rgb.shape[0]), Image.Resampling.BILINEAR)
+    resized = across.resize((spec.resize, spec.resize), Image.Resampling.BILINEAR)
     at = crop_offset(spec)
     return np.asarray(resized)[at : at + spec.crop, at : at + spec.crop]
 

@@ -14,7 +14,11 @@ TILE_ROWS = 8192
 
 
 class Neighbours(NamedTuple):
-    """``distance`` float32 (Q,) in 0..2 and ``row`` int64 (Q,) of the nearest bank row, lowest index on a tie."""
+    """``distance`` float32 (Q,), 0..2 up to rounding, and ``row`` int64 (Q,), the nearest bank row.
+
+    Of rows whose float32 scores are equal the lowest index is taken. Equal rows can have scores an ulp apart, because a
+    matrix product treats the edges of its blocks differently: then it is any of them, at the same distance.
+    """
 
     distance: NDArray[np.float32]
     row: NDArray[np.int64]
@@ -24,7 +28,8 @@ def nearest(queries: NDArray[np.float32], bank: NDArray[np.float32]) -> Neighbou
     """Cosine distance ``1 - max_rows cos(q, row)`` of each query (method, section 4).
 
     The score matrix is never held beyond one tile. The winner found by the float32 product is scored again in float64, so
-    the distance does not depend on how the product was blocked or threaded.
+    the distance does not depend on how the product was blocked or threaded, unless two rows are within float32 rounding
+    of each other (about 1e-7): then it is the distance of either.
 
     Args:
         queries: float32 (Q, D), unit rows.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import picture
-from ..artefacts import Calibration, ModelManifest, SupportImage, sha256_bytes
+from ..artefacts import Calibration, ModelManifest
 from ..bank import Bank, check_class_name
 from ..calibrate import calibrate_class, conformal_threshold
 from ..errors import PictureError, VisionADError
@@ -81,13 +80,7 @@ class RuntimeJudge:
 
     def enrol(self, class_name: str, paths: Sequence[Path], step: Step) -> None:
         """See :class:`Judge`."""
-        supports, encoded = [], []
-        for path in paths:
-            data = picture.read_bytes(path)
-            supports.append(SupportImage(sha256=sha256_bytes(data), source=str(path.absolute())))
-            encoded.append(self._inspector.encode_support(picture.decode(data, path, self._bit_depth)))
-            step()
-        self._inspector.enroll_encoded(class_name, supports, encoded)
+        self._inspector.enroll_files(check_class_name(class_name), paths, bit_depth=self._bit_depth, step=step)
 
     def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
         """See :class:`Judge`."""
@@ -181,7 +174,12 @@ class ReferenceJudge:
         for path in paths:
             try:
                 picture.load(path)  # the same words for the same fault, whoever inspects
-                matched = self._route(path) if class_name is None else check_class_name(class_name)
+                known = True
+                if class_name is None:
+                    route = self._reference.route(path, self._banks)
+                    matched, known = route.nearest, not route.unknown
+                else:
+                    matched = check_class_name(class_name)
                 result = self._reference.inspect(path, self._banks[matched])
             except PictureError as exc:
                 yield exc
@@ -189,11 +187,6 @@ class ReferenceJudge:
             except self._ref.PictureError as exc:
                 yield PictureError(str(exc))
                 continue
-            threshold = self._thresholds.get(matched, math.nan)
-            verdict: Verdict = "unknown" if math.isnan(threshold) else "anomalous" if result.score > threshold else "ok"
-            yield Seen(path, result.score, result.anomaly_map, matched, verdict)
-
-    def _route(self, path: Path) -> str:
-        view = self._ref.VIEWS[self.views[0]]
-        token = self._reference.encode(view(self._reference.preprocess(path))[None])[1][0]
-        return str(self._ref.route(token, self._banks).nearest)
+            threshold = self._thresholds.get(matched) if known else None
+            verdict: Verdict = "unknown" if threshold is None else "anomalous" if result.score > threshold else "ok"
+            yield Seen(path, result.score, result.anomaly_map, matched if known else None, verdict)

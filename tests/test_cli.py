@@ -1,0 +1,278 @@
+"""The command as a user meets it: output, exit status, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import part
+from visionad_runtime.cli import run
+
+
+@pytest.fixture
+def bank(tiny_model: Path, good: list[Path], tmp_path: Path) -> Path:
+    folder = tmp_path / "bank"
+    assert run(["bank", "add", str(tiny_model), str(folder), "--class", "disc", *map(str, good[:2])]) == 0
+    return folder
+
+
+def test_predict_json_lines_in_input_order(
+    tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.png").write_bytes(good[0].read_bytes()[:200])
+    paths = [good[3], tmp_path / "broken.png", tmp_path / "none.png", good[2]]
+    outputs = []
+    for batch in ("1", "3", "7"):
+        capsys.readouterr()
+        status = run(["predict", str(tiny_model), str(bank), *map(str, paths), "--json", "--batch", batch])
+        assert status == 2  # two files could not be read
+        outputs.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    rows = outputs[0]
+    assert [r["image"] for r in rows] == list(map(str, paths))
+    assert "truncated" in rows[1]["error"] and "cannot be read" in rows[2]["error"]
+    assert set(rows[0]) == {
+        "image", "class", "class_source", "class_margin", "score", "threshold", "verdict", "bank_version", "regions", "timings_ms",
+    }  # fmt: skip
+    assert rows[0]["verdict"] == "unknown" and rows[0]["threshold"] is None  # not calibrated
+    assert set(rows[0]["timings_ms"]) == {"decode", "preprocess", "engine", "route", "search", "map", "total"}
+    for other in outputs[1:]:
+        assert [{**r, "timings_ms": 0} for r in other] == [{**r, "timings_ms": 0} for r in rows]
+
+
+def test_maps_and_overlays_are_named_after_the_path_below_the_argument(
+    tiny_model: Path, bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "a").mkdir(parents=True)
+    cv2.imwrite(str(folder / "a" / "x.png"), part(1))
+    cv2.imwrite(str(folder / "y.jpg"), part(2))
+    maps, overlays = tmp_path / "maps", tmp_path / "overlays"
+    common = [str(tiny_model), str(bank), "--class", "disc"]
+    assert run(["predict", *common, str(folder), "--maps", str(maps), "--overlays", str(overlays), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert sorted(p.relative_to(maps).as_posix() for p in maps.rglob("*.*")) == ["a/x.npy", "y.npy"]
+    assert sorted(p.relative_to(overlays).as_posix() for p in overlays.rglob("*.*")) == ["a/x.png", "y.png"]
+    saved = np.load(maps / "a" / "x.npy", allow_pickle=False)
+    assert (saved.shape, saved.dtype) == ((256, 256), np.float32)
+    assert np.sort(saved.ravel())[-655:].astype(np.float64).mean() == pytest.approx(rows[0]["score"], rel=1e-6)
+
+    before = {p: p.read_bytes() for p in maps.rglob("*.npy")}
+    cv2.imwrite(str(folder / "a" / "x.bmp"), part(3))
+    assert run(["predict", *common, str(folder), "--maps", str(maps)]) == 2
+    assert "written twice" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in maps.rglob("*.npy")} == before  # an error before any work
+
+
+def test_calibrated_verdicts_for_people(
+    tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["calibrate", str(tiny_model), str(bank), "--class", "disc", str(good[0].parent)]
+    assert run(args) == 2
+    assert "takes at least 99 good pictures" in capsys.readouterr().err
+    assert run([*args, "--max-false-reject", "0.25"]) == 0
+    assert "confidence" in capsys.readouterr().out
+    cv2.imwrite(str(tmp_path / "bad.png"), np.zeros((96, 128, 3), np.uint8))
+    assert run(["predict", str(tiny_model), str(bank), "--class", "disc", str(good[2]), str(tmp_path / "bad.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ok ") and lines[1].startswith("anomalous ")
+    assert lines[2] == "1 anomalous  1 ok"
+
+
+def test_bank_commands(bank: Path, tiny_model: Path, good: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bank", "add", str(tiny_model), str(bank), "--class", "nut", str(good[3])]) == 0
+    assert run(["bank", "verify", str(bank)]) == 0
+    capsys.readouterr()
+    assert run(["bank", "info", str(bank), "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert (info["version"], info["classes"]["disc"]["shots"], info["classes"]["nut"]["shots"]) == (2, 2, 1)
+    assert run(["bank", "info", str(bank)]) == 0
+    assert "disc: 2 shots" in capsys.readouterr().out
+    sha = info["classes"]["disc"]["images"][0]["sha256"]
+    assert run(["bank", "remove", str(bank), "--class", "disc", "--image", sha[:8]]) == 0
+    assert run(["bank", "remove", str(bank), "--class", "nut"]) == 0
+    assert run(["bank", "undo", str(bank)]) == 0
+    assert "version 5" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_shots_and_seed_choose(
+    tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from visionad_runtime.support import choose_support
+
+    folder = str(good[0].parent)
+    for name, extra, expected in (("a", [], [0, 1]), ("b", ["--seed", "3"], choose_support(4, 2, 3))):
+        args = [
+            "bank",
+            "add",
+            str(tiny_model),
+            str(tmp_path / "k"),
+            "--class",
+            name,
+            folder,
+            "--shots",
+            "2",
+            "--json",
+            *extra,
+        ]
+        assert run(args) == 0
+        capsys.readouterr()
+        assert run(["bank", "info", str(tmp_path / "k"), "--json"]) == 0
+        images = json.loads(capsys.readouterr().out)["classes"][name]["images"]
+        assert [Path(i["source"]) for i in images] == [good[i] for i in expected]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nonsense"], "No such command"),
+        (["predict"], "Missing argument"),
+        (["predict", "{model}"], "Missing argument"),
+        (["predict", "{model}", "{bank}", "{good}", "--batch", "0"], "batch"),
+        (["predict", "{nowhere}", "{bank}", "{good}"], "does not exist"),
+        (["predict", "{model}", "{nowhere}", "{good}"], "bank .* does not exist"),
+        (["predict", "{bank}", "{model}", "{good}"], "wanted format"),
+        (["predict", "{model}", "{bank}", "{good}", "--class", "nut"], "no class 'nut'; it has 'disc'"),
+        (["predict", "{model}", "{bank}", "{good}", "--backend", "abacus"], "abacus"),
+        (["predict", "{model}", "{bank}", "{good}", "--views", "sepia"], "views sepia"),
+        (["predict", "{model}", "{bank}", "{empty}"], "holds no picture"),
+        (["bank", "add", "{model}", "{bank}", "--class", "disc", "{good}"], "enrolled already"),
+        (["bank", "add", "{model}", "{bank}", "--class", "x", "{good}", "{good}"], "same picture"),
+        (["bank", "add", "{model}", "{bank}", "--class", " ", "{good}"], "class name"),
+        (["bank", "add", "{model}", "{bank}", "--class", "x", "{good}", "--shots", "2"], "only 1 pictures"),
+        (["bank", "add", "{model}", "{bank}", "--class", "x", "{good}", "--seed", "2"], "--shots"),
+        (["bank", "add", "{model}", "{bank}", "--class", "x", "{text}"], "no picture of a known format"),
+        (["bank", "add", "{model}", "{bank}", "--class", "x", "{empty}"], "holds no picture"),
+        (["bank", "add", "{model}", "{folder}", "--class", "x", "{good}"], "not empty and no bank"),
+        (["bank", "info", "{nowhere}"], "does not exist"),
+        (["bank", "undo", "{bank}"], "nothing to undo"),
+        (["bank", "remove", "{bank}", "--class", "x"], "no class 'x'"),
+        (["calibrate", "{model}", "{bank}", "--class", "x", "{good}"], "no class 'x'"),
+        (["export", "--out", "{nowhere}"], "--backbone"),
+        (["export", "--backbone", "resnet_of_my_dreams", "--out", "{nowhere}"], "unknown backbone"),
+        (["demo", "--out", "{folder}"], "holds other things"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    args: list[str], message: str, tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path
+) -> None:
+    import re
+
+    folder = tmp_path / "folder"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "text.png").write_text("not a picture")
+    names = {
+        "model": tiny_model, "bank": bank, "good": good[0], "nowhere": tmp_path / "nowhere",
+        "empty": folder / "empty", "text": folder / "text.png", "folder": folder,
+    }  # fmt: skip
+    from contextlib import redirect_stderr, redirect_stdout
+    from io import StringIO
+
+    out, err = StringIO(), StringIO()
+    before = sorted((p, p.stat().st_mtime_ns) for p in bank.rglob("*.*") if p.is_file())
+    with redirect_stdout(out), redirect_stderr(err):
+        status = run([a.format(**names) for a in args])
+    lines = err.getvalue().splitlines()
+    assert status == 2
+    assert len(lines) == 1, lines
+    assert re.search(message, lines[0]), lines[0]
+    assert not (tmp_path / "nowhere").exists()
+    assert sorted((p, p.stat().st_mtime_ns) for p in bank.rglob("*.*") if p.is_file()) == before
+
+
+def visionad(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    code = "from visionad_runtime.cli import main; main()"
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs
+    )
+
+
+def test_foreign_and_damaged_artefacts_by_process(
+    tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path
+) -> None:
+    model = tmp_path / "damaged"
+    shutil.copytree(tiny_model, model)
+    with open(model / "backbone.onnx", "r+b") as f:
+        f.truncate(1000)
+    done = visionad("predict", model, bank, good[0])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "damaged" in done.stderr
+    for name in bank.glob("classes/*"):
+        name.write_bytes(b"x")
+    done = visionad("predict", tiny_model, bank, good[0])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "damaged" in done.stderr and "undo" in done.stderr
+
+
+def test_no_progress_bar_in_a_pipe_and_a_reader_may_leave(tiny_model: Path, bank: Path, good: list[Path]) -> None:
+    done = visionad("predict", tiny_model, bank, good[0].parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    code = f"{sys.executable} -c 'from visionad_runtime.cli import main; main()' predict {tiny_model} {bank} {good[0].parent}"
+    piped = subprocess.run(
+        f"set -o pipefail; {code} | head -n 1", shell=True, executable="/bin/bash", capture_output=True, text=True
+    )
+    assert "Traceback" not in piped.stderr
+    assert piped.stdout.startswith("unknown")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_an_unwritable_folder(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        done = visionad("bank", "add", tiny_model, tmp_path / "bank", "--class", "x", good[0])
+    finally:
+        tmp_path.chmod(0o700)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+def test_a_place_that_is_a_file(tiny_model: Path, good: list[Path], bank: Path) -> None:
+    for args in (
+        ["bank", "add", tiny_model, good[0] / "bank", "--class", "x", good[1]],
+        ["predict", tiny_model, bank, good[0], "--maps", good[0]],
+        ["predict", tiny_model, bank, good[0], "--overlays", good[0]],
+    ):
+        done = visionad(*args)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), (args, done.stderr)
+
+
+def test_doctor(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json", "--model", str(tiny_model)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["chosen"] == "onnxruntime-cpu"
+    assert report["self_test"].startswith("self-test passed")
+    assert run(["doctor"]) == 0
+    assert "Backend  onnxruntime-cpu" in capsys.readouterr().out
+
+
+def test_parity(
+    tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from visionad_runtime.bank import Bank
+
+    cv2.imwrite(str(tmp_path / "bad.png"), part(5, defect=True))
+    paths = [str(good[0].parent), str(tmp_path / "bad.png")]
+    assert run(["parity", str(tiny_model), str(bank), *paths, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["pass"] is True
+    assert set(report["stages"]) == {
+        "bank features", "preprocess", "patch features", "class token", "distances", "map", "score",
+    }  # fmt: skip
+    assert report["stages"]["preprocess"]["max_abs"] == 0
+    assert all(s["max_rel"] <= 1e-4 and s["max_rel_image"] for s in report["stages"].values())
+
+    # It must be able to fail: a bank whose rows are not what the reference computes.
+    stored = Bank.open(bank)
+    right = stored.classes["disc"]
+    stored.remove("disc")
+    stored.add("disc", right.entry.images, np.roll(right.features, 1, axis=-1), right.class_tokens)
+    assert run(["parity", str(tiny_model), str(bank), *paths, "--class", "disc", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["pass"] is False
+    assert not report["stages"]["bank features"]["pass"] and not report["stages"]["score"]["pass"]
+    assert report["stages"]["patch features"]["pass"]

@@ -1,0 +1,242 @@
+"""The chain as users call it: same result however it is called, live enrolment, self-test, calibration."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import part
+from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError
+from visionad_runtime.calibrate import calibrate_class
+from visionad_runtime.inspector import Result
+
+
+@pytest.fixture
+def inspector(tiny_model: Path, tmp_path: Path) -> Inspector:
+    opened = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
+    opened.enroll("disc", [part(0), part(1)])
+    opened.enroll("grid", [part(0, kind="grid")])
+    return opened
+
+
+def same(a: Result, b: Result) -> bool:
+    """Bit for bit, timings aside."""
+    return a.to_dict("") | {"timings_ms": 0} == b.to_dict("") | {"timings_ms": 0} and np.array_equal(
+        a.anomaly_map, b.anomaly_map
+    )
+
+
+def test_result_does_not_depend_on_batch_or_order(inspector: Inspector) -> None:
+    pictures = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(7)]
+    alone = [inspector.inspect(p) for p in pictures]
+    for batch in (2, 3, 7):
+        together = [r for i in range(0, 7, batch) for r in inspector.inspect_batch(pictures[i : i + batch])]
+        assert all(map(same, alone, together))
+    assert all(map(same, reversed(alone), inspector.inspect_batch(pictures[::-1])))
+
+
+def test_result_does_not_depend_on_threads(inspector: Inspector, tiny_model: Path) -> None:
+    assert inspector.bank is not None
+    two = Inspector.open(tiny_model, inspector.bank.folder, threads=2)
+    for i in range(4):
+        a, b = inspector.inspect(part(i, defect=True)), two.inspect(part(i, defect=True))
+        assert abs(a.score - b.score) <= 1e-5
+        np.testing.assert_allclose(a.anomaly_map, b.anomaly_map, atol=1e-5)
+        assert (a.class_name, a.verdict) == (b.class_name, b.verdict)
+
+
+def test_many_threads_share_one_inspector(inspector: Inspector) -> None:
+    pictures = [part(i, defect=True) for i in range(6)]
+    alone = [inspector.inspect(p) for p in pictures]
+    found: dict[int, Result] = {}
+
+    def work(i: int) -> None:
+        found[i] = inspector.inspect(pictures[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(same(alone[i], found[i]) for i in range(6))
+
+
+def test_colour_orders(inspector: Inspector) -> None:
+    bgr = part(3, defect=True)
+    assert same(inspector.inspect(bgr), inspector.inspect(np.ascontiguousarray(bgr[:, :, ::-1]), colour="rgb"))
+    grey = bgr[:, :, 0]
+    assert same(inspector.inspect(grey), inspector.inspect(np.repeat(grey[:, :, None], 3, axis=2)))
+
+
+def test_a_file_and_its_pixels_give_the_same(inspector: Inspector, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "p.png"), part(5, defect=True))
+    (one,) = inspector.inspect_files([tmp_path / "p.png"])
+    assert one.result is not None
+    assert same(one.result, inspector.inspect(part(5, defect=True)))
+
+
+def test_an_enrolled_picture_has_distance_zero_in_all_poses(inspector: Inspector) -> None:
+    for turned in (part(0), part(0)[::-1].copy(), part(0)[:, ::-1].copy()):
+        result = inspector.inspect(turned, class_name="disc")
+        assert result.anomaly_map.max() < 1e-4  # flips of the picture are flips of the resized one up to rounding
+    assert inspector.inspect(part(0, defect=True), class_name="disc").score > 0.01
+
+
+def test_enrolment_is_live_and_on_disk(inspector: Inspector, tiny_model: Path) -> None:
+    assert inspector.bank is not None
+    before = inspector.inspect(part(9, defect=True), class_name="disc")
+    version = inspector.enroll("disc", [part(9, defect=True)])
+    after = inspector.inspect(part(9, defect=True), class_name="disc")
+    assert (after.score, after.bank_version) == (pytest.approx(0, abs=1e-5), version)
+    assert before.score > after.score
+    assert same(
+        after,
+        Inspector.open(tiny_model, inspector.bank.folder, threads=1).inspect(part(9, defect=True), class_name="disc"),
+    )
+
+
+def test_a_failed_enrolment_changes_nothing(inspector: Inspector) -> None:
+    assert inspector.bank is not None
+    version = inspector.bank.manifest.version
+    for bad, error in (
+        ([part(7), part(7).astype(np.float32) / 255], PictureError),
+        ([part(0)], BankError),  # enrolled already
+        ([], BankError),
+    ):
+        with pytest.raises(error):
+            inspector.enroll("disc", bad)
+    assert inspector.bank.manifest.version == version
+
+
+def test_routing_finds_the_class_and_knows_a_stranger(inspector: Inspector) -> None:
+    disc, grid = inspector.inspect(part(20)), inspector.inspect(part(20, kind="grid"))
+    assert (disc.class_name, disc.class_source, grid.class_name) == ("disc", "routed", "grid")
+    assert disc.class_margin is not None and disc.class_margin > 0
+    given = inspector.inspect(part(20), class_name="disc")
+    assert (given.class_source, given.class_margin) == ("given", None)
+    np.testing.assert_array_equal(given.anomaly_map, disc.anomaly_map)
+
+
+def test_the_golden_picture_is_a_stranger(inspector: Inspector, tiny_model: Path) -> None:
+    from visionad_runtime.inspector import read_golden
+
+    image = read_golden(tiny_model)["image"]
+    padded = cv2.copyMakeBorder(
+        image, 4, 4, 4, 4, cv2.BORDER_REPLICATE
+    )  # 72 x 72: the crop gives the golden picture back
+    result = inspector.inspect(padded, colour="rgb")
+    assert (result.class_name, result.class_source, result.verdict) == (None, "unknown", "unknown")
+    assert np.isfinite(result.score)
+
+
+def test_views_can_be_chosen(inspector: Inspector, tiny_model: Path) -> None:
+    assert inspector.bank is not None
+    folder = inspector.bank.folder
+    maps = [
+        Inspector.open(tiny_model, folder, threads=1, views=[v]).inspect(part(4), class_name="disc").anomaly_map
+        for v in ("original", "flip", "clamp")
+    ]
+    whole = inspector.inspect(part(4), class_name="disc").anomaly_map
+    np.testing.assert_allclose(sum(maps), whole, atol=1e-6)
+    for bad in (["sepia"], [], ["flip", "flip"]):
+        with pytest.raises(VisionADError, match="views"):
+            Inspector.open(tiny_model, folder, views=bad)
+
+
+def test_nothing_enrolled_or_unknown_class(tiny_model: Path, tmp_path: Path, inspector: Inspector) -> None:
+    with pytest.raises(BankError, match="no class yet"):
+        Inspector.open(tiny_model, tmp_path / "new").inspect(part(0))
+    with pytest.raises(BankError, match="no class 'nut'; it has 'disc', 'grid'"):
+        inspector.inspect(part(0), class_name="nut")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_flipped_weight_bit_is_caught(tiny_model: Path, tmp_path: Path) -> None:
+    """Digest first; and when somebody has fixed the digest up, the golden picture."""
+    from visionad_runtime.artefacts import sha256_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    onnx = model / "backbone.onnx"
+    data = bytearray(onnx.read_bytes())
+    block = len(data) // 2 // 4 * 4
+    data[block : block + 4000] = np.random.default_rng(0).standard_normal(1000).astype(np.float32).tobytes()
+    onnx.write_bytes(data)
+    with pytest.raises(ModelError, match=r"backbone\.onnx is damaged"):
+        Inspector.open(model)
+    manifest = model / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(sha256_file(tiny_model / "backbone.onnx"), sha256_file(onnx)))
+    with pytest.raises(ModelError, match=r"self-test .* failed|cannot be loaded"):
+        Inspector.open(model)
+
+
+def test_a_truncated_or_missing_model(tiny_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "golden.safetensors").unlink()
+    with pytest.raises(ModelError, match="golden"):
+        Inspector.open(model)
+    with pytest.raises(ModelError, match="does not exist"):
+        Inspector.open(tmp_path / "none")
+    with pytest.raises(ModelError, match=r"no manifest\.json"):
+        Inspector.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), "x", None]
+)
+def test_arrays_that_are_no_pictures(inspector: Inspector, bad: object) -> None:
+    with pytest.raises(PictureError):
+        inspector.inspect(bad)  # type: ignore[arg-type]
+
+
+def test_calibration_never_compares_a_picture_with_itself(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
+    inspector = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
+    inspector.enroll_files("disc", good[:2])
+    done = calibrate_class(inspector, "disc", good, 0.25)
+    assert done.record.method == "leave-one-out+held-out"
+    fresh = Inspector.open(tiny_model, tmp_path / "without", threads=1)
+    fresh.enroll_files("disc", good[1:2])
+    expected = fresh.inspect(cv2.imread(str(good[0])), class_name="disc").score
+    assert done.record.scores[0] == expected  # support 0 was scored as if it had not been enrolled
+    assert min(done.record.scores) > 1e-3
+    result = inspector.inspect(part(0, defect=True), class_name="disc")
+    assert result.threshold == done.threshold.value == max(done.record.scores)
+    assert result.verdict == ("anomalous" if result.score > done.threshold.value else "ok")
+
+
+def test_the_only_support_is_passed_over(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
+    inspector = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
+    inspector.enroll_files("disc", good[:1])
+    done = calibrate_class(inspector, "disc", good, 0.25)
+    assert (done.skipped, done.record.normals, done.record.method) == ((str(good[0]),), 3, "held-out")
+    with pytest.raises(VisionADError, match=r"takes at least 4 good pictures .* found 3"):
+        calibrate_class(inspector, "disc", good, 0.2)
+    with pytest.raises(VisionADError, match="same picture"):
+        calibrate_class(inspector, "disc", [*good, good[1]], 0.2)
+
+
+def test_a_threshold_holds_for_its_supports_and_views_only(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
+    inspector = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
+    inspector.enroll_files("disc", good[:1])
+    calibrate_class(inspector, "disc", good[1:], 0.25)
+    assert inspector.inspect(part(8), class_name="disc").threshold is not None
+    one_view = Inspector.open(tiny_model, tmp_path / "bank", threads=1, views=["original"])
+    assert one_view.inspect(part(8), class_name="disc").verdict == "unknown"
+    inspector.enroll("disc", [part(8)])
+    assert inspector.inspect(part(8), class_name="disc").threshold is None
+
+
+def test_lean_import_brings_no_torch() -> None:
+    code = (
+        "import sys; import visionad_runtime.cli; from visionad_runtime import Inspector;"
+        "heavy = {'torch', 'timm', 'onnx', 'onnxscript', 'sklearn', 'scipy', 'matplotlib', 'pandas'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,30 @@
+"""In the lean environment: nothing heavy can be imported, the import is quick, and the verdicts are the full install's."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LIMIT_SECONDS = 0.5
+
+for heavy in ("torch", "timm", "onnx", "onnxscript", "scipy", "sklearn", "matplotlib", "export", "runtime"):
+    assert importlib.util.find_spec(heavy) is None, f"{heavy} is importable in the lean install"
+
+code = "from visionad_runtime import Inspector"
+times = []
+for _ in range(7):
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    times.append(time.perf_counter() - start)
+print(f"lean import, Python's own start included: best {min(times):.2f} s, worst {max(times):.2f} s")
+assert min(times) < LIMIT_SECONDS
+
+full, lean = ([json.loads(line) for line in Path(p).read_text().splitlines()] for p in sys.argv[1:3])
+assert len(full) == len(lean) > 0
+for a, b in zip(full, lean, strict=True):
+    assert Path(a["image"]).name == Path(b["image"]).name
+    assert (a["class"], a["verdict"]) == (b["class"], b["verdict"]), (a, b)
+    assert abs(a["score"] - b["score"]) <= 1e-5, (a["score"], b["score"])
+print(f"lean predict: {len(lean)} pictures, verdicts and scores as in the full install")

@@ -1,0 +1,7 @@
+PYTHON ?= python3
+
+.PHONY: demo test
+demo:
+	$(PYTHON) run.py demo
+test:
+	$(PYTHON) run.py test

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Set up and run the project with nothing but python3 and pip: `python3 run.py demo` or `python3 run.py test`.
+
+Everything goes into the folder .venv beside this file. `make demo` and `make test` call this script.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
+PYTHON = BIN / "python"
+
+
+def install(extras: str) -> None:
+    """Make .venv and install the project with ``extras``, unless that has been done for this pyproject.toml."""
+    stamp = VENV / "installed"
+    wanted = f"{extras} {hashlib.sha256((ROOT / 'pyproject.toml').read_bytes()).hexdigest()}"
+    if stamp.is_file() and wanted in stamp.read_text().splitlines():
+        return
+    print(
+        f"installing visionad[{extras}] into {VENV} (PyTorch is large: this takes some minutes the first time)",
+        flush=True,
+    )
+    if not PYTHON.exists():
+        venv.create(VENV, with_pip=True)
+    call(PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", f"{ROOT}[{extras}]")
+    with stamp.open("a") as f:
+        f.write(wanted + "\n")
+
+
+def call(*command: object) -> None:
+    """Run a command in the project's folder; end with its status if it fails."""
+    status = subprocess.run([str(c) for c in command], cwd=ROOT).returncode
+    if status:
+        sys.exit(status)
+
+
+def demo(arguments: list[str]) -> None:
+    """The main job end to end."""
+    install("export")
+    call(BIN / "visionad", "demo", *arguments)
+
+
+def test(arguments: list[str]) -> None:
+    """Lint, types, tests."""
+    install("export,eval,dev")
+    call(PYTHON, "-m", "ruff", "check", ".")
+    call(PYTHON, "-m", "ruff", "format", "--check", ".")
+    call(PYTHON, "-m", "mypy")
+    call(PYTHON, "-m", "pytest", *arguments)
+
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 11):
+        sys.exit(f"run.py: wanted Python 3.11 or newer, found {sys.version.split()[0]}")
+    commands = {"demo": demo, "test": test}
+    if len(sys.argv) < 2 or sys.argv[1] not in commands:
+        sys.exit("usage: python3 run.py demo|test [further arguments]")
+    commands[sys.argv[1]](sys.argv[2:])

@@ -108,7 +108,13 @@ def test_resize_of_a_very_large_picture_is_pillows() -> None:
 def test_resize_takes_any_memory_layout_and_leaves_the_picture_alone() -> None:
     whole = pixels_of(120, 90)
     spec = spec_of(32, 28)
-    for view in (whole[:, :, ::-1], whole[::-1], whole[10:80:2, 5:70], whole.transpose(1, 0, 2), np.asfortranarray(whole)):
+    for view in (
+        whole[:, :, ::-1],
+        whole[::-1],
+        whole[10:80:2, 5:70],
+        whole.transpose(1, 0, 2),
+        np.asfortranarray(whole),
+    ):
         np.testing.assert_array_equal(
             preprocess.resize_crop(view, spec), preprocess.resize_crop(np.ascontiguousarray(view), spec)
         )

@@ -48,12 +48,8 @@ def test_against_brute_force(dim: int, rows: int, count: int, tile: int, distinc
         check(queries, bank, search.nearest(queries, bank))
 
 
-@pytest.mark.parametrize(
-    ("rows", "tile"), [(100, 100), (101, 100), (200, 100), (250, 100), (99, 100), (100, 1)]
-)
-def test_the_nearest_row_is_found_wherever_it_lies(
-    rows: int, tile: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("rows", "tile"), [(100, 100), (101, 100), (200, 100), (250, 100), (99, 100), (100, 1)])
+def test_the_nearest_row_is_found_wherever_it_lies(rows: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "TILE_ROWS", tile)
     bank = unit(0, rows, 16)
     found = search.nearest(bank, bank)

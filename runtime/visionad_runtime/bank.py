@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,13 +76,29 @@ class ClassBank:
         return ClassBank(self.name, self.entry, self.blocks, self.features[:, keep], self.class_tokens[:, keep])
 
 
+class Snapshot(NamedTuple):
+    """One version of a bank, never changed: who inspects with it sees no half of a later change."""
+
+    manifest: BankManifest
+    classes: Mapping[str, ClassBank]
+
+
 class Bank:
-    """A bank folder, read whole into memory; changes go to disk first, then to memory."""
+    """A bank folder, read whole into memory; changes go to disk first, then replace the snapshot in one assignment."""
 
     def __init__(self, folder: Path, manifest: BankManifest, classes: dict[str, ClassBank]) -> None:
         self.folder = folder
-        self.manifest = manifest
-        self.classes: Mapping[str, ClassBank] = classes
+        self.snapshot = Snapshot(manifest, classes)
+
+    @property
+    def manifest(self) -> BankManifest:
+        """The version in force."""
+        return self.snapshot.manifest
+
+    @property
+    def classes(self) -> Mapping[str, ClassBank]:
+        """Class name → what is enrolled."""
+        return self.snapshot.classes
 
     @classmethod
     def open(cls, folder: Path, identity: FeatureIdentity | None = None) -> Bank:
@@ -148,9 +165,8 @@ class Bank:
                 features = np.concatenate([old.features, features], axis=1)
                 class_tokens = np.concatenate([old.class_tokens, class_tokens], axis=1)
             entry = self._write_class(name, images, features, class_tokens)
-            self._commit(f"add {name}: {len(images)} pictures", {**self.manifest.classes, name: entry})
             loaded = ClassBank(name, entry, self.manifest.blocks, features, class_tokens)
-            self.classes = {**self.classes, name: loaded}
+            self._commit(f"add {name}: now {len(images)} pictures", {**self.classes, name: loaded})
         return self.manifest.version
 
     def remove(self, name: str, image: str | None = None) -> int:
@@ -162,8 +178,7 @@ class Bank:
         with self._changing():
             old = self._class(name)
             if image is None:
-                self._commit(f"remove {name}", {n: e for n, e in self.manifest.classes.items() if n != name})
-                self.classes = {n: c for n, c in self.classes.items() if n != name}
+                self._commit(f"remove {name}", {n: c for n, c in self.classes.items() if n != name})
                 return self.manifest.version
             hits = [k for k, i in enumerate(old.entry.images) if i.sha256.startswith(image.lower())]
             if not image or len(hits) != 1:
@@ -176,9 +191,8 @@ class Bank:
             less = old.without(hits[0])
             images = tuple(i for k, i in enumerate(old.entry.images) if k != hits[0])
             entry = self._write_class(name, images, less.features, less.class_tokens)
-            self._commit(f"remove {name}: {old.entry.images[hits[0]].source}", {**self.manifest.classes, name: entry})
             loaded = ClassBank(name, entry, self.manifest.blocks, less.features, less.class_tokens)
-            self.classes = {**self.classes, name: loaded}
+            self._commit(f"remove {name}: {old.entry.images[hits[0]].source}", {**self.classes, name: loaded})
         return self.manifest.version
 
     def calibrate(self, name: str, threshold: float, map_scale: tuple[float, float], record: Calibration) -> int:
@@ -187,8 +201,8 @@ class Bank:
             old = self._class(name)
             fresh = {"threshold": threshold, "map_scale": map_scale, "calibration": record}
             entry = old.entry.model_copy(update=fresh)
-            self._commit(f"calibrate {name}: threshold {threshold:.6g}", {**self.manifest.classes, name: entry})
-            self.classes = {**self.classes, name: ClassBank(name, entry, old.blocks, old.features, old.class_tokens)}
+            loaded = ClassBank(name, entry, old.blocks, old.features, old.class_tokens)
+            self._commit(f"calibrate {name}: threshold {threshold:.6g}", {**self.classes, name: loaded})
         return self.manifest.version
 
     @staticmethod
@@ -261,11 +275,11 @@ class Bank:
             return False
         check_identity(self.folder, manifest.identity, self.manifest.identity)
         known = self.classes
-        self.classes = {
+        fresh = {
             n: known[n] if n in known and known[n].entry == e else _read_class(self.folder, manifest, n)
             for n, e in manifest.classes.items()
         }
-        self.manifest = manifest
+        self.snapshot = Snapshot(manifest, fresh)
         return True
 
     def _write_class(self, name: str, images: Sequence[SupportImage], features: F32, class_tokens: F32) -> ClassEntry:
@@ -277,7 +291,7 @@ class Bank:
             atomic_write(self.folder / file, data)
         return ClassEntry(file=file, sha256=digest, images=tuple(images))
 
-    def _commit(self, change: str, classes: dict[str, ClassEntry]) -> None:
+    def _commit(self, change: str, classes: dict[str, ClassBank]) -> None:
         old = self.manifest
         fresh = old.model_copy(
             update={
@@ -285,11 +299,11 @@ class Bank:
                 "undo_to": old.version if old.version else None,
                 "change": change,
                 "created": _now(),
-                "classes": dict(sorted(classes.items())),
+                "classes": {name: classes[name].entry for name in sorted(classes)},
             }
         )
         _write_version(self.folder, fresh)
-        self.manifest = fresh
+        self.snapshot = Snapshot(fresh, classes)
 
 
 def check_identity(folder: Path, bank: FeatureIdentity, model: FeatureIdentity) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import picture
 from .artefacts import GOLDEN_FILE, ModelManifest, SupportImage, ViewName, read_manifest, sha256_bytes, sha256_file
-from .bank import Bank, ClassBank, unknown_class
+from .bank import Bank, ClassBank, Snapshot, unknown_class
 from .engine import Engine, Tokens, open_engine
 from .errors import BankError, ModelError, PictureError, VisionADError
 from .maps import Geometry, Region, fuse, image_score, regions, upsample
@@ -173,7 +173,7 @@ class Inspector:
         Args:
             leave_out: compare as if this support picture of ``class_name`` had not been enrolled (calibration).
         """
-        bank = self.enrolled(class_name)
+        bank = self.enrolled(class_name).snapshot
         if not rgbs:
             return []
         spec = self.manifest.identity.preprocess
@@ -196,7 +196,7 @@ class Inspector:
         rgb: picture.RGB8,
         views: F32,
         tokens: Tokens,
-        bank: Bank,
+        bank: Snapshot,
         class_name: str | None,
         leave_out: int | None,
         clock: _Clock,

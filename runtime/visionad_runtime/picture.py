@@ -17,15 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from .errors import PictureError, VisionADError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".gif"})
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "BMP",
-    "TIFF",
-    "WEBP",
-    "PPM",
-    "GIF",
-)  # JPEG opens MPO too; naming it is a KeyError
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF")
+"""``JPEG`` opens MPO too. Only names that Pillow has an opener for: another one makes every format after it unreadable."""
 MAX_PIXELS = 150_000_000
 """Larger pictures are refused before they are unpacked (a decompression bomb, or a scanner's raw sheet)."""
 MAX_FILE_BYTES = 1 << 30
@@ -84,7 +77,9 @@ def read_bytes(path: Path) -> bytes:
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device"
             raise PictureError(f"{path}: wanted a picture, found a {kind}")
         if status.st_size > MAX_FILE_BYTES:
-            raise PictureError(f"{path}: {status.st_size >> 20} MiB is larger than any picture this program reads (1 GiB)")
+            raise PictureError(
+                f"{path}: {status.st_size >> 20} MiB is larger than any picture this program reads (1 GiB)"
+            )
         data = path.read_bytes()
     except OSError as exc:
         raise PictureError(f"{path}: cannot be read: {exc.strerror or exc}") from None
@@ -184,7 +179,11 @@ def _decode_deep(data: bytes, label: str | Path, bit_depth: int) -> RGB8:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as exc:
         raise PictureError(f"{label}: damaged or truncated picture ({exc.err})") from None
-    if pixels is None or pixels.dtype != np.uint16:
+    if pixels is None:
+        raise PictureError(
+            f"{label}: damaged, or more than 8 bits in an unusual way; save it as plain 16-bit PNG or TIFF"
+        )
+    if pixels.dtype != np.uint16:
         raise PictureError(
             f"{label}: only unsigned 16-bit files can be read with a bit depth; save it as 16-bit PNG or TIFF"
         )

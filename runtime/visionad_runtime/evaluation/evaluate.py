@@ -48,7 +48,7 @@ EngineName = Literal["runtime", "reference"]
 Progress = Callable[[str, int], AbstractContextManager[Step]]
 Arrays = dict[str, NDArray[Any]]
 
-WORST = 4
+WORST = 6
 """Pictures kept to look at, of a unit's lowest-scored defects and of its highest-scored good ones each."""
 THUMB = 256
 _FORMAT = 1

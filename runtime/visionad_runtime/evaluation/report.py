@@ -38,7 +38,7 @@ def table(evaluation: Evaluation) -> tuple[Row, list[Row]]:
     count = sum(int(cells[1]) for cells in rows)
     mean = [f"mean of {len(rows)}", str(count), *(_cell(every.get(column)) for column in columns)]
     if compare and row is not None:
-        head.append("published I-AUROC")
+        head.append("published I-AUROC (ViT-L)")
         shared = [row.by_class.get(name) for name in evaluation.classes]
         known = [value for value in shared if value is not None]
         mean.append(_share(math.fsum(known) / len(known)) if len(known) == len(shared) else "–")
@@ -90,6 +90,8 @@ def remarks(evaluation: Evaluation) -> list[str]:
     said = ["Percent; class by class, then the mean over classes."]
     if len(evaluation.seeds) > 1:
         said[0] += f" ± is the sample standard deviation over {len(evaluation.seeds)} seeds."
+    if any(r["reasons"] for r in results):
+        said[0] += " A mean leaves out the classes that lack the figure."
     spec = evaluation.manifest.identity.preprocess
     if spec.crop < spec.resize:
         lost = 1 - (spec.crop / spec.resize) ** 2
@@ -157,10 +159,9 @@ def html_page(evaluation: Evaluation) -> str:
 # --- words and numbers ------------------------------------------------------------------------------------------------
 
 _EXTRA = (
-    ("separate_image_auroc", "I-AUROC, class given"),
-    ("separate_pixel_aupro", "AUPRO, class given"),
     ("routing_accuracy", "routed right"),
     ("unknown_rate", "unknown"),
+    ("separate_image_auroc", "I-AUROC, class given"),
     ("false_reject_rate", "false rejects"),
     ("miss_rate", "misses"),
 )
@@ -186,13 +187,13 @@ def _seed(seed: int | None) -> str:
 
 
 def _settings(evaluation: Evaluation) -> list[tuple[str, str]]:
-    by_name = evaluation.seeds == (None,)
+    by_name, seeds = evaluation.seeds == (None,), ", ".join(map(_seed, evaluation.seeds))
     return [
         ("model", evaluation.manifest.identity.describe()),
         ("engine", evaluation.engine),
         ("views", ", ".join(evaluation.views)),
         ("data set", f"{evaluation.dataset}, {evaluation.root}"),
-        ("supports", "the first by name" if by_name else f"seeds {', '.join(map(_seed, evaluation.seeds))}"),
+        ("supports", "the first by name" if by_name else f"seed{'s' if len(evaluation.seeds) > 1 else ''} {seeds}"),
         ("setting", "one bank a class" if evaluation.mode == "separate" else "one bank for all classes, routed"),
     ]
 
@@ -405,9 +406,9 @@ def _cards(unit: Unit, shown: str) -> str:
 
 _STYLE = """
 .said{color:var(--soft);margin:12px 0 0;max-width:90ch}
-.results{border-collapse:collapse;width:100%;margin-top:16px;font-size:14px}
+.results{border-collapse:collapse;width:100%;margin-top:16px;font-size:13.5px}
 .results th{font-weight:600;color:var(--soft);font-size:12.5px;vertical-align:bottom}
-.results th,.results td{padding:7px 10px;text-align:right;border-bottom:1px solid var(--edge);white-space:nowrap}
+.results th,.results td{padding:7px 6px;text-align:right;border-bottom:1px solid var(--edge);white-space:nowrap}
 .results th:first-child,.results td:first-child{text-align:left}
 .results th{white-space:normal}
 .results .mean td{font-weight:650;border-top:2px solid var(--ink)}

@@ -1,8 +1,8 @@
 """What everything around the backbone costs: `python benchmarks/overhead.py`.
 
 Side by side in one run, in turn: the bare ONNX Runtime session on three prepared views, and the whole way from a PNG file to a
-result (decode, resize, views, the same backbone, exact search in a 1-shot bank, map, score, regions). Then, in fresh processes, peak
-memory of `visionad predict` and the time from its start to the first verdict.
+result (decode, resize, views, the same backbone, exact search in a 1-shot bank, map, score, regions). Then, in fresh
+processes, peak memory of `visionad predict` and the time from its start to the first verdict.
 """
 
 from __future__ import annotations

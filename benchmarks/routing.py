@@ -1,7 +1,7 @@
 """Routing per picture on real data: `python benchmarks/routing.py`. The evidence behind the limits in `routing.py`.
 
-Banks of 1 to 4 classes out of four data sets, 1 or 4 supports a class. Pictures of enrolled classes should be routed to them, pictures
-of classes that are not enrolled, and synthetic ones, should be told to be strangers.
+Banks of 1 to 4 classes out of four data sets, 1 or 4 supports a class. Pictures of enrolled classes should be routed to
+them, pictures of classes that are not enrolled, and synthetic ones, should be told to be strangers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from visionad_runtime.preprocess import prepare
 from visionad_runtime.routing import route
 
 BACKBONES = (("deit_tiny_patch16_224", "fused"), ("deit_tiny_patch16_224", "final"), ("efficientnet_lite0", "fused"))
+RATES = ("right", "taken_for_another", "own_unknown", "other_set_unknown", "synthetic_unknown")
 
 
 def pictures(data: Path) -> dict[str, tuple[list[Path], list[Path]]]:
@@ -59,13 +60,12 @@ def main() -> None:
             export_model(backbone, model, weights=weights if weights.exists() else None, class_token=kind)
             rows += measure(model, f"{backbone}, {kind} class token", args.every)
     print(
-        f"{'backbone':<42} {'classes':>7} {'shots':>5} {'right':>8} {'taken for another':>18} {'own, unknown':>13} {'stranger, unknown':>18}"
+        "| backbone | classes | shots | right | taken for another | own, unknown | stranger, unknown: other sets | synthetic |"
     )
+    print("|---|---|---|---|---|---|---|---|")
     for r in rows:
-        print(
-            f"{r['backbone']:<42} {r['classes']:>7} {r['shots']:>5} {r['right']:>8.2%} {r['taken_for_another']:>18.2%} "
-            f"{r['own_unknown']:>13.2%} {r['other_set_unknown']:>8.2%} {r['synthetic_unknown']:>8.2%}"
-        )
+        rates = " | ".join("–" if np.isnan(r[k]) else f"{r[k]:.1%}" for k in RATES)
+        print(f"| {r['backbone']} | {r['classes']} | {r['shots']} | {rates} |")
     print(f"written to {common.write('routing', {'rows': rows}).relative_to(common.ROOT)}")
 
 
@@ -86,13 +86,7 @@ def measure(model: Path, label: str, every: int) -> list[dict[str, object]]:
     synthetic = [token(rgb) for rgb in strangers()]
     rows = []
     for shots, size in itertools.product((1, 4), range(1, 5)):
-        counts = {
-            "right": [0, 0],
-            "taken_for_another": [0, 0],
-            "own_unknown": [0, 0],
-            "other_set_unknown": [0, 0],
-            "synthetic_unknown": [0, 0],
-        }
+        counts = {name: [0, 0] for name in RATES}
         for names in itertools.combinations(sets, size):
             bank = {n: _class(n, supports[n][:shots]) for n in names}
             for name, tokens in queries.items():

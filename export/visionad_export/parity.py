@@ -231,7 +231,7 @@ def _reference_bank(reference: Reference, stored: StoredClass, stage: Stage) -> 
             )
         return own, "encoded by the reference"
     rows = {view: torch.from_numpy(_in_reference_order(stored, view)) for view in reference.views}
-    tokens = torch.from_numpy(stored.tokens("original").copy())
+    tokens = torch.from_numpy(stored.tokens(reference.views[0]).copy())
     return ClassBank(rows, tokens), "as stored (the enrolled pictures are no longer at their place)"
 
 

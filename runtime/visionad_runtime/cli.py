@@ -16,6 +16,7 @@ import typer
 from visionad_export.cli import export_command, parity_command  # light: torch is imported only when it runs
 
 from .errors import VisionADError
+from .evaluation.command import eval_command
 
 app = typer.Typer(
     help="Few-shot visual inspection: show 1 to 8 good parts, start inspecting.",
@@ -28,6 +29,7 @@ bank_app = typer.Typer(help="Enrol, remove and check good parts.", no_args_is_he
 app.add_typer(bank_app, name="bank")
 app.command("export")(export_command)
 app.command("parity")(parity_command)
+app.command("eval")(eval_command)
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
 BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]

@@ -81,7 +81,7 @@ class ClassBank:
 
     Attributes:
         rows: view → (K · 6 · P, D) unit patch tokens.
-        class_tokens: (K, Dc) unit class tokens of the supports, as they are: no view, no pose.
+        class_tokens: (K, Dc) unit class tokens of the supports in the first view, unturned.
     """
 
     rows: dict[str, Tensor]

@@ -29,7 +29,7 @@ class RefResult:
         anomaly_map: (256, 256) float32, the views' distances summed.
         distances: view → (grid, grid) float32, as seen in that view (``flip`` not flipped back).
         patch_tokens: view → (grid · grid, D) float32, unit rows.
-        class_token: (Dc,) float32, unit length, of the unchanged picture.
+        class_token: (Dc,) float32, unit length, of the picture in the first view.
     """
 
     score: float
@@ -121,7 +121,8 @@ class Reference:
     def route(self, picture: Picture, classes: Mapping[str, ClassBank]) -> method.Route:
         """Which of the classes a picture is of, if any."""
         strange = method.normalise(method.stranger(self.spec.crop), self.spec)
-        token, strange_token = self.encode(torch.stack([self.preprocess(picture), strange]))[1]
+        seen = method.VIEWS[self.views[0]](self.preprocess(picture))
+        token, strange_token = self.encode(torch.stack([seen, strange]))[1]
         return method.route(token, classes, strange_token)
 
     @torch.inference_mode()
@@ -129,7 +130,7 @@ class Reference:
         """Remember a class from its good pictures; the first one speaks for the class when routing."""
         supports = torch.stack([self.preprocess(picture) for picture in pictures])
         rows = {view: method.memory_bank(self.encode, supports, view) for view in self.views}
-        return ClassBank(rows, self.encode(supports)[1])
+        return ClassBank(rows, self.encode(method.VIEWS[self.views[0]](supports))[1])
 
     @torch.inference_mode()
     def inspect(self, picture: Picture, bank: ClassBank) -> RefResult:
@@ -143,5 +144,5 @@ class Reference:
             anomaly_map=anomaly_map.numpy(),
             distances={view: grid.numpy() for view, grid in grids.items()},
             patch_tokens={view: tokens.numpy() for view, tokens in patches.items()},
-            class_token=self.encode(image[None])[1][0].numpy(),
+            class_token=self.encode(method.VIEWS[self.views[0]](image)[None])[1][0].numpy(),
         )

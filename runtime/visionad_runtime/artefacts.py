@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BankError, ModelError, VisionADError
 
@@ -42,6 +42,12 @@ class PreprocessSpec(_Strict):
     crop: int = Field(ge=8, le=8192)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> PreprocessSpec:
+        if self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
+        return self
 
 
 class WeightsRecord(_Strict):

@@ -24,7 +24,7 @@ ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxr
 TESTED = {
     "python": ("3.11", "3.12", "3.13"),
     "numpy": ("2.4",),
-    "pillow": ("13.0",),
+    "pillow": ("12.1",),
     "opencv-python-headless": ("5.0",),
     "onnxruntime": ("1.32",),
     "torch": ("2.14",),

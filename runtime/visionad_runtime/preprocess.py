@@ -34,7 +34,7 @@ def crop_offset(spec: PreprocessSpec) -> int:
 def resize_crop(rgb: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) RGB of any size → uint8 (crop, crop, 3), bit-identical to Pillow's resize and centre crop.
 
-    One pass a call: from Pillow 13 on, a single call takes tall pictures down first, then across, which is another function.
+    One pass a call: from Pillow 12.2 on, a single call takes tall pictures down first, then across, which is another function.
     """
     across = Image.fromarray(rgb).resize((spec.resize, rgb.shape[0]), Image.Resampling.BILINEAR)
     resized = across.resize((spec.resize, spec.resize), Image.Resampling.BILINEAR)

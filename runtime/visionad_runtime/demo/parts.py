@@ -180,13 +180,13 @@ class _Patch:
 class _Scene:
     """The whole picture, (S, S, 3) float32 in 0..1, and the pose of the part in it."""
 
-    def __init__(self, size: int, rng: np.random.Generator, turn: float, zoom: float) -> None:
+    def __init__(self, size: int, rng: np.random.Generator, turn: float, shift: float, zoom: float) -> None:
         self.rgb: Field = np.zeros((size, size, 3), dtype=np.float32)
         self.pixel = 2.0 / size
         self._zoom = zoom
         axis = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(self.pixel) - 1
         self._x, self._y = axis, axis[:, None]
-        self._shift = rng.uniform(-0.025, 0.025, 2)
+        self._shift = rng.uniform(-shift, shift, 2)
         angle = float(np.deg2rad(rng.uniform(-turn, turn)))
         self._cos, self._sin = float(np.cos(angle)), float(np.sin(angle))
         self.brightness = float(rng.uniform(0.96, 1.04))
@@ -334,18 +334,18 @@ _TRACES: tuple[tuple[tuple[float, float], ...], ...] = (
       for i in range(6)),
     *(((0.22, -0.078 + 0.052 * i), (0.36, -0.078 + 0.052 * i), (0.44, -0.158 + 0.052 * i), (0.76, -0.158 + 0.052 * i))
       for i in range(5)),
-    ((-0.62, -0.62), (-0.40, -0.62), (-0.28, -0.50), (-0.28, -0.36)),
-    ((0.52, 0.50), (0.58, 0.36), (0.58, 0.18)),
+    ((-0.33, -0.625), (-0.26, -0.625), (-0.23, -0.595), (-0.23, -0.36)),
+    ((0.52, 0.55), (0.58, 0.49), (0.58, 0.18)),
     *(((-0.078 + 0.052 * i, 0.22), (-0.078 + 0.052 * i, 0.36), (-0.0525 + 0.105 * i, 0.50), (-0.0525 + 0.105 * i, 0.76))
       for i in range(5)),
+    ((-0.72, -0.625), (-0.56, -0.625)),
 )  # fmt: skip
-_VIAS = ((-0.62, -0.62), (0.30, 0.30), (-0.34, 0.30), (0.30, -0.30), (-0.52, 0.30), *(t[-1] for t in _TRACES[:19]))
+_VIAS = ((-0.72, -0.625), (0.30, 0.30), (-0.34, 0.30), (0.30, -0.30), (-0.52, 0.30), *(t[-1] for t in _TRACES[:19]))
 
 # Two-terminal parts: x, y, quarter turns, kind, designator.
 _PASSIVES: tuple[tuple[float, float, int, str, str], ...] = (
     (-0.66, -0.36, 1, "resistor", "R1"),
     (-0.52, -0.36, 1, "resistor", "R2"),
-    (-0.38, -0.56, 0, "capacitor", "C1"),
     (0.42, -0.42, 1, "capacitor", "C2"),
     (0.56, -0.42, 1, "resistor", "R3"),
     (0.70, -0.42, 1, "resistor", "R4"),
@@ -354,9 +354,47 @@ _PASSIVES: tuple[tuple[float, float, int, str, str], ...] = (
     (-0.28, 0.43, 0, "resistor", "R6"),
     (-0.28, 0.61, 0, "capacitor", "C4"),
 )
+_PIN_PITCH, _PIN_ROW = 0.052, 0.262  # the microcontroller's pins; a row's distance from its middle
+
+# Lettering that belongs to the board: x, y, height, text.
+_PRINTS: tuple[tuple[float, float, float, str], ...] = (
+    (0.16, -0.815, 0.075, "VISIONAD  DEMO-1"),
+    (-0.445, -0.755, 0.056, "C1"),
+    (0.56, -0.785, 0.056, "Y1"),
+    (-0.58, 0.74, 0.056, "C5"),
+    (0.59, 0.74, 0.056, "C6"),
+)
 
 
 def _pcb(scene: _Scene, defect: str | None, rng: np.random.Generator) -> None:
+    _bare_board(scene)
+    _microcontroller(scene)
+    _header(scene)
+    gone = _pick(rng, len(_LARGE)) if defect == "missing_component" else None
+    for index, (draw, x, y) in enumerate(_LARGE):
+        draw(scene, x, y, index != gone)
+    for x, y, turn, kind, name in _PASSIVES:
+        _passive(scene, x, y, turn, kind, name)
+    if defect == "solder_bridge":
+        _solder_bridge(scene, rng)
+    elif defect == "scratch":
+        start = (rng.uniform(-0.70, 0.10), (0.34, -0.30)[_pick(rng, 2)] + rng.uniform(-0.05, 0.05))
+        path = _wander(rng, start, rng.uniform(-0.5, 0.5), rng.uniform(0.45, 0.65), 0.12)
+        x, y, reach = _around(path)
+        skin = scene.at(x, y, reach)
+        groove = _path(skin.u, skin.v, path - np.asarray((x, y), dtype=np.float32), 0.006)
+        groove += 0.004 * _clouds(skin.u, skin.v, 14, 26)
+        skin.paint(groove - np.float32(0.006), (0.30, 0.52, 0.40), 0.75)
+        skin.paint(groove, (0.88, 0.64, 0.44), 0.95)
+
+
+def _around(points: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Middle (x, y) of a path and the reach of a window that holds it in any pose."""
+    middle = (points.min(axis=0) + points.max(axis=0)) / 2
+    return float(middle[0]), float(middle[1]), float(np.linalg.norm(points - middle, axis=1).max()) + 0.03
+
+
+def _bare_board(scene: _Scene) -> None:
     table = scene.frame()
     tone = 0.20 + 0.012 * _clouds(table.u, table.v, 30, 21) + 0.010 * _clouds(table.u, table.v, 4, 22)
     table.rgb[...] = tone[..., None] * np.asarray((1.02, 1.0, 0.97), dtype=np.float32)
@@ -369,18 +407,18 @@ def _pcb(scene: _Scene, defect: str | None, rng: np.random.Generator) -> None:
         return np.maximum(_box(u, v, 0.91, 0.91, 0.06), -drill)
 
     board.shadow(outline, 0.04, depth=0.7)
+    edge = outline(u, v)
     glass = 1 + 0.045 * np.sin(u * 170) * np.sin(v * 170) + 0.03 * _clouds(u, v, 7, 23)
-    board.paint(outline(u, v), (glass[..., None] * np.asarray((0.022, 0.235, 0.135), dtype=np.float32)))
+    board.paint(edge, (glass[..., None] * np.asarray((0.022, 0.235, 0.135), dtype=np.float32)))
     pour = np.maximum(_box(u, v, 0.87, 0.87, 0.05), -_box(u, v, 0.70, 0.66, 0.05))
-    board.paint(np.maximum(pour, outline(u, v)), (0.045, 0.315, 0.185))
-    board.bevel(outline(u, v), 0.014, 0.5)
+    board.paint(np.maximum(pour, edge), (0.045, 0.315, 0.185))
+    board.bevel(edge, 0.014, 0.5)
 
     for trace in _TRACES:
         points = np.asarray(trace, dtype=np.float32)
-        middle = (points.min(axis=0) + points.max(axis=0)) / 2
-        reach = float(np.linalg.norm(points - middle, axis=1).max()) + 0.03
-        wire = scene.at(float(middle[0]), float(middle[1]), reach)
-        wire.paint(_path(wire.u, wire.v, points - middle, 0.0105), _COPPER_UNDER_MASK)
+        x, y, reach = _around(points)
+        wire = scene.at(x, y, reach)
+        wire.paint(_path(wire.u, wire.v, points - np.asarray((x, y), dtype=np.float32), 0.0105), _COPPER_UNDER_MASK)
     for x, y in _VIAS:
         via = scene.at(x, y, 0.04)
         via.paint(_circle(via.u, via.v, 0.024), _GOLD)
@@ -390,54 +428,58 @@ def _pcb(scene: _Scene, defect: str | None, rng: np.random.Generator) -> None:
         annulus = np.abs(_circle(ring.u, ring.v, 0.074)) - np.float32(0.022)
         ring.paint(annulus, _GOLD)
         ring.bevel(annulus, 0.012, 0.35)
+    for x, y, height, text in _PRINTS:
+        card = scene.at(x, y, 0.35 * height * len(text) + 0.02)
+        card.print(text, 0.0, 0.0, height, _SILK, 0.85)
 
-    _microcontroller(scene)
-    _header(scene)
-    _crystal(scene, 0.56, -0.66)
-    _electrolytic(scene, -0.58, 0.55)
-    _electrolytic(scene, 0.59, 0.55)
-    gone = _pick(rng, len(_PASSIVES)) if defect == "missing_component" else None
-    for index, (x, y, turn, kind, name) in enumerate(_PASSIVES):
-        _passive(scene, x, y, turn, kind, name, placed=index != gone)
-    board.print("VISIONAD  DEMO-1", 0.16, -0.815, 0.075, _SILK, 0.85)
 
-    if defect == "solder_bridge":
-        side, pin = _pick(rng, 4), _pick(rng, 8)
-        along = (pin - 3.5) * 0.052 + 0.026 * (1 if pin < 7 else -1)
-        bridge = scene.at(turn=side, reach=0.5)
-        bu, bv = bridge.u - np.float32(along), bridge.v + np.float32(0.272)
-        swell = rng.uniform(0.034, 0.042)
-        blob = np.minimum(_box(bu, bv, swell, 0.020, 0.018), _circle(bu - np.float32(0.006), bv, 0.030))
-        bridge.shade(blob - np.float32(0.008), 0.6, soft=0.02)
-        bridge.paint(blob, (0.70, 0.72, 0.73))
-        bridge.bevel(blob, 0.026, 0.55)
-        bridge.glint(along - 0.010, -0.282, 0.018, 0.012, 0.8)
-    elif defect == "scratch":
-        start = (rng.uniform(-0.70, 0.10), (0.34, -0.30)[_pick(rng, 2)] + rng.uniform(-0.05, 0.05))
-        path = _wander(rng, start, rng.uniform(-0.5, 0.5), rng.uniform(0.45, 0.65), 0.12)
-        groove = _path(u, v, path, 0.006) + 0.004 * _clouds(u, v, 14, 26)
-        board.paint(groove - np.float32(0.006), (0.30, 0.52, 0.40), 0.75)
-        board.paint(groove, (0.88, 0.64, 0.44), 0.95)
+def _pin_row(scene: _Scene, side: int) -> _Patch:
+    """The window on one side's pins of the microcontroller: u along the row, v towards the chip."""
+    x, y = ((0.0, -_PIN_ROW), (_PIN_ROW, 0.0), (0.0, _PIN_ROW), (-_PIN_ROW, 0.0))[side]
+    return scene.at(x, y, 0.26, side)
+
+
+def _solder_bridge(scene: _Scene, rng: np.random.Generator) -> None:
+    """Too much solder: three or four pins drown in one bead."""
+    row = _pin_row(scene, _pick(rng, 4))
+    pins = 3 + _pick(rng, 2)
+    along = np.float32((_pick(rng, 9 - pins) + (pins - 1) / 2 - 3.5) * _PIN_PITCH)
+    u, v = row.u - along, row.v + np.float32(0.012)
+    half = pins / 2 * _PIN_PITCH + rng.uniform(0.004, 0.012)
+    ragged = 0.012 * _clouds(row.u, row.v, 9, 27) + 0.003 * np.cos(u * np.float32(2 * np.pi / _PIN_PITCH))
+    bead = (_box(u, v, half, 0.050, 0.046) - ragged).astype(np.float32)
+    row.shade(bead - np.float32(0.010), 0.55, soft=0.03)
+    # A smooth metal dome mirrors the bright hood above it and the dark board round its foot.
+    dome = _smooth(-bead / np.float32(0.048))
+    row.paint(bead, (0.46 + 0.24 * dome)[..., None] * np.asarray((0.98, 1.0, 1.02), dtype=np.float32))
+    row.bevel(bead, 0.050, 0.60)
+    gleam = _path(u - row.light[0] * 0.014, v - row.light[1] * 0.014, _line(half - 0.045), 0.006)
+    row.paint(gleam.astype(np.float32), (0.97, 0.98, 0.98), 0.85, soft=0.020)
+
+
+def _line(half: float) -> NDArray[np.float32]:
+    return np.asarray([(-half, 0), (half, 0)], dtype=np.float32)
 
 
 def _microcontroller(scene: _Scene) -> None:
-    chip = scene.at(reach=0.42)
+    chip = scene.at(reach=0.28)
 
     def body(u: Field, v: Field) -> Field:
         return _box(u, v, 0.215, 0.215, 0.012)
 
     for side in range(4):
-        pins = scene.at(reach=0.42, turn=side)
-        x, y = _repeat(pins.u, 0.052, 8), pins.v + np.float32(0.262)
-        pins.paint(_box(x, y, 0.017, 0.038, 0.006), (0.62, 0.64, 0.64))
+        row = _pin_row(scene, side)
+        x, y = _repeat(row.u, _PIN_PITCH, 8), row.v
+        row.paint(_box(x, y, 0.017, 0.038, 0.006), (0.62, 0.64, 0.64))
         leg = _box(x, y - np.float32(0.006), 0.011, 0.036, 0.005)
-        pins.shade(leg - np.float32(0.006), 0.7, soft=0.012)
-        pins.paint(leg, (0.84, 0.85, 0.86))
-        pins.bevel(leg, 0.010, 0.3)
+        row.shade(leg - np.float32(0.006), 0.7, soft=0.012)
+        row.paint(leg, (0.84, 0.85, 0.86))
+        row.bevel(leg, 0.010, 0.3)
     chip.shadow(body, 0.020, depth=0.6)
     moulded = 0.105 + 0.010 * _clouds(chip.u, chip.v, 90, 24)
-    chip.paint(body(chip.u, chip.v), np.repeat(moulded[..., None], 3, axis=2))
-    chip.bevel(body(chip.u, chip.v), 0.020, 0.45)
+    edge = body(chip.u, chip.v)
+    chip.paint(edge, np.repeat(moulded[..., None], 3, axis=2))
+    chip.bevel(edge, 0.020, 0.45)
     dot = _circle(chip.u + np.float32(0.155), chip.v + np.float32(0.155), 0.018)
     chip.shade(dot, 0.6)
     chip.bevel(dot, 0.012, 0.5, inwards=True)
@@ -446,56 +488,101 @@ def _microcontroller(scene: _Scene) -> None:
 
 
 def _header(scene: _Scene) -> None:
-    strip = scene.at(0.0, 0.78, 0.55)
+    strip = scene.at(0.0, 0.78, 0.46)
 
     def body(u: Field, v: Field) -> Field:
         notch = _box(_repeat(u, 0.105, 9), np.abs(v) - np.float32(0.06), 0.006, 0.012)
         return np.maximum(_box(u, v, 0.42, 0.056, 0.010), -notch)
 
     strip.shadow(body, 0.022)
-    strip.paint(body(strip.u, strip.v), (0.085, 0.085, 0.09))
-    strip.bevel(body(strip.u, strip.v), 0.014, 0.6)
+    edge = body(strip.u, strip.v)
+    strip.paint(edge, (0.085, 0.085, 0.09))
+    strip.bevel(edge, 0.014, 0.6)
     pin = _box(_repeat(strip.u, 0.105, 8), strip.v, 0.018, 0.018, 0.004)
     strip.shade(pin - np.float32(0.008), 0.5, soft=0.02)
     strip.paint(pin, _GOLD)
     strip.bevel(pin, 0.012, 0.5)
 
 
-def _crystal(scene: _Scene, x: float, y: float) -> None:
+def _footprint(patch: _Patch, frame: Field, pads: Field) -> None:
+    """What the board has under a part: a printed frame, and tinned pads that interrupt it."""
+    patch.paint(np.maximum(np.abs(frame) - np.float32(0.0045), np.float32(0.012) - pads), _SILK, 0.8)
+    patch.paint(pads, _TIN)
+    patch.bevel(pads, 0.016, 0.3)
+
+
+def _tantalum(scene: _Scene, x: float, y: float, placed: bool) -> None:
+    part = scene.at(x, y, 0.22)
+    u, v = part.u, part.v
+    pads = _box(np.abs(u) - np.float32(0.112), v, 0.040, 0.048, 0.010)
+    _footprint(part, _box(u, v, 0.168, 0.094, 0.012), pads)
+    if not placed:
+        return
+
+    def body(u: Field, v: Field) -> Field:
+        return _box(u, v, 0.118, 0.068, 0.010)
+
+    lead = _box(u, v, 0.128, 0.040, 0.006)
+    part.paint(lead, (0.84, 0.85, 0.86))
+    part.bevel(lead, 0.010, 0.3)
+    part.shadow(body, 0.022)
+    edge = body(u, v)
+    resin = 1 + 0.05 * _clouds(u, v, 80, 28)
+    part.paint(edge, resin[..., None] * np.asarray((0.88, 0.60, 0.13), dtype=np.float32))
+    part.paint(np.maximum(edge, u + np.float32(0.078)), (0.45, 0.20, 0.07))
+    part.bevel(edge, 0.022, 0.40)
+    part.print("107", 0.022, -0.024, 0.056, (0.33, 0.15, 0.05), 0.9)
+    part.print("10V", 0.022, 0.028, 0.050, (0.33, 0.15, 0.05), 0.9)
+
+
+def _crystal(scene: _Scene, x: float, y: float, placed: bool) -> None:
     can = scene.at(x, y, 0.26)
+    u, v = can.u, can.v
+    pads = _box(np.abs(u) - np.float32(0.135), v, 0.055, 0.030, 0.010)
+    _footprint(can, _box(u, v, 0.186, 0.088, 0.086), pads)
+    if not placed:
+        return
 
     def body(u: Field, v: Field) -> Field:
         return _box(u, v, 0.17, 0.072, 0.070)
 
     can.shadow(body, 0.022)
-    brushed = 0.70 + 0.04 * _grooves(can.v, 0.006, 25)
-    can.paint(body(can.u, can.v), brushed[..., None] * np.asarray((1.0, 1.0, 0.98), dtype=np.float32))
-    can.bevel(body(can.u, can.v), 0.020, 0.45)
-    can.shade(np.abs(_box(can.u, can.v, 0.145, 0.048, 0.047)) - np.float32(0.003), 0.8)
+    edge = body(u, v)
+    brushed = 0.70 + 0.04 * _grooves(v, 0.006, 25)
+    can.paint(edge, brushed[..., None] * np.asarray((1.0, 1.0, 0.98), dtype=np.float32))
+    can.bevel(edge, 0.020, 0.45)
+    can.shade(np.abs(_box(u, v, 0.145, 0.048, 0.047)) - np.float32(0.003), 0.8)
     can.print("16.000", 0.0, 0.0, 0.060, (0.28, 0.28, 0.28), 0.85)
 
 
-def _electrolytic(scene: _Scene, x: float, y: float) -> None:
+def _electrolytic(scene: _Scene, x: float, y: float, placed: bool) -> None:
     can = scene.at(x, y, 0.24)
     u, v = can.u, can.v
-    can.paint(_box(u, v, 0.142, 0.142, 0.03), (0.07, 0.07, 0.075))
-    can.bevel(_box(u, v, 0.142, 0.142, 0.03), 0.012, 0.4)
+    pads = _box(np.abs(u) - np.float32(0.112), v, 0.058, 0.028, 0.010)
+    frame = np.maximum(_box(u, v, 0.156, 0.156, 0.03), (np.abs(v) - u - np.float32(0.255)) * np.float32(0.7071))
+    _footprint(can, frame, pads)
+    if not placed:
+        return
+    base = np.maximum(_box(u, v, 0.142, 0.142, 0.02), (np.abs(v) - u - np.float32(0.235)) * np.float32(0.7071))
+    can.paint(base, (0.07, 0.07, 0.075))
+    can.bevel(base, 0.012, 0.4)
 
     def body(u: Field, v: Field) -> Field:
         return _circle(u, v, 0.122)
 
     can.shadow(body, 0.030, depth=0.5)
+    edge = body(u, v)
     fan: Field = np.cos(np.arctan2(v, u) - np.float32(np.arctan2(*can.light[::-1]))) ** 2
-    can.paint(body(u, v), (0.62 + 0.16 * fan)[..., None] * np.asarray((0.98, 1.0, 1.02), dtype=np.float32))
-    can.paint(np.maximum(body(u, v) + np.float32(0.008), u + np.float32(0.045)), (0.12, 0.13, 0.15))
-    can.bevel(body(u, v), 0.020, 0.5)
+    can.paint(edge, (0.62 + 0.16 * fan)[..., None] * np.asarray((0.98, 1.0, 1.02), dtype=np.float32))
+    can.paint(np.maximum(edge + np.float32(0.008), u + np.float32(0.045)), (0.12, 0.13, 0.15))
+    can.bevel(edge, 0.020, 0.5)
     can.print("100", 0.034, -0.022, 0.056, (0.2, 0.2, 0.22), 0.9)
     can.print("16V", 0.034, 0.030, 0.050, (0.2, 0.2, 0.22), 0.9)
 
 
-def _passive(scene: _Scene, x: float, y: float, turn: int, kind: str, name: str, placed: bool) -> None:
+def _passive(scene: _Scene, x: float, y: float, turn: int, kind: str, name: str) -> None:
     upright = scene.at(x, y, 0.16)
-    part = scene.at(x, y, 0.16, turn)
+    part = scene.at(x, y, 0.12, turn)
     u, v = part.u, part.v
     frame = np.abs(_box(u, v, 0.092, 0.050, 0.008)) - np.float32(0.0035)
     part.paint(frame, _SILK, 0.8)
@@ -504,19 +591,27 @@ def _passive(scene: _Scene, x: float, y: float, turn: int, kind: str, name: str,
     part.bevel(pad, 0.016, 0.3)
     dx, dy = (0.0, -0.082) if turn == 0 else (0.0, -0.122)
     upright.print(name, dx, dy, 0.056, _SILK, 0.85)
-    if not placed:
-        return
 
     def body(u: Field, v: Field) -> Field:
         return _box(u, v, 0.066, 0.034, 0.006)
 
     part.shadow(body, 0.014)
-    part.paint(body(u, v), (0.80, 0.81, 0.82))
+    edge = body(u, v)
+    part.paint(edge, (0.80, 0.81, 0.82))
     middle = _box(u, v, 0.040, 0.034)
     part.paint(middle, (0.10, 0.10, 0.105) if kind == "resistor" else (0.66, 0.52, 0.36))
-    part.bevel(body(u, v), 0.014, 0.45)
+    part.bevel(edge, 0.014, 0.45)
     if kind == "resistor":
         part.print("103", 0.0, 0.0, 0.046, (0.80, 0.80, 0.78), 0.9)
+
+
+_LARGE: tuple[tuple[Callable[[_Scene, float, float, bool], None], float, float], ...] = (
+    (_tantalum, -0.445, -0.625),  # C1
+    (_crystal, 0.56, -0.66),  # Y1
+    (_electrolytic, -0.58, 0.55),  # C5
+    (_electrolytic, 0.59, 0.55),  # C6
+)
+"""The parts whose absence a person sees at a glance, and where they stand."""
 
 
 # --- blister ----------------------------------------------------------------------------------------------------------
@@ -656,13 +751,13 @@ def _biscuit(scene: _Scene, rng: np.random.Generator) -> None:
 
 # --- public -----------------------------------------------------------------------------------------------------------
 
-_PARTS: dict[str, tuple[Callable[[_Scene, str | None, np.random.Generator], None], float, float]] = {
-    "gear": (_gear, 4.0, 0.97),
-    "pcb": (_pcb, 1.5, 0.90),
-    "blister": (_blister, 2.0, 0.94),
-    UNKNOWN: (lambda scene, _defect, rng: _biscuit(scene, rng), 20.0, 1.0),
+_PARTS: dict[str, tuple[Callable[[_Scene, str | None, np.random.Generator], None], float, float, float]] = {
+    "gear": (_gear, 4.0, 0.025, 0.97),
+    "pcb": (_pcb, 0.6, 0.010, 0.90),  # held by its tooling holes
+    "blister": (_blister, 2.0, 0.025, 0.94),
+    UNKNOWN: (lambda scene, _defect, rng: _biscuit(scene, rng), 20.0, 0.025, 1.0),
 }
-"""Class → what draws it, how far in degrees the line lets it turn, and its size. All stay inside a centre crop of 6/7."""
+"""Class → what draws it, how far the line lets it turn (degrees) and slip, and its size. All stay inside a centre crop of 6/7."""
 
 
 def render(class_name: str, seed: int, defect: str | None = None, size: int = 512) -> tuple[Rgb, Mask]:
@@ -690,9 +785,9 @@ def render(class_name: str, seed: int, defect: str | None = None, size: int = 51
 
 
 def _draw(class_name: str, seed: int, defect: str | None, size: int) -> Rgb:
-    painter, turn, zoom = _PARTS[class_name]
+    painter, turn, shift, zoom = _PARTS[class_name]
     kind = 10 * list(_PARTS).index(class_name)
-    scene = _Scene(size, _stream(seed, kind), turn, zoom)
+    scene = _Scene(size, _stream(seed, kind), turn, shift, zoom)
     painter(scene, defect, _stream(seed, kind + 1))
     return scene.develop(_stream(seed, kind + 2))
 

@@ -156,7 +156,8 @@ def load_mask(sample: Sample, resize: int, crop: int, size: int = 256) -> Mask:
     if not sample.has_mask:
         raise DatasetError(f"{sample.path}: a defect ({sample.defect}) without a mask; it has image metrics only")
     full = Image.fromarray(_full_mask(sample).astype(np.uint8) * np.uint8(255))
-    resized = np.asarray(full.resize((resize, resize), Image.Resampling.BILINEAR))
+    across = full.resize((resize, full.height), Image.Resampling.BILINEAR)  # across, then down, like the picture
+    resized = np.asarray(across.resize((resize, resize), Image.Resampling.BILINEAR))
     at = round((resize - crop) / 2)  # torchvision's rule: half to even
     # torch's nearest: floor(i * crop / size), in float32
     source = (np.arange(size, dtype=np.float32) * np.float32(crop / size)).astype(np.intp)

@@ -23,6 +23,8 @@ from visionad_runtime import Inspector
 from visionad_runtime.demo.parts import render
 
 PROMISED_RATIO = 1.10
+SETTLE = 0.2
+"""Seconds between measurements: a bare session's threads go on spinning for a while and would slow whatever comes next."""
 PROMISED_MEMORY = "2 x (model + bank) + 300 MB"
 
 
@@ -73,6 +75,7 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
     stages: list[dict[str, float]] = []
     for _ in range(rounds):
         for name, call in (("session", session), ("whole", whole), ("one_by_one", one_by_one)):
+            time.sleep(SETTLE)
             start = time.perf_counter()
             found = call()
             times[name].append((time.perf_counter() - start) * 1e3)

@@ -753,7 +753,7 @@ def _biscuit(scene: _Scene, rng: np.random.Generator) -> None:
 
 _PARTS: dict[str, tuple[Callable[[_Scene, str | None, np.random.Generator], None], float, float, float]] = {
     "gear": (_gear, 4.0, 0.025, 0.97),
-    "pcb": (_pcb, 0.6, 0.010, 0.90),  # held by its tooling holes
+    "pcb": (_pcb, 0.6, 0.007, 0.90),  # held by its tooling holes
     "blister": (_blister, 2.0, 0.025, 0.94),
     UNKNOWN: (lambda scene, _defect, rng: _biscuit(scene, rng), 20.0, 0.025, 1.0),
 }

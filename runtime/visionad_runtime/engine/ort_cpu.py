@@ -26,8 +26,8 @@ class OrtCpuEngine:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        # Threads that spin after a run take the cores from the search that follows; waiting costs the engine nothing measurable.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that go on spinning after a run take the cores from the search that follows.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = ort.InferenceSession(str(folder / ONNX_FILE), options, providers=[PROVIDER])
         except Exception as exc:  # ONNX Runtime's own exception types share no base

@@ -19,7 +19,7 @@ from .engine import Engine, Tokens, open_engine
 from .errors import BankError, ModelError, PictureError, VisionADError
 from .maps import Geometry, Region, fuse, image_score, regions, upsample
 from .preprocess import normalise, prepare, query_views, support_encodings
-from .routing import Route, route
+from .routing import LIMITS, Route, route
 from .search import nearest
 
 F32 = NDArray[np.float32]
@@ -205,7 +205,7 @@ class Inspector:
         routed: Route | None = None
         if class_name is None:
             assert tokens.cls is not None
-            routed = route(tokens.cls[0], bank.classes, self._stranger, self.views[0])
+            routed = route(tokens.cls[0], bank.classes, self._stranger, LIMITS[identity.class_token], self.views[0])
             class_name = routed.nearest
         clock.lap("route")
         matched = bank.classes[class_name]

@@ -22,13 +22,17 @@ from .bank import ClassBank
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-UNKNOWN_LIMIT = 0.70
-"""Pictures of a class stay below it, others above. Set on four real data sets in banks of 1 to 4 classes (``docs/routing.md``):
-the parts of three sets stay below 0.50, boards of another layout than the support's go beyond."""
 
-TIGHT_LIMIT = 0.50
-"""Where several supports show how much a class varies, its limit is this plus their largest unlikeness to the first, at most
-``UNKNOWN_LIMIT``: parts that look all alike are told from strangers more sharply."""
+class Limits(NamedTuple):
+    """Up to which unlikeness a picture is of a class: ``widest``, and ``tightest`` plus the largest unlikeness of the class's further
+    supports to its first, where it has several: parts that look all alike are told from strangers more sharply."""
+
+    widest: float
+    tightest: float
+
+
+LIMITS = {"fused": Limits(0.68, 0.50), "final": Limits(0.85, 0.60)}
+"""By kind of class token; set on four real data sets in banks of 1 to 4 classes (``docs/routing.md``)."""
 
 
 class Route(NamedTuple):
@@ -42,13 +46,16 @@ class Route(NamedTuple):
     known: bool
 
 
-def route(token: F32, classes: Mapping[str, ClassBank], stranger: F32, view: ViewName = "original") -> Route:
+def route(
+    token: F32, classes: Mapping[str, ClassBank], stranger: F32, limits: Limits, view: ViewName = "original"
+) -> Route:
     """Find a picture's class.
 
     Args:
         token: float32 (Dc,), unit length, of the picture seen in ``view``.
         classes: at least one.
         stranger: float32 (Dc,), unit length, class token of the model's golden picture.
+        limits: of :data:`LIMITS`, by the model's kind of class token.
     """
     names = sorted(classes)
     supports = [classes[n].tokens(view).astype(np.float64) for n in names]
@@ -59,7 +66,7 @@ def route(token: F32, classes: Mapping[str, ClassBank], stranger: F32, view: Vie
     margin = float(np.partition(distances, 1)[1] - distances[first]) if len(names) > 1 else None
     middle = np.concatenate([known, stranger.astype(np.float64)[None]]).mean(axis=0)
     unlikeness, *spread = (_unlikeness(t, known[first], middle) for t in (query, *supports[first][1:]))
-    limit = min(UNKNOWN_LIMIT, TIGHT_LIMIT + max(spread)) if spread else UNKNOWN_LIMIT
+    limit = min(limits.widest, limits.tightest + max(spread)) if spread else limits.widest
     return Route(names[first], float(distances[first]), margin, unlikeness, unlikeness <= limit)
 
 

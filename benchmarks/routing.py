@@ -19,7 +19,7 @@ from visionad_runtime.demo.parts import CLASSES, UNKNOWN, render
 from visionad_runtime.inspector import open_engine, read_golden, read_model
 from visionad_runtime.picture import load
 from visionad_runtime.preprocess import prepare
-from visionad_runtime.routing import route
+from visionad_runtime.routing import LIMITS, route
 
 BACKBONES = (("deit_tiny_patch16_224", "fused"), ("deit_tiny_patch16_224", "final"), ("efficientnet_lite0", "fused"))
 RATES = ("right", "taken_for_another", "own_unknown", "other_set_unknown", "synthetic_unknown")
@@ -73,7 +73,7 @@ def measure(model: Path, label: str, every: int) -> list[dict[str, object]]:
     """Rates over all banks of each size."""
     manifest = read_model(model)
     engine, spec = open_engine(model, manifest), manifest.identity.preprocess
-    stranger = read_golden(model)["class_token"]
+    stranger, limits = read_golden(model)["class_token"], LIMITS[manifest.identity.class_token]
 
     def token(rgb: np.ndarray) -> np.ndarray:
         cls = engine.encode(prepare(rgb, spec)[None]).cls
@@ -91,7 +91,7 @@ def measure(model: Path, label: str, every: int) -> list[dict[str, object]]:
             bank = {n: _class(n, supports[n][:shots]) for n in names}
             for name, tokens in queries.items():
                 for t in tokens:
-                    found = route(t, bank, stranger)
+                    found = route(t, bank, stranger, limits)
                     if name in bank:
                         _count(counts["right"], found.known and found.nearest == name)
                         _count(counts["taken_for_another"], found.known and found.nearest != name)
@@ -99,7 +99,7 @@ def measure(model: Path, label: str, every: int) -> list[dict[str, object]]:
                     else:
                         _count(counts["other_set_unknown"], not found.known)
             for t in synthetic:
-                _count(counts["synthetic_unknown"], not route(t, bank, stranger).known)
+                _count(counts["synthetic_unknown"], not route(t, bank, stranger, limits).known)
         rates = {k: hits / total if total else float("nan") for k, (hits, total) in counts.items()}
         rows.append({"backbone": label, "classes": size, "shots": shots, **rates})
     return rows

@@ -24,8 +24,11 @@ F64 = NDArray[np.float64]
 
 
 class Limits(NamedTuple):
-    """Up to which unlikeness a picture is of a class: ``widest``, and ``tightest`` plus the largest unlikeness of the class's further
-    supports to its first, where it has several: parts that look all alike are told from strangers more sharply."""
+    """Up to which unlikeness a picture is of a class: ``widest``.
+
+    Where the class has several supports: ``tightest`` plus their largest unlikeness to the first, so that parts which look all
+    alike are told from strangers more sharply.
+    """
 
     widest: float
     tightest: float

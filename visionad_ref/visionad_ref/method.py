@@ -121,7 +121,8 @@ def image_score(anomaly_map: Tensor) -> float:
 # --- section 5: which class? ---------------------------------------------------------------------------------------
 
 
-UNKNOWN_LIMIT, TIGHT_LIMIT = 0.70, 0.50
+LIMITS = {"fused": (0.68, 0.50), "final": (0.85, 0.60)}
+"""Widest and tightest unlikeness up to which a picture is of a class, by kind of class token."""
 
 
 def stranger(side: int) -> Image.Image:
@@ -157,11 +158,12 @@ def unlikeness(class_token: Tensor, nearest: Tensor, known: Tensor, strange: Ten
     return 1 - float(F.cosine_similarity(class_token.double() - middle, nearest.double() - middle, dim=0))
 
 
-def route(class_token: Tensor, classes: Mapping[str, ClassBank], strange: Tensor) -> Route:
+def route(class_token: Tensor, classes: Mapping[str, ClassBank], strange: Tensor, kind: str = "fused") -> Route:
     """Find the class of a picture by its class token (Dc,): arg-min of the distance to each class's first support.
 
     Args:
         strange: class token (Dc,) of the ``stranger``.
+        kind: of class token, ``fused`` or ``final``.
     """
     found = sorted(
         (1 - float(class_token.double() @ bank.class_tokens[0].double()), name) for name, bank in classes.items()
@@ -171,7 +173,6 @@ def route(class_token: Tensor, classes: Mapping[str, ClassBank], strange: Tensor
     known = torch.stack([bank.class_tokens[0] for bank in classes.values()])
     first, *others = classes[nearest].class_tokens
     spread = [unlikeness(other, first, known, strange) for other in others]
-    limit = (
-        min(UNKNOWN_LIMIT, TIGHT_LIMIT + max(spread)) if spread else UNKNOWN_LIMIT
-    )  # alike supports: a sharper limit
+    widest, tightest = LIMITS[kind]
+    limit = min(widest, tightest + max(spread)) if spread else widest  # supports that look alike: a sharper limit
     return Route(nearest, distance, margin, unlikeness(class_token, first, known, strange) > limit)

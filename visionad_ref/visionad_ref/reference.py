@@ -123,7 +123,7 @@ class Reference:
         strange = method.normalise(method.stranger(self.spec.crop), self.spec)
         seen = method.VIEWS[self.views[0]](self.preprocess(picture))
         token, strange_token = self.encode(torch.stack([seen, strange]))[1]
-        return method.route(token, classes, strange_token)
+        return method.route(token, classes, strange_token, self.spec.class_token)
 
     @torch.inference_mode()
     def enroll(self, pictures: Iterable[Picture]) -> ClassBank:

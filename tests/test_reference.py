@@ -33,16 +33,6 @@ from visionad_ref import (  # noqa: E402
 CROP, RESIZE = 56, 64  # 4 × 4 patches: the blocks do all their work on little
 
 
-@pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """Weights and pictures that are not part of the product."""
-    beside = Path(__file__).resolve().parents[1].parent / "shared"
-    folder = Path(os.environ.get("VISIONAD_SHARED", beside))
-    if not folder.is_dir():
-        pytest.skip(f"no shared data at {folder}; set VISIONAD_SHARED")
-    return folder
-
-
 def official_dinov2(registers: int, dim: int = 384, depth: int = 12) -> dict[str, torch.Tensor]:
     """Random weights of ViT-S/14 under the keys of the original checkpoint, large enough for every term to matter."""
     g = torch.Generator().manual_seed(registers)
@@ -439,9 +429,9 @@ def test_a_support_picture_is_no_anomaly(deit: Reference) -> None:
     assert np.allclose(same.class_token, bank.class_tokens[0])
 
 
-def test_bottles_with_real_weights(shared_dir: Path) -> None:
-    weights = shared_dir / "weights/deit_tiny_patch16_224/model.safetensors"
-    bottles = shared_dir / "data/mvtec_bottle"
+def test_bottles_with_real_weights(shared: Path) -> None:
+    weights = shared / "weights/deit_tiny_patch16_224/model.safetensors"
+    bottles = shared / "data/mvtec_bottle"
     reference = Reference.load("deit_tiny_patch16_224", weights, views=["original"])
     bank = reference.enroll(sorted((bottles / "train/good").iterdir())[:1])
     good, broken = (reference.inspect(bottles / f"test/{kind}/000.png", bank) for kind in ("good", "broken_large"))

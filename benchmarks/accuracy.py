@@ -1,0 +1,53 @@
+"""Accuracy on the real pictures at hand, runtime and reference side by side: `python benchmarks/accuracy.py`.
+
+One shot (the first file by name), the paper's three views, each data set on its own. The two engines share no code from file to score,
+so equal tables say that what runs at the line is the method.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import common
+from visionad_export.exporter import export_model
+from visionad_runtime.evaluation.datasets import open_dataset
+from visionad_runtime.evaluation.evaluate import evaluate
+from visionad_runtime.evaluation.published import METRICS
+
+SETS = (("folder", "mvtec_bottle"), ("folder", "adfi_hazelnut"), ("folder", "magnetic_tile"))
+BACKBONE = "deit_tiny_patch16_224"
+
+
+def main() -> None:
+    """Measure, print a table, write ``benchmarks/results/accuracy.json``."""
+    shared, rows = common.shared(), []
+    weights = shared / "weights" / BACKBONE / "model.safetensors"
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        export_model(BACKBONE, model, weights=weights)
+        for layout, name in SETS:
+            dataset = open_dataset(layout, shared / "data" / name)
+            found = {
+                engine: evaluate(model, dataset, 1, engine=engine, weights=weights).to_dict()["results"][0]
+                for engine in ("runtime", "reference")
+            }
+            for engine, result in found.items():
+                rows.append(
+                    {"set": name, "engine": engine, "images": result["images"], **{m: result[m] for m in METRICS}}
+                )
+            pairs = [(found["runtime"][m], found["reference"][m]) for m in METRICS]
+            rows[-2]["largest_difference"] = max(abs(a - b) for a, b in pairs if a is not None and b is not None)
+            print(f"{name}: runtime and reference differ by at most {rows[-2]['largest_difference']:.1e}", flush=True)
+    print("| set | pictures | " + " | ".join(METRICS) + " |\n|" + "---|" * (len(METRICS) + 2))
+    for row in rows:
+        if row["engine"] == "runtime":
+            figures = " | ".join("–" if row[m] is None else f"{row[m]:.3f}" for m in METRICS)
+            print(f"| {row['set']} | {row['images']} | {figures} |")
+    print(
+        f"written to {common.write('accuracy', {'backbone': BACKBONE, 'shots': 1, 'rows': rows}).relative_to(common.ROOT)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Accuracy on the real pictures at hand, runtime and reference side by side: `python benchmarks/accuracy.py`.
 
-One shot (the first file by name), the paper's three views, each data set on its own. The two engines share no code from file to score,
-so equal tables say that what runs at the line is the method.
+One shot (the first file by name), the paper's three views, each data set on its own. The two engines share no code from
+file to score, so equal tables say that what runs at the line is the method.
 """
 
 from __future__ import annotations

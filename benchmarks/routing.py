@@ -64,7 +64,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for r in rows:
-        rates = " | ".join("–" if np.isnan(r[k]) else f"{r[k]:.1%}" for k in RATES)
+        rates = " | ".join("–" if r[k] is None else f"{r[k]:.1%}" for k in RATES)
         print(f"| {r['backbone']} | {r['classes']} | {r['shots']} | {rates} |")
     print(f"written to {common.write('routing', {'rows': rows}).relative_to(common.ROOT)}")
 
@@ -100,7 +100,7 @@ def measure(model: Path, label: str, every: int) -> list[dict[str, object]]:
                         _count(counts["other_set_unknown"], not found.known)
             for t in synthetic:
                 _count(counts["synthetic_unknown"], not route(t, bank, stranger, limits).known)
-        rates = {k: hits / total if total else float("nan") for k, (hits, total) in counts.items()}
+        rates = {k: hits / total if total else None for k, (hits, total) in counts.items()}
         rows.append({"backbone": label, "classes": size, "shots": shots, **rates})
     return rows
 

@@ -241,6 +241,18 @@ def test_a_place_that_is_a_file(tiny_model: Path, good: list[Path], bank: Path) 
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), (args, done.stderr)
 
 
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, said in (
+        ([], "predict"),
+        (["bank"], "undo"),
+        (["--version"], "visionad 0."),
+        (["bank", "add", "--help"], "--shots"),
+    ):
+        assert run(args) == 0
+        captured = capsys.readouterr()
+        assert said in captured.out and not captured.err
+
+
 def test_doctor(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--json", "--model", str(tiny_model)]) == 0
     report = json.loads(capsys.readouterr().out)

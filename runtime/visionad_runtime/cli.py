@@ -15,17 +15,16 @@ from typing import Annotated, Any
 import typer
 from visionad_export.cli import export_command, parity_command  # light: torch is imported only when it runs
 
+from . import __version__
 from .errors import VisionADError
 from .evaluation.command import eval_command
 
 app = typer.Typer(
-    help="Few-shot visual inspection: show 1 to 8 good parts, start inspecting.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-bank_app = typer.Typer(help="Enrol, remove and check good parts.", no_args_is_help=True, rich_markup_mode=None)
+bank_app = typer.Typer(help="Enrol, remove and check good parts.", rich_markup_mode=None)
 app.add_typer(bank_app, name="bank")
 app.command("export")(export_command)
 app.command("parity")(parity_command)
@@ -49,6 +48,21 @@ ViewsOption = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        _say(f"visionad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Few-shot visual inspection: show 1 to 8 good parts, start inspecting."""
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(run(sys.argv[1:]))
@@ -56,8 +70,11 @@ def main() -> None:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line; returns the exit status."""
+    args = list(args)
+    if args in ([], ["bank"]):
+        args.append("--help")
     try:
-        status = app(args=list(args), prog_name="visionad", standalone_mode=False)
+        status = app(args=args, prog_name="visionad", standalone_mode=False)
         sys.stdout.flush()
     except VisionADError as exc:
         return _complain(str(exc))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -118,16 +117,6 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
-
-
-def _needs(extra: str, module: str, name: str) -> Any:
-    """Import ``module`` of an optional part, or say which extra brings it."""
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as exc:
-        raise VisionADError(
-            f"this command needs the {extra!r} extra ({exc.name} is not installed): pip install 'visionad[{extra}]'"
-        ) from None
 
 
 # -- predict ----------------------------------------------------------------------------------------------------------

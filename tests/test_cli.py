@@ -221,6 +221,15 @@ def test_no_progress_bar_in_a_pipe_and_a_reader_may_leave(tiny_model: Path, bank
     assert piped.stdout.startswith("unknown")
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_forbidden_file_is_an_error_of_its_own(tiny_model: Path, bank: Path, good: list[Path]) -> None:
+    good[2].chmod(0)
+    done = visionad("predict", tiny_model, bank, good[2], good[3], "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 2
+    assert "Permission denied" in rows[0]["error"] and "score" in rows[1]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_an_unwritable_folder(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -31,7 +31,8 @@ app.command("eval")(eval_command)
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
 BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
-PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files or folders")]
+# readable=False: the parser must not refuse a whole run for one file; reading it says what is wrong, per file
+PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files or folders", readable=False)]
 JsonFlag = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 ClassOption = Annotated[str, typer.Option("--class", metavar="NAME", help="class of the parts")]
 MaybeClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="class of the parts; skips routing")]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from visionad_runtime import maps
 from visionad_runtime.artefacts import PreprocessSpec, ViewName
-from visionad_runtime.maps import MAP_SIZE, TOP_PIXELS, Geometry, Region
+from visionad_runtime.maps import MAP_SIZE, Geometry, Region
 from visionad_runtime.preprocess import VIEWS, resize_crop
 
 F32 = NDArray[np.float32]
@@ -26,6 +26,7 @@ def geometry_of(width: int, height: int, resize: int = 448, crop: int = 392) -> 
     return Geometry.of(width, height, spec_of(resize, crop))
 
 
+TOP = 655
 ONE_TO_ONE = geometry_of(MAP_SIZE, MAP_SIZE, MAP_SIZE, MAP_SIZE)
 """A picture in which map pixels are picture pixels."""
 
@@ -111,8 +112,8 @@ def test_score_is_the_mean_of_the_655_largest(seed: int, levels: int, scale: flo
 
 def test_score_counts_655_pixels() -> None:
     field = cold()
-    field.flat[:TOP_PIXELS] = 1
-    assert TOP_PIXELS == 655 and maps.image_score(field) == 1
+    field.flat[:TOP] = 1
+    assert maps.image_score(field) == 1
     field.flat[0] = 0
     assert maps.image_score(field) == 654 / 655
     field.flat[:2000] = 1
@@ -294,7 +295,7 @@ def test_without_a_level_exactly_the_655_score_pixels_count() -> None:
     for rank, i in enumerate(order):
         field[places[i][1], places[i][0]] = 1 + rank / len(places)
     found = maps.regions(field, ONE_TO_ONE, None)
-    hottest = [places[i] for i in order[::-1][:TOP_PIXELS]]
+    hottest = [places[i] for i in order[::-1][:TOP]]
     assert [r.bbox for r in found] == [(u, v, 1, 1) for u, v in hottest]
     assert np.mean([r.score for r in found]) == pytest.approx(maps.image_score(field), rel=1e-12)
 

@@ -15,6 +15,9 @@ def export_command(
     backbone: Annotated[
         str | None, typer.Option("--backbone", metavar="NAME", help="e.g. dinov2_vitl14_reg, or timm:<model>")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="NAME", help="paper or sharp (docs/presets.md) [default: paper]")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="FILE", help="weights file [default: download or package]")
     ] = None,
@@ -24,6 +27,12 @@ def export_command(
     ] = None,
     layers: Annotated[str | None, typer.Option("--layers", metavar="A-B", help="blocks to average, from 0")] = None,
     views: Annotated[str | None, typer.Option("--views", metavar="original,flip,clamp", help="tones to use")] = None,
+    top_share: Annotated[
+        float | None,
+        typer.Option(
+            "--top-share", metavar="SHARE", help="of the map's largest pixels whose mean is the score [default: 0.01]"
+        ),
+    ] = None,
     class_token: Annotated[
         str | None, typer.Option("--class-token", metavar="fused|final", help="token that finds the class")
     ] = None,
@@ -42,20 +51,21 @@ def export_command(
 
     settings = (load_config(config) if config else ExportConfig()).override(
         backbone=backbone,
+        preset=preset,
         weights=weights,
         resize=resize,
         crop=crop,
         layers=layers,
         views=None if views is None else parse_views(views),
+        top_share=top_share,
         class_token=class_token,
         precision=precision,
     )
-    if settings.backbone is None:
-        raise VisionADError("say which backbone: --backbone NAME, or a --config that names one")
-    given: dict[str, Any] = settings.model_dump(exclude={"backbone", "layers"}, exclude_none=True)
+    settings = settings.resolved()
+    given: dict[str, Any] = settings.model_dump(exclude={"backbone", "preset", "layers"}, exclude_none=True)
     if settings.layers is not None:
         given["layers"] = parse_layers(settings.layers)
-    summary = export_model(settings.backbone, out, **given)
+    summary = export_model(str(settings.backbone), out, **given)
     typer.echo(json.dumps(summary) if as_json else describe(summary))
 
 
@@ -68,6 +78,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"from {summary['weights']['source']}",
         f"tokens     {grid} x {grid} patches of {summary['dim']}, {summary['class_token']} class token of "
         f"{summary['class_token_dim']}",
+        f"score      views {', '.join(summary['views'])}; mean of the largest {summary['top_share']:.2%} of the map",
         f"check      ONNX Runtime against PyTorch: largest difference {summary['max_error']:.1e}",
     ]
     if summary["dropped_area"]:

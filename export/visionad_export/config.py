@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from visionad_runtime.errors import ModelError
+
+from visionad_ref import MethodError, Spec, default_spec
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named way to run the method. ``None`` is the backbone's default.
+
+    ``sides``: kind of backbone → side in pixels to which the picture is resized, without a crop; rounded down to a multiple
+    of the patch.
+    """
+
+    about: str
+    views: tuple[str, ...] | None = None
+    top_share: float | None = None
+    sides: Mapping[str, int] | None = None
+
+    def settings(self, spec: Spec) -> dict[str, Any]:
+        """Its :class:`ExportConfig` settings for a backbone."""
+        side = None if self.sides is None else self.sides[spec.kind] // spec.patch * spec.patch
+        return {"views": self.views, "top_share": self.top_share, "resize": side, "crop": side}
+
+
+PRESETS = {
+    "paper": Preset("as published: three views, centre crop, score over 1 % of the map"),
+    "sharp": Preset(
+        "one view of the whole picture, in finer cells where that is free; score over 0.2 % of the map",
+        views=("original",),
+        top_share=0.002,
+        sides={"vit": 448, "pyramid": 384},
+    ),
+}
+"""Evidence, and what else was tried: ``docs/presets.md``."""
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -41,17 +76,38 @@ class ExportConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: str | None = None
+    preset: str | None = None
     weights: Path | None = None
     resize: int | None = None
     crop: int | None = None
     layers: str | None = None
     views: Annotated[tuple[str, ...] | None, BeforeValidator(_from_text)] = None
+    top_share: float | None = None
     class_token: str | None = None
     precision: str | None = None
 
     def override(self, **options: Any) -> ExportConfig:
         """The same settings, but for every option that is not ``None``."""
         return ExportConfig(**{**self.model_dump(), **{k: v for k, v in options.items() if v is not None}})
+
+    def resolved(self) -> ExportConfig:
+        """The same with the preset's settings where nothing else is said.
+
+        Raises:
+            ModelError: unknown preset, no or unknown backbone.
+        """
+        if self.backbone is None:
+            raise ModelError("say which backbone: --backbone NAME, or a --config that names one")
+        if self.preset is None:
+            return self
+        preset = PRESETS.get(self.preset)
+        if preset is None:
+            raise ModelError(f"preset {self.preset!r} is not known; choose {' or '.join(PRESETS)}")
+        try:
+            spec = default_spec(self.backbone)
+        except MethodError as exc:
+            raise ModelError(str(exc)) from None
+        return ExportConfig(**preset.settings(spec)).override(**self.model_dump())
 
 
 def load_config(path: Path) -> ExportConfig:

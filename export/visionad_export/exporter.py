@@ -39,6 +39,7 @@ from visionad_runtime.artefacts import (
     to_json,
 )
 from visionad_runtime.errors import ModelError
+from visionad_runtime.maps import TOP_SHARE
 
 from visionad_ref import Backbone, MethodError, Reference
 
@@ -65,6 +66,7 @@ def export_model(
     crop: int | None = None,
     layers: Sequence[int] | None = None,
     views: Sequence[str] = tuple(VIEWS),
+    top_share: float = TOP_SHARE,
     class_token: str = "fused",
     precision: str = "fp32",
     external_data_limit: int = EXTERNAL_DATA_LIMIT,
@@ -92,6 +94,7 @@ def export_model(
             crop=crop,
             layers=layers,
             views=views,
+            top_share=top_share,
             class_token=class_token,  # type: ignore[arg-type]  # the reference refuses others
         )
     except MethodError as exc:
@@ -116,6 +119,7 @@ def export_model(
         "resize": spec.resize,
         "crop": spec.crop,
         "views": list(manifest.views),
+        "top_share": manifest.top_share,
         "precision": manifest.precision,
         "opset": manifest.opset,
         "weights": manifest.weights.model_dump(),
@@ -205,6 +209,7 @@ def _manifest(reference: Reference, dims: tuple[int, int], files: list[Path]) ->
         ),
         weights=WeightsRecord(sha256=reference.weights_sha256, source=reference.weights_source),
         views=cast(tuple[ViewName, ...], reference.views),
+        top_share=reference.top_share,
         precision="fp32",
         opset=OPSET,
         files={path.name: sha256_file(path) for path in files},

@@ -197,6 +197,7 @@ def load_reference(
             layers=identity.layers,
             views=views,
             class_token=identity.class_token,
+            top_share=manifest.top_share,
             threads=threads,
         )
     except MethodError as exc:

@@ -94,6 +94,8 @@ class ModelManifest(_Strict):
     identity: FeatureIdentity
     weights: WeightsRecord
     views: tuple[ViewName, ...]
+    top_share: float = Field(default=0.01, gt=0, le=1)
+    """Share of the map's largest pixels whose mean is the score; the paper's 1 % unless a preset says otherwise."""
     precision: Precision
     opset: int
     files: dict[str, str]
@@ -120,6 +122,8 @@ class Calibration(_Strict):
     scores: tuple[float, ...]
     sources: tuple[str, ...]
     views: tuple[ViewName, ...]
+    top_share: float = 0.01
+    """Of the model it was calibrated with; a threshold holds for the same score only."""
     created: str
 
 

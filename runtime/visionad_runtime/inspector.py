@@ -36,8 +36,9 @@ class Result:
     """What inspecting one picture gave.
 
     ``anomaly_map`` is float32 (256, 256), the sum of the views' cosine distances (0..2 a view), of the centre crop;
-    ``geometry`` maps it to the original picture. ``score`` is the mean of its largest 1 % of pixels. ``verdict`` is
-    ``unknown`` when the class has no threshold yet, or when the picture is like no class. ``timings`` are milliseconds.
+    ``geometry`` maps it to the original picture. ``score`` is the mean of its largest pixels: 1 % of them, or the
+    model's ``top_share``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the picture is like no
+    class. ``timings`` are milliseconds.
     """
 
     score: float
@@ -217,12 +218,12 @@ class Inspector:
         }
         clock.lap("search")
         anomaly_map = upsample(fuse(distances))
-        score = image_score(anomaly_map)
+        score = image_score(anomaly_map, self.manifest.top_share)
         known = routed is None or routed.known
         threshold = matched.entry.threshold if known and self._calibrated_for(matched) else None
         verdict: Verdict = "unknown" if threshold is None else "anomalous" if score > threshold else "ok"
         geometry = Geometry.of(rgb.shape[1], rgb.shape[0], identity.preprocess)
-        found = () if verdict == "ok" else regions(anomaly_map, geometry, threshold)
+        found = () if verdict == "ok" else regions(anomaly_map, geometry, threshold, self.manifest.top_share)
         clock.lap("map")
         result = Result(
             score=score,
@@ -241,9 +242,9 @@ class Inspector:
         return result, Trace(views, tokens, distances)
 
     def _calibrated_for(self, matched: ClassBank) -> bool:
-        """A threshold holds for the views it was calibrated with, no others: the maps are sums over views."""
+        """A threshold holds for the score it was calibrated with, no other: same views, whose maps are summed, same share."""
         record = matched.entry.calibration
-        return record is None or record.views == self.views
+        return record is None or (record.views == self.views and record.top_share == self.manifest.top_share)
 
     def enrolled(self, class_name: str | None) -> Bank:
         """The bank, if it can inspect (this class).

@@ -12,8 +12,8 @@ from .artefacts import PreprocessSpec, ViewName
 from .preprocess import crop_offset
 
 MAP_SIZE = 256
-TOP_PIXELS = int(0.01 * MAP_SIZE * MAP_SIZE)
-"""655: the image score is the mean of this many largest pixels."""
+TOP_SHARE = 0.01
+"""The paper's share of the map's pixels that make the image score: the 655 largest."""
 
 F32 = NDArray[np.float32]
 
@@ -74,24 +74,31 @@ def upsample(grid: F32, size: int = MAP_SIZE) -> F32:
     return out
 
 
-def image_score(anomaly_map: F32) -> float:
-    """Mean of the 655 largest pixels, summed in float64 from the sorted values, so that it has one value on any machine."""
-    top = np.sort(np.partition(anomaly_map.ravel(), -TOP_PIXELS)[-TOP_PIXELS:])
+def top_pixels(share: float = TOP_SHARE) -> int:
+    """How many pixels make the score: ``int(share · 256 · 256)``, at least one."""
+    return max(1, int(share * MAP_SIZE * MAP_SIZE))
+
+
+def image_score(anomaly_map: F32, share: float = TOP_SHARE) -> float:
+    """Mean of the largest pixels (:func:`top_pixels`), summed in float64 from the sorted values: one value on any machine."""
+    count = top_pixels(share)
+    top = np.sort(np.partition(anomaly_map.ravel(), -count)[-count:])
     return float(top.astype(np.float64).mean())
 
 
-def regions(anomaly_map: F32, geometry: Geometry, level: float | None) -> tuple[Region, ...]:
+def regions(anomaly_map: F32, geometry: Geometry, level: float | None, share: float = TOP_SHARE) -> tuple[Region, ...]:
     """Connected areas (8 neighbours) of the map, highest first.
 
     Args:
-        level: pixels above it count (a calibrated class passes its threshold). ``None``, when nothing is calibrated: the 655
-            pixels that make the score count, so the regions say where the score comes from, not that it is too high.
+        level: pixels above it count (a calibrated class passes its threshold). ``None``, when nothing is calibrated: the pixels
+            that make the score count, so the regions say where the score comes from, not that it is too high.
+        share: of the pixels that make the score.
     """
     import cv2
 
     if level is None:
         flat = anomaly_map.ravel()
-        mask = anomaly_map >= np.partition(flat, -TOP_PIXELS)[-TOP_PIXELS]
+        mask = anomaly_map >= np.partition(flat, -top_pixels(share))[-top_pixels(share)]
     else:
         mask = anomaly_map > level
     found: list[Region] = []

@@ -1,6 +1,6 @@
 """VisionAD in PyTorch: the method as the paper tells it. It defines what is right; the runtime is measured by it."""
 
-from .backbone import REGISTRY, Backbone, MethodError, Spec, SpecError, WeightsError, load
+from .backbone import REGISTRY, Backbone, MethodError, Spec, SpecError, WeightsError, default_spec, load
 from .method import VIEWS, ClassBank, PictureError, Route, route
 from .reference import Reference, RefResult
 
@@ -17,6 +17,7 @@ __all__ = [
     "Spec",
     "SpecError",
     "WeightsError",
+    "default_spec",
     "load",
     "route",
 ]

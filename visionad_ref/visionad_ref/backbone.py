@@ -124,6 +124,17 @@ class Loaded(NamedTuple):
     weights_source: str
 
 
+def default_spec(name: str) -> Spec:
+    """What a backbone is run with when nothing else is asked for.
+
+    Raises:
+        SpecError: unknown backbone.
+    """
+    return REGISTRY.get(name) or _spec_of_timm_model(
+        name, _timm_name(name), _create(_timm_name(name), pretrained=False)
+    )
+
+
 def load(
     name: str,
     weights: Path | None = None,

@@ -15,7 +15,7 @@ from torch import Tensor
 from .backbone import MethodError, Spec
 
 MAP_SIZE = 256
-TOP_PIXELS = int(0.01 * MAP_SIZE * MAP_SIZE)
+TOP_SHARE = 0.01
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Normalised pictures (N, 3, H, W) → unit patch tokens (N, P, D) and unit class tokens (N, Dc)."""
@@ -113,9 +113,9 @@ def upsample(grid: Tensor, size: int = MAP_SIZE) -> Tensor:
     return F.interpolate(grid[None, None], size=(size, size), mode="bilinear", align_corners=False)[0, 0]
 
 
-def image_score(anomaly_map: Tensor) -> float:
-    """Mean of the 655 largest of the 256 × 256 map."""
-    return float(anomaly_map.flatten().topk(TOP_PIXELS).values.double().mean())
+def image_score(anomaly_map: Tensor, share: float = TOP_SHARE) -> float:
+    """Mean of the largest ``share`` of the 256 × 256 map; the paper takes 1 %, its 655 largest."""
+    return float(anomaly_map.flatten().topk(max(1, int(share * anomaly_map.numel()))).values.double().mean())
 
 
 # --- section 5: which class? ---------------------------------------------------------------------------------------

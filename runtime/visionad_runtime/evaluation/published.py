@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..artefacts import ModelManifest
+from ..maps import TOP_SHARE
 
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro")
 """The seven metrics, in the order of every table."""
@@ -62,6 +63,7 @@ def same_model(manifest: ModelManifest, views: tuple[str, ...]) -> bool:
         and identity.layers == tuple(range(4, 19))
         and (identity.preprocess.resize, identity.preprocess.crop) == (448, 392)
         and views == ("original", "flip", "clamp")
+        and manifest.top_share == TOP_SHARE
     )
 
 

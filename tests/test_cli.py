@@ -271,6 +271,33 @@ def test_doctor(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Backend  onnxruntime-cpu" in capsys.readouterr().out
 
 
+def test_a_preset_end_to_end(
+    tiny_weights: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference and runtime agree on a preset's score; a threshold of another score is not used."""
+    model, paper, bank = tmp_path / "sharp", tmp_path / "paper", tmp_path / "bank"
+    small = f"--backbone deit_tiny_patch16_224 --weights {tiny_weights} --resize 64 --crop 64 --layers 0-1".split()
+    assert run(["export", *small, "--preset", "sharp", "--out", str(model), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["views"], summary["top_share"], summary["dropped_area"]) == (["original"], 0.002, 0)
+    assert run(["export", *small, "--views", "original", "--out", str(paper)]) == 0
+    paths = [str(p) for p in good]
+    assert run(["bank", "add", str(model), str(bank), "--class", "disc", paths[0]]) == 0
+    capsys.readouterr()
+    assert run(["parity", str(model), str(bank), *paths, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"]["score"]["max_rel"] <= 1e-4
+    assert run(["calibrate", str(model), str(bank), "--class", "disc", *paths[1:], "--max-false-reject", "0.25"]) == 0
+    capsys.readouterr()
+    scores = []
+    for folder, verdicts in ((model, {"ok"}), (paper, {"unknown"})):
+        assert run(["predict", str(folder), str(bank), *paths[1:], "--class", "disc", "--json"]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {line["verdict"] for line in lines} == verdicts
+        scores.append([line["score"] for line in lines])
+    assert all(sharp >= plain for sharp, plain in zip(*scores, strict=True))
+    assert run(["export", *small, "--top-share", "0", "--out", str(tmp_path / "no")]) == 2
+
+
 def test_parity(
     tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

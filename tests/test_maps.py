@@ -120,6 +120,18 @@ def test_score_counts_655_pixels() -> None:
     assert maps.image_score(field) == 1
 
 
+@pytest.mark.parametrize("share, count", [(0.002, 131), (1.0, 65536), (1e-9, 1)])
+def test_the_share_of_the_map_that_makes_the_score(share: float, count: int) -> None:
+    field = noise(3, MAP_SIZE, MAP_SIZE)
+    assert maps.top_pixels(share) == count
+    assert maps.image_score(field, share) == pytest.approx(
+        np.sort(field.ravel())[-count:].astype(np.float64).mean(), rel=1e-12
+    )
+    found = maps.regions(field, ONE_TO_ONE, None, share)
+    assert max(r.score for r in found) == field.max()
+    assert count == 65536 or sum(r.score for r in found) > 0
+
+
 # --- regions: where --------------------------------------------------------------------------------------------------
 
 

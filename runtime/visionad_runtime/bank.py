@@ -70,10 +70,15 @@ class ClassBank:
         tokens: F32 = self.class_tokens[upright_block(self.blocks, view)]
         return tokens
 
+    def upright(self, picture: int, views: Sequence[ViewName]) -> dict[ViewName, F32]:
+        """Patch tokens (P, D) of support picture number ``picture``, unturned, by view: what a query of it would look like."""
+        return {view: self.features[upright_block(self.blocks, view), picture] for view in views}
+
     def without(self, picture: int) -> ClassBank:
         """The class as if support picture number ``picture`` had not been enrolled (leave-one-out)."""
         keep = [k for k in range(self.features.shape[1]) if k != picture]
-        return ClassBank(self.name, self.entry, self.blocks, self.features[:, keep], self.class_tokens[:, keep])
+        entry = self.entry.model_copy(update={"images": tuple(self.entry.images[k] for k in keep)})
+        return ClassBank(self.name, entry, self.blocks, self.features[:, keep], self.class_tokens[:, keep])
 
 
 class Snapshot(NamedTuple):
@@ -189,8 +194,7 @@ class Bank:
                     f"class {name!r} has this one picture only; remove the class instead (leave out --image)"
                 )
             less = old.without(hits[0])
-            images = tuple(i for k, i in enumerate(old.entry.images) if k != hits[0])
-            entry = self._write_class(name, images, less.features, less.class_tokens)
+            entry = self._write_class(name, less.entry.images, less.features, less.class_tokens)
             loaded = ClassBank(name, entry, self.manifest.blocks, less.features, less.class_tokens)
             self._commit(f"remove {name}: {old.entry.images[hits[0]].source}", {**self.classes, name: loaded})
         return self.manifest.version

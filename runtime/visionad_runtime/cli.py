@@ -239,6 +239,10 @@ def bank_add(
     seed: Annotated[
         int | None, typer.Option(help="choose them at random as the paper's runs do [default: the first by name]")
     ] = None,
+    choose: Annotated[
+        int | None,
+        typer.Option("--choose", min=1, help="enrol those from which the other good pictures differ least [1 to 24]"),
+    ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
@@ -247,12 +251,15 @@ def bank_add(
     """Enrol good pictures in a class (new or existing). All or none of them."""
     from .bank import check_class_name
     from .inspector import Inspector, read_supports
+    from .mutual import choose_covering, standings
     from .picture import find_pictures
     from .support import choose_support_paths
 
     class_name = check_class_name(class_name)
     if seed is not None and shots is None:
         raise VisionADError("--seed chooses among pictures; say how many with --shots")
+    if choose is not None and shots is not None:
+        raise VisionADError("--choose and --shots both say how many pictures to enrol; give one of them")
     pictures = [f.path for f in find_pictures(paths)]
     if shots is not None:
         if shots > len(pictures):
@@ -262,18 +269,37 @@ def bank_add(
     inspector = Inspector.open(model, bank, backend=backend, threads=threads)
     assert inspector.bank is not None
     known = inspector.bank.classes.get(class_name)
+    if choose is not None:
+        with progress(f"comparing {class_name}", len(pictures)) as step:
+            pictures = choose_covering(inspector, class_name, pictures, choose, bit_depth=bit_depth, step=step)
     with progress(f"enrolling {class_name}", len(pictures)) as step:
         version = inspector.enroll_files(class_name, pictures, bit_depth=bit_depth, step=step)
-    total = len(inspector.bank.classes[class_name].entry.images)
+    enrolled = inspector.bank.classes[class_name]
+    total = len(enrolled.entry.images)
+    odd = [s for s in standings(enrolled, inspector.views, inspector.manifest.top_share) if s.odd]
     if as_json:
-        _say(json.dumps({"class": class_name, "added": len(pictures), "shots": total, "bank_version": version}))
+        facts = {"class": class_name, "added": len(pictures), "shots": total, "bank_version": version}
+        named = [{"sha256": s.image.sha256, "source": s.image.source, "ratio": s.ratio} for s in odd]
+        _say(json.dumps({**facts, "images": [str(p) for p in pictures], "odd": named}, ensure_ascii=False))
         return
+    if choose is not None:
+        for path in pictures:
+            _say(f"chosen: {path}")
     lost = (
         "; its threshold was dropped, calibrate again"
         if known is not None and known.entry.threshold is not None
         else ""
     )
     _say(f"enrolled {len(pictures)} in class {class_name} ({total} in all), bank version {version}{lost}")
+    for s in odd:
+        _say(_odd_line(bank, class_name, s))
+
+
+def _odd_line(bank: Path, class_name: str, standing: Any) -> str:
+    return (
+        f"look at {standing.image.source}: it differs from the others {standing.ratio:.1f} times as much as they do; "
+        f"if it is not good, `visionad bank remove {bank} --class {class_name} --image {standing.image.sha256[:12]}`"
+    )
 
 
 @bank_app.command("remove")
@@ -340,6 +366,40 @@ def bank_verify(bank: BankArg) -> None:
 
     manifest = verify(bank)
     _say(f"sound: version {manifest.version}, {len(manifest.classes)} classes")
+
+
+@bank_app.command("audit")
+def bank_audit(
+    model: ModelArg,
+    bank: BankArg,
+    class_name: Annotated[str | None, typer.Option("--class", metavar="NAME", help="[default: every class]")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Score each enrolled picture against the others of its class, to find one that should not have been enrolled."""
+    from .artefacts import ModelManifest, read_manifest
+    from .bank import Bank, unknown_class
+    from .mutual import standings
+
+    manifest = read_manifest(model, ModelManifest)
+    opened = Bank.open(bank, manifest.identity)
+    if class_name is not None and class_name not in opened.classes:
+        raise VisionADError(unknown_class(bank, class_name, opened.classes))
+    for name in opened.classes if class_name is None else [class_name]:
+        found = standings(opened.classes[name], opened.manifest.views, manifest.top_share)
+        if as_json:
+            rows = [
+                {"sha256": s.image.sha256, "source": s.image.source, "score": s.score, "ratio": s.ratio, "odd": s.odd}
+                for s in found
+            ]
+            _say(json.dumps({"class": name, "pictures": rows}, ensure_ascii=False))
+            continue
+        if not found:
+            _say(f"{name}: fewer than three pictures; none can be told from the others")
+        for s in sorted(found, key=lambda s: -s.ratio):
+            _say(f"{name}: {s.score:.4f}, {s.ratio:.2f} times the others' median  {s.image.source}")
+        for s in found:
+            if s.odd:
+                _say(_odd_line(bank, name, s))
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import picture
-from .artefacts import GOLDEN_FILE, ModelManifest, SupportImage, ViewName, read_manifest, sha256_bytes, sha256_file
+from .artefacts import (
+    GOLDEN_FILE,
+    ClassEntry,
+    ModelManifest,
+    SupportImage,
+    ViewName,
+    read_manifest,
+    sha256_bytes,
+    sha256_file,
+)
 from .bank import Bank, ClassBank, Snapshot, unknown_class
 from .engine import Engine, Tokens, open_engine
 from .errors import BankError, ModelError, PictureError, VisionADError
@@ -304,6 +313,13 @@ class Inspector:
             raise BankError("no bank was opened; give Inspector.open a bank folder")
         prepared = prepare(rgb, self.manifest.identity.preprocess)
         return self.engine.encode(support_encodings(prepared, self.bank.manifest.blocks))
+
+    def as_class(self, name: str, support: SupportImage, rgb: picture.RGB8) -> ClassBank:
+        """What a class would be with this one picture, not enrolled anywhere."""
+        tokens = self.encode_support(rgb)
+        assert self.bank is not None and tokens.cls is not None
+        entry = ClassEntry(file="", sha256="", images=(support,))
+        return ClassBank(name, entry, self.bank.manifest.blocks, tokens.patch[:, None], tokens.cls[:, None])
 
     def enroll(self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr") -> int:
         """Enrol good pictures in a new or existing class, live. Inspections that follow see them; disk is written first.

@@ -253,14 +253,14 @@ def test_config_mistakes(tmp_path: Path) -> None:
 def test_presets_fit_every_backbone() -> None:
     for name, spec in REGISTRY.items():
         sharp = ExportConfig(backbone=name, preset="sharp").resolved()
-        side = {"vit": 448, "pyramid": 384}[spec.kind]
+        side = {"vit": 448, "pyramid": 288}[spec.kind]
         assert (sharp.resize, sharp.crop, sharp.views, sharp.top_share) == (side, side, ("original",), 0.002)
         assert side % spec.patch == 0
         paper = ExportConfig(backbone=name, preset="paper").resolved()
         assert paper == ExportConfig(backbone=name, preset="paper")  # the backbones' own defaults
     mixed = ExportConfig(backbone="dinov2_vits14_reg", preset="sharp", crop=392, top_share=0.01).resolved()
     assert (mixed.resize, mixed.crop, mixed.views, mixed.top_share) == (448, 392, ("original",), 0.01)
-    assert ExportConfig(backbone="timm:resnet18", preset="sharp").resolved().crop == 384
+    assert ExportConfig(backbone="timm:resnet18", preset="sharp").resolved().crop == 288
     for wrong in (
         {"backbone": NAME, "preset": "best"},
         {"preset": "sharp"},

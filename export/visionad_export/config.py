@@ -36,10 +36,10 @@ class Preset:
 PRESETS = {
     "paper": Preset("as published: three views, centre crop, score over 1 % of the map"),
     "sharp": Preset(
-        "one view of the whole picture, in finer cells where that is free; score over 0.2 % of the map",
+        "one view of the whole picture, score over 0.2 % of the map; costs less",
         views=("original",),
         top_share=0.002,
-        sides={"vit": 448, "pyramid": 384},
+        sides={"vit": 448, "pyramid": 288},
     ),
 }
 """Evidence, and what else was tried: ``docs/presets.md``."""

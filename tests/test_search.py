@@ -1,7 +1,8 @@
-"""Exact search against float64 brute force and faiss, with ties, tiles, and banks that lie on disk."""
+"""Exact search against float64 brute force and faiss: ties, near-ties, tiles, threads, int8 banks, banks that lie on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from visionad_runtime import search
+from visionad_runtime import products, search
 from visionad_runtime.errors import VisionADError
 
 F32 = NDArray[np.float32]
-TOLERANCE = 1e-6
+KINDS: dict[str, Callable[[F32], F32 | search.Int8Bank]] = {"float32": lambda rows: rows, "int8": search.Int8Bank}
+kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def unit(seed: int, rows: int, dim: int) -> F32:
@@ -21,93 +23,162 @@ def unit(seed: int, rows: int, dim: int) -> F32:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def check(queries: F32, bank: F32, found: search.Neighbours) -> None:
-    scores = queries.astype(np.float64) @ bank.astype(np.float64).T
+def near_ties(seed: int, rows: int, dim: int, scale: float = 1e-7) -> F32:
+    """Rows that float32 scores cannot tell apart, and exact repeats among them."""
+    rng = np.random.default_rng(seed)
+    x = unit(seed, 1, dim) + scale * rng.standard_normal((max(1, rows // 2), dim))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return x[rng.integers(0, len(x), rows)]
+
+
+def patches(seed: int, rows: int, dim: int) -> F32:
+    """As tokens are: a large common part with outlying dimensions, clusters, and little of each row's own."""
+    rng = np.random.default_rng(seed)
+    common = 0.1 * rng.standard_normal(dim) + 2 * (rng.random(dim) < 0.02)
+    kinds_of_patch = rng.standard_normal((10, dim)) / dim**0.5
+    own = 0.2 * rng.standard_normal((rows, dim)) / dim**0.5
+    x = common + kinds_of_patch[rng.integers(0, 10, rows)] + own
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def oracle(queries: F32, bank: F32, k: int = 1) -> tuple[F32, NDArray[np.int64]]:
+    """The k smallest distances by float64 scores, each pair's sum in the same order, and the lowest rows that have them."""
+    scores = np.stack([(query.astype(np.float64) * bank).sum(axis=1) for query in queries])
+    row = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return (1 - np.take_along_axis(scores, row, axis=1)).astype(np.float32), row
+
+
+def check(found: search.Neighbours, queries: F32, bank: F32, k: int = 1) -> None:
+    distance, row = oracle(queries, bank, k)
+    shape = (len(queries),) if k == 1 else (len(queries), k)
     assert found.distance.dtype == np.float32 and found.row.dtype == np.int64
-    assert found.distance.shape == found.row.shape == (len(queries),)
-    np.testing.assert_allclose(found.distance, 1 - scores.max(axis=1), rtol=0, atol=TOLERANCE)
-    # the row is the one that the distance belongs to, not merely some row
-    np.testing.assert_allclose(1 - scores[np.arange(len(queries)), found.row], found.distance, rtol=0, atol=1e-7)
+    np.testing.assert_array_equal(found.row, row.reshape(shape))
+    np.testing.assert_array_equal(found.distance, distance.reshape(shape))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
+    kind=st.sampled_from(sorted(KINDS)),
+    make=st.sampled_from([unit, near_ties, patches]),
     dim=st.sampled_from([1, 3, 97, 192, 384]),
     rows=st.sampled_from([1, 2, 7, 64, 1000]),
     count=st.sampled_from([1, 2, 5, 49]),
     tile=st.sampled_from([1, 3, 7, 8, 64, 999, 8192]),
     distinct=st.integers(1, 1000),
+    k=st.sampled_from([1, 1, 2, 9]),
+    threads=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_against_brute_force(dim: int, rows: int, count: int, tile: int, distinct: int, seed: int) -> None:
-    pool = unit(seed, min(distinct, rows), dim)
+def test_against_brute_force(
+    kind: str, make: Callable[[int, int, int], F32], dim: int, rows: int, count: int, tile: int, distinct: int, k: int,
+    threads: int, seed: int,
+) -> None:  # fmt: skip
+    pool = make(seed, min(distinct, rows), dim)
     bank = pool[np.random.default_rng(seed).integers(0, len(pool), rows)]  # duplicates, unless distinct is large
-    queries = unit(seed + 1, count, dim)
+    queries = np.concatenate([unit(seed + 1, count, dim), bank[:2], near_ties(seed, 2, dim)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "TILE_ROWS", max(tile, rows // 50))
-        check(queries, bank, search.nearest(queries, bank))
+        patch.setattr(search, "TILE_ROWS", max(tile, rows // 20))
+        patch.setattr(search, "CODE_ROWS", max(tile, rows // 20))
+        patch.setattr(search, "SMALL_WORK", 1)
+        k = min(k, rows)
+        check(search.nearest(queries, KINDS[kind](bank), k, threads=threads), queries, bank, k)
 
 
-@pytest.mark.parametrize(("rows", "tile"), [(100, 100), (101, 100), (200, 100), (250, 100), (99, 100), (100, 1)])
-def test_the_nearest_row_is_found_wherever_it_lies(rows: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "TILE_ROWS", tile)
-    bank = unit(0, rows, 16)
-    found = search.nearest(bank, bank)
-    assert found.row.tolist() == list(range(rows))
-    np.testing.assert_allclose(found.distance, 0, atol=TOLERANCE)
+@kinds
+@pytest.mark.parametrize("make", [unit, patches, near_ties])
+@pytest.mark.parametrize(("count", "rows", "dim", "k"), [(784, 4704, 256, 1), (7, 100_000, 97, 1), (60, 9000, 384, 5)])
+def test_real_sizes(kind: str, make: Callable[[int, int, int], F32], count: int, rows: int, dim: int, k: int) -> None:
+    """Beyond one tile of every kind, by float64 matrix product: it can err by an ulp, so equal scores are compared."""
+    bank, queries = make(1, rows, dim), make(2, count, dim)
+    queries[:3] = bank[-3:]
+    found = search.nearest(queries, KINDS[kind](bank), k)
+    scores = queries.astype(np.float64) @ bank.astype(np.float64).T
+    best = -np.sort(-np.partition(scores, -k, axis=1)[:, -k:], axis=1)
+    rows_of = found.row.reshape(count, k)
+    np.testing.assert_allclose(np.take_along_axis(scores, rows_of, axis=1), best, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(found.distance.reshape(count, k), 1 - best, rtol=0, atol=1e-7)
+    twin = np.argmax((bank == bank[rows_of[:, :1]][0]).all(axis=1))  # the first of the rows like the first query's
+    assert rows_of[0, 0] == twin
 
 
-def test_beyond_one_tile_of_the_real_size() -> None:
-    bank = unit(2, search.TILE_ROWS + 500, 16)
-    queries = unit(3, 20, 16)
-    queries[:5] = bank[-5:]
-    found = search.nearest(queries, bank)
-    check(queries, bank, found)
-    assert found.row[:5].tolist() == list(range(len(bank) - 5, len(bank)))
-
-
-@pytest.mark.parametrize("dim", [1, 3, 97, 192, 384])
-@pytest.mark.parametrize("count", [1, 3, 196])
-def test_repeated_rows_change_no_distance(dim: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool, queries = unit(4, 5, dim), unit(5, count, dim)
-    wanted = search.nearest(queries, pool)
-    for tile in (8192, 17, 3):  # equal rows in one tile, and in several
+@kinds
+def test_threads_tiles_and_company_change_no_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, queries = np.concatenate([patches(6, 700, 192), near_ties(6, 700, 192)]), patches(7, 60, 192)
+    whole = search.nearest(queries, KINDS[kind](bank), 3, threads=1)
+    monkeypatch.setattr(search, "SMALL_WORK", 1)
+    for tile in (1, 13, 349, 1399, 1400):
         monkeypatch.setattr(search, "TILE_ROWS", tile)
-        for rows in (8, 61, 203):
-            found = search.nearest(queries, np.resize(pool, (rows, dim)))
-            np.testing.assert_array_equal(found.distance, wanted.distance)
-            # which of the repeats is open: the product's edges may round them an ulp apart
-            np.testing.assert_array_equal(np.resize(pool, (rows, dim))[found.row], pool[wanted.row])
+        monkeypatch.setattr(search, "CODE_ROWS", tile)
+        for threads in (1, 2, 5):
+            found = search.nearest(queries, KINDS[kind](bank), 3, threads=threads)
+            np.testing.assert_array_equal(found.row, whole.row)
+            np.testing.assert_array_equal(found.distance, whole.distance)
+    monkeypatch.setattr(search, "BLOCK_QUERIES", 7)
+    found = search.nearest(queries, KINDS[kind](bank), 3)
+    np.testing.assert_array_equal(found.row, whole.row)
+    for i in range(0, len(queries), 7):
+        alone = search.nearest(queries[i : i + 1], KINDS[kind](bank), 3)
+        np.testing.assert_array_equal(alone.row[0], whole.row[i])
+        np.testing.assert_array_equal(alone.distance[0], whole.distance[i])
 
 
-@pytest.mark.parametrize("dim", [1, 3, 97, 192])
-@pytest.mark.parametrize("count", [1, 2, 60])
-@pytest.mark.parametrize("tile", [8192, 17, 3, 1])
-def test_equal_scores_give_the_lowest_row(dim: int, count: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "TILE_ROWS", tile)
-    rng = np.random.default_rng(dim)
-    bank = np.eye(dim, dtype=np.float32)[rng.integers(0, dim, 205)]  # one-hot: every product is exact
-    queries = np.eye(dim, dtype=np.float32)[rng.integers(0, dim, count)]
-    scores = queries @ bank.T
-    found = search.nearest(queries, bank)
-    assert found.row.tolist() == [int(np.flatnonzero(s == s.max())[0]) for s in scores]
-    np.testing.assert_array_equal(found.distance, 1 - scores.max(axis=1))
+@kinds
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_bank_of_repeats_stays_cheap(kind: str, k: int) -> None:
+    """Flat pictures can give one token thousands of times; candidates must not be scored one by one then."""
+    bank, queries = np.repeat(patches(8, 2, 64), 10_000, axis=0), patches(9, 200, 64)
+    scored = 0
+    exact = search._exact
+
+    def counting(q: F32, rows: F32, query: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.float64]:
+        nonlocal scored
+        scored += len(query)
+        return exact(q, rows, query, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_exact", counting)
+        found = search.nearest(queries, KINDS[kind](bank), k)
+    check(found, queries, bank, k)
+    assert scored < len(queries) * len(bank) / 50
 
 
-def test_results_do_not_depend_on_tiles_or_on_the_other_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    bank, queries = unit(6, 700, 192), unit(7, 60, 192)
-    best = np.sort(queries.astype(np.float64) @ bank.astype(np.float64).T, axis=1)
-    queries = queries[best[:, -1] - best[:, -2] > 1e-5]  # two rows closer than float32 sees may change places
-    assert len(queries) > 50
-    whole = search.nearest(queries, bank)
-    for tile in (1, 2, 13, 349, 699, 700):
-        monkeypatch.setattr(search, "TILE_ROWS", tile)
-        found = search.nearest(queries, bank)
-        np.testing.assert_array_equal(found.row, whole.row)
-        np.testing.assert_array_equal(found.distance, whole.distance)
-    for i in range(len(queries)):
-        alone = search.nearest(queries[i : i + 1], bank)
-        assert alone.row[0] == whole.row[i] and abs(float(alone.distance[0] - whole.distance[i])) <= 1e-7
+def test_error_bound_of_float32_scores_holds_and_is_used() -> None:
+    """Not only not violated: a search that takes the float32 winner would be wrong on these rows."""
+    bank, queries = near_ties(3, 3000, 384), near_ties(4, 50, 384, 1e-2)
+    scores = np.empty((50, 3000), np.float32)
+    products.scores_float32(queries, bank, scores)
+    true = queries.astype(np.float64) @ bank.astype(np.float64).T
+    assert 0 < np.abs(scores - true).max() < search._slack(384)
+    assert (scores.argmax(axis=1) != oracle(queries, bank)[1][:, 0]).any()
+    check(search.nearest(queries, bank), queries, bank)
+
+
+@pytest.mark.parametrize("zero", [128, 64])
+@pytest.mark.parametrize("dim", [1, 3, 97, 384])
+def test_int8_scores_are_upper_bounds(dim: int, zero: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "zero_point", lambda: zero)
+    bank, queries = patches(1, 500, dim), patches(2, 40, dim)
+    true = queries.astype(np.float64) @ bank.astype(np.float64).T
+    held = search.Int8Bank(bank)
+    seen: list[F32] = []
+    product = search.scores_int8
+    monkeypatch.setattr(search, "scores_int8", lambda *args: (product(*args), seen.append(args[-1].copy())))
+    check(search.nearest(queries, held), queries, bank)
+    upper = seen[0] + (queries @ held.centre)[:, None]
+    assert (upper >= true).all()
+    assert (upper - true).max() < 0.05  # and tight enough to rule most rows out
+    assert held.nbytes < 500 * (dim + 16) + 1
+
+
+def test_int8_product_is_exact_at_its_ends() -> None:
+    zero = products.zero_point()
+    ends = np.array([1, 2 * zero - 1], np.uint8)
+    rng = np.random.default_rng(0)
+    queries, codes = rng.choice(ends, (33, 1000)), rng.choice(np.array([-127, 127], np.int8), (1000, 65))
+    queries[0], codes[:, 0] = ends[1], 127  # the largest sum
+    out, one = np.empty((33, 65), np.float32), np.ones(65, np.float32)
+    products.scores_int8(queries, zero, codes, np.float32(1), one, 0 * one, out)
+    np.testing.assert_array_equal(out, (queries.astype(np.int64) - zero) @ codes.astype(np.int64))
 
 
 @pytest.mark.parametrize(("dim", "rows"), [(3, 7), (97, 1000), (192, 3000), (384, 1000)])
@@ -118,37 +189,43 @@ def test_against_faiss(dim: int, rows: int) -> None:
     index.add(bank)
     cosine, row = index.search(queries, 2)
     found = search.nearest(queries, bank)
-    np.testing.assert_allclose(found.distance, 1 - cosine[:, 0], rtol=0, atol=TOLERANCE)
-    clear = cosine[:, 0] - cosine[:, 1] > TOLERANCE
+    np.testing.assert_allclose(found.distance, 1 - cosine[:, 0], rtol=0, atol=1e-6)
+    clear = cosine[:, 0] - cosine[:, 1] > 1e-6
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(found.row[clear], row[clear, 0])
 
 
+@kinds
 @pytest.mark.parametrize("dim", [1, 3, 192, 1024])
-def test_distance_to_itself_and_to_its_opposite(dim: int) -> None:
+def test_distance_to_itself_and_to_its_opposite(kind: str, dim: int) -> None:
     bank = unit(10, 40, dim)
-    np.testing.assert_allclose(search.nearest(bank, bank).distance, 0, atol=TOLERANCE)
-    np.testing.assert_allclose(search.nearest(-bank[:1], bank[:1]).distance, 2, atol=TOLERANCE)
+    np.testing.assert_allclose(search.nearest(bank, KINDS[kind](bank)).distance, 0, atol=1e-6)
+    np.testing.assert_allclose(search.nearest(-bank[:1], KINDS[kind](bank[:1])).distance, 2, atol=1e-6)
 
 
-def test_bank_on_disk_and_read_only(tmp_path: Path) -> None:
+@kinds
+def test_bank_on_disk_and_read_only(kind: str, tmp_path: Path) -> None:
     bank, queries = unit(11, 300, 24), unit(12, 9, 24)
     wanted = search.nearest(queries, bank)
     np.save(tmp_path / "bank.npy", bank)
     mapped = np.load(tmp_path / "bank.npy", mmap_mode="r")
     assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
+    shifted = np.frombuffer(b"\0" + bank.tobytes(), np.uint8)[1:].view(np.float32).reshape(bank.shape)
+    assert not shifted.flags.aligned
     frozen_bank, frozen_queries = bank.copy(), queries.copy()
     frozen_bank.flags.writeable = frozen_queries.flags.writeable = False
-    for one in (mapped, frozen_bank, np.asfortranarray(bank), np.repeat(bank, 2, axis=0)[::2]):
-        found = search.nearest(frozen_queries, one)
+    for one in (mapped, frozen_bank, np.asfortranarray(bank), np.repeat(bank, 2, axis=0)[::2], shifted):
+        found = search.nearest(np.asfortranarray(frozen_queries), KINDS[kind](one))
         np.testing.assert_array_equal(found.row, wanted.row)
-        np.testing.assert_allclose(found.distance, wanted.distance, rtol=0, atol=1e-7)
+        np.testing.assert_array_equal(found.distance, wanted.distance)
         assert type(found.distance) is np.ndarray
 
 
-def test_no_queries_have_no_neighbours() -> None:
-    found = search.nearest(np.empty((0, 8), np.float32), unit(13, 5, 8))
-    assert found.distance.shape == found.row.shape == (0,)
+@kinds
+def test_no_queries_have_no_neighbours(kind: str) -> None:
+    for k in (1, 3):
+        found = search.nearest(np.empty((0, 8), np.float32), KINDS[kind](unit(13, 5, 8)), k)
+        assert found.distance.shape == found.row.shape == ((0,) if k == 1 else (0, 3))
 
 
 def with_value(value: float) -> F32:
@@ -161,15 +238,54 @@ def with_value(value: float) -> F32:
     ("queries", "bank", "words"),
     [
         (unit(0, 3, 8), np.empty((0, 8), np.float32), "no rows"),
-        (unit(0, 3, 8), unit(1, 4, 9), r"found \(3, 8\) and \(4, 9\)"),
-        (unit(0, 3, 8), unit(1, 4, 8)[0], r"found \(3, 8\) and \(8,\)"),
-        (unit(0, 3, 8)[0], unit(1, 4, 8), r"found \(8,\) and \(4, 8\)"),
+        (unit(0, 3, 8), unit(1, 4, 9), r"found float32 \(3, 8\) and float32 \(4, 9\)"),
+        (unit(0, 3, 8), unit(1, 4, 8)[0], r"found float32 \(3, 8\) and float32 \(8,\)"),
+        (unit(0, 3, 8)[0], unit(1, 4, 8), r"found float32 \(8,\) and float32 \(4, 8\)"),
         (unit(0, 4, 8).reshape(2, 2, 8), unit(1, 4, 8), "wanted"),
-        (with_value(np.nan), unit(1, 4, 8), "NaN or Inf"),
-        (with_value(np.inf), unit(1, 4, 8), "NaN or Inf"),
-        (with_value(-np.inf), unit(1, 4, 8), "NaN or Inf"),
+        (unit(0, 3, 8).astype(np.float64), unit(1, 4, 8), "found float64"),
+        (unit(0, 3, 8), unit(1, 4, 8).astype(np.float16), "float16"),
+        (with_value(np.nan), unit(1, 4, 8), "NaN or Inf among the patch tokens"),
+        (with_value(np.inf), unit(1, 4, 8), "NaN or Inf among the patch tokens"),
+        (with_value(-np.inf), unit(1, 4, 8), "NaN or Inf among the patch tokens"),
+        (unit(0, 3, 8), with_value(np.nan), "NaN or Inf among the bank rows"),
     ],
 )
 def test_refusals(queries: F32, bank: F32, words: str) -> None:
+    for k in (1, 2):
+        with pytest.raises(VisionADError, match=words):
+            search.nearest(queries, bank, k)
+
+
+@pytest.mark.parametrize("k", [0, 5, -1])
+def test_more_neighbours_than_rows(k: int) -> None:
+    with pytest.raises(VisionADError, match=f"wanted {k} neighbours, found 4 bank rows; k is 1 to 4"):
+        search.nearest(unit(0, 3, 8), unit(1, 4, 8), k)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinity_in_the_bank_never_wins(value: float) -> None:
+    """Where its score is -Inf the others are compared rightly; where it would be the nearest, or all there is, it is refused."""
+    bank = with_value(value)
+    away, towards = unit(0, 1, 8), unit(0, 1, 8)
+    away[0, 2], towards[0, 2] = -np.sign(value) * 0.5, np.sign(value) * 0.5
+    found = search.nearest(away, bank)
+    finite = np.delete(np.arange(6), 3)
+    check(search.Neighbours(found.distance, np.searchsorted(finite, found.row)), away, bank[finite])
+    for queries, rows in ((towards, bank), (away, bank[3:4])):
+        with pytest.raises(VisionADError, match="NaN or Inf among the bank rows"):
+            search.nearest(queries, rows)
+
+
+@pytest.mark.parametrize(
+    ("bank", "words"),
+    [
+        (with_value(np.nan), "NaN or Inf"),
+        (with_value(np.inf), "NaN or Inf"),
+        (np.empty((0, 8), np.float32), "no rows"),
+        (unit(0, 3, 8)[0], r"found float32 \(8,\)"),
+        (unit(0, 3, 8).astype(np.float64), "found float64"),
+    ],
+)
+def test_int8_bank_refusals(bank: F32, words: str) -> None:
     with pytest.raises(VisionADError, match=words):
-        search.nearest(queries, bank)
+        search.Int8Bank(bank)

@@ -152,6 +152,7 @@ def calibrate_class(
         scores=tuple(scores),
         sources=tuple(sources),
         views=inspector.views,
+        precision=inspector.manifest.precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     low = float(np.median(medians))

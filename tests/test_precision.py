@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -29,7 +30,7 @@ from visionad_export.cli import describe
 from visionad_export.exporter import export_model
 from visionad_export.parity import _auroc, _order, tolerances
 from visionad_export.precision import emulate, lower, lower_file, realised
-from visionad_runtime.artefacts import Calibration, ModelManifest, read_manifest
+from visionad_runtime.artefacts import Calibration, ModelManifest, Precision, read_manifest
 from visionad_runtime.bank import Bank
 from visionad_runtime.cli import run
 from visionad_runtime.errors import ModelError
@@ -162,6 +163,23 @@ def test_fp32_and_tf32_leave_the_graph_as_it_is(graphs: dict[str, tuple[Path, pr
         model = ir.load(source)
         lower(model, kind)
         assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_tf32_costs_something_though_the_file_stays(
+    graphs: dict[str, tuple[Path, precision.Probes]], tmp_path: Path
+) -> None:
+    source, probes = graphs["deit_tiny_patch16_224"]
+    path = Path(shutil.copy(source, tmp_path / "backbone.onnx"))
+    accuracy = lower_file(path, "tf32", probes, 1 << 30)
+    assert accuracy is not None and 0.999 < accuracy.min_cosine < 1
+    assert 1e-6 < accuracy.golden_max_abs <= accuracy.max_abs
+    assert path.read_bytes() == source.read_bytes()
+    assert lower_file(path, "fp32", probes, 1 << 30) is None
+
+
+def test_every_precision_has_its_tolerances() -> None:
+    assert set(GOLDEN_TOLERANCE) == set(precision.HALF) | {"fp32", "tf32"} == set(get_args(Precision))
+    assert all(tolerances(kind)["preprocess"] == 0 for kind in get_args(Precision))
 
 
 def test_large_weights_stay_in_a_file_of_their_own(

@@ -288,6 +288,9 @@ def test_a_preset_end_to_end(
     assert json.loads(capsys.readouterr().out)["stages"]["score"]["max_rel"] <= 1e-4
     assert run(["calibrate", str(model), str(bank), "--class", "disc", *paths[1:], "--max-false-reject", "0.25"]) == 0
     capsys.readouterr()
+    # the threshold is the score of one of these very pictures, which may fall on either side of it
+    assert run(["parity", str(model), str(bank), *paths, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict_disagreements"] == []
     scores = []
     for folder, verdicts in ((model, {"ok"}), (paper, {"unknown"})):
         assert run(["predict", str(folder), str(bank), *paths[1:], "--class", "disc", "--json"]) == 0

@@ -52,8 +52,12 @@ def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """An ONNX file without the seconds it takes to make one."""
-    monkeypatch.setattr(exporter, "_write_onnx", lambda _backbone, path, _limit: path.write_bytes(b"onnx"))
-    monkeypatch.setattr(exporter, "_check_against_torch", lambda *_: 0.0)
+
+    def write_graph(_reference: object, folder: Path, *_: object) -> exporter._Graph:
+        (folder / "backbone.onnx").write_bytes(b"onnx")
+        return exporter._Graph("fp32", None, {}, exporter.OPSET, 0.0, 4, 4)
+
+    monkeypatch.setattr(exporter, "_write_graph", write_graph)
 
 
 def test_folder_is_complete_and_describes_itself(exported: tuple[Path, dict], weights: Path) -> None:
@@ -144,7 +148,7 @@ def test_large_weights_get_a_file_of_their_own(weights: Path, tmp_path: Path) ->
         ({"layers": (5, 12)}, "has layers 0-11"),
         ({"views": ("original", "blur")}, "found original, blur"),
         ({"class_token": "both"}, "known: fused, final"),
-        ({"precision": "int4"}, "known: fp32"),
+        ({"precision": "int4"}, "known: fp32, tf32, bf16, fp16"),
         ({"weights": "nowhere.pth"}, "nowhere.pth does not exist"),
     ],
 )

@@ -36,7 +36,9 @@ def export_command(
     class_token: Annotated[
         str | None, typer.Option("--class-token", metavar="fused|final", help="token that finds the class")
     ] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="fp32")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="of the products: fp32, tf32, bf16 or fp16")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="YAML with these options; the command line wins")
     ] = None,
@@ -80,6 +82,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary['class_token_dim']}",
         f"score      views {', '.join(summary['views'])}; mean of the largest {summary['top_share']:.2%} of the map",
         f"check      ONNX Runtime against PyTorch: largest difference {summary['max_error']:.1e}",
+        *_describe_precision(summary),
     ]
     if summary["dropped_area"]:
         resize, patch = summary["resize"], summary["patch"]
@@ -89,6 +92,34 @@ def describe(summary: dict[str, Any]) -> str:
             f"the picture uninspected; --resize {whole} --crop {whole} inspects all of it"
         )
     return "\n".join(lines)
+
+
+def _describe_precision(summary: dict[str, Any]) -> list[str]:
+    precision, accuracy, types = summary["precision"], summary["accuracy"], summary["types"]
+    if accuracy is None:
+        return []
+    lines = [f"precision  {precision}"]
+    if precision != "tf32":  # which is a word to the backend; the graph is fp32
+        lowered, kept = (
+            ", ".join(f"{of[kind]} {op}" for op, of in sorted(types.items()) if of.get(kind) and op not in _MOVED)
+            for kind in (precision, "fp32")
+        )
+        lines = [
+            f"precision  {precision}: {lowered}",
+            f"           fp32: {kept}; {sum(types['Cast'].values())} casts between the two",
+            f"           ONNX file {summary['onnx_bytes'] / 1e6:.1f} MB, {summary['onnx_bytes_fp32'] / 1e6:.1f} MB in fp32",
+        ]
+    lines.append(
+        f"accuracy   smallest cosine to fp32 {accuracy['min_cosine']:.5f}, largest difference {accuracy['max_abs']:.1e} "
+        "(emulated, on pictures made to be hard)"
+    )
+    return lines
+
+
+_MOVED = frozenset(
+    {"Cast", "Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators that compute nothing: of no interest to a person who asks about precision."""
 
 
 def parity_command(

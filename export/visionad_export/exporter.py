@@ -1,4 +1,5 @@
-"""Reference → model folder: export to ONNX, prove it against torch, write golden tensors and the manifest, all or nothing."""
+"""Reference → model folder: export to ONNX, prove it against torch, bring it to its precision, write golden tensors and the
+manifest, all or nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import PIL
 import timm
@@ -28,6 +30,7 @@ from visionad_runtime.artefacts import (
     GOLDEN_FILE,
     MANIFEST,
     ONNX_FILE,
+    Accuracy,
     FeatureIdentity,
     ModelManifest,
     Precision,
@@ -43,7 +46,11 @@ from visionad_runtime.maps import TOP_SHARE
 
 from visionad_ref import Backbone, MethodError, Reference
 
-OPSET = 18
+from .precision import Probes, lower_file, realised, save_onnx
+
+OPSET = 20
+"""The first with GELU as one operator: fewer roundings in half precision, and TensorRT fuses it with the product before it."""
+
 TOLERANCE = 1e-4
 """Largest difference of a unit token's element between torch and ONNX Runtime that an export may show."""
 
@@ -75,12 +82,16 @@ def export_model(
 
     ``None`` leaves a setting at the backbone's default.
 
+    Args:
+        precision: of the products; ``precision.py`` says what stays in float32 whatever it is.
+
     Returns:
-        A JSON-ready summary: settings, sizes, and ``max_error``, the largest difference between ONNX Runtime and torch.
+        A JSON-ready summary: settings; sizes; ``max_error``, the largest difference between ONNX Runtime and torch in fp32;
+        ``types``, operator → type → how often; ``accuracy``, what the precision costs (``None`` for fp32).
 
     Raises:
-        ModelError: settings, weights or target that do not fit, or an ONNX graph that does not give torch's tokens. Then
-            nothing has been written.
+        ModelError: settings, weights or target that do not fit, an ONNX graph that does not give torch's tokens, or a precision
+            that this backbone does not bear. Then nothing has been written.
     """
     if precision not in get_args(Precision):
         raise ModelError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
@@ -102,12 +113,11 @@ def export_model(
 
     try:
         with _folder_in_the_making(out) as folder:
-            _write_onnx(reference.backbone, folder / ONNX_FILE, external_data_limit)
             golden = _golden(reference)
-            max_error = _check_against_torch(reference, folder / ONNX_FILE, golden["image"])
+            graph = _write_graph(reference, folder, cast(Precision, precision), golden["image"], external_data_limit)
             (folder / GOLDEN_FILE).write_bytes(save(golden))  # `save_file` would make it unreadable to others
             dims = golden["patch_tokens"].shape[1], len(golden["class_token"])
-            manifest = _manifest(reference, dims, sorted(folder.iterdir()))
+            manifest = _manifest(reference, dims, graph, sorted(folder.iterdir()))
             (folder / MANIFEST).write_bytes(to_json(manifest))
             size = sum(path.stat().st_size for path in folder.iterdir())
     except OSError as exc:
@@ -125,7 +135,11 @@ def export_model(
         "weights": manifest.weights.model_dump(),
         "identity": manifest.identity.digest(),
         "bytes": size,
-        "max_error": max_error,
+        "onnx_bytes": graph.size,
+        "onnx_bytes_fp32": graph.size_fp32,
+        "max_error": graph.max_error,
+        "types": graph.types,
+        "accuracy": None if graph.accuracy is None else graph.accuracy.model_dump(),
         "dropped_area": 1 - (spec.crop / spec.resize) ** 2,
     }
 
@@ -141,10 +155,52 @@ def _golden(reference: Reference) -> dict[str, NDArray[Any]]:
     }
 
 
+class _Graph(NamedTuple):
+    """An ONNX graph as written: its precision, what that costs, its types, its size in bytes (and before it was lowered)."""
+
+    precision: Precision
+    accuracy: Accuracy | None
+    types: dict[str, dict[str, int]]
+    opset: int
+    max_error: float
+    size: int
+    size_fp32: int
+
+
+def _write_graph(
+    reference: Reference, folder: Path, precision: Precision, golden: NDArray[np.uint8], external_data_limit: int
+) -> _Graph:
+    """Write the backbone's ONNX file(s): float32 first, proven against torch, then lowered and proven against float32."""
+    path = folder / ONNX_FILE
+    _write_onnx(reference.backbone, path, external_data_limit)
+    probes = _probes(reference, golden)
+    max_error = _check_against_torch(reference, path, probes)
+    size_fp32 = _size(folder)
+    accuracy = lower_file(path, precision, probes, external_data_limit)
+    model = ir.load(path)
+    opset = model.graph.opset_imports[""]
+    return _Graph(precision, accuracy, realised(model), opset, max_error, _size(folder), size_fp32)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _probes(reference: Reference, golden: NDArray[np.uint8]) -> Probes:
+    """What every graph is tried on: the golden picture in both tones the method knows, noise, and the ends of the range as flat
+    pictures, on which ViTs grow their largest activations."""
+    picture = normalise(Image.fromarray(golden), reference.spec)
+    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+    flat = [normalise(Image.new("RGB", golden.shape[:2], colour), reference.spec) for colour in ("white", "black")]
+    images = torch.stack([picture, noise, VIEWS["clamp"](picture), *flat])
+    patch, cls = reference.encode(images)
+    return Probes(("golden", "noise", "clamped", "white", "black"), images.numpy(), patch.numpy(), cls.numpy())
+
+
 def _write_onnx(backbone: Backbone, path: Path, external_data_limit: int) -> None:
     """Export with a dynamic batch, without the exporter's record of this machine's source paths."""
     side = backbone.spec.crop
-    with _silence():
+    with _silence(), _plain_attention(backbone):
         program = torch.onnx.export(
             backbone,
             (torch.zeros(2, 3, side, side),),
@@ -161,26 +217,36 @@ def _write_onnx(backbone: Backbone, path: Path, external_data_limit: int) -> Non
             node.doc_string = None
         for value in (*graph.inputs, *graph.outputs):
             value.doc_string = _DOCS[value.name or ""]
-        size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
-        program.save(path, external_data=size > external_data_limit)
+        save_onnx(program.model, path, external_data_limit)
 
 
-def _check_against_torch(reference: Reference, path: Path, golden: NDArray[np.uint8]) -> float:
+@contextlib.contextmanager
+def _plain_attention(backbone: Backbone) -> Iterator[None]:
+    """Trace attention as timm writes it out, (scale · q) · kᵀ → softmax → · v, and not as torch's fused operator, which ONNX
+    breaks up into twice the nodes, reshaping k by shapes computed at run time."""
+    fused = [module for module in backbone.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True  # type: ignore[assignment]
+
+
+def _check_against_torch(reference: Reference, path: Path, probes: Probes) -> float:
     """Largest difference of any token element between ONNX Runtime and torch, for batches of 1 and 3.
 
     Raises:
         ModelError: it is larger than ``TOLERANCE``.
     """
-    noise = torch.randn(2, 3, *golden.shape[:2], generator=torch.Generator().manual_seed(0))
-    images = torch.cat([normalise(Image.fromarray(golden), reference.spec)[None], noise])
-    wanted = [tokens.numpy() for tokens in reference.encode(images)]
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     error = 0.0
     for batch in (1, 3):
-        found = session.run(["patch_tokens", "class_token"], {"images": images[:batch].numpy()})
-        for ours, theirs in zip(found, wanted, strict=True):
+        found = session.run(["patch_tokens", "class_token"], {"images": probes.images[:batch]})
+        for ours, theirs in zip(found, (probes.patch, probes.cls), strict=True):
             difference = np.abs(ours - theirs[:batch]).max()
             error = max(error, float(difference) if np.isfinite(difference) else float("inf"))
     if error > TOLERANCE:
@@ -191,7 +257,7 @@ def _check_against_torch(reference: Reference, path: Path, golden: NDArray[np.ui
     return error
 
 
-def _manifest(reference: Reference, dims: tuple[int, int], files: list[Path]) -> ModelManifest:
+def _manifest(reference: Reference, dims: tuple[int, int], graph: _Graph, files: list[Path]) -> ModelManifest:
     spec = reference.spec
     return ModelManifest(
         identity=FeatureIdentity(
@@ -210,8 +276,9 @@ def _manifest(reference: Reference, dims: tuple[int, int], files: list[Path]) ->
         weights=WeightsRecord(sha256=reference.weights_sha256, source=reference.weights_source),
         views=cast(tuple[ViewName, ...], reference.views),
         top_share=reference.top_share,
-        precision="fp32",
-        opset=OPSET,
+        precision=graph.precision,
+        accuracy=graph.accuracy,
+        opset=graph.opset,
         files={path.name: sha256_file(path) for path in files},
         tools={
             "python": platform.python_version(),

@@ -153,6 +153,7 @@ def calibrate_class(
         sources=tuple(sources),
         views=inspector.views,
         top_share=inspector.manifest.top_share,
+        precision=inspector.manifest.precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     low = float(np.median(medians))

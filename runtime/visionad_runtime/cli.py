@@ -154,6 +154,8 @@ def predict(
     _require_bank(bank)
     inspector = Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views))
     counts: Counter[str] = Counter()
+    for line in inspector.uncalibrated():
+        _complain(line)
     for folder, error in missing:
         _report_error(folder, error, as_json)
     results = inspector.inspect_files(

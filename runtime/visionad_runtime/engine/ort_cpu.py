@@ -22,6 +22,11 @@ class OrtCpuEngine:
     name = "onnxruntime-cpu"
 
     def __init__(self, folder: Path, manifest: ModelManifest, threads: int | None) -> None:
+        if manifest.precision == "bf16":  # its products are not implemented there
+            raise ModelError(
+                f"{folder} is in bf16, which ONNX Runtime {ort.__version__} cannot run on a CPU; open it on a GPU, or export "
+                "the model with --precision fp32 for this box (its banks fit both)"
+            )
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:

@@ -126,13 +126,13 @@ class Device:
         return Event(self, self._cuda.Event())
 
     def upload(self, dst: Buffer, src: NDArray[Any], stream: Stream, offset: int = 0) -> None:
-        """Copy a C-contiguous host array to ``dst`` from byte ``offset`` on, in stream order; ``src`` must stay as it is until then."""
+        """Copy a C-contiguous host array to ``dst`` from byte ``offset`` on; ``src`` must stay as it is until that is done."""
         self._check()
         _fits(dst, src, offset)
         self._cuda.memcpy_htod_async(dst.ptr + offset, src, stream.raw)
 
     def download(self, dst: NDArray[Any], src: Buffer, stream: Stream, offset: int = 0) -> None:
-        """Copy from ``src`` (from byte ``offset`` on) to a C-contiguous host array; it holds the data after ``stream.synchronize()``."""
+        """Copy from ``src``, byte ``offset`` on, to a C-contiguous host array: there after ``stream.synchronize()``."""
         self._check()
         _fits(src, dst, offset)
         self._cuda.memcpy_dtoh_async(dst, src.ptr + offset, stream.raw)
@@ -426,7 +426,9 @@ def _translated(cuda: Any, doing: str, device: Device | None = None) -> Iterator
     try:
         yield
     except cuda.MemoryError:
-        free = f"; {device.free_memory() / 2**20:.0f} of {device.total_memory / 2**20:.0f} MiB are free" if device else ""
+        free = (
+            f"; {device.free_memory() / 2**20:.0f} of {device.total_memory / 2**20:.0f} MiB are free" if device else ""
+        )
         raise VisionADError(
             f"out of GPU memory {doing}{free}; close other programs on this GPU, or use a smaller model or lower precision"
         ) from None

@@ -34,7 +34,7 @@ Parts = Mapping[str, Any]
 """All that decides an engine, as JSON types."""
 
 
-class Miss(VisionADError):
+class NoEngineError(VisionADError):
     """No engine that can be taken: none was built, it is for something else, or it is damaged. The message says which."""
 
 
@@ -68,20 +68,22 @@ class EngineCache:
         """The engine for exactly these parts.
 
         Raises:
-            Miss: there is none; if there is one for other parts, the message names what differs.
+            NoEngineError: there is none; if there is one for other parts, the message names what differs.
         """
         folder = self.folder / digest(parts)
         if not folder.is_dir():
-            raise Miss(self._why_not(parts))
+            raise NoEngineError(self._why_not(parts))
         entry = _read(folder)
         if entry.parts != json.loads(json.dumps(parts)):
-            raise Miss(f"{folder} holds an engine for something else ({_difference(entry.parts, parts)})")
+            raise NoEngineError(f"{folder} holds an engine for something else ({_difference(entry.parts, parts)})")
         try:
             found = sha256_file(entry.plan)
         except OSError as exc:
-            raise Miss(f"{entry.plan} cannot be read: {exc.strerror}") from None
+            raise NoEngineError(f"{entry.plan} cannot be read: {exc.strerror}") from None
         if found != entry.built["plan_sha256"]:
-            raise Miss(f"{entry.plan} is damaged: wanted sha256 {entry.built['plan_sha256'][:12]}, found {found[:12]}")
+            raise NoEngineError(
+                f"{entry.plan} is damaged: wanted sha256 {entry.built['plan_sha256'][:12]}, found {found[:12]}"
+            )
         with contextlib.suppress(OSError):  # a read-only cache is a good cache
             os.utime(folder / FACTS)
         return entry
@@ -132,7 +134,7 @@ class EngineCache:
                 raise
             try:
                 self.find(parts)  # another process was faster
-            except Miss:  # what lies there is damaged
+            except NoEngineError:  # what lies there is damaged
                 _remove(target)
                 fresh.rename(target)
 
@@ -141,7 +143,7 @@ class EngineCache:
         found = []
         with contextlib.suppress(OSError):
             for folder in self.folder.iterdir():
-                with contextlib.suppress(Miss, OSError):
+                with contextlib.suppress(NoEngineError, OSError):
                     if not folder.name.startswith("."):
                         found.append(((folder / FACTS).stat().st_mtime, _read(folder)))
         return [entry for _, entry in sorted(found, key=lambda pair: (-pair[0], pair[1].folder.name))]
@@ -168,17 +170,17 @@ def _read(folder: Path) -> Entry:
     try:
         facts = json.loads(path.read_bytes())
         if facts["format"] != FORMAT:
-            raise Miss(f"{path}: wanted format {FORMAT}, found {facts['format']!r}")
+            raise NoEngineError(f"{path}: wanted format {FORMAT}, found {facts['format']!r}")
         entry = Entry(folder, facts["parts"], facts["built"])
         size = entry.plan.stat().st_size
         if size != entry.built["plan_bytes"]:
-            raise Miss(f"{entry.plan} is damaged: wanted {entry.built['plan_bytes']} bytes, found {size}")
+            raise NoEngineError(f"{entry.plan} is damaged: wanted {entry.built['plan_bytes']} bytes, found {size}")
         if not isinstance(entry.parts, dict) or not isinstance(entry.built["plan_sha256"], str):
             raise TypeError
     except OSError as exc:
-        raise Miss(f"{exc.filename or path} cannot be read: {exc.strerror}") from None
+        raise NoEngineError(f"{exc.filename or path} cannot be read: {exc.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        raise Miss(f"{path} is damaged") from None
+        raise NoEngineError(f"{path} is damaged") from None
     return entry
 
 
@@ -189,9 +191,7 @@ def _different(theirs: Parts, ours: Parts) -> list[str]:
 def _difference(theirs: Parts, ours: Parts) -> str:
     """What differs, for people: ``builder 10.3.0, here 10.8.0; gpu Orin, here NVIDIA L4``."""
     wanted = json.loads(json.dumps(ours))
-    return "; ".join(
-        f"{k} {_short(theirs.get(k))}, here {_short(wanted.get(k))}" for k in _different(theirs, wanted)
-    )
+    return "; ".join(f"{k} {_short(theirs.get(k))}, here {_short(wanted.get(k))}" for k in _different(theirs, wanted))
 
 
 def _short(value: Any) -> str:

@@ -168,6 +168,8 @@ class Api:
         text = " ".join(m.text for m in messages).lower()
         if "out of memory" in text or "outofmemory" in text or "cudaerror 2:" in text:
             way = "out of GPU memory: close other programs on this GPU, or use a smaller model or lower precision"
+        elif "sm75" in text:  # no float32 product, no bfloat16 at all
+            way = "on Turing it computes in fp16 only: `visionad export --precision fp16`, or use another --backend"
         elif "compute capability" in text or "unsupported_cc" in text or "unsupported sm" in text:
             known = f" (it runs on {', '.join(RTX_CAPABILITIES)})" if self.rtx else ""
             way = f"this GPU is not supported by {self.backend} {self.version}{known}; use another --backend"

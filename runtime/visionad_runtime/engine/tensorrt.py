@@ -144,9 +144,9 @@ def _build(
         precision: str = manifest.precision
         api.choose_tf32(config, precision == "tf32")
         api.choose_target(config, parts["capability"])
-        low, best, high = ((n, *_sides(manifest)) for n in parts["profile"])
+        shapes: list[Any] = [(n, *_sides(manifest)) for n in parts["profile"]]
         profile = builder.create_optimization_profile()
-        profile.set_shape("images", low, best, high)
+        profile.set_shape("images", *shapes)
         config.add_optimization_profile(profile)
         timing_file = _use_timing_cache(api, config, cache, parts)
         plan = builder.build_serialized_network(network, config)
@@ -218,7 +218,8 @@ def read_back(engine: trt.ICudaEngine, module: Any) -> realised.Realised:
     memory = {"activation_bytes": int(engine.device_memory_size_v2)}
     stat: Any = getattr(module, "EngineStat", None)
     if stat is not None:
-        memory["weights_bytes"] = int(engine.get_engine_stat(stat.TOTAL_WEIGHTS_SIZE))
+        newer: Any = engine  # not in 10.x
+        memory["weights_bytes"] = int(newer.get_engine_stat(stat.TOTAL_WEIGHTS_SIZE))
     return realised.summarise(realised.from_json(text), memory)
 
 
@@ -231,16 +232,20 @@ def _wanted_io(manifest: ModelManifest) -> dict[str, list[int]]:
     }
 
 
+def _sizes(dims: trt.Dims) -> list[int]:
+    return [int(dims[i]) for i in range(len(dims))]
+
+
 def _check_io(api: Api, engine: trt.ICudaEngine, manifest: ModelManifest) -> None:
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    found = {n: list(engine.get_tensor_shape(n)) for n in names}
+    found = {n: _sizes(engine.get_tensor_shape(n)) for n in names}
     wanted = _wanted_io(manifest)
     types = {n: realised.type_name(engine.get_tensor_dtype(n).name) for n in names}
     if found != wanted or set(types.values()) != {"fp32"}:
         raise ModelError(
             f"{api.backend} engine: wanted fp32 tensors {wanted}, found {found} of {types}; build it again"
         )
-    batches = [next(iter(shape)) for shape in engine.get_tensor_profile_shape("images", 0)]
+    batches = [shape[0] for shape in engine.get_tensor_profile_shape("images", 0)]
     if batches != [1, len(manifest.views), len(manifest.views)]:
         raise ModelError(
             f"{api.backend} engine: wanted 1 to {len(manifest.views)} pictures a call, found {batches}; build it again"

@@ -321,7 +321,7 @@ def make(flavour: str, version: str | None = None) -> Any:
             shapes = {t.name: t.type.tensor_type.shape.dim for t in (*graph.input, *graph.output)}
             self.tensors = {name: [-1, *(d.dim_value for d in dims[1:])] for name, dims in shapes.items()}
             self.num_io_tensors = len(self.tensors)
-            self.device_memory_size_v2 = 4096
+            setattr(self, "device_memory_size" if flavour == "10" else "device_memory_size_v2", 4096)
 
         @functools.cached_property
         def session(self) -> ort.InferenceSession:

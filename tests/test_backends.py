@@ -64,11 +64,15 @@ class Session:
         return [CPU]
 
 
-def test_a_fall_back_to_the_cpu_is_an_error(tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fall_back_to_the_cpu_is_an_error(
+    tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
-    with pytest.raises(VisionADError, match="wanted CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider"):
+    with pytest.raises(
+        VisionADError, match="wanted CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider"
+    ):
         open_engine(tiny_model, manifest, "onnxruntime-cuda")
 
 
@@ -147,7 +151,7 @@ def test_auto_says_what_it_took_and_why(
 
 
 def test_nothing_runs(tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "get_available_providers", lambda: [])
+    monkeypatch.setattr(ort, "get_available_providers", list)
     with pytest.raises(VisionADError, match="no backend runs here: tensorrt: no engine has been built"):
         open_engine(tiny_model, manifest)
     with pytest.raises(VisionADError, match="choose auto or tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu"):
@@ -170,12 +174,22 @@ def test_the_result_says_which_backend(tiny_model: Path, tmp_path: Path, capsys:
     assert inspector.inspect(part(1)).backend == inspector.engine.name
 
 
-def test_verbose_tells_on_stderr(tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_tells_on_stderr(
+    tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = ["bank", "add", str(tiny_model), str(tmp_path / "bank"), "--class", "disc", str(good[0])]
     assert run(["--verbose", *args]) == 0
     err = capsys.readouterr().err
     assert "visionad: backend onnxruntime-" in err
-    predict = ["predict", str(tiny_model), str(tmp_path / "bank"), str(good[1]), "--json", "--backend", "onnxruntime-cpu"]
+    predict = [
+        "predict",
+        str(tiny_model),
+        str(tmp_path / "bank"),
+        str(good[1]),
+        "--json",
+        "--backend",
+        "onnxruntime-cpu",
+    ]
     assert run(predict) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["backend"] == "onnxruntime-cpu" and not err
@@ -206,7 +220,10 @@ def test_doctor_survives_a_library_that_crashes(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
     state = doctor.diagnose()["backends"]["tensorrt-rtx"]
-    assert state == {"runs": False, "why": "tensorrt_rtx crashes when it is imported: reinstall it, pip install 'visionad[rtx]'"}
+    assert state == {
+        "runs": False,
+        "why": "tensorrt_rtx crashes when it is imported: reinstall it, pip install 'visionad[rtx]'",
+    }
 
 
 def test_doctor_sees_two_onnx_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_outputs_in_the_wrong_place_are_refused(model: Path) -> None:
         first, second = last_node(graph, "patch_tokens"), last_node(graph, "class_token")
         first.output[0], second.output[0] = "class_token", "patch_tokens"
 
-    with pytest.raises(ModelError, match="wanted inputs .* and outputs"):
+    with pytest.raises(ModelError, match=r"wanted inputs .* and outputs"):
         open_engine(model, edit(model, swap), "onnxruntime-cpu")
 
 

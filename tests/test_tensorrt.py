@@ -380,6 +380,8 @@ def test_faults_of_the_library_are_caught(
     module.fault = fault
     with pytest.raises(ModelError, match=f"self-test of tensorrt failed at .*({said})"):
         open_engine(model, manifest, "tensorrt")
+    device = Owner.of(0).run(lambda d: d)
+    assert Owner.of(0).run(lambda d: d.free_memory()) == device.total_memory  # and its memory was given back
 
 
 def test_one_logger_a_process(install: Any, model: Path, manifest: ModelManifest) -> None:

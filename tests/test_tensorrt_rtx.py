@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-
-trt: Any = pytest.importorskip("tensorrt_rtx", reason="takes the rtx extra (Linux x86-64)")
-timm = pytest.importorskip("timm", reason="takes the export extra")
-
 from visionad_runtime.artefacts import ModelManifest, Precision, read_manifest
 from visionad_runtime.engine.cache import EngineCache
 from visionad_runtime.engine.tensorrt import build
 from visionad_runtime.errors import ModelError
+
+trt: Any = pytest.importorskip("tensorrt_rtx", reason="takes the rtx extra (Linux x86-64)")
+timm = pytest.importorskip("timm", reason="takes the export extra")
 
 SIZES = ("small", "base", "large") if os.environ.get("VISIONAD_ALL_BACKBONES") else ("small",)
 BLOCKS = {"small": 10, "base": 10, "large": 20}
@@ -46,7 +45,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
             from safetensors.torch import save_file
 
             weights = root / f"{size}.safetensors"
-            save_file(timm.create_model(f"vit_{size}_patch14_reg4_dinov2.lvd142m", pretrained=False).state_dict(), weights)
+            save_file(
+                timm.create_model(f"vit_{size}_patch14_reg4_dinov2.lvd142m", pretrained=False).state_dict(), weights
+            )
             export_model(f"dinov2_vit{size[0]}14_reg", out, weights=weights)
             made[size, precision] = out, read_manifest(out, ModelManifest)
         elif precision in get_args(Precision):
@@ -117,7 +118,9 @@ def test_turing_takes_an_engine_of_its_own_in_fp16(models: Any, precision: str) 
 def test_a_damaged_graph_is_one_line(models: Any, tmp_path: Path) -> None:
     _, manifest = models("small")
     (tmp_path / "backbone.onnx").write_bytes(b"not a graph")
-    with pytest.raises(ModelError, match=r"backbone\.onnx cannot be read by tensorrt-rtx .*; export it again") as caught:
+    with pytest.raises(
+        ModelError, match=r"backbone\.onnx cannot be read by tensorrt-rtx .*; export it again"
+    ) as caught:
         build(tmp_path, manifest, "tensorrt-rtx")
     assert "\n" not in str(caught.value)
 
@@ -126,7 +129,9 @@ def test_the_command_prints_json_alone_on_stdout(models: Any) -> None:
     """TensorRT-RTX writes warnings on stdout by itself; none may get between a command and its reader."""
     model, _ = models("small")
     command = [sys.executable, "-c", "from visionad_runtime.cli import main; main()", "build", str(model)]
-    done = subprocess.run([*command, "--backend", "tensorrt-rtx", "--rebuild", "--json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--backend", "tensorrt-rtx", "--rebuild", "--json"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["builder"] == trt.__version__ and facts["self_test"] is None and not done.stderr

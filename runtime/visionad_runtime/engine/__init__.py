@@ -55,6 +55,10 @@ class Engine(Protocol):
         """float32 (N, 3, crop, crop), normalised → :class:`Tokens`. With ``class_token=False`` a backend may skip its work."""
         ...
 
+    def close(self) -> None:
+        """Give memory back; the engine cannot be used after that."""
+        ...
+
 
 def open_engine(
     folder: Path,
@@ -121,7 +125,11 @@ def _open_tested(name: str, folder: Path, manifest: ModelManifest, threads: int 
         from .ort import open_ort
 
         engine = open_ort(folder, manifest, name, threads, group)
-    worst = self_test(engine, manifest, read_golden(folder))
+    try:
+        worst = self_test(engine, manifest, read_golden(folder))
+    except BaseException:
+        engine.close()  # another backend may be tried, and it will want the memory
+        raise
     engine.details["self-test"] = ", ".join(f"{k} {v:.2g}" for k, v in worst.items())
     return engine
 

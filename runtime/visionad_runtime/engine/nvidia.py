@@ -43,6 +43,10 @@ PORTABLE = "portable"
 """One TensorRT-RTX engine for compute capability 8.0 and newer; Turing (7.5) needs its own."""
 
 
+class UnfitEngineError(ModelError):
+    """TensorRT does not take an engine, and nothing says that a new one would fail as well."""
+
+
 class Message(NamedTuple):
     """A line of TensorRT's log; ``severity`` as TensorRT names it."""
 
@@ -177,6 +181,7 @@ class Api:
             way = "the NVIDIA driver is missing or too old: install a newer one (`visionad doctor` says which is here)"
         else:
             way = "see `visionad doctor`, or use another --backend"
+            return UnfitEngineError(f"{self.backend} {self.version} failed {doing}{why[:400]}; {way}")
         return ModelError(f"{self.backend} {self.version} failed {doing}{why[:400]}; {way}")
 
 

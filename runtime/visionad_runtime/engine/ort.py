@@ -159,6 +159,10 @@ class OrtCpuEngine:
         patch = np.concatenate([r[0] for r in rows])
         return Tokens(patch, np.concatenate([r[1] for r in rows]) if class_token else None)
 
+    def close(self) -> None:
+        """See :class:`~visionad_runtime.engine.Engine`."""
+        del self._session
+
 
 class OrtDeviceEngine:
     """Runs groups of a fixed size with inputs and outputs bound to buffers that stay on the device.
@@ -215,3 +219,8 @@ class OrtDeviceEngine:
         return Tokens(
             np.concatenate(found["patch_tokens"]), np.concatenate(found["class_token"]) if class_token else None
         )
+
+    def close(self) -> None:
+        """See :class:`~visionad_runtime.engine.Engine`."""
+        self._buffers.clear()
+        del self._binding, self._session

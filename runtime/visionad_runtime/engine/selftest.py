@@ -61,7 +61,7 @@ def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
 
 def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[str, float]:
     """Encode the golden pictures and compare with the reference; also warms the engine up. Two encodings where each row is computed
-    alone, two calls more where rows share one.
+    alone, two calls where rows share one.
 
     Returns:
         Largest absolute differences: ``patch_tokens``, ``class_token``, ``score``, and ``rows`` where rows share a call.

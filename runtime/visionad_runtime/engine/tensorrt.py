@@ -27,7 +27,7 @@ from ..cuda.device import Buffer, Device, Graph, Owner, Stream
 from ..errors import ModelError, VisionADError
 from . import Tokens, realised
 from .cache import EngineCache, Entry, NoEngineError
-from .nvidia import PORTABLE, Api, Message, Progress, load_api, native_output
+from .nvidia import PORTABLE, Api, Message, Progress, UnfitEngineError, load_api, native_output
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -215,7 +215,8 @@ def read_back(engine: trt.ICudaEngine, module: Any) -> realised.Realised:
         ModelError: it carries no layer details.
     """
     text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
-    memory = {"activation_bytes": int(engine.device_memory_size_v2)}
+    size: Any = getattr(engine, "device_memory_size_v2", None)  # older 10.x have only the name that 11 dropped
+    memory = {"activation_bytes": int(engine.device_memory_size if size is None else size)}
     stat: Any = getattr(module, "EngineStat", None)
     if stat is not None:
         newer: Any = engine  # not in 10.x
@@ -302,19 +303,23 @@ class TensorRTEngine:
         self._api = load_api(backend)
         self._manifest = manifest
         self._owner = Owner.of(0)
+        self._host: dict[str, NDArray[np.float32]] = {}
+        self._device: dict[str, Buffer] = {}
+        self._graph: Graph | None = None
         entry, fresh = self._entry(folder)
         try:
             self._owner.run(lambda device: self._load(device, entry))
-        except ModelError as exc:
+        except UnfitEngineError as exc:  # not out of memory: a good engine is not thrown away for that
             if fresh:
                 raise
             log.warning("%s: the engine in the cache does not work here (%s); building it again", backend, exc)
+            self.close()
             EngineCache(folder).drop(entry.parts)
             entry, _ = self._entry(folder)
             self._owner.run(lambda device: self._load(device, entry))
 
     def _entry(self, folder: Path) -> tuple[Entry, bool]:
-        """The engine of this GPU, and whether it was built now. One for its compute capability alone comes before a portable one."""
+        """The engine of this GPU, and whether it was built now. One for its compute capability alone comes first."""
         from ..cli import progress  # a bar on a terminal, nothing in a pipe
 
         cache = EngineCache(folder)
@@ -368,8 +373,6 @@ class TensorRTEngine:
     def _take_memory(self, device: Device) -> None:
         """Buffers, once. What a call copies lies in page-locked memory."""
         self._stream: Stream = device.stream()
-        self._host: dict[str, NDArray[np.float32]] = {}
-        self._device: dict[str, Buffer] = {}
         shapes = {name: (self.group, *shape[1:]) for name, shape in _wanted_io(self._manifest).items()}
         if not self._context.set_input_shape("images", shapes["images"]):
             raise ModelError(
@@ -402,6 +405,19 @@ class TensorRTEngine:
         if device is not None:
             for name in ("patch_tokens", "class_token"):
                 device.download(self._host[name], self._device[name], self._stream)
+
+    def close(self) -> None:
+        """Give the GPU's memory back."""
+        self._owner.run(self._release)
+
+    def _release(self, _: Device) -> None:
+        if self._graph is not None:
+            self._graph.close()
+        for buffer in self._device.values():
+            buffer.close()
+        self._host, self._device, self._graph = {}, {}, None
+        for name in ("_context", "_engine", "_runtime"):  # in this order: each lives in the next
+            vars(self).pop(name, None)
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""

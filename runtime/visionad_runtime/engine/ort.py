@@ -35,7 +35,13 @@ def open_ort(folder: Path, manifest: ModelManifest, backend: str, threads: int |
     Raises:
         VisionADError: the provider is not in this ONNX Runtime, or cannot start. ModelError: the ONNX file cannot be loaded.
     """
+    precision: str = manifest.precision
     if backend == "onnxruntime-cpu":
+        if precision == "bf16":  # its products are not implemented there
+            raise ModelError(
+                f"{folder} is in bf16, which ONNX Runtime {ort.__version__} cannot run on a CPU; open it on a GPU, or export "
+                "the model with --precision fp32 for this box (its banks fit both)"
+            )
         return OrtCpuEngine(_session(folder, manifest, backend, threads, {}), threads)
     options = provider_options(folder, manifest, backend, group)
     return OrtDeviceEngine(_session(folder, manifest, backend, threads, options), backend, manifest, group)

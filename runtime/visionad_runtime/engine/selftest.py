@@ -21,9 +21,11 @@ from ..preprocess import normalise
 from ..search import nearest
 from . import Engine, Tokens
 
-GOLDEN_TOLERANCE = {"fp32": 2e-4}
-"""Largest absolute difference of a unit patch token from the one stored at export. Float32 backbones differ by about 1e-6 from
-one machine to the next; a wrong weight, layer or operator is orders above."""
+GOLDEN_TOLERANCE = {"fp32": 2e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 4e-2}
+"""Largest absolute difference of an element of a unit token from the fp32 one stored at export. Float32 backbones differ by about
+1e-6 from one machine to the next. Emulated on DeiT-Tiny and EfficientNet-Lite0 with real weights, tf32 and fp16 (11 significant
+bits) differ by up to 1.1e-2; bf16 (8 bits) by about 2e-2 to 3e-2 where it just passes export's accuracy gate. One wrong layer of
+DeiT-Tiny's eight makes 3.6e-2 to 9.2e-2."""
 
 ROWS = 0.1
 """Share of that tolerance by which one picture's tokens may differ between places in a call: the same arithmetic, another tile."""

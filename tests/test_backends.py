@@ -134,7 +134,7 @@ def test_what_a_session_throws_is_one_line(
 
 def test_bf16_does_not_run_on_a_cpu(tiny_model: Path, manifest: ModelManifest) -> None:
     with pytest.raises(
-        ModelError, match="is in bf16, which ONNX Runtime .* cannot run on a CPU; open it on a GPU, or export"
+        ModelError, match=r"is in bf16, which ONNX Runtime .* cannot run on a CPU; open it on a GPU, or export"
     ):
         open_engine(tiny_model, manifest.model_copy(update={"precision": "bf16"}), "onnxruntime-cpu")
 

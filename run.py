@@ -51,6 +51,17 @@ def demo(arguments: list[str]) -> None:
 def test(arguments: list[str]) -> None:
     """Lint, types, tests."""
     install("export,eval,dev")
+    # Its own requirement is NVIDIA's library, which a type check does not need (and which does not install without a GPU).
+    call(
+        PYTHON,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "tensorrt-stubs==10.13.0.35.1",
+    )
     call(PYTHON, "-m", "ruff", "check", ".")
     call(PYTHON, "-m", "ruff", "format", "--check", ".")
     call(PYTHON, "-m", "mypy")

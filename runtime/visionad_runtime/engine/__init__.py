@@ -1,7 +1,14 @@
-"""Backbone engines: one small interface, each backend a leaf module that is imported only when it is chosen."""
+"""Backbone engines: one small interface, each backend a leaf module that is imported only when it is chosen.
+
+A backend that is asked for by name and cannot run is an error. ``auto`` takes the best one that runs here and passes its
+self-test, and says why (``engine.details``, and the log ``visionad``). It never starts a build of minutes that nobody asked for: a
+TensorRT engine comes into play when `visionad build` has made one for the model; from then on it is kept up to date by itself.
+"""
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -11,7 +18,18 @@ from numpy.typing import NDArray
 from ..artefacts import ModelManifest
 from ..errors import VisionADError
 
-BACKENDS = ("onnxruntime-cpu",)
+log = logging.getLogger("visionad")
+
+BACKENDS = (
+    "tensorrt",
+    "tensorrt-rtx",
+    "onnxruntime-cuda",
+    "onnxruntime-cpu",
+    "onnxruntime-tensorrt",
+    "onnxruntime-tensorrt-rtx",
+)
+AUTO = BACKENDS[:4]
+"""What ``auto`` tries, best first. The last two build inside ONNX Runtime at every change, so they are for who asks for them."""
 
 
 class Tokens(NamedTuple):
@@ -22,24 +40,102 @@ class Tokens(NamedTuple):
 
 
 class Engine(Protocol):
-    """What a backend provides. Rows are independent: the result of a row never depends on the others in the call."""
+    """What a backend provides. Rows are independent: the result of a row never depends on the others in the call.
+
+    Attributes:
+        name: of the backend. group: rows the device computes together (1: each alone); see :func:`open_engine`.
+        details: versions, devices, realised precision, why it was chosen; for people.
+    """
 
     name: str
+    group: int
     details: dict[str, str]
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """float32 (N, 3, crop, crop), normalised → :class:`Tokens`. With ``class_token=False`` a backend may skip its work."""
         ...
 
+    def close(self) -> None:
+        """Give memory back; the engine cannot be used after that."""
+        ...
 
-def open_engine(folder: Path, manifest: ModelManifest, backend: str = "auto", threads: int | None = None) -> Engine:
-    """Open the model's backbone with a backend (``auto`` or one of :data:`BACKENDS`).
+
+def open_engine(
+    folder: Path,
+    manifest: ModelManifest,
+    backend: str = "auto",
+    threads: int | None = None,
+    group: int | None = None,
+) -> Engine:
+    """Open the model's backbone with a backend (``auto`` or one of :data:`BACKENDS`) and test it on this box.
+
+    Args:
+        threads: CPU threads, for the backends on the CPU (default: all cores).
+        group: how many consecutive rows belong together, the views of one picture (default: all of the model's views). On a
+            GPU they are one call of always the same size, so a picture's result cannot depend on what else is in a batch.
 
     Raises:
-        VisionADError: unknown backend. ModelError: the ONNX file cannot be loaded.
+        VisionADError: unknown backend, or one that cannot run here. ModelError: it fails its self-test, or nothing runs.
     """
     if backend not in ("auto", *BACKENDS):
         raise VisionADError(f"backend {backend!r} is not known; choose auto or {', '.join(BACKENDS)}")
-    from .ort_cpu import OrtCpuEngine
+    group = group or len(manifest.views)
+    if backend != "auto":
+        engine = _open_tested(backend, folder, manifest, threads, group)
+        engine.details["chosen because"] = "it was asked for"
+        log.info("backend %s: it was asked for", backend)
+        return engine
+    passed_over: dict[str, str] = {}
+    for name in AUTO:
+        try:
+            _worth_a_try(name, folder)
+            engine = _open_tested(name, folder, manifest, threads, group)
+        except VisionADError as exc:
+            passed_over[name] = str(exc)
+            continue
+        why = "the best that runs here and passes its self-test"
+        engine.details["chosen because"] = why
+        if passed_over:
+            engine.details["passed over"] = "; ".join(f"{n}: {r}" for n, r in passed_over.items())
+        said = log.warning if name == "onnxruntime-cpu" and gpu_here() else log.info
+        said("backend %s: %s%s", name, why, "".join(f"\n  not {n}: {r}" for n, r in passed_over.items()))
+        return engine
+    raise VisionADError("no backend runs here: " + "; ".join(f"{n}: {r}" for n, r in passed_over.items()))
 
-    return OrtCpuEngine(folder, manifest, threads)
+
+def _worth_a_try(name: str, folder: Path) -> None:
+    """Before a GPU library is imported: is there anything for it to run?"""
+    if not name.startswith("tensorrt"):
+        return
+    from .cache import EngineCache, NoEngineError
+
+    if not EngineCache(folder).holds(name):
+        raise NoEngineError(f"no engine has been built; `visionad build {folder} --backend {name}` makes one")
+
+
+def _open_tested(name: str, folder: Path, manifest: ModelManifest, threads: int | None, group: int) -> Engine:
+    from .selftest import read_golden, self_test
+
+    engine: Engine
+    if name.startswith("tensorrt"):
+        from .tensorrt import TensorRTEngine
+
+        engine = TensorRTEngine(folder, manifest, name, group)
+    else:
+        from .ort import open_ort
+
+        engine = open_ort(folder, manifest, name, threads, group)
+    try:
+        worst = self_test(engine, manifest, read_golden(folder))
+    except BaseException:
+        engine.close()  # another backend may be tried, and it will want the memory
+        raise
+    engine.details["self-test"] = ", ".join(f"{k} {v:.2g}" for k, v in worst.items())
+    return engine
+
+
+def gpu_here() -> bool:
+    """Whether an NVIDIA driver is loaded (desktop, Jetson or Windows), without loading anything."""
+    if sys.platform == "win32":
+        return Path(r"C:\Windows\System32\nvcuda.dll").exists()
+    return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu"))

@@ -1,0 +1,95 @@
+"""``visionad build``: registered by ``cli.py``; everything heavy is imported when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import VisionADError
+
+if TYPE_CHECKING:
+    from .artefacts import ModelManifest
+
+
+def build_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")],
+    backend: Annotated[
+        str, typer.Option("--backend", help="tensorrt (for the GPU that is here) or tensorrt-rtx (for any PC)")
+    ],
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", metavar="P", help="insist on fp32, tf32, bf16 or fp16 [default: as exported]"),
+    ] = None,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--capability",
+            metavar="X.Y",
+            help="tensorrt-rtx: an engine for this compute capability alone; may be repeated [default: one for 8.0 and newer]",
+        ),
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="even if it is in the cache")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+) -> None:
+    """Build the model's TensorRT engine, check what was built, and keep it in MODEL.engines beside the model."""
+    from .cli import progress
+    from .engine.nvidia import MODULES
+    from .engine.tensorrt import build
+    from .inspector import read_model
+
+    if backend not in MODULES:
+        raise VisionADError(f"--backend {backend}: wanted {' or '.join(MODULES)}; the others need no build")
+    if capability and backend != "tensorrt-rtx":
+        raise VisionADError("--capability is for tensorrt-rtx; tensorrt builds for the GPU that is here")
+    manifest = read_model(model)
+    exported: str = manifest.precision
+    if precision not in (None, exported):
+        raise VisionADError(
+            f"--precision {precision}: {model} was exported in {exported}, and an engine computes in the types of its graph; "
+            f"export it with `visionad export --precision {precision}`"
+        )
+    targets: list[str | None] = [*capability] if capability else [None]
+    for target in targets:
+        with progress(f"building {backend} {target or ''}".rstrip(), 100) as step:
+            entry, fresh = build(model, manifest, backend, target, step, rebuild)
+        tested = _self_test(model, manifest, backend)
+        facts = {**entry.parts, **entry.built, "folder": str(entry.folder), "fresh": fresh, "self_test": tested}
+        typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else _report(facts, manifest))
+
+
+def _self_test(model: Path, manifest: ModelManifest, backend: str) -> str | None:
+    """On a box that can run the engine it is tested at once; where there is no GPU, at the first start on the target."""
+    from .cuda.device import Owner
+    from .engine import open_engine
+
+    try:
+        Owner.of(0).run(lambda device: device.name)
+    except VisionADError:
+        return None
+    return open_engine(model, manifest, backend).details["self-test"]
+
+
+def _report(facts: dict[str, Any], manifest: ModelManifest) -> str:
+    place = facts["gpu"] or (
+        "compute capability 8.0 and newer"
+        if facts["capability"] == "portable"
+        else f"compute capability {facts['capability']}"
+    )
+    types = ", ".join(f"{n} in {t}" for t, n in facts["matrix_types"].items())
+    memory = ", ".join(f"{k.removesuffix('_bytes')} {v / 1e6:.1f} MB" for k, v in facts["memory"].items())
+    done = f"built in {facts['seconds']} s" if facts["fresh"] else "was built already"
+    low, _, high = facts["profile"]
+    tested = f"passed: {facts['self_test']}" if facts["self_test"] else "at the first start on the target (no GPU here)"
+    lines = [
+        f"{facts['backend']} {facts['builder']} engine of {manifest.identity.backbone} for {place}: {done}",
+        f"  precision  {facts['precision']}; matrix layers: {types}",
+        f"  attention  {facts['fused_attention']} of {facts['attentions']} fused",
+        f"  memory     {memory}",
+        f"  profile    {low} to {high} pictures a call",
+        f"  self-test  {tested}",
+        f"  folder     {facts['folder']}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""CUDA without torch: one thin device module on pycuda. Importing this package imports no GPU library."""

@@ -1,0 +1,448 @@
+"""The one place that talks to a GPU: memory, streams, kernels and graphs, by pycuda on the primary context.
+
+The primary context is the one the CUDA runtime uses, so TensorRT and ONNX Runtime share it. A CUDA context belongs to a
+thread: each GPU has one owner thread in a process (:class:`Owner`), and a :class:`Device` refuses calls from any other. Nothing
+is allocated per call; whoever needs memory takes it once, at the start.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..errors import VisionADError
+
+T = TypeVar("T")
+
+
+class Device:
+    """One GPU, used by the thread that opened it.
+
+    Attributes:
+        name: as the driver gives it. capability: (major, minor). total_memory: bytes. driver: newest CUDA version it serves.
+    """
+
+    _open: ClassVar[dict[int, Device]] = {}
+    _opening: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, index: int) -> None:
+        """Use :meth:`open`."""
+        cuda = _pycuda()
+        count = cuda.Device.count()
+        if not 0 <= index < count:
+            raise VisionADError(f"wanted GPU {index}, found {count or 'none'}; `nvidia-smi` lists them")
+        self.index = index
+        self._cuda = cuda
+        self._thread = threading.get_ident()
+        self._users = 0
+        self._buffers: set[Buffer] = set()
+        gpu = cuda.Device(index)
+        self.name: str = gpu.name()
+        self.capability: tuple[int, int] = gpu.compute_capability()
+        self.total_memory: int = gpu.total_memory()
+        version = cuda.get_driver_version()
+        self.driver = f"{version // 1000}.{version % 1000 // 10}"
+        with _translated(cuda, f"using GPU {index} ({self.name})"):
+            self._context = gpu.retain_primary_context()
+            self._context.push()
+
+    @classmethod
+    def open(cls, index: int = 0) -> Device:
+        """The GPU, for this thread; opened twice it is the same object, closed when the last user closes it.
+
+        Raises:
+            VisionADError: pycuda or the driver is missing, there is no such GPU, or another thread of this process owns it.
+        """
+        with cls._opening:
+            device = cls._open.get(index)
+            if device is None:
+                device = cls._open[index] = cls(index)
+            device._check()
+            device._users += 1
+            return device
+
+    def close(self) -> None:
+        """Free every buffer and let the GPU go, when the last user closes it."""
+        with Device._opening:
+            self._check()
+            self._users -= 1
+            if self._users > 0:
+                return
+            for buffer in list(self._buffers):
+                buffer.close()
+            del Device._open[self.index]
+            self._cuda.Context.pop()  # pycuda aborts the process when a thread ends with a context on its stack
+            self._context.detach()
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def free_memory(self) -> int:
+        """Bytes free now, whoever uses the rest."""
+        self._check()
+        free: int = self._cuda.mem_get_info()[0]
+        return free
+
+    def alloc(self, nbytes: int) -> Buffer:
+        """Device memory, until :meth:`Buffer.close` or the end of the device. Not for the hot path.
+
+        Raises:
+            VisionADError: out of GPU memory.
+        """
+        self._check()
+        with _translated(self._cuda, f"taking {nbytes / 2**20:.0f} MiB of GPU memory", self):
+            return Buffer(self, self._cuda.mem_alloc(nbytes), nbytes)
+
+    def pinned(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """A page-locked host array: the only kind that is copied without a detour."""
+        self._check()
+        with _translated(self._cuda, "taking page-locked host memory", self):
+            array: NDArray[Any] = self._cuda.pagelocked_empty(shape, dtype)
+            return array
+
+    def stream(self) -> Stream:
+        """A new stream. Its ``handle`` is what TensorRT takes."""
+        self._check()
+        return Stream(self, self._cuda.Stream())
+
+    def event(self) -> Event:
+        """A new event that can measure time."""
+        self._check()
+        return Event(self, self._cuda.Event())
+
+    def upload(self, dst: Buffer, src: NDArray[Any], stream: Stream, offset: int = 0) -> None:
+        """Copy a C-contiguous host array to ``dst`` from byte ``offset`` on; ``src`` must stay as it is until that is done."""
+        self._check()
+        _fits(dst, src, offset)
+        self._cuda.memcpy_htod_async(dst.ptr + offset, src, stream.raw)
+
+    def download(self, dst: NDArray[Any], src: Buffer, stream: Stream, offset: int = 0) -> None:
+        """Copy from ``src``, byte ``offset`` on, to a C-contiguous host array: there after ``stream.synchronize()``."""
+        self._check()
+        _fits(src, dst, offset)
+        self._cuda.memcpy_dtoh_async(dst, src.ptr + offset, stream.raw)
+
+    def load(self, cubin: bytes) -> Module:
+        """Load compiled kernels.
+
+        Raises:
+            VisionADError: compiled for another compute capability, or damaged.
+        """
+        self._check()
+        major, minor = self.capability
+        with _translated(self._cuda, f"loading a kernel on {self.name} (compute capability {major}.{minor})", self):
+            return Module(self, self._cuda.module_from_buffer(cubin))
+
+    @contextmanager
+    def capture(self, stream: Stream) -> Iterator[Graph]:
+        """Record what the block enqueues on ``stream`` instead of running it; the graph can be launched after the block.
+
+        pycuda has no graphs, so this goes to the driver's library itself.
+
+        Raises:
+            VisionADError: the block did something that cannot be recorded. Nothing of it has run then.
+        """
+        self._check()
+        graph = Graph(self)
+        driver = _libcuda()
+        _call(driver.cuStreamBeginCapture_v2(ctypes.c_void_p(stream.handle), 1), "starting a capture")  # 1: this thread
+        try:
+            yield graph
+        finally:
+            recorded = ctypes.c_void_p()
+            status = driver.cuStreamEndCapture(ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
+        _call(status, "recording a CUDA graph")
+        try:
+            made = driver.cuGraphInstantiateWithFlags(ctypes.byref(graph.raw), recorded, ctypes.c_ulonglong(0))
+            _call(made, "making a CUDA graph")
+        finally:
+            driver.cuGraphDestroy(recorded)
+
+    def _check(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise VisionADError(
+                f"GPU {self.index} ({self.name}) belongs to another thread of this process; go through Owner.of({self.index}).run"
+            )
+
+
+class Buffer:
+    """Device memory at address ``ptr``, ``nbytes`` long."""
+
+    def __init__(self, device: Device, raw: Any, nbytes: int) -> None:
+        self._device, self._raw = device, raw
+        self.ptr, self.nbytes = int(raw), nbytes
+        device._buffers.add(self)
+
+    def close(self) -> None:
+        """Free it; twice is harmless."""
+        self._device._check()
+        if self in self._device._buffers:
+            self._device._buffers.remove(self)
+            self._raw.free()
+
+
+class Stream:
+    """An order of work. ``handle`` is its CUstream as a number."""
+
+    def __init__(self, device: Device, raw: Any) -> None:
+        self._device, self.raw = device, raw
+        self.handle: int = raw.handle
+
+    def synchronize(self) -> None:
+        """Wait for all that was enqueued.
+
+        Raises:
+            VisionADError: a kernel failed. The context is then unusable.
+        """
+        self._device._check()
+        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+            self.raw.synchronize()
+
+    def wait(self, event: Event) -> None:
+        """What is enqueued from now on waits for ``event``."""
+        self._device._check()
+        self.raw.wait_for_event(event.raw)
+
+
+class Event:
+    """A point in a stream's order."""
+
+    def __init__(self, device: Device, raw: Any) -> None:
+        self._device, self.raw = device, raw
+
+    def record(self, stream: Stream) -> None:
+        """It happens when all that ``stream`` holds now is done."""
+        self._device._check()
+        self.raw.record(stream.raw)
+
+    def synchronize(self) -> None:
+        """Wait until it has happened."""
+        self._device._check()
+        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+            self.raw.synchronize()
+
+    def elapsed_ms(self, since: Event) -> float:
+        """GPU time between two events that have happened."""
+        self._device._check()
+        elapsed: float = self.raw.time_since(since.raw)
+        return elapsed
+
+
+class Module:
+    """Loaded kernels."""
+
+    def __init__(self, device: Device, raw: Any) -> None:
+        self._device, self._raw = device, raw
+
+    def function(self, name: str) -> Function:
+        """A kernel by its symbol.
+
+        Raises:
+            VisionADError: the module has no such kernel.
+        """
+        self._device._check()
+        with _translated(self._device._cuda, f"looking for kernel {name!r}", self._device):
+            return Function(self._device, self._raw.get_function(name), name)
+
+
+class Function:
+    """A kernel."""
+
+    def __init__(self, device: Device, raw: Any, name: str) -> None:
+        self._device, self._raw, self.name = device, raw, name
+        self._types: list[str] | None = None
+
+    def launch(
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: Sequence[int | float | np.number[Any] | Buffer],
+        shared: int,
+        stream: Stream,
+    ) -> None:
+        """Enqueue it. A Buffer is passed as its address, a Python int as int32, a float as float32, numpy scalars as they are.
+
+        More than 48 KiB of dynamic ``shared`` memory (bytes) is asked for where needed.
+        """
+        self._device._check()
+        cuda = self._device._cuda
+        with _translated(cuda, f"launching {self.name}", self._device):
+            if shared > 48 * 1024:
+                self._raw.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+            values = [kernel_argument(a) for a in args]
+            types: list[str] = [v.dtype.char for v in values]
+            if types != self._types:
+                self._raw.prepare(types)
+                self._types = types
+            self._raw.prepared_async_call(grid, block, stream.raw, *values, shared_size=shared)
+
+
+class Graph:
+    """Recorded work, launched as one."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.raw = ctypes.c_void_p()
+
+    def launch(self, stream: Stream) -> None:
+        """Enqueue all of it."""
+        self._device._check()
+        _call(_libcuda().cuGraphLaunch(self.raw, ctypes.c_void_p(stream.handle)), "launching a CUDA graph")
+
+    def close(self) -> None:
+        """Forget it; twice is harmless."""
+        self._device._check()
+        if self.raw:
+            _libcuda().cuGraphExecDestroy(self.raw)
+            self.raw = ctypes.c_void_p()
+
+
+class Owner:
+    """The one thread that uses a GPU. Any thread hands work in with :meth:`run`; the work is done in that order."""
+
+    _all: ClassVar[dict[int, Owner]] = {}
+    _making: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, index: int) -> None:
+        """Use :meth:`of`."""
+        self._index = index
+        self._queue: queue.SimpleQueue[tuple[Callable[[Device], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name=f"visionad-gpu-{index}", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    @classmethod
+    def of(cls, index: int = 0) -> Owner:
+        """The owner of a GPU, the same for everybody in this process. Its device is opened with the first work."""
+        with cls._making:
+            if index not in cls._all:
+                cls._all[index] = cls(index)
+            return cls._all[index]
+
+    def run(self, work: Callable[[Device], T]) -> T:
+        """``work(device)`` on the owner thread; what it returns or raises.
+
+        Raises:
+            VisionADError: as :meth:`Device.open`, besides what ``work`` raises.
+        """
+        if threading.current_thread() is self._thread:  # work that calls `run`: it is there already
+            return work(Device._open[self._index])
+        done: Future[T] = Future()
+        self._queue.put((work, done))
+        return done.result()
+
+    def close(self) -> None:
+        """Close the device and end the thread. The next :meth:`of` starts a new one."""
+        with Owner._making:
+            if Owner._all.get(self._index) is self:
+                del Owner._all[self._index]
+        atexit.unregister(self.close)
+        self._queue.put(None)
+        self._thread.join(timeout=10)
+
+    def _loop(self) -> None:
+        device: Device | None = None
+        while (item := self._queue.get()) is not None:
+            work, done = item
+            try:
+                if device is None:
+                    device = Device.open(self._index)
+                done.set_result(work(device))
+            except BaseException as exc:
+                done.set_exception(exc)
+            del item, work, done  # or the last work's arrays live until the next one comes
+        if device is not None:
+            device.close()
+
+
+def kernel_argument(value: int | float | np.number[Any] | Buffer) -> np.number[Any]:
+    """What a kernel is given for ``value`` (see :meth:`Function.launch`).
+
+    Raises:
+        VisionADError: an int beyond 32 bits; say ``numpy.int64(...)`` if the kernel takes that.
+    """
+    if isinstance(value, np.number):
+        return value
+    if isinstance(value, int):
+        if not -(2**31) <= value < 2**31:
+            raise VisionADError(f"kernel argument {value} does not fit int32; pass numpy.int64({value})")
+        return np.int32(value)
+    if isinstance(value, float):
+        return np.float32(value)
+    return np.uintp(value.ptr)
+
+
+def _fits(buffer: Buffer, array: NDArray[Any], offset: int) -> None:
+    if not array.flags.c_contiguous:
+        raise VisionADError("copying to or from a GPU: wanted a C-contiguous array; use numpy.ascontiguousarray")
+    if offset < 0 or offset + array.nbytes > buffer.nbytes:
+        raise VisionADError(
+            f"copying {array.nbytes} bytes at offset {offset} of a GPU buffer of {buffer.nbytes}: out of bounds"
+        )
+
+
+def _pycuda() -> Any:
+    try:
+        import pycuda.driver as cuda
+    except ModuleNotFoundError:
+        raise VisionADError(
+            "GPU backends need pycuda: pip install 'visionad[tensorrt]' or 'visionad[rtx]' (it compiles against the CUDA toolkit)"
+        ) from None
+    except ImportError as exc:
+        if "cuda.so" in str(exc) or "nvcuda" in str(exc):
+            raise VisionADError(
+                f"no NVIDIA driver here ({exc}); install the driver (then `nvidia-smi` works) or use --backend onnxruntime-cpu"
+            ) from None
+        raise VisionADError(
+            f"pycuda does not load: {exc}; reinstall it where CUDA is (pip install --force-reinstall pycuda)"
+        ) from None
+    try:
+        cuda.init()
+    except (cuda.Error, UnicodeDecodeError) as exc:
+        raise VisionADError(
+            f"the NVIDIA driver finds no GPU it can use ({exc}); see whether `nvidia-smi` works, or use --backend onnxruntime-cpu"
+        ) from None
+    return cuda
+
+
+@contextmanager
+def _translated(cuda: Any, doing: str, device: Device | None = None) -> Iterator[None]:
+    """The driver's errors as one line each."""
+    try:
+        yield
+    except cuda.MemoryError:
+        free = (
+            f"; {device.free_memory() / 2**20:.0f} of {device.total_memory / 2**20:.0f} MiB are free" if device else ""
+        )
+        raise VisionADError(
+            f"out of GPU memory {doing}{free}; close other programs on this GPU, or use a smaller model or lower precision"
+        ) from None
+    except cuda.Error as exc:
+        raise VisionADError(f"the GPU failed {doing}: {str(exc).rstrip(' -')}; run `visionad doctor`") from None
+
+
+def _libcuda() -> Any:
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")  # loaded already, so this is cheap
+
+
+def _call(status: int, doing: str) -> None:
+    if status:
+        text = ctypes.c_char_p()
+        with contextlib.suppress(AttributeError):
+            _libcuda().cuGetErrorString(status, ctypes.byref(text))
+        raise VisionADError(f"the GPU failed {doing}: {(text.value or b'').decode() or 'CUDA error'} ({status})")

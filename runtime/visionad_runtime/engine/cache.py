@@ -1,0 +1,223 @@
+"""Built engines beside the model folder, each under the digest of all that decides it.
+
+``MODEL.engines/DIGEST/`` holds ``engine.plan``, ``engine.json`` (what decided it, what was built, sha256 of the plan) and
+``build.log``. An entry appears by one rename or not at all, is never changed, and is taken only when its JSON says exactly what is
+wanted and the plan has its sha256. Everything here can be deleted at any time: it is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artefacts import sha256_file
+from ..errors import VisionADError
+
+PLAN, FACTS, LOG = "engine.plan", "engine.json", "build.log"
+FORMAT = 1
+KEEP = 8
+"""Entries kept beside a model: enough for every backend, precision and GPU of a box; the longest unused go first."""
+
+_ABANDONED = 24 * 3600
+"""Seconds after which a half-made entry belongs to nobody: builds take minutes."""
+
+Parts = Mapping[str, Any]
+"""All that decides an engine, as JSON types."""
+
+
+class NoEngineError(VisionADError):
+    """No engine that can be taken: none was built, it is for something else, or it is damaged. The message says which."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An engine on disk. ``built`` is what the build reported."""
+
+    folder: Path
+    parts: Parts
+    built: Mapping[str, Any]
+
+    @property
+    def plan(self) -> Path:
+        """The serialised engine."""
+        return self.folder / PLAN
+
+
+def digest(parts: Parts) -> str:
+    """sha256 (hex) of the canonical JSON of ``parts``: sorted keys, no spaces."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class EngineCache:
+    """The engines of one model folder."""
+
+    def __init__(self, model: Path) -> None:
+        model = model.absolute()
+        self.folder = model.with_name(f"{model.name}.engines")
+
+    def find(self, parts: Parts) -> Entry:
+        """The engine for exactly these parts.
+
+        Raises:
+            NoEngineError: there is none; if there is one for other parts, the message names what differs.
+        """
+        folder = self.folder / digest(parts)
+        if not folder.is_dir():
+            raise NoEngineError(self._why_not(parts))
+        entry = _read(folder)
+        if entry.parts != json.loads(json.dumps(parts)):
+            raise NoEngineError(f"{folder} holds an engine for something else ({_difference(entry.parts, parts)})")
+        try:
+            found = sha256_file(entry.plan)
+        except OSError as exc:
+            raise NoEngineError(f"{entry.plan} cannot be read: {exc.strerror}") from None
+        if found != entry.built["plan_sha256"]:
+            raise NoEngineError(
+                f"{entry.plan} is damaged: wanted sha256 {entry.built['plan_sha256'][:12]}, found {found[:12]}"
+            )
+        with contextlib.suppress(OSError):  # a read-only cache is a good cache
+            os.utime(folder / FACTS)
+        return entry
+
+    def store(self, parts: Parts, plan: bytes | memoryview, built: Mapping[str, Any], log: str) -> Entry:
+        """Write an engine, whole or not at all. If another process was faster, its engine is taken.
+
+        Raises:
+            VisionADError: the folder beside the model cannot be written.
+        """
+        name = digest(parts)
+        target = self.folder / name
+        fresh = self.folder / f".{name[:16]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        built = {**built, "plan_sha256": hashlib.sha256(plan).hexdigest(), "plan_bytes": memoryview(plan).nbytes}
+        facts = {"format": FORMAT, "parts": dict(parts), "built": built}
+        try:
+            fresh.mkdir(parents=True)
+            try:
+                _write(fresh / PLAN, plan)
+                _write(fresh / LOG, log.encode())
+                _write(fresh / FACTS, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
+                _fsync_folder(fresh)
+                self._put(fresh, target, parts)
+                _fsync_folder(self.folder)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+            self._prune(keep=target)
+        except OSError as exc:
+            raise VisionADError(
+                f"cannot write {self.folder}: {exc.strerror or exc}; free space or mend its permissions; no engine was kept"
+            ) from None
+        return self.find(parts)
+
+    def drop(self, parts: Parts) -> None:
+        """Forget an engine that does not work here."""
+        with contextlib.suppress(OSError):
+            _remove(self.folder / digest(parts))
+
+    def holds(self, backend: str) -> bool:
+        """Whether somebody has built an engine of this backend for the model, for whatever box."""
+        return any(entry.parts.get("backend") == backend for entry in self._entries())
+
+    def _put(self, fresh: Path, target: Path, parts: Parts) -> None:
+        try:
+            fresh.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            try:
+                self.find(parts)  # another process was faster
+            except NoEngineError:  # what lies there is damaged
+                _remove(target)
+                fresh.rename(target)
+
+    def _entries(self) -> list[Entry]:
+        """Every readable entry, last used first."""
+        found = []
+        with contextlib.suppress(OSError):
+            for folder in self.folder.iterdir():
+                with contextlib.suppress(NoEngineError, OSError):
+                    if not folder.name.startswith("."):
+                        found.append(((folder / FACTS).stat().st_mtime, _read(folder)))
+        return [entry for _, entry in sorted(found, key=lambda pair: (-pair[0], pair[1].folder.name))]
+
+    def _why_not(self, parts: Parts) -> str:
+        others = [e for e in self._entries() if e.parts.get("backend") == parts.get("backend")]
+        if not others:
+            return f"no engine has been built (none in {self.folder})"
+        nearest = min(others, key=lambda e: len(_different(e.parts, parts)))
+        return f"the engine in {self.folder} is for something else ({_difference(nearest.parts, parts)})"
+
+    def _prune(self, keep: Path) -> None:
+        for entry in self._entries()[KEEP:]:
+            if entry.folder != keep:
+                _remove(entry.folder)
+        for half in self.folder.glob(".*.tmp"):  # left by a kill
+            with contextlib.suppress(OSError):
+                if time.time() - half.stat().st_mtime > _ABANDONED:
+                    _remove(half)
+
+
+def _read(folder: Path) -> Entry:
+    path = folder / FACTS
+    try:
+        facts = json.loads(path.read_bytes())
+        if facts["format"] != FORMAT:
+            raise NoEngineError(f"{path}: wanted format {FORMAT}, found {facts['format']!r}")
+        entry = Entry(folder, facts["parts"], facts["built"])
+        size = entry.plan.stat().st_size
+        if size != entry.built["plan_bytes"]:
+            raise NoEngineError(f"{entry.plan} is damaged: wanted {entry.built['plan_bytes']} bytes, found {size}")
+        if not isinstance(entry.parts, dict) or not isinstance(entry.built["plan_sha256"], str):
+            raise TypeError
+    except OSError as exc:
+        raise NoEngineError(f"{exc.filename or path} cannot be read: {exc.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise NoEngineError(f"{path} is damaged") from None
+    return entry
+
+
+def _different(theirs: Parts, ours: Parts) -> list[str]:
+    return sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
+
+
+def _difference(theirs: Parts, ours: Parts) -> str:
+    """What differs, for people: ``builder 10.3.0, here 10.8.0; gpu Orin, here NVIDIA L4``."""
+    wanted = json.loads(json.dumps(ours))
+    return "; ".join(f"{k} {_short(theirs.get(k))}, here {_short(wanted.get(k))}" for k in _different(theirs, wanted))
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else text[:12] + "…"
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    with open(path, "xb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _remove(folder: Path) -> None:
+    """Out of sight by one rename first, so that nobody reads half of it."""
+    away = folder.with_name(f".{secrets.token_hex(8)}.tmp")
+    folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def _fsync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

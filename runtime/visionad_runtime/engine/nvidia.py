@@ -1,0 +1,324 @@
+"""What differs between TensorRT 10, TensorRT 11 and TensorRT-RTX, in one place; the rest of the code knows one API.
+
+============================  =====================  ==================  ==========================
+..                            TensorRT 10.x          TensorRT 11.x       TensorRT-RTX 1.x
+============================  =====================  ==================  ==========================
+module                        ``tensorrt``           ``tensorrt``        ``tensorrt_rtx``
+network is strongly typed     by a creation flag     always              by a creation flag
+engine is for                 the GPU it was         the same            compute capabilities; the
+                              built on                                   GPU's kernels come at load
+timing cache                  yes                    yes                 does nothing
+JIT results can be kept       no                     no                  yes, ``IRuntimeCache``
+============================  =====================  ==================  ==========================
+
+The weakly typed switches of 10.x (``BuilderFlag.FP16`` and its like) are never touched: precision is what the graph's types say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import ModelError, VisionADError
+
+if TYPE_CHECKING:
+    import tensorrt as trt  # its published stubs (10.13) type what the releases share
+
+log = logging.getLogger("visionad")
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+PORTABLE = "portable"
+"""One TensorRT-RTX engine for compute capability 8.0 and newer; Turing (7.5) needs its own."""
+
+
+class UnfitEngineError(ModelError):
+    """TensorRT does not take an engine, and nothing says that a new one would fail as well."""
+
+
+class Message(NamedTuple):
+    """A line of TensorRT's log; ``severity`` as TensorRT names it."""
+
+    severity: str
+    text: str
+
+
+class Collector:
+    """Where the process's one TensorRT logger writes: TensorRT ignores every logger but the first."""
+
+    def __init__(self) -> None:
+        self.recent: deque[Message] = deque(maxlen=50)
+        self._sinks: list[list[Message]] = []
+        self._lock = threading.Lock()
+
+    def write(self, severity: str, text: str) -> None:
+        """Called by TensorRT, from any of its threads."""
+        message = Message(severity, text.strip())
+        with self._lock:
+            if severity not in ("INFO", "VERBOSE"):
+                self.recent.append(message)
+            for sink in self._sinks:
+                sink.append(message)
+
+    @contextmanager
+    def collect(self) -> Iterator[list[Message]]:
+        """Every message of the block."""
+        sink: list[Message] = []
+        with self._lock:
+            self._sinks.append(sink)
+        try:
+            yield sink
+        finally:
+            with self._lock:
+                self._sinks = [s for s in self._sinks if s is not sink]
+
+
+@dataclass(frozen=True)
+class Api:
+    """An installed TensorRT. ``module`` is the imported one; ``logger`` the process's logger of it, writing to ``collector``."""
+
+    backend: str
+    module: Any
+    version: str
+    logger: Any
+    collector: Collector
+
+    @property
+    def rtx(self) -> bool:
+        """Whether it is TensorRT-RTX."""
+        return self.backend == "tensorrt-rtx"
+
+    def create_network(self, builder: trt.Builder) -> trt.INetworkDefinition:
+        """An empty strongly typed network.
+
+        Raises:
+            VisionADError: this TensorRT cannot promise strong typing.
+        """
+        flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        if flag is None and (self.rtx or major(self.version) < 11):
+            raise VisionADError(
+                f"{self.backend} {self.version} has no strongly typed networks; wanted TensorRT 10.3 or newer"
+            )
+        return builder.create_network(0 if flag is None else 1 << int(flag))
+
+    def choose_tf32(self, config: trt.IBuilderConfig, allowed: bool) -> None:
+        """TF32 is on by default in every release; here it is on only where the model's precision says so."""
+        flag = self.module.BuilderFlag.TF32
+        (config.set_flag if allowed else config.clear_flag)(flag)
+        if config.get_flag(flag) != allowed:
+            raise VisionADError(
+                f"{self.backend} {self.version} does not let TF32 be switched {'on' if allowed else 'off'}"
+            )
+
+    def choose_target(self, config: trt.IBuilderConfig, capability: str) -> None:
+        """Which GPUs an engine is for: TensorRT builds for the one that is there, TensorRT-RTX for a compute capability."""
+        if not self.rtx or capability == PORTABLE:
+            return
+        target = getattr(self.module.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+        if target is None:
+            known = ", ".join(RTX_CAPABILITIES)
+            raise VisionADError(
+                f"tensorrt-rtx {self.version} cannot build for compute capability {capability}; it knows {known}"
+            )
+        rtx_config: Any = config
+        rtx_config.num_compute_capabilities = 1
+        if not rtx_config.set_compute_capability(target, 0):
+            raise VisionADError(f"tensorrt-rtx {self.version} refuses compute capability {capability}{self.why()}")
+
+    def create_context(self, engine: trt.ICudaEngine, jit: bytes | None) -> tuple[trt.IExecutionContext | None, Any]:
+        """An execution context, and the object that holds TensorRT-RTX's JIT results (``jit`` are those of an earlier start).
+
+        TensorRT-RTX would first run general kernels and later swap in special ones, which changes results in their last
+        bits while a line is running; here it makes the special ones at once.
+        """
+        if not self.rtx:
+            return engine.create_execution_context(), None
+        config: Any = engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            self.module.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        cache = config.create_runtime_cache()
+        if jit:
+            cache.deserialize(jit)
+        config.set_runtime_cache(cache)
+        return engine.create_execution_context(config), cache
+
+    def graph_allowed(self, context: trt.IExecutionContext, stream: int) -> bool:
+        """Whether what the context enqueues can be recorded in a CUDA graph."""
+        asked: Any = getattr(context, "is_stream_capturable", None)
+        return True if asked is None else bool(asked(stream))
+
+    def why(self, messages: Sequence[Message] | None = None) -> str:
+        """``: `` and TensorRT's own words about a failure, or nothing. The first error is the cause, others follow from it."""
+        errors = [
+            m.text for m in (messages if messages is not None else self.collector.recent) if "ERROR" in m.severity
+        ]
+        return f": {errors[0]}" if errors else ""
+
+    def failure(self, doing: str, messages: Sequence[Message]) -> ModelError:
+        """One line for what failed, with the way out that fits."""
+        why = self.why(messages)
+        text = " ".join(m.text for m in messages).lower()
+        if "out of memory" in text or "outofmemory" in text or "cudaerror 2:" in text:
+            way = "out of GPU memory: close other programs on this GPU, or use a smaller model or lower precision"
+        elif "sm75" in text:  # no float32 product, no bfloat16 at all
+            way = "on Turing it computes in fp16 only: `visionad export --precision fp16`, or use another --backend"
+        elif "compute capability" in text or "unsupported_cc" in text or "unsupported sm" in text:
+            known = f" (it runs on {', '.join(RTX_CAPABILITIES)})" if self.rtx else ""
+            way = f"this GPU is not supported by {self.backend} {self.version}{known}; use another --backend"
+        elif "driver version is insufficient" in text:
+            way = "the NVIDIA driver is missing or too old: install a newer one (`visionad doctor` says which is here)"
+        else:
+            way = "see `visionad doctor`, or use another --backend"
+            return UnfitEngineError(f"{self.backend} {self.version} failed {doing}{why[:400]}; {way}")
+        return ModelError(f"{self.backend} {self.version} failed {doing}{why[:400]}; {way}")
+
+
+_APIS: dict[str, Api] = {}
+
+
+def load_api(backend: str) -> Api:
+    """Import TensorRT or TensorRT-RTX.
+
+    Raises:
+        VisionADError: missing, broken, only its type stubs, or too old; with the command that mends it.
+    """
+    name = MODULES[backend]
+    remedy = f"pip install 'visionad[{EXTRAS[backend]}]'"
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise VisionADError(f"{backend} is not installed: {remedy}{_jetson(backend)}") from None
+    except Exception as exc:  # a native library of another CUDA raises anything
+        raise VisionADError(f"{backend} does not load ({exc}): reinstall it, {remedy}") from None
+    if not hasattr(module, "__version__"):
+        raise VisionADError(f"{backend} is not installed, only its type stubs are: {remedy}{_jetson(backend)}")
+    cached = _APIS.get(backend)
+    if cached is not None and cached.module is module:
+        return cached
+    version = str(module.__version__)
+    if backend == "tensorrt" and major(version) < 10:
+        raise VisionADError(f"tensorrt {version} is too old: wanted 10.3 or newer ({remedy}; JetPack 6 brings it)")
+    collector = Collector()
+    api = _APIS[backend] = Api(backend, module, version, _logger(module, collector), collector)
+    return api
+
+
+def major(version: str) -> int:
+    """``"10.3.0"`` → 10."""
+    return int(version.split(".", 1)[0])
+
+
+def _jetson(backend: str) -> str:
+    return (
+        " (on Jetson it comes with JetPack: make the venv with --system-site-packages)" if backend == "tensorrt" else ""
+    )
+
+
+def _logger(module: Any, collector: Collector) -> Any:
+    class Logger(module.ILogger):  # type: ignore[misc]  # the class is only known at run time
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            collector.write(str(severity.name), msg)
+
+    return Logger()
+
+
+class Progress:
+    """TensorRT's nested phases as whole percents of one build, and as lines for the build log."""
+
+    def __init__(self, step: Any, cancelled: threading.Event) -> None:
+        self.finished: list[tuple[str, int]] = []
+        self._step, self._cancelled = step, cancelled
+        self._stack: list[list[Any]] = []  # name, steps, steps done
+        self._shown = 0
+        self._lock = threading.Lock()
+
+    def start(self, name: str, steps: int) -> None:
+        """A phase begins."""
+        with self._lock:
+            self._stack.append([name, max(steps, 1), 0])
+
+    def finish(self, name: str) -> None:
+        """A phase ends, whether or not all of its steps were reported."""
+        with self._lock:
+            while self._stack:
+                found, steps, _ = self._stack.pop()
+                if found == name:
+                    self.finished.append((name, steps))
+                    break
+            self._show(100 if not self._stack else None)
+
+    def done(self, name: str, step: int) -> bool:
+        """A step ends. False stops the build."""
+        with self._lock:
+            for phase in self._stack:
+                if phase[0] == name:
+                    phase[2] = step + 1
+            self._show()
+        return not self._cancelled.is_set()
+
+    def _show(self, percent: int | None = None) -> None:
+        if percent is None:
+            fraction, share = 0.0, 1.0
+            for _, steps, done in self._stack:
+                share /= steps
+                fraction += share * min(done, steps)
+            percent = min(int(100 * fraction), 99)
+        for _ in range(self._shown, percent):
+            self._step()
+        self._shown = max(self._shown, percent)
+
+    def monitor(self, module: Any) -> Any:
+        """As TensorRT's ``IProgressMonitor``."""
+        outer = self
+
+        class Monitor(module.IProgressMonitor):  # type: ignore[misc]  # the class is only known at run time
+            def __init__(self) -> None:
+                module.IProgressMonitor.__init__(self)
+
+            def phase_start(self, phase_name: str, _parent: str | None, num_steps: int) -> None:
+                outer.start(phase_name, num_steps)
+
+            def phase_finish(self, phase_name: str) -> None:
+                outer.finish(phase_name)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                return outer.done(phase_name, step)
+
+        return Monitor()
+
+
+@contextmanager
+def native_output(into: list[str]) -> Iterator[None]:
+    """What native code prints on stdout goes into a list: TensorRT-RTX writes warnings there, amid a command's JSON."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # no stdout at all (a service): nothing to protect
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+            os.dup2(kept, 1)
+            os.close(kept)
+            file.seek(0)
+            into.extend(line for line in file.read().decode(errors="replace").splitlines() if line.strip())

@@ -1,0 +1,232 @@
+"""ONNX Runtime: on the CPU, on a GPU by its CUDA provider, and by its TensorRT providers where they are installed.
+
+ONNX Runtime falls back to the CPU with a warning when a provider cannot start. Here that is an error: the providers of the session
+are compared with what was asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ..artefacts import ONNX_FILE, ModelManifest
+from ..errors import ModelError, VisionADError
+from . import Engine, Tokens
+
+CPU = "CPUExecutionProvider"
+PROVIDERS = {
+    "onnxruntime-cpu": CPU,
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+    "onnxruntime-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+}
+OUTPUTS = ("patch_tokens", "class_token")
+
+
+def open_ort(folder: Path, manifest: ModelManifest, backend: str, threads: int | None, group: int) -> Engine:
+    """Open the model with one of :data:`PROVIDERS`.
+
+    Raises:
+        VisionADError: the provider is not in this ONNX Runtime, or cannot start. ModelError: the ONNX file cannot be loaded.
+    """
+    precision: str = manifest.precision
+    if backend == "onnxruntime-cpu":
+        if precision == "bf16":  # its products are not implemented there
+            raise ModelError(
+                f"{folder} is in bf16, which ONNX Runtime {ort.__version__} cannot run on a CPU; open it on a GPU, or export "
+                "the model with --precision fp32 for this box (its banks fit both)"
+            )
+        return OrtCpuEngine(_session(folder, manifest, backend, threads, {}), threads)
+    options = provider_options(folder, manifest, backend, group)
+    return OrtDeviceEngine(_session(folder, manifest, backend, threads, options), backend, manifest, group)
+
+
+def provider_options(folder: Path, manifest: ModelManifest, backend: str, group: int) -> dict[str, str]:
+    """What the provider is told.
+
+    Raises:
+        VisionADError: it cannot keep the model's precision.
+    """
+    if backend == "onnxruntime-cuda":
+        # `use_tf32` is on by default; an exhaustive search would choose other kernels on every start
+        tf32: str = manifest.precision
+        return {"device_id": "0", "use_tf32": str(int(tf32 == "tf32")), "cudnn_conv_algo_search": "HEURISTIC"}
+    if manifest.precision == "fp32":
+        raise VisionADError(
+            f"{backend} cannot promise fp32: it has no switch for TF32; export the model with --precision tf32, or use "
+            f"--backend {backend.removeprefix('onnxruntime-')}"
+        )
+    side = manifest.identity.preprocess.crop
+    shape = f"images:{group}x3x{side}x{side}"
+    if backend == "onnxruntime-tensorrt-rtx":
+        shapes = dict.fromkeys(("nv_profile_min_shapes", "nv_profile_opt_shapes", "nv_profile_max_shapes"), shape)
+        return {"device_id": "0", **shapes}
+    shapes = dict.fromkeys(("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"), shape)
+    cache = (
+        folder.absolute().with_name(f"{folder.absolute().name}.engines")
+        / "onnxruntime"
+        / manifest.files[ONNX_FILE][:16]
+    )
+    return {
+        "device_id": "0",
+        "trt_fp16_enable": str(int(manifest.precision == "fp16")),
+        "trt_bf16_enable": str(int(manifest.precision == "bf16")),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+        **shapes,
+    }
+
+
+def _session(
+    folder: Path, manifest: ModelManifest, backend: str, threads: int | None, provider: dict[str, str]
+) -> ort.InferenceSession:
+    wanted = PROVIDERS[backend]
+    available = ort.get_available_providers()
+    if wanted not in available:
+        raise VisionADError(
+            f"this ONNX Runtime {ort.__version__} has no {wanted} (it has {', '.join(available)}); the packages onnxruntime and "
+            "onnxruntime-gpu overwrite each other: pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
+        )
+    if wanted != CPU and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA and cuDNN from pip packages are found nowhere else
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.use_deterministic_compute = wanted != CPU
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Threads that go on spinning after a run take the cores from the search that follows.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    path = folder / ONNX_FILE
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its warning of a fall-back; below it is an error
+            session = ort.InferenceSession(str(path), options, providers=[(wanted, provider)] if provider else [wanted])
+    except Exception as exc:  # ONNX Runtime's own exception types share no base
+        raise _failure(backend, f"{path} cannot be loaded by ONNX Runtime {ort.__version__}", exc) from None
+    chosen = session.get_providers()
+    if chosen[:1] != [wanted] or not set(chosen) <= {wanted, CPU}:
+        raise VisionADError(
+            f"wanted {wanted}, ONNX Runtime fell back to {', '.join(chosen)}; it needs an NVIDIA driver and the CUDA and "
+            f"cuDNN that ONNX Runtime {ort.__version__} was built for (pip install 'onnxruntime-gpu[cuda,cudnn]')"
+        )
+    identity = manifest.identity
+    side = identity.preprocess.crop
+    wanted_in = {"images": [3, side, side]}
+    wanted_out = {"patch_tokens": [identity.grid**2, identity.dim], "class_token": [identity.class_token_dim]}
+    found_in = {i.name: i.shape[1:] for i in session.get_inputs()}
+    found_out = {o.name: o.shape[1:] for o in session.get_outputs()}
+    if found_in != wanted_in or found_out != wanted_out:
+        raise ModelError(
+            f"{path}: wanted inputs {wanted_in} and outputs {wanted_out}, found {found_in} and {found_out}; "
+            "export the model again"
+        )
+    return session
+
+
+def _failure(backend: str, what: str, exc: Exception) -> ModelError:
+    text = str(exc)
+    if any(s in text.lower() for s in ("out of memory", "failed to allocate memory", "bad allocation")):
+        where = "memory" if backend == "onnxruntime-cpu" else "GPU memory"
+        return ModelError(
+            f"{what}: out of {where}; close other programs, or use a smaller model or lower precision ({text})"
+        )
+    return ModelError(f"{what}: {text}")
+
+
+class OrtCpuEngine:
+    """Runs each row of a call alone: measured as fast as or faster than batches on CPUs (smaller working set), and it makes
+    every result independent of batch size and order by construction."""
+
+    name = "onnxruntime-cpu"
+    group = 1
+
+    def __init__(self, session: ort.InferenceSession, threads: int | None) -> None:
+        self._session = session
+        self._patch_only = ort.RunOptions()
+        self._patch_only.only_execute_path_to_fetches = (
+            True  # a known class skips the blocks behind a final class token
+        )
+        self.details = {"onnxruntime": ort.__version__, "provider": CPU, "threads": str(threads or "all cores")}
+
+    def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
+        """See :class:`~visionad_runtime.engine.Engine`."""
+        names = ["patch_tokens", "class_token"] if class_token else ["patch_tokens"]
+        options = None if class_token else self._patch_only
+        rows = [
+            self._session.run(names, {"images": np.ascontiguousarray(images[i : i + 1])}, options)
+            for i in range(len(images))
+        ]
+        patch = np.concatenate([r[0] for r in rows])
+        return Tokens(patch, np.concatenate([r[1] for r in rows]) if class_token else None)
+
+    def close(self) -> None:
+        """See :class:`~visionad_runtime.engine.Engine`."""
+        del self._session
+
+
+class OrtDeviceEngine:
+    """Runs groups of a fixed size with inputs and outputs bound to buffers that stay on the device.
+
+    One call at a time: the buffers are shared.
+    """
+
+    def __init__(
+        self, session: ort.InferenceSession, backend: str, manifest: ModelManifest, group: int, device: str = "cuda"
+    ) -> None:
+        self.name, self.group = backend, group
+        self._session = session
+        self._lock = threading.Lock()
+        identity = manifest.identity
+        side = identity.preprocess.crop
+        shapes = {
+            "images": [group, 3, side, side],
+            "patch_tokens": [group, identity.grid**2, identity.dim],
+            "class_token": [group, identity.class_token_dim],
+        }
+        try:
+            self._buffers: dict[str, Any] = {
+                name: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, device, 0)
+                for name, shape in shapes.items()
+            }
+        except Exception as exc:
+            raise _failure(backend, "device buffers cannot be taken", exc) from None
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("images", self._buffers["images"])
+        for name in OUTPUTS:
+            self._binding.bind_ortvalue_output(name, self._buffers[name])
+        self._group_input = np.zeros(shapes["images"], np.float32)
+        self.details = {
+            "onnxruntime": ort.__version__,
+            "provider": session.get_providers()[0],
+            "precision": f"{manifest.precision} as in the graph",
+        }
+
+    def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
+        """See :class:`~visionad_runtime.engine.Engine`."""
+        found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in OUTPUTS}
+        with self._lock:
+            for start in range(0, len(images), self.group):
+                rows = images[start : start + self.group]
+                self._group_input[: len(rows)] = rows
+                self._group_input[len(rows) :] = rows[-1]  # a short group has the same shape, and no foreign neighbour
+                self._buffers["images"].update_inplace(self._group_input)
+                try:
+                    self._session.run_with_iobinding(self._binding)
+                except Exception as exc:
+                    raise _failure(self.name, f"{self.name} failed to run", exc) from None
+                for name in OUTPUTS:
+                    found[name].append(self._buffers[name].numpy()[: len(rows)].copy())
+        return Tokens(
+            np.concatenate(found["patch_tokens"]), np.concatenate(found["class_token"]) if class_token else None
+        )
+
+    def close(self) -> None:
+        """See :class:`~visionad_runtime.engine.Engine`."""
+        self._buffers.clear()
+        del self._binding, self._session

@@ -1,0 +1,202 @@
+"""What TensorRT really built: types of the matrix products, fused attention, memory; read back, never assumed.
+
+Two sources say the same. On a GPU it is the engine inspector (JSON). Without one (TensorRT-RTX builds on any PC) it is the listing
+the builder writes into its own log. The spelling changed over the releases: 10.x has one field ``Format/Datatype`` with
+"Half" or "Row major linear FP16 format" in it, 11.x and TensorRT-RTX have ``Datatype``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ModelError
+
+_TYPES = (
+    ("bf16", ("BFLOAT16", "BF16")),  # before FLOAT: it contains it
+    ("fp16", ("HALF", "FLOAT16", "FP16")),
+    ("fp8", ("FP8", "FLOAT8")),
+    ("fp32", ("FLOAT", "FP32")),
+    ("int8", ("INT8",)),
+    ("int4", ("INT4",)),
+)
+_MATRIX_TYPE = re.compile(r"gemm|matrix|matmul|conv|correlation|fusion|fully|mha|attention", re.IGNORECASE)
+_MATRIX_NAME = re.compile(r"_gemm_|_Fc[A-Z_]|_mha", re.ASCII)
+_MHA = re.compile(r"(^|_)f?mha", re.IGNORECASE)
+_LINE = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), Inputs: \[(?P<inputs>.*?)\](?:, Constants: \[.*?\])?, Outputs: \[.*\], "
+    r"TacticName: (?P<tactic>[^,]*),"
+)
+_LINE_TYPE = re.compile(r"(?:Format/)?Data[tT]ype: ([^,}]*)")
+_IO = re.compile(
+    r"Name: (?P<name>[^,]*), IOMode: (?P<mode>\w+), DataType: (?P<type>\w+), Dimensions: \[(?P<shape>[^\]]*)\]"
+    r"(?:.*?MinShape: \[(?P<min>[^\]]*)\], OptShape: \[(?P<opt>[^\]]*)\], MaxShape: \[(?P<max>[^\]]*)\])?"
+)
+_MEMORY = {
+    "activation_bytes": re.compile(r"Total Activation Memory: (\d+)"),
+    "weights_bytes": re.compile(r"Total Weights Memory: (\d+)"),
+}
+
+GRAPH_TYPE = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "fp16"}
+"""Type that a precision's matrix products have in the graph. TF32 is float32 whose products may be rounded: a builder's flag."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of an engine. ``inputs`` are the types it reads, without those of constants."""
+
+    name: str
+    kind: str
+    tactic: str
+    inputs: tuple[str, ...]
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it is a matrix product or a convolution, alone or in a fusion: where precision matters."""
+        return bool(_MATRIX_TYPE.search(self.kind) or _MATRIX_NAME.search(self.name))
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether it is a whole attention: products and softmax in one kernel (``_gemm_mha_v2`` and its like)."""
+        if re.search(
+            r"gemm|matmul", self.kind, re.IGNORECASE
+        ):  # one product of an attention, whatever its ONNX node is called
+            return False
+        return bool(
+            _MHA.search(self.tactic) or self.name.startswith("_gemm_mha") or re.search("mha|attention", self.kind)
+        )
+
+
+@dataclass(frozen=True)
+class Realised:
+    """What was built. ``matrix_types`` counts layers by type; ``inputs`` and ``outputs`` describe the engine's own tensors."""
+
+    layers: int
+    matrix_types: Mapping[str, int]
+    fused_attention: int
+    tf32_kernels: int
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """``fp16 in 41 matrix layers, 10 attentions fused``."""
+        types = ", ".join(f"{t} in {n}" for t, n in self.matrix_types.items())
+        return f"{types} matrix layers, {self.fused_attention} attentions fused"
+
+
+def type_name(text: str) -> str:
+    """TensorRT's or ONNX's name of a type, as in a precision: ``Half`` → ``fp16``; others as they are."""
+    upper = text.upper()
+    return next((ours for ours, words in _TYPES if any(w in upper for w in words)), text.strip())
+
+
+def from_json(text: str) -> list[Layer]:
+    """Layers from ``EngineInspector.get_engine_information(JSON)``.
+
+    Raises:
+        ModelError: the engine was built without detailed profiling verbosity, or the JSON is of an unknown form.
+    """
+    try:
+        layers = json.loads(text)["Layers"]
+        return [
+            Layer(
+                layer["Name"],
+                layer["LayerType"],
+                str(layer.get("TacticName", "")),
+                tuple(type_name(_json_type(i)) for i in layer["Inputs"] if i.get("Dimensions") != [1]),
+            )
+            for layer in layers
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(
+            "TensorRT's engine inspector gave no layer details, so the realised precision is unknown; build the engine again with "
+            "`visionad build` (another program's engine, or a TensorRT release that visionad does not know)"
+        ) from None
+
+
+def _json_type(tensor: Mapping[str, Any]) -> str:
+    found = tensor.get("Datatype") or tensor.get("DataType") or tensor["Format/Datatype"]
+    return str(found)
+
+
+def from_log(messages: Iterable[str]) -> list[Layer]:
+    """Layers from the listing in a builder's log."""
+    return [
+        Layer(m["name"], m["type"], m["tactic"], tuple(type_name(t) for t in _LINE_TYPE.findall(m["inputs"])))
+        for message in messages
+        for line in message.splitlines()
+        if (m := _LINE.match(line.strip()))
+    ]
+
+
+def io_from_log(messages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The engine's own tensors from a builder's log: name → ``mode``, ``type``, ``shape``; inputs: ``profile`` (min, opt, max)."""
+    found: dict[str, dict[str, Any]] = {}
+    for message in messages:
+        for m in _IO.finditer(message):
+            tensor: dict[str, Any] = {"mode": m["mode"], "type": type_name(m["type"]), "shape": _numbers(m["shape"])}
+            if m["min"]:
+                tensor["profile"] = [_numbers(m[k]) for k in ("min", "opt", "max")]
+            found[m["name"]] = tensor
+    return found
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",") if n.strip()]
+
+
+def memory_from_log(messages: Sequence[str]) -> dict[str, int]:
+    """``activation_bytes`` and ``weights_bytes``, where the builder says so."""
+    text = "\n".join(messages)
+    return {name: int(found[-1]) for name, pattern in _MEMORY.items() if (found := pattern.findall(text))}
+
+
+def summarise(layers: Sequence[Layer], memory: Mapping[str, int]) -> Realised:
+    """Count what matters. A layer's type is that of the first tensor it reads."""
+    counts = Counter(layer.inputs[0] for layer in layers if layer.multiplies and layer.inputs)
+    return Realised(
+        layers=len(layers),
+        matrix_types=dict(counts.most_common()),
+        fused_attention=sum(layer.fused_attention for layer in layers),
+        tf32_kernels=sum("tf32" in layer.tactic.lower() for layer in layers),
+        memory=dict(memory),
+    )
+
+
+def check_graph(graph_types: Mapping[str, int], precision: str, model: str) -> None:
+    """Whether a parsed graph's matrix products (type → number) are of the precision that the manifest promises.
+
+    Raises:
+        ModelError: most of them are of another type: an engine of it would silently be something else.
+    """
+    wanted = GRAPH_TYPE[precision]
+    if not graph_types or max(graph_types, key=lambda t: graph_types[t]) != wanted:
+        found = ", ".join(f"{n} in {t}" for t, n in graph_types.items()) or "none at all"
+        raise ModelError(
+            f"{model}: wanted {precision}, but the graph's matrix products are {found}; "
+            f"export it again with `visionad export --precision {precision}`"
+        )
+
+
+def check_engine(built: Realised, graph_types: Mapping[str, int], precision: str) -> None:
+    """Whether an engine computes in the types of its graph, and not in TF32 unless that was chosen.
+
+    Raises:
+        ModelError: naming what was found.
+    """
+    wanted = GRAPH_TYPE[precision]
+    foreign = {t: n for t, n in built.matrix_types.items() if t not in graph_types}
+    if wanted not in built.matrix_types or foreign:
+        found = ", ".join(f"{n} in {t}" for t, n in built.matrix_types.items()) or "no matrix layer"
+        raise ModelError(
+            f"realised precision is not {precision}: wanted the graph's {', '.join(graph_types)}, TensorRT built {found}; "
+            "this engine was not kept. Use another TensorRT release or export another precision"
+        )
+    if precision == "fp32" and built.tf32_kernels:
+        raise ModelError(
+            f"realised precision is not fp32: {built.tf32_kernels} layers use TF32 kernels; "
+            "this engine was not kept. Use another TensorRT release, or choose TF32 with `visionad export --precision tf32`"
+        )

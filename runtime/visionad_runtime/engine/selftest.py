@@ -1,0 +1,123 @@
+"""The test a backend must pass on the very box, at every start, before it may inspect.
+
+The model folder carries two pictures and what the PyTorch reference makes of them: tokens of both, and the score of the second
+(the first with a blemish) against a bank of the first alone. A wrong weight, operator, output order or row order, a constant
+output, an overflow in half precision, rows that disturb each other, a wrong search or map: each is named by its stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artefacts import GOLDEN_FILE, ModelManifest
+from ..errors import ModelError
+from ..maps import fuse, image_score, upsample
+from ..preprocess import normalise
+from ..search import nearest
+from . import Engine, Tokens
+
+GOLDEN_TOLERANCE = {"fp32": 2e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 4e-2}
+"""Largest absolute difference of an element of a unit token from the fp32 one stored at export. Float32 backbones differ by about
+1e-6 from one machine to the next. Emulated on DeiT-Tiny and EfficientNet-Lite0 with real weights, tf32 and fp16 (11 significant
+bits) differ by up to 1.1e-2; bf16 (8 bits) by about 2e-2 to 3e-2 where it just passes export's accuracy gate. One wrong layer of
+DeiT-Tiny's eight makes 3.6e-2 to 9.2e-2."""
+
+ROWS = 0.1
+"""Share of that tolerance by which one picture's tokens may differ between places in a call: the same arithmetic, another tile."""
+
+STORED = (
+    "image",
+    "patch_tokens",
+    "class_token",
+    "blemished",
+    "blemished_patch_tokens",
+    "blemished_class_token",
+    "blemished_score",
+)
+
+Golden = Mapping[str, NDArray[Any]]
+
+
+def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
+    """The golden pictures of a model folder and what the reference makes of them (``docs/formats.md``).
+
+    Raises:
+        ModelError: exported by a release that stored less. A weaker test that nobody notices would be worse than one more export.
+    """
+    from safetensors.numpy import load_file
+
+    golden = load_file(folder / GOLDEN_FILE)
+    missing = [name for name in STORED if name not in golden]
+    if missing:
+        raise ModelError(
+            f"{folder / GOLDEN_FILE} lacks {', '.join(missing)}: an older visionad exported this model; export it again "
+            "(its banks stay valid)"
+        )
+    return golden
+
+
+def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[str, float]:
+    """Encode the golden pictures and compare with the reference; also warms the engine up. Two encodings where each row is computed
+    alone, two calls where rows share one.
+
+    Returns:
+        Largest absolute differences: ``patch_tokens``, ``class_token``, ``score``, and ``rows`` where rows share a call.
+
+    Raises:
+        ModelError: naming the stage that is off.
+    """
+    allowed = GOLDEN_TOLERANCE[manifest.precision]
+    spec = manifest.identity.preprocess
+    plain, blemished = (normalise(golden[name], spec) for name in ("image", "blemished"))
+
+    def fail(stage: str, found: str) -> ModelError:
+        return ModelError(
+            f"self-test of {engine.name} failed at {stage}: {found}; do not inspect with this box, run `visionad doctor`"
+        )
+
+    wanted = Tokens(*(np.stack([golden[n], golden[f"blemished_{n}"]]) for n in ("patch_tokens", "class_token")))
+    tokens = engine.encode(np.stack([plain, blemished]))
+    found: dict[str, float] = {}
+    for stage, got, right in zip(("patch_tokens", "class_token"), tokens, wanted, strict=True):
+        assert got is not None and right is not None
+        if got.shape != right.shape:
+            raise fail(stage, f"wanted shape {right.shape}, found {got.shape}")
+        if not np.isfinite(got).all():
+            raise fail(stage, f"NaN or Inf; numbers beyond the range of {manifest.precision}, or a broken kernel")
+        worst = found[stage] = _apart(got, right)
+        if worst <= allowed:
+            continue
+        if _apart(got[0], got[1]) <= 0.01 * _apart(right[0], right[1]):
+            raise fail(stage, "the same output for two different pictures")
+        if _apart(got[::-1], right) <= allowed:
+            raise fail(stage, "the rows of a call come back in another order")
+        raise fail(stage, f"differs from the reference by {worst:.3g} on the golden pictures (allowed {allowed:g})")
+    if engine.group > 1:
+        again = engine.encode(np.stack([blemished, plain, plain]))
+        found["rows"] = max(
+            _apart(a[[1, 2, 0]], b[[0, 0, 1]])
+            for a, b in zip(again, tokens, strict=True)
+            if a is not None and b is not None
+        )
+        if not found["rows"] <= ROWS * allowed:
+            raise fail(
+                "rows",
+                f"one picture's tokens differ by {found['rows']:.3g} between places in a call or with other pictures beside it "
+                f"(allowed {ROWS * allowed:g})",
+            )
+    side = manifest.identity.grid
+    distance = nearest(tokens.patch[1], tokens.patch[0]).distance.reshape(side, side)
+    score, right_score = image_score(upsample(fuse({"original": distance}))), float(golden["blemished_score"][0])
+    found["score"] = abs(score - right_score)
+    if not found["score"] <= allowed:
+        raise fail("score", f"wanted {right_score:.6f}, found {score:.6f} (allowed difference {allowed:g})")
+    return found
+
+
+def _apart(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float(np.abs(a - b).max())

@@ -1,0 +1,240 @@
+"""Which backend is taken and why; ONNX Runtime never falls back by itself; `visionad doctor`'s account of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from conftest import part
+from visionad_runtime import Inspector, doctor
+from visionad_runtime import engine as engines
+from visionad_runtime.artefacts import ModelManifest, read_manifest
+from visionad_runtime.cli import run
+from visionad_runtime.engine import AUTO, BACKENDS, open_engine
+from visionad_runtime.engine import ort as leaf
+from visionad_runtime.engine.ort import CPU, OrtDeviceEngine, provider_options
+from visionad_runtime.engine.selftest import read_golden, self_test
+from visionad_runtime.errors import ModelError, VisionADError
+
+
+@pytest.fixture
+def manifest(tiny_model: Path) -> ModelManifest:
+    return read_manifest(tiny_model, ModelManifest)
+
+
+def bound(model: Path, manifest: ModelManifest, group: int) -> OrtDeviceEngine:
+    """The path for GPUs, with its buffers bound on the CPU."""
+    session = ort.InferenceSession(str(model / "backbone.onnx"), providers=[CPU])
+    return OrtDeviceEngine(session, "onnxruntime-cuda", manifest, group, device="cpu")
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_bound_buffers_give_the_same_tokens(tiny_model: Path, manifest: ModelManifest, group: int, count: int) -> None:
+    engine = bound(tiny_model, manifest, group)
+    images = np.random.default_rng(0).standard_normal((count, 3, 64, 64)).astype(np.float32)
+    right = open_engine(tiny_model, manifest, "onnxruntime-cpu").encode(images)
+    found = engine.encode(images)
+    np.testing.assert_allclose(found.patch, right.patch, atol=2e-6)
+    np.testing.assert_allclose(found.cls, right.cls, atol=2e-6)
+    assert engine.encode(images, class_token=False).cls is None
+    again = engine.encode(images[:1])  # results are not views of a buffer that the next call overwrites
+    np.testing.assert_array_equal(found.patch[0], engine.encode(np.concatenate([images, images])).patch[0])
+    assert again.patch.shape == (1, 16, 192)
+
+
+def test_bound_buffers_pass_the_self_test(tiny_model: Path, manifest: ModelManifest) -> None:
+    worst = self_test(bound(tiny_model, manifest, 3), manifest, read_golden(tiny_model))
+    assert set(worst) == {"patch_tokens", "class_token", "rows", "score"}
+
+
+class Session:
+    """What ONNX Runtime gives when a provider cannot start: a session on the CPU, and a warning."""
+
+    def __init__(self, *_: Any, providers: Any) -> None:
+        self.asked = providers
+
+    def get_providers(self) -> list[str]:
+        return [CPU]
+
+
+def test_a_fall_back_to_the_cpu_is_an_error(
+    tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
+    with pytest.raises(
+        VisionADError, match="wanted CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider"
+    ):
+        open_engine(tiny_model, manifest, "onnxruntime-cuda")
+
+
+def test_the_real_onnx_runtime_would_have_fallen_back(tiny_model: Path) -> None:
+    """Why the check is needed: asking for CUDA where there is none succeeds, with a warning."""
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("CUDA is here")
+    with pytest.warns(UserWarning, match="not in available provider"):
+        session = ort.InferenceSession(str(tiny_model / "backbone.onnx"), providers=["CUDAExecutionProvider"])
+    assert session.get_providers() == [CPU]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"])
+def test_a_provider_that_is_not_in_this_build(
+    tiny_model: Path, manifest: ModelManifest, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("CUDA is here")
+    other = manifest.model_copy(update={"precision": "tf32"})
+    with pytest.raises(VisionADError, match=r"has no \w+ExecutionProvider .*pip uninstall onnxruntime onnxruntime-gpu"):
+        open_engine(tiny_model, other, backend)
+
+
+def test_what_the_providers_are_told(tiny_model: Path, manifest: ModelManifest) -> None:
+    def told(backend: str, precision: str) -> dict[str, str]:
+        return provider_options(tiny_model, manifest.model_copy(update={"precision": precision}), backend, 3)
+
+    assert told("onnxruntime-cuda", "fp32")["use_tf32"] == told("onnxruntime-cuda", "fp16")["use_tf32"] == "0"
+    assert told("onnxruntime-cuda", "tf32")["use_tf32"] == "1"
+    trt = told("onnxruntime-tensorrt", "fp16")
+    assert (trt["trt_fp16_enable"], trt["trt_bf16_enable"]) == ("1", "0")
+    assert trt["trt_profile_min_shapes"] == trt["trt_profile_max_shapes"] == "images:3x3x64x64"
+    assert ".engines" in trt["trt_engine_cache_path"]
+    for backend in ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"):
+        with pytest.raises(VisionADError, match="cannot promise fp32: it has no switch for TF32"):
+            told(backend, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Failed to allocate memory for requested buffer of size 9", "out of GPU memory; close other programs"),
+        ("CUDA failure 2: out of memory", "out of GPU memory"),
+        ("Protobuf parsing failed.", "Protobuf parsing failed"),
+    ],
+)
+def test_what_a_session_throws_is_one_line(
+    tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
+    with pytest.raises(ModelError, match=said):
+        open_engine(tiny_model, manifest, "onnxruntime-cuda")
+
+
+def test_bf16_does_not_run_on_a_cpu(tiny_model: Path, manifest: ModelManifest) -> None:
+    with pytest.raises(
+        ModelError, match=r"is in bf16, which ONNX Runtime .* cannot run on a CPU; open it on a GPU, or export"
+    ):
+        open_engine(tiny_model, manifest.model_copy(update={"precision": "bf16"}), "onnxruntime-cpu")
+
+
+def test_auto_says_what_it_took_and_why(
+    tiny_model: Path, manifest: ModelManifest, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("CUDA is here")
+    caplog.set_level(logging.INFO, "visionad")
+    engine = open_engine(tiny_model, manifest)
+    assert engine.name == "onnxruntime-cpu"
+    assert "passes its self-test" in engine.details["chosen because"]
+    for name in AUTO[:3]:
+        assert f"{name}: " in engine.details["passed over"] and f"not {name}: " in caplog.text
+    assert [r.levelname for r in caplog.records] == ["INFO"]
+    caplog.clear()
+    monkeypatch.setattr(engines, "gpu_here", lambda: True)  # a GPU that is not used is worth a warning
+    open_engine(tiny_model, manifest)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+def test_nothing_runs(tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", list)
+    with pytest.raises(VisionADError, match="no backend runs here: tensorrt: no engine has been built"):
+        open_engine(tiny_model, manifest)
+    with pytest.raises(VisionADError, match="choose auto or tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu"):
+        open_engine(tiny_model, manifest, "abacus")
+
+
+def test_opening_imports_no_gpu_library(tiny_model: Path) -> None:
+    import subprocess
+
+    code = (
+        f"import sys; from visionad_runtime import Inspector; Inspector.open({str(tiny_model)!r});"
+        "heavy = {'tensorrt', 'tensorrt_rtx', 'pycuda', 'torch', 'onnx'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_result_says_which_backend(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspector = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
+    inspector.enroll("disc", [part(0)])
+    assert inspector.inspect(part(1)).backend == inspector.engine.name
+
+
+def test_verbose_tells_on_stderr(
+    tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["bank", "add", str(tiny_model), str(tmp_path / "bank"), "--class", "disc", str(good[0])]
+    assert run(["--verbose", *args]) == 0
+    err = capsys.readouterr().err
+    assert "visionad: backend onnxruntime-" in err
+    predict = [
+        "predict",
+        str(tiny_model),
+        str(tmp_path / "bank"),
+        str(good[1]),
+        "--json",
+        "--backend",
+        "onnxruntime-cpu",
+    ]
+    assert run(predict) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["backend"] == "onnxruntime-cpu" and not err
+
+
+def test_doctor_knows_every_backend() -> None:
+    assert tuple(doctor.BACKENDS) == BACKENDS
+    assert {n: p for n, (p, _) in doctor.BACKENDS.items() if n in leaf.PROVIDERS} == leaf.PROVIDERS
+
+
+def test_doctor_says_what_runs_and_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor.importlib.util.find_spec
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda n: None if n == "tensorrt" else real(n))
+    report = doctor.diagnose()
+    states = report["backends"]
+    assert list(states) == list(BACKENDS)
+    assert states["onnxruntime-cpu"] == {"runs": True, "why": "ONNX Runtime has CPUExecutionProvider"}
+    assert not states["tensorrt"]["runs"] and "pip install 'visionad[tensorrt]'; on Jetson" in states["tensorrt"]["why"]
+    text = doctor.format_report(report)
+    for name in BACKENDS:
+        assert name in text
+    assert "not yet run on a GPU" in text
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_doctor_survives_a_library_that_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
+    state = doctor.diagnose()["backends"]["tensorrt-rtx"]
+    assert state == {
+        "runs": False,
+        "why": "tensorrt_rtx crashes when it is imported: reinstall it, pip install 'visionad[rtx]'",
+    }
+
+
+def test_doctor_sees_two_onnx_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda n: "1.31.1" if n == "onnxruntime-gpu" else real(n))
+    problems = doctor.diagnose()["problems"]
+    assert any("pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu" in p for p in problems)

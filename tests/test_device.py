@@ -1,0 +1,147 @@
+"""The GPU's owner thread, kernel arguments, and what is said where there is no GPU. On the fake device; no GPU needed."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+
+import numpy as np
+import pytest
+from fake_device import FakeDevice
+from hypothesis import given
+from hypothesis import strategies as st
+from visionad_runtime.cuda import device as cuda
+from visionad_runtime.cuda.device import Owner, kernel_argument
+from visionad_runtime.errors import VisionADError
+
+
+@pytest.fixture
+def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
+    FakeDevice.reset()
+    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    yield Owner.of(0)
+    Owner.of(0).close()
+
+
+def test_all_threads_share_one_owner(owner: Owner) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def work(_: FakeDevice) -> None:
+        seen.append((threading.get_ident(), Owner.of(0).run(lambda d: d.index)))  # work may hand in work
+
+    threads = [threading.Thread(target=lambda: Owner.of(0).run(work)) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(seen) == 8 and len(set(seen)) == 1 and seen[0][0] != threading.get_ident()
+
+
+def test_an_error_reaches_the_caller_and_the_owner_lives_on(owner: Owner) -> None:
+    def fail(_: FakeDevice) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        owner.run(fail)
+    assert owner.run(lambda d: d.name) == "Fake L4"
+
+
+def test_a_device_refuses_other_threads(owner: Owner) -> None:
+    device = owner.run(lambda d: d)
+    with pytest.raises(AssertionError, match="does not own"):
+        device.alloc(4)
+
+
+def test_closing_frees_and_the_next_use_opens_again(owner: Owner) -> None:
+    first = owner.run(lambda d: (d.alloc(8), d)[1])
+    owner.close()
+    assert not first._buffers and not FakeDevice._open
+    again = Owner.of(0)
+    assert again is not owner and again.run(lambda d: d) is not first
+
+
+def test_results_are_stale_until_somebody_waits(owner: Owner) -> None:
+    def work(d: FakeDevice) -> tuple[list[float], list[float]]:
+        host, back, buffer, stream = d.pinned(4, np.float32), d.pinned(4, np.float32), d.alloc(16), d.stream()
+        host[:], back[:] = [1, 2, 3, 4], 0
+        with d.capture(stream) as graph:
+            d.upload(buffer, host, stream)
+            d.download(back, buffer, stream)
+        graph.launch(stream)
+        early = back.tolist()
+        stream.synchronize()
+        return early, back.tolist()
+
+    assert owner.run(work) == ([0, 0, 0, 0], [1, 2, 3, 4])
+
+
+@given(st.integers(-(2**31), 2**31 - 1), st.floats(width=32, allow_nan=False))
+def test_kernel_arguments(i: int, f: float) -> None:
+    assert (kernel_argument(i).dtype, int(kernel_argument(i))) == (np.int32, i)
+    assert (kernel_argument(f).dtype, float(kernel_argument(f))) == (np.float32, f)
+    wide = kernel_argument(np.int64(i))
+    assert (wide.dtype, int(wide)) == (np.int64, i)
+
+
+def test_a_number_beyond_32_bits_is_refused() -> None:
+    with pytest.raises(VisionADError, match=r"numpy\.int64"):
+        kernel_argument(2**31)
+
+
+def fake_pycuda(monkeypatch: pytest.MonkeyPatch, **names: object) -> None:
+    package, driver = ModuleType("pycuda"), ModuleType("pycuda.driver")
+    vars(driver).update(names)
+    package.driver = driver  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+
+
+def test_without_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    with pytest.raises(VisionADError, match=r"need pycuda: pip install 'visionad\[tensorrt\]'"):
+        cuda.Device.open()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("libcuda.so.1: cannot open shared object file"), "no NVIDIA driver here"),
+        (ImportError("undefined symbol: cuSomething"), "pycuda does not load"),
+    ],
+)
+def test_without_a_driver(monkeypatch: pytest.MonkeyPatch, error: ImportError, said: str) -> None:
+    class Finder:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name.startswith("pycuda"):
+                raise error
+
+    monkeypatch.delitem(sys.modules, "pycuda", raising=False)
+    monkeypatch.delitem(sys.modules, "pycuda.driver", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with pytest.raises(VisionADError, match=said):
+        cuda.Device.open()
+
+
+def test_a_driver_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Error(Exception):
+        pass
+
+    def init() -> None:
+        raise Error("cuInit failed: no CUDA-capable device is detected")
+
+    fake_pycuda(monkeypatch, Error=Error, init=init)
+    with pytest.raises(VisionADError, match="finds no GPU it can use"):
+        cuda.Device.open()
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gpu:
+        @staticmethod
+        def count() -> int:
+            return 1
+
+    fake_pycuda(monkeypatch, Error=RuntimeError, init=lambda: None, Device=Gpu)
+    with pytest.raises(VisionADError, match="wanted GPU 2, found 1"):
+        cuda.Device.open(2)

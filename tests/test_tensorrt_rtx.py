@@ -1,0 +1,135 @@
+"""NVIDIA's real parser and builder, TensorRT-RTX, without a GPU: what we ask for is what it builds, in every precision.
+
+ViT-S here; with VISIONAD_ALL_BACKBONES=1 also ViT-B and ViT-L (minutes, and 8 GB of memory). Weights are random.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from visionad_runtime.artefacts import ModelManifest, read_manifest
+from visionad_runtime.engine.cache import EngineCache
+from visionad_runtime.engine.tensorrt import build
+from visionad_runtime.errors import ModelError
+
+trt: Any = pytest.importorskip("tensorrt_rtx", reason="takes the rtx extra (Linux x86-64)")
+timm = pytest.importorskip("timm", reason="takes the export extra")
+
+SIZES = ("small", "base", "large") if os.environ.get("VISIONAD_ALL_BACKBONES") else ("small",)
+BLOCKS = {"small": 10, "base": 10, "large": 20}
+"""Transformer blocks up to the last layer that is used: as many attentions."""
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """models(size, precision): a model folder with random weights and what its manifest says. Made once each."""
+    from visionad_export.exporter import export_model
+
+    root = tmp_path_factory.mktemp("models")
+    made: dict[tuple[str, str], tuple[Path, ModelManifest]] = {}
+
+    def make(size: str, precision: str = "fp32") -> tuple[Path, ModelManifest]:
+        if (size, precision) in made:
+            return made[size, precision]
+        out = root / f"{size}-{precision}"
+        if precision == "fp32":
+            from safetensors.torch import save_file
+
+            weights = root / f"{size}.safetensors"
+            save_file(
+                timm.create_model(f"vit_{size}_patch14_reg4_dinov2.lvd142m", pretrained=False).state_dict(), weights
+            )
+            export_model(f"dinov2_vit{size[0]}14_reg", out, weights=weights)
+            made[size, precision] = out, read_manifest(out, ModelManifest)
+        else:
+            export_model(f"dinov2_vit{size[0]}14_reg", out, weights=root / f"{size}.safetensors", precision=precision)
+            made[size, precision] = out, read_manifest(out, ModelManifest)
+        return made[size, precision]
+
+    return make
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_built_is_what_was_asked_for(models: Any, size: str, precision: str) -> None:
+    models(size)
+    model, manifest = models(size, precision)
+    steps: list[None] = []
+    entry, fresh = build(model, manifest, "tensorrt-rtx", step=lambda: steps.append(None))
+    built = entry.built
+    assert fresh and len(steps) == 100
+    assert precision in built["graph"] and set(built["matrix_types"]) <= set(built["graph"])
+    assert max(built["matrix_types"], key=built["matrix_types"].get) == precision
+    assert built["attentions"] == BLOCKS[size]
+    assert built["fused_attention"] == (0 if precision == "fp32" else BLOCKS[size])
+    assert built["tf32_kernels"] == 0
+    assert built["memory"]["weights_bytes"] > 30e6 and built["memory"]["activation_bytes"] > 1e6
+    assert entry.plan.stat().st_size > built["memory"]["weights_bytes"]
+    # inputs, outputs, types and profile were read back while building; a wrong one is an error there
+    grown = manifest.model_copy(update={"views": ("original", "flip")})
+    assert build(model, grown, "tensorrt-rtx")[0].folder != entry.folder
+    log = (entry.folder / "build.log").read_text()
+    assert f"precision    {precision}" in log and "Building engine (" in log and "VERBOSE" not in log
+    assert not build(model, manifest, "tensorrt-rtx")[1]
+
+
+def test_the_readback_is_of_the_engine_itself(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the profile or the tensors not the model's, the build would fail."""
+    from visionad_runtime.engine import tensorrt
+
+    model, manifest = models("small")
+    right = tensorrt._check_listed_io
+    monkeypatch.setattr(tensorrt, "_check_listed_io", lambda found, m, profile: right(found, m, [1, 2, 2]))
+    with pytest.raises(ModelError, match=r"the engine's own tensors are not the model's"):
+        build(model, manifest, "tensorrt-rtx", "8.6")
+    assert [e.parts["capability"] for e in EngineCache(model)._entries() if e.parts["capability"] == "8.6"] == []
+
+
+def test_a_float32_graph_is_not_taken_for_half(models: Any) -> None:
+    model, manifest = models("small")
+    with pytest.raises(ModelError, match=r"wanted fp16, but the graph's matrix products are \d+ in fp32"):
+        build(model, manifest.model_copy(update={"precision": "fp16"}), "tensorrt-rtx")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_turing_takes_an_engine_of_its_own_in_fp16(models: Any, precision: str) -> None:
+    models("small")
+    model, manifest = models("small", precision)
+    if precision == "fp16":
+        turing, fresh = build(model, manifest, "tensorrt-rtx", "7.5")
+        types = turing.built["matrix_types"]
+        assert fresh and turing.parts["capability"] == "7.5" and max(types, key=types.get) == "fp16"
+        assert turing.folder != build(model, manifest, "tensorrt-rtx")[0].folder
+    else:
+        with pytest.raises(ModelError, match="on Turing it computes in fp16 only: `visionad export --precision fp16`"):
+            build(model, manifest, "tensorrt-rtx", "7.5")
+
+
+def test_a_damaged_graph_is_one_line(models: Any, tmp_path: Path) -> None:
+    _, manifest = models("small")
+    (tmp_path / "backbone.onnx").write_bytes(b"not a graph")
+    with pytest.raises(
+        ModelError, match=r"backbone\.onnx cannot be read by tensorrt-rtx .*; export it again"
+    ) as caught:
+        build(tmp_path, manifest, "tensorrt-rtx")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_prints_json_alone_on_stdout(models: Any) -> None:
+    """TensorRT-RTX writes warnings on stdout by itself; none may get between a command and its reader."""
+    model, _ = models("small")
+    command = [sys.executable, "-c", "from visionad_runtime.cli import main; main()", "build", str(model)]
+    done = subprocess.run(
+        [*command, "--backend", "tensorrt-rtx", "--rebuild", "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["builder"] == trt.__version__ and facts["self_test"] is None and not done.stderr

@@ -15,6 +15,7 @@ from conftest import part
 from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError
 from visionad_runtime.calibrate import calibrate_class
 from visionad_runtime.inspector import Result
+from visionad_runtime.search import Int8Bank
 
 
 @pytest.fixture
@@ -240,3 +241,20 @@ def test_lean_import_brings_no_torch() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_large_bank_is_searched_in_int8_and_gives_the_same(
+    tiny_model: Path, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspector = Inspector.open(tiny_model, tmp_path / "bank")
+    inspector.enroll_files("disc", good[:3])
+    image = part(7, defect=True)
+    plain = inspector.inspect(image, class_name="disc")
+    monkeypatch.setattr("visionad_runtime.bank.INT8_ROWS", 3 * 6 * 16)
+    assert inspector.bank is not None
+    matched = inspector.bank.classes["disc"]
+    assert isinstance(matched.searchable("flip"), Int8Bank)
+    assert matched.searchable("flip") is matched.searchable("flip")
+    assert not isinstance(matched.without(0).searchable("flip"), Int8Bank)  # 96 rows fewer
+    coded = inspector.inspect(image, class_name="disc")
+    assert same(coded, plain)

@@ -113,12 +113,14 @@ class Inspector:
         bank: Bank | None,
         views: Sequence[ViewName],
         golden: Mapping[str, NDArray[Any]],
+        threads: int | None = None,
     ) -> None:
         self.manifest = manifest
         self._stranger: F32 = golden["class_token"]
         self.engine = engine
         self.bank = bank
         self.views: tuple[ViewName, ...] = tuple(views)
+        self.threads = threads
 
     @classmethod
     def open(
@@ -139,7 +141,7 @@ class Inspector:
             model: model folder. bank: bank folder; a missing or empty one starts a new bank with the first `enroll`.
             views: which of the model's views to look through (default: all of the bank's).
             backend: ``auto`` (the best that runs here and passes its self-test) or a name of ``engine.BACKENDS``.
-            threads: CPU threads of the engine (default: all cores).
+            threads: CPU threads of engine and search (default: all cores). The search's result does not depend on it.
 
         Raises:
             ModelError, BankError, VisionADError: what is wrong and what mends it.
@@ -150,7 +152,7 @@ class Inspector:
         available = opened.manifest.views if opened is not None else manifest.views
         chosen = _choose_views(views, available)
         engine = open_engine(folder, manifest, backend, threads, len(chosen))
-        return cls(manifest, engine, opened, chosen, read_golden(folder))
+        return cls(manifest, engine, opened, chosen, read_golden(folder), threads)
 
     # -- inspect ------------------------------------------------------------------------------------------------------
 
@@ -216,11 +218,14 @@ class Inspector:
             class_name = routed.nearest
         clock.lap("route")
         matched = bank.classes[class_name]
+        rows = matched.searchable
         if leave_out is not None:
             matched = matched.without(leave_out)
+            rows = matched.rows  # searched once: not worth coding
         side = identity.grid
         distances = {
-            v: nearest(tokens.patch[i], matched.rows(v)).distance.reshape(side, side) for i, v in enumerate(self.views)
+            v: nearest(tokens.patch[i], rows(v), threads=self.threads).distance.reshape(side, side)
+            for i, v in enumerate(self.views)
         }
         clock.lap("search")
         anomaly_map = upsample(fuse(distances))

@@ -273,11 +273,11 @@ class _Int8Pass:
         rest -= codes
         self.length, self.left = (float(_lengths(x).max()) for x in (codes, rest))
         self.shared = queries @ bank.centre
-        self.rounding = 4 * _slack(queries.shape[1])
+        self.slack = _slack(queries.shape[1])
 
     def candidates(self, number: int, scratch: F32) -> _Pairs:
         (start, end), tile, count = self.tiles[number], self.bank.tiles[number], len(self.queries)
-        offset = tile.shared + (self.length * tile.left + self.left * tile.rest + self.rounding).astype(np.float32)
+        offset = tile.shared + (self.length * tile.left + self.left * tile.rest + 4 * self.slack).astype(np.float32)
         upper = scratch[: count * (end - start)].reshape(count, end - start)
         scores_int8(self.codes, self.zero, tile.codes, self.unit, tile.scale, offset, upper)
         k = min(self.floor.k, end - start)
@@ -286,9 +286,9 @@ class _Int8Pass:
         hit = np.flatnonzero(high >= self.floor.now() - self.shared)
         better = hit[high[hit] > self.highest[hit]]
         self.highest[better] = high[better]
-        # The true score of what looks best is a floor, and a higher one than its lower bound would be.
-        sure = _exact(self.queries, self.bank.rows, np.repeat(better, k), start + winner[better].ravel())
-        self.floor.rise(better, sure.reshape(-1, k))
+        # The float32 score of what looks best is a much higher floor than the lower bound of its int8 score would be.
+        score = _rough(self.queries, self.bank.rows, np.repeat(better, k), start + winner[better].ravel())
+        self.floor.rise(better, score.reshape(-1, k).astype(np.float64) - self.slack)
         cut = (self.floor.now() - self.shared)[hit].astype(np.float32)
         near = upper if len(hit) == count else upper[hit]
         q, r = _where(near >= cut[:, None])
@@ -316,7 +316,7 @@ def _slack(dim: int) -> float:
 def _top(scores: F32, k: int) -> tuple[I64, F32]:
     """The k largest of each row, in any order: where, and what. NaN counts as largest."""
     where = scores.argmax(axis=1)[:, None] if k == 1 else np.argpartition(scores, -k, axis=1)[:, -k:]
-    return where, np.take_along_axis(scores, where, axis=1)
+    return where, scores[np.arange(len(scores))[:, None], where]
 
 
 def _where(mask: NDArray[np.bool_]) -> tuple[I64, I64]:
@@ -391,13 +391,19 @@ def _first(groups: I64, k: int) -> NDArray[np.bool_]:
 
 def _sieve(queries: F32, rows: F32, query: I64, row: I64) -> tuple[I64, I64]:
     """Pairs that are within float32's error of their query's best: half the price of float64, for most of them."""
-    score = np.empty(len(query), np.float32)
-    for i in range(0, len(query), PAIRS):
-        np.einsum("pd,pd->p", queries[query[i : i + PAIRS]], rows[row[i : i + PAIRS]], out=score[i : i + PAIRS])
+    score = _rough(queries, rows, query, row)
     best = np.full(len(queries), -np.inf, np.float32)
     np.maximum.at(best, query, score)
     near = score >= best[query] - np.float32(2 * _slack(queries.shape[1]))
     return query[near], row[near]
+
+
+def _rough(queries: F32, rows: F32, query: I64, row: I64) -> F32:
+    """Score of each pair in float32."""
+    out = np.empty(len(query), np.float32)
+    for i in range(0, len(query), PAIRS):
+        np.einsum("pd,pd->p", queries[query[i : i + PAIRS]], rows[row[i : i + PAIRS]], out=out[i : i + PAIRS])
+    return out
 
 
 def _exact(queries: F32, rows: F32, query: I64, row: I64) -> F64:

@@ -1,0 +1,244 @@
+"""Time and memory against bank size and number of classes: `python benchmarks/scale.py [--quick]`.
+
+Synthetic tokens, no backbone; everything else is the runtime's own code. Three sweeps:
+
+* rows: one picture (784 tokens) against a view's bank of 1 k to 4 M rows in memory, float32 and int8;
+* pictures: a class of 1 to 64 pictures of 784 tokens on disk: one more enrolled, the bank opened;
+* classes: a bank of 1 to 1000 classes: one more enrolled, the bank opened, a picture routed, a threshold stored. The classes have
+  few tokens each (``--grid``), because what is to be seen here is the cost per class, not per byte.
+
+Whatever is opened or searched is so in a process of its own, whose peak memory is told. Result: JSON, a table and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+from visionad_runtime.artefacts import Calibration, FeatureIdentity, PreprocessSpec, SupportImage
+from visionad_runtime.bank import Bank
+from visionad_runtime.preprocess import bank_blocks
+from visionad_runtime.routing import LIMITS, route
+from visionad_runtime.search import Int8Bank, nearest
+
+DIM, PATCHES = 384, 784
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+
+
+def main() -> None:
+    """Measure, print tables, write ``benchmarks/results/scale.json`` and ``scale.png``."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--quick", action="store_true", help="small sizes, some seconds")
+    options.add_argument("--rows", type=int, nargs="+", help="bank rows (default 1 k to 4 M, quick to 64 k)")
+    options.add_argument("--pictures", type=int, nargs="+", help="pictures of a class (default 1 to 64, quick to 4)")
+    options.add_argument("--classes", type=int, nargs="+", help="classes of a bank (default 1 to 1000, quick to 30)")
+    options.add_argument("--shots", type=int, default=1, help="pictures of each class in the sweep over classes")
+    options.add_argument("--grid", type=int, default=7, help="tokens per side of a picture in the sweep over classes")
+    options.add_argument("--threads", type=int, default=None, help="of the search (default: all cores)")
+    options.add_argument("--folder", type=Path, help="for the banks (default: a temporary one)")
+    options.add_argument("--name", default="scale", help="of the result files")
+    options.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    args = options.parse_args()
+    if args.worker:
+        print(json.dumps(WORKERS[args.worker.pop("job")](**args.worker)))
+        return
+    rows = args.rows or [4**i * 1000 for i in range(4 if args.quick else 7)]
+    pictures = args.pictures or [1, 2, 4] + [8, 16, 32, 64] * (not args.quick)
+    classes = args.classes or [1, 3, 10, 30] + [100, 300, 1000] * (not args.quick)
+    check_memory(max(rows))
+    result: dict[str, Any] = {"dim": DIM, "queries": PATCHES, "grid": args.grid, "shots": args.shots}
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        result["rows"] = [worker("search", rows=n, threads=args.threads) for n in sorted(rows)]
+        table(result["rows"])
+        result["pictures"] = enrol(Path(folder) / "pictures", pictures, 28, ("original",), one_class=True)
+        table(result["pictures"])
+        sizes = [n * args.shots for n in classes]
+        views = ("original", "flip", "clamp")
+        result["classes"] = enrol(Path(folder) / "classes", sizes, args.grid, views, one_class=False, shots=args.shots)
+        table(result["classes"])
+    path = common.write(args.name, result)
+    picture = plot(path.with_suffix(".png"), json.loads(path.read_text()))
+    print(f"written to {path.relative_to(common.ROOT)} and {picture.relative_to(common.ROOT)}")
+
+
+def check_memory(rows: int) -> None:
+    """Stop before the machine does."""
+    needed = rows * DIM * 5.3 / 1e9 + 0.5  # float32, int8 beside it, process
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    free = next(int(words[1]) * 1024 / 1e9 for words in lines if words[0] == "MemAvailable:")
+    if needed > free:
+        raise SystemExit(f"{rows} rows of {DIM} need {needed:.1f} GB, {free:.1f} GB are free; give smaller --rows")
+
+
+def worker(job: str, **options: Any) -> dict[str, Any]:
+    """Run one of :data:`WORKERS` in a process of its own."""
+    command = [sys.executable, __file__, "--worker", json.dumps({"job": job, **options})]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def timed(call: Callable[[], Any], seconds: float = 1.0) -> float:
+    """Best of several calls, in ms."""
+    times: list[float] = []
+    while len(times) < 2 or (sum(times) < seconds and len(times) < 20):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e3
+
+
+def memory(line: str) -> float:
+    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process, MB. (``getrusage`` would tell the parent's peak as its own.)"""
+    words = dict(part.split(":\t") for part in Path("/proc/self/status").read_text().splitlines())
+    return int(words[line].split()[0]) * 1024 / 1e6
+
+
+def search(rows: int, threads: int | None) -> dict[str, Any]:
+    """One picture against one bank in memory."""
+    before = memory("VmRSS")
+    tokens = common.Tokens(DIM)
+    queries, bank = tokens.draw(PATCHES), tokens.draw(rows)
+    float32 = timed(lambda: nearest(queries, bank, threads=threads))
+    held_float32 = memory("VmHWM") - before
+    start = time.perf_counter()
+    held = Int8Bank(bank)
+    made = time.perf_counter() - start
+    int8 = timed(lambda: nearest(queries, held, threads=threads))
+    same = np.array_equal(nearest(queries, bank).row, nearest(queries, held).row)
+    assert same, "int8 and float32 found different rows"
+    return {
+        "rows": rows, "float32 search, ms": float32, "int8 search, ms": int8, "int8 bank made in, ms": made * 1e3,
+        "float32 bank, MB": bank.nbytes / 1e6, "int8 bank, MB": held.nbytes / 1e6,
+        "memory of float32 bank and search, MB": held_float32,
+    }  # fmt: skip
+
+
+def opened(folder: str) -> dict[str, Any]:
+    """Open a bank, route a picture."""
+    before = memory("VmRSS")
+    start = time.perf_counter()
+    bank = Bank.open(Path(folder))
+    seconds = time.perf_counter() - start
+    held = memory("VmHWM") - before
+    token = next(iter(bank.classes.values())).tokens("original")[0]
+    stranger = np.roll(token, 1)
+    return {
+        "open, ms": seconds * 1e3,
+        "memory of opening, MB": held,
+        "route, ms": timed(lambda: route(token, bank.classes, stranger, LIMITS["fused"]), 0.3),
+    }
+
+
+WORKERS: dict[str, Callable[..., dict[str, Any]]] = {"search": search, "opened": opened}
+
+
+def enrol(
+    folder: Path, sizes: list[int], grid: int, views: tuple[str, ...], one_class: bool, shots: int = 1
+) -> list[dict[str, Any]]:
+    """Enrol picture after picture, into one class or ``shots`` a class; at each size tell what the last one cost."""
+    spec = PreprocessSpec(resize=14 * grid, crop=14 * grid, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    identity = FeatureIdentity(
+        backbone="synthetic", weights_sha256="0" * 64, kind="vit", layers=(2,), patch=14, grid=grid, dim=DIM,
+        class_token="fused", class_token_dim=DIM, pos_embed="none", preprocess=spec,
+    )  # fmt: skip
+    bank, tokens, blocks, found = Bank.open_or_new(folder, identity, views), common.Tokens(DIM), bank_blocks(views), []
+    for number in range(max(sizes)):
+        name = "part" if one_class else f"part {number // shots:04d}"
+        features = tokens.draw(len(blocks) * grid**2).reshape(len(blocks), 1, grid**2, DIM)
+        image = SupportImage(sha256=f"{number:064x}", source=f"{number}.png")
+        written = disk_bytes()
+        start = time.perf_counter()
+        bank.add(name, [image], features, tokens.draw(len(blocks)).reshape(len(blocks), 1, DIM))
+        added, written = time.perf_counter() - start, disk_bytes() - written
+        if number + 1 not in sizes:
+            continue
+        start = time.perf_counter()
+        bank.calibrate(name, 0.5, (0.0, 1.0), record())
+        calibrated = time.perf_counter() - start
+        files = [p for p in folder.rglob("*") if p.is_file()]
+        in_force = sum((folder / c.file).stat().st_size for c in bank.manifest.classes.values())
+        found.append({
+            "pictures": number + 1, "classes": len(bank.classes), "rows a class and view": len(bank.classes[name].rows(views[0])),
+            "enrol one more, ms": added * 1e3, "written by it, MB": written / 1e6, "calibrate, ms": calibrated * 1e3,
+            "bank, MB": in_force / 1e6, "on disk with undo, MB": sum(p.stat().st_size for p in files) / 1e6,
+            "manifest, kB": (folder / "manifest.json").stat().st_size / 1e3, **worker("opened", folder=str(folder)),
+        })  # fmt: skip
+    return found
+
+
+def record() -> Calibration:
+    """A calibration of 19 good parts."""
+    return Calibration(
+        method="held-out", max_false_reject=0.05, confidence=0.95, guaranteed_false_reject=0.05, bound_false_reject=0.15,
+        normals=19, scores=(0.5,) * 19, sources=("good.png",) * 19, views=("original",), created="2026-01-01",
+    )  # fmt: skip
+
+
+def disk_bytes() -> int:
+    """Bytes this process has handed to write calls."""
+    words = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(words["wchar"])
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Print as markdown."""
+    print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
+    for row in rows:
+        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+    print(flush=True)
+
+
+def plot(path: Path, result: dict[str, Any]) -> Path:
+    """Four panels, log-log."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = (
+        ("rows", "rows", f"bank rows (dim {DIM})", "ms a picture and view", "Search against bank size",
+         ("float32 search, ms", "int8 search, ms", "int8 bank made in, ms")),
+        ("rows", "rows", f"bank rows (dim {DIM})", "MB", "Memory against bank size",
+         ("float32 bank, MB", "int8 bank, MB", "memory of float32 bank and search, MB")),
+        ("classes", "classes", "classes in the bank", "ms", "Time against number of classes",
+         ("open, ms", "enrol one more, ms", "calibrate, ms", "route, ms")),
+        ("classes", "classes", "classes in the bank", "MB", "Disk and memory against number of classes",
+         ("bank, MB", "on disk with undo, MB", "memory of opening, MB", "written by it, MB")),
+    )  # fmt: skip
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8.2))
+    for axis, (sweep, along, x_label, y_label, title, lines) in zip(axes.flat, panels, strict=True):
+        for name, colour in zip(lines, COLOURS, strict=False):
+            x, y = ([row[key] for row in result[sweep]] for key in (along, name))
+            label = (
+                "written by one enrolment"
+                if name.startswith("written")
+                else name.removesuffix(", ms").removesuffix(", MB")
+            )
+            axis.loglog(x, [max(v, 1e-3) for v in y], "o-", color=colour, label=label, markersize=4)
+        axis.set(xlabel=x_label, ylabel=y_label, title=title)
+        axis.grid(True, which="major", alpha=0.3)
+        axis.legend(fontsize=8)
+    env = result["environment"]
+    figure.text(
+        0.01, 0.008,
+        f"{env['cpu']}, {env['cores']} cores, {env['date']}, commit {env['commit']}. {PATCHES} tokens a picture; classes of "
+        f"{result['shots']} picture(s) with {result['grid']}² tokens in 14 encodings. benchmarks/scale.py",
+        fontsize=7,
+    )  # fmt: skip
+    figure.tight_layout(rect=(0, 0.025, 1, 1))
+    figure.savefig(path, dpi=110)
+    return path
+
+
+if __name__ == "__main__":
+    main()

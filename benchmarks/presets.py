@@ -1,8 +1,8 @@
 """What beats the paper's settings, and what does not: `python benchmarks/presets.py`. The evidence behind `docs/presets.md`.
 
 Real pictures and real weights (DeiT-Tiny, EfficientNet-Lite0), supports by the published choice, every seed kept. Tokens are
-encoded once by the runtime's engine; each variant then searches, fuses and scores them with the runtime's own functions, or, where
-it is no part of the product, with a few lines here; for both presets the result is checked against `visionad eval`. Pixel metrics follow
+encoded once by the runtime's engine; each variant then searches, fuses and scores them with the runtime's own functions, or,
+where it is no part of the product, with a few lines here; both presets are checked against `visionad eval`. Pixel metrics follow
 the protocol: over what the model sees, so a centre crop's blind margin counts for nobody. `choose` and `audit` are the product's.
 """
 

@@ -253,8 +253,9 @@ def test_a_large_bank_is_searched_in_int8_and_gives_the_same(
     monkeypatch.setattr("visionad_runtime.bank.INT8_ROWS", 3 * 6 * 16)
     assert inspector.bank is not None
     matched = inspector.bank.classes["disc"]
+    assert not isinstance(matched.searchable("flip"), Int8Bank)
     assert isinstance(matched.searchable("flip"), Int8Bank)
     assert matched.searchable("flip") is matched.searchable("flip")
     assert not isinstance(matched.without(0).searchable("flip"), Int8Bank)  # 96 rows fewer
-    coded = inspector.inspect(image, class_name="disc")
+    coded = [inspector.inspect(image, class_name="disc") for _ in range(3)][-1]
     assert same(coded, plain)

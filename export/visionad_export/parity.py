@@ -141,7 +141,7 @@ def check_parity(
     origins: dict[str, str] = {}
     for name in bank.classes if class_name is None else [class_name]:
         banks[name], origins[name] = _reference_bank(reference, bank.classes[name], report.stage("bank features"))
-    for one in inspector.inspect_files(paths, class_name=class_name):
+    for one in inspector.inspect_files(paths, class_name=class_name, trace=True):
         if one.result is None or one.trace is None:
             raise VisionADError(f"parity: {one.error}")
         _compare(reference, banks, one.path, one.result, one.trace, class_name, report)

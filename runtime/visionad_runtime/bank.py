@@ -62,7 +62,7 @@ class ClassBank:
     blocks: tuple[str, ...]
     features: F32
     class_tokens: F32
-    _coded: dict[ViewName, Int8Bank] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _coded: dict[ViewName, Int8Bank | None] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def rows(self, view: ViewName) -> F32:
         """The view's bank, float32 (6·K·P, D): a slice of ``features``, not a copy."""
@@ -70,13 +70,18 @@ class ClassBank:
         return part.reshape(-1, part.shape[-1])
 
     def searchable(self, view: ViewName) -> F32 | Int8Bank:
-        """:meth:`rows` as they are searched fastest, which finds the same: large banks are coded in int8 when first asked for."""
+        """:meth:`rows` as they are searched fastest, which finds the same. Large banks are coded in int8 when asked for the second
+        time: what is searched once (leave-one-out) is not worth it."""
         rows = self.rows(view)
         if len(rows) < INT8_ROWS:
             return rows
         if view not in self._coded:
-            self._coded[view] = Int8Bank(rows)
-        return self._coded[view]
+            self._coded[view] = None
+            return rows
+        coded = self._coded[view]
+        if coded is None:
+            coded = self._coded[view] = Int8Bank(rows)
+        return coded
 
     def tokens(self, view: ViewName) -> F32:
         """Class tokens (K, Dc) of the support pictures, unturned, in ``view``. The first one routes (method, section 5)."""

@@ -23,13 +23,13 @@ from .artefacts import (
     sha256_file,
 )
 from .bank import Bank, ClassBank, Snapshot, unknown_class
+from .chain import Chain, Clock, HostChain, Matched
 from .engine import Engine, Tokens, open_engine
 from .engine.selftest import read_golden
 from .errors import BankError, ModelError, PictureError, VisionADError
-from .maps import Geometry, Region, fuse, image_score, regions, upsample
-from .preprocess import prepare, query_views, support_encodings
+from .maps import Geometry, Region, regions
+from .preprocess import prepare, support_encodings
 from .routing import LIMITS, Route, route
-from .search import nearest
 
 F32 = NDArray[np.float32]
 Verdict = Literal["ok", "anomalous", "unknown"]
@@ -120,7 +120,7 @@ class Inspector:
         self.engine = engine
         self.bank = bank
         self.views: tuple[ViewName, ...] = tuple(views)
-        self.threads = threads
+        self.chain: Chain = HostChain(engine, manifest.identity, manifest.top_share, threads)
 
     @classmethod
     def open(
@@ -172,86 +172,80 @@ class Inspector:
         self, images: Sequence[NDArray[np.uint8]], *, class_name: str | None = None, colour: str = "bgr"
     ) -> list[Result]:
         """:meth:`inspect` for several pictures with one engine call. Each result is what the picture alone would give."""
-        return [r for r, _ in self.trace_batch([picture.from_array(i, colour) for i in images], class_name)]
+        rgbs = [picture.from_array(i, colour) for i in images]
+        return [r for r, _ in self.trace_batch(rgbs, class_name, trace=False)]
 
     def trace_batch(
-        self, rgbs: Sequence[picture.RGB8], class_name: str | None = None, leave_out: int | None = None
-    ) -> list[tuple[Result, Trace]]:
-        """Inspect decoded RGB pictures (uint8 (H, W, 3)); also return the stages in between. The one path to a verdict.
+        self,
+        rgbs: Sequence[picture.RGB8],
+        class_name: str | None = None,
+        leave_out: int | None = None,
+        trace: bool = True,
+    ) -> list[tuple[Result, Trace | None]]:
+        """Inspect decoded RGB pictures (uint8 (H, W, 3)). The one path to a verdict.
 
         Args:
             leave_out: compare as if this support picture of ``class_name`` had not been enrolled (calibration).
+            trace: also return the stages in between, which on a GPU have to be fetched.
         """
-        bank = self.enrolled(class_name).snapshot
+        bank = self._snapshot(class_name)
         if not rgbs:
             return []
-        spec = self.manifest.identity.preprocess
-        clock = _Clock(len(rgbs))
-        views = [query_views(prepare(rgb, spec), self.views) for rgb in rgbs]
-        clock.lap("preprocess")
-        tokens = self.engine.encode(np.concatenate(views), class_token=class_name is None)
-        clock.lap("engine")
-        shared = dict(clock.laps)
-        out: list[tuple[Result, Trace]] = []
-        count = len(self.views)
-        for i, rgb in enumerate(rgbs):
-            part = slice(i * count, (i + 1) * count)
-            own = Tokens(tokens.patch[part], None if tokens.cls is None else tokens.cls[part])
-            out.append(self._verdict(rgb, views[i], own, bank, class_name, leave_out, _Clock(1, shared)))
+        encoded = self.chain.encode(rgbs, self.views, class_token=class_name is None)
+        routes: list[Route | None] = [None] * len(rgbs)
+        clock = Clock()
+        if class_name is None:
+            assert encoded.cls is not None
+            limits = LIMITS[self.manifest.identity.class_token]
+            routes = [route(cls[0], bank.classes, self._stranger, limits, self.views[0]) for cls in encoded.cls]
+        clock.lap("route")
+        shared = {stage: ms / len(rgbs) for stage, ms in {**encoded.timings, **clock.laps}.items()}
+        classes = [bank.classes[class_name if found is None else found.nearest] for found in routes]  # type: ignore[index]
+        if leave_out is not None:
+            classes = [matched.without(leave_out) for matched in classes]
+        out = []
+        images, patch = self.chain.trace(encoded) if trace else (None, None)
+        for i, found in enumerate(self.chain.match(encoded, classes)):
+            result = self._verdict(rgbs[i], found, classes[i], routes[i], bank.manifest.version, shared)
+            one = None
+            if images is not None and patch is not None:
+                tokens = Tokens(patch[i], None if encoded.cls is None else encoded.cls[i])
+                one = Trace(images[i], tokens, found.distances)
+            out.append((result, one))
         return out
 
     def _verdict(
         self,
         rgb: picture.RGB8,
-        views: F32,
-        tokens: Tokens,
-        bank: Snapshot,
-        class_name: str | None,
-        leave_out: int | None,
-        clock: _Clock,
-    ) -> tuple[Result, Trace]:
-        identity = self.manifest.identity
-        routed: Route | None = None
-        if class_name is None:
-            assert tokens.cls is not None
-            routed = route(tokens.cls[0], bank.classes, self._stranger, LIMITS[identity.class_token], self.views[0])
-            class_name = routed.nearest
-        clock.lap("route")
-        matched = bank.classes[class_name]
-        rows = matched.searchable
-        if leave_out is not None:
-            matched = matched.without(leave_out)
-            rows = matched.rows  # searched once: not worth coding
-        side = identity.grid
-        distances = {
-            v: nearest(tokens.patch[i], rows(v), threads=self.threads).distance.reshape(side, side)
-            for i, v in enumerate(self.views)
-        }
-        clock.lap("search")
-        anomaly_map = upsample(fuse(distances))
-        score = image_score(anomaly_map, self.manifest.top_share)
+        found: Matched,
+        matched: ClassBank,
+        routed: Route | None,
+        version: int,
+        timings: Mapping[str, float],
+    ) -> Result:
+        clock = Clock()
         known = routed is None or routed.known
         threshold = matched.entry.threshold if known and self._calibrated_for(matched) else None
-        verdict: Verdict = "unknown" if threshold is None else "anomalous" if score > threshold else "ok"
-        geometry = Geometry.of(rgb.shape[1], rgb.shape[0], identity.preprocess)
-        found = () if verdict == "ok" else regions(anomaly_map, geometry, threshold, self.manifest.top_share)
-        clock.lap("map")
-        result = Result(
-            score=score,
+        verdict: Verdict = "unknown" if threshold is None else "anomalous" if found.score > threshold else "ok"
+        geometry = Geometry.of(rgb.shape[1], rgb.shape[0], self.manifest.identity.preprocess)
+        hot = () if verdict == "ok" else regions(found.anomaly_map, geometry, threshold, self.manifest.top_share)
+        clock.lap("verdict")
+        laps = {**timings, **found.timings, **clock.laps}
+        return Result(
+            score=found.score,
             verdict=verdict,
             class_name=matched.name if known else None,
             class_source="given" if routed is None else "routed" if routed.known else "unknown",
             class_margin=routed.margin if routed is not None else None,
             threshold=threshold,
-            bank_version=bank.manifest.version,
-            regions=found,
-            anomaly_map=anomaly_map,
+            bank_version=version,
+            regions=hot,
+            anomaly_map=found.anomaly_map,
             geometry=geometry,
             map_scale=matched.entry.map_scale or (0.0, 0.4 * len(self.views)),
-            timings=clock.done(),
+            timings={**laps, "total": sum(laps.values())},
             backend=self.engine.name,
         )
-        return result, Trace(views, tokens, distances)
 
     def _calibrated_for(self, matched: ClassBank) -> bool:
         record = matched.entry.calibration
@@ -273,12 +267,18 @@ class Inspector:
         Raises:
             BankError: no class yet, or not this one.
         """
-        if self.bank is None or not self.bank.classes:
+        self._snapshot(class_name)
+        assert self.bank is not None
+        return self.bank
+
+    def _snapshot(self, class_name: str | None) -> Snapshot:
+        """The version of the bank in force, checked as :meth:`enrolled` does: another thread may change the bank at any time."""
+        if self.bank is None or not (bank := self.bank.snapshot).classes:
             where = self.bank.folder if self.bank else "(none opened)"
             raise BankError(f"bank {where} holds no class yet; enrol good pictures with `visionad bank add`")
-        if class_name is not None and class_name not in self.bank.classes:
-            raise BankError(unknown_class(self.bank.folder, class_name, self.bank.classes))
-        return self.bank
+        if class_name is not None and class_name not in bank.classes:
+            raise BankError(unknown_class(self.bank.folder, class_name, bank.classes))
+        return bank
 
     def inspect_files(
         self,
@@ -288,10 +288,12 @@ class Inspector:
         batch: int = 1,
         bit_depth: int | None = None,
         leave_out: int | None = None,
+        trace: bool = False,
     ) -> Iterator[FileResult]:
         """Inspect picture files in order, ``batch`` pictures an engine call; an unreadable one yields its error.
 
-        Memory holds one batch of pictures, whatever the number of paths. ``leave_out`` as in :meth:`trace_batch`.
+        Memory holds one batch of pictures, whatever the number of paths. ``leave_out`` and ``trace`` as in
+        :meth:`trace_batch`.
         """
         self.enrolled(class_name)
         paths = iter(paths)
@@ -304,18 +306,15 @@ class Inspector:
                 except PictureError as exc:
                     rgb = exc
                 read.append((path, rgb, (time.perf_counter() - start) * 1e3))
-            results = iter(
-                self.trace_batch(
-                    [rgb for _, rgb, _ in read if not isinstance(rgb, PictureError)], class_name, leave_out
-                )
-            )
+            readable = [rgb for _, rgb, _ in read if not isinstance(rgb, PictureError)]
+            results = iter(self.trace_batch(readable, class_name, leave_out, trace))
             for path, rgb, decode_ms in read:
                 if isinstance(rgb, PictureError):
                     yield FileResult(path, None, None, None, rgb)
                     continue
-                result, trace = next(results)
+                result, stages = next(results)
                 timings = {"decode": decode_ms, **result.timings, "total": result.timings["total"] + decode_ms}
-                yield FileResult(path, rgb, replace(result, timings=timings), trace, None)
+                yield FileResult(path, rgb, replace(result, timings=timings), stages, None)
 
     # -- enrol --------------------------------------------------------------------------------------------------------
 
@@ -386,23 +385,6 @@ class Inspector:
         features = np.stack([t.patch for t in encoded], axis=1)
         class_tokens = np.stack([t.cls for t in encoded if t.cls is not None], axis=1)
         return self.bank.add(name, supports, features, class_tokens)
-
-
-class _Clock:
-    """Milliseconds a stage, per picture."""
-
-    def __init__(self, share: int, laps: Mapping[str, float] | None = None) -> None:
-        self.laps = dict(laps or {})
-        self._share = share
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage] = (now - self._last) * 1e3 / self._share
-        self._last = now
-
-    def done(self) -> dict[str, float]:
-        return {**self.laps, "total": sum(self.laps.values())}
 
 
 def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[SupportImage]:

@@ -288,9 +288,9 @@ def table(rows: Sequence[dict[str, Any]], sets: Sequence[str]) -> str:
 def main() -> None:
     """Measure, print the tables, write ``benchmarks/results/presets.json`` and ``presets.md``."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--tried-seeds", type=int, default=1)
-    options.add_argument("--shots", default="1,4")
+    options.add_argument("--shots", default="1")
     options.add_argument("--sets", default=",".join(SETS))
     args = options.parse_args()
     shared, sets, shots = common.shared(), args.sets.split(","), [int(n) for n in args.shots.split(",")]

@@ -42,7 +42,16 @@ def test_predict_json_lines_in_input_order(
         "backend",
     }  # fmt: skip
     assert rows[0]["verdict"] == "unknown" and rows[0]["threshold"] is None  # not calibrated
-    assert set(rows[0]["timings_ms"]) == {"decode", "preprocess", "engine", "route", "search", "map", "total"}
+    assert set(rows[0]["timings_ms"]) == {
+        "decode",
+        "preprocess",
+        "engine",
+        "route",
+        "search",
+        "map",
+        "verdict",
+        "total",
+    }
     for other in outputs[1:]:
         assert [{**r, "timings_ms": 0} for r in other] == [{**r, "timings_ms": 0} for r in rows]
 

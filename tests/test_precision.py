@@ -33,8 +33,9 @@ from visionad_export.precision import emulate, lower, lower_file, realised
 from visionad_runtime.artefacts import Calibration, ModelManifest, Precision, read_manifest
 from visionad_runtime.bank import Bank
 from visionad_runtime.cli import run
+from visionad_runtime.engine.selftest import GOLDEN_TOLERANCE, read_golden, self_test
 from visionad_runtime.errors import ModelError
-from visionad_runtime.inspector import GOLDEN_TOLERANCE, Inspector, read_golden, self_test
+from visionad_runtime.inspector import Inspector
 
 from visionad_ref import REGISTRY, Reference
 

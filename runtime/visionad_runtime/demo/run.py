@@ -137,7 +137,11 @@ def run_demo(
         ("First verdict after", f"{first_verdict:.1f} s"),
         ("Good pictures shown", f"{shots} a class"),
         ("Backbone", inspector.manifest.identity.describe()),
-        ("Engine", f"{inspector.engine.name}, " + ", ".join(f"{k} {v}" for k, v in inspector.engine.details.items())),
+        (
+            "Engine",
+            f"{inspector.engine.name}, "
+            + ", ".join(f"{k} {v}" for k, v in inspector.engine.details.items() if k != "passed over"),
+        ),
         ("Machine", f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"),
         ("Versions", f"visionad {__version__}, ONNX Runtime {onnxruntime.__version__}, numpy {np.__version__}"),
     ]

@@ -86,21 +86,28 @@ def open_engine(
         log.info("backend %s: it was asked for", backend)
         return engine
     passed_over: dict[str, str] = {}
+    last = VisionADError("no backend runs here")
     for name in AUTO:
         try:
             _worth_a_try(name, folder)
             engine = _open_tested(name, folder, manifest, threads, group)
         except VisionADError as exc:
-            passed_over[name] = str(exc)
+            passed_over[name], last = str(exc), exc
             continue
         why = "the best that runs here and passes its self-test"
         engine.details["chosen because"] = why
         if passed_over:
             engine.details["passed over"] = "; ".join(f"{n}: {r}" for n, r in passed_over.items())
         said = log.warning if name == "onnxruntime-cpu" and gpu_here() else log.info
-        said("backend %s: %s%s", name, why, "".join(f"\n  not {n}: {r}" for n, r in passed_over.items()))
+        said("backend %s: %s%s", name, why, _listed(passed_over))
         return engine
-    raise VisionADError("no backend runs here: " + "; ".join(f"{n}: {r}" for n, r in passed_over.items()))
+    # The CPU runs everywhere: why it does not is about this model. The others are of interest where a GPU is.
+    (log.warning if gpu_here() else log.info)("no backend runs here:%s", _listed(passed_over))
+    raise last
+
+
+def _listed(passed_over: dict[str, str]) -> str:
+    return "".join(f"\n  not {name}: {reason}" for name, reason in passed_over.items())
 
 
 def _worth_a_try(name: str, folder: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,18 @@ def test_bound_buffers_give_the_same_tokens(tiny_model: Path, manifest: ModelMan
     again = engine.encode(images[:1])  # results are not views of a buffer that the next call overwrites
     np.testing.assert_array_equal(found.patch[0], engine.encode(np.concatenate([images, images])).patch[0])
     assert again.patch.shape == (1, 16, 192)
+
+
+def test_a_short_group_has_no_neighbour_from_the_call_before(tiny_model: Path, manifest: ModelManifest) -> None:
+    engine = bound(tiny_model, manifest, 3)
+    seen: list[Any] = []
+    engine._session = SimpleNamespace(
+        run_with_iobinding=lambda _: seen.append(engine._buffers["images"].numpy().copy())
+    )
+    one, two = np.random.default_rng(0).standard_normal((2, 1, 3, 64, 64)).astype(np.float32)
+    engine.encode(np.concatenate([two, two, two]))
+    engine.encode(one)
+    np.testing.assert_array_equal(seen[-1], np.concatenate([one, one, one]))
 
 
 def test_bound_buffers_pass_the_self_test(tiny_model: Path, manifest: ModelManifest) -> None:

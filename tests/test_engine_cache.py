@@ -199,17 +199,13 @@ from pathlib import Path
 from visionad_runtime.engine import cache
 folder, moment, mark = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].encode()
 seen = 0
-def dying(real):
-    def call(*args, **kwargs):
-        global seen
+def touches(event, args):  # dies right before the n-th time it touches the engines' folder in any way
+    global seen
+    if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.utime") and ".engines" in str(args[:2]):
         seen += 1
         if seen == moment:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-    return call
-os.fsync = dying(os.fsync)
-Path.rename = dying(Path.rename)
-Path.mkdir = dying(Path.mkdir)
+sys.addaudithook(touches)
 parts = {"backend": "tensorrt", "builder": "10.3.0", "gpu": "Orin", "profile": [1, 3, 3]}
 entry = cache.EngineCache(folder).store(parts, mark * 100000, {"mark": mark.decode()}, "log")
 assert entry.plan.read_bytes() == entry.built["mark"].encode() * 100000
@@ -223,7 +219,7 @@ def child(cache: EngineCache, moment: int, mark: str = "x") -> subprocess.Popen[
 
 def test_a_kill_at_any_moment_leaves_all_or_nothing(cache: EngineCache) -> None:
     killed = 0
-    for moment in range(1, 12):
+    for moment in range(1, 60):
         ended = child(cache, moment).wait()
         killed += ended == -9
         assert ended in (0, -9)
@@ -236,7 +232,7 @@ def test_a_kill_at_any_moment_leaves_all_or_nothing(cache: EngineCache) -> None:
             shutil.rmtree(entry.folder)
         if ended == 0:
             break
-    assert killed >= 6 and ended == 0
+    assert killed >= 8 and ended == 0
 
 
 def test_many_processes_build_at_once_and_agree(cache: EngineCache) -> None:

@@ -384,6 +384,20 @@ def test_faults_of_the_library_are_caught(
     assert Owner.of(0).run(lambda d: d.free_memory()) == device.total_memory  # and its memory was given back
 
 
+def test_a_short_group_has_no_neighbour_from_the_call_before(
+    install: Any, model: Path, manifest: ModelManifest
+) -> None:
+    """Even were rows to leak into each other, a result would be that of its own call alone."""
+    module = install("11")
+    engine = open_engine(model, manifest, "tensorrt")
+    module.fault = lambda _, outputs: {n: v + v[::-1] for n, v in outputs.items()}
+    one, two, three = np.random.default_rng(0).standard_normal((3, 1, 3, 64, 64)).astype(np.float32)
+    engine.encode(np.concatenate([one, two, three]))
+    after = engine.encode(one).patch
+    engine.encode(np.concatenate([three, three, two]))
+    np.testing.assert_array_equal(engine.encode(one).patch, after)
+
+
 def test_one_logger_a_process(install: Any, model: Path, manifest: ModelManifest) -> None:
     """TensorRT ignores every logger but the first; a second one would lose the words that explain a failure."""
     module = install("10")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from fake_device import FakeDevice
+from fake_gpu import FakeDevice
 from numpy.typing import NDArray
 from visionad_runtime.artefacts import sha256_file
 

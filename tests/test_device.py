@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from fake_device import FakeDevice
+from fake_gpu import FakeDevice
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.cuda import device as cuda

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_device import FakeDevice
+from fake_gpu import FakeDevice
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.artefacts import ModelManifest, read_manifest

@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("onnx", reason="the stand-in parses with it")
 
 from conftest import part
-from fake_device import FakeDevice
+from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
 from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.cli import run

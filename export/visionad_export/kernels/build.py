@@ -120,11 +120,10 @@ def variants(capability: int) -> dict[str, Variant]:
 
 @dataclass(frozen=True)
 class Built:
-    """A compiled kernel: ``code`` (cubin, or PTX), its ``record`` in the manifest, and the assembly it came from."""
+    """A compiled kernel: ``code`` (cubin, or PTX) and its ``record`` in the manifest."""
 
     code: bytes
     record: dict[str, Any]
-    ptx: str
 
 
 def source_digest() -> str:
@@ -171,9 +170,10 @@ def compile_kernel(name: str, target: str) -> Built:
         "spill_bytes": _number(r"(\d+) bytes spill stores", log.getvalue())
         + _number(r"(\d+) bytes spill loads", log.getvalue()),
         "constants": {**v.constants, **v.extra},
+        "tensor_cores": next((i for i in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if i in ptx), None),
         "sha256": hashlib.sha256(code).hexdigest(),
     }
-    return Built(code, record, ptx)
+    return Built(code, record)
 
 
 _PTX_TYPES = {"i32": "u32", "fp32": "f32"}
@@ -250,12 +250,11 @@ def check(built: Mapping[str, Mapping[str, Built]], folder: Path = PRODUCT) -> l
 
 def report(description: Mapping[str, Any]) -> str:
     """Registers, shared memory and spills of every kernel on every target, as a table."""
-    lines = [f"{'target':8} {'kernel':14} {'threads':>7} {'registers':>9} {'shared':>7} {'spilled':>7}"]
+    lines = [f"{'target':8} {'kernel':14} {'threads':>7} {'registers':>9} {'shared':>7} {'spilled':>7}  tensor cores"]
     for target, kernels in description["targets"].items():
         for name, r in kernels.items():
-            lines.append(
-                f"{target:8} {name:14} {r['threads']:7} {r['registers']:9} {r['shared_bytes']:7} {r['spill_bytes']:7}"
-            )
+            numbers = f"{r['threads']:7} {r['registers']:9} {r['shared_bytes']:7} {r['spill_bytes']:7}"
+            lines.append(f"{target:8} {name:14} {numbers}  {r['tensor_cores'] or '-'}")
     lines.append(
         f"Triton {description['triton']}, source {description['source_sha256'][:12]}; bytes of shared memory and spills"
     )

@@ -180,6 +180,7 @@ PICTURE_ACROSS = tl.constexpr(11)  # where its rows begin in ``across``, in byte
 PICTURE_COLUMNS = tl.constexpr(12)
 
 FRACTION_BITS = tl.constexpr(22)
+HALF = tl.constexpr(1 << 21)
 
 
 @triton.jit
@@ -208,12 +209,12 @@ def resize_across(pictures, tables, across, crop, BLOCK: tl.constexpr):
             inside = x < crop
             column = tl.load(first_x + x, mask=inside, other=0)
             for c in tl.static_range(3):
-                total = tl.full([BLOCK], 1 << (FRACTION_BITS - 1), tl.int32)
+                total = tl.full([BLOCK], HALF, tl.int32)
                 for tap in range(taps):
                     weight = tl.load(weights + tap * crop + x, mask=inside, other=0)
                     at = tl.minimum(column + tap, width - 1) * channels + tl.minimum(c, channels - 1)
                     total += weight * tl.load(line + at, mask=inside, other=0).to(tl.int32)
-                tl.store(out + (row.to(tl.int64) * 3 + c) * crop + x, to_byte(total).to(tl.uint8), mask=inside)
+                tl.store(out + (row * 3 + c) * crop + x, to_byte(total).to(tl.uint8), mask=inside)
 
 
 VIEW_FLIP = tl.constexpr(1)  # 0: as it is
@@ -235,7 +236,7 @@ def resize_down(pictures, tables, across, levels, views, count, images, crop, BL
         x = start + tl.arange(0, BLOCK)
         inside = x < crop
         for c in tl.static_range(3):
-            total = tl.full([BLOCK], 1 << (FRACTION_BITS - 1), tl.int32)
+            total = tl.full([BLOCK], HALF, tl.int32)
             for tap in range(taps):
                 weight = tl.load(weights + tap * crop + y)
                 row = tl.minimum(first + tap, rows - 1).to(tl.int64)
@@ -288,7 +289,7 @@ def fuse_map(distance, views, count, low, part, region, anomaly_map, side, SIZE:
 @triton.jit
 def ordered(bits):
     """Bits of a float32 as an unsigned number with the floats' order."""
-    return tl.where(bits >> 31 == 0, bits | 0x80000000, ~bits)
+    return tl.where(bits >> 31 == 0, bits | 0x80000000, bits ^ 0xFFFFFFFF)
 
 
 @triton.jit
@@ -318,7 +319,7 @@ def top_mean(anomaly_map, score, TOP: tl.constexpr, PIXELS: tl.constexpr, BLOCK:
         chosen = tl.sum((at_least >= TOP).to(tl.int32), axis=0) - 1
         above = tl.sum(tl.where(digit == chosen, at_least - counts, 0), axis=0)
         level = level | (chosen.to(tl.uint32) << shift)
-    edge = tl.where(level >> 31 == 0, ~level, level & 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    edge = tl.where(level >> 31 == 0, level ^ 0xFFFFFFFF, level & 0x7FFFFFFF).to(tl.float32, bitcast=True)
     total = (TOP - above).to(tl.float64) * edge.to(tl.float64)
     for start in range(0, PIXELS, BLOCK):
         value = tl.load(source + start + tl.arange(0, BLOCK))

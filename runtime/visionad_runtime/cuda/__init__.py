@@ -1,1 +1,4 @@
-"""CUDA without torch: one thin device module on pycuda. Importing this package imports no GPU library."""
+"""The chain on an NVIDIA GPU: kernels that were compiled ahead of time, and their launch. No compiler, Triton or torch.
+
+Nothing here is imported before a GPU backend is chosen; pycuda is imported by ``device.py`` alone.
+"""

@@ -1,0 +1,48 @@
+"""``python -m visionad_export.kernels``: report on the built kernels, build them, or check that they are what the source
+gives."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from visionad_runtime.cli import progress
+from visionad_runtime.errors import VisionADError
+
+
+def main(
+    build: Annotated[bool, typer.Option("--build", help="compile for all targets and replace the product")] = False,
+    check: Annotated[bool, typer.Option("--check", help="compile and compare with the product")] = False,
+    target: Annotated[list[str] | None, typer.Option("--target", help="check only this one; may be repeated")] = None,
+) -> None:
+    """Registers, shared memory and spills of every kernel and target."""
+    try:
+        from . import build as builder
+    except ModuleNotFoundError as exc:
+        raise VisionADError(f"building kernels needs {exc.name}: pip install 'visionad[export]'") from None
+
+    if build or check:
+        targets = target or list(builder.TARGETS)
+        unknown = [t for t in targets if t not in builder.TARGETS]
+        if unknown or (build and target):
+            raise VisionADError(
+                f"targets: wanted some of {', '.join(builder.TARGETS)} with --check, found {', '.join(targets)}"
+            )
+        with progress("compiling", sum(len(builder.variants(builder.TARGETS[t])) for t in targets)) as step:
+            built = builder.build(targets, step)
+        if build:
+            builder.write(built)
+        wrong = builder.check(built)
+        if wrong:
+            raise VisionADError(f"{'; '.join(wrong)}; run `python -m visionad_export.kernels --build`")
+    typer.echo(builder.report(builder.committed()))
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    try:
+        app()
+    except VisionADError as exc:
+        typer.echo(f"visionad_export.kernels: {exc}", err=True)
+        raise SystemExit(2) from None

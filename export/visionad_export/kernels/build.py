@@ -1,0 +1,261 @@
+"""Compile the kernels for every GPU target, without a GPU, into the runtime's package data.
+
+The product is committed: a plain ``pip install`` on the line PC has neither Triton nor a compiler. ``python -m
+visionad_export.kernels --check`` compiles again and compares, so what is committed is what the source gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+import visionad_runtime.cuda
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from visionad_runtime import maps
+from visionad_runtime.cuda.plan import GROUP, MAX_NEIGHBOURS
+from visionad_runtime.errors import VisionADError
+
+SOURCE = Path(__file__).with_name("source.py")
+PRODUCT = Path(visionad_runtime.cuda.__file__).parent / "cubins"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Shape of the search kernel's tile on one target: queries × bank rows × depth, and how it is run."""
+
+    block_q: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    per_multiprocessor: int
+    """Programs that fit a multiprocessor at once, by registers and shared memory."""
+
+
+SMALL = Tile(128, 128, 32, 4, 4, 2)  # fits the 99 KiB of shared memory of sm_86, 89 and 120 twice
+TILES = {
+    80: Tile(128, 256, 64, 8, 3, 1),
+    86: SMALL,
+    87: SMALL,
+    89: SMALL,
+    90: Tile(128, 256, 64, 8, 4, 1),  # wgmma
+    100: Tile(128, 128, 64, 4, 3, 2),  # tcgen05; 256 bank rows would spill while the maxima are taken
+    120: SMALL,
+}
+TARGETS: dict[str, int] = {**{f"sm_{cc}": cc for cc in TILES}, "ptx_89": 89}
+"""Machine code by compute capability, and PTX for all others. PTX of sm_90 and later is for that architecture alone
+(``sm_90a`` and so on); PTX of 8.9 is good for every later GPU."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel as compiled: argument types (Triton's names), constants, and how it is run."""
+
+    signature: Mapping[str, str]
+    constants: Mapping[str, int]
+    warps: int = 4
+    stages: int = 3
+    multiply_add: bool = True
+    aligned: tuple[str, ...] = ()
+    """Integer arguments that are multiples of 16. Pointers always are."""
+    extra: Mapping[str, int] = field(default_factory=dict)
+
+
+def variants(capability: int) -> dict[str, Variant]:
+    """Everything that is built for a target."""
+    tile = TILES[capability]
+    return {
+        "pack": Variant(
+            {"tokens": "*fp32", "packed": "*fp16", "norms": "*fp32", "dim": "i32", "width": "i32"}, {"BLOCK": 512},
+            aligned=("width",),
+        ),
+        "group_maxima": Variant(
+            {
+                "queries": "*fp16", "order": "*i32", "jobs": "*i64", "items": "*i32", "count": "*i32", "maxima": "*fp32",
+                "width": "i32",
+            },
+            {"BLOCK_Q": tile.block_q, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP": GROUP},
+            tile.warps, tile.stages, aligned=("width",), extra={"per_multiprocessor": tile.per_multiprocessor},
+        ),
+        "rescore": Variant(
+            {
+                "tokens": "*fp32", "norms": "*fp32", "order": "*i32", "job_of": "*i32", "jobs": "*i64", "bounds": "*fp32",
+                "maxima": "*fp32", "distance": "*fp32", "row": "*i32", "dim": "i32", "slack": "fp32", "k": "i32",
+            },
+            {"KEEP": MAX_NEIGHBOURS, "SCAN": 1024, "GROUP": GROUP, "BLOCK_D": 64},
+        ),
+        "resize_across": Variant(
+            {"pictures": "*i64", "tables": "*i32", "across": "*u8", "crop": "i32"}, {"BLOCK": 256},
+        ),
+        "resize_down": Variant(
+            {
+                "pictures": "*i64", "tables": "*i32", "across": "*u8", "levels": "*fp32", "views": "*i32", "count": "i32",
+                "images": "*fp32", "crop": "i32",
+            },
+            {"BLOCK": 256},
+        ),
+        "fuse_map": Variant(
+            {
+                "distance": "*fp32", "views": "*i32", "count": "i32", "low": "*i32", "part": "*fp32", "region": "*u8",
+                "anomaly_map": "*fp32", "side": "i32",
+            },
+            {"SIZE": maps.MAP_SIZE}, multiply_add=False,
+        ),
+        "top_mean": Variant(
+            {"anomaly_map": "*fp32", "score": "*fp64"},
+            {"TOP": maps.TOP_PIXELS, "PIXELS": maps.MAP_SIZE**2, "BLOCK": 8192}, warps=16, multiply_add=False,
+        ),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled kernel: ``code`` (cubin, or PTX) and its ``record`` in the manifest."""
+
+    code: bytes
+    record: dict[str, Any]
+
+
+def source_digest() -> str:
+    """sha256 of all that decides the product besides Triton: the source and this file."""
+    return hashlib.sha256(SOURCE.read_bytes() + Path(__file__).read_bytes()).hexdigest()
+
+
+def compile_kernel(name: str, target: str) -> Built:
+    """Compile one kernel for one target; deterministic for a Triton version."""
+    from . import source
+
+    if not isinstance(getattr(source, name), triton.JITFunction):
+        raise VisionADError("kernels cannot be compiled under TRITON_INTERPRET=1; unset it")
+    capability = TARGETS[target]
+    v = variants(capability)[name]
+    function = getattr(source, name)
+    aligned = [n for n, t in v.signature.items() if t.startswith("*") or n in v.aligned]
+    ast = ASTSource(
+        function,
+        {n: v.signature.get(n, "constexpr") for n in function.arg_names},
+        dict(v.constants),
+        {(function.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned},
+    )
+    options = {"num_warps": v.warps, "num_stages": v.stages, "enable_fp_fusion": v.multiply_add}
+    knobs = triton.knobs
+    log = io.StringIO()
+    with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+        knobs.compilation.always_compile = True
+        knobs.compilation.disable_line_info = True  # it would put paths of this machine into the product
+        knobs.nvidia.dump_ptxas_log = True
+        kernel = triton.compile(ast, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = kernel.asm["ptx"]
+    # the driver takes PTX as a C string
+    code = ptx.encode() + b"\0" if target.startswith("ptx") else kernel.asm["cubin"]
+    meta = kernel.metadata
+    if meta.global_scratch_size or meta.profile_scratch_size or meta.num_ctas != 1:
+        raise VisionADError(f"{name} for {target} wants scratch memory or clusters, which the runtime does not provide")
+    record = {
+        "entry": meta.name,
+        "arguments": _abi(ptx, list(v.signature.values())),
+        "threads": 32 * meta.num_warps,
+        "shared_bytes": meta.shared,
+        "registers": _number(r"Used (\d+) registers", log.getvalue()),
+        "spill_bytes": _number(r"(\d+) bytes spill stores", log.getvalue())
+        + _number(r"(\d+) bytes spill loads", log.getvalue()),
+        "constants": {**v.constants, **v.extra},
+        "tensor_cores": next((i for i in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if i in ptx), None),
+        "sha256": hashlib.sha256(code).hexdigest(),
+    }
+    return Built(code, record)
+
+
+_PTX_TYPES = {"i32": "u32", "fp32": "f32"}
+
+
+def _abi(ptx: str, types: list[str]) -> list[str]:
+    """Argument types in order, checked against the entry's parameters. Triton appends pointers to scratch memory that a
+    kernel may want; ours want none, so they are passed as 0."""
+    found = re.findall(r"\.param \.(\w+)", ptx[ptx.index(".entry") : ptx.index("{", ptx.index(".entry"))])
+    arguments = ["pointer" if t.startswith("*") else t for t in types] + ["null"] * (len(found) - len(types))
+    if found != [_PTX_TYPES.get(a, "u64") for a in arguments]:
+        raise VisionADError(f"wanted kernel parameters {arguments}, Triton {triton.__version__} compiled {found}")
+    return arguments
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise VisionADError(f"ptxas said nothing like {pattern!r}: {text!r}")
+    return int(found[1])
+
+
+def build(targets: Iterable[str] = TARGETS, step: Callable[[], None] = lambda: None) -> dict[str, dict[str, Built]]:
+    """Compile all kernels of some targets: target → kernel → product."""
+    out: dict[str, dict[str, Built]] = {}
+    for target in targets:
+        out[target] = {}
+        for name in variants(TARGETS[target]):
+            out[target][name] = compile_kernel(name, target)
+            step()
+    return out
+
+
+def manifest(built: Mapping[str, Mapping[str, Built]]) -> dict[str, Any]:
+    """The product's description, as it lies beside it."""
+    return {
+        "format": "visionad-kernels",
+        "schema_version": 1,
+        "source_sha256": source_digest(),
+        "triton": triton.__version__,
+        "targets": {t: {n: b.record for n, b in kernels.items()} for t, kernels in built.items()},
+    }
+
+
+def write(built: Mapping[str, Mapping[str, Built]], folder: Path = PRODUCT) -> None:
+    """Write ``manifest.json`` and one zip a target."""
+    folder.mkdir(exist_ok=True)
+    for target, kernels in built.items():
+        with zipfile.ZipFile(folder / f"{target}.zip", "w") as archive:
+            for name, b in kernels.items():
+                info = zipfile.ZipInfo(name)  # its default date, so that the archive depends on the content alone
+                archive.writestr(info, b.code, zipfile.ZIP_DEFLATED, 9)
+    (folder / "manifest.json").write_text(json.dumps(manifest(built), indent=1) + "\n")
+
+
+def committed(folder: Path = PRODUCT) -> dict[str, Any]:
+    """The manifest of the product at hand."""
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    return found
+
+
+def check(built: Mapping[str, Mapping[str, Built]], folder: Path = PRODUCT) -> list[str]:
+    """What of the product in ``folder`` is not what was built: one line each, none when all is well."""
+    have = committed(folder)
+    wanted = manifest(built)
+    lines = [f"{k}: wanted {wanted[k]}, found {have[k]}" for k in ("triton", "source_sha256") if wanted[k] != have[k]]
+    for target, kernels in built.items():
+        with zipfile.ZipFile(folder / f"{target}.zip") as archive:
+            for name, b in kernels.items():
+                if have["targets"].get(target, {}).get(name) != b.record or archive.read(name) != b.code:
+                    lines.append(f"{target}/{name} is not what the source gives")
+    return lines
+
+
+def report(description: Mapping[str, Any]) -> str:
+    """Registers, shared memory and spills of every kernel on every target, as a table."""
+    lines = [f"{'target':8} {'kernel':14} {'threads':>7} {'registers':>9} {'shared':>7} {'spilled':>7}  tensor cores"]
+    for target, kernels in description["targets"].items():
+        for name, r in kernels.items():
+            numbers = f"{r['threads']:7} {r['registers']:9} {r['shared_bytes']:7} {r['spill_bytes']:7}"
+            lines.append(f"{target:8} {name:14} {numbers}  {r['tensor_cores'] or '-'}")
+    lines.append(
+        f"Triton {description['triton']}, source {description['source_sha256'][:12]}; bytes of shared memory and spills"
+    )
+    return "\n".join(lines)

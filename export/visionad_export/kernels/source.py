@@ -1,0 +1,328 @@
+"""The GPU kernels, all of them: search, preprocessing, map and score. ``docs/kernels.md`` explains and proves what they promise.
+
+This file is Triton and is compiled ahead of time by ``python -m visionad_export.kernels``; the line PC gets machine code
+only. The same source runs on CPU tensors under Triton's interpreter, which is how the tests hold it against the numpy
+path.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Work tables are written by the host (``visionad_runtime.cuda.plan``), so that one launch, and one captured graph, serves
+# any mix of classes. Columns of a search job:
+JOB_BANK16 = tl.constexpr(0)  # address of the view's first row, 16 bits
+JOB_BANK32 = tl.constexpr(1)  # the same row in float32
+JOB_ROWS = tl.constexpr(2)
+JOB_FIRST = tl.constexpr(3)  # first slot (place in ``order``) of the job's queries
+JOB_SLOTS = tl.constexpr(4)
+JOB_MAXIMA = tl.constexpr(5)  # where its maxima begin, in floats
+JOB_COLUMNS = tl.constexpr(6)
+
+
+@triton.jit
+def pack(tokens, packed, norms, dim, width, BLOCK: tl.constexpr):
+    """float32 rows (R, dim) → 16-bit rows (R, width), padded with zeros; ``norms`` (R, 2): |row - packed| and |packed|."""
+    row = tl.program_id(0).to(tl.int64)
+    lost = tl.zeros([BLOCK], tl.float32)
+    kept = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, width, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        value = tl.load(tokens + row * dim + at, mask=at < dim, other=0.0)
+        small = value.to(packed.dtype.element_ty)
+        tl.store(packed + row * width + at, small, mask=at < width)
+        back = small.to(tl.float32)
+        lost += (value - back) * (value - back)
+        kept += back * back
+    tl.store(norms + 2 * row, tl.sqrt(tl.sum(lost)))
+    tl.store(norms + 2 * row + 1, tl.sqrt(tl.sum(kept)))
+
+
+@triton.jit
+def group_maxima(
+    queries, order, jobs, items, count, maxima, width,
+    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Largest score of each query in each run of ``GROUP`` bank rows. The score matrix stays in registers.
+
+    Programs take ``items`` (job, first slot, first row, end row) in turn, so the grid does not depend on the work.
+    """
+    for item in range(tl.program_id(0), tl.load(count), tl.num_programs(0)):
+        job = jobs + tl.load(items + 4 * item) * JOB_COLUMNS
+        first = tl.load(job + JOB_FIRST).to(tl.int32)
+        rows = tl.load(job + JOB_ROWS).to(tl.int32)
+        bank = tl.load(job + JOB_BANK16).to(queries.dtype)
+        groups = tl.cdiv(rows, GROUP)
+        slot = tl.load(items + 4 * item + 1) + tl.arange(0, BLOCK_Q)
+        live = slot < first + tl.load(job + JOB_SLOTS).to(tl.int32)
+        query = tl.load(order + slot, mask=live, other=0).to(tl.int64)
+        inner = tl.arange(0, BLOCK_K)
+        left = queries + query[:, None] * width + inner[None, :]
+        out = maxima + tl.load(job + JOB_MAXIMA) + (slot - first).to(tl.int64)[:, None] * groups
+        begin = tl.load(items + 4 * item + 2)
+        depth = width // BLOCK_K
+        scores = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
+        # Tiles and depth in one loop, so that the loads of the next tile are under way while this one's maxima are taken.
+        for step in range(tl.cdiv(tl.load(items + 4 * item + 3) - begin, BLOCK_N) * depth):
+            start = begin + step // depth * BLOCK_N
+            k = step % depth * BLOCK_K
+            column = start + tl.arange(0, BLOCK_N)
+            right = bank + column.to(tl.int64)[:, None] * width + inner[None, :]
+            right = tl.multiple_of(right, [1, 16])
+            scores = tl.dot(tl.load(left + k), tl.trans(tl.load(right + k)), scores)
+            if k == width - BLOCK_K:
+                scores = tl.where((column < rows)[None, :], scores, float("-inf"))
+                top = tl.max(tl.reshape(scores, [BLOCK_Q, BLOCK_N // GROUP, GROUP]), axis=2)
+                group = start // GROUP + tl.arange(0, BLOCK_N // GROUP)
+                tl.store(out + group[None, :], top, mask=live[:, None] & (group < groups)[None, :])
+                scores = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
+
+
+@triton.jit
+def rescore(
+    tokens, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, slack, k,
+    KEEP: tl.constexpr, SCAN: tl.constexpr, GROUP: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The ``k`` (at most ``KEEP``) nearest rows of each query, exactly: every group that can hold one is scored again in float64.
+
+    One program a slot. Results go to the query's own place: ``distance`` float32 and ``row`` int32 (R, k), nearest first.
+    A query that is not finite gets NaN and -1.
+    """
+    slot = tl.program_id(0)
+    query = tl.load(order + slot).to(tl.int64)
+    number = tl.load(job_of + slot)
+    job = jobs + number * JOB_COLUMNS
+    rows = tl.load(job + JOB_ROWS).to(tl.int32)
+    bank = tl.load(job + JOB_BANK32).to(tokens.dtype)
+    groups = tl.cdiv(rows, GROUP)
+    scores = maxima + tl.load(job + JOB_MAXIMA) + (slot - tl.load(job + JOB_FIRST)) * groups
+    lost = tl.load(norms + 2 * query)
+    kept = tl.load(norms + 2 * query + 1)
+    finite = (lost + kept) < float("inf")
+
+    # The k-th largest maximum, equal ones counted each: at least k rows score that much.
+    level = float("inf")
+    taken = -1
+    for _k in range(k):
+        best = float("-inf")
+        place = 2147483647
+        for start in range(0, groups, SCAN):
+            at = start + tl.arange(0, SCAN)
+            value = tl.load(scores + at, mask=at < groups, other=float("-inf"))
+            value = tl.where((value < level) | ((value == level) & (at > taken)), value, float("-inf"))
+            top = tl.max(value, axis=0)
+            if top > best:
+                best = top
+                place = tl.min(tl.where(value == top, at, 2147483647), axis=0)
+        level = best
+        taken = place
+    # |exact - 16-bit| <= |q - q'| |b| + |q'| |b - b'| + |q'| |b'| slack, on both sides: of the maximum and of a row it may hide.
+    lost_bank = tl.load(bounds + 2 * number)
+    kept_bank = tl.load(bounds + 2 * number + 1)
+    error = lost * (kept_bank + lost_bank) + kept * (lost_bank + kept_bank * slack)
+    cut = level - 2.001 * error
+
+    lane = tl.arange(0, KEEP)
+    best_score = tl.where(lane < k, float("-inf"), float("inf")).to(tl.float64)
+    best_row = tl.full([KEEP], 2147483647, tl.int32)
+    for start in range(0, tl.where(finite, groups, 0), SCAN):
+        at = start + tl.arange(0, SCAN)
+        value = tl.load(scores + at, mask=at < groups, other=float("-inf"))
+        chosen = (value >= cut) & (at < groups)
+        for _turn in range(tl.sum(chosen.to(tl.int32), axis=0)):
+            group = tl.min(tl.where(chosen, at, 2147483647), axis=0)
+            chosen = chosen & (at != group)
+            member = group * GROUP + tl.arange(0, GROUP)
+            exact = tl.zeros([GROUP, BLOCK_D], tl.float64)
+            for d in range(0, dim, BLOCK_D):
+                inner = d + tl.arange(0, BLOCK_D)
+                left = tl.load(tokens + query * dim + inner, mask=inner < dim, other=0.0)
+                right = tl.load(
+                    bank + member.to(tl.int64)[:, None] * dim + inner[None, :],
+                    mask=(member < rows)[:, None] & (inner < dim)[None, :], other=0.0,
+                )  # fmt: skip
+                exact += left.to(tl.float64)[None, :] * right.to(tl.float64)
+            score = tl.where(member < rows, tl.sum(exact, axis=1), float("-inf"))
+            for _k in range(k):
+                # Rows come in rising order, so a strict comparison keeps the lowest of equal ones.
+                top = tl.max(score, axis=0)
+                found = tl.min(tl.where(score == top, member, 2147483647), axis=0)
+                score = tl.where(member == found, float("-inf"), score)
+                worst = tl.min(best_score, axis=0)
+                last = tl.max(tl.where(best_score == worst, best_row, -1), axis=0)
+                place = tl.min(tl.where((best_score == worst) & (best_row == last), lane, KEEP), axis=0)
+                swap = (lane == place) & (best_score < top)
+                best_score = tl.where(swap, top, best_score)
+                best_row = tl.where(swap, found, best_row)
+    best_score = tl.where(lane < k, best_score, float("-inf"))
+    for nth in range(k):
+        top = tl.max(best_score, axis=0)
+        found = tl.min(tl.where(best_score == top, best_row, 2147483647), axis=0)
+        best_score = tl.where((best_score == top) & (best_row == found), float("-inf"), best_score)
+        tl.store(distance + query * k + nth, tl.where(finite, (1.0 - top).to(tl.float32), float("nan")))
+        tl.store(row + query * k + nth, tl.where(finite, found, -1))
+
+
+# Columns of a picture to preprocess. Offsets of the resize tables are in int32s from ``tables``.
+PICTURE_PIXELS = tl.constexpr(0)  # address of its first byte
+PICTURE_WIDTH = tl.constexpr(1)
+PICTURE_CHANNELS = tl.constexpr(2)  # 3, or 1 for grey
+PICTURE_TOP = tl.constexpr(3)  # first source row that the crop needs
+PICTURE_ROWS = tl.constexpr(4)  # and how many
+PICTURE_TAPS_X = tl.constexpr(5)
+PICTURE_TAPS_Y = tl.constexpr(6)
+PICTURE_FIRST_X = tl.constexpr(7)  # per output column: first source column
+PICTURE_FIRST_Y = tl.constexpr(8)
+PICTURE_WEIGHTS_X = tl.constexpr(9)  # (taps, crop), in units of 2^-22
+PICTURE_WEIGHTS_Y = tl.constexpr(10)
+PICTURE_ACROSS = tl.constexpr(11)  # where its rows begin in ``across``, in bytes
+PICTURE_COLUMNS = tl.constexpr(12)
+
+FRACTION_BITS = tl.constexpr(22)
+HALF = tl.constexpr(1 << 21)
+
+
+@triton.jit
+def to_byte(total):
+    """Pillow's rounding of a fixed-point sum that started at one half."""
+    return tl.minimum(tl.maximum(total >> FRACTION_BITS, 0), 255)
+
+
+@triton.jit
+def resize_across(pictures, tables, across, crop, BLOCK: tl.constexpr):
+    """First pass of Pillow's bilinear resize: the source rows and output columns that the crop needs, as bytes (rows, 3,
+    crop)."""
+    picture = pictures + tl.program_id(1) * PICTURE_COLUMNS
+    pixels = tl.load(picture + PICTURE_PIXELS).to(across.dtype)
+    width = tl.load(picture + PICTURE_WIDTH)
+    channels = tl.load(picture + PICTURE_CHANNELS)
+    top = tl.load(picture + PICTURE_TOP)
+    taps = tl.load(picture + PICTURE_TAPS_X).to(tl.int32)
+    first_x = tables + tl.load(picture + PICTURE_FIRST_X)
+    weights = tables + tl.load(picture + PICTURE_WEIGHTS_X)
+    out = across + tl.load(picture + PICTURE_ACROSS)
+    for row in range(tl.program_id(0), tl.load(picture + PICTURE_ROWS).to(tl.int32), tl.num_programs(0)):
+        line = pixels + (top + row) * width * channels
+        for start in range(0, crop, BLOCK):
+            x = start + tl.arange(0, BLOCK)
+            inside = x < crop
+            column = tl.load(first_x + x, mask=inside, other=0)
+            for c in tl.static_range(3):
+                total = tl.full([BLOCK], HALF, tl.int32)
+                for tap in range(taps):
+                    weight = tl.load(weights + tap * crop + x, mask=inside, other=0)
+                    at = tl.minimum(column + tap, width - 1) * channels + tl.minimum(c, channels - 1)
+                    total += weight * tl.load(line + at, mask=inside, other=0).to(tl.int32)
+                tl.store(out + (row * 3 + c) * crop + x, to_byte(total).to(tl.uint8), mask=inside)
+
+
+VIEW_FLIP = tl.constexpr(1)  # 0: as it is
+VIEW_CLAMP = tl.constexpr(2)
+
+
+@triton.jit
+def resize_down(pictures, tables, across, levels, views, count, images, crop, BLOCK: tl.constexpr):
+    """Second pass, normalised by table, in every view: float32 (pictures, views, 3, crop, crop)."""
+    y = tl.program_id(0)
+    number = tl.program_id(1).to(tl.int64)
+    picture = pictures + number * PICTURE_COLUMNS
+    rows = tl.load(picture + PICTURE_ROWS).to(tl.int32)
+    taps = tl.load(picture + PICTURE_TAPS_Y).to(tl.int32)
+    first = tl.load(tables + tl.load(picture + PICTURE_FIRST_Y) + y) - tl.load(picture + PICTURE_TOP).to(tl.int32)
+    weights = tables + tl.load(picture + PICTURE_WEIGHTS_Y)
+    source = across + tl.load(picture + PICTURE_ACROSS)
+    for start in range(0, crop, BLOCK):
+        x = start + tl.arange(0, BLOCK)
+        inside = x < crop
+        for c in tl.static_range(3):
+            total = tl.full([BLOCK], HALF, tl.int32)
+            for tap in range(taps):
+                weight = tl.load(weights + tap * crop + y)
+                row = tl.minimum(first + tap, rows - 1).to(tl.int64)
+                total += weight * tl.load(source + (row * 3 + c) * crop + x, mask=inside, other=0).to(tl.int32)
+            value = tl.load(levels + c * 256 + to_byte(total))
+            for v in range(count):
+                view = tl.load(views + v)
+                at = tl.where(view == VIEW_FLIP, crop - 1 - y, y)
+                seen = tl.where(view == VIEW_CLAMP, tl.maximum(value, 0.0), value)
+                plane = (number * count + v) * 3 + c
+                tl.store(images + (plane * crop + at) * crop + x, seen, mask=inside)
+
+
+@triton.jit
+def fuse_map(distance, views, count, low, part, region, anomaly_map, side, SIZE: tl.constexpr):
+    """Flip back, add in the views' order, upsample: distances (pictures, views, side, side) → maps (pictures, SIZE, SIZE).
+
+    The numpy path's arithmetic, operation by operation; compiled without fused multiply-add. Pixels whose ``region`` byte
+    is 0 become 0.
+    """
+    y = tl.program_id(0)
+    picture = tl.program_id(1).to(tl.int64)
+    x = tl.arange(0, SIZE)
+    low_x = tl.load(low + x)
+    high_x = tl.minimum(low_x + 1, side - 1)
+    part_x = tl.load(part + x)
+    low_y = tl.load(low + y)
+    high_y = tl.minimum(low_y + 1, side - 1)
+    part_y = tl.load(part + y)
+    upper_left = tl.zeros([SIZE], tl.float32)
+    upper_right = tl.zeros([SIZE], tl.float32)
+    lower_left = tl.zeros([SIZE], tl.float32)
+    lower_right = tl.zeros([SIZE], tl.float32)
+    for v in range(count):
+        flip = tl.load(views + v) == VIEW_FLIP
+        grid = distance + (picture * count + v) * side * side
+        upper = grid + tl.where(flip, side - 1 - low_y, low_y) * side
+        lower = grid + tl.where(flip, side - 1 - high_y, high_y) * side
+        upper_left += tl.load(upper + low_x)
+        upper_right += tl.load(upper + high_x)
+        lower_left += tl.load(lower + low_x)
+        lower_right += tl.load(lower + high_x)
+    above = upper_left * (1.0 - part_x) + upper_right * part_x
+    below = lower_left * (1.0 - part_x) + lower_right * part_x
+    value = above * (1.0 - part_y) + below * part_y
+    place = (picture * SIZE + y) * SIZE + x
+    tl.store(anomaly_map + place, tl.where(tl.load(region + place) != 0, value, 0.0))
+
+
+@triton.jit
+def ordered(bits):
+    """Bits of a float32 as an unsigned number with the floats' order."""
+    return tl.where(bits >> 31 == 0, bits | 0x80000000, bits ^ 0xFFFFFFFF)
+
+
+@triton.jit
+def top_mean(anomaly_map, score, TOP: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Mean of the ``TOP`` largest pixels in float64: the smallest of them by radix select, then the sum of what lies above.
+
+    One program a map. float64 sums float32 values without rounding while the largest is below 2^19 times the smallest, so
+    the order of the sum does not show.
+    """
+    source = anomaly_map + tl.program_id(0).to(tl.int64) * PIXELS
+    digit = tl.arange(0, 256)
+    level = tl.zeros([], tl.uint32)
+    above = 0
+    broken = 0
+    for turn in tl.static_range(4):
+        shift = 24 - 8 * turn
+        counts = tl.zeros([256], tl.int32)
+        for start in range(0, PIXELS, BLOCK):
+            value = tl.load(source + start + tl.arange(0, BLOCK))
+            key = ordered(value.to(tl.uint32, bitcast=True)) >> shift
+            if turn == 0:
+                broken += tl.sum((value != value).to(tl.int32), axis=0)
+                counts += tl.histogram(key.to(tl.int32), 256)
+            else:
+                counts += tl.histogram((key & 255).to(tl.int32), 256, mask=(key >> 8) == (level >> (shift + 8)))
+        at_least = above + tl.cumsum(counts, axis=0, reverse=True)
+        chosen = tl.sum((at_least >= TOP).to(tl.int32), axis=0) - 1
+        above = tl.sum(tl.where(digit == chosen, at_least - counts, 0), axis=0)
+        level = level | (chosen.to(tl.uint32) << shift)
+    edge = tl.where(level >> 31 == 0, level ^ 0xFFFFFFFF, level & 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    total = (TOP - above).to(tl.float64) * edge.to(tl.float64)
+    for start in range(0, PIXELS, BLOCK):
+        value = tl.load(source + start + tl.arange(0, BLOCK))
+        higher = ordered(value.to(tl.uint32, bitcast=True)) > level
+        total += tl.sum(tl.where(higher, value, 0.0).to(tl.float64), axis=0)
+    tl.store(score + tl.program_id(0), tl.where(broken > 0, float("nan"), total / TOP))

@@ -1,0 +1,102 @@
+"""What the kernels and the chain ask of a device. ``device.py`` provides it; the tests bring one made of numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+T = TypeVar("T")
+
+
+class Buffer(Protocol):
+    """Device memory at address ``ptr``."""
+
+    ptr: int
+    nbytes: int
+
+    def close(self) -> None: ...
+
+
+class Stream(Protocol):
+    """An order of work; ``handle`` is its CUstream as a number."""
+
+    handle: int
+
+    def synchronize(self) -> None: ...
+    def wait(self, event: Any, /) -> None: ...
+
+
+class Event(Protocol):
+    """A point in a stream's order. ``query`` says, without waiting, whether it has happened."""
+
+    def record(self, stream: Any, /) -> None: ...
+    def query(self) -> bool: ...
+    def synchronize(self) -> None: ...
+    def elapsed_ms(self, since: Any, /) -> float: ...
+
+
+class Function(Protocol):
+    """A loaded kernel."""
+
+    def launch(
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: Sequence[np.number[Any]],
+        shared: int,
+        stream: Any,
+    ) -> None: ...
+
+
+class Module(Protocol):
+    """Loaded machine code."""
+
+    def function(self, name: str, /) -> Function: ...
+
+
+class Graph(Protocol):
+    """Recorded work."""
+
+    def launch(self, stream: Any, /) -> None: ...
+    def close(self) -> None: ...
+
+
+class Device(Protocol):
+    """One GPU, used from its owner's thread alone."""
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+
+    def alloc(self, nbytes: int, /) -> Buffer: ...
+    def pinned(self, shape: int | tuple[int, ...], dtype: DTypeLike, /) -> NDArray[Any]: ...
+    def stream(self) -> Stream: ...
+    def event(self) -> Event: ...
+    def upload(self, dst: Any, src: NDArray[Any], stream: Any, offset: int = 0) -> None: ...
+    def download(self, dst: NDArray[Any], src: Any, stream: Any, offset: int = 0) -> None: ...
+    def load(self, cubin: bytes, /) -> Module: ...
+    def capture(self, stream: Any, /) -> AbstractContextManager[Graph]: ...
+
+
+class Owner(Protocol):
+    """The one thread that uses a GPU: ``run(work)`` is ``work(device)`` done there, in the order handed in."""
+
+    def run(self, work: Callable[[Any], T], /) -> T: ...
+
+
+class DeviceEngine(Protocol):
+    """A backbone on the device.
+
+    ``enqueue`` reads ``rows`` normalised float32 pictures (3, crop, crop) at ``images`` and writes unit rows, float32
+    (rows, P, D) to ``patch`` and (rows, Dc) to ``cls``, in the stream's order. Its scratch memory may be shared: the
+    chain never has it on two streams at once. ``capturable``: ``enqueue`` may be recorded into a CUDA graph.
+    """
+
+    max_rows: int
+    capturable: bool
+
+    def enqueue(self, images: int, patch: int, cls: int, rows: int, stream: Any) -> None: ...

@@ -1,0 +1,510 @@
+"""The chain's buffers, orders, graphs and bank swaps on a device made of numpy (``fake_device.py``), against the numpy path."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_device import FakeDevice, FakeOwner, FakeStream
+from numpy.typing import NDArray
+from visionad_runtime import maps, preprocess, search
+from visionad_runtime.artefacts import FeatureIdentity, PreprocessSpec, ViewName
+from visionad_runtime.cuda import chain as chain_module
+from visionad_runtime.cuda import kernels
+from visionad_runtime.cuda.chain import Chain, Matched
+from visionad_runtime.errors import PictureError, VisionADError
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
+GRID, PATCH, DIM, CLS = 4, 4, 24, 8
+SPEC = PreprocessSpec(resize=20, crop=GRID * PATCH, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IDENTITY = FeatureIdentity(
+    backbone="fake", weights_sha256="0" * 64, kind="vit", layers=(0,), patch=PATCH, grid=GRID, dim=DIM, class_token="fused",
+    class_token_dim=CLS, pos_embed="none", preprocess=SPEC,
+)  # fmt: skip
+PROJECTION = np.random.default_rng(0).standard_normal((3 * PATCH * PATCH, DIM)).astype(np.float32)
+
+
+def encode_row(image: F32) -> tuple[F32, F32]:
+    """A backbone: a random projection of each patch; (P, D) and (Dc,), unit rows."""
+    patches = image.reshape(3, GRID, PATCH, GRID, PATCH).transpose(1, 3, 0, 2, 4).reshape(GRID * GRID, -1)
+    tokens = np.einsum("pi,id->pd", patches, PROJECTION) + np.float32(0.5)  # black in `clamp` is all zeros
+    tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
+    cls = tokens[:, :CLS].mean(axis=0)
+    return tokens, cls / np.linalg.norm(cls)
+
+
+class FakeEngine:
+    """Works in two steps on one scratch buffer, as an engine's layers do: two streams at once would spoil each other's rows."""
+
+    def __init__(self, owner: FakeOwner, max_rows: int = 12, capturable: bool = True) -> None:
+        self.max_rows, self.capturable = max_rows, capturable
+        self.device: FakeDevice = owner.run(lambda device: device)
+        self.scratch = np.zeros((max_rows, 3, SPEC.crop, SPEC.crop), np.float32)
+        self.runs = 0
+        self.broken = False
+
+    def enqueue(self, images: int, patch: int, cls: int, rows: int, stream: FakeStream) -> None:
+        assert 1 <= rows <= self.max_rows
+        read = self.device.read
+
+        def gather() -> None:
+            self.runs += 1
+            self.scratch[:rows] = read(images, np.float32, rows, 3, SPEC.crop, SPEC.crop)
+
+        def finish() -> None:
+            for i in range(rows):
+                tokens, token = encode_row(self.scratch[i])
+                read(patch, np.float32, rows, GRID * GRID, DIM)[i] = np.nan if self.broken and i == 1 else tokens
+                read(cls, np.float32, rows, CLS)[i] = token
+
+        stream.add("run", gather)
+        for _ in range(8):
+            stream.add("run", lambda: None)
+        stream.add("run", finish)
+
+
+@dataclass(frozen=True)
+class Class:
+    """As much of a class's bank as the chain reads."""
+
+    name: str
+    blocks: tuple[str, ...]
+    features: F32
+
+    def rows(self, view: ViewName) -> F32:
+        part = self.features[preprocess.view_blocks(self.blocks, view)]
+        return part.reshape(-1, part.shape[-1])
+
+
+def picture(seed: int, height: int = 30, width: int = 40) -> U8:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def enrol(name: str, seeds: Sequence[int], views: tuple[ViewName, ...] = VIEWS) -> Class:
+    blocks = preprocess.bank_blocks(views)
+    supports = [preprocess.support_encodings(preprocess.prepare(picture(s), SPEC), blocks) for s in seeds]
+    return Class(
+        name, blocks, np.stack([np.stack([encode_row(e)[0] for e in encodings]) for encodings in supports], axis=1)
+    )
+
+
+BOLT, NUT, GEAR = enrol("bolt", [100]), enrol("nut", [200, 201]), enrol("gear", [300, 301, 302])
+
+
+def expected(
+    rgb: U8, bank: Class, views: tuple[ViewName, ...] = VIEWS, region: NDArray[np.bool_] | None = None
+) -> Matched:
+    """The numpy path."""
+    colour = rgb if rgb.ndim == 3 and rgb.shape[2] == 3 else np.repeat(rgb.reshape(*rgb.shape[:2], 1), 3, axis=2)
+    images = preprocess.query_views(preprocess.prepare(colour, SPEC), views)
+    tokens = [encode_row(image)[0] for image in images]
+    distances = {
+        v: search.nearest(t, bank.rows(v)).distance.reshape(GRID, GRID) for v, t in zip(views, tokens, strict=True)
+    }
+    anomaly_map = maps.upsample(maps.fuse(distances))
+    if region is not None:
+        anomaly_map = np.where(region, anomaly_map, np.float32(0))
+    return Matched(distances, anomaly_map, maps.image_score(anomaly_map), {})
+
+
+def check(found: Matched, wanted: Matched) -> None:
+    assert tuple(found.distances) == tuple(wanted.distances)
+    for view, grid in wanted.distances.items():
+        np.testing.assert_array_max_ulp(found.distances[view], grid, maxulp=1)
+    np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=1e-6)
+    assert abs(found.score - wanted.score) < 1e-6
+    assert found.anomaly_map.dtype == np.float32 and found.anomaly_map.shape == (256, 256)
+
+
+class Line:
+    """A chain on a fake device."""
+
+    def __init__(
+        self, seed: int = 0, pace: int = 3, max_rows: int = 12, capturable: bool = True, **settings: Any
+    ) -> None:
+        self.owner = FakeOwner(seed=seed, step=pace)
+        self.device: FakeDevice = self.owner.run(lambda device: device)
+        self.engine = FakeEngine(self.owner, max_rows, capturable)
+        self.chain = Chain(self.owner, self.engine, IDENTITY, **{"max_picture": (64, 96), **settings})
+
+    def inspect(
+        self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0, views: tuple[ViewName, ...] = VIEWS
+    ) -> list[Matched]:
+        return self.chain.match(self.chain.encode(rgbs, views, camera), banks)
+
+    def live(self) -> int:
+        return self.owner.run(lambda device: sum(b.nbytes for b in device.buffers))
+
+
+@pytest.fixture
+def line() -> Iterator[Callable[..., Line]]:
+    made: list[Line] = []
+
+    def make(**settings: Any) -> Line:
+        made.append(Line(**settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.chain.close()
+        assert one.live() == 0, "the chain left memory behind"
+        assert not one.device.graphs, "the chain left graphs behind"
+        one.owner.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("capturable", [True, False])
+def test_a_mixed_batch_is_the_numpy_path(line: Callable[..., Line], seed: int, capturable: bool) -> None:
+    one = line(seed=seed, capturable=capturable)
+    one.chain.keep([BOLT, NUT, GEAR])
+    shapes = [(30, 40), (64, 96), (1, 1), (17, 5)]
+    for turn in range(3):  # first as it is, then by graph, then with other pictures and classes in the same graph
+        rgbs = [picture(10 * turn + i, *shapes[(i + turn) % 4]) for i in range(4)]
+        rgbs[1] = rgbs[1][:, :, 0]
+        banks = [(BOLT, GEAR, BOLT, NUT), (NUT, NUT, NUT, NUT), (GEAR, BOLT, NUT, GEAR)][turn]
+        encoded = one.chain.encode(rgbs, VIEWS)
+        for rgb, cls in zip(rgbs, encoded.cls, strict=True):
+            if rgb.ndim == 3:
+                images = preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS)
+                np.testing.assert_array_equal(cls, [encode_row(i)[1] for i in images])
+        for rgb, bank, found in zip(rgbs, banks, one.chain.match(encoded, banks), strict=True):
+            check(found, expected(rgb, bank))
+
+
+@pytest.mark.parametrize("views", [("original",), ("flip", "clamp"), ("clamp",)])
+def test_some_views_only(line: Callable[..., Line], views: tuple[ViewName, ...]) -> None:
+    one = line()
+    bank = enrol("bolt", [100, 101], views)
+    assert one.chain.max_batch(views) == 12 // len(views)
+    for seed in range(2):
+        check(one.inspect([picture(seed)], [bank], views=views)[0], expected(picture(seed), bank, views))
+
+
+def test_nothing_is_allocated_per_call_and_every_batch_size_has_its_graphs(line: Callable[..., Line]) -> None:
+    one = line(cameras=2)
+    one.chain.keep([BOLT, NUT])
+    one.chain.warm_up(BOLT, VIEWS, (1, 3))
+    made, graphs = one.device.made, len(one.device.graphs)
+    assert graphs == 2 * 2 * 4  # cameras, batch sizes, stages
+    launches = one.device.launches
+    for turn in range(3):
+        for camera in (0, 1):
+            for count in (1, 3):
+                one.inspect([picture(turn + i, 10 + turn, 20 + i) for i in range(count)], [NUT] * count, camera)
+    assert one.device.made == made and len(one.device.graphs) == graphs
+    assert one.device.launches == launches + 3 * 2 * 2 * 4
+
+
+def test_timings_name_the_stages(line: Callable[..., Line]) -> None:
+    one = line()
+    encoded = one.chain.encode([picture(0)], VIEWS)
+    assert list(encoded.timings) == ["upload", "preprocess", "engine", "download"]
+    found = one.chain.match(encoded, [BOLT])[0]
+    assert list(found.timings) == ["upload", "search", "map", "download"]
+    assert all(t > 0 for t in (*encoded.timings.values(), *found.timings.values()))
+
+
+def test_trace_is_what_the_engine_saw_and_gave(line: Callable[..., Line]) -> None:
+    one = line()
+    images, tokens = one.chain.trace(one.chain.encode([picture(1), picture(2, 9, 9)], VIEWS))
+    for rgb, own, patch in zip((picture(1), picture(2, 9, 9)), images, tokens, strict=True):
+        np.testing.assert_array_equal(own, preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS))
+        np.testing.assert_array_equal(patch, [encode_row(i)[0] for i in own])
+
+
+def test_pixels_outside_the_region_do_not_count(line: Callable[..., Line]) -> None:
+    one = line()
+    region = np.random.default_rng(0).random((256, 256)) > 0.7
+    rgbs = [picture(0), picture(1)]
+    plain = one.inspect(rgbs, [BOLT, NUT])
+    masked = one.chain.match(one.chain.encode(rgbs, VIEWS), [BOLT, NUT], [None, region])
+    check(masked[0], expected(rgbs[0], BOLT))
+    check(masked[1], expected(rgbs[1], NUT, region=region))
+    again = one.inspect(rgbs, [BOLT, NUT])  # the mask does not stay
+    for a, b in zip(plain, again, strict=True):
+        np.testing.assert_array_equal(a.anomaly_map, b.anomaly_map)
+
+
+# --- many cameras ----------------------------------------------------------------------------------------------------
+
+
+def in_threads(*work: Callable[[], None]) -> None:
+    errors: list[BaseException] = []
+
+    def guarded(one: Callable[[], None]) -> None:
+        try:
+            one()
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=guarded, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def run_cameras(one: Line, cameras: int, turns: int) -> None:
+    def camera(number: int) -> Callable[[], None]:
+        def work() -> None:
+            for turn in range(turns):
+                rgbs = [picture(100 * number + 10 * turn + i) for i in range(1 + (turn + number) % 2)]
+                banks = [(BOLT, NUT, GEAR)[(number + turn + i) % 3] for i in range(len(rgbs))]
+                for rgb, bank, found in zip(rgbs, banks, one.inspect(rgbs, banks, number), strict=True):
+                    check(found, expected(rgb, bank))
+
+        return work
+
+    in_threads(*(camera(i) for i in range(cameras)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cameras_do_not_disturb_each_other(line: Callable[..., Line], seed: int) -> None:
+    one = line(seed=seed, pace=1, cameras=3, max_rows=6)
+    one.chain.keep([BOLT, NUT, GEAR])
+    run_cameras(one, 3, 3)
+
+
+def overlap(one: Line, forgotten: str | None, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Enqueue two cameras' work before any of it runs, leaving out one kind of wait. Whether all results are right."""
+    cameras, banks = one.chain._cameras, (BOLT, NUT)
+    event, wait = getattr(one.chain._shared, forgotten or "", None), FakeStream.wait
+    with monkeypatch.context() as patch, one.chain._using(banks) as residents:
+        patch.setattr(FakeStream, "wait", lambda stream, e: None if e is event else wait(stream, e))
+
+        def both(start: Callable[[int], None]) -> None:
+            for i in range(2):
+                start(i)
+            for camera in cameras:
+                camera.done.synchronize()
+
+        def match(i: int) -> None:
+            work = [(residents[i].view(banks[i], v), cameras[i].query_rows(n)) for n, v in enumerate(VIEWS)]
+            cameras[i].start_match(one.chain._shared.plan(work), 1, VIEWS, None)
+
+        one.owner.run(lambda _: both(lambda i: cameras[i].start_encode(one.engine, [picture(i)], VIEWS)))
+        one.owner.run(lambda _: both(match))
+    wanted = [expected(picture(i), bank) for i, bank in enumerate(banks)]
+    return all(
+        np.allclose(camera.host.distance[:3].ravel(), np.stack(list(w.distances.values())).ravel(), rtol=0, atol=1e-6)
+        for camera, w in zip(cameras, wanted, strict=True)
+    )
+
+
+def test_the_fake_device_sees_a_missing_wait(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits are enough, and each is needed: some order of the streams shows it."""
+    found: dict[str | None, list[bool]] = {None: [], "engine_free": [], "maxima_free": []}
+    for seed in range(8):
+        one = line(seed=seed, pace=1, cameras=2, max_rows=3)
+        one.chain.keep([BOLT, NUT])
+        one.chain.warm_up(BOLT, VIEWS)
+        for forgotten, outcomes in found.items():
+            outcomes.append(overlap(one, forgotten, monkeypatch))
+    assert all(found[None])
+    assert not all(found["engine_free"]) and not all(found["maxima_free"])
+
+
+# --- banks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_class_is_enrolled_while_cameras_run(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_module, "STAGING", 1024)  # many pieces
+    one = line(pace=1, cameras=2, max_rows=3)
+    versions = [enrol("nut", range(200, 201 + n)) for n in range(3)]
+    one.chain.keep([BOLT, versions[0]])
+    current = [versions[0]]
+    served = [0]
+    done = threading.Event()
+
+    def camera() -> None:
+        while not done.is_set():
+            bank = current[0]
+            check(one.inspect([picture(served[0])], [bank])[0], expected(picture(served[0]), bank))
+            served[0] += 1
+
+    def clerk() -> None:
+        try:
+            for bank in versions[1:]:
+                before = served[0]
+                one.chain.keep([BOLT, bank])
+                current[0] = bank
+                while served[0] < before + 2:
+                    time.sleep(0.001)
+        finally:
+            done.set()
+
+    in_threads(camera, clerk)
+    assert served[0] >= 4
+
+
+def test_banks_that_are_not_kept_any_more_are_freed(line: Callable[..., Line]) -> None:
+    one = line()
+    one.chain.keep([GEAR])
+    one.inspect([picture(0)], [GEAR])
+    alone = one.live()
+    one.chain.keep([GEAR, BOLT, NUT])
+    assert one.live() > alone
+    one.chain.keep([GEAR])
+    assert one.live() == alone
+    found = one.inspect([picture(0), picture(1)], [NUT, NUT])  # not kept: uploaded for the call
+    check(found[1], expected(picture(1), NUT))
+    assert one.live() == alone
+
+
+def test_kept_banks_are_uploaded_once(line: Callable[..., Line]) -> None:
+    one = line()
+    one.chain.keep([BOLT, NUT])
+    made = one.device.made
+    one.chain.keep([NUT, BOLT])
+    assert one.device.made == made
+
+
+def test_a_larger_bank_gets_more_room_and_new_graphs(line: Callable[..., Line]) -> None:
+    one = line(max_rows=6)
+    one.chain.keep([BOLT])
+    one.chain.warm_up(BOLT, VIEWS)
+    graphs, room = len(one.device.graphs), one.chain._shared.maxima.nbytes
+    large = enrol("large", range(400, 408))
+    one.chain.keep([BOLT, large])
+    assert one.chain._shared.maxima.nbytes > room
+    for _ in range(2):
+        for bank in (large, BOLT):
+            check(one.inspect([picture(3)], [bank])[0], expected(picture(3), bank))
+    assert len(one.device.graphs) == graphs
+
+
+def test_no_room_for_a_bank_leaves_the_others_as_they_were(line: Callable[..., Line]) -> None:
+    one = line()
+    one.chain.keep([BOLT])
+    before = one.live()
+    one.device.total_memory = before + GEAR.features.nbytes + 100
+    with pytest.raises(VisionADError, match="out of GPU memory"):
+        one.chain.keep([BOLT, GEAR])
+    assert one.live() == before
+    check(one.inspect([picture(0)], [BOLT])[0], expected(picture(0), BOLT))
+
+
+def test_no_room_for_the_chain_leaves_nothing_behind() -> None:
+    owner = FakeOwner()
+    device = owner.run(lambda device: device)
+    engine = FakeEngine(owner)
+    for memory in (100, 5_000, 100_000, 400_000, 1_000_000):
+        device.total_memory = memory
+        with pytest.raises(VisionADError, match="out of GPU memory"):
+            Chain(owner, engine, IDENTITY, cameras=2, max_picture=(64, 96))
+        assert not device.buffers
+    owner.close()
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_refusals(line: Callable[..., Line]) -> None:
+    one = line(max_rows=7)
+    chain = one.chain
+    with pytest.raises(VisionADError, match="1 to 2 pictures of 3 views, found 3"):
+        chain.encode([picture(0)] * 3, VIEWS)
+    with pytest.raises(VisionADError, match="found 0"):
+        chain.encode([], VIEWS)
+    with pytest.raises(PictureError, match="max_picture"):
+        chain.encode([picture(0, 65, 10)], VIEWS)
+    with pytest.raises(PictureError, match="uint8"):
+        chain.encode([picture(0).astype(np.float32)], VIEWS)  # type: ignore[list-item]
+    encoded = chain.encode([picture(0)], VIEWS)
+    with pytest.raises(VisionADError, match="a bank"):
+        chain.match(encoded, [BOLT, BOLT])
+    with pytest.raises(VisionADError, match="'half' was not enrolled in view flip"):
+        chain.match(encoded, [enrol("half", [1], ("original",))])
+    with pytest.raises(VisionADError, match="no rows"):
+        chain.match(encoded, [Class("empty", BOLT.blocks, BOLT.features[:, :0])])
+    broken = BOLT.features.copy()
+    broken[0, 0, 0, 0] = np.inf
+    with pytest.raises(VisionADError, match="'bad': NaN or Inf"):
+        chain.keep([Class("bad", BOLT.blocks, broken)])
+    check(chain.match(encoded, [BOLT])[0], expected(picture(0), BOLT))  # none of it did harm
+    chain.encode([picture(1)], VIEWS)
+    with pytest.raises(VisionADError, match="other pictures since"):
+        chain.match(encoded, [BOLT])
+    with pytest.raises(VisionADError, match="other pictures since"):
+        chain.trace(encoded)
+    chain.close()
+    chain.close()
+    with pytest.raises(VisionADError, match="closed"):
+        chain.encode([picture(0)], VIEWS)
+
+
+def test_a_broken_engine_is_noticed(line: Callable[..., Line]) -> None:
+    one = line()
+    one.engine.broken = True
+    with pytest.raises(VisionADError, match="NaN or Inf among the patch tokens"):
+        one.inspect([picture(0), picture(1)], [BOLT, NUT])
+    one.engine.broken = False
+    check(one.inspect([picture(0)], [BOLT])[0], expected(picture(0), BOLT))
+
+
+def test_keep_alive_runs_the_engine_and_changes_nothing(line: Callable[..., Line]) -> None:
+    one = line(keep_alive=0.02)
+    encoded = one.chain.encode([picture(0)], VIEWS)
+    runs = one.engine.runs
+    until = time.monotonic() + 30
+    while one.engine.runs < runs + 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert one.engine.runs >= runs + 3
+    check(one.chain.match(encoded, [BOLT])[0], expected(picture(0), BOLT))
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capability", "target"),
+    [
+        ((8, 0), "sm_80"), ((8, 6), "sm_86"), ((8, 7), "sm_87"), ((8, 9), "sm_89"), ((9, 0), "sm_90"), ((10, 0), "sm_100"),
+        ((10, 3), "ptx_89"), ((11, 0), "ptx_89"), ((12, 0), "sm_120"), ((12, 1), "ptx_89"), ((13, 0), "ptx_89"),
+    ],
+)  # fmt: skip
+def test_target_by_capability(capability: tuple[int, int], target: str) -> None:
+    assert kernels.choose_target(capability, list(kernels.read_manifest()["targets"])) == target
+    assert set(kernels.read_target(target)) == set(kernels.read_target("sm_80"))
+
+
+def test_minor_versions_share_code_up_to_8_and_not_beyond() -> None:
+    assert kernels.choose_target((8, 8), ["sm_80", "sm_86", "sm_90"]) == "sm_86"
+    with pytest.raises(VisionADError, match=r"compute capability 7\.5; the kernels need 8\.0"):
+        kernels.choose_target((7, 5), ["sm_80", "sm_86"])
+
+
+def test_damaged_kernels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = {name: code for name, (_, code) in kernels.read_target("sm_90").items()}
+    monkeypatch.setattr(kernels, "FOLDER", tmp_path)
+    with pytest.raises(VisionADError, match=r"sm_90\.zip cannot be read"):
+        kernels.read_target("sm_90")
+    with zipfile.ZipFile(tmp_path / "sm_90.zip", "w") as archive:
+        for name, data in code.items():
+            archive.writestr(name, data[:-1] + b"\1" if name == "rescore" else data)
+    with pytest.raises(VisionADError, match="kernel rescore is damaged"):
+        kernels.read_target("sm_90")
+
+
+def test_a_launch_is_checked(line: Callable[..., Line]) -> None:
+    one = line()
+    top_mean = one.chain._shared.kernels["top_mean"]
+    stream = one.owner.run(lambda device: device.stream())
+    for args, words in (
+        ((1 << 20,), "wanted 2 arguments"),
+        ((1 << 20, 8), "multiple of 16"),
+        ((1 << 20, 0), "multiple of 16"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            top_mean.launch((1, 1), args, stream)

@@ -1,0 +1,444 @@
+"""Every GPU kernel's source, run on CPU tensors by Triton's interpreter and held against the numpy path. No GPU involved."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from oracles import bilinear_weights
+from visionad_runtime import maps, preprocess, search
+from visionad_runtime.artefacts import PreprocessSpec, ViewName
+from visionad_runtime.cuda import plan
+from visionad_runtime.cuda.kernels import read_manifest, read_target
+from visionad_runtime.cuda.plan import GROUP, BankView, plan_search
+from visionad_runtime.errors import PictureError, VisionADError
+
+torch = pytest.importorskip("torch", reason="the kernels' interpreter needs torch")
+triton = pytest.importorskip("triton", reason="the kernels' source needs Triton")
+
+F32 = NDArray[np.float32]
+
+
+if not triton.knobs.runtime.interpret:
+    pytest.skip("Triton was imported before the tests could choose its interpreter", allow_module_level=True)
+from visionad_export.kernels import build  # noqa: E402
+from visionad_export.kernels import source as kernels  # noqa: E402
+
+
+def unit(seed: int, rows: int, dim: int) -> F32:
+    x = np.random.default_rng(seed).standard_normal((rows, dim))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+class Resident:
+    """What the chain keeps of a bank on the device, here in CPU tensors."""
+
+    def __init__(self, rows: F32, block_n: int) -> None:
+        count, dim = rows.shape
+        width = plan.packed_width(dim)
+        self.rows32 = torch.from_numpy(rows.copy())
+        self.rows16 = torch.zeros((count + block_n, width), dtype=torch.float16)
+        self.norms = torch.empty((count, 2))
+        kernels.pack[(count,)](self.rows32, self.rows16, self.norms, dim, width, BLOCK=256)
+        lost, kept = self.norms.numpy().max(axis=0).tolist() if count else (0.0, 0.0)
+        self.view = BankView(self.rows32.data_ptr(), self.rows16.data_ptr(), count, lost, kept)
+
+
+def run_search(
+    queries: F32,
+    work: list[tuple[F32, NDArray[np.int32]]],
+    neighbours: int = 1,
+    blocks: tuple[int, int, int] = (32, 64, 32),
+    programs: int = 3,
+) -> tuple[F32, NDArray[np.int32]]:
+    """Distances and rows (R, k) of query rows against banks, through pack, group_maxima and rescore."""
+    block_q, block_n, block_k = blocks
+    dim = queries.shape[1]
+    width = plan.packed_width(dim)
+    tokens = torch.from_numpy(queries.copy())
+    packed, norms = torch.zeros((len(queries), width), dtype=torch.float16), torch.empty((len(queries), 2))
+    kernels.pack[(len(queries),)](tokens, packed, norms, dim, width, BLOCK=256)
+    banks: dict[int, Resident] = {}
+    for bank, _ in work:
+        banks.setdefault(id(bank), Resident(bank, block_n))
+    p = plan_search([(banks[id(b)].view, rows) for b, rows in work], block_q, block_n, programs, neighbours)
+    assert len(p.items) <= plan.max_items(len(p.order), len(p.jobs), block_q, programs)
+    order, job_of, jobs, bounds = (torch.from_numpy(a) for a in (p.order, p.job_of, p.jobs, p.bounds))
+    maxima = torch.full((p.maxima,), float("nan"))
+    kernels.group_maxima[(programs,)](
+        packed, order, jobs, torch.from_numpy(p.items), torch.tensor([len(p.items)], dtype=torch.int32), maxima, width,
+        BLOCK_Q=block_q, BLOCK_N=block_n, BLOCK_K=block_k, GROUP=GROUP,
+    )  # fmt: skip
+    finite = np.isfinite(queries).all()
+    assert not finite or not maxima.isnan().any(), "a maximum was not written"
+    distance = torch.full((len(queries), neighbours), 9.0)
+    row = torch.full((len(queries), neighbours), -7, dtype=torch.int32)
+    kernels.rescore[(len(p.order),)](
+        tokens, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, plan.accumulation_slack(dim), neighbours,
+        KEEP=plan.MAX_NEIGHBOURS, SCAN=64, GROUP=GROUP, BLOCK_D=64,
+    )  # fmt: skip
+    return distance.numpy(), row.numpy()
+
+
+def every(queries: F32) -> NDArray[np.int32]:
+    return np.arange(len(queries), dtype=np.int32)
+
+
+def brute_force(queries: F32, bank: F32, k: int = 1) -> tuple[F32, NDArray[np.int64]]:
+    """The definition: float64 scores, nearest first, the lowest of equal ones."""
+    scores = np.einsum("qd,nd->qn", queries.astype(np.float64), bank.astype(np.float64))
+    row = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return (1.0 - np.take_along_axis(scores, row, axis=1)).astype(np.float32), row
+
+
+def check(queries: F32, bank: F32, distance: F32, row: NDArray[np.int32], k: int = 1) -> None:
+    wanted_distance, wanted_row = brute_force(queries, bank, k)
+    np.testing.assert_array_max_ulp(distance, wanted_distance, maxulp=1)
+    np.testing.assert_array_equal(row, wanted_row)
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "dim"),
+    [(1, 1, 1), (1, 2, 3), (3, 31, 97), (7, 32, 64), (9, 33, 65), (17, 640, 192), (5, 999, 384), (40, 130, 100)],
+)
+def test_search_is_brute_force(count: int, rows: int, dim: int) -> None:
+    queries, bank = unit(rows, count, dim), unit(dim + 1, rows, dim)
+    distance, row = run_search(queries, [(bank, every(queries))])
+    check(queries, bank, distance, row)
+    cpu = search.nearest(queries, bank)
+    np.testing.assert_allclose(distance[:, 0], cpu.distance, rtol=0, atol=2e-7)
+    same = row[:, 0] == cpu.row  # two rows within float32 rounding of each other may change places on the CPU
+    assert same.mean() > 0.9
+    np.testing.assert_array_max_ulp(distance[same, 0], cpu.distance[same], maxulp=1)
+
+
+def test_a_hundred_thousand_rows() -> None:
+    queries, bank = unit(0, 4, 24), unit(1, 100_003, 24)
+    distance, row = run_search(queries, [(bank, every(queries))], blocks=(16, 256, 64), programs=7)
+    check(queries, bank, distance, row)
+
+
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize(
+    ("dim", "rows", "distinct", "k"),
+    [
+        (1, 1, 1, 1),
+        (1, 40, 2, 3),
+        (2, 33, 5, 8),
+        (3, 70, 70, 2),
+        (16, 129, 7, 8),
+        (97, 100, 100, 5),
+        (16, 64, 1, 1),
+        (5, 3, 2, 3),
+    ],
+)
+def test_ties_duplicates_and_several_neighbours(dim: int, rows: int, distinct: int, k: int, negative: bool) -> None:
+    pool = unit(rows, min(distinct, rows), dim)
+    bank = pool[np.random.default_rng(k).integers(0, len(pool), rows)]
+    queries = unit(dim, 2, dim)
+    if negative:  # what pads the last tile must not win over rows that all point away
+        bank, queries = np.abs(bank), -np.abs(queries)
+    distance, row = run_search(queries, [(bank, every(queries))], neighbours=k)
+    check(queries, bank, distance, row, k)
+
+
+def test_close_rows_that_16_bits_cannot_tell_apart() -> None:
+    rng = np.random.default_rng(3)
+    query = unit(4, 1, 64)
+    bank = np.repeat(query, 700, axis=0) + rng.standard_normal((700, 64)).astype(np.float32) * 1e-5
+    bank = (bank / np.linalg.norm(bank, axis=1, keepdims=True)).astype(np.float32)
+    scores16 = (bank.astype(np.float16).astype(np.float32) @ query.astype(np.float16).astype(np.float32).T).ravel()
+    best = int(brute_force(query, bank)[1][0, 0])
+    assert scores16.argmax() != best
+    assert scores16.max() - scores16[best] > np.float32(2**-22)
+    distance, row = run_search(query, [(bank, every(query))])
+    check(query, bank, distance, row)
+
+
+def test_many_classes_and_views_in_one_launch() -> None:
+    queries = unit(5, 30, 33)
+    banks = [unit(6 + i, n, 33) for i, n in enumerate((1, 64, 65, 200, 7))]
+    order = np.random.default_rng(0).permutation(30).astype(np.int32)
+    parts = np.split(order, [1, 5, 6, 24, 28])  # the last part shares the fourth one's bank
+    work = list(zip([*banks, banks[3]], parts, strict=True))
+    distance, row = run_search(queries, work, programs=2)
+    for bank, part in work:
+        check(queries[part], bank, distance[part], row[part])
+    for bank, part in work[3:]:  # and each is what it is alone, in any tiling
+        alone = run_search(queries, [(bank, part)], blocks=(16, 32, 64), programs=5)
+        np.testing.assert_array_equal(alone[0][part], distance[part])
+        np.testing.assert_array_equal(alone[1][part], row[part])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_a_broken_query_is_marked_and_spoils_no_other(value: float) -> None:
+    queries, bank = unit(8, 6, 40), unit(9, 200, 40)
+    queries[3, 2] = value
+    distance, row = run_search(queries, [(bank, every(queries))])
+    good = np.arange(6) != 3
+    assert np.isnan(distance[3]).all() and (row[3] == -1).all()
+    check(queries[good], bank, distance[good], row[good])
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "words"), [(0, 1, "no rows"), (5, 6, "1 to 5 neighbours"), (5, 0, "found 0"), (50, 9, "1 to 8")]
+)
+def test_search_refusals(rows: int, k: int, words: str) -> None:
+    with pytest.raises(VisionADError, match=words):
+        plan_search([(BankView(0, 0, rows, 0.0, 1.0), np.zeros(1, np.int32))], 128, 128, 1, k)
+
+
+def test_bound_holds() -> None:
+    """What the proof in docs/kernels.md rests on, where rounding is worst: |exact - 16-bit| stays below the bound, but
+    not idly far."""
+    rng = np.random.default_rng(1)
+    for dim in (1, 3, 64, 1000):
+        q, b = (unit(int(rng.integers(1 << 30)), 300, dim) for _ in range(2))
+        q16, b16 = (x.astype(np.float16).astype(np.float64) for x in (q, b))
+        exact = q.astype(np.float64) @ b.astype(np.float64).T
+        approximate = (q16.astype(np.float32) @ b16.astype(np.float32).T).astype(np.float64)
+        lost_q, kept_q = np.linalg.norm(q - q16, axis=1), np.linalg.norm(q16, axis=1)
+        lost_b, kept_b = np.linalg.norm(b - b16, axis=1).max(), np.linalg.norm(b16, axis=1).max()
+        bound = lost_q * (kept_b + lost_b) + kept_q * (lost_b + kept_b * plan.accumulation_slack(dim))
+        error = np.abs(exact - approximate).max(axis=1)
+        assert (error <= bound).all()
+        assert bound.max() < 1.5e-3
+
+
+def test_tables_have_the_columns_the_kernels_read() -> None:
+    assert kernels.JOB_COLUMNS.value == plan.JOB_COLUMNS
+    assert kernels.PICTURE_COLUMNS.value == plan.PICTURE_COLUMNS
+    assert kernels.FRACTION_BITS.value == plan.FRACTION_BITS
+    assert (kernels.VIEW_FLIP.value, kernels.VIEW_CLAMP.value) == (plan.VIEW_CODES["flip"], plan.VIEW_CODES["clamp"])
+
+
+# --- preprocessing ---------------------------------------------------------------------------------------------------
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+ALL: tuple[ViewName, ...] = ("original", "flip", "clamp")
+
+
+def run_preprocess(pictures: list[NDArray[np.uint8]], spec: PreprocessSpec, views: tuple[ViewName, ...]) -> F32:
+    """(pictures, views, 3, crop, crop) through resize_across and resize_down."""
+    plans = [plan.PicturePlan.of(*p.shape[:2], 1 if p.ndim == 2 else p.shape[2], spec) for p in pictures]
+    pixels = [torch.from_numpy(np.ascontiguousarray(p)) for p in pictures]
+    tables = torch.from_numpy(np.concatenate([p.tables for p in plans]))
+    for picture, p in zip(pictures, plans, strict=True):
+        assert len(p.tables) <= plan.table_size(*picture.shape[:2], spec)
+    columns, at, row = [], 0, 0
+    for data, p in zip(pixels, plans, strict=True):
+        columns.append(p.columns(data.data_ptr(), at, row * 3 * spec.crop))
+        at, row = at + len(p.tables), row + p.rows
+    across = torch.full((row * 3 * spec.crop + 1,), 77, dtype=torch.uint8)
+    images = torch.full((len(pictures), len(views), 3, spec.crop, spec.crop), float("nan"))
+    table = torch.from_numpy(np.array(columns, np.int64))
+    kernels.resize_across[(2, len(pictures))](table, tables, across, spec.crop, BLOCK=32)
+    assert across[-1] == 77
+    kernels.resize_down[(spec.crop, len(pictures))](
+        table, tables, across, torch.from_numpy(plan.level_table(spec)), torch.tensor([plan.VIEW_CODES[v] for v in views],
+        dtype=torch.int32), len(views), images, spec.crop, BLOCK=32,
+    )  # fmt: skip
+    return images.numpy()
+
+
+def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    if seed % 2:  # black and white: the widest sums
+        return rng.integers(0, 2, (height, width, channels), dtype=np.uint8) * np.uint8(255)
+    return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "resize", "crop"),
+    [
+        (1, 1, 16, 8),
+        (2, 3, 17, 16),
+        (13, 61, 24, 16),
+        (48, 48, 24, 20),
+        (97, 33, 25, 12),
+        (80, 31, 16, 16),
+        (28, 29, 40, 33),
+    ],
+)
+def test_preprocess_is_bit_identical(height: int, width: int, resize: int, crop: int) -> None:
+    spec = PreprocessSpec(resize=resize, crop=crop, mean=IMAGENET[0], std=IMAGENET[1])
+    rgb = noise(height, width, height)
+    wanted = preprocess.query_views(preprocess.prepare(rgb, spec), ALL)
+    np.testing.assert_array_equal(run_preprocess([rgb], spec, ALL)[0], wanted)
+
+
+def test_a_batch_of_different_pictures_and_greys() -> None:
+    spec = PreprocessSpec(resize=20, crop=14, mean=IMAGENET[0], std=IMAGENET[1])
+    pictures = [noise(50, 30), noise(7, 9, 1), noise(20, 20, 2)[:, :, 0], noise(33, 31, 3, 1)]
+    colour = [np.repeat(p.reshape(*p.shape[:2], -1), 3 // (p.shape[2] if p.ndim == 3 else 1), axis=2) for p in pictures]
+    views: tuple[ViewName, ...] = ("clamp", "flip")
+    found = run_preprocess(pictures, spec, views)
+    for one, rgb in zip(found, colour, strict=True):
+        np.testing.assert_array_equal(one, preprocess.query_views(preprocess.prepare(rgb, spec), views))
+
+
+@settings(max_examples=200)
+@given(n_in=st.integers(1, 5000), n_out=st.integers(8, 600), data=st.data())
+def test_taps_are_pillows(n_in: int, n_out: int, data: st.DataObject) -> None:
+    begin = data.draw(st.integers(0, n_out - 1))
+    end = data.draw(st.integers(begin + 1, min(n_out, begin + 9)))
+    taps = plan.bilinear_taps(n_in, n_out, begin, end)
+    for i, (first, weights) in enumerate(bilinear_weights(n_in, n_out)[begin:end]):
+        assert taps.first[i] == first
+        assert taps.weights[: len(weights), i].tolist() == weights
+        assert not taps.weights[len(weights) :, i].any()
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "uint8"),
+        (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), "empty"),
+        (np.zeros((21, 30, 3), np.uint8), "30 x 21"),
+        (np.zeros((20, 31), np.uint8), "31 x 20"),
+    ],
+)
+def test_picture_refusals(picture: NDArray[np.uint8], words: str) -> None:
+    with pytest.raises(PictureError, match=words):
+        plan.check_picture(picture, 20, 30)
+
+
+# --- map and score ---------------------------------------------------------------------------------------------------
+
+
+def run_fuse(distances: F32, views: tuple[ViewName, ...], region: NDArray[np.uint8] | None = None) -> F32:
+    """(pictures, views, side, side) → (pictures, 256, 256)."""
+    count, side = len(distances), distances.shape[-1]
+    low, part = plan.upsample_tables(side)
+    size = maps.MAP_SIZE
+    inspected = np.ones((count, size, size), np.uint8) if region is None else region
+    out = torch.full((count, size, size), float("nan"))
+    kernels.fuse_map[(size, count)](
+        torch.from_numpy(distances.copy()), torch.tensor([plan.VIEW_CODES[v] for v in views], dtype=torch.int32), len(views),
+        torch.from_numpy(low), torch.from_numpy(part), torch.from_numpy(inspected), out, side, SIZE=size,
+    )  # fmt: skip
+    return out.numpy()
+
+
+@pytest.mark.parametrize(
+    ("side", "views", "count"), [(1, ("flip",), 1), (4, ALL, 2), (28, ALL, 1), (37, ("original", "clamp"), 1)]
+)
+def test_map_is_bit_identical(side: int, views: tuple[ViewName, ...], count: int) -> None:
+    distances = np.random.default_rng(side).random((count, len(views), side, side), dtype=np.float32) * 2
+    found = run_fuse(distances, views)
+    for one, own in zip(found, distances, strict=True):
+        np.testing.assert_array_equal(one, maps.upsample(maps.fuse(dict(zip(views, own, strict=True)))))
+
+
+def test_pixels_outside_the_region_are_zero() -> None:
+    distances = np.random.default_rng(1).random((1, 3, 5, 5), dtype=np.float32)
+    region = np.random.default_rng(2).integers(0, 2, (1, 256, 256), dtype=np.uint8)
+    whole = run_fuse(distances, ALL)
+    np.testing.assert_array_equal(run_fuse(distances, ALL, region), np.where(region, whole, 0))
+
+
+def run_score(anomaly_maps: F32) -> NDArray[np.float64]:
+    score = torch.zeros(len(anomaly_maps), dtype=torch.float64)
+    kernels.top_mean[(len(anomaly_maps),)](
+        torch.from_numpy(anomaly_maps.copy()), score, TOP=maps.TOP_PIXELS, PIXELS=maps.MAP_SIZE**2, BLOCK=8192
+    )
+    return score.numpy()
+
+
+@pytest.mark.parametrize("kind", ["random", "few levels", "all equal", "zero", "around zero", "tiny", "peak"])
+def test_score_is_bit_identical(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    one = rng.random((256, 256), dtype=np.float32)
+    one = {
+        "random": one * 3,
+        "few levels": np.floor(one * 300) / np.float32(300),
+        "all equal": np.full_like(one, 0.3),
+        "zero": np.zeros_like(one),
+        "around zero": one * np.float32(1e-7) - np.float32(0.99e-7),
+        "tiny": one * np.float32(1e-40),
+        "peak": np.where(one > 0.999, one, -one),
+    }[kind].astype(np.float32)
+    found = run_score(np.stack([one, one[::-1]]))
+    assert found.tolist() == [maps.image_score(one)] * 2
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan])
+def test_a_map_with_nan_has_no_score(value: float) -> None:
+    one = np.random.default_rng(6).random((2, 256, 256), dtype=np.float32)
+    one[0, 3, 4] = value
+    found = run_score(one)
+    assert np.isnan(found[0]) and found[1] == maps.image_score(one[1])
+
+
+# --- what was built --------------------------------------------------------------------------------------------------
+
+MANIFEST = read_manifest()
+SHARED_KIB = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227}
+"""Shared memory a program may have, by target; 99 KiB on the others."""
+
+
+def compiler(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python -m visionad_export.kernels`` with a Triton that compiles."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", "visionad_export.kernels", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_the_product_is_of_this_source() -> None:
+    assert MANIFEST["source_sha256"] == build.source_digest(), "run `python -m visionad_export.kernels --build`"
+    assert {t: set(k) for t, k in MANIFEST["targets"].items()} == {
+        t: set(build.variants(cc)) for t, cc in build.TARGETS.items()
+    }
+
+
+@pytest.mark.parametrize("target", build.TARGETS)
+def test_registers_shared_memory_and_spills(target: str) -> None:
+    assert (build.PRODUCT / f"{target}.zip").stat().st_size < 1 << 20
+    for name, record in MANIFEST["targets"][target].items():
+        assert record["spill_bytes"] == 0, f"{target}/{name} spills registers"
+        assert record["registers"] <= 255 and record["registers"] * record["threads"] <= 65536
+        assert record["shared_bytes"] <= SHARED_KIB.get(target, 99) * 1024
+    search_kernel = MANIFEST["targets"][target]["group_maxima"]
+    instruction = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}.get(target, "mma.sync")
+    assert search_kernel["tensor_cores"] == instruction
+    assert (
+        search_kernel["constants"]["per_multiprocessor"] * search_kernel["registers"] * search_kernel["threads"]
+        <= 65536
+    )
+    assert plan.PADDING % search_kernel["constants"]["BLOCK_K"] == 0
+
+
+@pytest.mark.skipif(triton.__version__ != MANIFEST["triton"], reason=f"the product is Triton {MANIFEST['triton']}'s")
+@pytest.mark.parametrize("target", ["sm_90", "ptx_89"])
+def test_building_again_gives_the_same_bytes(target: str) -> None:
+    done = compiler("--check", "--target", target)
+    assert done.returncode == 0, done.stderr
+    assert f"{target:8} group_maxima" in done.stdout and "spilled" in done.stdout
+
+
+def test_what_was_built_otherwise_is_told() -> None:
+    found = {"sm_90": {"pack": build.Built(b"other", {"entry": "pack"})}}
+    assert build.check(found) == ["sm_90/pack is not what the source gives"]
+    done = compiler("--check", "--target", "sm_75")
+    assert done.returncode == 2 and "wanted some of sm_80" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("newer", ["sm_103", "sm_121"])
+def test_ptx_is_good_for_newer_gpus(newer: str, tmp_path: Path) -> None:
+    assembler = triton.knobs.nvidia.ptxas_blackwell.path
+    for name, (_, code) in read_target("ptx_89").items():
+        assert code.count(b"\0") == 1 and code.endswith(b"\0")  # the driver takes a C string
+        source = tmp_path / f"{name}.ptx"
+        source.write_bytes(code[:-1])
+        subprocess.run([assembler, f"--gpu-name={newer}", source, "-o", tmp_path / name], check=True)

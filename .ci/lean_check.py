@@ -28,3 +28,9 @@ for a, b in zip(full, lean, strict=True):
     assert (a["class"], a["verdict"]) == (b["class"], b["verdict"]), (a, b)
     assert abs(a["score"] - b["score"]) <= 1e-5, (a["score"], b["score"])
 print(f"lean predict: {len(lean)} pictures, verdicts and scores as in the full install")
+
+from visionad_runtime.cuda.kernels import read_manifest, read_target  # noqa: E402
+
+for target in read_manifest()["targets"]:
+    assert read_target(target)  # digests checked
+print(f"lean install carries the kernels of {', '.join(read_manifest()['targets'])}")

@@ -40,18 +40,27 @@ def unit(seed: int, rows: int, dim: int) -> F32:
 # --- search ----------------------------------------------------------------------------------------------------------
 
 
+def packed_rows(rows: F32) -> tuple[NDArray[np.float16], F32]:
+    """What ``pack`` is to give: 16-bit rows padded with zeros, and |row - packed|, |packed|."""
+    out = np.zeros((len(rows), plan.packed_width(rows.shape[1])), np.float16)
+    with np.errstate(over="ignore"):
+        out[:, : rows.shape[1]] = rows
+    back = out[:, : rows.shape[1]].astype(np.float32)
+    return out, np.stack([np.linalg.norm(rows - back, axis=1), np.linalg.norm(back, axis=1)], axis=1)
+
+
 class Resident:
     """What the chain keeps of a bank on the device, here in CPU tensors."""
 
     def __init__(self, rows: F32, block_n: int) -> None:
-        count, dim = rows.shape
-        width = plan.packed_width(dim)
+        packed, norms = packed_rows(rows)
         self.rows32 = torch.from_numpy(rows.copy())
-        self.rows16 = torch.zeros((count + block_n, width), dtype=torch.float16)
-        self.norms = torch.empty((count, 2))
-        kernels.pack[(count,)](self.rows32, self.rows16, self.norms, dim, width, BLOCK=256)
-        lost, kept = self.norms.numpy().max(axis=0).tolist() if count else (0.0, 0.0)
-        self.view = BankView(self.rows32.data_ptr(), self.rows16.data_ptr(), count, lost, kept)
+        beyond = np.full(
+            (block_n, packed.shape[1]), np.nan, np.float16
+        )  # what the last tile reads there must not count
+        self.rows16 = torch.from_numpy(np.concatenate([packed, beyond]))
+        lost, kept = norms.max(axis=0).tolist()
+        self.view = BankView(self.rows32.data_ptr(), self.rows16.data_ptr(), len(rows), lost, kept)
 
 
 def run_search(
@@ -99,6 +108,16 @@ def brute_force(queries: F32, bank: F32, k: int = 1) -> tuple[F32, NDArray[np.in
     scores = np.einsum("qd,nd->qn", queries.astype(np.float64), bank.astype(np.float64))
     row = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return (1.0 - np.take_along_axis(scores, row, axis=1)).astype(np.float32), row
+
+
+@pytest.mark.parametrize("dim", [1, 63, 64, 97, 600])
+def test_pack(dim: int) -> None:
+    rows = unit(dim, 5, dim) * np.array([[1], [1e-3], [1e-7], [1], [0]], np.float32)
+    wanted, norms = packed_rows(rows)
+    found, found_norms = torch.full(wanted.shape, 7, dtype=torch.float16), torch.empty((5, 2))
+    kernels.pack[(5,)](torch.from_numpy(rows), found, found_norms, dim, wanted.shape[1], BLOCK=256)
+    np.testing.assert_array_equal(found.numpy(), wanted)
+    np.testing.assert_allclose(found_norms.numpy(), norms, rtol=1e-6, atol=0)
 
 
 def check(queries: F32, bank: F32, distance: F32, row: NDArray[np.int32], k: int = 1) -> None:
@@ -344,8 +363,8 @@ def test_map_is_bit_identical(side: int, views: tuple[ViewName, ...], count: int
 def test_pixels_outside_the_region_are_zero() -> None:
     distances = np.random.default_rng(1).random((1, 3, 5, 5), dtype=np.float32)
     region = np.random.default_rng(2).integers(0, 2, (1, 256, 256), dtype=np.uint8)
-    whole = run_fuse(distances, ALL)
-    np.testing.assert_array_equal(run_fuse(distances, ALL, region), np.where(region, whole, 0))
+    whole = maps.upsample(maps.fuse(dict(zip(ALL, distances[0], strict=True))))
+    np.testing.assert_array_equal(run_fuse(distances, ALL, region)[0], np.where(region[0], whole, 0))
 
 
 def run_score(anomaly_maps: F32) -> NDArray[np.float64]:
@@ -420,8 +439,8 @@ def test_registers_shared_memory_and_spills(target: str) -> None:
 
 
 @pytest.mark.skipif(triton.__version__ != MANIFEST["triton"], reason=f"the product is Triton {MANIFEST['triton']}'s")
-@pytest.mark.parametrize("target", ["sm_90", "ptx_89"])
-def test_building_again_gives_the_same_bytes(target: str) -> None:
+def test_building_again_gives_the_same_bytes() -> None:
+    target = "sm_90"  # .ci/run checks them all
     done = compiler("--check", "--target", target)
     assert done.returncode == 0, done.stderr
     assert f"{target:8} group_maxima" in done.stdout and "spilled" in done.stdout

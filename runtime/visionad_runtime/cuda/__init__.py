@@ -1,4 +1,1 @@
-"""The chain on an NVIDIA GPU: kernels that were compiled ahead of time, and their launch. No compiler, Triton or torch.
-
-Nothing here is imported before a GPU backend is chosen; pycuda is imported by ``device.py`` alone.
-"""
+"""CUDA without torch: one thin device module on pycuda. Importing this package imports no GPU library."""

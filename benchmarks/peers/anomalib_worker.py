@@ -94,9 +94,8 @@ def _with_backbone(kind: Any, backbone: str, arguments: dict[str, Any]) -> Any:
 
 
 def _load(net: torch.nn.Module, weights: Path) -> None:
-    """All of the network's weights must be in the file; the file may hold more (stages that are not run, the head)."""
-    missing = net.load_state_dict(load_file(weights), strict=False).missing_keys
-    if missing := [name for name in missing if not name.startswith("head.")]:
+    """All of the network's weights must be in the file; the file may hold more (stages that are not run)."""
+    if missing := net.load_state_dict(load_file(weights), strict=False).missing_keys:
         raise SystemExit(f"{weights} lacks {len(missing)} tensors of the backbone, first {missing[0]}")
 
 

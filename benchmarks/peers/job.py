@@ -44,11 +44,13 @@ def work(open_method: Callable[[dict[str, Any], int], Method], packages: tuple[s
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
     method = open_method(job["options"], job["threads"])
+    opened = _peak_rss_mb()
     units = [_unit(method, unit, folder / f"{i}.npy") for i, unit in enumerate(job["units"])]
     done = {
         "facts": method.facts,
         "units": units,
         "peak_rss_mb": _peak_rss_mb(),
+        "peak_rss_at_open_mb": opened,
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }

@@ -43,7 +43,7 @@ SHOTS, SEEDS = (1, 4), (0, 1, 2)
 WHOLE = {"resize": 448, "crop": 448}
 CAPTION = """\
 {sets}; supports by the published choice, {seeds}; the same support and test files, backbone weights, threads ({threads}) and metric
-code for all. Mean ± standard deviation over the seeds, in percent; deeppcb is the mean of its three boards.
+code for all. Mean ± standard deviation over the seeds, in percent (of a set of several classes, of their mean).
 
 All figures are of the **whole picture**: raw maps, before any normalisation, brought bilinearly to 256 × 256 of it and held
 against masks of it. The peers see the whole picture. VisionAD's default cuts a margin off; its map is pasted into the full frame
@@ -235,20 +235,10 @@ def peers_environment(folder: Path) -> None:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line for each set, number of shots and method, in the order they were run."""
-    heads = [
-        "set",
-        "shots",
-        "method",
-        "backbone",
-        "input",
-        "image AUROC",
-        "pixel AUROC",
-        "AUPRO",
-        "ms",
-        "peak MB",
-        "rows",
+    lines = [
+        "| set | shots | method | backbone | input | image AUROC | pixel AUROC | AUPRO | ms | peak MB | rows |",
+        "|" + "---|" * 5 + "---:|" * 6,
     ]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * 5 + "---:|" * 6]
     for key, group in groupby(rows, lambda r: (r["set"], r["shots"], r["method"], r["backbone"])):
         found = list(group)
         cells = [*map(str, key), _input(found[0]["facts"]), *(_spread(found, m) for m in protocol.METRICS)]
@@ -300,8 +290,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--weights", choices=("local", "default"), default="local", help="whose weights [local]")
     options.add_argument("--venv", type=Path, default=common.ROOT / ".venv-peers", help="the peers' environment")
+    options.add_argument(
+        "--sets", nargs="+", choices=SETS, default=list(SETS)[:3], metavar="NAME", help=", ".join(SETS)
+    )
     options.add_argument("--threads", type=int, default=2, help="of every method [2]")
-    options.add_argument("--quick", action="store_true", help="one set, shot and seed; prints, writes nothing")
+    options.add_argument("--quick", action="store_true", help="one set, one shot, one seed; prints, writes nothing")
     args = options.parse_args()
     peers_environment(args.venv)
     rows: list[dict[str, Any]] = []
@@ -310,7 +303,7 @@ def main() -> None:
         bench = Bench(entries, Path(folder) / "models", args.venv.absolute(), args.threads)
         try:
             bench.export()
-            for name in list(SETS)[:1] if args.quick else SETS:
+            for name in args.sets[:1] if args.quick else args.sets:
                 for shots in SHOTS[:1] if args.quick else SHOTS:
                     for row in bench.rows(name, shots, SEEDS[:1] if args.quick else SEEDS):
                         rows.append(row)
@@ -319,18 +312,22 @@ def main() -> None:
                             flush=True,
                         )
         except VisionADError as exc:
-            raise SystemExit(str(exc)) from None
+            hub = "--weights default needs the model hub: " if args.weights == "default" else ""
+            raise SystemExit(f"{hub}{exc}") from None
     print(table(rows))
     if args.quick:
         return
     file = "peers" if args.weights == "local" else "peers_default_weights"
     peers = next(r for r in rows if "anomalib" in r["versions"])
+    found = {(r["method"], r["backbone"]): r["facts"] for r in rows}
     facts = {
         "peers_environment": {"python": peers["python"], "versions": peers["versions"]},
         "threads": args.threads,
         "weights": args.weights,
-        "methods": [{"method": e.name, "backbone": e.backbone, "uses": e.uses} for e in entries],
-        "rows": [{k: v for k, v in r.items() if k not in ("python", "versions")} for r in rows],
+        "methods": [
+            {"method": e.name, "backbone": e.backbone, "uses": e.uses, **found[e.name, e.backbone]} for e in entries
+        ],
+        "rows": [{k: v for k, v in r.items() if k not in ("python", "versions", "facts")} for r in rows],
     }
     path = common.write(file, facts)
     path.with_suffix(".md").write_text(page(entries, rows, common.environment(), args.threads))

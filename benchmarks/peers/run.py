@@ -4,6 +4,9 @@ The same backbone weights, support files (by the published choice), test files, 
 in a fresh process, one after the other in one run. anomalib lives in an environment of its own, made on the first run from
 ``requirements.txt`` beside this file (about 6 GB), and is never imported here: files go between.
 
+Every figure is of the whole picture, whatever a method sees of it: VisionAD's default cuts a margin off, so its map is pasted into
+the full frame with the lowest value in the margin (``protocol.py``), and VisionAD exported without a crop stands beside it.
+
 ``--weights default`` compares with what the peers would download themselves (DINOv2 ViT-S/14, WideResNet-50-2), VisionAD on the
 same DINOv2 ViT-S/14. It needs the model hub and writes result files of its own.
 """
@@ -50,7 +53,8 @@ against masks of it. The peers see the whole picture. VisionAD's default cuts a 
 with 0, the lowest value, in the margin, so that a defect there counts as missed. *No crop* is VisionAD exported to see all of it.
 
 *ms*: one picture at a time, warm, from file to score and map, the class given; median over pictures, then seeds. *Peak*: resident
-memory of the whole process, libraries and enrolment included (anomalib loads all its models with any of them). *Rows*: memory bank.
+memory of the whole process, libraries and enrolment included (anomalib imports all its models with any of them). *Rows*: of the
+memory bank. The peers run in torch, as anomalib's own engine runs them; their exports to OpenVINO or ONNX are not measured.
 """
 
 Options = dict[str, Any]
@@ -111,7 +115,7 @@ def visionad(label: str, backbone: str, **settings: Any) -> Entry:
     """VisionAD with its defaults, or with another field of view."""
     spec = REGISTRY[backbone]
     tokens = "mean of blocks" if spec.kind == "vit" else "stages"
-    uses = f"3 views, 6 poses of each support, {tokens} {spec.layers[0]} to {spec.layers[-1]}, exact search"
+    uses = f"its defaults: each support in 6 poses a view, {tokens} {spec.layers[0]} to {spec.layers[-1]}, exact search"
     name = "VisionAD, no crop" if "crop" in settings else "VisionAD"
     return Entry(name, label, uses, export={"backbone": backbone, **settings})
 

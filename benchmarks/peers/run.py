@@ -5,7 +5,7 @@ in a fresh process, one after the other in one run. anomalib lives in an environ
 ``requirements.txt`` beside this file (about 6 GB), and is never imported here: files go between.
 
 Every figure is of the whole picture, whatever a method sees of it: VisionAD's default cuts a margin off, so its map is pasted into
-the full frame with the lowest value in the margin (``protocol.py``), and VisionAD exported without a crop stands beside it.
+the full frame with the lowest value in the margin (``protocol.py``); its preset ``sharp``, which sees all of it, stands beside it.
 
 ``--weights default`` compares with what the peers would download themselves (DINOv2 ViT-S/14, WideResNet-50-2), VisionAD on the
 same DINOv2 ViT-S/14. It needs the model hub and writes result files of its own.
@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import common
 import protocol
 from safetensors.torch import save_file
+from visionad_export.config import PRESETS, ExportConfig
 from visionad_export.exporter import export_model
 from visionad_ref.backbone import REGISTRY, Spec, load
 from visionad_runtime.errors import VisionADError
@@ -43,14 +44,13 @@ from visionad_runtime.support import choose_support_paths
 HERE = Path(__file__).resolve().parent
 SETS = {"mvtec_bottle": "folder", "magnetic_tile": "folder", "adfi_hazelnut": "folder", "deeppcb": "deeppcb"}
 SHOTS, SEEDS = (1, 4), (0, 1, 2)
-WHOLE = {"resize": 448, "crop": 448}
 CAPTION = """\
 {sets}; supports by the published choice, {seeds}; the same support and test files, backbone weights, threads ({threads}) and metric
 code for all. Mean ± standard deviation over the seeds, in percent (of a set of several classes, of their mean).
 
 All figures are of the **whole picture**: raw maps, before any normalisation, brought bilinearly to 256 × 256 of it and held
-against masks of it. The peers see the whole picture. VisionAD's default cuts a margin off; its map is pasted into the full frame
-with 0, the lowest value, in the margin, so that a defect there counts as missed. *No crop* is VisionAD exported to see all of it.
+against masks of it. The peers see the whole picture, and so does VisionAD's preset *sharp*. Its default, *paper*, cuts a margin
+off; its map is pasted into the full frame with 0, the lowest value, in the margin, so that a defect there counts as missed.
 
 *ms*: one picture at a time, warm, from file to score and map, the class given; median over pictures, then seeds. *Peak*: resident
 memory of the whole process, libraries and enrolment included (anomalib imports all its models with any of them). *Rows*: of the
@@ -80,15 +80,14 @@ def local_entries(folder: Path) -> list[Entry]:
     deit_file = common.shared() / "weights" / deit.backbone / "model.safetensors"
     lite_file = folder / "efficientnet_lite0.safetensors"
     save_file(load(lite.backbone).backbone.net.state_dict(), lite_file)
-    lite_whole = {"resize": lite.resize, "crop": lite.resize}
     layers = ("blocks.2", "blocks.4")
     return [
         visionad("DeiT-Tiny/16", deit.backbone, weights=deit_file),
-        visionad("DeiT-Tiny/16", deit.backbone, weights=deit_file, **WHOLE),
+        visionad("DeiT-Tiny/16", deit.backbone, "sharp", weights=deit_file),
         anomalydino("DeiT-Tiny/16", 448, "the paper's size", in_its_place(deit, deit_file)),
         anomalydino("DeiT-Tiny/16", 256, "anomalib's 252 as a multiple of 16", in_its_place(deit, deit_file)),
         visionad("EfficientNet-Lite0", lite.backbone),
-        visionad("EfficientNet-Lite0", lite.backbone, **lite_whole),
+        visionad("EfficientNet-Lite0", lite.backbone, "sharp"),
         patchcore("EfficientNet-Lite0", "coreset 10 %", {"layers": layers}, in_its_place(lite, lite_file)),
         patchcore(
             "EfficientNet-Lite0",
@@ -103,7 +102,7 @@ def default_entries() -> list[Entry]:
     """The peers' own weights, from the hub."""
     return [
         visionad("DINOv2 ViT-S/14", "dinov2_vits14"),
-        visionad("DINOv2 ViT-S/14", "dinov2_vits14", **WHOLE),
+        visionad("DINOv2 ViT-S/14", "dinov2_vits14", "sharp"),
         anomalydino("DINOv2 ViT-S/14", 448, "the paper's size", {}),
         anomalydino("DINOv2 ViT-S/14", None, "anomalib's size", {}),
         patchcore("WideResNet-50-2", "coreset 10 %", {}, {}),
@@ -111,13 +110,16 @@ def default_entries() -> list[Entry]:
     ]
 
 
-def visionad(label: str, backbone: str, **settings: Any) -> Entry:
-    """VisionAD with its defaults, or with another field of view."""
+def visionad(label: str, backbone: str, preset: str = "paper", **settings: Any) -> Entry:
+    """VisionAD by a preset (``docs/presets.md``)."""
+    chosen = ExportConfig(backbone=backbone, preset=preset).resolved()
     spec = REGISTRY[backbone]
     tokens = "mean of blocks" if spec.kind == "vit" else "stages"
-    uses = f"its defaults: each support in 6 poses a view, {tokens} {spec.layers[0]} to {spec.layers[-1]}, exact search"
-    name = "VisionAD, no crop" if "crop" in settings else "VisionAD"
-    return Entry(name, label, uses, export={"backbone": backbone, **settings})
+    uses = f"each support in 6 poses a view, {tokens} {spec.layers[0]} to {spec.layers[-1]}, exact search"
+    given = chosen.model_dump(include={"backbone", "resize", "crop", "views", "top_share"}, exclude_none=True)
+    return Entry(
+        f"VisionAD, {preset}", label, f"preset {preset}: {PRESETS[preset].about}; {uses}", export={**given, **settings}
+    )
 
 
 def anomalydino(label: str, size: int | None, why: str, place: Options) -> Entry:
@@ -297,6 +299,7 @@ def main() -> None:
     options.add_argument(
         "--sets", nargs="+", choices=SETS, default=list(SETS)[:3], metavar="NAME", help=", ".join(SETS)
     )
+    options.add_argument("--shots", nargs="+", type=int, default=list(SHOTS), metavar="K", help="supports [1 4]")
     options.add_argument("--threads", type=int, default=2, help="of every method [2]")
     options.add_argument("--quick", action="store_true", help="one set, one shot, one seed; prints, writes nothing")
     args = options.parse_args()
@@ -308,7 +311,7 @@ def main() -> None:
         try:
             bench.export()
             for name in args.sets[:1] if args.quick else args.sets:
-                for shots in SHOTS[:1] if args.quick else SHOTS:
+                for shots in args.shots[:1] if args.quick else args.shots:
                     for row in bench.rows(name, shots, SEEDS[:1] if args.quick else SEEDS):
                         rows.append(row)
                         print(

@@ -284,3 +284,11 @@ def test_a_views_run_of_blocks_is_its_six_naive_poses(views: tuple[ViewName, ...
 )  # fmt: skip
 def test_number_of_encodings(views: tuple[ViewName, ...], count: int) -> None:
     assert len(preprocess.bank_blocks(views)) == len(set(preprocess.bank_blocks(views))) == count
+
+
+def test_blocks_without_a_view_are_refused() -> None:
+    """An original-only bank has four of the flip view's six poses: never a smaller bank without a word."""
+    for views in (["original"], ["original", "clamp"], ["clamp"]):
+        with pytest.raises(ValueError, match=r"lack poses|not in list"):
+            preprocess.view_blocks(preprocess.bank_blocks(views), "flip")
+    assert preprocess.view_blocks(preprocess.bank_blocks(["flip"]), "flip") == slice(0, 6)

@@ -95,10 +95,16 @@ def bank_blocks(views: Sequence[ViewName]) -> tuple[str, ...]:
 
 
 def view_blocks(blocks: Sequence[str], view: ViewName) -> slice:
-    """Which run of ``blocks`` makes up the six poses of ``view``. It is contiguous, so a view's bank is a slice, not a copy."""
+    """Which run of ``blocks`` makes up the six poses of ``view``. It is contiguous, so a view's bank is a slice, not a copy.
+
+    Raises:
+        ValueError: the blocks are not those of a bank with this view.
+    """
     first = {"original": "r90", "flip": "e", "clamp": "clamp/r90"}[view]
     start = list(blocks).index(first)
-    return slice(start, start + 6)
+    if len(blocks) < start + len(_POSES) or (view == "flip" and "r270fv" not in blocks):
+        raise ValueError(f"blocks {', '.join(blocks)} lack poses of the view {view}")
+    return slice(start, start + len(_POSES))
 
 
 def upright_block(blocks: Sequence[str], view: ViewName) -> int:

@@ -31,7 +31,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     title = f"{report['model']['name']}, {report['model']['precision']}\n{report['environment']['cpu']}"
     title += "".join(f", {gpu}" for gpu in report["environment"]["gpus"])
 
-    bars = Figure(figsize=(9, 1.6 + 0.6 * len(backends)), layout="constrained")
+    bars = Figure(figsize=(9, 2.0 + 0.6 * len(backends)), layout="constrained")
     axes = bars.subplots()
     start = dict.fromkeys(backends, 0.0)
     for stage in dict.fromkeys(s for entry in backends.values() for s in entry["stages"] if s != "total"):
@@ -41,7 +41,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     axes.set(xlabel=f"ms a picture, median, batch {report['settings']['batches'][0]}")
     axes.set_title(title, fontsize=9)
     axes.invert_yaxis()
-    axes.legend(fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.35 / (0.4 + 0.2 * len(backends))))
+    bars.legend(fontsize=8, ncols=6, loc="outside lower center")
 
     curve = Figure(figsize=(6, 4), layout="constrained")
     axes = curve.subplots()

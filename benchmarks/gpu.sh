@@ -23,8 +23,8 @@ CASES=${CASES:-dinov2_vits14_reg:fp16 dinov2_vitl14_reg:fp16 dinov2_vits14_reg:f
 PATH=$PATH:/usr/local/cuda/bin
 export PYTHONPATH=$ROOT/runtime:$ROOT/export:$ROOT/visionad_ref PATH PYTHONUNBUFFERED=1
 
-GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader -i 0 2>/dev/null) || GPU=
-CAPABILITY=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader -i 0 2>/dev/null) || CAPABILITY=
+GPU=$(timeout 20 nvidia-smi --query-gpu=name --format=csv,noheader -i 0 2>/dev/null) || GPU=
+CAPABILITY=$(timeout 20 nvidia-smi --query-gpu=compute_cap --format=csv,noheader -i 0 2>/dev/null) || CAPABILITY=
 SLUG=$(tr -cs '[:alnum:]' '-' <<<"${GPU:-none}" | tr '[:upper:]' '[:lower:]')
 OUT=${OUT:-benchmarks/results/gpu-${SLUG%-}-$(date -u +%Y-%m-%d)}
 mkdir -p "$OUT"
@@ -85,7 +85,7 @@ visionad() { # STEP LIMIT ARGUMENTS…
     uname -a
     "$PYTHON" --version
     nvcc --version 2>/dev/null || echo 'no nvcc'
-    nvidia-smi 2>/dev/null || echo 'no nvidia-smi'
+    timeout 20 nvidia-smi 2>/dev/null || echo 'no nvidia-smi'
 } >"$OUT/environment.log" 2>&1
 record environment ok $SECONDS "${GPU:-no GPU}${CAPABILITY:+, compute capability $CAPABILITY}"
 
@@ -122,7 +122,8 @@ if [[ $INSTALL == yes ]]; then
     fi
 fi
 
-SOFT=note JSON=1 visionad doctor 60 doctor --json || true # its status is the box's, not a check's
+SOFT=note JSON=1 visionad doctor 60 doctor --json || # its status is the box's, not a check's
+    [[ -s $OUT/doctor.json ]] || record doctor FAILED 0 'it printed no report'
 runs() { # BACKEND: whether doctor says that it could run here
     "$PYTHON" -c 'import json, sys; sys.exit(not json.load(open(sys.argv[1]))["backends"][sys.argv[2]]["runs"])' "$OUT/doctor.json" "$1" 2>/dev/null
 }
@@ -138,8 +139,7 @@ fi
 
 # -- models: export, build, parity, bench ------------------------------------------------------------------------------
 
-parts() { # renders pictures to $WORK/parts
-    "$PYTHON" -c '
+PARTS='
 import sys
 from pathlib import Path
 from PIL import Image
@@ -148,34 +148,33 @@ folder = Path(sys.argv[1])
 folder.mkdir()
 for seed in range(4):
     Image.fromarray(render("gear", seed, "broken_tooth" if seed == 3 else None)[0]).save(folder / f"{seed}.png")
-' "$WORK/parts"
-}
+'
+RANDOM_WEIGHTS='
+import sys
+from pathlib import Path
+sys.path.insert(0, "benchmarks")
+import common
+common.random_weights(sys.argv[1], Path(sys.argv[2]))
+'
 
-weights_of() { # BACKBONE: prints the file
+weights_of() { # BACKBONE: sets FILE, or fails
     local kind
     for kind in pth safetensors; do
-        if [[ -n $WEIGHTS && -f $WEIGHTS/$1.$kind ]]; then
-            echo "$WEIGHTS/$1.$kind"
-            return
-        fi
+        FILE=$WEIGHTS/$1.$kind
+        if [[ -n $WEIGHTS && -f $FILE ]]; then return; fi
     done
-    if [[ ! -f $WORK/$1.safetensors ]]; then
-        PYTHONPATH=$PYTHONPATH:$ROOT/benchmarks "$PYTHON" -c 'import sys, common; from pathlib import Path; common.random_weights(sys.argv[1], Path(sys.argv[2]))' "$1" "$WORK/$1.safetensors"
-    fi
-    echo "$WORK/$1.safetensors"
+    FILE=$WORK/$1.safetensors
+    [[ -f $FILE ]] || step "weights-$1" 90 "$PYTHON" -c "$RANDOM_WEIGHTS" "$1" "$FILE"
 }
 
 model_case() { # BACKBONE PRECISION
-    local case=$1-$2 model=$WORK/$1-$2 bank=$WORK/bank-$1-$2 backend weights options=() usable=()
+    local case=$1-$2 model=$WORK/$1-$2 bank=$WORK/bank-$1-$2 backend options=() usable=()
     if [[ -n $MODELS && -d $MODELS/$case ]]; then
         cp -r "$MODELS/$case" "$model"
     else
-        if ! weights=$(weights_of "$1" 2>"$OUT/weights-$1.log"); then
-            record "export-$case" FAILED 0 "$(tail -n 1 "$OUT/weights-$1.log")"
-            return
-        fi
+        weights_of "$1" || return 0
         read -ra options <<<"$EXPORT"
-        visionad "export-$case" 120 export --backbone "$1" --weights "$weights" --precision "$2" --out "$model" "${options[@]}" || return 0
+        visionad "export-$case" 120 export --backbone "$1" --weights "$FILE" --precision "$2" --out "$model" "${options[@]}" || return 0
     fi
     for backend in tensorrt tensorrt-rtx; do
         if [[ $backend == tensorrt && -z $GPU ]]; then
@@ -216,11 +215,9 @@ model_case() { # BACKBONE PRECISION
         --seconds "$SECONDS_EACH" --rounds 5 --starts "$STARTS" --json || true
 }
 
-if "$PYTHON" -c 'import torch, timm, onnx' 2>"$OUT/export-extra.log"; then
-    parts >"$OUT/parts.log" 2>&1
+if SOFT=skipped step export-extra 90 "$PYTHON" -c 'import torch, timm, onnx' &&
+    step parts 60 "$PYTHON" -c "$PARTS" "$WORK/parts"; then
     for case in $CASES; do model_case "${case%:*}" "${case#*:}"; done
-else
-    skip models "export extra: $(tail -n 1 "$OUT/export-extra.log")"
 fi
 
 # -- memory errors -----------------------------------------------------------------------------------------------------

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
 import statistics
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +226,57 @@ def test_energy_is_the_counters_difference_by_picture(monkeypatch: pytest.Monkey
     assert found == {"joules_per_picture": 17.5, "watts": 70.0, "calls": 10}
 
 
+class FakeNvml:
+    """The driver's library, of a box with this many GPUs; ``counts`` whether they count energy."""
+
+    def __init__(self, gpus: int, counts: bool = True) -> None:
+        self.gpus, self.counts, self.running = gpus, counts, False
+
+    def nvmlInit_v2(self) -> int:
+        self.running = True
+        return 0
+
+    def nvmlShutdown(self) -> int:
+        self.running = False
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = self.gpus
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: int, handle: Any) -> int:
+        handle._obj.value = 0xBEEF
+        return 0
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
+        assert handle.value == 0xBEEF
+        memory._obj.total, memory._obj.free, memory._obj.used = 80, 50, 30
+        return 0
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, energy: Any) -> int:
+        energy._obj.value = 12_500  # millijoules
+        return 0 if self.counts else 3
+
+
+def test_the_meter_of_the_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeNvml(1)
+    monkeypatch.setattr(box.ctypes, "CDLL", lambda _: library)
+    with box.open_nvml() as nvml:
+        assert isinstance(nvml, box.Nvml) and library.running
+        assert (nvml.used(), nvml.joules()) == (30, 12.5)
+    assert not library.running
+
+
+@pytest.mark.parametrize(
+    ("gpus", "counts", "why"), [(2, True, "NVML sees 2 GPUs"), (1, False, "does not give the energy used")]
+)
+def test_no_figure_rather_than_a_wrong_one(monkeypatch: pytest.MonkeyPatch, gpus: int, counts: bool, why: str) -> None:
+    monkeypatch.setattr(box.ctypes, "CDLL", lambda _: FakeNvml(gpus, counts))
+    with box.open_nvml() as nvml:
+        found = box.energy(nvml, lambda _: None, 1, 0)
+    assert found["joules_per_picture"] is None and why in found["why_null"]
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -326,7 +381,7 @@ def test_mistakes_are_one_line(
 
 
 def test_a_backend_asked_for_that_fails_leaves_the_others_and_none_at_all_is_an_error(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from visionad_runtime.bench import run as bench_run
 
@@ -338,13 +393,13 @@ def test_a_backend_asked_for_that_fails_leaves_the_others_and_none_at_all_is_an_
         return real(model, bank, backend=backend, **rest)
 
     monkeypatch.setattr(bench_run.Inspector, "open", broken)
-    settings = {"batches": (1,), "seconds": 0, "rounds": 1, "starts": 0, "threads": 1}
-    both: Any = Settings(backends=("onnxruntime-cuda", "onnxruntime-cpu"), **settings)  # type: ignore[arg-type]
-    found = run_bench(tiny_model, both)
+    asked = Settings(images=tuple(good), batches=(1,), seconds=0, rounds=1, starts=0, threads=1)
+    found = run_bench(tiny_model, replace(asked, backends=("onnxruntime-cuda", "onnxruntime-cpu")))
     assert list(found["backends"]) == ["onnxruntime-cpu"]
     assert found["failed"] == {"onnxruntime-cuda": "self-test of onnxruntime-cuda failed at score: off"}
+    assert found["pictures"]["count"] == len(good) - 1  # the first one is enrolled, so it is not timed
     with pytest.raises(VisionADError, match="no backend runs here: onnxruntime-cuda: self-test"):
-        run_bench(tiny_model, Settings(backends=("onnxruntime-cuda",), **settings))  # type: ignore[arg-type]
+        run_bench(tiny_model, replace(asked, backends=("onnxruntime-cuda",)))
 
 
 # -- benchmarks/gpu.sh -------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +33,9 @@ def torch_calls(
 ) -> dict[str, Opponent]:
     """What is to be timed, by kind.
 
-    ``eager`` and ``compiled`` encode all views of a call at once, in the model's precision (autocast), on the GPU where there is
-    one, from arrays to arrays as an engine does. ``method`` is the readable reference from file to score, on the CPU in fp32.
+    ``eager`` and ``compiled`` encode all views of a call at once, the whole network in the model's precision, on the GPU where
+    there is one, from arrays to arrays as an engine does. ``method`` is the readable reference from file to score, on the CPU
+    in fp32.
 
     Raises:
         VisionADError: the weights are missing or others.
@@ -47,22 +47,21 @@ def torch_calls(
         found["method"] = Opponent("cpu", None, lambda path: reference.inspect(path, rows))
     if {"eager", "compiled"} & set(kinds):
         where = "cuda" if torch.cuda.is_available() else "cpu"
+        kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(manifest.precision, torch.float32)
         # its own copy: the whole method stays on the CPU
-        net: Any = load_reference(manifest, views, weights, threads).backbone.to(where)
+        net: Any = load_reference(manifest, views, weights, threads).backbone.to(where, kind)
+        tf32 = manifest.precision == "tf32"
         if "eager" in kinds:
-            found["eager"] = Opponent(where, _encode(net, where, manifest.precision), None)
+            found["eager"] = Opponent(where, _encode(net, where, kind, tf32), None)
         if "compiled" in kinds:
-            found["compiled"] = Opponent(where, _encode(torch.compile(net), where, manifest.precision), None)
+            found["compiled"] = Opponent(where, _encode(torch.compile(net), where, kind, tf32), None)
     return found
 
 
-def _encode(net: Any, where: str, precision: str) -> Callable[[NDArray[np.float32]], object]:
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-
+def _encode(net: Any, where: str, kind: torch.dtype, tf32: bool) -> Callable[[NDArray[np.float32]], object]:
     def encode(images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        cast = contextlib.nullcontext() if half is None else torch.autocast(where, half)
-        with torch.inference_mode(), cast:
-            return [out.float().cpu().numpy() for out in net(torch.from_numpy(images).to(where))]
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        with torch.inference_mode():
+            return [out.float().cpu().numpy() for out in net(torch.from_numpy(images).to(where).to(kind))]
 
     return encode

@@ -1,7 +1,8 @@
 """What the work comes to (FLOPs, bytes), what this box can do (measured), and how much of that was reached.
 
 The model is the roofline (Williams, Waterman, Patterson 2009): at ``I`` FLOPs a byte no program does more than
-``min(peak FLOP/s, I · peak bytes/s)``.
+``min(peak FLOP/s, I · peak bytes/s)``. The peaks are of main memory: what stays in a cache between calls, as a tiny model does,
+may pass the roof.
 """
 
 from __future__ import annotations

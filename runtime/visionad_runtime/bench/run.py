@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -181,9 +182,10 @@ class _Run:
             for batch in settings.batches:
                 laps: dict[str, list[Mapping[str, float]]] = {name: [] for name in self.opened}
                 whole = {n: Entrant(n, self._whole(i, batch, laps[n])) for n, i in self.opened.items()}
-                bare = {n: Entrant(f"{n}, bare engine", self._bare(i, batch)) for n, i in self.opened.items()}
+                ready = self._ready(batch)
+                bare = {n: Entrant(f"{n}, bare engine", self._bare(i, ready)) for n, i in self.opened.items()}
                 lead = batch == settings.batches[0]
-                torch = self._torch(batch) if lead else {}
+                torch = self._torch(batch, ready) if lead else {}
                 measure.race(
                     [*whole.values(), *bare.values(), *torch.values()], settings.seconds, settings.rounds, step
                 )
@@ -257,13 +259,18 @@ class _Run:
 
         return call
 
-    def _bare(self, inspector: Inspector, batch: int) -> Callable[[int], object]:
-        """The engine alone on the same pictures, prepared before: what is left when all else is free."""
-        ready = [self.pictures.prepared(call, batch) for call in range(len(self.pictures.paths))]
+    def _ready(self, batch: int) -> list[NDArray[np.float32]]:
+        """The views of calls, prepared before: not all different calls where that would fill the memory."""
+        count = len(self.pictures.paths)
+        different = count // math.gcd(count, batch)
+        return [self.pictures.prepared(call, batch) for call in range(min(different, max(1, MOST_PICTURES // batch)))]
+
+    def _bare(self, inspector: Inspector, ready: list[NDArray[np.float32]]) -> Callable[[int], object]:
+        """The engine alone on the same pictures: what is left when all else is free."""
         routed = self.settings.class_name is None
         return lambda number: inspector.engine.encode(ready[number % len(ready)], class_token=routed)
 
-    def _torch(self, batch: int) -> dict[str, Entrant]:
+    def _torch(self, batch: int, ready: list[NDArray[np.float32]]) -> dict[str, Entrant]:
         settings = self.settings
         if not settings.reference:
             return {}
@@ -280,21 +287,24 @@ class _Run:
         entrants = {}
         for kind, (where, encode, inspect) in calls.items():
             if encode is not None:
-                entrants[f"torch {kind}, bare backbone on {where}"] = self._torch_bare(encode, batch)
+                entrants[f"torch {kind}, bare backbone on {where}"] = self._torch_bare(encode, ready)
             if inspect is not None:
                 entrants[f"torch reference, whole on {where}"] = self._torch_whole(inspect, batch)
-        ready = {}
+        raced = {}
         for title, call in entrants.items():
             try:
                 call(0)  # compiling takes minutes, which must not be taken for the time of a call
             except Exception as exc:  # a compiler that is missing, a GPU that is full: torch raises anything
                 self.failed[title] = f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"
                 continue
-            ready[title] = Entrant(title, call)
-        return ready
+            raced[title] = Entrant(title, call)
+        return raced
 
-    def _torch_bare(self, encode: Callable[[NDArray[np.float32]], object], batch: int) -> Callable[[int], object]:
-        return lambda number: encode(self.pictures.prepared(number, batch))
+    @staticmethod
+    def _torch_bare(
+        encode: Callable[[NDArray[np.float32]], object], ready: list[NDArray[np.float32]]
+    ) -> Callable[[int], object]:
+        return lambda number: encode(ready[number % len(ready)])
 
     def _torch_whole(self, inspect: Callable[[Path], object], batch: int) -> Callable[[int], object]:
         return lambda number: [inspect(path) for path in self.pictures.files(number, batch)]

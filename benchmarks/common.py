@@ -27,20 +27,25 @@ def shared() -> Path:
     return place
 
 
-def export_random(backbone: str, out: Path, seed: int = 0) -> Path:
-    """Model folder of a backbone with random weights: as fast as the real one, which may not be at hand."""
+def random_weights(backbone: str, path: Path, seed: int = 0) -> Path:
+    """A weights file of a backbone that was never trained: as fast as the real one, which may not be at hand."""
     import timm
     import torch
     from safetensors.torch import save_file
-    from visionad_export.exporter import export_model
 
     from visionad_ref import REGISTRY
 
     torch.manual_seed(seed)
-    weights = out.with_suffix(".safetensors")
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    save_file(timm.create_model(REGISTRY[backbone].timm_name, pretrained=False, num_classes=0).state_dict(), weights)
-    export_model(backbone, out, weights=weights)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(timm.create_model(REGISTRY[backbone].timm_name, pretrained=False, num_classes=0).state_dict(), path)
+    return path
+
+
+def export_random(backbone: str, out: Path, seed: int = 0) -> Path:
+    """Model folder of a backbone with :func:`random_weights`."""
+    from visionad_export.exporter import export_model
+
+    export_model(backbone, out, weights=random_weights(backbone, out.with_suffix(".safetensors"), seed))
     return out
 
 

@@ -252,7 +252,7 @@ def test_doctor_survives_a_library_that_crashes(tmp_path: Path, monkeypatch: pyt
 
 
 def test_doctor_sees_two_onnx_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda n: "1.31.1" if n == "onnxruntime-gpu" else real(n))
+    real = doctor.package_version
+    monkeypatch.setattr(doctor, "package_version", lambda n: "1.31.1" if n == "onnxruntime-gpu" else real(n))
     problems = doctor.diagnose()["problems"]
     assert any("pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu" in p for p in problems)

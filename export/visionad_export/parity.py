@@ -311,10 +311,14 @@ def _reference_bank(reference: Reference, stored: StoredClass, stage: Stage) -> 
                 f"support of {stored.name}, view {view}", _in_reference_order(stored, view), own.rows[view].numpy()
             )
         return own, "encoded by the reference"
+    return stored_bank(reference, stored), "as stored (the enrolled pictures are no longer at their place)"
+
+
+def stored_bank(reference: Reference, stored: StoredClass) -> ClassBank:
+    """The runtime's class as the reference holds one."""
     rows = {view: torch.from_numpy(_in_reference_order(stored, view)) for view in reference.views}
     first: Any = reference.views[0]
-    tokens = torch.from_numpy(stored.tokens(first).copy())
-    return ClassBank(rows, tokens), "as stored (the enrolled pictures are no longer at their place)"
+    return ClassBank(rows, torch.from_numpy(stored.tokens(first).copy()))
 
 
 def _in_reference_order(stored: StoredClass, view: Any) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ import typer
 from visionad_export.cli import export_command, parity_command  # light: torch is imported only when it runs
 
 from . import __version__
+from .bench.command import bench_command
 from .build import build_command
 from .errors import VisionADError
 from .evaluation.command import eval_command
@@ -31,6 +32,7 @@ app.command("export")(export_command)
 app.command("parity")(parity_command)
 app.command("build")(build_command)
 app.command("eval")(eval_command)
+app.command("bench")(bench_command)
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
 BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]

@@ -69,25 +69,25 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
         model: a model folder to self-test here as well.
     """
     problems: list[str] = []
-    versions = {name: _version(name) for name in (*LEAN, *(p for group in EXTRAS.values() for p in group))}
+    versions = {name: package_version(name) for name in (*LEAN, *(p for group in EXTRAS.values() for p in group))}
     problems += [
         f"{name} is missing: pip install visionad" for name in LEAN if versions[name] is None and not _stands_in(name)
     ]
     for family in (OPENCVS, ONNXRUNTIMES):
-        here = [n for n in family if _version(n)]
+        here = [n for n in family if package_version(n)]
         if len(here) > 1:
             keep = "onnxruntime-gpu" if "onnxruntime-gpu" in here else here[0]
             problems.append(
                 f"{' and '.join(here)} overwrite each other's files: pip uninstall {' '.join(here)}, then pip install {keep}"
             )
     providers = _providers(problems)
-    gpus = _gpus()
+    gpus = gpu_names()
     backends = _backends(providers, bool(gpus))
     report: dict[str, Any] = {
-        "visionad": _version("visionad"),
+        "visionad": package_version("visionad"),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpus": gpus,
         "packages": versions,
@@ -202,7 +202,8 @@ def _try_tensorrt(backend: str, module: str, install: str) -> tuple[bool, str]:
     return False, builds + said["error"]
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """Of an installed distribution."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -212,7 +213,7 @@ def _version(name: str) -> str | None:
 def _stands_in(name: str) -> bool:
     """Another distribution may bring the same module (opencv-python for opencv-python-headless, and so on)."""
     family = OPENCVS if name in OPENCVS else ONNXRUNTIMES if name in ONNXRUNTIMES else ()
-    return any(_version(n) for n in family)
+    return any(package_version(n) for n in family)
 
 
 def _untested(versions: dict[str, str | None]) -> list[str]:
@@ -233,7 +234,8 @@ def _providers(problems: list[str]) -> list[str]:
         return []
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """As the system gives it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("model name", "Model")):
@@ -243,7 +245,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpus() -> list[str]:
+def gpu_names() -> list[str]:
     """NVIDIA GPUs by the driver's own tool; empty without a driver."""
     tool = shutil.which("nvidia-smi")
     if tool is None:

@@ -1,0 +1,236 @@
+#!/usr/bin/env bash
+# Build, check, compare and time on a bare NVIDIA box in one call of under ten minutes:  bash benchmarks/gpu.sh
+#
+# Needs python3 (3.11 or newer) and this checkout; nvcc for pycuda. A step that fails does not stop the rest. What cannot be
+# installed or has no GPU is skipped, with the reason in the last table. Exit status 1 only if a check failed.
+#
+#   OUT=DIR         raw results           [benchmarks/results/gpu-NAME-DATE]
+#   WHEELS=DIR      install from this folder alone (wheels, and pycuda's sdist), no registry
+#   INSTALL=no      install nothing, use PYTHON as it is       PYTHON=python3
+#   WEIGHTS=DIR     BACKBONE.pth or BACKBONE.safetensors       [random weights: as fast]
+#   MODELS=DIR      models exported before, DIR/BACKBONE-PRECISION; what is not there is exported
+#   CASES="B:P …"   backbones and precisions, most wanted first
+#   EXPORT="…"      more options for `visionad export`, such as --resize 448 --crop 448
+#   BUDGET=580      seconds in all; steps that no longer fit are skipped
+#   SECONDS_EACH, BATCHES, STARTS: passed to `visionad bench`
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT"
+PYTHON=${PYTHON:-python3} INSTALL=${INSTALL:-yes} WHEELS=${WHEELS:-} WEIGHTS=${WEIGHTS:-} MODELS=${MODELS:-} EXPORT=${EXPORT:-}
+BUDGET=${BUDGET:-580} SECONDS_EACH=${SECONDS_EACH:-1.5} BATCHES=${BATCHES:-1,4,8} STARTS=${STARTS:-1}
+CASES=${CASES:-dinov2_vits14_reg:fp16 dinov2_vitl14_reg:fp16 dinov2_vits14_reg:fp32 dinov2_vits14_reg:bf16 dinov2_vitl14_reg:bf16 dinov2_vitl14_reg:fp32}
+PATH=$PATH:/usr/local/cuda/bin
+export PYTHONPATH=$ROOT/runtime:$ROOT/export:$ROOT/visionad_ref PATH PYTHONUNBUFFERED=1
+
+GPU=$(timeout 20 nvidia-smi --query-gpu=name --format=csv,noheader -i 0 2>/dev/null) || GPU=
+CAPABILITY=$(timeout 20 nvidia-smi --query-gpu=compute_cap --format=csv,noheader -i 0 2>/dev/null) || CAPABILITY=
+SLUG=$(tr -cs '[:alnum:]' '-' <<<"${GPU:-none}" | tr '[:upper:]' '[:lower:]')
+OUT=${OUT:-benchmarks/results/gpu-${SLUG%-}-$(date -u +%Y-%m-%d)}
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+rm -f "$OUT"/*.log "$OUT"/*.json "$OUT"/*.tsv "$OUT"/*.txt
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+
+record() { # NAME STATE SECONDS NOTE
+    printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(tr '\t\n' '  ' <<<"$4" | cut -c1-400)" >>"$OUT/steps.tsv"
+    printf '%-44s %-9s %4s s  %s\n' "$1" "$2" "$3" "${4:0:100}" >&2
+}
+
+skip() { # NAME REASON
+    record "$1" skipped 0 "$2"
+}
+
+# step NAME LIMIT COMMAND…: stdout to OUT/NAME.json where JSON=1 is set, all else to OUT/NAME.log. SOFT is the state of a failure
+# that is a finding and no fault. Its exit status is the command's.
+step() {
+    local name=$1 limit=$2 left=$((BUDGET - SECONDS)) begin=$SECONDS rc=0 into=$OUT/$1.log note
+    shift 2
+    if ((left < 10)); then
+        skip "$name" "no time left of $BUDGET s"
+        return 1
+    fi
+    if ((limit > left)); then limit=$left; fi
+    if [[ -n ${JSON:-} ]]; then into=$OUT/$name.json; fi
+    : >"$OUT/$name.log"
+    timeout --kill-after=5 "$limit" "$@" >>"$into" 2>>"$OUT/$name.log" </dev/null || rc=$?
+    note=$(grep -v '^[[:space:]]*$' "$OUT/$name.log" | tail -n 1) || note=
+    if [[ -n ${JSON:-} && ! -s $into ]]; then rm -f "$into"; fi
+    if ((rc == 0)); then
+        record "$name" ok $((SECONDS - begin)) "$note"
+    elif ((rc == 124 || rc == 137)) && ((limit == left)); then
+        record "$name" skipped $((SECONDS - begin)) "no time left of $BUDGET s"
+    elif [[ -n ${SOFT:-} ]]; then
+        record "$name" "$SOFT" $((SECONDS - begin)) "${note:-exit status $rc}"
+    elif ((rc == 124 || rc == 137)); then
+        record "$name" "TIMED OUT" $((SECONDS - begin)) "after $limit s: $note"
+    else
+        record "$name" FAILED $((SECONDS - begin)) "${note:-exit status $rc}"
+    fi
+    return "$rc"
+}
+
+visionad() { # STEP LIMIT ARGUMENTS…
+    local name=$1 limit=$2
+    shift 2
+    step "$name" "$limit" "$PYTHON" -c 'from visionad_runtime.cli import main; main()' "$@"
+}
+
+# -- environment -------------------------------------------------------------------------------------------------------
+
+{
+    date -u
+    git describe --always --dirty 2>/dev/null || true
+    uname -a
+    "$PYTHON" --version
+    nvcc --version 2>/dev/null || echo 'no nvcc'
+    timeout 20 nvidia-smi 2>/dev/null || echo 'no nvidia-smi'
+} >"$OUT/environment.log" 2>&1
+record environment ok $SECONDS "${GPU:-no GPU}${CAPABILITY:+, compute capability $CAPABILITY}"
+
+# -- install -----------------------------------------------------------------------------------------------------------
+
+if [[ $INSTALL == yes ]]; then
+    if SOFT='' step venv 60 "$PYTHON" -m venv --system-site-packages "$ROOT/.venv-gpu"; then PYTHON=$ROOT/.venv-gpu/bin/python; fi
+    FROM=()
+    if [[ -n $WHEELS ]]; then FROM=(--no-index --find-links "$WHEELS"); fi
+    # what pyproject.toml asks for, read from it
+    mapfile -t LEAN < <("$PYTHON" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")')
+    extra() {
+        "$PYTHON" -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")' "$1"
+    }
+    pip_install() { # STEP LIMIT REQUIREMENTS…
+        local name=$1 limit=$2
+        shift 2
+        step "$name" "$limit" "$PYTHON" -m pip install --quiet --disable-pip-version-check "${FROM[@]}" "$@"
+    }
+    pip_install install-lean 120 "${LEAN[@]}" pytest hypothesis || true
+    mapfile -t EXTRA < <(extra export)
+    SOFT=skipped pip_install install-export 240 "${EXTRA[@]}" || true
+    if [[ -n $GPU ]]; then
+        SOFT=skipped pip_install install-pycuda 150 'pycuda>=2024.1' ||
+            SOFT=skipped pip_install install-pycuda-again 150 --no-build-isolation 'pycuda>=2024.1' || true
+        SOFT=skipped pip_install install-tensorrt 120 'tensorrt>=10.3' || true
+        SOFT=skipped pip_install install-tensorrt-rtx 120 'tensorrt-rtx-cu13>=1.4' || true
+        # onnxruntime and onnxruntime-gpu overwrite each other's files: the last one written must be the GPU's
+        if SOFT=skipped pip_install install-onnxruntime-gpu 120 'onnxruntime-gpu>=1.19'; then
+            SOFT=skipped pip_install install-onnxruntime-gpu-last 120 --force-reinstall --no-deps 'onnxruntime-gpu>=1.19' || true
+        fi
+    else
+        skip install-gpu-libraries 'no GPU'
+    fi
+fi
+
+SOFT=note JSON=1 visionad doctor 60 doctor --json || # its status is the box's, not a check's
+    [[ -s $OUT/doctor.json ]] || record doctor FAILED 0 'it printed no report'
+runs() { # BACKEND: whether doctor says that it could run here
+    "$PYTHON" -c 'import json, sys; sys.exit(not json.load(open(sys.argv[1]))["backends"][sys.argv[2]]["runs"])' "$OUT/doctor.json" "$1" 2>/dev/null
+}
+
+# -- on the hardware ---------------------------------------------------------------------------------------------------
+
+if [[ -n $GPU ]]; then
+    step hardware-tests 150 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py || true
+else
+    SOFT='' step hardware-tests-collect 120 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py || true
+    skip hardware-tests 'no GPU'
+fi
+
+# -- models: export, build, parity, bench ------------------------------------------------------------------------------
+
+PARTS='
+import sys
+from pathlib import Path
+from PIL import Image
+from visionad_runtime.demo.parts import render
+folder = Path(sys.argv[1])
+folder.mkdir()
+for seed in range(4):
+    Image.fromarray(render("gear", seed, "broken_tooth" if seed == 3 else None)[0]).save(folder / f"{seed}.png")
+'
+RANDOM_WEIGHTS='
+import sys
+from pathlib import Path
+sys.path.insert(0, "benchmarks")
+import common
+common.random_weights(sys.argv[1], Path(sys.argv[2]))
+'
+
+weights_of() { # BACKBONE: sets FILE, or fails
+    local kind
+    for kind in pth safetensors; do
+        FILE=$WEIGHTS/$1.$kind
+        if [[ -n $WEIGHTS && -f $FILE ]]; then return; fi
+    done
+    FILE=$WORK/$1.safetensors
+    [[ -f $FILE ]] || step "weights-$1" 90 "$PYTHON" -c "$RANDOM_WEIGHTS" "$1" "$FILE"
+}
+
+model_case() { # BACKBONE PRECISION
+    local case=$1-$2 model=$WORK/$1-$2 bank=$WORK/bank-$1-$2 backend options=() usable=()
+    if [[ -n $MODELS && -d $MODELS/$case ]]; then
+        cp -r "$MODELS/$case" "$model"
+    else
+        weights_of "$1" || return 0
+        read -ra options <<<"$EXPORT"
+        visionad "export-$case" 120 export --backbone "$1" --weights "$FILE" --precision "$2" --out "$model" "${options[@]}" || return 0
+    fi
+    for backend in tensorrt tensorrt-rtx; do
+        if [[ $backend == tensorrt && -z $GPU ]]; then
+            skip "build-$backend-$case" 'no GPU'
+        elif ! "$PYTHON" -c "import ${backend//-/_} as m; m.__version__" 2>/dev/null; then
+            skip "build-$backend-$case" "$backend is not installed"
+        elif [[ $backend == tensorrt-rtx && $CAPABILITY == 9.0 ]]; then # not on its list: what it says is the result
+            SOFT=refused visionad "build-$backend-$case" 120 build "$model" --backend "$backend" || true
+        else
+            visionad "build-$backend-$case" 180 build "$model" --backend "$backend" || true
+        fi
+    done
+    for backend in tensorrt tensorrt-rtx onnxruntime-cuda onnxruntime-cpu; do
+        if [[ $backend != onnxruntime-cpu && -z $GPU ]]; then
+            skip "parity-$backend-$case" 'no GPU'
+        elif [[ $backend == onnxruntime-cpu && $2 == bf16 ]]; then
+            skip "parity-$backend-$case" 'a CPU does not run bf16'
+        elif ! runs "$backend"; then
+            skip "parity-$backend-$case" "doctor: $backend does not run here"
+        elif [[ $backend == tensorrt* ]] && ! grep -q "^build-$backend-$case"$'\tok' "$OUT/steps.tsv"; then
+            skip "parity-$backend-$case" 'no engine was built'
+        elif [[ $backend == onnxruntime-cpu && ${#usable[@]} -gt 0 ]]; then
+            : # what needs no GPU is checked in CI
+        else
+            # a bank for each: whoever encodes is compared, at enrolment too
+            if visionad "bank-$backend-$case" 60 bank add "$model" "$bank-$backend" --class gear "$WORK/parts/0.png" --backend "$backend" &&
+                JSON=1 visionad "parity-$backend-$case" 120 parity "$model" "$bank-$backend" "$WORK/parts" --backend "$backend" --json; then
+                usable+=("$backend")
+            fi
+        fi
+    done
+    if ((${#usable[@]} == 0)); then
+        skip "bench-$case" 'no backend passed parity'
+        return
+    fi
+    backend=$(IFS=, && echo "${usable[*]}")
+    JSON=1 visionad "bench-$case" 150 bench "$model" --backend "$backend" --reference eager --batch "$BATCHES" \
+        --seconds "$SECONDS_EACH" --rounds 5 --starts "$STARTS" --json || true
+}
+
+if SOFT=skipped step export-extra 90 "$PYTHON" -c 'import torch, timm, onnx' &&
+    step parts 60 "$PYTHON" -c "$PARTS" "$WORK/parts"; then
+    for case in $CASES; do model_case "${case%:*}" "${case#*:}"; done
+fi
+
+# -- memory errors -----------------------------------------------------------------------------------------------------
+
+if [[ -z $GPU ]]; then
+    skip compute-sanitizer 'no GPU'
+elif ! command -v compute-sanitizer >/dev/null; then
+    skip compute-sanitizer 'not installed'
+else
+    step compute-sanitizer 120 compute-sanitizer --tool memcheck --error-exitcode 9 \
+        "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_gpu.py -k 'not engine' || true
+fi
+
+find "$OUT" -name '*.log' -empty -delete
+printf '\n%s  %s s in all, raw results in %s\n' "${GPU:-no GPU}" "$SECONDS" "$OUT"
+"$PYTHON" benchmarks/gpu_table.py "$OUT"

@@ -1,0 +1,393 @@
+"""One run of ``visionad bench``: open all that is compared, race it, then fresh processes, energy and the roofline."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artefacts import BankManifest, ModelManifest, read_manifest
+from ..engine import AUTO
+from ..engine.cache import EngineCache
+from ..errors import VisionADError
+from ..inspector import Inspector, read_model
+from ..picture import find_pictures
+from . import box, measure, roofline
+from .measure import Entrant
+
+PARTS = 4
+PART_SIZE = 1024
+MOST_PICTURES = 32
+"""Pictures in turn. Their prepared views are held for the bare engine: 5.5 MB each at a crop of 392."""
+PART = "gear"
+NO_GPU = "the backend uses no GPU"
+TORCH = ("eager", "compiled", "method")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `visionad bench` was asked. ``backends`` empty: all of ``engine.AUTO`` that run. ``views`` None: all of the bank's."""
+
+    bank: Path | None = None
+    images: tuple[Path, ...] = ()
+    class_name: str | None = None
+    backends: tuple[str, ...] = ()
+    batches: tuple[int, ...] = (1, 2, 4, 8)
+    seconds: float = 10
+    rounds: int = 7
+    starts: int = 3
+    threads: int | None = None
+    views: tuple[str, ...] | None = None
+    reference: tuple[str, ...] = ()
+    weights: Path | None = None
+
+
+class Pictures(NamedTuple):
+    """The files of the run in order, the views of each, float32 (V, 3, crop, crop), as the engine gets them, the classes that they
+    were found to be of, and their sizes."""
+
+    paths: list[Path]
+    views: list[NDArray[np.float32]]
+    classes: list[str | None]
+    sizes: list[str]
+
+    def files(self, call: int, batch: int) -> list[Path]:
+        """The batch of the call of this number."""
+        return [self.paths[i] for i in self._which(call, batch)]
+
+    def prepared(self, call: int, batch: int) -> NDArray[np.float32]:
+        """Its views, float32 (batch · V, 3, crop, crop)."""
+        return np.concatenate([self.views[i] for i in self._which(call, batch)])
+
+    def _which(self, call: int, batch: int) -> list[int]:
+        return [(call * batch + i) % len(self.paths) for i in range(batch)]
+
+
+def run_bench(model: Path, settings: Settings) -> dict[str, Any]:
+    """Measure; JSON-ready report.
+
+    Raises:
+        VisionADError: a mistake in the settings, an unreadable picture, or no backend that runs.
+    """
+    unknown = [name for name in settings.reference if name not in TORCH]
+    if unknown:
+        raise VisionADError(f"--reference {','.join(unknown)}: wanted some of {', '.join(TORCH)}")
+    manifest = read_model(model)
+    if settings.bank is not None:
+        read_manifest(settings.bank, BankManifest)
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionad-bench-")))
+        given = [found.path for found in find_pictures(list(settings.images))] if settings.images else _render(work)
+        bank, support = settings.bank, None
+        if bank is None:  # timed pictures must not be the enrolled one, where there are others
+            bank, support = work / "bank", given[0]
+            given = given[1:] or given
+        opened, failed = _open_all(model, bank, support, settings)
+        close = stack.enter_context(ExitStack())
+        for inspector in opened.values():
+            close.callback(inspector.engine.close)
+        nvml = stack.enter_context(box.open_nvml())
+        pictures = _prepare(next(iter(opened.values())), given[:MOST_PICTURES], settings.class_name)
+        report = _Run(model, manifest, bank, settings, opened, pictures, nvml, failed).measure(support is not None)
+        close.close()  # a fresh process finds the box as it is at the start of a shift
+        for name, entry in report["backends"].items():
+            entry["cold_start"] = _cold_start(model, bank, pictures.paths[0], name, settings, report, nvml)
+        _roofline(report, model, manifest)
+    report["failed"] = failed
+    report["pictures"]["source"] = "given" if settings.images else "rendered"
+    if support is not None:
+        report["bank"]["note"] = (
+            f"temporary, enrolled from {'one of the pictures' if settings.images else 'a rendered part'}"
+        )
+    return report
+
+
+def _render(work: Path) -> list[Path]:
+    from PIL import Image
+
+    from ..demo.parts import render
+
+    paths = [work / f"{PART}-{seed}.png" for seed in range(PARTS + 1)]
+    for seed, path in enumerate(paths):
+        Image.fromarray(render(PART, seed, size=PART_SIZE)[0]).save(path, compress_level=4)
+    return paths
+
+
+def _open_all(
+    model: Path, bank: Path, support: Path | None, settings: Settings
+) -> tuple[dict[str, Inspector], dict[str, str]]:
+    """An inspector for each backend, and why others have none. What was not asked for by name does not start a build."""
+    opened: dict[str, Inspector] = {}
+    failed: dict[str, str] = {}
+    for name in settings.backends or AUTO:
+        try:
+            if not settings.backends and name.startswith("tensorrt") and not EngineCache(model).holds(name):
+                raise VisionADError(f"no engine has been built; `visionad build {model} --backend {name}` makes one")
+            inspector = Inspector.open(model, bank, backend=name, threads=settings.threads, views=settings.views)
+        except VisionADError as exc:
+            failed[name] = str(exc)
+            continue
+        opened[name] = inspector
+        if support is not None and len(opened) == 1:
+            try:
+                inspector.enroll_files(settings.class_name or "part", [support])
+            except VisionADError:
+                inspector.engine.close()
+                raise
+    if not opened:
+        raise VisionADError("no backend runs here: " + "; ".join(f"{n}: {r}" for n, r in failed.items()))
+    return opened, failed
+
+
+def _prepare(inspector: Inspector, paths: list[Path], class_name: str | None) -> Pictures:
+    pictures = Pictures(paths, [], [], [])
+    for one in inspector.inspect_files(paths, class_name=class_name):
+        if one.trace is None or one.result is None or one.rgb is None:
+            raise VisionADError(f"bench: {one.error}")
+        pictures.views.append(one.trace.views)
+        pictures.classes.append(one.result.class_name)
+        pictures.sizes.append(f"{one.rgb.shape[1]} x {one.rgb.shape[0]}")
+    return pictures
+
+
+@dataclass
+class _Run:
+    """Everything opened, and what is measured while it is."""
+
+    model: Path
+    manifest: ModelManifest
+    bank: Path
+    settings: Settings
+    opened: Mapping[str, Inspector]
+    pictures: Pictures
+    nvml: box.Nvml | str
+    failed: dict[str, str]
+
+    def measure(self, temporary: bool) -> dict[str, Any]:
+        """All that is timed side by side, and energy."""
+        from ..cli import progress
+
+        settings, first = self.settings, next(iter(self.opened.values()))
+        batches: dict[str, dict[str, Any]] = {name: {} for name in self.opened}
+        stages: dict[str, dict[str, Any]] = {}
+        report: dict[str, Any] = {}
+        with progress("measuring", len(settings.batches) * settings.rounds) as step:
+            for batch in settings.batches:
+                laps: dict[str, list[Mapping[str, float]]] = {name: [] for name in self.opened}
+                whole = {n: Entrant(n, self._whole(i, batch, laps[n])) for n, i in self.opened.items()}
+                ready = self._ready(batch)
+                bare = {n: Entrant(f"{n}, bare engine", self._bare(i, ready)) for n, i in self.opened.items()}
+                lead = batch == settings.batches[0]
+                torch = self._torch(batch, ready) if lead else {}
+                measure.race(
+                    [*whole.values(), *bare.values(), *torch.values()], settings.seconds, settings.rounds, step
+                )
+                for name in self.opened:
+                    batches[name][str(batch)] = {
+                        "whole": measure.summarise(whole[name].times),
+                        "bare_engine": measure.summarise(bare[name].times),
+                        "whole_to_bare_engine": measure.ratio(whole[name], bare[name]),
+                        "pictures_per_s": measure.throughput(whole[name], batch),
+                    }
+                if lead:
+                    stages = {n: measure.stage_table(laps[n][batch:]) for n in self.opened}
+                    report["against"] = self._against(whole, bare, torch)
+        entries: dict[str, dict[str, Any]] = {}
+        for name, inspector in self.opened.items():
+            call = self._whole(inspector, settings.batches[0], [])
+            entries[name] = {
+                "details": dict(inspector.engine.details),
+                "group": inspector.engine.group,
+                "stages": stages[name],
+                "batches": batches[name],
+                "energy": box.energy(self.nvml, call, settings.batches[0], settings.seconds)
+                if name != "onnxruntime-cpu"
+                else {"joules_per_picture": None, "watts": None, "why_null": NO_GPU},
+            }
+        return {**self._describe(first, temporary), "backends": entries, **report}
+
+    def _describe(self, first: Inspector, temporary: bool) -> dict[str, Any]:
+        assert first.bank is not None
+        settings, classes = self.settings, first.bank.classes
+        searched = [classes[name] for name in self.pictures.classes if name is not None]
+        return {
+            "environment": box.environment(),
+            "model": {
+                "name": self.manifest.identity.describe(),
+                "folder": str(self.model),
+                "precision": self.manifest.precision,
+                "mb": round(sum(p.stat().st_size for p in self.model.iterdir() if p.is_file()) / 1e6, 1),
+            },
+            "bank": {
+                "folder": None if temporary else str(self.bank),
+                "classes": len(classes),
+                "rows_per_view": {v: float(np.mean([len(c.rows(v)) for c in searched])) for v in first.views}
+                if searched
+                else None,
+                "mb": round(sum(p.stat().st_size for p in self.bank.rglob("*.safetensors")) / 1e6, 1),
+            },
+            "pictures": {
+                "count": len(self.pictures.paths),
+                "sizes": sorted(set(self.pictures.sizes)),
+                "class": settings.class_name or "routed",
+            },
+            "views": list(first.views),
+            "settings": {
+                "batches": list(settings.batches),
+                "seconds": settings.seconds,
+                "rounds": settings.rounds,
+                "threads": settings.threads,
+            },
+        }
+
+    def _whole(self, inspector: Inspector, batch: int, laps: list[Mapping[str, float]]) -> Callable[[int], object]:
+        """From files to results, as `visionad predict` does it."""
+
+        def call(number: int) -> None:
+            files = self.pictures.files(number, batch)
+            for one in inspector.inspect_files(files, class_name=self.settings.class_name, batch=batch):
+                if one.result is None:
+                    raise VisionADError(f"bench: {one.error}")
+                laps.append(one.result.timings)
+
+        return call
+
+    def _ready(self, batch: int) -> list[NDArray[np.float32]]:
+        """The views of calls, prepared before: not all different calls where that would fill the memory."""
+        count = len(self.pictures.paths)
+        different = count // math.gcd(count, batch)
+        return [self.pictures.prepared(call, batch) for call in range(min(different, max(1, MOST_PICTURES // batch)))]
+
+    def _bare(self, inspector: Inspector, ready: list[NDArray[np.float32]]) -> Callable[[int], object]:
+        """The engine alone on the same pictures: what is left when all else is free."""
+        routed = self.settings.class_name is None
+        return lambda number: inspector.engine.encode(ready[number % len(ready)], class_token=routed)
+
+    def _torch(self, batch: int, ready: list[NDArray[np.float32]]) -> dict[str, Entrant]:
+        settings = self.settings
+        if not settings.reference:
+            return {}
+        try:
+            from visionad_export.opponents import torch_calls
+        except ModuleNotFoundError as exc:
+            raise VisionADError(f"--reference needs {exc.name}: pip install 'visionad[export]'") from None
+        first = next(iter(self.opened.values()))
+        assert first.bank is not None
+        name = settings.class_name or next(iter(first.bank.classes))
+        calls = torch_calls(
+            self.manifest, first.bank.classes[name], first.views, settings.weights, settings.threads, settings.reference
+        )
+        entrants = {}
+        for kind, (where, encode, inspect) in calls.items():
+            if encode is not None:
+                entrants[f"torch {kind}, bare backbone on {where}"] = self._torch_bare(encode, ready)
+            if inspect is not None:
+                entrants[f"torch reference, whole on {where}"] = self._torch_whole(inspect, batch)
+        raced = {}
+        for title, call in entrants.items():
+            try:
+                call(0)  # compiling takes minutes, which must not be taken for the time of a call
+            except Exception as exc:  # a compiler that is missing, a GPU that is full: torch raises anything
+                self.failed[title] = f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"
+                continue
+            raced[title] = Entrant(title, call)
+        return raced
+
+    @staticmethod
+    def _torch_bare(
+        encode: Callable[[NDArray[np.float32]], object], ready: list[NDArray[np.float32]]
+    ) -> Callable[[int], object]:
+        return lambda number: encode(ready[number % len(ready)])
+
+    def _torch_whole(self, inspect: Callable[[Path], object], batch: int) -> Callable[[int], object]:
+        return lambda number: [inspect(path) for path in self.pictures.files(number, batch)]
+
+    @staticmethod
+    def _against(
+        whole: Mapping[str, Entrant], bare: Mapping[str, Entrant], torch: Mapping[str, Entrant]
+    ) -> list[dict[str, Any]]:
+        """Every other entrant by the first backend: whole to whole, bare to bare."""
+        first = next(iter(whole))
+        found = []
+        for title, entrant in {**whole, **torch}.items():
+            if title == first:
+                continue
+            mine = bare[first] if ", bare " in title else whole[first]
+            found.append(
+                {
+                    "what": title,
+                    "by": mine.name,
+                    "ratio": measure.ratio(entrant, mine),
+                    **measure.summarise(entrant.times),
+                }
+            )
+        return found
+
+
+def _cold_start(
+    model: Path,
+    bank: Path,
+    picture: Path,
+    backend: str,
+    settings: Settings,
+    report: Mapping[str, Any],
+    nvml: box.Nvml | str,
+) -> dict[str, Any] | None:
+    if not settings.starts:
+        return None
+    used = NO_GPU if backend == "onnxruntime-cpu" else nvml.used if isinstance(nvml, box.Nvml) else nvml
+    return box.cold_start(
+        model,
+        bank,
+        picture,
+        backend,
+        settings.threads,
+        report["views"],
+        settings.class_name,
+        settings.starts,
+        used,
+    )
+
+
+def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> None:
+    """The engine at its fastest batch and the search, against the peaks of where they run."""
+    identity, settings = manifest.identity, report["settings"]
+    cpu = roofline.cpu_peaks(settings["threads"])
+    on_gpu = any(name != "onnxruntime-cpu" for name in report["backends"])
+    gpu = roofline.gpu_peaks(manifest.precision) if on_gpu else "no backend here runs on a GPU"
+    weights = sum(p.stat().st_size for p in model.glob("backbone.onnx*"))
+    routed = report["pictures"]["class"] == "routed"
+    views = len(report["views"])
+    report["peaks"] = {
+        where: {"gflop_per_s": round(p.flops / 1e9, 1), "gb_per_s": round(p.bytes / 1e9, 1), "how": p.how}
+        if isinstance(p, roofline.Peaks)
+        else {"gflop_per_s": None, "gb_per_s": None, "why_null": p}
+        for where, p in (("cpu", cpu), ("gpu", gpu))
+    }
+    for name, entry in report["backends"].items():
+        here = cpu if name == "onnxruntime-cpu" else gpu
+        peaks = here if isinstance(here, roofline.Peaks) else None
+        batch, best = min(entry["batches"].items(), key=lambda item: item[1]["bare_engine"]["p50"] / int(item[0]))
+        seconds = best["bare_engine"]["p50"] / 1e3 / int(batch) / views
+        work = roofline.backbone_work(identity, weights, entry["group"], routed)
+        entry["roofline"] = {
+            "engine, a view": {"why_null": work}
+            if isinstance(work, str)
+            else {"batch": int(batch), **roofline.assess(work, seconds, peaks)}
+        }
+        rows = report["bank"]["rows_per_view"]
+        if rows is None:
+            entry["roofline"]["search, all views"] = {
+                "why_null": "no picture is of a known class, so what was searched is not known"
+            }
+        elif "search" in entry["stages"]:
+            parts = [roofline.search_work(identity.grid**2, n, identity.dim) for n in rows.values()]
+            total = roofline.Work(sum(p.flops for p in parts), sum(p.bytes for p in parts))
+            entry["roofline"]["search, all views"] = roofline.assess(total, entry["stages"]["search"]["p50"] / 1e3, cpu)

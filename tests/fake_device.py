@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from visionad_runtime.cuda import plan
 from visionad_runtime.cuda.kernels import read_manifest
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.maps import MAP_SIZE, image_score
+from visionad_runtime.maps import MAP_SIZE
 
 GAP = 4096
 """Addresses between buffers that belong to nobody."""
@@ -409,9 +409,9 @@ class FakeDevice:
             across = total[:, at] * rest + total[:, high] * upper
             out[:] = np.where(inspected, across[at] * rest[:, None] + across[high] * upper[:, None], 0)
 
-    def kernel_top_mean(self, grid: Any, constants: Any, anomaly_map: int, score: int) -> None:
-        maps = self.read(anomaly_map, np.float32, grid[0], MAP_SIZE, MAP_SIZE)
-        self.read(score, np.float64, grid[0])[:] = [image_score(m) for m in maps]
+    def kernel_top_mean(self, grid: Any, constants: Any, anomaly_map: int, score: int, top: int) -> None:
+        maps = np.sort(self.read(anomaly_map, np.float32, grid[0], MAP_SIZE**2), axis=1)
+        self.read(score, np.float64, grid[0])[:] = maps[:, -top:].astype(np.float64).mean(axis=1)
 
 
 class FakeOwner:

@@ -204,6 +204,14 @@ def test_nothing_is_allocated_per_call_and_every_batch_size_has_its_graphs(line:
     assert one.device.launches == launches + 3 * 2 * 2 * 4
 
 
+@pytest.mark.parametrize("share", [1e-9, 0.002, 0.01, 1.0])
+def test_the_models_share_of_the_map_makes_the_score(line: Callable[..., Line], share: float) -> None:
+    one = line(top_share=share)
+    for _ in range(2):
+        found = one.inspect([picture(0)], [BOLT])[0]
+        assert found.score == maps.image_score(found.anomaly_map, share)
+
+
 def test_timings_name_the_stages(line: Callable[..., Line]) -> None:
     one = line()
     encoded = one.chain.encode([picture(0)], VIEWS)
@@ -502,9 +510,9 @@ def test_a_launch_is_checked(line: Callable[..., Line]) -> None:
     top_mean = one.chain._shared.kernels["top_mean"]
     stream = one.owner.run(lambda device: device.stream())
     for args, words in (
-        ((1 << 20,), "wanted 2 arguments"),
-        ((1 << 20, 8), "multiple of 16"),
-        ((1 << 20, 0), "multiple of 16"),
+        ((1 << 20,), "wanted 3 arguments"),
+        ((1 << 20, 8, 1), "multiple of 16"),
+        ((1 << 20, 0, 1), "multiple of 16"),
     ):
         with pytest.raises(TypeError, match=words):
             top_mean.launch((1, 1), args, stream)

@@ -367,16 +367,17 @@ def test_pixels_outside_the_region_are_zero() -> None:
     np.testing.assert_array_equal(run_fuse(distances, ALL, region)[0], np.where(region[0], whole, 0))
 
 
-def run_score(anomaly_maps: F32) -> NDArray[np.float64]:
+def run_score(anomaly_maps: F32, share: float = maps.TOP_SHARE) -> NDArray[np.float64]:
     score = torch.zeros(len(anomaly_maps), dtype=torch.float64)
     kernels.top_mean[(len(anomaly_maps),)](
-        torch.from_numpy(anomaly_maps.copy()), score, TOP=maps.TOP_PIXELS, PIXELS=maps.MAP_SIZE**2, BLOCK=8192
+        torch.from_numpy(anomaly_maps.copy()), score, maps.top_pixels(share), PIXELS=maps.MAP_SIZE**2, BLOCK=8192
     )
     return score.numpy()
 
 
+@pytest.mark.parametrize("share", [1e-9, 0.002, maps.TOP_SHARE, 1.0])  # from one pixel to all of them
 @pytest.mark.parametrize("kind", ["random", "few levels", "all equal", "zero", "around zero", "tiny", "peak"])
-def test_score_is_bit_identical(kind: str) -> None:
+def test_score_is_bit_identical(kind: str, share: float) -> None:
     rng = np.random.default_rng(5)
     one = rng.random((256, 256), dtype=np.float32)
     one = {
@@ -388,8 +389,8 @@ def test_score_is_bit_identical(kind: str) -> None:
         "tiny": one * np.float32(1e-40),
         "peak": np.where(one > 0.999, one, -one),
     }[kind].astype(np.float32)
-    found = run_score(np.stack([one, one[::-1]]))
-    assert found.tolist() == [maps.image_score(one)] * 2
+    found = run_score(np.stack([one, one[::-1]]), share)
+    assert found.tolist() == [maps.image_score(one, share)] * 2
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan])

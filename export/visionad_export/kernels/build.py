@@ -112,8 +112,8 @@ def variants(capability: int) -> dict[str, Variant]:
             {"SIZE": maps.MAP_SIZE}, multiply_add=False,
         ),
         "top_mean": Variant(
-            {"anomaly_map": "*fp32", "score": "*fp64"},
-            {"TOP": maps.TOP_PIXELS, "PIXELS": maps.MAP_SIZE**2, "BLOCK": 8192}, warps=16, multiply_add=False,
+            {"anomaly_map": "*fp32", "score": "*fp64", "top": "i32"},
+            {"PIXELS": maps.MAP_SIZE**2, "BLOCK": 8192}, warps=16, multiply_add=False,
         ),
     }  # fmt: skip
 

@@ -293,11 +293,11 @@ def ordered(bits):
 
 
 @triton.jit
-def top_mean(anomaly_map, score, TOP: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Mean of the ``TOP`` largest pixels in float64: the smallest of them by radix select, then the sum of what lies above.
+def top_mean(anomaly_map, score, top, PIXELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Mean of the ``top`` largest pixels in float64: the smallest of them by radix select, then the sum of what lies above.
 
-    One program a map. float64 sums float32 values without rounding while the largest is below 2^19 times the smallest, so
-    the order of the sum does not show.
+    One program a map. float64 sums float32 values without rounding while the largest is below 2^29 / ``top`` times the smallest
+    (2^19 for the usual 1 % of the map), so the order of the sum does not show.
     """
     source = anomaly_map + tl.program_id(0).to(tl.int64) * PIXELS
     digit = tl.arange(0, 256)
@@ -316,13 +316,13 @@ def top_mean(anomaly_map, score, TOP: tl.constexpr, PIXELS: tl.constexpr, BLOCK:
             else:
                 counts += tl.histogram((key & 255).to(tl.int32), 256, mask=(key >> 8) == (level >> (shift + 8)))
         at_least = above + tl.cumsum(counts, axis=0, reverse=True)
-        chosen = tl.sum((at_least >= TOP).to(tl.int32), axis=0) - 1
+        chosen = tl.sum((at_least >= top).to(tl.int32), axis=0) - 1
         above = tl.sum(tl.where(digit == chosen, at_least - counts, 0), axis=0)
         level = level | (chosen.to(tl.uint32) << shift)
     edge = tl.where(level >> 31 == 0, level ^ 0xFFFFFFFF, level & 0x7FFFFFFF).to(tl.float32, bitcast=True)
-    total = (TOP - above).to(tl.float64) * edge.to(tl.float64)
+    total = (top - above).to(tl.float64) * edge.to(tl.float64)
     for start in range(0, PIXELS, BLOCK):
         value = tl.load(source + start + tl.arange(0, BLOCK))
         higher = ordered(value.to(tl.uint32, bitcast=True)) > level
         total += tl.sum(tl.where(higher, value, 0.0).to(tl.float64), axis=0)
-    tl.store(score + tl.program_id(0), tl.where(broken > 0, float("nan"), total / TOP))
+    tl.store(score + tl.program_id(0), tl.where(broken > 0, float("nan"), total / top))

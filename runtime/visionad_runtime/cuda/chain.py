@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..artefacts import FeatureIdentity, PreprocessSpec, ViewName
 from ..errors import VisionADError
-from ..maps import MAP_SIZE
+from ..maps import MAP_SIZE, TOP_SHARE, top_pixels
 from ..preprocess import view_blocks
 from . import plan
 from .interface import Buffer, Device, DeviceEngine, Graph, Owner, Stream
@@ -84,6 +84,7 @@ class Chain:
         *,
         cameras: int = 1,
         max_picture: tuple[int, int] = (2160, 3840),
+        top_share: float = TOP_SHARE,
         keep_alive: float | None = None,
     ) -> None:
         """Load the kernels and take all memory.
@@ -92,16 +93,16 @@ class Chain:
             owner: of the GPU that ``engine`` is on.
             cameras: how many streams.
             max_picture: largest height and width of a picture.
+            top_share: of the map's pixels that make the score.
             keep_alive: seconds of idleness after which the engine runs its last batch again, so that clocks stay up and
-            the next picture
-                after a pause is as fast as the others. ``None``: never.
+                the next picture after a pause is as fast as the others. ``None``: never.
 
         Raises:
             VisionADError: GPU too old, memory too small, engine without rows.
         """
         self.identity = identity
         self._owner, self._engine = owner, engine
-        self._max_picture = max_picture
+        self._max_picture, self._top = max_picture, top_pixels(top_share)
         self.max_rows = engine.max_rows
         if self.max_rows < 1 or cameras < 1:
             raise VisionADError(f"wanted an engine of at least 1 row and a camera, found {self.max_rows} and {cameras}")
@@ -116,7 +117,7 @@ class Chain:
             self._keeper.start()
 
     def _open(self, device: Device, cameras: int) -> tuple[_Shared, list[_Camera]]:
-        shared = _Shared(device, self.identity, self._max_picture, self.max_rows)
+        shared = _Shared(device, self.identity, self._max_picture, self.max_rows, self._top)
         made: list[_Camera] = []
         try:
             made.extend(_Camera(device, shared) for _ in range(cameras))
@@ -377,8 +378,10 @@ class _Memory:
 class _Shared:
     """What all cameras use: kernels, constant tables, and the search's maxima, which one camera has at a time."""
 
-    def __init__(self, device: Device, identity: FeatureIdentity, max_picture: tuple[int, int], max_rows: int) -> None:
-        self.identity, self.max_picture, self.max_rows = identity, max_picture, max_rows
+    def __init__(
+        self, device: Device, identity: FeatureIdentity, max_picture: tuple[int, int], max_rows: int, top: int
+    ) -> None:
+        self.identity, self.max_picture, self.max_rows, self.top = identity, max_picture, max_rows, top
         self.spec: PreprocessSpec = identity.preprocess
         self.patches = identity.grid**2
         self.width = plan.packed_width(identity.dim)
@@ -778,7 +781,7 @@ class _Camera:
                 shared.identity.grid,
             ), self.stream,
         )  # fmt: skip
-        shared.kernels["top_mean"].launch((count, 1), (self._maps, self._scores), self.stream)
+        shared.kernels["top_mean"].launch((count, 1), (self._maps, self._scores, shared.top), self.stream)
 
     # -- how ----------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ def main(
         wrong = builder.check(built)
         if wrong:
             raise VisionADError(f"{'; '.join(wrong)}; run `python -m visionad_export.kernels --build`")
+        if (here := builder.manifest(built)["triton"]) != (there := builder.committed()["triton"]):
+            typer.echo(f"every target compiles with Triton {here}; built with {there}, so bytes were not compared")
     typer.echo(builder.report(builder.committed()))
 
 

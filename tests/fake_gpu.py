@@ -34,13 +34,20 @@ class FakeDevice:
 
     @classmethod
     def reset(cls) -> None:
-        cls.gpu = {"name": "Fake L4", "capability": (8, 9), "total_memory": 1 << 30, "driver": "13.0"}
+        cls.gpu = {
+            "name": "Fake L4",
+            "capability": (8, 9),
+            "multiprocessors": 58,
+            "total_memory": 1 << 30,
+            "driver": "13.0",
+        }
         cls.kernels, cls.current, cls.missing, cls._open = {}, None, None, {}
 
     def __init__(self, index: int = 0) -> None:
         self.index = index
         self.name: str = self.gpu["name"]
         self.capability: tuple[int, int] = self.gpu["capability"]
+        self.multiprocessors: int = self.gpu["multiprocessors"]
         self.total_memory: int = self.gpu["total_memory"]
         self.driver: str = self.gpu["driver"]
         self._thread = threading.get_ident()
@@ -217,6 +224,12 @@ class FakeEvent:
         assert self.stream is not None, "waiting for an event that was never recorded"
         while not self.happened:
             self.stream.queue.pop(0)()
+
+    def query(self) -> bool:
+        self.device.check()
+        if self.stream is not None and not self.happened and self.stream.queue:
+            self.stream.queue.pop(0)()  # time goes by
+        return self.happened
 
     def synchronize(self) -> None:
         self.device.check()

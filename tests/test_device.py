@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +77,16 @@ def test_results_are_stale_until_somebody_waits(owner: Owner) -> None:
     assert owner.run(work) == ([0, 0, 0, 0], [1, 2, 3, 4])
 
 
+def test_an_event_tells_without_waiting(owner: Owner) -> None:
+    def work(d: FakeDevice) -> list[bool]:
+        host, buffer, stream, event = d.pinned(4, np.float32), d.alloc(16), d.stream(), d.event()
+        d.upload(buffer, host, stream)
+        event.record(stream)
+        return [event.query() for _ in range(3)]
+
+    assert owner.run(work) == [False, True, True]
+
+
 @given(st.integers(-(2**31), 2**31 - 1), st.floats(width=32, allow_nan=False))
 def test_kernel_arguments(i: int, f: float) -> None:
     assert (kernel_argument(i).dtype, int(kernel_argument(i))) == (np.int32, i)
@@ -145,3 +155,44 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_pycuda(monkeypatch, Error=RuntimeError, init=lambda: None, Device=Gpu)
     with pytest.raises(VisionADError, match="wanted GPU 2, found 1"):
         cuda.Device.open(2)
+
+
+def test_multiprocessors_and_events_by_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Context:
+        pop = staticmethod(lambda: None)
+        push = detach = lambda self: None
+
+    class Gpu:
+        count = staticmethod(lambda: 1)
+
+        def __init__(self, index: int) -> None:
+            assert index == 0
+
+        name, total_memory = (lambda self: "L4"), (lambda self: 1 << 30)
+        compute_capability, retain_primary_context = (lambda self: (8, 9)), (lambda self: Context())
+
+        def get_attribute(self, which: object) -> int:
+            return {"MULTIPROCESSOR_COUNT": 58}[str(which)]
+
+    class Event:
+        answers = iter([False, True])
+
+        def query(self) -> bool:
+            for answer in self.answers:
+                return answer
+            raise RuntimeError("cuEventQuery failed: an illegal memory access was encountered")
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    fake_pycuda(
+        monkeypatch, Error=RuntimeError, MemoryError=OutOfMemoryError, init=lambda: None, Device=Gpu, Context=Context,
+        Event=Event, get_driver_version=lambda: 13000,
+        device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT="MULTIPROCESSOR_COUNT"),
+    )  # fmt: skip
+    with cuda.Device.open() as device:
+        assert device.multiprocessors == 58
+        event = device.event()
+        assert [event.query(), event.query()] == [False, True]
+        with pytest.raises(VisionADError, match=r"failed running on L4: .*illegal memory access"):
+            event.query()

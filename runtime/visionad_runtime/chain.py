@@ -6,9 +6,9 @@ What is read of a bank, which class a picture is of, thresholds and verdicts are
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,51 +23,55 @@ from .search import nearest
 F32 = NDArray[np.float32]
 
 
-class Encoded(Protocol):
-    """Pictures, encoded. ``cls`` float32 (N, V, Dc), unit rows, or ``None`` where not asked for; patch tokens stay where the chain
-    computes. ``timings``: milliseconds by stage, of the whole batch."""
-
-    @property
-    def cls(self) -> F32 | None: ...
-    @property
-    def timings(self) -> Mapping[str, float]: ...
+Choose = Callable[[F32 | None], Sequence[ClassBank]]
+"""Class tokens float32 (N, V, Dc), or ``None`` where not asked for → the bank that each of the N pictures is matched against."""
 
 
 @dataclass(frozen=True, eq=False)
 class Matched:
     """One picture against one class: ``distances`` float32 (side, side) by view, as seen in that view; ``anomaly_map`` float32
-    (256, 256); ``score`` of :func:`~visionad_runtime.maps.image_score`. ``timings``: milliseconds by stage, of the picture."""
+    (256, 256); ``score`` of :func:`~visionad_runtime.maps.image_score`. ``timings``: milliseconds by stage, of the picture.
+
+    ``cls`` float32 (V, Dc), unit rows, where class tokens were asked for. With ``trace`` what lies between: ``images`` float32
+    (V, 3, crop, crop), normalised, and ``patch`` float32 (V, P, D), unit rows.
+    """
 
     distances: Mapping[ViewName, F32]
     anomaly_map: F32
     score: float
     timings: Mapping[str, float]
+    cls: F32 | None = None
+    images: F32 | None = None
+    patch: F32 | None = None
 
 
 class Chain(Protocol):
-    """Picture → tokens → map. A picture's outcome does not depend on the others of a call."""
+    """Picture → tokens → map. A picture's outcome does not depend on the others of a call. Any thread may call."""
 
-    def encode(self, rgbs: Sequence[NDArray[np.uint8]], views: Sequence[ViewName], class_token: bool = True) -> Any:
-        """Encode pictures, uint8 (H, W, 3) RGB of any sizes, at least one, in these views → :class:`Encoded`."""
+    def run(
+        self,
+        rgbs: Sequence[NDArray[np.uint8]],
+        views: Sequence[ViewName],
+        choose: Choose,
+        *,
+        class_token: bool,
+        trace: bool = False,
+    ) -> list[Matched]:
+        """Inspect pictures, uint8 (H, W, 3) RGB of any sizes, at least one and at most :meth:`limit`.
+
+        Args:
+            choose: called once, when the pictures are encoded; what it takes is the stage ``route``.
+            class_token: whether ``choose`` is given class tokens.
+        """
         ...
 
-    def match(self, encoded: Any, banks: Sequence[ClassBank]) -> list[Matched]:
-        """Match each encoded picture against its class, a bank a picture."""
+    def keep(self, banks: Iterable[ClassBank]) -> None:
+        """These banks will be inspected with, and no others: have them where the chain computes. Others work, but slower."""
         ...
 
-    def trace(self, encoded: Any) -> tuple[F32, F32]:
-        """What lies between picture and distances: normalised views (N, V, 3, crop, crop), unit patch tokens (N, V, P, D)."""
+    def limit(self, views: Sequence[ViewName], /) -> int | None:
+        """Pictures a call can take; ``None``: any number."""
         ...
-
-
-class HostEncoded(NamedTuple):
-    """See :class:`Encoded`; here with everything at hand: ``images`` (N, V, 3, crop, crop), ``patch`` (N, V, P, D)."""
-
-    cls: F32 | None
-    timings: Mapping[str, float]
-    images: F32
-    patch: F32
-    views: tuple[ViewName, ...]
 
 
 class HostChain:
@@ -78,9 +82,15 @@ class HostChain:
     ) -> None:
         self._engine, self._identity, self._top_share, self._threads = engine, identity, top_share, threads
 
-    def encode(
-        self, rgbs: Sequence[NDArray[np.uint8]], views: Sequence[ViewName], class_token: bool = True
-    ) -> HostEncoded:
+    def run(
+        self,
+        rgbs: Sequence[NDArray[np.uint8]],
+        views: Sequence[ViewName],
+        choose: Choose,
+        *,
+        class_token: bool,
+        trace: bool = False,
+    ) -> list[Matched]:
         """See :class:`Chain`."""
         clock = Clock()
         images = np.stack([query_views(prepare(rgb, self._identity.preprocess), views) for rgb in rgbs])
@@ -88,29 +98,40 @@ class HostChain:
         tokens: Tokens = self._engine.encode(images.reshape(-1, *images.shape[2:]), class_token=class_token)
         clock.lap("engine")
         lead = images.shape[:2]
+        patch = tokens.patch.reshape(*lead, *tokens.patch.shape[1:])
         cls = None if tokens.cls is None else tokens.cls.reshape(*lead, -1)
-        return HostEncoded(cls, clock.laps, images, tokens.patch.reshape(*lead, *tokens.patch.shape[1:]), tuple(views))
+        banks = choose(cls)
+        clock.lap("route")
+        shared = {stage: ms / len(rgbs) for stage, ms in clock.laps.items()}
+        return [
+            replace(
+                self._match(patch[i], views, bank, shared),
+                cls=None if cls is None else cls[i],
+                images=images[i] if trace else None,
+                patch=patch[i] if trace else None,
+            )
+            for i, bank in enumerate(banks)
+        ]
 
-    def match(self, encoded: HostEncoded, banks: Sequence[ClassBank]) -> list[Matched]:
-        """See :class:`Chain`."""
-        return [self._match(encoded, i, bank) for i, bank in enumerate(banks)]
-
-    def _match(self, encoded: HostEncoded, picture: int, bank: ClassBank) -> Matched:
+    def _match(self, patch: F32, views: Sequence[ViewName], bank: ClassBank, timings: Mapping[str, float]) -> Matched:
         clock, side = Clock(), self._identity.grid
         distances = {
-            view: nearest(encoded.patch[picture, i], bank.searchable(view), threads=self._threads).distance
-            for i, view in enumerate(encoded.views)
+            view: nearest(patch[i], bank.searchable(view), threads=self._threads).distance
+            for i, view in enumerate(views)
         }
         grids = {view: d.reshape(side, side) for view, d in distances.items()}
         clock.lap("search")
         anomaly_map = upsample(fuse(grids))
         score = image_score(anomaly_map, self._top_share)
         clock.lap("map")
-        return Matched(grids, anomaly_map, score, clock.laps)
+        return Matched(grids, anomaly_map, score, {**timings, **clock.laps})
 
-    def trace(self, encoded: HostEncoded) -> tuple[F32, F32]:
+    def keep(self, banks: Iterable[ClassBank]) -> None:
+        """See :class:`Chain`. Banks are in the host's memory already."""
+
+    def limit(self, _: Sequence[ViewName], /) -> int | None:
         """See :class:`Chain`."""
-        return encoded.images, encoded.patch
+        return None
 
 
 class Clock:

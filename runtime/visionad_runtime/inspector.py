@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -121,6 +122,8 @@ class Inspector:
         self.bank = bank
         self.views: tuple[ViewName, ...] = tuple(views)
         self.chain: Chain = HostChain(engine, manifest.identity, manifest.top_share, threads)
+        self._kept: Snapshot | None = None
+        self._keeping = threading.Lock()
 
     @classmethod
     def open(
@@ -171,7 +174,7 @@ class Inspector:
     def inspect_batch(
         self, images: Sequence[NDArray[np.uint8]], *, class_name: str | None = None, colour: str = "bgr"
     ) -> list[Result]:
-        """:meth:`inspect` for several pictures with one engine call. Each result is what the picture alone would give."""
+        """:meth:`inspect` for several pictures at once. Each result is what the picture alone would give."""
         rgbs = [picture.from_array(i, colour) for i in images]
         return [r for r, _ in self.trace_batch(rgbs, class_name, trace=False)]
 
@@ -191,28 +194,48 @@ class Inspector:
         bank = self._snapshot(class_name)
         if not rgbs:
             return []
-        encoded = self.chain.encode(rgbs, self.views, class_token=class_name is None)
+        self._keep()
+        at_once = self.chain.limit(self.views) or len(rgbs)
+        parts = [rgbs[start : start + at_once] for start in range(0, len(rgbs), at_once)]
+        return [one for part in parts for one in self._traced(part, bank, class_name, leave_out, trace)]
+
+    def _traced(
+        self, rgbs: Sequence[picture.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool
+    ) -> list[tuple[Result, Trace | None]]:
+        """:meth:`trace_batch` for as many pictures as the chain takes at once."""
         routes: list[Route | None] = [None] * len(rgbs)
-        clock = Clock()
-        if class_name is None:
-            assert encoded.cls is not None
-            limits = LIMITS[self.manifest.identity.class_token]
-            routes = [route(cls[0], bank.classes, self._stranger, limits, self.views[0]) for cls in encoded.cls]
-        clock.lap("route")
-        shared = {stage: ms / len(rgbs) for stage, ms in {**encoded.timings, **clock.laps}.items()}
-        classes = [bank.classes[class_name if found is None else found.nearest] for found in routes]  # type: ignore[index]
-        if leave_out is not None:
-            classes = [matched.without(leave_out) for matched in classes]
+        classes: list[ClassBank] = []
+
+        def choose(tokens: F32 | None) -> list[ClassBank]:
+            if tokens is not None:
+                limits = LIMITS[self.manifest.identity.class_token]
+                routes[:] = [route(cls[0], bank.classes, self._stranger, limits, self.views[0]) for cls in tokens]
+            classes[:] = [bank.classes[class_name if found is None else found.nearest] for found in routes]  # type: ignore[index]
+            if leave_out is not None:
+                classes[:] = [matched.without(leave_out) for matched in classes]
+            return classes
+
         out = []
-        images, patch = self.chain.trace(encoded) if trace else (None, None)
-        for i, found in enumerate(self.chain.match(encoded, classes)):
-            result = self._verdict(rgbs[i], found, classes[i], routes[i], bank.manifest.version, shared)
+        for i, found in enumerate(
+            self.chain.run(rgbs, self.views, choose, class_token=class_name is None, trace=trace)
+        ):
+            result = self._verdict(rgbs[i], found, classes[i], routes[i], bank.manifest.version)
             one = None
-            if images is not None and patch is not None:
-                tokens = Tokens(patch[i], None if encoded.cls is None else encoded.cls[i])
-                one = Trace(images[i], tokens, found.distances)
+            if found.images is not None and found.patch is not None:
+                one = Trace(found.images, Tokens(found.patch, found.cls), found.distances)
             out.append((result, one))
         return out
+
+    def _keep(self) -> None:
+        """Have the bank in force where the chain computes. Whoever comes while another thread sees to that goes on."""
+        assert self.bank is not None
+        if self._kept is not self.bank.snapshot and self._keeping.acquire(blocking=False):
+            try:
+                newest = self.bank.snapshot
+                self.chain.keep(newest.classes.values())
+                self._kept = newest
+            finally:
+                self._keeping.release()
 
     def _verdict(
         self,
@@ -221,7 +244,6 @@ class Inspector:
         matched: ClassBank,
         routed: Route | None,
         version: int,
-        timings: Mapping[str, float],
     ) -> Result:
         clock = Clock()
         known = routed is None or routed.known
@@ -230,7 +252,7 @@ class Inspector:
         geometry = Geometry.of(rgb.shape[1], rgb.shape[0], self.manifest.identity.preprocess)
         hot = () if verdict == "ok" else regions(found.anomaly_map, geometry, threshold, self.manifest.top_share)
         clock.lap("verdict")
-        laps = {**timings, **found.timings, **clock.laps}
+        laps = {**found.timings, **clock.laps}
         return Result(
             score=found.score,
             verdict=verdict,

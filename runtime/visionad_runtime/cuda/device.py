@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import VisionADError
+
+if TYPE_CHECKING:
+    from . import interface
 
 T = TypeVar("T")
 
@@ -31,7 +34,8 @@ class Device:
     """One GPU, used by the thread that opened it.
 
     Attributes:
-        name: as the driver gives it. capability: (major, minor). total_memory: bytes. driver: newest CUDA version it serves.
+        name: as the driver gives it. capability: (major, minor). multiprocessors: how many. total_memory: bytes.
+        driver: newest CUDA version it serves.
     """
 
     _open: ClassVar[dict[int, Device]] = {}
@@ -51,6 +55,7 @@ class Device:
         gpu = cuda.Device(index)
         self.name: str = gpu.name()
         self.capability: tuple[int, int] = gpu.compute_capability()
+        self.multiprocessors: int = gpu.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
         self.total_memory: int = gpu.total_memory()
         version = cuda.get_driver_version()
         self.driver = f"{version // 1000}.{version % 1000 // 10}"
@@ -229,6 +234,17 @@ class Event:
         """It happens when all that ``stream`` holds now is done."""
         self._device._check()
         self.raw.record(stream.raw)
+
+    def query(self) -> bool:
+        """Whether it has happened, without waiting.
+
+        Raises:
+            VisionADError: a kernel before it failed. The context is then unusable.
+        """
+        self._device._check()
+        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+            happened: bool = self.raw.query()
+            return happened
 
     def synchronize(self) -> None:
         """Wait until it has happened."""
@@ -446,3 +462,19 @@ def _call(status: int, doing: str) -> None:
         with contextlib.suppress(AttributeError):
             _libcuda().cuGetErrorString(status, ctypes.byref(text))
         raise VisionADError(f"the GPU failed {doing}: {(text.value or b'').decode() or 'CUDA error'} ({status})")
+
+
+if TYPE_CHECKING:  # what the chain asks for is what there is
+
+    def _fulfils(
+        device: Device, buffer: Buffer, stream: Stream, event: Event, module: Module, graph: Graph, owner: Owner
+    ) -> tuple[
+        interface.Device,
+        interface.Buffer,
+        interface.Stream,
+        interface.Event,
+        interface.Module,
+        interface.Graph,
+        interface.Owner,
+    ]:
+        return device, buffer, stream, event, module, graph, owner

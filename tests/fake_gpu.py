@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import fake_device
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from visionad_runtime.cuda.device import kernel_argument
+from visionad_runtime.cuda.kernels import choose_target, read_manifest
 from visionad_runtime.errors import VisionADError
 
 Work = Callable[[], None]
@@ -41,7 +43,8 @@ class FakeDevice:
             "total_memory": 1 << 30,
             "driver": "13.0",
         }
-        cls.kernels, cls.current, cls.missing, cls._open = {}, None, None, {}
+        cls.kernels = {name: product_kernel(name) for name in read_manifest()["targets"]["sm_80"]}
+        cls.current, cls.missing, cls._open = None, None, {}
 
     def __init__(self, index: int = 0) -> None:
         self.index = index
@@ -147,6 +150,10 @@ class FakeDevice:
                 assert ptr + nbytes <= buffer.ptr + buffer.nbytes, "access out of bounds"
                 return buffer.bytes[ptr - buffer.ptr : ptr - buffer.ptr + nbytes]
         raise AssertionError(f"address {ptr:#x} is in no live buffer")
+
+    def read(self, ptr: int, dtype: DTypeLike, *shape: int) -> NDArray[Any]:
+        """Live memory at an address, as an array that can be written."""
+        return self.memory(ptr, int(np.prod(shape)) * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
 
     def stream_of(self, handle: int) -> FakeStream:
         """A stream by the handle that a library was given."""
@@ -290,6 +297,19 @@ class FakeGraph:
     def close(self) -> None:
         self.device.check()
         self.closed = True
+
+
+def product_kernel(name: str) -> Kernel:
+    """A kernel of the product, as ``fake_device.py`` computes it in numpy."""
+
+    def run(device: FakeDevice, grid: tuple[int, ...], block: tuple[int, ...], *args: np.number[Any]) -> None:
+        targets = read_manifest()["targets"]
+        record = targets[choose_target(device.capability, list(targets))][name]
+        assert block == (record["threads"], 1, 1)
+        own = [a.item() for kind, a in zip(record["arguments"], args, strict=True) if kind != "null"]
+        getattr(fake_device.FakeDevice, f"kernel_{name}")(device, grid, record["constants"], *own)
+
+    return run
 
 
 FakeDevice.reset()

@@ -479,23 +479,23 @@ def make(flavour: str, version: str | None = None) -> Any:
             if self.shape is None or set(self.addresses) != set(self.engine.tensors):
                 say("ERROR", "not all shapes and addresses are set")
                 return False
-            stream.put(self._run)
+            stream.put(functools.partial(self._run, dict(self.addresses)))  # as they are now, in a recorded graph too
             return True
 
-        def _array(self, name: str) -> NDArray[np.float32]:
+        def _array(self, name: str, address: int) -> NDArray[np.float32]:
             assert FakeDevice.current is not None and self.shape is not None
             shape = (self.shape[0], *self.engine.tensors[name][1:])
-            raw = FakeDevice.current.memory(self.addresses[name], 4 * int(np.prod(shape)))
+            raw = FakeDevice.current.memory(address, 4 * int(np.prod(shape)))
             return raw.view(np.float32).reshape(shape)
 
-        def _run(self) -> None:
-            images = self._array("images")
+        def _run(self, at: dict[str, int]) -> None:
+            images = self._array("images", at["images"])
             names = [n for n in self.engine.tensors if n != "images"]
             rows = [self.engine.session.run(names, {"images": images[i : i + 1].copy()}) for i in range(len(images))]
             outputs = {n: np.concatenate([r[i] for r in rows]) for i, n in enumerate(names)}
             fault: Callable[[NDArray[np.float32], Outputs], Outputs] | None = m.fault
             for name, value in (fault(images, outputs) if fault else outputs).items():
-                self._array(name)[...] = value
+                self._array(name, at[name])[...] = value
 
     class Runtime:
         def __init__(self, logger: Any) -> None:

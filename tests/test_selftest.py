@@ -148,7 +148,7 @@ def test_outputs_in_the_wrong_place_are_refused(model: Path) -> None:
 class Faulty:
     """A right engine with a fault behind it. Groups of three, as on a GPU."""
 
-    name, group = "faulty", 3
+    name, group, device_engine = "faulty", 3, None
 
     def __init__(self, engine: Engine, fault: Any) -> None:
         self._engine, self._fault = engine, fault

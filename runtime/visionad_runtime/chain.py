@@ -8,16 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .artefacts import FeatureIdentity, ViewName
+from .artefacts import ClassEntry, FeatureIdentity, ModelManifest, ViewName
 from .bank import ClassBank
 from .engine import Engine, Tokens
+from .engine.selftest import GOLDEN_TOLERANCE
+from .errors import ModelError
 from .maps import TOP_SHARE, fuse, image_score, upsample
-from .preprocess import prepare, query_views
+from .preprocess import bank_blocks, prepare, query_views, support_encodings
 from .search import nearest
 
 F32 = NDArray[np.float32]
@@ -132,6 +134,70 @@ class HostChain:
     def limit(self, _: Sequence[ViewName], /) -> int | None:
         """See :class:`Chain`."""
         return None
+
+
+def open_chain(
+    engine: Engine,
+    manifest: ModelManifest,
+    views: Sequence[ViewName],
+    golden: Mapping[str, NDArray[Any]],
+    threads: int | None = None,
+) -> Chain:
+    """The chain for an engine: on the GPU where it has one that the engine shares, else on the host.
+
+    The one on the GPU must give what the host's gives for the blemished golden picture against a bank of the plain one, within the
+    self-test's tolerance, on every camera, as enqueued and as recorded.
+
+    Raises:
+        ModelError: it does not, naming the stage. VisionADError: no memory for it.
+    """
+    identity = manifest.identity
+    host = HostChain(engine, identity, manifest.top_share, threads)
+    if engine.device_engine is None:
+        return host
+    from .cuda.device import Owner
+    from .cuda.inspect import CAMERAS, DeviceChain
+
+    blocks = bank_blocks(tuple(views))
+    tokens = engine.encode(support_encodings(prepare(golden["image"], identity.preprocess), blocks), class_token=False)
+    bank = ClassBank(
+        "golden", ClassEntry(file="", sha256="", images=()), blocks, tokens.patch[:, None], tokens.patch[:, :0]
+    )
+    chain = DeviceChain(Owner.of(0), engine.device_engine(), identity, manifest.top_share)
+    try:
+        wanted = _stages(host, golden["blemished"], views, bank)
+        chain.keep([bank])
+        worst = 0.0
+        for _ in range(2 * CAMERAS):
+            for stage, found in _stages(chain, golden["blemished"], views, bank).items():
+                allowed = 0.0 if stage == "preprocess" else GOLDEN_TOLERANCE[manifest.precision]
+                apart = float(np.abs(found - wanted[stage]).max())
+                if not apart <= allowed:
+                    raise ModelError(
+                        f"self-test of the device chain failed at {stage}: differs from the host's by {apart:.3g} on the golden "
+                        f"picture (allowed {allowed:g}); do not inspect with this box, run `visionad doctor`"
+                    )
+                worst = max(worst, apart)
+        chain.keep([])
+    except BaseException:
+        chain.close()
+        raise
+    engine.details["chain"] = f"on the GPU, within {worst:.2g} of the host's"
+    return chain
+
+
+def _stages(chain: Chain, rgb: NDArray[np.uint8], views: Sequence[ViewName], bank: ClassBank) -> dict[str, F32]:
+    """What a chain makes of a picture, in the order of the work."""
+    (found,) = chain.run([rgb], views, lambda _: [bank], class_token=True, trace=True)
+    assert found.images is not None and found.patch is not None and found.cls is not None
+    return {
+        "preprocess": found.images,
+        "patch_tokens": found.patch,
+        "class_token": found.cls,
+        "search": np.stack(list(found.distances.values())),
+        "map": found.anomaly_map,
+        "score": np.array(found.score, np.float32),
+    }
 
 
 class Clock:

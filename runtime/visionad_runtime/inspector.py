@@ -24,7 +24,7 @@ from .artefacts import (
     sha256_file,
 )
 from .bank import Bank, ClassBank, Snapshot, unknown_class
-from .chain import Chain, Clock, HostChain, Matched
+from .chain import Chain, Clock, Matched, open_chain
 from .engine import Engine, Tokens, open_engine
 from .engine.selftest import read_golden
 from .errors import BankError, ModelError, PictureError, VisionADError
@@ -121,7 +121,7 @@ class Inspector:
         self.engine = engine
         self.bank = bank
         self.views: tuple[ViewName, ...] = tuple(views)
-        self.chain: Chain = HostChain(engine, manifest.identity, manifest.top_share, threads)
+        self.chain: Chain = open_chain(engine, manifest, self.views, golden, threads)
         self._kept: Snapshot | None = None
         self._keeping = threading.Lock()
 
@@ -137,8 +137,9 @@ class Inspector:
     ) -> Inspector:
         """Open, check and warm up.
 
-        Every file's digest is checked, then the backend must pass its self-test (``engine/selftest.py``): a damaged file or a
-        wrong operator is found here and not at the line.
+        Every file's digest is checked, then the backend must pass its self-test (``engine/selftest.py``), and on a GPU the
+        chain around it must give what the host's does (``chain.open_chain``): a damaged file or a wrong operator is found here
+        and not at the line.
 
         Args:
             model: model folder. bank: bank folder; a missing or empty one starts a new bank with the first `enroll`.
@@ -155,7 +156,14 @@ class Inspector:
         available = opened.manifest.views if opened is not None else manifest.views
         chosen = _choose_views(views, available)
         engine = open_engine(folder, manifest, backend, threads, len(chosen))
-        return cls(manifest, engine, opened, chosen, read_golden(folder), threads)
+        try:
+            inspector = cls(manifest, engine, opened, chosen, read_golden(folder), threads)
+            if opened is not None:
+                inspector._keep()
+        except BaseException:
+            engine.close()
+            raise
+        return inspector
 
     # -- inspect ------------------------------------------------------------------------------------------------------
 

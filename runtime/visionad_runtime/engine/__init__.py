@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..artefacts import ModelManifest
 from ..errors import VisionADError
+
+if TYPE_CHECKING:
+    from ..cuda.interface import DeviceEngine
 
 log = logging.getLogger("visionad")
 
@@ -45,11 +49,16 @@ class Engine(Protocol):
     Attributes:
         name: of the backend. group: rows the device computes together (1: each alone); see :func:`open_engine`.
         details: versions, devices, realised precision, why it was chosen; for people.
+        device_engine: where the backbone can run amid other work on an NVIDIA GPU, gives it in that form (with memory of its own);
+            ``None``: it takes and gives arrays of the host only.
     """
 
     name: str
     group: int
     details: dict[str, str]
+
+    @property
+    def device_engine(self) -> Callable[[], DeviceEngine] | None: ...
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """float32 (N, 3, crop, crop), normalised → :class:`Tokens`. With ``class_token=False`` a backend may skip its work."""

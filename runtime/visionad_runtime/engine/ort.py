@@ -147,6 +147,7 @@ class OrtCpuEngine:
     group = 1
 
     def __init__(self, session: ort.InferenceSession, threads: int | None) -> None:
+        self.device_engine = None
         self._session = session
         self._patch_only = ort.RunOptions()
         self._patch_only.only_execute_path_to_fetches = (
@@ -180,6 +181,7 @@ class OrtDeviceEngine:
         self, session: ort.InferenceSession, backend: str, manifest: ModelManifest, group: int, device: str = "cuda"
     ) -> None:
         self.name, self.group = backend, group
+        self.device_engine = None
         self._session = session
         self._lock = threading.Lock()
         identity = manifest.identity

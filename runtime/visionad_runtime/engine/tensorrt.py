@@ -32,6 +32,8 @@ from .nvidia import PORTABLE, Api, Message, Progress, UnfitEngineError, load_api
 if TYPE_CHECKING:
     import tensorrt as trt
 
+    from ..cuda.interface import DeviceEngine
+
 log = logging.getLogger("visionad")
 
 WORKSPACE_MIB = 4096
@@ -306,6 +308,7 @@ class TensorRTEngine:
         self._host: dict[str, NDArray[np.float32]] = {}
         self._device: dict[str, Buffer] = {}
         self._graph: Graph | None = None
+        self._jit: bytes | None = None
         entry, fresh = self._entry(folder)
         try:
             self._owner.run(lambda device: self._load(device, entry))
@@ -359,7 +362,8 @@ class TensorRTEngine:
             self._enqueue()  # makes what it makes at the first call: kernels, handles, TensorRT-RTX's JIT
             self._stream.synchronize()
         if jit_cache is not None and jit is None:
-            _keep(jit_file, jit_cache)
+            jit = _keep(jit_file, jit_cache)
+        self._jit = jit
         self._graph, graph = self._record(device)
         self.details |= {
             self.name: api.version,
@@ -406,6 +410,27 @@ class TensorRTEngine:
             for name in ("patch_tokens", "class_token"):
                 device.download(self._host[name], self._device[name], self._stream)
 
+    @property
+    def device_engine(self) -> Callable[[], DeviceEngine] | None:
+        """See :class:`~visionad_runtime.engine.Engine`. The chain's kernels need Ampere; Turing has the host's chain."""
+        return self.on_device if self._owner.run(lambda device: device.capability) >= (8, 0) else None
+
+    def on_device(self) -> OnDevice:
+        """The engine in a context of its own: this one's recorded graph goes on using this one's memory.
+
+        Raises:
+            VisionADError: no memory for it.
+        """
+        return self._owner.run(lambda _: self._second())
+
+    def _second(self) -> OnDevice:
+        with self._api.collector.collect() as messages:
+            context, _ = self._api.create_context(self._engine, self._jit)
+            shape = (self.group, *_wanted_io(self._manifest)["images"][1:])
+            if context is None or not context.set_input_shape("images", shape):
+                raise self._api.failure(f"to start {self.name} a second time", messages)
+        return OnDevice(self._api, context, self.group, capturable=self._graph is not None)
+
     def close(self) -> None:
         """Give the GPU's memory back."""
         self._owner.run(self._release)
@@ -444,9 +469,33 @@ class TensorRTEngine:
         return Tokens(patch, cls)
 
 
-def _keep(path: Path, results: Any) -> None:
+class OnDevice:
+    """The engine amid other work on the GPU: :class:`~visionad_runtime.cuda.interface.DeviceEngine`. Always whole groups."""
+
+    def __init__(self, api: Api, context: trt.IExecutionContext, group: int, capturable: bool) -> None:
+        self._api, self._context = api, context
+        self.max_rows, self.capturable = group, capturable
+
+    def enqueue(self, images: int, patch: int, cls: int, rows: int, stream: Any) -> None:
+        """See :class:`~visionad_runtime.cuda.interface.DeviceEngine`.
+
+        Raises:
+            VisionADError: not a whole group. ModelError: the library refuses.
+        """
+        if rows != self.max_rows:
+            raise VisionADError(f"{self._api.backend}: wanted {self.max_rows} pictures a call, found {rows}")
+        for name, address in (("images", images), ("patch_tokens", patch), ("class_token", cls)):
+            if not self._context.set_tensor_address(name, address):
+                raise ModelError(f"{self._api.backend} refuses a buffer for {name}{self._api.why()}")
+        if not self._context.execute_async_v3(stream.handle):
+            raise ModelError(f"{self._api.backend} failed to run{self._api.why()}; run `visionad doctor`")
+
+
+def _keep(path: Path, results: Any) -> bytes:
     """Keep what was measured or compiled for the next time; if it cannot be written, that only costs the next time."""
+    data = memoryview(results.serialize()).tobytes()
     try:
-        atomic_write(path, memoryview(results.serialize()).tobytes())
+        atomic_write(path, data)
     except VisionADError as exc:
         log.info("not kept: %s", exc)
+    return data

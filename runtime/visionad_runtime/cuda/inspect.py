@@ -1,0 +1,154 @@
+"""The inspector's chain on a GPU: :class:`~visionad_runtime.chain.Chain` over the chain of one GPU."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artefacts import FeatureIdentity, ViewName
+from ..bank import ClassBank
+from ..chain import Choose, Matched
+from ..maps import TOP_SHARE
+from .chain import Chain
+from .interface import DeviceEngine, Owner
+
+CAMERAS = 2
+"""Pictures under way at once: while one is in the engine, the other is copied, resized or searched. More threads take turns."""
+PICTURE = (1080, 1920)
+"""Height and width that room is taken for at first."""
+
+
+class DeviceChain:
+    """Each call takes a camera that is free. Room for pictures grows with the largest seen: a line's first picture decides, and
+    nothing is to be configured."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        engine: DeviceEngine,
+        identity: FeatureIdentity,
+        top_share: float = TOP_SHARE,
+        *,
+        cameras: int = CAMERAS,
+        max_picture: tuple[int, int] = PICTURE,
+    ) -> None:
+        """Load the kernels and take all memory.
+
+        Raises:
+            VisionADError: as :class:`~visionad_runtime.cuda.chain.Chain`.
+        """
+        self._owner, self._engine, self._identity, self._top_share = owner, engine, identity, top_share
+        self._cameras, self._size = cameras, max_picture
+        self._banks: list[ClassBank] = []
+        self._growing = threading.Lock()
+        self._chain = self._open(max_picture)
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for camera in range(cameras):
+            self._free.put(camera)
+
+    def _open(self, size: tuple[int, int]) -> Chain:
+        return Chain(
+            self._owner,
+            self._engine,
+            self._identity,
+            cameras=self._cameras,
+            max_picture=size,
+            top_share=self._top_share,
+        )
+
+    def run(
+        self,
+        rgbs: Sequence[NDArray[np.uint8]],
+        views: Sequence[ViewName],
+        choose: Choose,
+        *,
+        class_token: bool,
+        trace: bool = False,
+    ) -> list[Matched]:
+        """See :class:`~visionad_runtime.chain.Chain`. ``timings``: the GPU's own by stage, and as ``wait`` the rest of the time:
+        until a camera was free, for copies on the host and for the GPU's other work."""
+        started = time.perf_counter()
+        self._make_room(max(rgb.shape[0] for rgb in rgbs), max(rgb.shape[1] for rgb in rgbs))
+        with self._camera() as camera:
+            encoded = self._chain.encode(rgbs, views, camera)
+            cls = encoded.cls if class_token else None
+            asked = time.perf_counter()
+            banks = choose(cls)
+            route = 1e3 * (time.perf_counter() - asked)
+            found = self._chain.match(encoded, banks)
+            images, patch = self._chain.trace(encoded) if trace else (None, None)
+        whole = 1e3 * (time.perf_counter() - started)
+        timings = _share(encoded.timings, route, found[0].timings, whole, len(rgbs))
+        return [
+            Matched(
+                one.distances, one.anomaly_map, one.score, timings,
+                None if cls is None else cls[i], None if images is None else images[i], None if patch is None else patch[i],
+            )
+            for i, one in enumerate(found)
+        ]  # fmt: skip
+
+    def keep(self, banks: Iterable[ClassBank]) -> None:
+        """See :class:`~visionad_runtime.chain.Chain`. The others go on inspecting meanwhile."""
+        with self._growing:
+            self._banks = list(banks)
+            self._chain.keep(self._banks)
+
+    def limit(self, views: Sequence[ViewName], /) -> int | None:
+        """See :class:`~visionad_runtime.chain.Chain`."""
+        return self._chain.max_batch(views)
+
+    def close(self) -> None:
+        """Free the GPU's memory; waits for calls under way. The engine is not closed."""
+        self._chain.close()
+
+    @contextmanager
+    def _camera(self) -> Iterator[int]:
+        camera = self._free.get()
+        try:
+            yield camera
+        finally:
+            self._free.put(camera)
+
+    def _make_room(self, height: int, width: int) -> None:
+        """Open the chain anew for larger pictures, once all calls under way are done. If that fails, it is as it was."""
+        if height <= self._size[0] and width <= self._size[1]:
+            return
+        with self._growing:
+            old = self._size
+            larger = max(height, old[0]), max(width, old[1])
+            if larger == old:
+                return
+            idle = [self._free.get() for _ in range(self._cameras)]
+            try:
+                self._chain.close()  # first, or both would have to fit
+                try:
+                    self._chain = self._open(larger)
+                    self._chain.keep(self._banks)
+                    self._size = larger
+                except BaseException:
+                    self._chain.close()
+                    self._chain = self._open(old)
+                    self._chain.keep(self._banks)
+                    raise
+            finally:
+                for camera in idle:
+                    self._free.put(camera)
+
+
+def _share(
+    encode: Mapping[str, float], route: float, match: Mapping[str, float], whole: float, pictures: int
+) -> dict[str, float]:
+    """Milliseconds by stage, of one picture of a call."""
+    stages = dict.fromkeys(("upload", "preprocess", "engine", "route", "search", "map", "download"), 0.0)
+    stages["route"] = route
+    for laps in (encode, match):
+        for stage, ms in laps.items():
+            stages[stage] += ms
+    stages["wait"] = max(0.0, whole - sum(stages.values()))
+    return {stage: ms / pictures for stage, ms in stages.items()}

@@ -1,0 +1,161 @@
+"""The inspector with its whole chain on a GPU: TensorRT's stand-in, kernels in numpy, against the host's chain on the CPU."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_tensorrt
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="the stand-in parses with it")
+
+from conftest import part
+from fake_gpu import FakeDevice
+from visionad_runtime import Inspector
+from visionad_runtime.chain import HostChain
+from visionad_runtime.cuda import device as cuda
+from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda.inspect import DeviceChain
+from visionad_runtime.errors import ModelError, VisionADError
+from visionad_runtime.inspector import Result
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeDevice]]:
+    FakeDevice.reset()
+    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    module = fake_tensorrt.make("11")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield FakeDevice
+    Owner.of(0).close()
+
+
+@pytest.fixture
+def both(gpu: type[FakeDevice], tiny_model: Path, tmp_path: Path) -> Iterator[tuple[Inspector, Inspector]]:
+    """On the GPU and on the CPU, each with a bank of its own."""
+    opened = [
+        Inspector.open(tiny_model, tmp_path / backend, backend=backend, threads=1)
+        for backend in ("tensorrt", "onnxruntime-cpu")
+    ]
+    for one in opened:
+        one.enroll("disc", [part(0), part(1)])
+        one.enroll("grid", [part(0, kind="grid")])
+    yield opened[0], opened[1]
+    opened[0].chain.close()  # type: ignore[attr-defined]
+
+
+def check(found: Result, wanted: Result) -> None:
+    np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=1e-6)
+    assert abs(found.score - wanted.score) < 1e-6
+    assert (found.class_name, found.class_source, found.verdict) == (
+        wanted.class_name,
+        wanted.class_source,
+        wanted.verdict,
+    )
+
+
+def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> None:
+    on_gpu, on_cpu = both
+    assert isinstance(on_gpu.chain, DeviceChain) and isinstance(on_cpu.chain, HostChain)
+    assert on_gpu.engine.details["chain"].startswith("on the GPU")
+    pictures = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(4)]
+    pictures.append(np.repeat(np.repeat(part(4), 12, axis=0), 16, axis=1))  # 1152 x 2048: room is made for it
+    wanted = on_cpu.inspect_batch(pictures)
+    found = on_gpu.inspect_batch(pictures)  # one picture a call: split
+    for one, right in zip(found, wanted, strict=True):
+        check(one, right)
+        assert one.timings["total"] >= one.timings["wait"] and "route" in one.timings
+    rgb = np.ascontiguousarray(part(5)[:, :, ::-1])
+    (one, stages), (right, wanted_stages) = on_gpu.trace_batch([rgb])[0], on_cpu.trace_batch([rgb])[0]
+    assert stages is not None and wanted_stages is not None
+    check(one, right)
+    np.testing.assert_array_equal(stages.views, wanted_stages.views)
+    np.testing.assert_array_equal(stages.tokens.patch, wanted_stages.tokens.patch)
+    np.testing.assert_array_equal(stages.tokens.cls, wanted_stages.tokens.cls)
+
+
+def test_leave_one_out_calibrates_alike(both: tuple[Inspector, Inspector]) -> None:
+    rgb = np.ascontiguousarray(part(1)[:, :, ::-1])
+    found, wanted = (one.trace_batch([rgb], "disc", leave_out=1, trace=False)[0][0] for one in both)
+    check(found, wanted)
+    assert found.score > 0.001 > both[0].trace_batch([rgb], "disc", trace=False)[0][0].score
+
+
+def test_a_class_is_enrolled_while_others_inspect(both: tuple[Inspector, Inspector]) -> None:
+    on_gpu, on_cpu = both
+    wanted = [on_cpu.inspect(part(i, defect=True), class_name="disc") for i in range(3)]
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def guarded(work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as exc:
+                errors.append(exc)
+
+        return run
+
+    def camera(number: int) -> Callable[[], None]:
+        def work() -> None:
+            while True:
+                last = done.is_set()
+                check(on_gpu.inspect(part(number, defect=True), class_name="disc"), wanted[number])
+                if last:
+                    return
+
+        return guarded(work)
+
+    def clerk() -> None:
+        try:
+            on_gpu.enroll("new", [part(30, kind="grid")])
+        finally:
+            done.set()
+
+    threads = [threading.Thread(target=t) for t in (*(camera(i) for i in range(3)), guarded(clerk))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not errors
+    on_cpu.enroll("new", [part(30, kind="grid")])
+    check(
+        on_gpu.inspect(part(31, kind="grid"), class_name="new"), on_cpu.inspect(part(31, kind="grid"), class_name="new")
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stage"),
+    [("resize_down", "preprocess"), ("rescore", "search"), ("fuse_map", "map"), ("top_mean", "score")],
+)
+def test_a_wrong_kernel_is_found_when_opened(gpu: type[FakeDevice], tiny_model: Path, kernel: str, stage: str) -> None:
+    right = gpu.kernels[kernel]
+    place = {"resize_down": 6, "rescore": 7, "fuse_map": 6, "top_mean": 1}[kernel]
+
+    def wrong(device: FakeDevice, grid: Any, block: Any, *args: Any) -> None:
+        right(device, grid, block, *args)
+        device.read(int(args[place]), np.float64 if kernel == "top_mean" else np.float32, 1)[0] += 0.01
+
+    gpu.kernels[kernel] = wrong
+    with pytest.raises(ModelError, match=f"self-test of the device chain failed at {stage}: differs"):
+        Inspector.open(tiny_model, backend="tensorrt")
+    assert not Owner.of(0).run(lambda device: len(device._buffers))  # all memory was given back
+
+
+def test_no_room_for_a_larger_picture_leaves_the_line_running(both: tuple[Inspector, Inspector]) -> None:
+    on_gpu, on_cpu = both
+    device = Owner.of(0).run(lambda device: device)
+    device.total_memory = 128 << 20
+    with pytest.raises(VisionADError, match="out of GPU memory"):
+        on_gpu.inspect(np.zeros((4000, 6000, 3), np.uint8))
+    check(on_gpu.inspect(part(3)), on_cpu.inspect(part(3)))
+
+
+def test_turing_keeps_the_hosts_chain(gpu: type[FakeDevice], tiny_model: Path) -> None:
+    gpu.gpu["capability"] = (7, 5)
+    assert isinstance(Inspector.open(tiny_model, backend="tensorrt").chain, HostChain)

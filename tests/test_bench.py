@@ -294,7 +294,7 @@ def test_a_run_without_bank_or_pictures(report: dict[str, Any]) -> None:
         assert at["whole"]["calls"] == at["bare_engine"]["calls"] == 3
         assert at["whole"]["p99"] is None and at["whole"]["p95"] is None and at["whole"]["p50"] > 0
         assert at["whole_to_bare_engine"]["rounds"] == 3 and at["pictures_per_s"] > 0
-    assert list(entry["stages"]) == ["decode", "preprocess", "engine", "route", "search", "map", "total"]
+    assert list(entry["stages"]) == ["decode", "preprocess", "engine", "route", "search", "map", "verdict", "total"]
     assert all(stage["calls"] == 3 for stage in entry["stages"].values())
     assert entry["cold_start"]["first_verdict_s"] > 0 and entry["cold_start"]["starts"] == 1
     assert entry["cold_start"]["gpu_memory_mb"] is None and entry["energy"]["joules_per_picture"] is None
@@ -348,7 +348,7 @@ def test_torch_opponents_compute_what_the_engine_computes(tiny_model: Path, good
     inspector = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
     inspector.enroll_files("disc", good[:1])
     assert inspector.bank is not None
-    (one,) = inspector.inspect_files(good[1:2], class_name="disc")
+    (one,) = inspector.inspect_files(good[1:2], class_name="disc", trace=True)
     assert one.trace is not None and one.result is not None
     stored = inspector.bank.classes["disc"]
     calls = torch_calls(inspector.manifest, stored, inspector.views, None, 1, ("eager", "method"))

@@ -148,7 +148,7 @@ def _open_all(
 
 def _prepare(inspector: Inspector, paths: list[Path], class_name: str | None) -> Pictures:
     pictures = Pictures(paths, [], [], [])
-    for one in inspector.inspect_files(paths, class_name=class_name):
+    for one in inspector.inspect_files(paths, class_name=class_name, trace=True):
         if one.trace is None or one.result is None or one.rgb is None:
             raise VisionADError(f"bench: {one.error}")
         pictures.views.append(one.trace.views)

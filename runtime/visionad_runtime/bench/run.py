@@ -390,4 +390,7 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
         elif "search" in entry["stages"]:
             parts = [roofline.search_work(identity.grid**2, n, identity.dim) for n in rows.values()]
             total = roofline.Work(sum(p.flops for p in parts), sum(p.bytes for p in parts))
-            entry["roofline"]["search, all views"] = roofline.assess(total, entry["stages"]["search"]["p50"] / 1e3, cpu)
+            searched = peaks if "wait" in entry["stages"] else cpu  # a stage that the chain on the GPU alone has
+            entry["roofline"]["search, all views"] = roofline.assess(
+                total, entry["stages"]["search"]["p50"] / 1e3, searched
+            )

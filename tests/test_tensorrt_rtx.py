@@ -95,6 +95,8 @@ def test_what_is_built_is_what_was_asked_for(models: Any, size: str, precision: 
     # inputs, outputs, types and profile were read back while building; a wrong one is an error there
     grown = manifest.model_copy(update={"views": ("original", "flip")})
     assert build(model, grown, "tensorrt-rtx")[0].folder != entry.folder
+    alone = manifest.model_copy(update={"views": ("original",)})  # nothing is dynamic then (preset sharp)
+    assert build(model, alone, "tensorrt-rtx")[0].parts["profile"] == [1, 1, 1]
     log = (entry.folder / "build.log").read_text()
     assert f"precision    {precision}" in log and "Building engine (" in log and "VERBOSE" not in log
     assert not build(model, manifest, "tensorrt-rtx")[1]

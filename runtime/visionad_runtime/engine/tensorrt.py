@@ -235,13 +235,18 @@ def _wanted_io(manifest: ModelManifest) -> dict[str, list[int]]:
     }
 
 
+def _batch_open(shape: list[int], manifest: ModelManifest) -> list[int]:
+    """A profile of one picture a call leaves nothing dynamic, and TensorRT-RTX then says 1 for the batch."""
+    return [-1, *shape[1:]] if len(manifest.views) == 1 and shape[0] == 1 else shape
+
+
 def _sizes(dims: trt.Dims) -> list[int]:
     return [int(dims[i]) for i in range(len(dims))]
 
 
 def _check_io(api: Api, engine: trt.ICudaEngine, manifest: ModelManifest) -> None:
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    found = {n: _sizes(engine.get_tensor_shape(n)) for n in names}
+    found = {n: _batch_open(_sizes(engine.get_tensor_shape(n)), manifest) for n in names}
     wanted = _wanted_io(manifest)
     types = {n: realised.type_name(engine.get_tensor_dtype(n).name) for n in names}
     if found != wanted or set(types.values()) != {"fp32"}:
@@ -260,6 +265,7 @@ def _check_listed_io(found: dict[str, dict[str, Any]], manifest: ModelManifest, 
         name: {"mode": "Output", "type": "fp32", "shape": shape} for name, shape in _wanted_io(manifest).items()
     }
     wanted["images"] |= {"mode": "Input", "profile": [[n, *_sides(manifest)] for n in profile]}
+    found = {name: {**one, "shape": _batch_open(one["shape"], manifest)} for name, one in found.items()}
     if found != wanted:
         raise ModelError(
             f"the engine's own tensors are not the model's: wanted {wanted}, found {found}; export it again"

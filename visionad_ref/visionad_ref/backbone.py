@@ -213,7 +213,8 @@ class Backbone(nn.Module):
         return F.normalize(patches, dim=-1), F.normalize(picture, dim=-1)
 
     def _vit(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        final, outputs = self._intermediates(images, output_fmt="NLC", return_prefix_tokens=True)
+        prefixed = int(cast(Any, self.net).num_prefix_tokens) > 0  # timm's own families stumble over asking for none
+        final, outputs = self._intermediates(images, output_fmt="NLC", return_prefix_tokens=prefixed)
         layers = [output if isinstance(output, tuple) else (output, None) for output in outputs]
         patches = _mean([layer for layer, _ in layers])
         if getattr(self.net, "cls_token", None) is None:

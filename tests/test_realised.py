@@ -113,6 +113,31 @@ def test_fused_attention(name: str, kind: str, tactic: str, fused: bool) -> None
     assert Layer(name, kind, tactic, ("fp16",)).fused_attention is fused
 
 
+@pytest.mark.parametrize(
+    ("inputs", "weights", "type_"),
+    [
+        (("fp32", "fp16"), ("fp16",), "fp16"),  # a product in half, added to the float32 residual in the same kernel
+        (("fp32", "fp16"), (), "fp16"),  # the same where the release lists no constants
+        (("fp16",), ("fp32",), "fp32"),  # half read, but multiplied in float32
+        (("fp32", "fp32"), (), "fp32"),
+        (("Int64", "fp16"), (), "fp16"),
+        (("Bool",), (), None),
+    ],
+)
+def test_what_a_layer_multiplies_in(inputs: tuple[str, ...], weights: tuple[str, ...], type_: str | None) -> None:
+    assert Layer("__myl_FcAddMulAdd", "runtime_fusion", "", inputs, weights).type == type_
+
+
+def test_weights_are_constants_of_two_dimensions() -> None:
+    layer = {
+        "Name": "__myl_FcAdd_myl0_4", "LayerType": "runtime_fusion",
+        "Inputs": [{"Dimensions": [-1, 384], "Datatype": "Float"}, {"Dimensions": [-1, 1536], "Datatype": "Half"}],
+        "Constants": [{"Dimensions": [1, 384], "Datatype": "Float"}, {"Dimensions": [1536, 384], "Datatype": "Half"}],
+    }  # fmt: skip
+    (found,) = from_json(json.dumps({"Layers": [layer]}))
+    assert (found.inputs, found.weights, found.type, found.multiplies) == (("fp32", "fp16"), ("fp16",), "fp16", True)
+
+
 def engine(*layers: tuple[str, str]) -> realised.Realised:
     return summarise([Layer(f"x{i}", "gemm", tactic, (t,)) for i, (t, tactic) in enumerate(layers)], {})
 
@@ -125,6 +150,12 @@ def engine(*layers: tuple[str, str]) -> realised.Realised:
         ("fp32", {"fp32": 4}, [("fp32", "sm80_gemm_f32")], None),
         ("tf32", {"fp32": 4}, [("fp32", "sm80_gemm_tf32")], None),
         ("fp16", {"fp16": 4}, [("fp32", "")], "built 1 in fp32"),  # silently fp32
+        (
+            "fp16",
+            {"fp16": 4, "fp32": 1},
+            [("fp16", ""), ("fp32", ""), ("fp32", "")],
+            "built 2 in fp32, 1 in fp16",
+        ),  # in part
         ("fp16", {"fp16": 4}, [("fp16", ""), ("fp32", "")], "built 1 in fp16, 1 in fp32"),
         ("fp32", {"fp32": 4}, [("fp32", ""), ("fp16", "")], "built 1 in fp32, 1 in fp16"),
         ("bf16", {"bf16": 4}, [("fp16", "")], "realised precision is not bf16"),

@@ -24,14 +24,14 @@ _TYPES = (
     ("int8", ("INT8",)),
     ("int4", ("INT4",)),
 )
-_MATRIX_TYPE = re.compile(r"gemm|matrix|matmul|conv|correlation|fusion|fully|mha|attention", re.IGNORECASE)
+_MATRIX_TYPE = re.compile(r"gemm|matrix|matmul|conv|correlation|fully|mha|attention", re.IGNORECASE)
 _MATRIX_NAME = re.compile(r"_gemm_|_Fc[A-Z_]|_mha", re.ASCII)
 _MHA = re.compile(r"(^|_)f?mha", re.IGNORECASE)
 _LINE = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), Inputs: \[(?P<inputs>.*?)\](?:, Constants: \[.*?\])?, Outputs: \[.*\], "
-    r"TacticName: (?P<tactic>[^,]*),"
+    r"Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), Inputs: \[(?P<inputs>.*?)\](?:, Constants: \[(?P<constants>.*?)\])?, "
+    r"Outputs: \[.*\], TacticName: (?P<tactic>[^,]*),"
 )
-_LINE_TYPE = re.compile(r"(?:Format/)?Data[tT]ype: ([^,}]*)")
+_LINE_TENSOR = re.compile(r"Dimensions: \[([^\]]*)\].*?Data[tT]ype: ([^,}]*)")
 _IO = re.compile(
     r"Name: (?P<name>[^,]*), IOMode: (?P<mode>\w+), DataType: (?P<type>\w+), Dimensions: \[(?P<shape>[^\]]*)\]"
     r"(?:.*?MinShape: \[(?P<min>[^\]]*)\], OptShape: \[(?P<opt>[^\]]*)\], MaxShape: \[(?P<max>[^\]]*)\])?"
@@ -45,14 +45,26 @@ GRAPH_TYPE = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 """Type that a precision's matrix products have in the graph. TF32 is float32 whose products may be rounded: a builder's flag."""
 
 
+_NARROW = ("int4", "int8", "fp8", "bf16", "fp16", "fp32")
+
+
 @dataclass(frozen=True)
 class Layer:
-    """A layer of an engine. ``inputs`` are the types it reads, without those of constants."""
+    """A layer of an engine. ``inputs`` are the types of the tensors it reads, ``weights`` those of its constant matrices (where
+    listed); scalars are left out."""
 
     name: str
     kind: str
     tactic: str
     inputs: tuple[str, ...]
+    weights: tuple[str, ...] = ()
+
+    @property
+    def type(self) -> str | None:
+        """What it multiplies in. Weights say it; without them the narrowest type it reads, because a fusion may also read the
+        float32 residual that is added to the product."""
+        read = self.weights or self.inputs
+        return min((t for t in read if t in _NARROW), key=_NARROW.index, default=None)
 
     @property
     def multiplies(self) -> bool:
@@ -106,7 +118,8 @@ def from_json(text: str) -> list[Layer]:
                 layer["Name"],
                 layer["LayerType"],
                 str(layer.get("TacticName", "")),
-                tuple(type_name(_json_type(i)) for i in layer["Inputs"] if i.get("Dimensions") != [1]),
+                _types((i.get("Dimensions", [-1]), _json_type(i)) for i in layer["Inputs"]),
+                _types(((c.get("Dimensions", [1]), _json_type(c)) for c in layer.get("Constants", ())), matrices=True),
             )
             for layer in layers
         ]
@@ -124,12 +137,26 @@ def _json_type(tensor: Mapping[str, Any]) -> str:
 
 def from_log(messages: Iterable[str]) -> list[Layer]:
     """Layers from the listing in a builder's log."""
+
+    def tensors(text: str | None) -> Iterable[tuple[list[int], str]]:
+        return ((_numbers(shape), kind) for shape, kind in _LINE_TENSOR.findall(text or ""))
+
     return [
-        Layer(m["name"], m["type"], m["tactic"], tuple(type_name(t) for t in _LINE_TYPE.findall(m["inputs"])))
+        Layer(
+            m["name"],
+            m["type"],
+            m["tactic"],
+            _types(tensors(m["inputs"])),
+            _types(tensors(m["constants"]), matrices=True),
+        )
         for message in messages
         for line in message.splitlines()
         if (m := _LINE.match(line.strip()))
     ]
+
+
+def _types(tensors: Iterable[tuple[Sequence[int], str]], matrices: bool = False) -> tuple[str, ...]:
+    return tuple(type_name(kind) for shape, kind in tensors if sum(n != 1 for n in shape) >= (2 if matrices else 1))
 
 
 def io_from_log(messages: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -155,8 +182,8 @@ def memory_from_log(messages: Sequence[str]) -> dict[str, int]:
 
 
 def summarise(layers: Sequence[Layer], memory: Mapping[str, int]) -> Realised:
-    """Count what matters. A layer's type is that of the first tensor it reads."""
-    counts = Counter(layer.inputs[0] for layer in layers if layer.multiplies and layer.inputs)
+    """Count what matters."""
+    counts = Counter(layer.type for layer in layers if layer.multiplies and layer.type)
     return Realised(
         layers=len(layers),
         matrix_types=dict(counts.most_common()),
@@ -174,7 +201,7 @@ def check_graph(graph_types: Mapping[str, int], precision: str, model: str) -> N
     """
     wanted = GRAPH_TYPE[precision]
     if not graph_types or max(graph_types, key=lambda t: graph_types[t]) != wanted:
-        found = ", ".join(f"{n} in {t}" for t, n in graph_types.items()) or "none at all"
+        found = _counted(graph_types) or "none at all"
         raise ModelError(
             f"{model}: wanted {precision}, but the graph's matrix products are {found}; "
             f"export it again with `visionad export --precision {precision}`"
@@ -188,11 +215,11 @@ def check_engine(built: Realised, graph_types: Mapping[str, int], precision: str
         ModelError: naming what was found.
     """
     wanted = GRAPH_TYPE[precision]
-    foreign = {t: n for t, n in built.matrix_types.items() if t not in graph_types}
+    foreign = {t: n for t, n in built.matrix_types.items() if t != wanted and n > graph_types.get(t, 0)}
     if wanted not in built.matrix_types or foreign:
-        found = ", ".join(f"{n} in {t}" for t, n in built.matrix_types.items()) or "no matrix layer"
+        found = _counted(built.matrix_types) or "no matrix layer"
         raise ModelError(
-            f"realised precision is not {precision}: wanted the graph's {', '.join(graph_types)}, TensorRT built {found}; "
+            f"realised precision is not {precision}: the graph has {_counted(graph_types)}, TensorRT built {found}; "
             "this engine was not kept. Use another TensorRT release or export another precision"
         )
     if precision == "fp32" and built.tf32_kernels:
@@ -200,3 +227,7 @@ def check_engine(built: Realised, graph_types: Mapping[str, int], precision: str
             f"realised precision is not fp32: {built.tf32_kernels} layers use TF32 kernels; "
             "this engine was not kept. Use another TensorRT release, or choose TF32 with `visionad export --precision tf32`"
         )
+
+
+def _counted(types: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} in {t}" for t, n in types.items())

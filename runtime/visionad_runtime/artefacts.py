@@ -248,7 +248,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 f.flush()
                 os.fsync(f.fileno())
             temp.replace(path)
-            _fsync_folder(path.parent)
+            fsync_folder(path.parent)
         finally:
             temp.unlink(missing_ok=True)
     except OSError as exc:
@@ -263,7 +263,8 @@ def atomic_write(path: Path, data: bytes) -> None:
         f.write(data)
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make the renames in a folder survive a power cut."""
     if os.name == "nt":  # Windows cannot open a folder for fsync; NTFS journals the rename
         return
     fd = os.open(folder, os.O_RDONLY)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artefacts import sha256_file
+from ..artefacts import fsync_folder, sha256_file
 from ..errors import VisionADError
 
 PLAN, FACTS, LOG = "engine.plan", "engine.json", "build.log"
@@ -105,9 +105,9 @@ class EngineCache:
                 _write(fresh / PLAN, plan)
                 _write(fresh / LOG, log.encode())
                 _write(fresh / FACTS, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
-                _fsync_folder(fresh)
+                fsync_folder(fresh)
                 self._put(fresh, target, parts)
-                _fsync_folder(self.folder)
+                fsync_folder(self.folder)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
             self._prune(keep=target)
@@ -211,13 +211,3 @@ def _remove(folder: Path) -> None:
     away = folder.with_name(f".{secrets.token_hex(8)}.tmp")
     folder.rename(away)
     shutil.rmtree(away, ignore_errors=True)
-
-
-def _fsync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -91,6 +91,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def memory(line: str) -> float:
+    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process, MB. (``getrusage`` would tell the parent's peak as its own.)"""
+    words = dict(part.split(":\t") for part in Path("/proc/self/status").read_text().splitlines())
+    return int(words[line].split()[0]) * 1024 / 1e6
+
+
 def write(name: str, result: dict[str, Any]) -> Path:
     """Commit-ready result file ``benchmarks/results/NAME.json``."""
     path = RESULTS / f"{name}.json"

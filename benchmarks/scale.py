@@ -97,19 +97,13 @@ def timed(call: Callable[[], Any], seconds: float = 1.0) -> float:
     return min(times) * 1e3
 
 
-def memory(line: str) -> float:
-    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process, MB. (``getrusage`` would tell the parent's peak as its own.)"""
-    words = dict(part.split(":\t") for part in Path("/proc/self/status").read_text().splitlines())
-    return int(words[line].split()[0]) * 1024 / 1e6
-
-
 def search(rows: int, threads: int | None) -> dict[str, Any]:
     """One picture against one bank in memory."""
-    before = memory("VmRSS")
+    before = common.memory("VmRSS")
     tokens = common.Tokens(DIM)
     queries, bank = tokens.draw(PATCHES), tokens.draw(rows)
     float32 = timed(lambda: nearest(queries, bank, threads=threads))
-    held_float32 = memory("VmHWM") - before
+    held_float32 = common.memory("VmHWM") - before
     start = time.perf_counter()
     held = Int8Bank(bank)
     made = time.perf_counter() - start
@@ -125,11 +119,11 @@ def search(rows: int, threads: int | None) -> dict[str, Any]:
 
 def opened(folder: str) -> dict[str, Any]:
     """Open a bank, route a picture."""
-    before = memory("VmRSS")
+    before = common.memory("VmRSS")
     start = time.perf_counter()
     bank = Bank.open(Path(folder))
     seconds = time.perf_counter() - start
-    held = memory("VmHWM") - before
+    held = common.memory("VmHWM") - before
     token = next(iter(bank.classes.values())).tokens("original")[0]
     stranger = np.roll(token, 1)
     return {

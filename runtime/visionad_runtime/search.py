@@ -8,10 +8,8 @@ tiles, the threads, the other queries or the CPU's kernels were.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from .errors import VisionADError
 from .products import scores_float32, scores_int8, zero_point
+from .workers import cores, spread
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -120,7 +119,7 @@ def nearest(queries: F32, bank: F32 | Int8Bank, k: int = 1, *, threads: int | No
     """
     rows = bank.rows if isinstance(bank, Int8Bank) else bank
     _check(queries, rows, k)
-    workers = max(1, threads if threads is not None else _cores())
+    workers = max(1, threads if threads is not None else cores())
     found = [
         _search(np.require(queries[s:e], requirements=["C", "A"]), bank, k, workers)
         for s, e in _tiles(len(queries), BLOCK_QUERIES)
@@ -133,6 +132,12 @@ def nearest(queries: F32, bank: F32 | Int8Bank, k: int = 1, *, threads: int | No
 
 NO_ROWS = "search: the bank has no rows; enrol at least one good picture with `visionad bank add`"
 NOT_FINITE = "search: NaN or Inf among the bank rows; the bank is damaged, run `visionad bank verify`"
+BROKEN_TOKENS = "search: NaN or Inf among the patch tokens; the engine's output is broken, run `visionad doctor`"
+
+
+def _not_finite(queries: F32) -> VisionADError:
+    """Whose fault it is that scores are not finite."""
+    return VisionADError(NOT_FINITE if np.isfinite(queries).all() else BROKEN_TOKENS)
 
 
 def _check(queries: F32, rows: F32, k: int) -> None:
@@ -149,14 +154,6 @@ def _check(queries: F32, rows: F32, k: int) -> None:
         raise VisionADError(NO_ROWS)
     if not 1 <= k <= len(rows):
         raise VisionADError(f"search: wanted {k} neighbours, found {len(rows)} bank rows; k is 1 to {len(rows)}")
-    if not np.isfinite(queries).all():
-        raise VisionADError(
-            "search: NaN or Inf among the patch tokens; the engine's output is broken, run `visionad doctor`"
-        )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tiles(count: int, most: int, share: int = 1) -> list[tuple[int, int]]:
@@ -175,7 +172,7 @@ class _Pairs(NamedTuple):
 
 
 def _joined(parts: list[_Pairs]) -> _Pairs:
-    return _Pairs(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
+    return parts[0] if len(parts) == 1 else _Pairs(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
 
 
 NO_PAIRS = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
@@ -195,8 +192,12 @@ class _Floor:
     def rise(self, queries: I64 | slice, lower: F64) -> F64:
         """Take over lower bounds (Q, any) of the scores of rows not seen before."""
         with self._lock:
-            both = np.concatenate([self._best[queries], lower], axis=1)
-            self._best[queries] = np.partition(both, -self.k, axis=1)[:, -self.k :]
+            best = self._best[queries]
+            if lower.shape[1] == self.k == 1:
+                best = np.maximum(best, lower)
+            else:
+                best = np.partition(np.concatenate([best, lower], axis=1), -self.k, axis=1)[:, -self.k :]
+            self._best[queries] = best
             return self.now(queries)
 
     def seen(self, queries: I64 | slice, lower: F64) -> F64:
@@ -215,8 +216,8 @@ class _Pass(Protocol):
 class _Float32Pass:
     """Scores in float32, off by no more than :func:`_slack`."""
 
-    def __init__(self, queries: F32, rows: F32, floor: _Floor, tiles: list[tuple[int, int]]) -> None:
-        self.queries, self.rows, self.floor, self.tiles = queries, rows, floor, tiles
+    def __init__(self, queries: F32, rows: F32, floor: _Floor, tiles: list[tuple[int, int]], workers: int = 1) -> None:
+        self.queries, self.rows, self.floor, self.tiles, self.workers = queries, rows, floor, tiles, workers
 
     def candidates(self, number: int, scratch: F32) -> _Pairs:
         return self.scan(slice(None), *self.tiles[number], scratch, self.floor.rise)
@@ -228,11 +229,12 @@ class _Float32Pass:
         queries, rows = self.queries[which], np.require(self.rows[start:end], requirements=["C", "A"])
         count, k = len(queries), min(self.floor.k, end - start)
         scores = scratch[: count * len(rows)].reshape(count, len(rows))
-        scores_float32(queries, rows, scores)
+        blocks = _tiles(count, -(-count // self.workers))
+        spread(lambda b: scores_float32(queries[slice(*b)], rows, scores[slice(*b)]), blocks, self.workers)
         winner, top = _top(scores, k)
         high = top.max(axis=1)
-        if not (high < np.inf).all():  # NaN compares false
-            raise VisionADError(NOT_FINITE)
+        if not np.isfinite(high).all():
+            raise _not_finite(queries)
         slack = _slack(rows.shape[1])
         cut = (rise(which, top.astype(np.float64) - slack) - slack).astype(np.float32)
         hit = busy = np.flatnonzero(high >= cut)
@@ -260,6 +262,8 @@ class _Int8Pass:
     """
 
     def __init__(self, queries: F32, bank: Int8Bank, floor: _Floor) -> None:
+        if not np.isfinite(queries).all():
+            raise _not_finite(queries)
         self.queries, self.bank, self.floor = queries, bank, floor
         self.tiles = _tiles(len(bank.rows), CODE_ROWS)
         self.finer = _Float32Pass(queries, bank.rows, floor, self.tiles)
@@ -333,22 +337,21 @@ def _search(queries: F32, bank: F32 | Int8Bank, k: int, workers: int) -> tuple[F
     first: _Pass
     if isinstance(bank, Int8Bank):
         first = _Int8Pass(queries, bank, floor)
+    elif (
+        len(bank) <= TILE_ROWS
+    ):  # too little for the threads to take turns with Python's lock: they share the product alone
+        first, workers = _Float32Pass(queries, bank, floor, [(0, len(bank))], workers), 1
     else:
         first = _Float32Pass(queries, bank, floor, _tiles(len(bank), TILE_ROWS, workers))
-    numbers, lock = iter(range(len(first.tiles))), threading.Lock()
+    found, scratches = list[_Pairs](), threading.local()
 
-    def work() -> list[_Pairs]:
-        scratch, mine = np.empty(len(queries) * max(e - s for s, e in first.tiles), np.float32), list[_Pairs]()
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return mine
-            mine.append(_thin(first.candidates(number, scratch), queries, rows, first.tiles[number], k))
+    def search(number: int) -> None:
+        scratch = getattr(scratches, "scores", None)
+        if scratch is None:
+            scratch = scratches.scores = np.empty(len(queries) * max(e - s for s, e in first.tiles), np.float32)
+        found.append(_thin(first.candidates(number, scratch), queries, rows, first.tiles[number], k))
 
-    with ThreadPoolExecutor(max(1, workers - 1)) as pool:
-        others = [pool.submit(work) for _ in range(workers - 1)]
-        found = work() + [pairs for other in others for pairs in other.result()]
+    spread(search, range(len(first.tiles)), workers)
     query, row, upper = _joined(found)
     likely = upper >= floor.now()[query]
     query, row = query[likely], row[likely]
@@ -356,7 +359,7 @@ def _search(queries: F32, bank: F32 | Int8Bank, k: int, workers: int) -> tuple[F
         query, row = _sieve(queries, rows, query, row)
     score, row = _best(queries, rows, query, row, k)[1:]
     if not np.isfinite(score).all():
-        raise VisionADError(NOT_FINITE)
+        raise _not_finite(queries)
     return score.reshape(-1, k), row.reshape(-1, k)
 
 
@@ -378,6 +381,13 @@ def _thin(pairs: _Pairs, queries: F32, rows: F32, tile: tuple[int, int], k: int)
 def _best(queries: F32, rows: F32, query: I64, row: I64, k: int) -> tuple[I64, F64, I64]:
     """The k best of each query's pairs by float64 score, ties to the lowest row: queries, scores, rows, by query."""
     score = _exact(queries, rows, query, row)
+    if k == 1:
+        best, lowest = np.full(len(queries), -np.inf), np.full(len(queries), len(rows))
+        np.maximum.at(best, query, score)
+        tied = ~(score < best[query])
+        np.minimum.at(lowest, query[tied], row[tied])
+        found = np.flatnonzero(lowest < len(rows))
+        return found, best[found], lowest[found]
     order = np.lexsort((row, -score, query))
     order = order[_first(query[order], k)]
     return query[order], score[order], row[order]
@@ -411,6 +421,6 @@ def _exact(queries: F32, rows: F32, query: I64, row: I64) -> F64:
     out = np.empty(len(query))
     for i in range(0, len(query), PAIRS):
         products = queries[query[i : i + PAIRS]].astype(np.float64)
-        products *= rows[row[i : i + PAIRS]]
+        products *= rows[row[i : i + PAIRS]].astype(np.float64)
         products.sum(axis=1, out=out[i : i + PAIRS])
     return out

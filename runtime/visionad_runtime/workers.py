@@ -1,0 +1,105 @@
+"""Threads that stay, beside the caller's own, for work that lets go of Python's lock.
+
+A search is over in milliseconds. Threads made for each would cost a tenth of that, and a thread that the system wakes on its
+waker's core, as kernels in virtual machines are seen to do, would halve the speed until a balancing tick that comes too late.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spread(work: Callable[[T], None], pieces: Iterable[T], workers: int) -> None:
+    """Call ``work`` with each of ``pieces``, in this thread and up to ``workers - 1`` others; return when all are done.
+
+    Each thread takes the next piece when it is ready for one, so that one which wakes late holds nobody up. ``workers`` = 1: no
+    other thread is touched. What ``work`` raises is raised here.
+    """
+    waiting, lock = iter(pieces), threading.Lock()
+
+    def take() -> None:
+        while True:
+            with lock:
+                piece = next(waiting, NOTHING)
+            if piece is NOTHING:
+                return
+            work(piece)  # type: ignore[arg-type]
+
+    if workers == 1:
+        take()
+        return
+    crew = _crew()
+    crew.keep_off_this_core()
+    others = [crew.pool.submit(take) for _ in range(min(workers - 1, crew.size))]
+    try:
+        take()
+    finally:  # what has begun works on the caller's arrays
+        begun = [other for other in others if not other.cancel()]
+        failed = [other.exception() for other in begun]
+    for error in failed:
+        if error is not None:
+            raise error
+
+
+NOTHING = object()
+
+
+class _Crew:
+    """The threads of this process, one fewer than there are cores."""
+
+    def __init__(self) -> None:
+        self.size = max(1, cores() - 1)
+        self._threads: list[int] = []
+        self.pool = ThreadPoolExecutor(
+            self.size, "visionad-search", lambda: self._threads.append(threading.get_native_id())
+        )
+
+    def keep_off_this_core(self) -> None:
+        """Let the threads run on any core that this thread may use but the one it is on."""
+        here = _here()
+        if here is None:
+            return
+        allowed = os.sched_getaffinity(0) - {here}
+        if allowed:
+            for thread in self._threads:
+                os.sched_setaffinity(thread, allowed)
+
+
+@functools.cache
+def _crew() -> _Crew:
+    return _Crew()
+
+
+def _here() -> int | None:
+    """Number of the core that this thread is on, where the system tells."""
+    if sys.platform != "linux":
+        return None
+    get = _getcpu()
+    return None if get is None or (number := get()) < 0 else int(number)
+
+
+@functools.cache
+def _getcpu() -> Callable[[], int] | None:
+    try:
+        get: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
+    except (OSError, AttributeError):
+        return None
+    return get
+
+
+if hasattr(os, "register_at_fork"):  # a fork has none of its parent's threads
+    os.register_at_fork(after_in_child=_crew.cache_clear)

@@ -82,7 +82,7 @@ def room_for(size: str, folder: Path) -> None:
     if size != "large":
         return
     memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if os.path.exists("/proc/meminfo"):  # counts what the system would give up, too
+    if Path("/proc/meminfo").exists():  # counts what the system would give up, too
         lines = Path("/proc/meminfo").read_text().splitlines()
         memory = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
     disk = shutil.disk_usage(folder).free

@@ -479,14 +479,13 @@ def make(flavour: str, version: str | None = None) -> Any:
             if self.shape is None or set(self.addresses) != set(self.engine.tensors):
                 say("ERROR", "not all shapes and addresses are set")
                 return False
-            stream.put(functools.partial(self._run, dict(self.addresses)))  # as they are now, in a recorded graph too
+            stream.add(functools.partial(self._run, dict(self.addresses)))  # as they are now, in a recorded graph too
             return True
 
         def _array(self, name: str, address: int) -> NDArray[np.float32]:
             assert FakeDevice.current is not None and self.shape is not None
             shape = (self.shape[0], *self.engine.tensors[name][1:])
-            raw = FakeDevice.current.memory(address, 4 * int(np.prod(shape)))
-            return raw.view(np.float32).reshape(shape)
+            return FakeDevice.current.read(address, np.float32, *shape)
 
         def _run(self, at: dict[str, int]) -> None:
             images = self._array("images", at["images"])

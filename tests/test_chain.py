@@ -1,24 +1,27 @@
-"""The chain's buffers, orders, graphs and bank swaps on a device made of numpy (``fake_device.py``), against the numpy path."""
+"""The chain's buffers, orders, graphs and bank swaps on a device made of numpy (``fake_gpu.py``), against the numpy path."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from fake_device import FakeDevice, FakeOwner, FakeStream
+from fake_gpu import FakeDevice, FakeStream
 from numpy.typing import NDArray
 from visionad_runtime import maps, preprocess, search
 from visionad_runtime.artefacts import FeatureIdentity, PreprocessSpec, ViewName
 from visionad_runtime.cuda import chain as chain_module
+from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda import kernels
 from visionad_runtime.cuda.chain import Chain, Matched
+from visionad_runtime.cuda.device import Owner
 from visionad_runtime.errors import PictureError, VisionADError
 
 F32 = NDArray[np.float32]
@@ -42,12 +45,20 @@ def encode_row(image: F32) -> tuple[F32, F32]:
     return tokens, cls / np.linalg.norm(cls)
 
 
+GPUS = itertools.count()
+"""Each line has a GPU, and so an owner's thread, of its own."""
+
+
+def fake_of(owner: Owner) -> FakeDevice:
+    return cast("FakeDevice", owner.run(lambda device: device))
+
+
 class FakeEngine:
     """Works in two steps on one scratch buffer, as an engine's layers do: two streams at once would spoil each other's rows."""
 
-    def __init__(self, owner: FakeOwner, max_rows: int = 12, capturable: bool = True) -> None:
+    def __init__(self, owner: Owner, max_rows: int = 12, capturable: bool = True) -> None:
         self.max_rows, self.capturable = max_rows, capturable
-        self.device: FakeDevice = owner.run(lambda device: device)
+        self.device = fake_of(owner)
         self.scratch = np.zeros((max_rows, 3, SPEC.crop, SPEC.crop), np.float32)
         self.runs = 0
         self.broken = False
@@ -66,10 +77,10 @@ class FakeEngine:
                 read(patch, np.float32, rows, GRID * GRID, DIM)[i] = np.nan if self.broken and i == 1 else tokens
                 read(cls, np.float32, rows, CLS)[i] = token
 
-        stream.add("run", gather)
+        stream.add(gather)
         for _ in range(8):
-            stream.add("run", lambda: None)
-        stream.add("run", finish)
+            stream.add(lambda: None)
+        stream.add(finish)
 
 
 @dataclass(frozen=True)
@@ -131,8 +142,9 @@ class Line:
     def __init__(
         self, seed: int = 0, pace: int = 3, max_rows: int = 12, capturable: bool = True, **settings: Any
     ) -> None:
-        self.owner = FakeOwner(seed=seed, step=pace)
-        self.device: FakeDevice = self.owner.run(lambda device: device)
+        FakeDevice.gpu |= {"capability": (9, 0), "multiprocessors": 3, "seed": seed, "pace": pace}
+        self.owner = Owner.of(next(GPUS))
+        self.device = fake_of(self.owner)
         self.engine = FakeEngine(self.owner, max_rows, capturable)
         self.chain = Chain(self.owner, self.engine, IDENTITY, **{"max_picture": (64, 96), **settings})
 
@@ -142,11 +154,17 @@ class Line:
         return self.chain.match(self.chain.encode(rgbs, views, camera), banks)
 
     def live(self) -> int:
-        return self.owner.run(lambda device: sum(b.nbytes for b in device.buffers))
+        return self.device.total_memory - self.owner.run(lambda device: device.free_memory())
 
 
 @pytest.fixture
-def line() -> Iterator[Callable[..., Line]]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeDevice.reset()
+    monkeypatch.setattr(cuda, "Device", FakeDevice)
+
+
+@pytest.fixture
+def line(gpu: None) -> Iterator[Callable[..., Line]]:
     made: list[Line] = []
 
     def make(**settings: Any) -> Line:
@@ -403,15 +421,14 @@ def test_no_room_for_a_bank_leaves_the_others_as_they_were(line: Callable[..., L
     check(one.inspect([picture(0)], [BOLT])[0], expected(picture(0), BOLT))
 
 
-def test_no_room_for_the_chain_leaves_nothing_behind() -> None:
-    owner = FakeOwner()
-    device = owner.run(lambda device: device)
-    engine = FakeEngine(owner)
+def test_no_room_for_the_chain_leaves_nothing_behind(gpu: None) -> None:
+    owner = Owner.of(next(GPUS))
+    device, engine = fake_of(owner), FakeEngine(owner)
     for memory in (100, 5_000, 100_000, 400_000, 1_000_000):
         device.total_memory = memory
         with pytest.raises(VisionADError, match="out of GPU memory"):
             Chain(owner, engine, IDENTITY, cameras=2, max_picture=(64, 96))
-        assert not device.buffers
+        assert owner.run(lambda device: device.free_memory()) == memory
     owner.close()
 
 

@@ -88,9 +88,9 @@ def test_build_and_run_gives_the_cpus_tokens(
     np.testing.assert_array_equal(found.cls, cpu.cls)
     assert engine.encode(images, class_token=False).cls is None
     device = Owner.of(0).run(lambda d: d)
-    before = device.allocations
+    before = device.made
     engine.encode(images)
-    assert device.allocations == before  # nothing is taken per call
+    assert device.made == before  # nothing is taken per call
 
 
 @pytest.mark.parametrize("views", [None, ["original"], ["original", "clamp"]])

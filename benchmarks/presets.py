@@ -34,6 +34,7 @@ from visionad_runtime.maps import MAP_SIZE, fuse, image_score, upsample
 from visionad_runtime.mutual import choose_covering, standings
 from visionad_runtime.picture import load
 from visionad_runtime.preprocess import prepare, query_views
+from visionad_runtime.rarity import rarity
 from visionad_runtime.search import nearest
 from visionad_runtime.support import choose_support
 
@@ -52,7 +53,7 @@ AUDITS = 6
 @dataclass(frozen=True)
 class Variant:
     """``model``: which export; ``views`` with the weight of each map; ``sigma`` in map pixels; ``neighbours`` to average;
-    ``pool``: side of the window over which patch tokens are averaged."""
+    ``pool``: side of the window over which patch tokens are averaged; ``rarity``: exponent of it, 1 as the product has it."""
 
     name: str
     model: str
@@ -61,10 +62,13 @@ class Variant:
     sigma: float = 0.0
     neighbours: int = 1
     pool: int = 1
+    rarity: float = 0.0
 
 
 PAPER = Variant("paper", "paper", {"original": 1.0, "flip": 1.0, "clamp": 1.0}, share=0.01)
 SHARP = Variant("sharp", "whole")
+KEEN = Variant("keen", "whole", rarity=1.0)
+PRESETS = (PAPER, SHARP, KEEN)
 TRIED = (
     replace(PAPER, name="paper, score over 0.2 %", share=0.002),
     replace(PAPER, name="paper, original view alone", views={"original": 1.0}),
@@ -76,6 +80,10 @@ TRIED = (
     replace(SHARP, name="sharp, mean of 3 neighbours", neighbours=3),
     replace(SHARP, name="sharp, tokens averaged 3 x 3", pool=3),
     replace(SHARP, name="sharp at 560 pixels", model="fine"),
+    replace(PAPER, name="paper with rarity", rarity=1.0),
+    replace(KEEN, name="keen, half the rarity", rarity=0.5),
+    replace(KEEN, name="keen, twice the rarity", rarity=2.0),
+    replace(KEEN, name="keen + flip view", views={"original": 1.0, "flip": 1.0}),
 )
 
 
@@ -92,6 +100,7 @@ class Tokens:
         self._queries: dict[str, np.ndarray] = {}
         self._supports: dict[int, ClassBank] = {}
         self._found: dict[tuple[Any, ...], np.ndarray] = {}
+        self._rarity: dict[str, np.ndarray] = {}
 
     def query(self, view: str) -> np.ndarray:
         """(pictures, P, D) of the test pictures."""
@@ -99,6 +108,12 @@ class Tokens:
             rows = [query_views(prepare(load(s.path), self.spec), [view])[0] for s in self.samples]  # type: ignore[list-item]
             self._queries[view] = np.stack([self.inspector.engine.encode(r[None]).patch[0] for r in rows])
         return self._queries[view]
+
+    def rarity(self, view: str) -> np.ndarray:
+        """(pictures, P) of the test pictures."""
+        if view not in self._rarity:
+            self._rarity[view] = np.stack([rarity(patch, self.side) for patch in self.query(view)])
+        return self._rarity[view]
 
     def support(self, index: int) -> ClassBank:
         """A training picture as a class of its own."""
@@ -123,6 +138,8 @@ class Tokens:
         for view in variant.views:
             found = np.concatenate([self.nearest(view, i, variant.neighbours, variant.pool) for i in supports], axis=2)
             total[view] = np.sort(found, axis=2)[..., : variant.neighbours].mean(axis=2)
+            if variant.rarity:
+                total[view] *= self.rarity(view) ** np.float32(variant.rarity)
         scores, pixels = [], PixelMetrics()
         for n, mask in enumerate(self.masks):
             grids = {
@@ -155,8 +172,10 @@ def export_all(folder: Path, shared: Path, backbone: str) -> dict[str, Path]:
     """The exports a backbone's variants need. ``whole`` has all views, so that what the preset leaves out can be measured."""
     weights = shared / "weights" / backbone / "model.safetensors"
     given: dict[str, Any] = {"weights": weights} if weights.is_file() else {}
-    sharp = ExportConfig(backbone=backbone, preset="sharp").resolved()
-    models = {"paper": {}, "sharp": sharp.model_dump(include={"resize", "crop", "views", "top_share"}),
+    sharp, keen = (ExportConfig(backbone=backbone, preset=p).resolved() for p in ("sharp", "keen"))
+    settings = {"resize", "crop", "views", "top_share", "rarity"}
+    models = {"paper": {}, "sharp": sharp.model_dump(include=settings, exclude_none=True),
+              "keen": keen.model_dump(include=settings, exclude_none=True),
               "whole": {"resize": sharp.resize, "crop": sharp.crop}}  # fmt: skip
     if backbone.startswith("deit"):
         models["fine"] = {"resize": 560, "crop": 560, "views": ("original",)}
@@ -176,14 +195,15 @@ def measure(
         for seed in range(seeds):
             order = choose_support(len(data.train(name)), min(max(shots), len(data.train(name))), seed)
             for count in shots:
-                variants = [PAPER, SHARP] + [v for v in TRIED if count == 1 and seed < tried and v.model in tokens]
+                variants = [*PRESETS] + [v for v in TRIED if count == 1 and seed < tried and v.model in tokens]
                 for variant in variants:
                     found = tokens[variant.model].figures(variant, order[:count])
                     per[variant.name, count, f"seed {seed}"].append(found)
-        chosen = choose_covering(banks["sharp"], name, data.train(name), max(shots))
-        for count in shots:
-            found = tokens["whole"].figures(SHARP, [data.train(name).index(p) for p in chosen[:count]])
-            per[SHARP.name, count, "chosen"].append(found)
+        for variant in (SHARP, KEEN):
+            chosen = choose_covering(banks[variant.name], name, data.train(name), max(shots))
+            for count in shots:
+                found = tokens["whole"].figures(variant, [data.train(name).index(p) for p in chosen[:count]])
+                per[variant.name, count, "chosen"].append(found)
         if seeds:
             check_against_eval(models, data, name, tokens)
     for (variant_name, count, supports), found_ in per.items():
@@ -192,10 +212,10 @@ def measure(
 
 
 def check_against_eval(models: dict[str, Path], data: Dataset, name: str, tokens: dict[str, Tokens]) -> None:
-    """The two that are products must measure here what `visionad eval` measures."""
+    """What is a product must measure here what `visionad eval` measures."""
     alone = replace(data, by_class={name: data.by_class[name]})
-    for variant, model in ((PAPER, "paper"), (SHARP, "sharp")):
-        result = evaluate(models[model], alone, 1, seeds=[0]).to_dict()["results"][0]
+    for variant in PRESETS:
+        result = evaluate(models[variant.name], alone, 1, seeds=[0]).to_dict()["results"][0]
         ours = tokens[variant.model].figures(variant, choose_support(len(data.train(name)), 1, 0))
         for figure in FIGURES:
             a, b = result[figure], ours[figure]
@@ -231,28 +251,29 @@ def _standings(parts: Sequence[ClassBank], inspector: Inspector) -> list[Any]:
     entry = parts[0].entry.model_copy(update={"images": tuple(p.entry.images[0] for p in parts)})
     features, tokens = (np.concatenate([getattr(p, a) for p in parts], axis=1) for a in ("features", "class_tokens"))
     merged = ClassBank("x", entry, parts[0].blocks, features, tokens)
-    return standings(merged, inspector.views, inspector.manifest.top_share)
+    return standings(merged, inspector.views, inspector.manifest)
 
 
 def cost(models: dict[str, Path], pictures: Sequence[Path], support: Path, scratch: Path) -> dict[str, float]:
-    """Milliseconds from file to result, 1-shot bank, the two in turn on the same pictures."""
+    """Milliseconds from file to result, 1-shot bank, the presets in turn on the same pictures."""
     inspectors = {}
-    for name in ("paper", "sharp"):
+    names = [v.name for v in PRESETS]
+    for name in names:
         inspectors[name] = Inspector.open(models[name], scratch / name)
         inspectors[name].enroll_files("part", [support])
-    times: dict[str, list[float]] = {"paper": [], "sharp": []}
+    times: dict[str, list[float]] = {name: [] for name in names}
     for path in pictures:
         for name, inspector in inspectors.items():
             start = time.perf_counter()
             (one,) = inspector.inspect_files([path], class_name="part")
             assert one.result is not None
             times[name].append((time.perf_counter() - start) * 1e3)
-    ratio = statistics.median(s / p for s, p in zip(times["sharp"], times["paper"], strict=True))
-    return {
-        "paper_ms": statistics.median(times["paper"]),
-        "sharp_ms": statistics.median(times["sharp"]),
-        "ratio": ratio,
+    medians = {f"{name}_ms": statistics.median(own) for name, own in times.items()}
+    ratios = {
+        f"{name}/paper": statistics.median(s / p for s, p in zip(times[name], times["paper"], strict=True))
+        for name in names[1:]
     }
+    return medians | ratios
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -325,7 +346,8 @@ def main() -> None:
 def page(result: dict[str, Any]) -> str:
     """All tables, in Markdown."""
     rows, sets = result["rows"], result["sets"]
-    presets = [r for r in rows if r["variant"] in (PAPER.name, SHARP.name)]
+    names = [v.name for v in PRESETS]
+    presets = [r for r in rows if r["variant"] in names]
     first = [r for r in rows if r["supports"] == "seed 0" and r["shots"] == 1]
     return "\n".join(
         [
@@ -338,9 +360,13 @@ def page(result: dict[str, Any]) -> str:
                 f"| {r['backbone']} | {r['set']} | {r['supports']} | {r['defect_named']:.0%} | {r['good_named']:.0%} |"
                 for r in result["audit"]
             ),
-            "\nFile to result, median, the two in turn:\n\n| backbone | paper, ms | sharp, ms | ratio |\n|---|---|---|---|",
+            "\nFile to result, median, in turn:\n",
+            "| backbone | " + " | ".join([f"{n}, ms" for n in names] + [f"{n} / paper" for n in names[1:]]) + " |",
+            "|---" * 2 * len(names) + "|",
             *(
-                f"| {r['backbone']} | {r['paper_ms']:.0f} | {r['sharp_ms']:.0f} | {r['ratio']:.2f} |"
+                f"| {r['backbone']} | "
+                + " | ".join([f"{r[f'{n}_ms']:.0f}" for n in names] + [f"{r[f'{n}/paper']:.2f}" for n in names[1:]])
+                + " |"
                 for r in result["cost"]
             ),
             "",

@@ -447,6 +447,19 @@ def rescore(
         distances[:], winners[:] = 1 - score[nearest], place[nearest]
 
 
+def weigh_rarity(
+    device: FakeDevice, grid: Any, constants: Any, tokens: int, distance: int, side: int, dim: int, floor: float
+) -> None:
+    patches = side * side
+    assert grid[0] == -(-patches // constants["BLOCK_Q"])
+    at = np.stack(np.divmod(np.arange(patches), side), axis=1)
+    near = np.abs(at[:, None] - at).max(axis=2) <= constants["REACH"]
+    own = device.read(distance, np.float32, grid[1], patches)
+    for row, patch in enumerate(device.read(tokens, np.float32, grid[1], patches, dim)):
+        elsewhere = np.where(near, -np.inf, patch @ patch.T).max(axis=1)
+        own[row] *= np.sqrt(np.sqrt(np.maximum(1 - elsewhere, np.float32(floor))))
+
+
 def resize_across(
     device: FakeDevice, grid: Any, constants: Any, pictures: int, tables: int, across: int, crop: int
 ) -> None:
@@ -511,5 +524,5 @@ def top_mean(device: FakeDevice, grid: Any, constants: Any, anomaly_map: int, sc
     device.read(score, np.float64, grid[0])[:] = maps[:, -top:].astype(np.float64).mean(axis=1)
 
 
-PRODUCT = (pack, group_maxima, rescore, resize_across, resize_down, fuse_map, top_mean)
+PRODUCT = (pack, group_maxima, rescore, weigh_rarity, resize_across, resize_down, fuse_map, top_mean)
 FakeDevice.reset()

@@ -23,12 +23,13 @@ from visionad_runtime.cuda import kernels
 from visionad_runtime.cuda.chain import Chain, Matched
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.errors import PictureError, VisionADError
+from visionad_runtime.rarity import rarity
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
-GRID, PATCH, DIM, CLS = 4, 4, 24, 8
-SPEC = PreprocessSpec(resize=20, crop=GRID * PATCH, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+GRID, PATCH, DIM, CLS = 6, 4, 24, 8
+SPEC = PreprocessSpec(resize=30, crop=GRID * PATCH, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 IDENTITY = FeatureIdentity(
     backbone="fake", weights_sha256="0" * 64, kind="vit", layers=(0,), patch=PATCH, grid=GRID, dim=DIM, class_token="fused",
     class_token_dim=CLS, pos_embed="none", preprocess=SPEC,
@@ -220,6 +221,23 @@ def test_nothing_is_allocated_per_call_and_every_batch_size_has_its_graphs(line:
                 one.inspect([picture(turn + i, 10 + turn, 20 + i) for i in range(count)], [NUT] * count, camera)
     assert one.device.made == made and len(one.device.graphs) == graphs
     assert one.device.launches == launches + 3 * 2 * 2 * 4
+
+
+def test_distances_are_weighed_by_rarity_where_the_model_says_so(line: Callable[..., Line]) -> None:
+    one = line(rarity=True)
+    pictures, banks = [picture(0), picture(1, 64, 96)], [BOLT, NUT]
+    for _ in range(2):  # as it is, then by graph
+        for rgb, bank, found in zip(pictures, banks, one.inspect(pictures, banks), strict=True):
+            plain = expected(rgb, bank)
+            tokens = [encode_row(i)[0] for i in preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS)]
+            weighed = {
+                v: d * rarity(t, GRID).reshape(GRID, GRID)
+                for (v, d), t in zip(plain.distances.items(), tokens, strict=True)
+            }
+            for view, grid in weighed.items():
+                np.testing.assert_allclose(found.distances[view], grid, rtol=2e-6)
+                assert not np.allclose(grid, plain.distances[view], rtol=0.01)
+            np.testing.assert_allclose(found.anomaly_map, maps.upsample(maps.fuse(weighed)), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.002, 0.01, 1.0])

@@ -260,6 +260,9 @@ def test_presets_fit_every_backbone() -> None:
         side = {"vit": 448, "pyramid": 288}[spec.kind]
         assert (sharp.resize, sharp.crop, sharp.views, sharp.top_share) == (side, side, ("original",), 0.002)
         assert side % spec.patch == 0
+        keen = ExportConfig(backbone=name, preset="keen").resolved()
+        assert keen == sharp.override(preset="keen", rarity=True)
+        assert ExportConfig(backbone=name, preset="keen", rarity=False).resolved().rarity is False
         paper = ExportConfig(backbone=name, preset="paper").resolved()
         assert paper == ExportConfig(backbone=name, preset="paper")  # the backbones' own defaults
     mixed = ExportConfig(backbone="dinov2_vits14_reg", preset="sharp", crop=392, top_share=0.01).resolved()

@@ -19,6 +19,7 @@ from visionad_runtime.cuda import plan
 from visionad_runtime.cuda.kernels import read_manifest, read_target
 from visionad_runtime.cuda.plan import GROUP, BankView, plan_search
 from visionad_runtime.errors import PictureError, VisionADError
+from visionad_runtime.rarity import FLOOR, rarity
 
 torch = pytest.importorskip("torch", reason="the kernels' interpreter needs torch")
 triton = pytest.importorskip("triton", reason="the kernels' source needs Triton")
@@ -331,6 +332,23 @@ def test_taps_are_pillows(n_in: int, n_out: int, data: st.DataObject) -> None:
 def test_picture_refusals(picture: NDArray[np.uint8], words: str) -> None:
     with pytest.raises(PictureError, match=words):
         plan.check_picture(picture, 20, 30)
+
+
+@pytest.mark.parametrize(("side", "dim", "rows"), [(6, 1, 1), (7, 97, 3), (13, 64, 2), (28, 33, 1)])
+@pytest.mark.parametrize("alike", [False, True])
+def test_rarity(side: int, dim: int, rows: int, alike: bool) -> None:
+    tokens = unit(side, rows * side * side, dim).reshape(rows, -1, dim)
+    if alike:  # distances around the floor
+        tokens = tokens[:, :1] + np.linspace(0.05, 0.9, side * side, dtype=np.float32)[:, None] * tokens
+        tokens /= np.linalg.norm(tokens, axis=2, keepdims=True)
+    distance = np.random.default_rng(1).random((rows, side * side), dtype=np.float32)
+    found, variant = torch.from_numpy(distance.copy()), build.variants(90)["weigh_rarity"]
+    grid = (-(-side * side // variant.constants["BLOCK_Q"]), rows)
+    kernels.weigh_rarity[grid](torch.from_numpy(tokens), found, side, dim, FLOOR, **variant.constants)
+    weights = np.stack([rarity(t, side) for t in tokens])
+    np.testing.assert_allclose(found.numpy(), distance * weights, rtol=5e-6)
+    if dim > 1:
+        assert np.ptp(weights) > 0.05
 
 
 # --- map and score ---------------------------------------------------------------------------------------------------

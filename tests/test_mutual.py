@@ -30,7 +30,7 @@ def test_a_standing_is_the_score_the_picture_would_get(tiny_model: Path, good: l
     inspector.enroll_files("disc", good)
     assert inspector.bank is not None
     matched = inspector.bank.classes["disc"]
-    found = standings(matched, inspector.views, inspector.manifest.top_share)
+    found = standings(matched, inspector.views, inspector.manifest)
     for k, (path, standing) in enumerate(zip(good, found, strict=True)):
         (one,) = inspector.inspect_files([path], class_name="disc", leave_out=k)
         assert one.result is not None
@@ -38,7 +38,7 @@ def test_a_standing_is_the_score_the_picture_would_get(tiny_model: Path, good: l
         others = [s.score for i, s in enumerate(found) if i != k]
         assert standing.ratio == pytest.approx(standing.score / float(np.median(others)))
     assert not any(s.odd for s in found)
-    assert standings(matched.without(0).without(0), inspector.views, 0.01) == []
+    assert standings(matched.without(0).without(0), inspector.views, inspector.manifest) == []
 
 
 def test_a_defect_among_the_good_is_named(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

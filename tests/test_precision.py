@@ -441,9 +441,11 @@ def test_a_threshold_of_another_precision_is_used_where_it_holds(
 )
 def test_where_a_threshold_holds(calibrated: str, used: str, holds: bool) -> None:
     record = Calibration.model_construct(views=("original",), precision=calibrated)
-    assert record.holds_for(("original",), 0.01, used) is holds
-    assert not record.holds_for(("flip",), 0.01, used)
-    assert not record.holds_for(("original",), 0.002, used)
+    model = ModelManifest.model_construct(precision=used)
+    assert record.holds_for(("original",), model) is holds
+    assert not record.holds_for(("flip",), model)
+    assert not record.holds_for(("original",), model.model_copy(update={"top_share": 0.002}))
+    assert not record.holds_for(("original",), model.model_copy(update={"rarity": True}))
 
 
 # --- parity's orders -----------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def visionad(label: str, backbone: str, preset: str = "paper", **settings: Any) 
     spec = REGISTRY[backbone]
     tokens = "mean of blocks" if spec.kind == "vit" else "stages"
     uses = f"each support in 6 poses a view, {tokens} {spec.layers[0]} to {spec.layers[-1]}, exact search"
-    given = chosen.model_dump(include={"backbone", "resize", "crop", "views", "top_share"}, exclude_none=True)
+    given = chosen.model_dump(include={"backbone", "resize", "crop", "views", "top_share", "rarity"}, exclude_none=True)
     return Entry(
         f"VisionAD, {preset}", label, f"preset {preset}: {PRESETS[preset].about}; {uses}", export={**given, **settings}
     )

@@ -16,7 +16,8 @@ def export_command(
         str | None, typer.Option("--backbone", metavar="NAME", help="e.g. dinov2_vitl14_reg, or timm:<model>")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", metavar="NAME", help="paper or sharp (docs/presets.md) [default: paper]")
+        str | None,
+        typer.Option("--preset", metavar="NAME", help="paper, sharp or keen (docs/presets.md) [default: paper]"),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="FILE", help="weights file [default: download or package]")
@@ -32,6 +33,10 @@ def export_command(
         typer.Option(
             "--top-share", metavar="SHARE", help="of the map's largest pixels whose mean is the score [default: 0.01]"
         ),
+    ] = None,
+    rarity: Annotated[
+        bool | None,
+        typer.Option("--rarity/--no-rarity", help="weigh patches by how unlike the rest of the picture they are"),
     ] = None,
     class_token: Annotated[
         str | None, typer.Option("--class-token", metavar="fused|final", help="token that finds the class")
@@ -60,6 +65,7 @@ def export_command(
         layers=layers,
         views=None if views is None else parse_views(views),
         top_share=top_share,
+        rarity=rarity,
         class_token=class_token,
         precision=precision,
     )
@@ -80,7 +86,8 @@ def describe(summary: dict[str, Any]) -> str:
         f"from {summary['weights']['source']}",
         f"tokens     {grid} x {grid} patches of {summary['dim']}, {summary['class_token']} class token of "
         f"{summary['class_token_dim']}",
-        f"score      views {', '.join(summary['views'])}; mean of the largest {summary['top_share']:.2%} of the map",
+        f"score      views {', '.join(summary['views'])}; mean of the largest {summary['top_share']:.2%} of the map"
+        + (", distances weighed by rarity" if summary["rarity"] else ""),
         f"check      ONNX Runtime against PyTorch: largest difference {summary['max_error']:.1e}",
         *_describe_precision(summary),
     ]

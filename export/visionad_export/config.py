@@ -26,11 +26,12 @@ class Preset:
     views: tuple[str, ...] | None = None
     top_share: float | None = None
     sides: Mapping[str, int] | None = None
+    rarity: bool | None = None
 
     def settings(self, spec: Spec) -> dict[str, Any]:
         """Its :class:`ExportConfig` settings for a backbone."""
         side = None if self.sides is None else self.sides[spec.kind] // spec.patch * spec.patch
-        return {"views": self.views, "top_share": self.top_share, "resize": side, "crop": side}
+        return {"views": self.views, "top_share": self.top_share, "rarity": self.rarity, "resize": side, "crop": side}
 
 
 PRESETS = {
@@ -40,6 +41,13 @@ PRESETS = {
         views=("original",),
         top_share=0.002,
         sides={"vit": 448, "pyramid": 288},
+    ),
+    "keen": Preset(
+        "sharp, and a patch counts the more, the less of its like there is elsewhere in the picture; for parts that vary",
+        views=("original",),
+        top_share=0.002,
+        sides={"vit": 448, "pyramid": 288},
+        rarity=True,
     ),
 }
 """Evidence, and what else was tried: ``docs/presets.md``."""
@@ -83,6 +91,7 @@ class ExportConfig(BaseModel):
     layers: str | None = None
     views: Annotated[tuple[str, ...] | None, BeforeValidator(_from_text)] = None
     top_share: float | None = None
+    rarity: bool | None = None
     class_token: str | None = None
     precision: str | None = None
 

@@ -74,6 +74,7 @@ def export_model(
     layers: Sequence[int] | None = None,
     views: Sequence[str] = tuple(VIEWS),
     top_share: float = TOP_SHARE,
+    rarity: bool = False,
     class_token: str = "fused",
     precision: str = "fp32",
     external_data_limit: int = EXTERNAL_DATA_LIMIT,
@@ -106,6 +107,7 @@ def export_model(
             layers=layers,
             views=views,
             top_share=top_share,
+            rarity=rarity,
             class_token=class_token,  # type: ignore[arg-type]  # the reference refuses others
         )
     except MethodError as exc:
@@ -130,6 +132,7 @@ def export_model(
         "crop": spec.crop,
         "views": list(manifest.views),
         "top_share": manifest.top_share,
+        "rarity": manifest.rarity,
         "precision": manifest.precision,
         "opset": manifest.opset,
         "weights": manifest.weights.model_dump(),
@@ -288,6 +291,7 @@ def _manifest(reference: Reference, dims: tuple[int, int], graph: _Graph, files:
         weights=WeightsRecord(sha256=reference.weights_sha256, source=reference.weights_source),
         views=cast(tuple[ViewName, ...], reference.views),
         top_share=reference.top_share,
+        rarity=reference.rarity,
         precision=graph.precision,
         accuracy=graph.accuracy,
         opset=graph.opset,

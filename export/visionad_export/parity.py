@@ -278,6 +278,7 @@ def load_reference(
             views=views,
             class_token=identity.class_token,
             top_share=manifest.top_share,
+            rarity=manifest.rarity,
             threads=threads,
         )
     except MethodError as exc:

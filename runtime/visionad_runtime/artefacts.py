@@ -105,6 +105,8 @@ class ModelManifest(_Strict):
     views: tuple[ViewName, ...]
     top_share: float = Field(default=0.01, gt=0, le=1)
     """Share of the map's largest pixels whose mean is the score; the paper's 1 % unless a preset says otherwise."""
+    rarity: bool = False
+    """Whether distances are weighed by how unlike the rest of the picture a patch is (``rarity.py``); not in the paper."""
     precision: Precision
     accuracy: Accuracy | None = None
     opset: int
@@ -133,19 +135,20 @@ class Calibration(_Strict):
     sources: tuple[str, ...]
     views: tuple[ViewName, ...]
     top_share: float = 0.01
-    """Of the model it was calibrated with; a threshold holds for the same score only."""
+    """Of the model it was calibrated with, as ``rarity``; a threshold holds for the same score only."""
+    rarity: bool = False
     precision: Precision = "fp32"
     created: str
 
-    def holds_for(self, views: tuple[ViewName, ...], top_share: float, precision: Precision) -> bool:
-        """Whether scores seen through ``views``, over ``top_share`` of the map, in ``precision`` are the ones that were calibrated.
+    def holds_for(self, views: tuple[ViewName, ...], model: ModelManifest) -> bool:
+        """Whether scores of this model, seen through ``views``, are the ones that were calibrated.
 
-        The map is a sum over views and the score a mean over the share, so these must be the same. Precisions of 11 significant
-        bits or more (fp32, tf32, fp16) stand in for each other: on real pictures they moved scores by at most 0.3 %, a thirtieth
-        of the spread of good parts. bf16, of 8 bits (up to 1.7 %), stands for itself alone.
+        The map is a sum over views of distances, weighed or not, and the score a mean over a share of it, so these must be the
+        same. Precisions of 11 significant bits or more (fp32, tf32, fp16) stand in for each other: on real pictures they moved
+        scores by at most 0.3 %, a thirtieth of the spread of good parts. bf16, of 8 bits (up to 1.7 %), stands for itself alone.
         """
-        same = self.views == views and self.top_share == top_share
-        return same and (self.precision == precision or "bf16" not in (self.precision, precision))
+        same = (self.views, self.top_share, self.rarity) == (views, model.top_share, model.rarity)
+        return same and (self.precision == model.precision or "bf16" not in (self.precision, model.precision))
 
 
 class ClassEntry(_Strict):

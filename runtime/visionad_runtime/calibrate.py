@@ -153,6 +153,7 @@ def calibrate_class(
         sources=tuple(sources),
         views=inspector.views,
         top_share=inspector.manifest.top_share,
+        rarity=inspector.manifest.rarity,
         precision=inspector.manifest.precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

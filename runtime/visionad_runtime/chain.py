@@ -20,6 +20,7 @@ from .engine.selftest import GOLDEN_TOLERANCE
 from .errors import ModelError
 from .maps import TOP_SHARE, fuse, image_score, upsample
 from .preprocess import bank_blocks, prepare, query_views, support_encodings
+from .rarity import rarity
 from .search import nearest
 
 F32 = NDArray[np.float32]
@@ -31,8 +32,9 @@ Choose = Callable[[F32 | None], Sequence[ClassBank]]
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """One picture against one class: ``distances`` float32 (side, side) by view, as seen in that view; ``anomaly_map`` float32
-    (256, 256); ``score`` of :func:`~visionad_runtime.maps.image_score`. ``timings``: milliseconds by stage, of the picture.
+    """One picture against one class: ``distances`` float32 (side, side) by view, as seen in that view and, where the model says so,
+    weighed by :mod:`~visionad_runtime.rarity`; ``anomaly_map`` float32 (256, 256); ``score`` of
+    :func:`~visionad_runtime.maps.image_score`. ``timings``: milliseconds by stage, of the picture.
 
     ``cls`` float32 (V, Dc), unit rows, where class tokens were asked for. With ``trace`` what lies between: ``images`` float32
     (V, 3, crop, crop), normalised, and ``patch`` float32 (V, P, D), unit rows.
@@ -80,9 +82,15 @@ class HostChain:
     """NumPy, Pillow and any backbone engine."""
 
     def __init__(
-        self, engine: Engine, identity: FeatureIdentity, top_share: float = TOP_SHARE, threads: int | None = None
+        self,
+        engine: Engine,
+        identity: FeatureIdentity,
+        top_share: float = TOP_SHARE,
+        rarity: bool = False,
+        threads: int | None = None,
     ) -> None:
-        self._engine, self._identity, self._top_share, self._threads = engine, identity, top_share, threads
+        self._engine, self._identity, self._threads = engine, identity, threads
+        self._top_share, self._rarity = top_share, rarity
 
     def run(
         self,
@@ -117,11 +125,12 @@ class HostChain:
 
     def _match(self, patch: F32, views: Sequence[ViewName], bank: ClassBank, timings: Mapping[str, float]) -> Matched:
         clock, side = Clock(), self._identity.grid
-        distances = {
-            view: nearest(patch[i], bank.searchable(view), threads=self._threads).distance
-            for i, view in enumerate(views)
-        }
-        grids = {view: d.reshape(side, side) for view, d in distances.items()}
+        grids: dict[ViewName, F32] = {}
+        for i, view in enumerate(views):
+            distance = nearest(patch[i], bank.searchable(view), threads=self._threads).distance
+            if self._rarity:
+                distance = distance * rarity(patch[i], side, self._threads)
+            grids[view] = distance.reshape(side, side)
         clock.lap("search")
         anomaly_map = upsample(fuse(grids))
         score = image_score(anomaly_map, self._top_share)
@@ -152,7 +161,7 @@ def open_chain(
         ModelError: it does not, naming the stage. VisionADError: no memory for it.
     """
     identity = manifest.identity
-    host = HostChain(engine, identity, manifest.top_share, threads)
+    host = HostChain(engine, identity, manifest.top_share, manifest.rarity, threads)
     if engine.device_engine is None:
         return host
     from .cuda.device import Owner
@@ -163,7 +172,7 @@ def open_chain(
     bank = ClassBank(
         "golden", ClassEntry(file="", sha256="", images=()), blocks, tokens.patch[:, None], tokens.patch[:, :0]
     )
-    chain = DeviceChain(Owner.of(0), engine.device_engine(), identity, manifest.top_share)
+    chain = DeviceChain(Owner.of(0), engine.device_engine(), identity, manifest.top_share, manifest.rarity)
     try:
         wanted = _stages(host, golden["blemished"], views, bank)
         chain.keep([bank])

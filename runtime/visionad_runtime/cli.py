@@ -301,7 +301,7 @@ def bank_add(
         version = inspector.enroll_files(class_name, pictures, bit_depth=bit_depth, step=step)
     enrolled = inspector.bank.classes[class_name]
     total = len(enrolled.entry.images)
-    odd = [s for s in standings(enrolled, inspector.views, inspector.manifest.top_share) if s.odd]
+    odd = [s for s in standings(enrolled, inspector.views, inspector.manifest) if s.odd]
     if as_json:
         facts = {"class": class_name, "added": len(pictures), "shots": total, "bank_version": version}
         named = [{"sha256": s.image.sha256, "source": s.image.source, "ratio": s.ratio} for s in odd]
@@ -410,7 +410,7 @@ def bank_audit(
     if class_name is not None and class_name not in opened.classes:
         raise VisionADError(unknown_class(bank, class_name, opened.classes))
     for name in opened.classes if class_name is None else [class_name]:
-        found = standings(opened.classes[name], opened.manifest.views, manifest.top_share)
+        found = standings(opened.classes[name], opened.manifest.views, manifest)
         if as_json:
             rows = [
                 {"sha256": s.image.sha256, "source": s.image.source, "score": s.score, "ratio": s.ratio, "odd": s.odd}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import picture
 from .artefacts import (
+    Calibration,
     ClassEntry,
     ModelManifest,
     SupportImage,
@@ -279,14 +280,13 @@ class Inspector:
 
     def _calibrated_for(self, matched: ClassBank) -> bool:
         record = matched.entry.calibration
-        return record is None or record.holds_for(self.views, self.manifest.top_share, self.manifest.precision)
+        return record is None or record.holds_for(self.views, self.manifest)
 
     def uncalibrated(self) -> list[str]:
         """Why thresholds of the bank are not used here, a line for each such class."""
         return [
-            f"class {name}: its threshold was calibrated with views {','.join(record.views)} over {record.top_share:g} of the "
-            f"map in {record.precision}, which does not hold for {','.join(self.views)} over {self.manifest.top_share:g} in "
-            f"{self.manifest.precision}; its verdicts are unknown until `visionad calibrate`"
+            f"class {name}: its threshold was calibrated with {_scoring(record.views, record)}, which does not hold for "
+            f"{_scoring(self.views, self.manifest)}; its verdicts are unknown until `visionad calibrate`"
             for name, matched in (self.bank.classes if self.bank is not None else {}).items()
             if (record := matched.entry.calibration) is not None and not self._calibrated_for(matched)
         ]
@@ -464,3 +464,8 @@ def _choose_views(wanted: Sequence[str] | None, available: tuple[ViewName, ...])
     if unknown or not wanted or len(set(wanted)) != len(wanted):
         raise VisionADError(f"views {','.join(wanted) or '(none)'}: wanted some of {','.join(available)}, each once")
     return tuple(v for v in available if v in wanted)
+
+
+def _scoring(views: Sequence[ViewName], score: Calibration | ModelManifest) -> str:
+    weighed = " of weighed distances" if score.rarity else ""
+    return f"views {','.join(views)} over {score.top_share:g} of the map{weighed} in {score.precision}"

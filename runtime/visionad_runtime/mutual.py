@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import picture
-from .artefacts import SupportImage, ViewName, sha256_bytes
+from .artefacts import ModelManifest, SupportImage, ViewName, sha256_bytes
 from .bank import ClassBank
 from .errors import VisionADError
 from .inspector import Inspector, read_supports
 from .maps import fuse, image_score, upsample
 from .preprocess import prepare, query_views
+from .rarity import rarity
 from .search import nearest
 
 F32 = NDArray[np.float32]
@@ -40,7 +41,7 @@ class Standing(NamedTuple):
     odd: bool
 
 
-def standings(matched: ClassBank, views: Sequence[ViewName], top_share: float) -> list[Standing]:
+def standings(matched: ClassBank, views: Sequence[ViewName], model: ModelManifest) -> list[Standing]:
     """Score each support of a class against the others (leave-one-out), in the bank's order; none for fewer than three.
 
     A defect that was enrolled as good hides every defect like it. It stands out where good parts look alike; where they vary, the
@@ -48,7 +49,7 @@ def standings(matched: ClassBank, views: Sequence[ViewName], top_share: float) -
 
     Args:
         views: to score in, some of the bank's.
-        top_share: the model's.
+        model: says how to score.
     """
     images = matched.entry.images
     if len(images) < 3:
@@ -56,7 +57,7 @@ def standings(matched: ClassBank, views: Sequence[ViewName], top_share: float) -
     scores = []
     for k in range(len(images)):
         own, others = matched.upright(k, views), matched.without(k)
-        scores.append(_score({v: nearest(own[v], others.rows(v)).distance for v in views}, top_share))
+        scores.append(_score(_weighed(_seen(own, others), _weights(own, model)), model))
     found = []
     for k, image in enumerate(images):
         usual = float(np.median([s for i, s in enumerate(scores) if i != k]))
@@ -117,7 +118,7 @@ def choose_covering(
         candidates.append(inspector.as_class(name, support, picture.decode(data, path, bit_depth)))
         if not thinned:
             step()
-    return [paths[i] for i in _cover(candidates, known, inspector.views, inspector.manifest.top_share, count)]
+    return [paths[i] for i in _cover(candidates, known, inspector.views, inspector.manifest, count)]
 
 
 def spread(tokens: F32, count: int) -> list[int]:
@@ -136,12 +137,17 @@ def spread(tokens: F32, count: int) -> list[int]:
 
 
 def _cover(
-    candidates: Sequence[ClassBank], known: ClassBank | None, views: Sequence[ViewName], share: float, count: int
+    candidates: Sequence[ClassBank],
+    known: ClassBank | None,
+    views: Sequence[ViewName],
+    model: ModelManifest,
+    count: int,
 ) -> list[int]:
     uprights = [c.upright(0, views) for c in candidates]
+    weights = [_weights(own, model) for own in uprights]
 
     def seen_from(bank: ClassBank) -> list[Grids]:
-        return [{v: nearest(own[v], bank.rows(v)).distance for v in views} for own in uprights]
+        return [_weighed(_seen(own, bank), weight) for own, weight in zip(uprights, weights, strict=True)]
 
     pairs = [seen_from(c) for c in candidates]
     now = seen_from(known) if known is not None else None
@@ -152,7 +158,7 @@ def _cover(
             if j in chosen:
                 continue
             rest = [i for i in range(len(candidates)) if i not in chosen and i != j]
-            scores = [_score(_nearer(pairs[j][i], now[i] if now else None), share) for i in rest]
+            scores = [_score(_nearer(pairs[j][i], now[i] if now else None), model) for i in rest]
             value = float(np.mean(scores)) if scores else 0.0
             if best is None or value < best[0]:
                 best = value, j
@@ -166,6 +172,18 @@ def _nearer(a: Grids, b: Grids | None) -> Grids:
     return a if b is None else {view: np.minimum(grid, b[view]) for view, grid in a.items()}
 
 
-def _score(distances: Grids, share: float) -> float:
-    side = round(len(next(iter(distances.values()))) ** 0.5)
-    return image_score(upsample(fuse({v: d.reshape(side, side) for v, d in distances.items()})), share)
+def _seen(own: Grids, bank: ClassBank) -> Grids:
+    return {view: nearest(patch, bank.rows(view)).distance for view, patch in own.items()}
+
+
+def _weights(own: Grids, model: ModelManifest) -> Grids | None:
+    return {view: rarity(patch, model.identity.grid) for view, patch in own.items()} if model.rarity else None
+
+
+def _weighed(distances: Grids, weights: Grids | None) -> Grids:
+    return distances if weights is None else {view: d * weights[view] for view, d in distances.items()}
+
+
+def _score(distances: Grids, model: ModelManifest) -> float:
+    side = model.identity.grid
+    return image_score(upsample(fuse({v: d.reshape(side, side) for v, d in distances.items()})), model.top_share)

@@ -103,6 +103,19 @@ def distances(tokens: Tensor, rows: Tensor) -> Tensor:
     return (1 - (tokens.double() @ rows.double().T).amax(dim=1)).float()
 
 
+REACH, FLOOR = 2, 0.05
+
+
+def rarity(tokens: Tensor, side: int) -> Tensor:
+    """Weight of each of the (side², D) tokens of a picture: the fourth root of its cosine distance, at least ``FLOOR``, to the
+    nearest token more than ``REACH`` patches away across or down: (side²,) float32. (Not in the paper.)"""
+    down, across = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    at = torch.stack([down.flatten(), across.flatten()], dim=1)
+    near = (at[:, None] - at[None]).abs().amax(dim=2) <= REACH
+    elsewhere = (tokens.double() @ tokens.double().T).masked_fill(near, -math.inf).amax(dim=1)
+    return ((1 - elsewhere).clamp(min=FLOOR) ** 0.25).float()
+
+
 def fuse(grids: Mapping[str, Tensor]) -> Tensor:
     """Add the views' (grid, grid) distances, the ``flip`` one flipped back: range 0..2 times the number of views."""
     return torch.stack([VIEWS[view](grid) if view == "flip" else grid for view, grid in grids.items()]).sum(0)

@@ -27,7 +27,8 @@ class RefResult:
     Attributes:
         score: mean of the 655 largest map pixels.
         anomaly_map: (256, 256) float32, the views' distances summed.
-        distances: view → (grid, grid) float32, as seen in that view (``flip`` not flipped back).
+        distances: view → (grid, grid) float32, as seen in that view (``flip`` not flipped back), weighed by ``method.rarity``
+            where asked for.
         patch_tokens: view → (grid · grid, D) float32, unit rows.
         class_token: (Dc,) float32, unit length, of the picture in the first view.
     """
@@ -49,6 +50,7 @@ class Reference:
         weights_sha256: sha256 (hex) of the weights file, or of the downloaded tensors.
         weights_source: absolute path, ``pypi:…`` or ``hub:…``.
         top_share: share of the map's largest pixels whose mean is the score, above 0 and up to 1.
+        rarity: weigh distances by ``method.rarity``.
     """
 
     backbone: Backbone
@@ -56,6 +58,7 @@ class Reference:
     weights_sha256: str
     weights_source: str
     top_share: float = method.TOP_SHARE
+    rarity: bool = False
 
     @classmethod
     def load(
@@ -69,6 +72,7 @@ class Reference:
         views: Sequence[str] = tuple(method.VIEWS),
         class_token: ClassToken = "fused",
         top_share: float = method.TOP_SHARE,
+        rarity: bool = False,
         threads: int | None = None,
     ) -> Reference:
         """Load a backbone by name; ``None`` leaves a setting at the backbone's default.
@@ -95,7 +99,13 @@ class Reference:
             layers=None if layers is None else tuple(layers),
             class_token=class_token,
         )
-        return cls(loaded.backbone, tuple(views), loaded.weights_sha256, loaded.weights_source, top_share)
+        smallest = 2 * (method.REACH + 1)
+        if rarity and loaded.backbone.spec.grid < smallest:
+            raise SpecError(
+                f"rarity: wanted at least {smallest} patches a side, so that each has one elsewhere; found "
+                f"{loaded.backbone.spec.grid}; a larger crop gives more"
+            )
+        return cls(loaded.backbone, tuple(views), loaded.weights_sha256, loaded.weights_source, top_share, rarity)
 
     @property
     def spec(self) -> Spec:
@@ -144,7 +154,10 @@ class Reference:
         """Match one picture against one class."""
         image, side = self.preprocess(picture), self.spec.grid
         patches = {view: self.encode(method.VIEWS[view](image)[None])[0][0] for view in self.views}
-        grids = {view: method.distances(tokens, bank.rows[view]).view(side, side) for view, tokens in patches.items()}
+        found = {view: method.distances(tokens, bank.rows[view]) for view, tokens in patches.items()}
+        if self.rarity:
+            found = {view: distance * method.rarity(patches[view], side) for view, distance in found.items()}
+        grids = {view: distance.view(side, side) for view, distance in found.items()}
         anomaly_map = method.upsample(method.fuse(grids))
         return RefResult(
             score=method.image_score(anomaly_map, self.top_share),

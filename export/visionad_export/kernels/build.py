@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 from visionad_runtime import maps
 from visionad_runtime.cuda.plan import GROUP, MAX_NEIGHBOURS
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.rarity import REACH
 
 SOURCE = Path(__file__).with_name("source.py")
 PRODUCT = Path(visionad_runtime.cuda.__file__).parent / "cubins"
@@ -93,6 +94,10 @@ def variants(capability: int) -> dict[str, Variant]:
                 "maxima": "*fp32", "distance": "*fp32", "row": "*i32", "dim": "i32", "slack": "fp32", "k": "i32",
             },
             {"KEEP": MAX_NEIGHBOURS, "SCAN": 1024, "GROUP": GROUP, "BLOCK_D": 64},
+        ),
+        "weigh_rarity": Variant(
+            {"tokens": "*fp32", "distance": "*fp32", "side": "i32", "dim": "i32", "floor": "fp32"},
+            {"BLOCK_Q": 16, "BLOCK_N": 64, "BLOCK_K": 32, "REACH": REACH},
         ),
         "resize_across": Variant(
             {"pictures": "*i64", "tables": "*i32", "across": "*u8", "crop": "i32"}, {"BLOCK": 256},

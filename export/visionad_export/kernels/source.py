@@ -164,6 +164,47 @@ def rescore(
         tl.store(row + query * k + nth, tl.where(finite, found, -1))
 
 
+@triton.jit
+def weigh_rarity(
+    tokens, distance, side, dim, floor,
+    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, REACH: tl.constexpr,
+):  # fmt: skip
+    """Multiply each patch's distance by the fourth root of its distance, at least ``floor``, to the nearest patch of its picture
+    that is more than ``REACH`` patches away across or down. ``tokens`` (rows, side², dim), ``distance`` (rows, side²), float32.
+
+    Products in float32, not in 16 bits: there is no second pass that would make up for them.
+    """
+    patches = side * side
+    row = tl.program_id(1).to(tl.int64)
+    mine = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    inner = tl.arange(0, BLOCK_K)
+    picture = tokens + row * patches * dim
+    nearest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    for start in range(0, patches, BLOCK_N):
+        other = start + tl.arange(0, BLOCK_N)
+        scores = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
+        for k in range(0, dim, BLOCK_K):
+            deep = (k + inner) < dim
+            left = tl.load(
+                picture + mine[:, None] * dim + (k + inner)[None, :],
+                mask=(mine < patches)[:, None] & deep[None, :],
+                other=0.0,
+            )
+            right = tl.load(
+                picture + other[:, None] * dim + (k + inner)[None, :],
+                mask=(other < patches)[:, None] & deep[None, :],
+                other=0.0,
+            )
+            scores = tl.dot(left, tl.trans(right), scores, input_precision="ieee")
+        down = tl.abs(mine[:, None] // side - other[None, :] // side)
+        across = tl.abs(mine[:, None] % side - other[None, :] % side)
+        near = ((down <= REACH) & (across <= REACH)) | (other >= patches)[None, :]
+        nearest = tl.maximum(nearest, tl.max(tl.where(near, float("-inf"), scores), axis=1))
+    weight = tl.sqrt_rn(tl.sqrt_rn(tl.maximum(1.0 - nearest, floor)))
+    at = distance + row * patches + mine
+    tl.store(at, tl.load(at, mask=mine < patches, other=0.0) * weight, mask=mine < patches)
+
+
 # Columns of a picture to preprocess. Offsets of the resize tables are in int32s from ``tables``.
 PICTURE_PIXELS = tl.constexpr(0)  # address of its first byte
 PICTURE_WIDTH = tl.constexpr(1)

@@ -22,6 +22,7 @@ from ..artefacts import FeatureIdentity, PreprocessSpec, ViewName
 from ..errors import VisionADError
 from ..maps import MAP_SIZE, TOP_SHARE, top_pixels
 from ..preprocess import view_blocks
+from ..rarity import FLOOR
 from . import plan
 from .interface import Buffer, Device, DeviceEngine, Graph, Owner, Stream
 from .kernels import Kernels
@@ -85,6 +86,7 @@ class Chain:
         cameras: int = 1,
         max_picture: tuple[int, int] = (2160, 3840),
         top_share: float = TOP_SHARE,
+        rarity: bool = False,
         keep_alive: float | None = None,
     ) -> None:
         """Load the kernels and take all memory.
@@ -94,6 +96,7 @@ class Chain:
             cameras: how many streams.
             max_picture: largest height and width of a picture.
             top_share: of the map's pixels that make the score.
+            rarity: weigh distances by :mod:`~visionad_runtime.rarity`.
             keep_alive: seconds of idleness after which the engine runs its last batch again, so that clocks stay up and
                 the next picture after a pause is as fast as the others. ``None``: never.
 
@@ -102,7 +105,7 @@ class Chain:
         """
         self.identity = identity
         self._owner, self._engine = owner, engine
-        self._max_picture, self._top = max_picture, top_pixels(top_share)
+        self._max_picture, self._top, self._rarity = max_picture, top_pixels(top_share), rarity
         self.max_rows = engine.max_rows
         if self.max_rows < 1 or cameras < 1:
             raise VisionADError(f"wanted an engine of at least 1 row and a camera, found {self.max_rows} and {cameras}")
@@ -117,7 +120,7 @@ class Chain:
             self._keeper.start()
 
     def _open(self, device: Device, cameras: int) -> tuple[_Shared, list[_Camera]]:
-        shared = _Shared(device, self.identity, self._max_picture, self.max_rows, self._top)
+        shared = _Shared(device, self.identity, self._max_picture, self.max_rows, self._top, self._rarity)
         made: list[_Camera] = []
         try:
             made.extend(_Camera(device, shared) for _ in range(cameras))
@@ -379,9 +382,16 @@ class _Shared:
     """What all cameras use: kernels, constant tables, and the search's maxima, which one camera has at a time."""
 
     def __init__(
-        self, device: Device, identity: FeatureIdentity, max_picture: tuple[int, int], max_rows: int, top: int
+        self,
+        device: Device,
+        identity: FeatureIdentity,
+        max_picture: tuple[int, int],
+        max_rows: int,
+        top: int,
+        rarity: bool,
     ) -> None:
         self.identity, self.max_picture, self.max_rows, self.top = identity, max_picture, max_rows, top
+        self.rarity = rarity
         self.spec: PreprocessSpec = identity.preprocess
         self.patches = identity.grid**2
         self.width = plan.packed_width(identity.dim)
@@ -771,6 +781,14 @@ class _Camera:
                 self._distance, self._row, dim, plan.accumulation_slack(dim), 1,
             ), self.stream,
         )  # fmt: skip
+        if shared.rarity:
+            weigh = kernels["weigh_rarity"]
+            blocks = -(-shared.patches // weigh.constants["BLOCK_Q"])
+            weigh.launch(
+                (blocks, count * len(views)),
+                (self._patch, self._distance, shared.identity.grid, dim, FLOOR),
+                self.stream,
+            )
 
     def _map(self, count: int, views: Views) -> None:
         shared = self._shared

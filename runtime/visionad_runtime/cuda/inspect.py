@@ -34,6 +34,7 @@ class DeviceChain:
         engine: DeviceEngine,
         identity: FeatureIdentity,
         top_share: float = TOP_SHARE,
+        rarity: bool = False,
         *,
         cameras: int = CAMERAS,
         max_picture: tuple[int, int] = PICTURE,
@@ -43,7 +44,8 @@ class DeviceChain:
         Raises:
             VisionADError: as :class:`~visionad_runtime.cuda.chain.Chain`.
         """
-        self._owner, self._engine, self._identity, self._top_share = owner, engine, identity, top_share
+        self._owner, self._engine, self._identity = owner, engine, identity
+        self._top_share, self._rarity = top_share, rarity
         self._cameras, self._size = cameras, max_picture
         self._banks: list[ClassBank] = []
         self._growing = threading.Lock()
@@ -60,6 +62,7 @@ class DeviceChain:
             cameras=self._cameras,
             max_picture=size,
             top_share=self._top_share,
+            rarity=self._rarity,
         )
 
     def run(

@@ -56,7 +56,7 @@ def classes_of(dataset: str) -> frozenset[str]:
 
 
 def same_model(manifest: ModelManifest, views: tuple[str, ...]) -> bool:
-    """Was the published row measured with this backbone, these layers, sizes and views?"""
+    """Was the published row measured with this backbone, these layers, sizes, views and score?"""
     identity = manifest.identity
     return (
         identity.backbone == BACKBONE
@@ -64,6 +64,7 @@ def same_model(manifest: ModelManifest, views: tuple[str, ...]) -> bool:
         and (identity.preprocess.resize, identity.preprocess.crop) == (448, 392)
         and views == ("original", "flip", "clamp")
         and manifest.top_share == TOP_SHARE
+        and not manifest.rarity
     )
 
 

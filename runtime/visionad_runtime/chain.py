@@ -75,6 +75,10 @@ class Chain(Protocol):
         """Pictures a call can take; ``None``: any number."""
         ...
 
+    def close(self) -> None:
+        """Give back what it took, once calls under way are done; twice is harmless. The engine is not closed."""
+        ...
+
 
 class HostChain:
     """NumPy, Pillow and any backbone engine."""
@@ -134,6 +138,9 @@ class HostChain:
     def limit(self, _: Sequence[ViewName], /) -> int | None:
         """See :class:`Chain`."""
         return None
+
+    def close(self) -> None:
+        """See :class:`Chain`. All it has is the engine's and the bank's."""
 
 
 def open_chain(

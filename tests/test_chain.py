@@ -431,6 +431,34 @@ def test_no_room_for_the_chain_leaves_nothing_behind(gpu: None) -> None:
     owner.close()
 
 
+def test_no_room_at_any_taking_leaves_nothing_behind_and_the_chain_goes_on(gpu: None) -> None:
+    owner = Owner.of(next(GPUS))
+    device, engine = fake_of(owner), FakeEngine(owner, max_rows=3)
+
+    def work(chain: Chain) -> None:
+        chain.keep([BOLT])
+        encoded = chain.encode([picture(0)], VIEWS)
+        chain.trace(encoded)
+        check(chain.match(encoded, [NUT])[0], expected(picture(0), NUT))  # not kept: uploaded for the call
+
+    for number in itertools.count(1):
+        device.made, FakeDevice.fail_at = 0, number
+        try:
+            with Chain(owner, engine, IDENTITY, cameras=2, max_picture=(64, 96)) as chain:
+                try:
+                    work(chain)
+                except VisionADError:
+                    work(chain)  # there is room again
+                    raise
+        except VisionADError as exc:
+            assert "out of GPU memory" in str(exc)
+        assert not owner.run(lambda _: device.live()), f"after the failure at taking {number}"
+        if device.made < number:  # it got through
+            break
+    assert number > 60
+    owner.close()
+
+
 def test_closed_while_a_bank_is_uploaded(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
     one = line()
     upload = one.chain._upload

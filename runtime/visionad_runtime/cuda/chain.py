@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -229,10 +229,15 @@ class Chain:
         """Enqueue on the owner's thread, then wait without holding it, so that other cameras' work is enqueued meanwhile."""
         self._check_open()
         self._last_use = time.monotonic()
-        self._owner.run(lambda _: start())
-        while not self._owner.run(lambda _: own.done.query()):
-            time.sleep(POLL_SECONDS)
-        self._owner.run(lambda _: own.done.synchronize())  # raises what went wrong on the way
+        try:
+            self._owner.run(lambda _: start())
+            while not self._owner.run(lambda _: own.done.query()):
+                time.sleep(POLL_SECONDS)
+            self._owner.run(lambda _: own.done.synchronize())  # raises what went wrong on the way
+        except BaseException:
+            with suppress(VisionADError):  # what was enqueued still reads a bank that the caller may free next
+                self._owner.run(lambda _: own.stream.synchronize())
+            raise
         self._last_use = time.monotonic()
 
     # -- banks --------------------------------------------------------------------------------------------------------

@@ -79,6 +79,28 @@ def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> 
     np.testing.assert_array_equal(stages.tokens.cls, wanted_stages.tokens.cls)
 
 
+def test_all_memory_is_told(both: tuple[Inspector, Inspector]) -> None:
+    on_gpu, on_cpu = both
+    assert not any(on_cpu.chain.memory().values())
+    device = Owner.of(0).run(lambda device: device)
+
+    def taken() -> int:
+        return device.total_memory - Owner.of(0).run(lambda device: device.free_memory())
+
+    buffers = 4 * 3 * (3 * 64 * 64 + 16 * 192 + on_gpu.manifest.identity.class_token_dim)
+    assert on_gpu.engine.details["memory"] == "activation 2 x 0 MiB, weights 0 MiB"
+    for _ in range(2):
+        told = on_gpu.chain.memory()
+        assert told["chain"] + told["banks"] + buffers + 8192 + 2 * 4096 == taken()
+        assert told["page_locked"] + buffers == sum(array.nbytes for array in device._pinned)
+        on_gpu.inspect(np.zeros((1200, 2000, 3), np.uint8))  # room is made for it
+    assert told["banks"] > 3 * 6 * 16 * 192 * (4 + 2)
+    on_gpu.enroll("more", [part(40)])
+    on_gpu.inspect(part(40))
+    assert on_gpu.chain.memory()["banks"] > told["banks"]
+    assert on_gpu.engine.details["chain memory"].endswith("MiB page-locked on the host; banks are added")
+
+
 def test_leave_one_out_calibrates_alike(both: tuple[Inspector, Inspector]) -> None:
     rgb = np.ascontiguousarray(part(1)[:, :, ::-1])
     found, wanted = (one.trace_batch([rgb], "disc", leave_out=1, trace=False)[0][0] for one in both)

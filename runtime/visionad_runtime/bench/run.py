@@ -201,6 +201,7 @@ class _Run:
             call = self._whole(inspector, settings.batches[0], [])
             entries[name] = {
                 "details": dict(inspector.engine.details),
+                "chain_memory_mb": {k: round(v / 1e6, 1) for k, v in inspector.chain.memory().items()},
                 "group": inspector.engine.group,
                 "stages": stages[name],
                 "batches": batches[name],

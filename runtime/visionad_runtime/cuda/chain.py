@@ -308,6 +308,14 @@ class Chain:
                 raise
             return resident
 
+    def memory(self) -> dict[str, int]:
+        """Bytes taken now: ``chain`` and ``banks`` on the GPU, ``page_locked`` on the host."""
+        parts = [self._shared.memory, *(camera.memory for camera in self._cameras)]
+        with self._publishing:
+            banks = sum(resident.memory.taken for resident in self._banks.values())
+        chain = self._shared.maxima.nbytes + sum(part.taken for part in parts)
+        return {"chain": chain, "banks": banks, "page_locked": sum(part.locked for part in parts)}
+
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def warm_up(self, bank: ClassBankLike, views: Sequence[ViewName], batches: Sequence[int] = (1,)) -> None:
@@ -439,7 +447,7 @@ class _Resident:
             for view in plan.VIEW_CODES
             if (run := _blocks_of(bank, view)) is not None
         }
-        self._dim, self._width, self._memory = dim, width, memory
+        self._dim, self._width, self.memory = dim, width, memory
         self._rows32, self._rows16 = rows32, rows16
 
     def view(self, bank: ClassBankLike, view: ViewName) -> BankView:
@@ -453,7 +461,7 @@ class _Resident:
         )  # fmt: skip
 
     def close(self) -> None:
-        self._memory.close()
+        self.memory.close()
 
 
 def _blocks_of(bank: ClassBankLike, view: ViewName) -> slice | None:
@@ -579,7 +587,7 @@ class _Camera:
         self.lock = threading.Lock()
         self.ticket = 0
         """Counts encodings, so that an :class:`Encoded` knows whether its tokens are still there."""
-        self._memory = Memory(device)
+        self.memory = Memory(device)
         self._laps: list[str] = []
         self._graphs: dict[tuple[str, int, Views], tuple[int, Graph]] = {}
         self._views: dict[Views, Buffer] = {}
@@ -587,13 +595,13 @@ class _Camera:
         try:
             self._take()
         except BaseException:
-            self._memory.close()
+            self.memory.close()
             raise
 
     def _take(self) -> None:
         device, shared = self._device, self._shared
-        take, pinned, hold = self._memory.take, self._memory.pinned, self._memory.hold
-        self.stream = self._memory.stream(device.stream())
+        take, pinned, hold = self.memory.take, self.memory.pinned, self.memory.hold
+        self.stream = self.memory.stream(device.stream())
         self.done = hold(device.event())
         stages = ("start", "upload", "preprocess", "engine", "search", "map", "download")
         self._marks = {name: hold(device.event()) for name in stages}
@@ -605,7 +613,7 @@ class _Camera:
         self._table = plan.table_size(height, width, shared.spec)
         self._sizes: list[tuple[int, ...]] = [()] * rows
         self._pictures = _Layout(
-            self._memory,
+            self.memory,
             {"pictures": ((rows, plan.PICTURE_COLUMNS), np.int64), "tables": ((rows, self._table), np.int32)},
         )  # fmt: skip
         self._across = take(rows * height * 3 * crop)
@@ -616,7 +624,7 @@ class _Camera:
         self._norms = take(8 * rows * patches)
         slots = rows * patches
         self._search = _Layout(
-            self._memory,
+            self.memory,
             {
                 "order": ((slots,), np.int32), "job_of": ((slots,), np.int32), "jobs": ((rows, plan.JOB_COLUMNS), np.int64),
                 "bounds": ((rows, 2), np.float32), "count": ((1,), np.int32),
@@ -794,7 +802,7 @@ class _Camera:
     def _codes(self, views: Views) -> Buffer:
         if views not in self._views:
             codes = np.array([plan.VIEW_CODES[v] for v in views], np.int32)
-            self._views[views] = self._memory.constant(codes, self.stream)
+            self._views[views] = self.memory.constant(codes, self.stream)
         return self._views[views]
 
     def _begin(self) -> None:
@@ -828,4 +836,4 @@ class _Camera:
         for _, graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
-        self._memory.close()
+        self.memory.close()

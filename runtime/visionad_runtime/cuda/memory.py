@@ -28,6 +28,8 @@ class Memory:
         self._device = device
         self._held = ExitStack()
         self._streams: list[Stream] = []
+        self.taken = self.locked = 0
+        """Bytes on the device and page-locked ones on the host, so far."""
 
     def __enter__(self) -> Memory:
         return self
@@ -37,12 +39,15 @@ class Memory:
 
     def take(self, nbytes: int) -> Buffer:
         """Device memory."""
-        return self.hold(self._device.alloc(max(nbytes, 16)))
+        buffer = self.hold(self._device.alloc(max(nbytes, 16)))
+        self.taken += buffer.nbytes
+        return buffer
 
     def pinned(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """A page-locked host array; no view of it may be used after :meth:`close`."""
         array = self._device.pinned(shape, dtype)
         self._held.callback(self._device.unpin, array)
+        self.locked += array.nbytes
         return array
 
     def stream(self, stream: S) -> S:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -382,12 +382,13 @@ class TensorRTEngine:
         if jit_cache is not None and jit is None:
             jit = _keep(jit_file, jit_cache)
         self._jit = jit
+        self._built = built
         self._graph, graph = self._record(device)
         self.details |= {
             self.name: api.version,
             "gpu": f"{device.name} (compute capability {capability_of(device)}, driver for CUDA {device.driver})",
             "precision": built.describe(),
-            "memory": ", ".join(f"{k.removesuffix('_bytes')} {v / 2**20:.0f} MiB" for k, v in built.memory.items()),
+            "memory": _describe(built.memory, contexts=1),
             "engine": entry.folder.name[:12],
             "cuda graph": graph,
         }
@@ -450,6 +451,7 @@ class TensorRTEngine:
             if context is None or not context.set_input_shape("images", shape):
                 raise self._api.failure(f"to start {self.name} a second time", messages)
         self._others.append(OnDevice(self._api, context, self.group, capturable=self._graph is not None))
+        self.details["memory"] = _describe(self._built.memory, contexts=1 + len(self._others))
         return self._others[-1]
 
     def close(self) -> None:
@@ -522,6 +524,15 @@ class OnDevice:
     def release(self) -> None:
         """Let the context go, on the owner's thread."""
         self._context = None
+
+
+def _describe(memory: Mapping[str, int], contexts: int) -> str:
+    """``weights 80 MiB, activation 2 x 12 MiB``: each execution context has activations of its own."""
+    parts = []
+    for name, nbytes in memory.items():
+        times = f"{contexts} x " if name == "activation_bytes" and contexts > 1 else ""
+        parts.append(f"{name.removesuffix('_bytes')} {times}{nbytes / 2**20:.0f} MiB")
+    return ", ".join(parts)
 
 
 def _keep(path: Path, results: Any) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import fake_tensorrt
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 from conftest import part
 from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
+from visionad_runtime.calibrate import calibrate_class
 from visionad_runtime.chain import HostChain
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
@@ -106,6 +108,33 @@ def test_leave_one_out_calibrates_alike(both: tuple[Inspector, Inspector]) -> No
     found, wanted = (one.trace_batch([rgb], "disc", leave_out=1, trace=False)[0][0] for one in both)
     check(found, wanted)
     assert found.score > 0.001 > both[0].trace_batch([rgb], "disc", trace=False)[0][0].score
+
+
+def test_calibrated_on_the_gpu_as_on_the_host_and_as_it_predicts(
+    both: tuple[Inspector, Inspector], good: list[Path], tmp_path: Path
+) -> None:
+    held_out = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(held_out):
+        cv2.imwrite(str(path), part(50 + i))
+    done = []
+    for one in both:
+        one.enroll_files("part", good)
+        done.append(calibrate_class(one, "part", [*good, *held_out], 0.25))
+        scores = done[-1].record.scores
+        for place, path in enumerate(
+            [*good, *held_out]
+        ):  # supports as if they were none, the others as the line sees them
+            left_out = place if path in good else None
+            (again,) = one.inspect_files([path], class_name="part", leave_out=left_out)
+            assert again.result is not None and again.result.score == scores[place]
+        over = [s > done[-1].threshold.value for s in scores[len(good) :]]
+        found = list(one.inspect_files(held_out, class_name="part", batch=2))
+        assert [f.result.verdict == "anomalous" for f in found if f.result is not None] == over
+    on_gpu, on_cpu = done
+    assert on_gpu.record.method == on_cpu.record.method == "leave-one-out+held-out"
+    np.testing.assert_allclose(on_gpu.record.scores, on_cpu.record.scores, rtol=0, atol=1e-6)
+    assert abs(on_gpu.threshold.value - on_cpu.threshold.value) < 1e-6
+    assert on_gpu.threshold.rank == on_cpu.threshold.rank
 
 
 def test_a_class_is_enrolled_while_others_inspect(both: tuple[Inspector, Inspector]) -> None:

@@ -38,11 +38,13 @@ from visionad_export.kernels import source as kernels  # noqa: E402
 
 
 class CheckedMemory:
-    """The interpreter's loads and stores, each of which has to lie within one of the arrays that the kernel was given."""
+    """The interpreter's loads and stores, each of which has to lie within one of the arrays that the kernel was given. ``written``:
+    the addresses stored to."""
 
     def __init__(self, inner: Any, arrays: Sequence[Any]) -> None:
         self._inner = inner
         self._places = [(a.data_ptr(), a.data_ptr() + a.numel() * a.element_size()) for a in arrays]
+        self.written: list[NDArray[np.uint64]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -58,15 +60,19 @@ class CheckedMemory:
 
     def store(self, pointers: Any, value: Any, mask: Any) -> Any:
         self._check(pointers, mask, value.dtype.itemsize, "writes")
+        self.written.append(pointers[mask])
         return self._inner.store(pointers, value, mask)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, reached: Sequence[Any] = (), **constants: int) -> None:
     """Run a kernel. ``reached``: arrays whose addresses its tables hold."""
     arrays = [a for a in (*arguments, *reached) if isinstance(a, torch.Tensor)]
+    memory = CheckedMemory(interpreter._interpreter, arrays)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_interpreter", CheckedMemory(interpreter._interpreter, arrays))
+        patch.setattr(interpreter, "_interpreter", memory)
         kernel[grid](*arguments, **constants)
+    written = np.concatenate(memory.written)
+    assert len(np.unique(written)) == len(written), "two programs did the same work"
 
 
 # --- search ----------------------------------------------------------------------------------------------------------
@@ -87,9 +93,9 @@ class Resident:
     def __init__(self, rows: F32, block_n: int) -> None:
         packed, norms = packed_rows(rows)
         self.rows32 = torch.from_numpy(rows.copy())
-        beyond = np.full(
-            (block_n, packed.shape[1]), np.nan, np.float16
-        )  # what the last tile reads there must not count
+        # What the last tile reads there must not count; the interpreter's maximum would pass over NaN.
+        beyond = np.full((block_n, packed.shape[1]), 7, np.float16)
+        beyond[1::2] = -7
         self.rows16 = torch.from_numpy(np.concatenate([packed, beyond]))
         lost, kept = norms.max(axis=0).tolist()
         self.view = BankView(self.rows32.data_ptr(), self.rows16.data_ptr(), len(rows), lost, kept)

@@ -37,6 +37,8 @@ class FakeDevice:
     kernels: ClassVar[dict[str, Kernel]] = {}
     """Kernel name → Python function of (device, grid, block, *args as numpy scalars)."""
     current: ClassVar[FakeDevice | None] = None
+    fail_at: ClassVar[int] = 0
+    """The taking, counted from 1, that finds no memory left; 0: none."""
     missing: ClassVar[str | None] = None
     """If set, opening fails with this message."""
     _open: ClassVar[dict[int, FakeDevice]] = {}
@@ -53,7 +55,7 @@ class FakeDevice:
             "pace": 3,
         }
         cls.kernels = {function.__name__: product_kernel(function) for function in PRODUCT}
-        cls.current, cls.missing, cls._open = None, None, {}
+        cls.current, cls.missing, cls._open, cls.fail_at = None, None, {}, 0
 
     def __init__(self, index: int = 0) -> None:
         self.index = index
@@ -69,10 +71,12 @@ class FakeDevice:
         self._buffers: dict[int, FakeBuffer] = {}
         self._pinned: list[NDArray[Any]] = []
         self._streams: dict[int, FakeStream] = {}
+        self._events: set[FakeEvent] = set()
+        self._modules: set[FakeModule] = set()
         self._next = 0x7000_0000_0000
         self.graphs: set[FakeGraph] = set()
         self.made = 0
-        """Buffers, pinned arrays, streams and events so far."""
+        """Takings so far: buffers, pinned arrays, streams, events, modules and graphs."""
         self.launches = 0
         """Of graphs."""
         self.clock = 0
@@ -119,12 +123,24 @@ class FakeDevice:
         self._buffers[buffer.ptr] = buffer
         return buffer
 
+    def live(self) -> dict[str, int]:
+        """How many of what was taken and not given back."""
+        self.check()
+        kinds = {"buffers": self._buffers, "pinned": self._pinned, "streams": self._streams, "events": self._events}
+        kinds |= {"modules": self._modules, "graphs": self.graphs}
+        return {kind: len(things) for kind, things in kinds.items() if things}
+
     def pinned(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         self._make()
         array = np.empty(shape, dtype)
         array.reshape(-1).view(np.uint8)[...] = 0xA5  # whatever was there before
         self._pinned.append(array)
         return array
+
+    def unpin(self, array: NDArray[Any]) -> None:
+        self.check()
+        self._pinned = [p for p in self._pinned if p is not array]
+        array.reshape(-1).view(np.uint8)[...] = 0x77  # whoever still reads it finds nothing of use
 
     def stream(self) -> FakeStream:
         self._make()
@@ -134,7 +150,9 @@ class FakeDevice:
 
     def event(self) -> FakeEvent:
         self._make()
-        return FakeEvent(self)
+        event = FakeEvent(self)
+        self._events.add(event)
+        return event
 
     def upload(self, dst: FakeBuffer, src: NDArray[Any], stream: FakeStream, offset: int = 0) -> None:
         self._check_copy(dst, src, offset)
@@ -155,17 +173,21 @@ class FakeDevice:
         stream.add(copy)
 
     def load(self, code: bytes) -> FakeModule:
-        self.check()
-        return FakeModule(self, code)
+        self._make()
+        module = FakeModule(self, code)
+        self._modules.add(module)
+        return module
 
     @contextmanager
     def capture(self, stream: FakeStream) -> Iterator[FakeGraph]:
         self.check()
-        stream.graph = FakeGraph(self)
+        graph = stream.graph = FakeGraph(self)
         try:
-            yield stream.graph
+            yield graph
         finally:
             stream.graph = None
+        self._make()
+        self.graphs.add(graph)
 
     # -- how
 
@@ -176,6 +198,8 @@ class FakeDevice:
         self.check()
         assert not any(s.graph for s in self._streams.values()), "takes memory while a graph is recorded"
         self.made += 1
+        if self.made == self.fail_at:
+            raise VisionADError("out of GPU memory: out of memory")
 
     def _check_copy(self, buffer: FakeBuffer, array: NDArray[Any], offset: int) -> None:
         assert array.flags.c_contiguous, "copying an array that is not contiguous"
@@ -240,6 +264,7 @@ class FakeStream:
     def add(self, work: Callable[[], None]) -> None:
         """Enqueue work, or record it."""
         self.device.check()
+        assert self.handle in self.device._streams, "enqueues work on a stream that was closed"
         if self.graph is not None:
             self.graph.work.append(work)
         else:
@@ -260,6 +285,12 @@ class FakeStream:
         assert self.graph is None, "a stream cannot be waited for while it is recorded"
         self.device.run_until(lambda: not self.work)
 
+    def close(self) -> None:
+        """What it holds goes on, and finds freed what was freed before."""
+        self.device.check()
+        self.device.run_until(lambda: not self.work)
+        self.device._streams.pop(self.handle, None)
+
     def step(self) -> bool:
         """Run one piece of work, if it may."""
         if not self.work or not self.work[0]():
@@ -274,6 +305,7 @@ class FakeEvent:
         self.recorded = self.happened = self.time = 0
 
     def record(self, stream: FakeStream) -> None:
+        assert self in self.device._events, "records an event that was closed"
         self.recorded += 1
         number = self.recorded
 
@@ -301,12 +333,15 @@ class FakeEvent:
         assert self.happened == self.recorded and since.happened == since.recorded, "time of an event still to come"
         return float(self.time - since.time)
 
+    def close(self) -> None:
+        self.device.check()
+        self.device._events.discard(self)
+
 
 class FakeGraph:
     def __init__(self, device: FakeDevice) -> None:
         self.device = device
         self.work: list[Callable[[], None]] = []
-        device.graphs.add(self)
 
     def launch(self, stream: FakeStream) -> None:
         assert self in self.device.graphs and self.work, "launching a graph that is closed or empty"
@@ -331,17 +366,23 @@ class FakeModule:
     def function(self, name: str) -> FakeFunction:
         self.device.check()
         assert name == self.record["entry"]
-        return FakeFunction(self.device, self.name, self.record)
+        return FakeFunction(self)
+
+    def close(self) -> None:
+        self.device.check()
+        self.device._modules.discard(self)
 
 
 class FakeFunction:
-    def __init__(self, device: FakeDevice, name: str, record: dict[str, Any]) -> None:
-        self.device, self.name, self.record = device, name, record
+    def __init__(self, module: FakeModule) -> None:
+        self.module = module
+        self.device, self.name, self.record = module.device, module.name, module.record
 
     def launch(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared: int, stream: FakeStream
     ) -> None:
         self.device.check()
+        assert self.module in self.device._modules, "launches a kernel that was unloaded"
         assert tuple(block) == (self.record["threads"], 1, 1) and shared == self.record["shared_bytes"]
         assert 1 <= grid[0] < 2**31 and 1 <= grid[1] < 65536 and grid[2] == 1
         kinds = {"pointer": np.uint64, "null": np.uint64, "i32": np.int32, "fp32": np.float32}

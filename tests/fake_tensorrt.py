@@ -7,6 +7,7 @@ from __future__ import annotations
 import enum
 import functools
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import onnxruntime as ort
 from fake_gpu import FakeDevice
 from numpy.typing import NDArray
 from visionad_runtime.artefacts import sha256_file
+from visionad_runtime.errors import VisionADError
 
 Outputs = dict[str, NDArray[np.float32]]
 MAGIC = b"fake plan "
@@ -53,6 +55,20 @@ class Closed:
         if not any(name in vars(c) or name in vars(c).get("__annotations__", {}) for c in type(self).__mro__):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         super().__setattr__(name, value)
+
+
+class OnGpu:
+    """Memory on the GPU that lives as long as this object."""
+
+    def __init__(self, nbytes: int) -> None:
+        assert FakeDevice.current is not None
+        self._buffer = FakeDevice.current.alloc(nbytes)
+
+    def __del__(self) -> None:
+        if hasattr(
+            self, "_buffer"
+        ):  # on any thread: TensorRT frees by the CUDA runtime, which has the context everywhere
+            self._buffer.device._buffers.pop(self._buffer.ptr, None)
 
 
 class HostMemory(bytearray):
@@ -317,6 +333,7 @@ def make(flavour: str, version: str | None = None) -> Any:
     class Engine:
         def __init__(self, plan: dict[str, Any]) -> None:
             self.plan = plan
+            self.weights: OnGpu | None = None
             graph = onnx.load(plan["onnx"]).graph
             shapes = {t.name: t.type.tensor_type.shape.dim for t in (*graph.input, *graph.output)}
             self.tensors = {name: [-1, *(d.dim_value for d in dims[1:])] for name, dims in shapes.items()}
@@ -426,7 +443,11 @@ def make(flavour: str, version: str | None = None) -> Any:
             if m.context_error:
                 say("ERROR", m.context_error)
                 return None
-            return Context(self, config)
+            try:
+                return Context(self, config)
+            except VisionADError as exc:
+                say("ERROR", str(exc))
+                return None
 
     class RuntimeCache:
         def __init__(self) -> None:
@@ -452,6 +473,7 @@ def make(flavour: str, version: str | None = None) -> Any:
     class Context:
         def __init__(self, engine: Engine, config: Any) -> None:
             self.engine, self.config = engine, config
+            self.activations = OnGpu(4096)
             self.addresses: dict[str, int] = {}
             self.shape: tuple[int, ...] | None = None
             if config is not None:
@@ -479,7 +501,14 @@ def make(flavour: str, version: str | None = None) -> Any:
             if self.shape is None or set(self.addresses) != set(self.engine.tensors):
                 say("ERROR", "not all shapes and addresses are set")
                 return False
-            stream.add(functools.partial(self._run, dict(self.addresses)))  # as they are now, in a recorded graph too
+            alive, addresses = weakref.ref(self), dict(self.addresses)  # as they are now, in a recorded graph too
+
+            def work() -> None:
+                context = alive()
+                assert context is not None, "runs in an execution context that was destroyed"
+                context._run(addresses)
+
+            stream.add(work)
             return True
 
         def _array(self, name: str, address: int) -> NDArray[np.float32]:
@@ -526,7 +555,13 @@ def make(flavour: str, version: str | None = None) -> Any:
                     f"Platform (Cuda) mismatch: the engine does not support compute capability {device.capability}",
                 )
                 return None
-            return Engine(plan)
+            engine = Engine(plan)
+            try:
+                engine.weights = OnGpu(8192)
+            except VisionADError as exc:
+                say("ERROR", str(exc))
+                return None
+            return engine
 
     m.Builder, m.OnnxParser, m.Runtime = Builder, Parser, Runtime
     return m

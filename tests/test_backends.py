@@ -66,7 +66,7 @@ def test_a_short_group_has_no_neighbour_from_the_call_before(tiny_model: Path, m
 
 def test_bound_buffers_pass_the_self_test(tiny_model: Path, manifest: ModelManifest) -> None:
     worst = self_test(bound(tiny_model, manifest, 3), manifest, read_golden(tiny_model))
-    assert set(worst) == {"patch_tokens", "class_token", "rows", "score"}
+    assert set(worst) == {"patch_tokens", "class_token", "rows", "score", "usual"}
 
 
 class Session:

@@ -157,23 +157,23 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda.Device.open(2)
 
 
+class FakeGpu:
+    """pycuda's device and, of as much use, its context."""
+
+    count, pop = staticmethod(lambda: 1), staticmethod(lambda: None)
+
+    def __init__(self, index: int) -> None:
+        assert index == 0
+
+    name, total_memory = (lambda self: "L4"), (lambda self: 1 << 30)
+    compute_capability, retain_primary_context = (lambda self: (8, 9)), (lambda self: self)
+    push = detach = lambda self: None
+
+    def get_attribute(self, which: object) -> int:
+        return 58
+
+
 def test_multiprocessors_and_events_by_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Context:
-        pop = staticmethod(lambda: None)
-        push = detach = lambda self: None
-
-    class Gpu:
-        count = staticmethod(lambda: 1)
-
-        def __init__(self, index: int) -> None:
-            assert index == 0
-
-        name, total_memory = (lambda self: "L4"), (lambda self: 1 << 30)
-        compute_capability, retain_primary_context = (lambda self: (8, 9)), (lambda self: Context())
-
-        def get_attribute(self, which: object) -> int:
-            return {"MULTIPROCESSOR_COUNT": 58}[str(which)]
-
     class Event:
         answers = iter([False, True])
 
@@ -186,7 +186,7 @@ def test_multiprocessors_and_events_by_pycuda(monkeypatch: pytest.MonkeyPatch) -
         pass
 
     fake_pycuda(
-        monkeypatch, Error=RuntimeError, MemoryError=OutOfMemoryError, init=lambda: None, Device=Gpu, Context=Context,
+        monkeypatch, Error=RuntimeError, MemoryError=OutOfMemoryError, init=lambda: None, Device=FakeGpu, Context=FakeGpu,
         Event=Event, get_driver_version=lambda: 13000,
         device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT="MULTIPROCESSOR_COUNT"),
     )  # fmt: skip
@@ -196,3 +196,59 @@ def test_multiprocessors_and_events_by_pycuda(monkeypatch: pytest.MonkeyPatch) -
         assert [event.query(), event.query()] == [False, True]
         with pytest.raises(VisionADError, match=r"failed running on L4: .*illegal memory access"):
             event.query()
+
+
+def test_what_was_taken_is_given_back_on_the_owners_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pycuda frees with an object's last reference, and nothing where another thread drops that."""
+    gone: list[tuple[str, int]] = []
+
+    class Taken:
+        handle = 7
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __del__(self) -> None:
+            gone.append((type(self).__name__, threading.get_ident()))
+
+        def get_function(self, name: str) -> Kernel:
+            return Kernel(self)
+
+    class Stream(Taken):
+        pass
+
+    class Event(Taken):
+        pass
+
+    class Module(Taken):
+        pass
+
+    class Kernel(Taken):
+        def __init__(self, module: object) -> None:
+            self.module = module  # as pycuda's functions do
+
+    class PageLocked:
+        def __init__(self) -> None:
+            self.memory = np.zeros(3, np.float32)
+            self.__array_interface__ = self.memory.__array_interface__
+
+        def free(self) -> None:
+            gone.append(("PageLocked", threading.get_ident()))
+
+    fake_pycuda(
+        monkeypatch, Error=RuntimeError, MemoryError=type("MemoryError", (RuntimeError,), {}), init=lambda: None,
+        Device=FakeGpu, Context=FakeGpu, Stream=Stream, Event=Event, module_from_buffer=Module,
+        pagelocked_empty=lambda *_: np.asarray(PageLocked()), get_driver_version=lambda: 13000,
+        device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT=0),
+    )  # fmt: skip
+    with cuda.Device.open() as device:
+        array, stream, event, module = device.pinned(3, np.float32), device.stream(), device.event(), device.load(b"")
+        kernel = module.function("pack")
+        assert not gone
+        device.unpin(array)
+        for thing in (stream, event, module):
+            thing.close()
+            thing.close()
+        assert sorted(name for name, _ in gone) == ["Event", "Kernel", "Module", "PageLocked", "Stream"]
+        assert {thread for _, thread in gone} == {threading.get_ident()}
+        del kernel

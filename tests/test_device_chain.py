@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import fake_tensorrt
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 from conftest import part
 from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
+from visionad_runtime.calibrate import calibrate_class
 from visionad_runtime.chain import HostChain
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
@@ -79,11 +81,60 @@ def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> 
     np.testing.assert_array_equal(stages.tokens.cls, wanted_stages.tokens.cls)
 
 
+def test_all_memory_is_told(both: tuple[Inspector, Inspector]) -> None:
+    on_gpu, on_cpu = both
+    assert not any(on_cpu.chain.memory().values())
+    device = Owner.of(0).run(lambda device: device)
+
+    def taken() -> int:
+        return device.total_memory - Owner.of(0).run(lambda device: device.free_memory())
+
+    buffers = 4 * 3 * (3 * 64 * 64 + 16 * 192 + on_gpu.manifest.identity.class_token_dim)
+    assert on_gpu.engine.details["memory"] == "activation 2 x 0 MiB, weights 0 MiB"
+    for _ in range(2):
+        told = on_gpu.chain.memory()
+        assert told["chain"] + told["banks"] + buffers + 8192 + 2 * 4096 == taken()
+        assert told["page_locked"] + buffers == sum(array.nbytes for array in device._pinned)
+        on_gpu.inspect(np.zeros((1200, 2000, 3), np.uint8))  # room is made for it
+    assert told["banks"] > 3 * 6 * 16 * 192 * (4 + 2)
+    on_gpu.enroll("more", [part(40)])
+    on_gpu.inspect(part(40))
+    assert on_gpu.chain.memory()["banks"] > told["banks"]
+    assert on_gpu.engine.details["chain memory"].endswith("MiB page-locked on the host; banks are added")
+
+
 def test_leave_one_out_calibrates_alike(both: tuple[Inspector, Inspector]) -> None:
     rgb = np.ascontiguousarray(part(1)[:, :, ::-1])
     found, wanted = (one.trace_batch([rgb], "disc", leave_out=1, trace=False)[0][0] for one in both)
     check(found, wanted)
     assert found.score > 0.001 > both[0].trace_batch([rgb], "disc", trace=False)[0][0].score
+
+
+def test_calibrated_on_the_gpu_as_on_the_host_and_as_it_predicts(
+    both: tuple[Inspector, Inspector], good: list[Path], tmp_path: Path
+) -> None:
+    held_out = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(held_out):
+        cv2.imwrite(str(path), part(50 + i))
+    done = []
+    for one in both:
+        one.enroll_files("part", good)
+        done.append(calibrate_class(one, "part", [*good, *held_out], 0.25))
+        scores = done[-1].record.scores
+        for place, path in enumerate(
+            [*good, *held_out]
+        ):  # supports as if they were none, the others as the line sees them
+            left_out = place if path in good else None
+            (again,) = one.inspect_files([path], class_name="part", leave_out=left_out)
+            assert again.result is not None and again.result.score == scores[place]
+        over = [s > done[-1].threshold.value for s in scores[len(good) :]]
+        found = list(one.inspect_files(held_out, class_name="part", batch=2))
+        assert [f.result.verdict == "anomalous" for f in found if f.result is not None] == over
+    on_gpu, on_cpu = done
+    assert on_gpu.record.method == on_cpu.record.method == "leave-one-out+held-out"
+    np.testing.assert_allclose(on_gpu.record.scores, on_cpu.record.scores, rtol=0, atol=1e-6)
+    assert abs(on_gpu.threshold.value - on_cpu.threshold.value) < 1e-6
+    assert on_gpu.threshold.rank == on_cpu.threshold.rank
 
 
 def test_a_class_is_enrolled_while_others_inspect(both: tuple[Inspector, Inspector]) -> None:

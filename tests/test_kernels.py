@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import noise, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import bilinear_weights
+from oracles import bilinear_weights, brute_force, check_neighbours, every
 from visionad_runtime import maps, preprocess, search
 from visionad_runtime.artefacts import PreprocessSpec, ViewName
 from visionad_runtime.cuda import plan
+from visionad_runtime.cuda.chain import ACROSS_PROGRAMS
 from visionad_runtime.cuda.kernels import read_manifest, read_target
-from visionad_runtime.cuda.plan import GROUP, BankView, plan_search
+from visionad_runtime.cuda.plan import GROUP, BankView, SearchPlan, plan_search
 from visionad_runtime.errors import PictureError, VisionADError
 from visionad_runtime.rarity import FLOOR, rarity
 
@@ -29,13 +33,47 @@ F32 = NDArray[np.float32]
 
 if not triton.knobs.runtime.interpret:
     pytest.skip("Triton was imported before the tests could choose its interpreter", allow_module_level=True)
+from triton.runtime import interpreter  # noqa: E402
 from visionad_export.kernels import build  # noqa: E402
 from visionad_export.kernels import source as kernels  # noqa: E402
 
 
-def unit(seed: int, rows: int, dim: int) -> F32:
-    x = np.random.default_rng(seed).standard_normal((rows, dim))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+class CheckedMemory:
+    """The interpreter's loads and stores, each of which has to lie within one of the arrays that the kernel was given. ``written``:
+    the addresses stored to."""
+
+    def __init__(self, inner: Any, arrays: Sequence[Any]) -> None:
+        self._inner = inner
+        self._places = [(a.data_ptr(), a.data_ptr() + a.numel() * a.element_size()) for a in arrays]
+        self.written: list[NDArray[np.uint64]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def _check(self, pointers: NDArray[np.uint64], mask: NDArray[np.bool_], nbytes: int, doing: str) -> None:
+        if len(wanted := pointers[mask]):
+            first, end = int(wanted.min()), int(wanted.max()) + nbytes
+            assert any(a <= first and end <= b for a, b in self._places), f"{doing} beyond the arrays it was given"
+
+    def load(self, pointers: Any, mask: Any, other: Any, dtype: Any) -> Any:
+        self._check(pointers, mask, np.dtype(dtype).itemsize, "reads")
+        return self._inner.load(pointers, mask, other, dtype)
+
+    def store(self, pointers: Any, value: Any, mask: Any) -> Any:
+        self._check(pointers, mask, value.dtype.itemsize, "writes")
+        self.written.append(pointers[mask])
+        return self._inner.store(pointers, value, mask)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, reached: Sequence[Any] = (), **constants: int) -> None:
+    """Run a kernel. ``reached``: arrays whose addresses its tables hold."""
+    arrays = [a for a in (*arguments, *reached) if isinstance(a, torch.Tensor)]
+    memory = CheckedMemory(interpreter._interpreter, arrays)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_interpreter", memory)
+        kernel[grid](*arguments, **constants)
+    written = np.concatenate(memory.written)
+    assert len(np.unique(written)) == len(written), "two programs did the same work"
 
 
 # --- search ----------------------------------------------------------------------------------------------------------
@@ -56,9 +94,9 @@ class Resident:
     def __init__(self, rows: F32, block_n: int) -> None:
         packed, norms = packed_rows(rows)
         self.rows32 = torch.from_numpy(rows.copy())
-        beyond = np.full(
-            (block_n, packed.shape[1]), np.nan, np.float16
-        )  # what the last tile reads there must not count
+        # What the last tile reads there must not count; the interpreter's maximum would pass over NaN.
+        beyond = np.full((block_n, packed.shape[1]), 7, np.float16)
+        beyond[1::2] = -7
         self.rows16 = torch.from_numpy(np.concatenate([packed, beyond]))
         lost, kept = norms.max(axis=0).tolist()
         self.view = BankView(self.rows32.data_ptr(), self.rows16.data_ptr(), len(rows), lost, kept)
@@ -77,7 +115,7 @@ def run_search(
     width = plan.packed_width(dim)
     tokens = torch.from_numpy(queries.copy())
     packed, norms = torch.zeros((len(queries), width), dtype=torch.float16), torch.empty((len(queries), 2))
-    kernels.pack[(len(queries),)](tokens, packed, norms, dim, width, BLOCK=256)
+    launch(kernels.pack, (len(queries),), tokens, packed, norms, dim, width, BLOCK=256)
     banks: dict[int, Resident] = {}
     for bank, _ in work:
         banks.setdefault(id(bank), Resident(bank, block_n))
@@ -85,30 +123,82 @@ def run_search(
     assert len(p.items) <= plan.max_items(len(p.order), len(p.jobs), block_q, programs)
     order, job_of, jobs, bounds = (torch.from_numpy(a) for a in (p.order, p.job_of, p.jobs, p.bounds))
     maxima = torch.full((p.maxima,), float("nan"))
-    kernels.group_maxima[(programs,)](
+    launch(
+        kernels.group_maxima, (programs,),
         packed, order, jobs, torch.from_numpy(p.items), torch.tensor([len(p.items)], dtype=torch.int32), maxima, width,
-        BLOCK_Q=block_q, BLOCK_N=block_n, BLOCK_K=block_k, GROUP=GROUP,
+        BLOCK_Q=block_q, BLOCK_N=block_n, BLOCK_K=block_k, GROUP=GROUP, reached=[b.rows16 for b in banks.values()],
     )  # fmt: skip
+    if packed.isfinite().all():
+        check_maxima(maxima.numpy(), packed.numpy(), p, {b.rows16.data_ptr(): b.rows16.numpy() for b in banks.values()})
     finite = np.isfinite(queries).all()
     assert not finite or not maxima.isnan().any(), "a maximum was not written"
     distance = torch.full((len(queries), neighbours), 9.0)
     row = torch.full((len(queries), neighbours), -7, dtype=torch.int32)
-    kernels.rescore[(len(p.order),)](
+    launch(
+        kernels.rescore, (len(p.order),),
         tokens, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, plan.accumulation_slack(dim), neighbours,
-        KEEP=plan.MAX_NEIGHBOURS, SCAN=64, GROUP=GROUP, BLOCK_D=64,
+        KEEP=plan.MAX_NEIGHBOURS, SCAN=64, GROUP=GROUP, BLOCK_D=64, reached=[b.rows32 for b in banks.values()],
     )  # fmt: skip
     return distance.numpy(), row.numpy()
 
 
-def every(queries: F32) -> NDArray[np.int32]:
-    return np.arange(len(queries), dtype=np.int32)
+def check_maxima(
+    maxima: F32, packed: NDArray[np.float16], p: SearchPlan, banks: Mapping[int, NDArray[np.float16]]
+) -> None:
+    """Each is the largest of its 32 scores up to float32 rounding. One that is too large would still find the nearest row, but
+    only by scoring everything again."""
+    for address, _, rows, first, slots, at in p.jobs.tolist():
+        left = packed[p.order[first : first + slots]].astype(np.float64)
+        right = banks[address][:rows].astype(np.float64)
+        scores = np.full((slots, -(-rows // GROUP) * GROUP), -np.inf)
+        scores[:, :rows] = left @ right.T
+        wanted = scores.reshape(slots, -1, GROUP).max(axis=2)
+        found = maxima[at : at + wanted.size].reshape(wanted.shape)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
 
 
-def brute_force(queries: F32, bank: F32, k: int = 1) -> tuple[F32, NDArray[np.int64]]:
-    """The definition: float64 scores, nearest first, the lowest of equal ones."""
-    scores = np.einsum("qd,nd->qn", queries.astype(np.float64), bank.astype(np.float64))
-    row = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return (1.0 - np.take_along_axis(scores, row, axis=1)).astype(np.float32), row
+@pytest.mark.parametrize("k", range(1, plan.MAX_NEIGHBOURS + 1))
+def test_the_bound_says_which_groups_are_scored_again(k: int) -> None:
+    """Maxima made up so that one group is just within the bound and one just beyond; the latter holds a nearer row, which a
+    kernel that keeps to the bound does not see."""
+    rng = np.random.default_rng(k)
+    dim, groups, slack = 70, 131, 0.4  # of 64 lanes a turn
+    rows, queries = groups * GROUP - 9, 5
+    tokens = rng.standard_normal((queries, dim)).astype(np.float32)
+    norms = np.stack([rng.uniform(0.01, 0.05, queries), rng.uniform(0.06, 0.2, queries)], axis=1).astype(np.float32)
+    bounds = np.array([[0.3, 0.9], [0.7, 0.5]], np.float32)
+    order, job_of = np.array([3, 0, 4, 1, 2], np.int32), np.array([0, 0, 0, 1, 1], np.int32)
+    banks = [torch.from_numpy(rng.uniform(-0.01, 0.01, (rows, dim)).astype(np.float32)) for _ in range(queries)]
+    maxima = np.full((queries, groups), -5, np.float32)
+    jobs = np.zeros((queries, plan.JOB_COLUMNS), np.int64)
+    distances, winners = np.empty((queries, k), np.float32), np.empty((queries, k), np.int64)
+    for slot, query in enumerate(order):
+        bank, token = banks[slot].numpy(), tokens[query].astype(np.float64)
+        lost, kept = norms[query].astype(np.float64)
+        lost_bank, kept_bank = bounds[job_of[slot]].astype(np.float64)
+        error = lost * (kept_bank + lost_bank) + kept * (lost_bank + kept_bank * slack)
+        places = rng.permutation(groups - 1)
+        leaders, within, beyond, far = places[:k], places[k], places[k + 1], places[k + 2]
+        values = np.array([1, 0.875, 0.875, 0.875, 0.75, 0.75, 0.5, 0.25], np.float32)[:k]
+        maxima[slot, leaders] = values
+        maxima[slot, within] = values[-1] - 2.001 * error + 1e-4
+        maxima[slot, beyond] = values[-1] - 2.001 * error - 1e-4
+        for group, score in ((within, 2.0), (beyond, 3.0), (far, 4.0)):
+            bank[group * GROUP + rng.integers(GROUP)] = score * token / (token @ token)
+        jobs[slot] = (0, banks[slot].data_ptr(), rows, slot, 1, slot * groups)
+        seen = np.sort((np.append(leaders, within)[:, None] * GROUP + np.arange(GROUP)).ravel())
+        score = bank[seen].astype(np.float64) @ token
+        best = np.argsort(-score, kind="stable")[:k]
+        distances[query], winners[query] = 1 - score[best], seen[best]
+    numbers = np.arange(queries, dtype=np.int32)  # a job a slot, because each has a bank of its own here
+    distance, row = torch.full((queries, k), 9.0), torch.full((queries, k), -7, dtype=torch.int32)
+    launch(
+        kernels.rescore, (queries,),
+        *map(torch.from_numpy, (tokens, norms, order, numbers, jobs, bounds[job_of], maxima)), distance, row, dim, slack, k,
+        KEEP=plan.MAX_NEIGHBOURS, SCAN=64, GROUP=GROUP, BLOCK_D=64, reached=banks,
+    )  # fmt: skip
+    np.testing.assert_array_equal(row.numpy(), winners)
+    np.testing.assert_array_max_ulp(distance.numpy(), distances, maxulp=1)
 
 
 @pytest.mark.parametrize("dim", [1, 63, 64, 97, 600])
@@ -116,15 +206,9 @@ def test_pack(dim: int) -> None:
     rows = unit(dim, 5, dim) * np.array([[1], [1e-3], [1e-7], [1], [0]], np.float32)
     wanted, norms = packed_rows(rows)
     found, found_norms = torch.full(wanted.shape, 7, dtype=torch.float16), torch.empty((5, 2))
-    kernels.pack[(5,)](torch.from_numpy(rows), found, found_norms, dim, wanted.shape[1], BLOCK=256)
+    launch(kernels.pack, (5,), torch.from_numpy(rows), found, found_norms, dim, wanted.shape[1], BLOCK=256)
     np.testing.assert_array_equal(found.numpy(), wanted)
     np.testing.assert_allclose(found_norms.numpy(), norms, rtol=1e-6, atol=0)
-
-
-def check(queries: F32, bank: F32, distance: F32, row: NDArray[np.int32], k: int = 1) -> None:
-    wanted_distance, wanted_row = brute_force(queries, bank, k)
-    np.testing.assert_array_max_ulp(distance, wanted_distance, maxulp=1)
-    np.testing.assert_array_equal(row, wanted_row)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +218,7 @@ def check(queries: F32, bank: F32, distance: F32, row: NDArray[np.int32], k: int
 def test_search_is_brute_force(count: int, rows: int, dim: int) -> None:
     queries, bank = unit(rows, count, dim), unit(dim + 1, rows, dim)
     distance, row = run_search(queries, [(bank, every(queries))])
-    check(queries, bank, distance, row)
+    check_neighbours(queries, bank, distance, row)
     cpu = search.nearest(queries, bank)
     np.testing.assert_allclose(distance[:, 0], cpu.distance, rtol=0, atol=2e-7)
     same = row[:, 0] == cpu.row  # two rows within float32 rounding of each other may change places on the CPU
@@ -145,7 +229,7 @@ def test_search_is_brute_force(count: int, rows: int, dim: int) -> None:
 def test_a_hundred_thousand_rows() -> None:
     queries, bank = unit(0, 4, 24), unit(1, 100_003, 24)
     distance, row = run_search(queries, [(bank, every(queries))], blocks=(16, 256, 64), programs=7)
-    check(queries, bank, distance, row)
+    check_neighbours(queries, bank, distance, row)
 
 
 @pytest.mark.parametrize("negative", [False, True])
@@ -169,7 +253,7 @@ def test_ties_duplicates_and_several_neighbours(dim: int, rows: int, distinct: i
     if negative:  # what pads the last tile must not win over rows that all point away
         bank, queries = np.abs(bank), -np.abs(queries)
     distance, row = run_search(queries, [(bank, every(queries))], neighbours=k)
-    check(queries, bank, distance, row, k)
+    check_neighbours(queries, bank, distance, row, k)
 
 
 def test_close_rows_that_16_bits_cannot_tell_apart() -> None:
@@ -182,7 +266,7 @@ def test_close_rows_that_16_bits_cannot_tell_apart() -> None:
     assert scores16.argmax() != best
     assert scores16.max() - scores16[best] > np.float32(2**-22)
     distance, row = run_search(query, [(bank, every(query))])
-    check(query, bank, distance, row)
+    check_neighbours(query, bank, distance, row)
 
 
 def test_many_classes_and_views_in_one_launch() -> None:
@@ -193,7 +277,7 @@ def test_many_classes_and_views_in_one_launch() -> None:
     work = list(zip([*banks, banks[3]], parts, strict=True))
     distance, row = run_search(queries, work, programs=2)
     for bank, part in work:
-        check(queries[part], bank, distance[part], row[part])
+        check_neighbours(queries[part], bank, distance[part], row[part])
     for bank, part in work[3:]:  # and each is what it is alone, in any tiling
         alone = run_search(queries, [(bank, part)], blocks=(16, 32, 64), programs=5)
         np.testing.assert_array_equal(alone[0][part], distance[part])
@@ -203,11 +287,11 @@ def test_many_classes_and_views_in_one_launch() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
 def test_a_broken_query_is_marked_and_spoils_no_other(value: float) -> None:
     queries, bank = unit(8, 6, 40), unit(9, 200, 40)
-    queries[3, 2] = value
+    queries[3, 2] = queries[3, 0] = value
     distance, row = run_search(queries, [(bank, every(queries))])
     good = np.arange(6) != 3
     assert np.isnan(distance[3]).all() and (row[3] == -1).all()
-    check(queries[good], bank, distance[good], row[good])
+    check_neighbours(queries[good], bank, distance[good], row[good])
 
 
 @pytest.mark.parametrize(
@@ -248,7 +332,13 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 ALL: tuple[ViewName, ...] = ("original", "flip", "clamp")
 
 
-def run_preprocess(pictures: list[NDArray[np.uint8]], spec: PreprocessSpec, views: tuple[ViewName, ...]) -> F32:
+def run_preprocess(
+    pictures: list[NDArray[np.uint8]],
+    spec: PreprocessSpec,
+    views: tuple[ViewName, ...],
+    block: int = 32,
+    programs: int = 2,
+) -> F32:
     """(pictures, views, 3, crop, crop) through resize_across and resize_down."""
     plans = [plan.PicturePlan.of(*p.shape[:2], 1 if p.ndim == 2 else p.shape[2], spec) for p in pictures]
     pixels = [torch.from_numpy(np.ascontiguousarray(p)) for p in pictures]
@@ -262,20 +352,16 @@ def run_preprocess(pictures: list[NDArray[np.uint8]], spec: PreprocessSpec, view
     across = torch.full((row * 3 * spec.crop + 1,), 77, dtype=torch.uint8)
     images = torch.full((len(pictures), len(views), 3, spec.crop, spec.crop), float("nan"))
     table = torch.from_numpy(np.array(columns, np.int64))
-    kernels.resize_across[(2, len(pictures))](table, tables, across, spec.crop, BLOCK=32)
+    launch(
+        kernels.resize_across, (programs, len(pictures)), table, tables, across, spec.crop, BLOCK=block, reached=pixels
+    )
     assert across[-1] == 77
-    kernels.resize_down[(spec.crop, len(pictures))](
+    launch(
+        kernels.resize_down, (spec.crop, len(pictures)),
         table, tables, across, torch.from_numpy(plan.level_table(spec)), torch.tensor([plan.VIEW_CODES[v] for v in views],
-        dtype=torch.int32), len(views), images, spec.crop, BLOCK=32,
+        dtype=torch.int32), len(views), images, spec.crop, BLOCK=block,
     )  # fmt: skip
     return images.numpy()
-
-
-def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> NDArray[np.uint8]:
-    rng = np.random.default_rng(seed)
-    if seed % 2:  # black and white: the widest sums
-        return rng.integers(0, 2, (height, width, channels), dtype=np.uint8) * np.uint8(255)
-    return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +381,17 @@ def test_preprocess_is_bit_identical(height: int, width: int, resize: int, crop:
     rgb = noise(height, width, height)
     wanted = preprocess.query_views(preprocess.prepare(rgb, spec), ALL)
     np.testing.assert_array_equal(run_preprocess([rgb], spec, ALL)[0], wanted)
+
+
+def test_a_picture_as_wide_as_a_cameras_as_the_product_is_called() -> None:
+    """5 megapixels are 2448 x 2048: its width, DINOv2's sizes, the product's blocks and programs. Rows only repeat, and all 2048
+    take the interpreter minutes."""
+    spec = PreprocessSpec(resize=448, crop=392, mean=IMAGENET[0], std=IMAGENET[1])
+    rgb = noise(40, 2448)
+    views: tuple[ViewName, ...] = ("original", "flip")
+    block = build.variants(90)["resize_across"].constants["BLOCK"]
+    found = run_preprocess([rgb], spec, views, block, ACROSS_PROGRAMS)
+    np.testing.assert_array_equal(found[0], preprocess.query_views(preprocess.prepare(rgb, spec), views))
 
 
 def test_a_batch_of_different_pictures_and_greys() -> None:
@@ -361,7 +458,8 @@ def run_fuse(distances: F32, views: tuple[ViewName, ...], region: NDArray[np.uin
     size = maps.MAP_SIZE
     inspected = np.ones((count, size, size), np.uint8) if region is None else region
     out = torch.full((count, size, size), float("nan"))
-    kernels.fuse_map[(size, count)](
+    launch(
+        kernels.fuse_map, (size, count),
         torch.from_numpy(distances.copy()), torch.tensor([plan.VIEW_CODES[v] for v in views], dtype=torch.int32), len(views),
         torch.from_numpy(low), torch.from_numpy(part), torch.from_numpy(inspected), out, side, SIZE=size,
     )  # fmt: skip
@@ -387,8 +485,14 @@ def test_pixels_outside_the_region_are_zero() -> None:
 
 def run_score(anomaly_maps: F32, share: float = maps.TOP_SHARE) -> NDArray[np.float64]:
     score = torch.zeros(len(anomaly_maps), dtype=torch.float64)
-    kernels.top_mean[(len(anomaly_maps),)](
-        torch.from_numpy(anomaly_maps.copy()), score, maps.top_pixels(share), PIXELS=maps.MAP_SIZE**2, BLOCK=8192
+    launch(
+        kernels.top_mean,
+        (len(anomaly_maps),),
+        torch.from_numpy(anomaly_maps.copy()),
+        score,
+        maps.top_pixels(share),
+        PIXELS=maps.MAP_SIZE**2,
+        BLOCK=8192,
     )
     return score.numpy()
 

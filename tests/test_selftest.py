@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 from safetensors.numpy import load_file, save
 from visionad_runtime import Inspector
 from visionad_runtime.artefacts import GOLDEN_FILE, MANIFEST, ModelManifest, read_manifest, sha256_file, to_json
 from visionad_runtime.engine import Engine, Tokens, open_engine
 from visionad_runtime.engine import selftest as module
-from visionad_runtime.engine.selftest import GOLDEN_TOLERANCE, ROWS, read_golden, self_test
+from visionad_runtime.engine.ort import OrtCpuEngine
+from visionad_runtime.engine.selftest import GOLDEN_TOLERANCE, ROWS, USUAL_TOLERANCE, read_golden, self_test
 from visionad_runtime.errors import ModelError
 
 onnx = pytest.importorskip("onnx", reason="faults are put into the graph with it")
@@ -43,8 +45,9 @@ def resealed(model: Path) -> ModelManifest:
 def test_a_sound_model_passes_close_to_the_reference(model: Path, manifest: ModelManifest) -> None:
     engine = open_engine(model, manifest, "onnxruntime-cpu")
     worst = self_test(engine, manifest, read_golden(model))
-    assert set(worst) == {"patch_tokens", "class_token", "score"}
+    assert set(worst) == {"patch_tokens", "class_token", "score", "usual"}
     assert max(worst.values()) < GOLDEN_TOLERANCE["fp32"] / 20  # the tolerance is not what makes it pass
+    assert worst["usual"] < USUAL_TOLERANCE["fp32"] / 20
 
 
 def test_the_golden_pictures_are_worth_comparing(model: Path) -> None:
@@ -192,6 +195,78 @@ def test_faults_of_a_device_are_named(model: Path, manifest: ModelManifest, faul
     self_test(Faulty(right, lambda p, c: (p, c)), manifest, read_golden(model))
     with pytest.raises(ModelError, match=f"self-test of faulty failed at {said}"):
         self_test(Faulty(right, fault), manifest, read_golden(model))
+
+
+def spread(length: float) -> Any:
+    """A fault that moves every token by ``length``, in no direction much."""
+
+    def fault(patch: Any, cls: Any) -> Any:
+        off = np.random.default_rng(0).standard_normal(patch.shape[1:])
+        return patch + (off * length / np.linalg.norm(off, axis=-1, keepdims=True)).astype(np.float32), cls
+
+    return fault
+
+
+def spiky(patch: Any, cls: Any) -> Any:
+    """What rounding looks like: one element of a token in eight is far off."""
+    patch[:, ::8, 5] += np.float32(0.035)
+    return patch, cls
+
+
+def test_a_fault_that_moves_all_tokens_a_little_is_no_rounding(model: Path, manifest: ModelManifest) -> None:
+    right, half = open_engine(model, manifest, "onnxruntime-cpu"), manifest.model_copy(update={"precision": "bf16"})
+    found = self_test(Faulty(right, spiky), half, read_golden(model))
+    assert found["patch_tokens"] > 0.03 and found["usual"] < 0.02
+    for length, passes in ((0.025, True), (0.035, False)):
+        faulty = Faulty(right, spread(length))
+        if passes:
+            assert self_test(faulty, half, read_golden(model))["usual"] == pytest.approx(length, abs=1e-6)
+            continue
+        with pytest.raises(
+            ModelError, match=r"patch_tokens: differs .* by 0\.00.* \(allowed 0\.04\), tokens by 0\.035"
+        ):
+            self_test(faulty, half, read_golden(model))
+
+
+@pytest.fixture(scope="module")
+def eight_layers(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> dict[str, Path]:
+    """DeiT-Tiny as the method uses it, random weights: as it is; with a layer missing; with one other. All behind one manifest."""
+    from visionad_export.exporter import export_model
+
+    folder = tmp_path_factory.mktemp("layers")
+    usual = tuple(range(2, 10))
+    layers = {"right": usual, "missing": usual[:4] + usual[5:], "other": (*usual[:7], 10)}
+    for name, chosen in layers.items():
+        export_model("deit_tiny_patch16_224", folder / name, weights=tiny_weights, resize=72, crop=64, layers=chosen)
+        if name != "right":
+            for kept in (GOLDEN_FILE, MANIFEST):
+                shutil.copyfile(folder / "right" / kept, folder / name / kept)
+    return {name: folder / name for name in layers}
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
+def test_rounding_passes_and_one_wrong_layer_of_eight_does_not(
+    eight_layers: dict[str, Path], tmp_path: Path, precision: str
+) -> None:
+    ir = pytest.importorskip("onnx_ir")
+    from visionad_export.precision import emulate, lower
+
+    right = eight_layers["right"]
+    golden = read_golden(right)
+    manifest = read_manifest(right, ModelManifest).model_copy(update={"precision": precision})
+
+    def found(graph: Path) -> dict[str, float]:
+        engine = OrtCpuEngine(InferenceSession(str(graph), providers=["CPUExecutionProvider"]), 1)
+        return self_test(engine, manifest, golden)
+
+    rounded = ir.load(right / "backbone.onnx")
+    lower(rounded, precision)
+    emulate(rounded, precision)
+    ir.save(rounded, tmp_path / "rounded.onnx")
+    assert 1e-4 < found(tmp_path / "rounded.onnx")["usual"] < USUAL_TOLERANCE[precision] / 2
+    for fault in ("missing", "other"):
+        with pytest.raises(ModelError, match="failed at patch_tokens: differs from the reference"):
+            found(eight_layers[fault] / "backbone.onnx")
 
 
 @pytest.mark.parametrize("stage", ["nearest", "upsample", "image_score"])

@@ -155,8 +155,10 @@ def parity_command(
 
     pictures = [found.path for found in find_pictures(paths)]
     chosen = None if views is None else parse_views(views)
-    inspector = Inspector.open(model, bank, backend=backend, threads=threads, views=chosen)
-    with progress("comparing", len(pictures)) as step:
+    with (
+        Inspector.open(model, bank, backend=backend, threads=threads, views=chosen) as inspector,
+        progress("comparing", len(pictures)) as step,
+    ):
         report = check_parity(inspector, pictures, weights=weights, class_name=class_name, threads=threads, step=step)
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else describe_parity(report))
     return 0 if report["pass"] else 1

@@ -69,7 +69,9 @@ def _self_test(model: Path, manifest: ModelManifest, backend: str) -> str | None
         Owner.of(0).run(lambda device: device.name)
     except VisionADError:
         return None
-    return open_engine(model, manifest, backend).details["self-test"]
+    engine = open_engine(model, manifest, backend)
+    engine.close()
+    return engine.details["self-test"]
 
 
 def _report(facts: dict[str, Any], manifest: ModelManifest) -> str:

@@ -77,6 +77,15 @@ class Chain(Protocol):
         """Pictures a call can take; ``None``: any number."""
         ...
 
+    def memory(self) -> dict[str, int]:
+        """Bytes that it has taken beside the engine's: ``chain`` and ``banks`` on the GPU, ``page_locked`` on the host. It
+        grows with banks and with the largest picture."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it took, once calls under way are done; twice is harmless. The engine is not closed."""
+        ...
+
 
 class HostChain:
     """NumPy, Pillow and any backbone engine."""
@@ -144,6 +153,13 @@ class HostChain:
         """See :class:`Chain`."""
         return None
 
+    def memory(self) -> dict[str, int]:
+        """See :class:`Chain`."""
+        return dict.fromkeys(("chain", "banks", "page_locked"), 0)
+
+    def close(self) -> None:
+        """See :class:`Chain`. All it has is the engine's and the bank's."""
+
 
 def open_chain(
     engine: Engine,
@@ -191,7 +207,11 @@ def open_chain(
     except BaseException:
         chain.close()
         raise
+    taken = {name: f"{nbytes / 2**20:.0f} MiB" for name, nbytes in chain.memory().items()}
     engine.details["chain"] = f"on the GPU, within {worst:.2g} of the host's"
+    engine.details["chain memory"] = (
+        f"{taken['chain']}, {taken['page_locked']} page-locked on the host; banks are added"
+    )
     return chain
 
 

@@ -175,16 +175,18 @@ def predict(
     if maps or overlays:
         _check_names([f.name for f in pictures])
     _require_bank(bank)
-    inspector = Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views))
     counts: Counter[str] = Counter()
-    for line in inspector.uncalibrated():
-        _complain(line)
-    for folder, error in missing:
-        _report_error(folder, error, as_json)
-    results = inspector.inspect_files(
-        (f.path for f in pictures), class_name=class_name, batch=batch, bit_depth=bit_depth
-    )
-    with progress("inspecting", len(pictures)) as step:
+    with (
+        Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views)) as inspector,
+        progress("inspecting", len(pictures)) as step,
+    ):
+        for line in inspector.uncalibrated():
+            _complain(line)
+        for folder, error in missing:
+            _report_error(folder, error, as_json)
+        results = inspector.inspect_files(
+            (f.path for f in pictures), class_name=class_name, batch=batch, bit_depth=bit_depth
+        )
         for item, one in zip(pictures, results, strict=True):
             if one.result is None or one.rgb is None:
                 counts["unreadable"] += 1
@@ -291,14 +293,14 @@ def bank_add(
             raise VisionADError(f"--shots {shots}: only {len(pictures)} pictures were found")
         pictures = choose_support_paths(pictures, shots, seed)
     read_supports(pictures, bit_depth)  # a bad file is found before the model is loaded
-    inspector = Inspector.open(model, bank, backend=backend, threads=threads)
-    assert inspector.bank is not None
-    known = inspector.bank.classes.get(class_name)
-    if choose is not None:
-        with progress(f"comparing {class_name}", len(pictures)) as step:
-            pictures = choose_covering(inspector, class_name, pictures, choose, bit_depth=bit_depth, step=step)
-    with progress(f"enrolling {class_name}", len(pictures)) as step:
-        version = inspector.enroll_files(class_name, pictures, bit_depth=bit_depth, step=step)
+    with Inspector.open(model, bank, backend=backend, threads=threads) as inspector:
+        assert inspector.bank is not None
+        known = inspector.bank.classes.get(class_name)
+        if choose is not None:
+            with progress(f"comparing {class_name}", len(pictures)) as step:
+                pictures = choose_covering(inspector, class_name, pictures, choose, bit_depth=bit_depth, step=step)
+        with progress(f"enrolling {class_name}", len(pictures)) as step:
+            version = inspector.enroll_files(class_name, pictures, bit_depth=bit_depth, step=step)
     enrolled = inspector.bank.classes[class_name]
     total = len(enrolled.entry.images)
     odd = [s for s in standings(enrolled, inspector.views, inspector.manifest) if s.odd]
@@ -451,8 +453,10 @@ def calibrate(
 
     pictures = [f.path for f in find_pictures(paths)]
     _require_bank(bank)
-    inspector = Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views))
-    with progress(f"calibrating {class_name}", len(pictures)) as step:
+    with (
+        Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views)) as inspector,
+        progress(f"calibrating {class_name}", len(pictures)) as step,
+    ):
         done = calibrate_class(inspector, class_name, pictures, max_false_reject, bit_depth, step)
     threshold = done.threshold
     if as_json:

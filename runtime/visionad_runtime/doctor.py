@@ -143,6 +143,7 @@ def _self_test(model: Path, problems: list[str]) -> str:
 
     try:
         engine = open_engine(model, read_model(model))
+        engine.close()
     except VisionADError as exc:
         problems.append(str(exc))
         return "self-test failed"

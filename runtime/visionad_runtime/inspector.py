@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -106,6 +107,9 @@ class Inspector:
     >>> inspector = Inspector.open("model", "bank")          # doctest: +SKIP
     >>> inspector.inspect(cv2.imread("part.png")).verdict    # doctest: +SKIP
     'ok'
+    >>> inspector.close()                                    # doctest: +SKIP
+
+    or ``with Inspector.open(...) as inspector:``, so that a GPU's memory is given back.
     """
 
     def __init__(
@@ -125,6 +129,9 @@ class Inspector:
         self.chain: Chain = open_chain(engine, manifest, self.views, golden, threads)
         self._kept: Snapshot | None = None
         self._keeping = threading.Lock()
+        self._life = threading.Condition()
+        self._under_way = 0
+        self._closing = self._closed = False
 
     @classmethod
     def open(
@@ -159,12 +166,56 @@ class Inspector:
         engine = open_engine(folder, manifest, backend, threads, len(chosen))
         try:
             inspector = cls(manifest, engine, opened, chosen, read_golden(folder), threads)
-            if opened is not None:
-                inspector._keep()
         except BaseException:
             engine.close()
             raise
+        try:
+            if opened is not None:
+                inspector._keep()
+        except BaseException:
+            inspector.close()
+            raise
         return inspector
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the engine's and the chain's memory back. Calls under way in other threads end first; calls that come later are
+        refused. Twice is harmless."""
+        with self._life:
+            self._closing = True
+            self._life.wait_for(lambda: not self._under_way)
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self.chain.close()
+            finally:
+                self.engine.close()
+
+    def __enter__(self) -> Inspector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Around all that computes: :meth:`close` waits for it.
+
+        Raises:
+            VisionADError: closed.
+        """
+        with self._life:
+            if self._closing:
+                raise VisionADError("this inspector was closed; open another with Inspector.open")
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._life:
+                self._under_way -= 1
+                self._life.notify_all()
 
     # -- inspect ------------------------------------------------------------------------------------------------------
 
@@ -200,13 +251,14 @@ class Inspector:
             leave_out: compare as if this support picture of ``class_name`` had not been enrolled (calibration).
             trace: also return the stages in between, which on a GPU have to be fetched.
         """
-        bank = self._snapshot(class_name)
-        if not rgbs:
-            return []
-        self._keep()
-        at_once = self.chain.limit(self.views) or len(rgbs)
-        parts = [rgbs[start : start + at_once] for start in range(0, len(rgbs), at_once)]
-        return [one for part in parts for one in self._traced(part, bank, class_name, leave_out, trace)]
+        with self._in_use():
+            bank = self._snapshot(class_name)
+            if not rgbs:
+                return []
+            self._keep()
+            at_once = self.chain.limit(self.views) or len(rgbs)
+            parts = [rgbs[start : start + at_once] for start in range(0, len(rgbs), at_once)]
+            return [one for part in parts for one in self._traced(part, bank, class_name, leave_out, trace)]
 
     def _traced(
         self, rgbs: Sequence[picture.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool
@@ -353,7 +405,12 @@ class Inspector:
         if self.bank is None:
             raise BankError("no bank was opened; give Inspector.open a bank folder")
         prepared = prepare(rgb, self.manifest.identity.preprocess)
-        return self.engine.encode(support_encodings(prepared, self.bank.manifest.blocks))
+        return self.encode(support_encodings(prepared, self.bank.manifest.blocks))
+
+    def encode(self, images: F32) -> Tokens:
+        """The engine's tokens of normalised pictures, float32 (N, 3, crop, crop)."""
+        with self._in_use():
+            return self.engine.encode(images)
 
     def as_class(self, name: str, support: SupportImage, rgb: picture.RGB8) -> ClassBank:
         """What a class would be with this one picture, not enrolled anywhere."""
@@ -408,6 +465,10 @@ class Inspector:
 
     def enroll_encoded(self, name: str, supports: Sequence[SupportImage], encoded: Sequence[Tokens]) -> int:
         """The second half of :meth:`enroll`, for callers that have encoded the pictures already."""
+        with self._in_use():
+            return self._enroll(name, supports, encoded)
+
+    def _enroll(self, name: str, supports: Sequence[SupportImage], encoded: Sequence[Tokens]) -> int:
         if self.bank is None:
             raise BankError("no bank was opened; give Inspector.open a bank folder")
         if not encoded:

@@ -94,7 +94,7 @@ def choose_covering(
         tokens = []
         for path in paths:
             prepared = prepare(picture.load(path, bit_depth), inspector.manifest.identity.preprocess)
-            found = inspector.engine.encode(query_views(prepared, inspector.views[:1]))
+            found = inspector.encode(query_views(prepared, inspector.views[:1]))
             assert found.cls is not None
             tokens.append(found.cls[0])
             step()

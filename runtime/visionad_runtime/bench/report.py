@@ -55,6 +55,12 @@ def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
         f"  {'pictures a second':<26} "
         + ", ".join(f"{b['pictures_per_s']:g} at {n}" for n, b in entry["batches"].items()),
     ]
+    if any(entry["chain_memory_mb"].values()):
+        taken = entry["chain_memory_mb"]
+        lines.append(
+            f"  {'memory of the chain':<26} {taken['chain']} MB and banks of {taken['banks']} MB on the GPU, "
+            f"{taken['page_locked']} MB page-locked"
+        )
     cold, energy = entry["cold_start"], entry["energy"]
     if cold is not None:
         gpu = f", GPU {cold['gpu_memory_mb']} MB" if cold["gpu_memory_mb"] is not None else ""

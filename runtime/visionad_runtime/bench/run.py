@@ -89,10 +89,8 @@ def run_bench(model: Path, settings: Settings) -> dict[str, Any]:
         if bank is None:  # timed pictures must not be the enrolled one, where there are others
             bank, support = work / "bank", given[0]
             given = given[1:] or given
-        opened, failed = _open_all(model, bank, support, settings)
         close = stack.enter_context(ExitStack())
-        for inspector in opened.values():
-            close.callback(inspector.engine.close)
+        opened, failed = _open_all(model, bank, support, settings, close)
         nvml = stack.enter_context(box.open_nvml())
         pictures = _prepare(next(iter(opened.values())), given[:MOST_PICTURES], settings.class_name)
         report = _Run(model, manifest, bank, settings, opened, pictures, nvml, failed).measure(support is not None)
@@ -121,26 +119,25 @@ def _render(work: Path) -> list[Path]:
 
 
 def _open_all(
-    model: Path, bank: Path, support: Path | None, settings: Settings
+    model: Path, bank: Path, support: Path | None, settings: Settings, close: ExitStack
 ) -> tuple[dict[str, Inspector], dict[str, str]]:
-    """An inspector for each backend, and why others have none. What was not asked for by name does not start a build."""
+    """An inspector for each backend, which ``close`` closes, and why others have none. What was not asked for by name does not
+    start a build."""
     opened: dict[str, Inspector] = {}
     failed: dict[str, str] = {}
     for name in settings.backends or AUTO:
         try:
             if not settings.backends and name.startswith("tensorrt") and not EngineCache(model).holds(name):
                 raise VisionADError(f"no engine has been built; `visionad build {model} --backend {name}` makes one")
-            inspector = Inspector.open(model, bank, backend=name, threads=settings.threads, views=settings.views)
+            inspector = close.enter_context(
+                Inspector.open(model, bank, backend=name, threads=settings.threads, views=settings.views)
+            )
         except VisionADError as exc:
             failed[name] = str(exc)
             continue
         opened[name] = inspector
         if support is not None and len(opened) == 1:
-            try:
-                inspector.enroll_files(settings.class_name or "part", [support])
-            except VisionADError:
-                inspector.engine.close()
-                raise
+            inspector.enroll_files(settings.class_name or "part", [support])
     if not opened:
         raise VisionADError("no backend runs here: " + "; ".join(f"{n}: {r}" for n, r in failed.items()))
     return opened, failed
@@ -204,6 +201,7 @@ class _Run:
             call = self._whole(inspector, settings.batches[0], [])
             entries[name] = {
                 "details": dict(inspector.engine.details),
+                "chain_memory_mb": {k: round(v / 1e6, 1) for k, v in inspector.chain.memory().items()},
                 "group": inspector.engine.group,
                 "stages": stages[name],
                 "batches": batches[name],

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,8 +24,9 @@ from ..maps import MAP_SIZE, TOP_SHARE, top_pixels
 from ..preprocess import view_blocks
 from ..rarity import FLOOR
 from . import plan
-from .interface import Buffer, Device, DeviceEngine, Graph, Owner, Stream
+from .interface import Buffer, Device, DeviceEngine, Graph, Owner
 from .kernels import Kernels
+from .memory import Memory
 from .plan import BankView, PicturePlan
 
 F32 = NDArray[np.float32]
@@ -216,6 +217,7 @@ class Chain:
         """
         own = self._cameras[encoded.camera]
         with own.lock:
+            self._check_open()
             if own.ticket != encoded.ticket:
                 raise VisionADError(
                     f"camera {encoded.camera} has encoded other pictures since; trace before encoding again"
@@ -228,13 +230,17 @@ class Chain:
 
     def _run(self, own: _Camera, start: Callable[[], None]) -> None:
         """Enqueue on the owner's thread, then wait without holding it, so that other cameras' work is enqueued meanwhile."""
-        if self._closed.is_set():
-            raise VisionADError("this chain was closed")
+        self._check_open()
         self._last_use = time.monotonic()
-        self._owner.run(lambda _: start())
-        while not self._owner.run(lambda _: own.done.query()):
-            time.sleep(POLL_SECONDS)
-        self._owner.run(lambda _: own.done.synchronize())  # raises what went wrong on the way
+        try:
+            self._owner.run(lambda _: start())
+            while not self._owner.run(lambda _: own.done.query()):
+                time.sleep(POLL_SECONDS)
+            self._owner.run(lambda _: own.done.synchronize())  # raises what went wrong on the way
+        except BaseException:
+            with suppress(VisionADError):  # what was enqueued still reads a bank that the caller may free next
+                self._owner.run(lambda _: own.stream.synchronize())
+            raise
         self._last_use = time.monotonic()
 
     # -- banks --------------------------------------------------------------------------------------------------------
@@ -258,6 +264,9 @@ class Chain:
             gone = [self._banks.pop(key) for key in list(self._banks) if key not in wanted]
         for resident in gone:
             self._release(resident)
+        if self._closed.is_set():  # closed while the last of them was uploaded: nobody else frees it
+            self._release_all()
+            self._check_open()
 
     @contextmanager
     def _using(self, banks: Sequence[ClassBankLike]) -> Iterator[list[_Resident]]:
@@ -289,8 +298,7 @@ class Chain:
     def _upload(self, bank: ClassBankLike) -> _Resident:
         """Put a bank on the device, with one user. Every step is work of its own for the owner's thread."""
         with self._shared.uploading:
-            if self._closed.is_set():
-                raise VisionADError("this chain was closed")
+            self._check_open()
             loader = self._owner.run(lambda device: _Loader(device, self._shared, bank))
             try:
                 while not self._owner.run(lambda _: loader.step()):
@@ -302,6 +310,14 @@ class Chain:
                 self._owner.run(lambda _: loader.abandon())
                 raise
             return resident
+
+    def memory(self) -> dict[str, int]:
+        """Bytes taken now: ``chain`` and ``banks`` on the GPU, ``page_locked`` on the host."""
+        parts = [self._shared.memory, *(camera.memory for camera in self._cameras)]
+        with self._publishing:
+            banks = sum(resident.memory.taken for resident in self._banks.values())
+        chain = self._shared.maxima.nbytes + sum(part.taken for part in parts)
+        return {"chain": chain, "banks": banks, "page_locked": sum(part.locked for part in parts)}
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -343,39 +359,22 @@ class Chain:
     def _close(self) -> None:
         for camera in self._cameras:
             camera.close()
-        for resident in self._banks.values():
-            resident.close()
-        self._banks.clear()
+        self._release_all()
         self._shared.close()
+
+    def _release_all(self) -> None:
+        with self._publishing:
+            gone = list(self._banks.values())
+            self._banks.clear()
+        for resident in gone:
+            self._release(resident)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise VisionADError("this chain was closed")
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
-
-
-class _Memory:
-    """Buffers of one owner, freed together."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._buffers: list[Buffer] = []
-
-    def take(self, nbytes: int) -> Buffer:
-        buffer = self._device.alloc(max(nbytes, 16))
-        self._buffers.append(buffer)
-        return buffer
-
-    def constant(self, array: NDArray[Any], stream: Stream) -> Buffer:
-        """A buffer that holds ``array``."""
-        buffer = self.take(array.nbytes)
-        host = self._device.pinned(array.shape, array.dtype)
-        host[...] = array
-        self._device.upload(buffer, host, stream)
-        stream.synchronize()
-        return buffer
-
-    def close(self) -> None:
-        while self._buffers:
-            self._buffers.pop().close()
 
 
 class _Shared:
@@ -395,27 +394,31 @@ class _Shared:
         self.spec: PreprocessSpec = identity.preprocess
         self.patches = identity.grid**2
         self.width = plan.packed_width(identity.dim)
-        self.kernels = Kernels(device)
-        tile = self.kernels["group_maxima"].constants
-        self.block_q, self.block_n = tile["BLOCK_Q"], tile["BLOCK_N"]
-        self.programs = device.multiprocessors * tile["per_multiprocessor"]
-        self.stream = device.stream()  # of uploads
         self.uploading = threading.Lock()
-        self.staging = [device.pinned(STAGING, np.uint8) for _ in range(2)]
-        self.staged = [device.event() for _ in range(2)]
-        self.engine_free, self.maxima_free = device.event(), device.event()
-        for event in (*self.staged, self.engine_free, self.maxima_free):
-            event.record(self.stream)
-        self.memory = _Memory(device)
-        low, part = plan.upsample_tables(identity.grid)
+        self.maxima_version = 0
+        self.memory = Memory(device)
         try:
-            self.levels = self.memory.constant(plan.level_table(self.spec), self.stream)
-            self.low, self.part = self.memory.constant(low, self.stream), self.memory.constant(part, self.stream)
-            self.maxima = device.alloc(4 * plan.GROUP)
+            self._take(device)
         except BaseException:
             self.memory.close()
             raise
-        self.maxima_version = 0
+
+    def _take(self, device: Device) -> None:
+        hold = self.memory.hold
+        self.kernels = hold(Kernels(device))
+        tile = self.kernels["group_maxima"].constants
+        self.block_q, self.block_n = tile["BLOCK_Q"], tile["BLOCK_N"]
+        self.programs = device.multiprocessors * tile["per_multiprocessor"]
+        self.stream = self.memory.stream(device.stream())  # of uploads
+        self.staging = [self.memory.pinned(STAGING, np.uint8) for _ in range(2)]
+        self.staged = [hold(device.event()) for _ in range(2)]
+        self.engine_free, self.maxima_free = hold(device.event()), hold(device.event())
+        for event in (*self.staged, self.engine_free, self.maxima_free):
+            event.record(self.stream)
+        low, part = plan.upsample_tables(self.identity.grid)
+        self.levels = self.memory.constant(plan.level_table(self.spec), self.stream)
+        self.low, self.part = self.memory.constant(low, self.stream), self.memory.constant(part, self.stream)
+        self.maxima = device.alloc(4 * plan.GROUP)
 
     def plan(self, work: Sequence[tuple[BankView, NDArray[np.int32]]]) -> plan.SearchPlan:
         return plan.plan_search(work, self.block_q, self.block_n, self.programs)
@@ -435,16 +438,15 @@ class _Shared:
         self.maxima_version += 1
 
     def close(self) -> None:
-        self.stream.synchronize()
-        self.maxima.close()
         self.memory.close()
+        self.maxima.close()
 
 
 class _Resident:
     """A class's bank on the device: all its blocks in float32 and in 16 bits; a view is a run of rows."""
 
     def __init__(
-        self, bank: ClassBankLike, dim: int, width: int, memory: _Memory, rows32: Buffer, rows16: Buffer
+        self, bank: ClassBankLike, dim: int, width: int, memory: Memory, rows32: Buffer, rows16: Buffer
     ) -> None:
         self.features = bank.features  # kept, so that its id stays its own
         self.users = 1
@@ -455,7 +457,7 @@ class _Resident:
             for view in plan.VIEW_CODES
             if (run := _blocks_of(bank, view)) is not None
         }
-        self._dim, self._width, self._memory = dim, width, memory
+        self._dim, self._width, self.memory = dim, width, memory
         self._rows32, self._rows16 = rows32, rows16
 
     def view(self, bank: ClassBankLike, view: ViewName) -> BankView:
@@ -469,7 +471,7 @@ class _Resident:
         )  # fmt: skip
 
     def close(self) -> None:
-        self._memory.close()
+        self.memory.close()
 
 
 def _blocks_of(bank: ClassBankLike, view: ViewName) -> slice | None:
@@ -497,17 +499,17 @@ class _Loader:
             raise VisionADError(
                 "search: the bank has no rows; enrol at least one good picture with `visionad bank add`"
             )
-        self._memory, self._spare = _Memory(device), _Memory(device)
+        self._memory, self._spare = Memory(device), Memory(device)
         try:
             self._rows32 = self._memory.take(self._source.nbytes)
             # The last tile reads beyond the last row; what it finds there does not count.
             self._rows16 = self._memory.take(2 * shared.width * (self._rows + shared.block_n))
             self._norms = self._spare.take(8 * self._rows)
+            self._host_norms: F32 = self._spare.pinned((self._rows, 2), np.float32)
+            self._packed = self._spare.hold(device.event())
         except BaseException:
             self.abandon()
             raise
-        self._host_norms: F32 = device.pinned((self._rows, 2), np.float32)
-        self._packed = device.event()
         self._at = 0
         self._turn = 0
         self._resident = _Resident(bank, dim, shared.width, self._memory, self._rows32, self._rows16)
@@ -539,12 +541,12 @@ class _Loader:
             time.sleep(POLL_SECONDS)
             return False
         self._packed.synchronize()
+        self._resident.lost, self._resident.kept = self._host_norms.max(axis=0).tolist()
         self._spare.close()
         return True
 
     def resident(self) -> _Resident:
         """The bank, complete."""
-        self._resident.lost, self._resident.kept = self._host_norms.max(axis=0).tolist()
         return self._resident
 
     def abandon(self) -> None:
@@ -557,15 +559,13 @@ class _Loader:
 class _Layout:
     """Arrays of fixed places in one block of memory, page-locked here and on the device there, copied together."""
 
-    def __init__(
-        self, device: Device, memory: _Memory, fields: Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
-    ) -> None:
+    def __init__(self, memory: Memory, fields: Mapping[str, tuple[tuple[int, ...], type[np.generic]]]) -> None:
         self._places: dict[str, int] = {}
         end = 0
         for name, (shape, dtype) in fields.items():
             self._places[name] = end
             end += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 256) * 256
-        self.host: NDArray[np.uint8] = device.pinned(end, np.uint8)
+        self.host: NDArray[np.uint8] = memory.pinned(end, np.uint8)
         self.host[...] = 0
         self.buffer = memory.take(end)
         self.arrays: dict[str, NDArray[Any]] = {
@@ -597,12 +597,7 @@ class _Camera:
         self.lock = threading.Lock()
         self.ticket = 0
         """Counts encodings, so that an :class:`Encoded` knows whether its tokens are still there."""
-        self.stream = device.stream()
-        self.done = device.event()
-        self._memory = _Memory(device)
-        self._marks = {
-            name: device.event() for name in ("start", "upload", "preprocess", "engine", "search", "map", "download")
-        }
+        self.memory = Memory(device)
         self._laps: list[str] = []
         self._graphs: dict[tuple[str, int, Views], tuple[int, Graph]] = {}
         self._views: dict[Views, Buffer] = {}
@@ -610,20 +605,25 @@ class _Camera:
         try:
             self._take()
         except BaseException:
-            self.close()
+            self.memory.close()
             raise
 
     def _take(self) -> None:
-        device, shared, take = self._device, self._shared, self._memory.take
+        device, shared = self._device, self._shared
+        take, pinned, hold = self.memory.take, self.memory.pinned, self.memory.hold
+        self.stream = self.memory.stream(device.stream())
+        self.done = hold(device.event())
+        stages = ("start", "upload", "preprocess", "engine", "search", "map", "download")
+        self._marks = {name: hold(device.event()) for name in stages}
         identity, rows, crop, patches = shared.identity, shared.max_rows, shared.spec.crop, shared.patches
         height, width = shared.max_picture
         self._picture_bytes = -(-height * width * 3 // 256) * 256
-        self._host_pixels = device.pinned((rows, self._picture_bytes), np.uint8)
+        self._host_pixels = pinned((rows, self._picture_bytes), np.uint8)
         self._pixels = take(rows * self._picture_bytes)
         self._table = plan.table_size(height, width, shared.spec)
         self._sizes: list[tuple[int, ...]] = [()] * rows
         self._pictures = _Layout(
-            device, self._memory,
+            self.memory,
             {"pictures": ((rows, plan.PICTURE_COLUMNS), np.int64), "tables": ((rows, self._table), np.int32)},
         )  # fmt: skip
         self._across = take(rows * height * 3 * crop)
@@ -634,7 +634,7 @@ class _Camera:
         self._norms = take(8 * rows * patches)
         slots = rows * patches
         self._search = _Layout(
-            device, self._memory,
+            self.memory,
             {
                 "order": ((slots,), np.int32), "job_of": ((slots,), np.int32), "jobs": ((rows, plan.JOB_COLUMNS), np.int64),
                 "bounds": ((rows, 2), np.float32), "count": ((1,), np.int32),
@@ -643,15 +643,15 @@ class _Camera:
         )  # fmt: skip
         self._distance, self._row = take(4 * slots), take(4 * slots)
         self._maps, self._scores = take(4 * rows * MAP_SIZE**2), take(8 * rows)
-        self._host_region = device.pinned((rows, MAP_SIZE, MAP_SIZE), np.uint8)
+        self._host_region = pinned((rows, MAP_SIZE, MAP_SIZE), np.uint8)
         self._host_region[...] = 1
         self._region = take(rows * MAP_SIZE**2)
         device.upload(self._region, self._host_region, self.stream)
         self.stream.synchronize()
         self._masked = False
         self.host = _Host(
-            device.pinned((rows, identity.class_token_dim), np.float32), device.pinned((rows, patches), np.float32),
-            device.pinned((rows, MAP_SIZE, MAP_SIZE), np.float32), device.pinned(rows, np.float64),
+            pinned((rows, identity.class_token_dim), np.float32), pinned((rows, patches), np.float32),
+            pinned((rows, MAP_SIZE, MAP_SIZE), np.float32), pinned(rows, np.float64),
         )  # fmt: skip
 
     def query_rows(self, row: int) -> NDArray[np.int32]:
@@ -820,7 +820,7 @@ class _Camera:
     def _codes(self, views: Views) -> Buffer:
         if views not in self._views:
             codes = np.array([plan.VIEW_CODES[v] for v in views], np.int32)
-            self._views[views] = self._memory.constant(codes, self.stream)
+            self._views[views] = self.memory.constant(codes, self.stream)
         return self._views[views]
 
     def _begin(self) -> None:
@@ -842,16 +842,16 @@ class _Camera:
         """Normalised pictures and patch tokens of the last encoding; page-locked memory is taken for it, this is no part
         of the line."""
         crop, identity = self._shared.spec.crop, self._shared.identity
-        images: F32 = device.pinned((rows, 3, crop, crop), np.float32)
-        patch: F32 = device.pinned((rows, self._shared.patches, identity.dim), np.float32)
-        device.download(images, self._images, self.stream)
-        device.download(patch, self._patch, self.stream)
-        self.stream.synchronize()
-        return images.copy(), patch.copy()
+        with Memory(device) as brief:
+            images: F32 = brief.pinned((rows, 3, crop, crop), np.float32)
+            patch: F32 = brief.pinned((rows, self._shared.patches, identity.dim), np.float32)
+            device.download(images, self._images, self.stream)
+            device.download(patch, self._patch, self.stream)
+            self.stream.synchronize()
+            return images.copy(), patch.copy()
 
     def close(self) -> None:
-        self.stream.synchronize()
         for _, graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
-        self._memory.close()
+        self.memory.close()

@@ -120,15 +120,23 @@ class Device:
             array: NDArray[Any] = self._cuda.pagelocked_empty(shape, dtype)
             return array
 
+    def unpin(self, array: NDArray[Any]) -> None:
+        """Free what :meth:`pinned` gave: neither it nor a view of it may be used any more, by a copy under way either."""
+        self._check()
+        allocation: Any = array.base
+        allocation.free()
+
     def stream(self) -> Stream:
         """A new stream. Its ``handle`` is what TensorRT takes."""
         self._check()
-        return Stream(self, self._cuda.Stream())
+        with _translated(self._cuda, "making a stream", self):
+            return Stream(self, self._cuda.Stream())
 
     def event(self) -> Event:
         """A new event that can measure time."""
         self._check()
-        return Event(self, self._cuda.Event())
+        with _translated(self._cuda, "making an event", self):
+            return Event(self, self._cuda.Event())
 
     def upload(self, dst: Buffer, src: NDArray[Any], stream: Stream, offset: int = 0) -> None:
         """Copy a C-contiguous host array to ``dst`` from byte ``offset`` on; ``src`` must stay as it is until that is done."""
@@ -166,17 +174,18 @@ class Device:
         graph = Graph(self)
         driver = _libcuda()
         _call(driver.cuStreamBeginCapture_v2(ctypes.c_void_p(stream.handle), 1), "starting a capture")  # 1: this thread
+        recorded = ctypes.c_void_p()
         try:
-            yield graph
-        finally:
-            recorded = ctypes.c_void_p()
-            status = driver.cuStreamEndCapture(ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
-        _call(status, "recording a CUDA graph")
-        try:
+            try:
+                yield graph
+            finally:
+                status = driver.cuStreamEndCapture(ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
+            _call(status, "recording a CUDA graph")
             made = driver.cuGraphInstantiateWithFlags(ctypes.byref(graph.raw), recorded, ctypes.c_ulonglong(0))
             _call(made, "making a CUDA graph")
         finally:
-            driver.cuGraphDestroy(recorded)
+            if recorded:
+                driver.cuGraphDestroy(recorded)
 
     def _check(self) -> None:
         if threading.get_ident() != self._thread:
@@ -223,6 +232,11 @@ class Stream:
         self._device._check()
         self.raw.wait_for_event(event.raw)
 
+    def close(self) -> None:
+        """Let it go; twice is harmless. pycuda frees it with its last reference, if that is dropped on this thread."""
+        self._device._check()
+        self.raw = None
+
 
 class Event:
     """A point in a stream's order."""
@@ -258,12 +272,18 @@ class Event:
         elapsed: float = self.raw.time_since(since.raw)
         return elapsed
 
+    def close(self) -> None:
+        """As :meth:`Stream.close`."""
+        self._device._check()
+        self.raw = None
+
 
 class Module:
     """Loaded kernels."""
 
     def __init__(self, device: Device, raw: Any) -> None:
         self._device, self._raw = device, raw
+        self._functions: list[Function] = []
 
     def function(self, name: str) -> Function:
         """A kernel by its symbol.
@@ -273,7 +293,15 @@ class Module:
         """
         self._device._check()
         with _translated(self._device._cuda, f"looking for kernel {name!r}", self._device):
-            return Function(self._device, self._raw.get_function(name), name)
+            self._functions.append(Function(self._device, self._raw.get_function(name), name))
+            return self._functions[-1]
+
+    def close(self) -> None:
+        """Unload the kernels: its functions cannot be launched any more. Otherwise as :meth:`Stream.close`."""
+        self._device._check()
+        for function in self._functions:
+            function._raw = None
+        self._raw = None
 
 
 class Function:

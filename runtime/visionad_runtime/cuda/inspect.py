@@ -106,6 +106,10 @@ class DeviceChain:
         """See :class:`~visionad_runtime.chain.Chain`."""
         return self._chain.max_batch(views)
 
+    def memory(self) -> dict[str, int]:
+        """See :class:`~visionad_runtime.chain.Chain`."""
+        return self._chain.memory()
+
     def close(self) -> None:
         """Free the GPU's memory; waits for calls under way. The engine is not closed."""
         self._chain.close()

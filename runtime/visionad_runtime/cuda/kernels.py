@@ -6,6 +6,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,20 @@ class Kernels:
         """
         targets = read_manifest()["targets"]
         self.target = choose_target(device.capability, list(targets))
-        self._kernels = {
-            name: Kernel(name, record, device.load(code).function(record["entry"]))
-            for name, (record, code) in read_target(self.target).items()
-        }
+        self._kernels: dict[str, Kernel] = {}
+        with ExitStack() as loading:
+            for name, (record, code) in read_target(self.target).items():
+                module = device.load(code)
+                loading.callback(module.close)
+                self._kernels[name] = Kernel(name, record, module.function(record["entry"]))
+            self._modules = loading.pop_all()
 
     def __getitem__(self, name: str) -> Kernel:
         return self._kernels[name]
+
+    def close(self) -> None:
+        """Unload them; twice is harmless."""
+        self._modules.close()
 
 
 def read_target(target: str) -> dict[str, tuple[dict[str, Any], bytes]]:

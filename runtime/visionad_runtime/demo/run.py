@@ -70,29 +70,23 @@ def run_demo(
     supports, normals = _split(dataset, shots)
 
     if (bank / MANIFEST).exists():  # an earlier run's bank; this run's classes are made anew, undoable as any change
-        start = Inspector.open(model, bank, threads=threads)
-        for name in list(start.enrolled(None).classes):
-            assert start.bank is not None
-            start.bank.remove(name)
-    inspector = Inspector.open(model, bank, threads=threads)
-    for name in dataset.classes:
-        with progress(f"enrolling {name}", shots) as step:
-            inspector.enroll_files(name, supports[name], step=step)
-        say(f"enrol    {name}: {len(supports[name])} good pictures")
-    for name in dataset.classes:
-        if len(normals[name]) < 2:
-            say(f"         {name}: no further good pictures, so no threshold and no verdict, only scores")
-            continue
-        rate = max(FALSE_REJECT, 1 / (len(normals[name]) + 1))
-        with progress(f"calibrating {name}", len(normals[name])) as step:
-            done = calibrate_class(inspector, name, normals[name], rate, step=step)
-        say(f"calibrate {name}: threshold {done.threshold.value:.4f}, false rejects at most {rate:.1%} on average")
-
-    first = dataset.test(dataset.classes[0])[0].path
-    start_time = time.perf_counter()
-    inspector = Inspector.open(model, bank, threads=threads)
-    next(inspector.inspect_files([first]))
-    first_verdict = time.perf_counter() - start_time
+        with Inspector.open(model, bank, threads=threads) as start:
+            for name in list(start.enrolled(None).classes):
+                assert start.bank is not None
+                start.bank.remove(name)
+    with Inspector.open(model, bank, threads=threads) as inspector:
+        for name in dataset.classes:
+            with progress(f"enrolling {name}", shots) as step:
+                inspector.enroll_files(name, supports[name], step=step)
+            say(f"enrol    {name}: {len(supports[name])} good pictures")
+        for name in dataset.classes:
+            if len(normals[name]) < 2:
+                say(f"         {name}: no further good pictures, so no threshold and no verdict, only scores")
+                continue
+            rate = max(FALSE_REJECT, 1 / (len(normals[name]) + 1))
+            with progress(f"calibrating {name}", len(normals[name])) as step:
+                done = calibrate_class(inspector, name, normals[name], rate, step=step)
+            say(f"calibrate {name}: threshold {done.threshold.value:.4f}, false rejects at most {rate:.1%} on average")
 
     samples = [s for name in dataset.classes for s in dataset.test(name)]
     paths = [*(s.path for s in samples), *strangers]
@@ -101,24 +95,28 @@ def run_demo(
     pixels = {name: PixelMetrics() for name in dataset.classes}
     timings: list[dict[str, float]] = []
     stranger_cases: list[Case] = []
-    with progress("inspecting", len(paths)) as step:
-        for sample, one in zip([*samples, *([None] * len(strangers))], inspector.inspect_files(paths), strict=True):
-            if one.result is None:
-                raise VisionADError(f"demo: {one.error}")
-            rows.append(one.result.to_dict(str(one.path)))
-            timings.append(dict(one.result.timings))
-            place = one.path.relative_to(data) if sample is not None else Path("strangers", one.path.name)
-            assert one.rgb is not None
-            save_overlay(out / "overlays" / place.with_suffix(".png"), one.rgb, one.result)
-            case = _case(one, sample)
-            if sample is None:
-                stranger_cases.append(case)
-            else:
-                cases[sample.class_name].append(case)
-                if sample.label == 0 or sample.has_mask:
-                    spec = inspector.manifest.identity.preprocess
-                    pixels[sample.class_name].add(one.result.anomaly_map, load_mask(sample, spec.resize, spec.crop))
-            step()
+    start_time = time.perf_counter()
+    with Inspector.open(model, bank, threads=threads) as inspector:
+        next(inspector.inspect_files([samples[0].path]))
+        first_verdict = time.perf_counter() - start_time
+        with progress("inspecting", len(paths)) as step:
+            for sample, one in zip([*samples, *([None] * len(strangers))], inspector.inspect_files(paths), strict=True):
+                if one.result is None:
+                    raise VisionADError(f"demo: {one.error}")
+                rows.append(one.result.to_dict(str(one.path)))
+                timings.append(dict(one.result.timings))
+                place = one.path.relative_to(data) if sample is not None else Path("strangers", one.path.name)
+                assert one.rgb is not None
+                save_overlay(out / "overlays" / place.with_suffix(".png"), one.rgb, one.result)
+                case = _case(one, sample)
+                if sample is None:
+                    stranger_cases.append(case)
+                else:
+                    cases[sample.class_name].append(case)
+                    if sample.label == 0 or sample.has_mask:
+                        spec = inspector.manifest.identity.preprocess
+                        pixels[sample.class_name].add(one.result.anomaly_map, load_mask(sample, spec.resize, spec.crop))
+                step()
     atomic_write(out / "verdicts.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
 
     every = [c for group in cases.values() for c in group]

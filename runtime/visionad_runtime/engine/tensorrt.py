@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..artefacts import ONNX_FILE, ModelManifest, atomic_write
 from ..cuda.device import Buffer, Device, Graph, Owner, Stream
+from ..cuda.memory import Memory
 from ..errors import ModelError, VisionADError
 from . import Tokens, realised
 from .cache import EngineCache, Entry, NoEngineError
@@ -294,6 +295,8 @@ def _build_log(
 class TensorRTEngine:
     """A backbone on a GPU. All GPU work is done by the GPU's owner thread; any thread may call :meth:`encode`."""
 
+    _context: Any
+
     def __init__(self, folder: Path, manifest: ModelManifest, backend: str, group: int) -> None:
         """Load the engine for this GPU from the cache; one that is missing, foreign or damaged is built, and the log says why.
 
@@ -315,17 +318,18 @@ class TensorRTEngine:
         self._device: dict[str, Buffer] = {}
         self._graph: Graph | None = None
         self._jit: bytes | None = None
+        self._memory: Memory | None = None
+        self._others: list[OnDevice] = []
         entry, fresh = self._entry(folder)
         try:
-            self._owner.run(lambda device: self._load(device, entry))
+            self._load(entry)
         except UnfitEngineError as exc:  # not out of memory: a good engine is not thrown away for that
             if fresh:
                 raise
             log.warning("%s: the engine in the cache does not work here (%s); building it again", backend, exc)
-            self.close()
             EngineCache(folder).drop(entry.parts)
             entry, _ = self._entry(folder)
-            self._owner.run(lambda device: self._load(device, entry))
+            self._load(entry)
 
     def _entry(self, folder: Path) -> tuple[Entry, bool]:
         """The engine of this GPU, and whether it was built now. One for its compute capability alone comes first."""
@@ -346,51 +350,61 @@ class TensorRTEngine:
     def _parts(self, target: str, device: Device) -> dict[str, Any]:
         return parts_of(self._api, self._manifest, device, target)
 
-    def _load(self, device: Device, entry: Entry) -> None:
+    def _load(self, entry: Entry) -> None:
+        """Take all that it needs, or nothing."""
+        try:
+            self._owner.run(lambda device: self._take(device, entry))
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self, device: Device, entry: Entry) -> None:
+        # What lives on the GPU is held by this object alone: a variable here would live on in the trace of a failure.
         api, module, manifest = self._api, self._api.module, self._manifest
         with api.collector.collect() as messages:
             self._runtime: trt.Runtime = module.Runtime(api.logger)
-            engine = self._runtime.deserialize_cuda_engine(entry.plan.read_bytes())
-            if engine is None:
+            self._engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(entry.plan.read_bytes())
+            if self._engine is None:
                 raise api.failure(f"to load {entry.plan}", messages)
-            _check_io(api, engine, manifest)
-            built = read_back(engine, module)
+            _check_io(api, self._engine, manifest)
+            built = read_back(self._engine, module)
             realised.check_engine(built, entry.built["graph"], manifest.precision)
             jit_file = (
                 entry.folder / f"jit-{hashlib.sha256(f'{device.name} {device.driver}'.encode()).hexdigest()[:16]}.cache"
             )
             jit = jit_file.read_bytes() if jit_file.exists() else None
-            context, jit_cache = api.create_context(engine, jit)
-            if context is None:
+            self._context, jit_cache = api.create_context(self._engine, jit)
+            if self._context is None:
                 raise api.failure(f"to start {entry.plan}", messages)
-            self._engine, self._context = engine, context
             self._take_memory(device)
             self._enqueue()  # makes what it makes at the first call: kernels, handles, TensorRT-RTX's JIT
             self._stream.synchronize()
         if jit_cache is not None and jit is None:
             jit = _keep(jit_file, jit_cache)
         self._jit = jit
+        self._built = built
         self._graph, graph = self._record(device)
         self.details |= {
             self.name: api.version,
             "gpu": f"{device.name} (compute capability {capability_of(device)}, driver for CUDA {device.driver})",
             "precision": built.describe(),
-            "memory": ", ".join(f"{k.removesuffix('_bytes')} {v / 2**20:.0f} MiB" for k, v in built.memory.items()),
+            "memory": _describe(built.memory, contexts=1),
             "engine": entry.folder.name[:12],
             "cuda graph": graph,
         }
 
     def _take_memory(self, device: Device) -> None:
         """Buffers, once. What a call copies lies in page-locked memory."""
-        self._stream: Stream = device.stream()
+        memory = self._memory = Memory(device)
+        self._stream: Stream = memory.stream(device.stream())
         shapes = {name: (self.group, *shape[1:]) for name, shape in _wanted_io(self._manifest).items()}
         if not self._context.set_input_shape("images", shapes["images"]):
             raise ModelError(
                 f"{self.name} refuses {self.group} pictures a call{self._api.why()}; build the engine again"
             )
         for name, shape in shapes.items():
-            host = self._host[name] = device.pinned(shape, np.float32)
-            buffer = self._device[name] = device.alloc(host.nbytes)
+            host = self._host[name] = memory.pinned(shape, np.float32)
+            buffer = self._device[name] = memory.hold(device.alloc(host.nbytes))
             if not self._context.set_tensor_address(name, buffer.ptr):
                 raise ModelError(f"{self.name} refuses a buffer for {name}{self._api.why()}")
         self._host["images"][:] = 0
@@ -403,7 +417,8 @@ class TensorRTEngine:
             with device.capture(self._stream) as graph:
                 self._enqueue(device)
         except VisionADError as exc:
-            self._stream = device.stream()  # a failed capture leaves its stream unusable
+            assert self._memory is not None
+            self._stream = self._memory.stream(device.stream())  # a failed capture leaves its stream unusable
             return None, f"no: {exc}"
         return graph, "yes"
 
@@ -435,18 +450,23 @@ class TensorRTEngine:
             shape = (self.group, *_wanted_io(self._manifest)["images"][1:])
             if context is None or not context.set_input_shape("images", shape):
                 raise self._api.failure(f"to start {self.name} a second time", messages)
-        return OnDevice(self._api, context, self.group, capturable=self._graph is not None)
+        self._others.append(OnDevice(self._api, context, self.group, capturable=self._graph is not None))
+        self.details["memory"] = _describe(self._built.memory, contexts=1 + len(self._others))
+        return self._others[-1]
 
     def close(self) -> None:
-        """Give the GPU's memory back."""
+        """Give the GPU's memory back, that of :meth:`on_device` too; twice is harmless."""
         self._owner.run(self._release)
 
     def _release(self, _: Device) -> None:
         if self._graph is not None:
             self._graph.close()
-        for buffer in self._device.values():
-            buffer.close()
-        self._host, self._device, self._graph = {}, {}, None
+        if self._memory is not None:
+            self._memory.close()
+        for other in self._others:
+            other.release()
+        self._others.clear()
+        self._host, self._device, self._graph, self._memory = {}, {}, None, None
         for name in ("_context", "_engine", "_runtime"):  # in this order: each lives in the next
             vars(self).pop(name, None)
 
@@ -455,6 +475,8 @@ class TensorRTEngine:
         return self._owner.run(lambda device: self._encode(device, images, class_token))
 
     def _encode(self, device: Device, images: NDArray[np.float32], class_token: bool) -> Tokens:
+        if not self._host:
+            raise VisionADError(f"{self.name}: this engine was closed")
         count = len(images)
         patch = np.empty((count, *self._host["patch_tokens"].shape[1:]), np.float32)
         cls = np.empty((count, *self._host["class_token"].shape[1:]), np.float32) if class_token else None
@@ -479,15 +501,18 @@ class OnDevice:
     """The engine amid other work on the GPU: :class:`~visionad_runtime.cuda.interface.DeviceEngine`. Always whole groups."""
 
     def __init__(self, api: Api, context: trt.IExecutionContext, group: int, capturable: bool) -> None:
-        self._api, self._context = api, context
+        self._api = api
+        self._context: trt.IExecutionContext | None = context
         self.max_rows, self.capturable = group, capturable
 
     def enqueue(self, images: int, patch: int, cls: int, rows: int, stream: Any) -> None:
         """See :class:`~visionad_runtime.cuda.interface.DeviceEngine`.
 
         Raises:
-            VisionADError: not a whole group. ModelError: the library refuses.
+            VisionADError: not a whole group, or the engine was closed. ModelError: the library refuses.
         """
+        if self._context is None:
+            raise VisionADError(f"{self._api.backend}: this engine was closed")
         if rows != self.max_rows:
             raise VisionADError(f"{self._api.backend}: wanted {self.max_rows} pictures a call, found {rows}")
         for name, address in (("images", images), ("patch_tokens", patch), ("class_token", cls)):
@@ -495,6 +520,19 @@ class OnDevice:
                 raise ModelError(f"{self._api.backend} refuses a buffer for {name}{self._api.why()}")
         if not self._context.execute_async_v3(stream.handle):
             raise ModelError(f"{self._api.backend} failed to run{self._api.why()}; run `visionad doctor`")
+
+    def release(self) -> None:
+        """Let the context go, on the owner's thread."""
+        self._context = None
+
+
+def _describe(memory: Mapping[str, int], contexts: int) -> str:
+    """``weights 80 MiB, activation 2 x 12 MiB``: each execution context has activations of its own."""
+    parts = []
+    for name, nbytes in memory.items():
+        times = f"{contexts} x " if name == "activation_bytes" and contexts > 1 else ""
+        parts.append(f"{name.removesuffix('_bytes')} {times}{nbytes / 2**20:.0f} MiB")
+    return ", ".join(parts)
 
 
 def _keep(path: Path, results: Any) -> bytes:

@@ -21,7 +21,7 @@ import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,6 +34,7 @@ from .. import picture
 from ..artefacts import ModelManifest, atomic_write, sha256_bytes
 from ..bank import check_class_name
 from ..errors import PictureError, VisionADError
+from ..inspector import Inspector
 from ..maps import MAP_SIZE, Geometry, regions
 from ..overlay import draw_overlay
 from ..page import jpeg, with_truth
@@ -166,17 +167,21 @@ def evaluate(
         check_class_name(name)
         for seed in chosen:
             _supports(dataset, name, shots, seed)
-    judge: Judge
-    if engine == "reference":
-        if bit_depth is not None:
-            raise VisionADError("--bit-depth: the reference defines 8-bit pictures only; leave it out or convert them")
-        judge = ReferenceJudge(model, weights=weights, threads=threads, views=views)
-    else:
-        judge = RuntimeJudge(model, backend=backend, threads=threads, views=views, batch=batch, bit_depth=bit_depth)
-    run = _Run(judge, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, _Store(work))
-    with progress(f"{dataset.name}, {shots} shot{'s' if shots > 1 else ''}", run.pictures()) as step:
-        run.go(step)
-    return run.evaluation()
+    with ExitStack() as stack:
+        judge: Judge
+        if engine == "reference":
+            if bit_depth is not None:
+                raise VisionADError(
+                    "--bit-depth: the reference defines 8-bit pictures only; leave it out or convert them"
+                )
+            judge = ReferenceJudge(model, weights=weights, threads=threads, views=views)
+        else:
+            inspector = stack.enter_context(Inspector.open(model, backend=backend, threads=threads, views=views))
+            judge = RuntimeJudge(inspector, batch=batch, bit_depth=bit_depth)
+        run = _Run(judge, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, _Store(work))
+        with progress(f"{dataset.name}, {shots} shot{'s' if shots > 1 else ''}", run.pictures()) as step:
+            run.go(step)
+        return run.evaluation()
 
 
 class Fault(NamedTuple):

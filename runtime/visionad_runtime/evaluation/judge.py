@@ -57,20 +57,11 @@ class Judge(Protocol):
 class RuntimeJudge:
     """The product itself: an :class:`~visionad_runtime.inspector.Inspector` on a bank made as ``bank add`` makes it."""
 
-    def __init__(
-        self,
-        model: Path,
-        *,
-        backend: str = "auto",
-        threads: int | None = None,
-        views: Sequence[str] | None = None,
-        batch: int = 1,
-        bit_depth: int | None = None,
-    ) -> None:
-        self._inspector = Inspector.open(model, backend=backend, threads=threads, views=views)
-        self.name = self._inspector.engine.name
-        self.manifest = self._inspector.manifest
-        self.views: tuple[str, ...] = self._inspector.views
+    def __init__(self, inspector: Inspector, *, batch: int = 1, bit_depth: int | None = None) -> None:
+        self._inspector = inspector
+        self.name = inspector.engine.name
+        self.manifest = inspector.manifest
+        self.views: tuple[str, ...] = inspector.views
         self._batch, self._bit_depth = batch, bit_depth
 
     def clear(self, folder: Path) -> None:

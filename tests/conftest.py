@@ -70,6 +70,20 @@ def part(seed: int, defect: bool = False, kind: str = "disc") -> NDArray[np.uint
     return image
 
 
+def unit(seed: int, rows: int, dim: int) -> NDArray[np.float32]:
+    """Random unit rows, float32 (rows, dim)."""
+    x = np.random.default_rng(seed).standard_normal((rows, dim))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> NDArray[np.uint8]:
+    """A picture of noise, uint8 (height, width, channels)."""
+    rng = np.random.default_rng(seed)
+    if seed % 2:  # black and white: the widest sums
+        return rng.integers(0, 2, (height, width, channels), dtype=np.uint8) * np.uint8(255)
+    return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
 @pytest.fixture
 def good(tmp_path: Path) -> list[Path]:
     """Four good parts as files."""

@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+F32 = NDArray[np.float32]
+
 FRACTION_BITS = 22
 """Pillow keeps filter weights as integers in units of 2^-22: 32 bits less 8 of the pixel and 2 of headroom."""
 
@@ -51,3 +53,22 @@ def pillow_bilinear(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """
     across = resize_rows(pixels.transpose(1, 0, 2), side).transpose(1, 0, 2)
     return resize_rows(across, side)
+
+
+def brute_force(queries: F32, bank: F32, k: int = 1) -> tuple[F32, NDArray[np.int64]]:
+    """The definition: float64 scores, nearest first, the lowest of equal ones."""
+    scores = np.einsum("qd,nd->qn", queries.astype(np.float64), bank.astype(np.float64))
+    row = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return (1.0 - np.take_along_axis(scores, row, axis=1)).astype(np.float32), row
+
+
+def every(queries: F32) -> NDArray[np.int32]:
+    """The number of each query."""
+    return np.arange(len(queries), dtype=np.int32)
+
+
+def check_neighbours(queries: F32, bank: F32, distance: F32, row: NDArray[np.int32], k: int = 1) -> None:
+    """Rows (Q, k) are those of :func:`brute_force`, distances are within one unit in the last place of its."""
+    wanted_distance, wanted_row = brute_force(queries, bank, k)
+    np.testing.assert_array_max_ulp(distance, wanted_distance, maxulp=1)
+    np.testing.assert_array_equal(row, wanted_row)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import noise, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import bilinear_weights
+from oracles import bilinear_weights, brute_force, check_neighbours, every
 from visionad_runtime import maps, preprocess, search
 from visionad_runtime.artefacts import PreprocessSpec, ViewName
 from visionad_runtime.cuda import plan
@@ -30,12 +31,6 @@ if not triton.knobs.runtime.interpret:
     pytest.skip("Triton was imported before the tests could choose its interpreter", allow_module_level=True)
 from visionad_export.kernels import build  # noqa: E402
 from visionad_export.kernels import source as kernels  # noqa: E402
-
-
-def unit(seed: int, rows: int, dim: int) -> F32:
-    x = np.random.default_rng(seed).standard_normal((rows, dim))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
 
 # --- search ----------------------------------------------------------------------------------------------------------
 
@@ -99,17 +94,6 @@ def run_search(
     return distance.numpy(), row.numpy()
 
 
-def every(queries: F32) -> NDArray[np.int32]:
-    return np.arange(len(queries), dtype=np.int32)
-
-
-def brute_force(queries: F32, bank: F32, k: int = 1) -> tuple[F32, NDArray[np.int64]]:
-    """The definition: float64 scores, nearest first, the lowest of equal ones."""
-    scores = np.einsum("qd,nd->qn", queries.astype(np.float64), bank.astype(np.float64))
-    row = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return (1.0 - np.take_along_axis(scores, row, axis=1)).astype(np.float32), row
-
-
 @pytest.mark.parametrize("dim", [1, 63, 64, 97, 600])
 def test_pack(dim: int) -> None:
     rows = unit(dim, 5, dim) * np.array([[1], [1e-3], [1e-7], [1], [0]], np.float32)
@@ -120,12 +104,6 @@ def test_pack(dim: int) -> None:
     np.testing.assert_allclose(found_norms.numpy(), norms, rtol=1e-6, atol=0)
 
 
-def check(queries: F32, bank: F32, distance: F32, row: NDArray[np.int32], k: int = 1) -> None:
-    wanted_distance, wanted_row = brute_force(queries, bank, k)
-    np.testing.assert_array_max_ulp(distance, wanted_distance, maxulp=1)
-    np.testing.assert_array_equal(row, wanted_row)
-
-
 @pytest.mark.parametrize(
     ("count", "rows", "dim"),
     [(1, 1, 1), (1, 2, 3), (3, 31, 97), (7, 32, 64), (9, 33, 65), (17, 640, 192), (5, 999, 384), (40, 130, 100)],
@@ -133,7 +111,7 @@ def check(queries: F32, bank: F32, distance: F32, row: NDArray[np.int32], k: int
 def test_search_is_brute_force(count: int, rows: int, dim: int) -> None:
     queries, bank = unit(rows, count, dim), unit(dim + 1, rows, dim)
     distance, row = run_search(queries, [(bank, every(queries))])
-    check(queries, bank, distance, row)
+    check_neighbours(queries, bank, distance, row)
     cpu = search.nearest(queries, bank)
     np.testing.assert_allclose(distance[:, 0], cpu.distance, rtol=0, atol=2e-7)
     same = row[:, 0] == cpu.row  # two rows within float32 rounding of each other may change places on the CPU
@@ -144,7 +122,7 @@ def test_search_is_brute_force(count: int, rows: int, dim: int) -> None:
 def test_a_hundred_thousand_rows() -> None:
     queries, bank = unit(0, 4, 24), unit(1, 100_003, 24)
     distance, row = run_search(queries, [(bank, every(queries))], blocks=(16, 256, 64), programs=7)
-    check(queries, bank, distance, row)
+    check_neighbours(queries, bank, distance, row)
 
 
 @pytest.mark.parametrize("negative", [False, True])
@@ -168,7 +146,7 @@ def test_ties_duplicates_and_several_neighbours(dim: int, rows: int, distinct: i
     if negative:  # what pads the last tile must not win over rows that all point away
         bank, queries = np.abs(bank), -np.abs(queries)
     distance, row = run_search(queries, [(bank, every(queries))], neighbours=k)
-    check(queries, bank, distance, row, k)
+    check_neighbours(queries, bank, distance, row, k)
 
 
 def test_close_rows_that_16_bits_cannot_tell_apart() -> None:
@@ -181,7 +159,7 @@ def test_close_rows_that_16_bits_cannot_tell_apart() -> None:
     assert scores16.argmax() != best
     assert scores16.max() - scores16[best] > np.float32(2**-22)
     distance, row = run_search(query, [(bank, every(query))])
-    check(query, bank, distance, row)
+    check_neighbours(query, bank, distance, row)
 
 
 def test_many_classes_and_views_in_one_launch() -> None:
@@ -192,7 +170,7 @@ def test_many_classes_and_views_in_one_launch() -> None:
     work = list(zip([*banks, banks[3]], parts, strict=True))
     distance, row = run_search(queries, work, programs=2)
     for bank, part in work:
-        check(queries[part], bank, distance[part], row[part])
+        check_neighbours(queries[part], bank, distance[part], row[part])
     for bank, part in work[3:]:  # and each is what it is alone, in any tiling
         alone = run_search(queries, [(bank, part)], blocks=(16, 32, 64), programs=5)
         np.testing.assert_array_equal(alone[0][part], distance[part])
@@ -206,7 +184,7 @@ def test_a_broken_query_is_marked_and_spoils_no_other(value: float) -> None:
     distance, row = run_search(queries, [(bank, every(queries))])
     good = np.arange(6) != 3
     assert np.isnan(distance[3]).all() and (row[3] == -1).all()
-    check(queries[good], bank, distance[good], row[good])
+    check_neighbours(queries[good], bank, distance[good], row[good])
 
 
 @pytest.mark.parametrize(
@@ -268,13 +246,6 @@ def run_preprocess(pictures: list[NDArray[np.uint8]], spec: PreprocessSpec, view
         dtype=torch.int32), len(views), images, spec.crop, BLOCK=32,
     )  # fmt: skip
     return images.numpy()
-
-
-def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> NDArray[np.uint8]:
-    rng = np.random.default_rng(seed)
-    if seed % 2:  # black and white: the widest sums
-        return rng.integers(0, 2, (height, width, channels), dtype=np.uint8) * np.uint8(255)
-    return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(

@@ -211,26 +211,41 @@ class FakeStream:
             self.queue.pop(0)()
 
     def wait(self, event: FakeEvent) -> None:
-        self.put(event.happen)
+        self.put(event.recording())  # as it is recorded now: what it is recorded for later does not matter
 
 
 class FakeEvent:
     def __init__(self, device: FakeDevice) -> None:
         self.device = device
         self.stream: FakeStream | None = None
-        self.happened = False
+        self.recorded = self.reached = 0
+
+    @property
+    def happened(self) -> bool:
+        return self.reached >= self.recorded > 0
 
     def record(self, stream: FakeStream) -> None:
-        self.stream, self.happened = stream, False
-        stream.put(self._mark)
+        self.stream = stream
+        self.recorded += 1
+        number = self.recorded
+        stream.put(lambda: self._mark(number))
 
-    def _mark(self) -> None:
-        self.happened = True
+    def _mark(self, number: int) -> None:
+        self.reached = max(self.reached, number)
+
+    def recording(self) -> Work:
+        """Work that goes on when what was recorded last has happened."""
+        assert self.stream is not None, "waiting for an event that was never recorded"
+        stream, number = self.stream, self.recorded
+
+        def work() -> None:
+            while self.reached < number:
+                stream.queue.pop(0)()
+
+        return work
 
     def happen(self) -> None:
-        assert self.stream is not None, "waiting for an event that was never recorded"
-        while not self.happened:
-            self.stream.queue.pop(0)()
+        self.recording()()
 
     def query(self) -> bool:
         self.device.check()

@@ -330,7 +330,6 @@ class FakeDevice:
         self, grid: Any, constants: Any, tokens: int, norms: int, order: int, job_of: int, jobs: int, bounds: int,
         maxima: int, distance: int, row: int, dim: int, slack: float, k: int,
     ) -> None:  # fmt: skip
-        assert k == 1
         group = constants["GROUP"]
         queries, numbers = (self.read(p, np.int32, grid[0]).tolist() for p in (order, job_of))
         for slot, (query, number) in enumerate(zip(queries, numbers, strict=True)):
@@ -342,16 +341,21 @@ class FakeDevice:
             lost, kept = self.read(norms + 8 * query, np.float32, 2).tolist()
             lost_bank, kept_bank = self.read(bounds + 8 * number, np.float32, 2).tolist()
             error = lost * (kept_bank + lost_bank) + kept * (lost_bank + kept_bank * slack)
-            best, winner = -np.inf, -1
+            distances = self.read(distance + 4 * k * query, np.float32, k)
+            winners = self.read(row + 4 * k * query, np.int32, k)
+            if not np.isfinite(lost + kept):
+                distances[:], winners[:] = np.nan, -1
+                continue
+            level = np.sort(scores)[-k] if k <= groups else -np.inf
             token = self.read(tokens + 4 * dim * query, np.float32, dim).astype(np.float64)
-            for g in np.flatnonzero(scores >= scores.max() - 2.001 * error).tolist():
+            exact, places = [], []
+            for g in np.flatnonzero(scores >= level - 2.001 * error).tolist():
                 members = self.read(bank32 + 4 * dim * g * group, np.float32, min(group, rows - g * group), dim)
-                exact = np.einsum("d,nd->n", token, members.astype(np.float64))
-                if exact.max() > best:
-                    best, winner = float(exact.max()), g * group + int(exact.argmax())
-            finite = np.isfinite(lost + kept)
-            self.read(distance + 4 * query, np.float32, 1)[0] = 1 - best if finite else np.nan
-            self.read(row + 4 * query, np.int32, 1)[0] = winner if finite else -1
+                exact.append(np.einsum("d,nd->n", token, members.astype(np.float64)))
+                places.append(g * group + np.arange(len(members)))
+            score, place = np.concatenate(exact), np.concatenate(places)
+            nearest = np.lexsort((place, -score))[:k]
+            distances[:], winners[:] = 1 - score[nearest], place[nearest]
 
     def kernel_resize_across(
         self, grid: Any, constants: Any, pictures: int, tables: int, across: int, crop: int

@@ -27,6 +27,7 @@ from typing import Any
 
 import common
 import numpy as np
+from gpu_table import told_aim
 from numpy.typing import NDArray
 from visionad_runtime.bench import box, measure, roofline
 from visionad_runtime.cuda import plan
@@ -790,12 +791,6 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         reasons.setdefault(why, []).append(size)
     lines += [f"skipped: {why} ({', '.join(sizes)})" for why, sizes in reasons.items()]
     return lines + [told_aim(aim) for aim in report["aims"]]
-
-
-def told_aim(aim: Mapping[str, Any]) -> str:
-    """``pass``, ``FAIL`` or ``not measured``, then the aim and what was found."""
-    state = {True: "pass", False: "FAIL", None: "not measured"}[aim["pass"]]
-    return f"{state:<12}  {aim['aim']}" + (f": {aim['found']}" if aim["found"] else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

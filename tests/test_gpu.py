@@ -84,8 +84,8 @@ SIZES = {
     "interpreter": {"queries": 5, "rows": 300, "side": 64, "grid": 4, "patch": 4, "calls": 0},
 }
 PLACES = ("hardware",) if gpu_here() else ("numpy", "interpreter")
-many_calls = pytest.mark.parametrize("place", [p for p in PLACES if SIZES[p]["calls"]], indirect=True)
-"""Not interpreted, which takes a second a call."""
+not_interpreted = pytest.mark.parametrize("place", [p for p in PLACES if SIZES[p]["calls"]], indirect=True)
+"""What takes too long there, and is interpreted elsewhere."""
 
 
 def stand_in(name: str) -> type[Any]:
@@ -145,7 +145,7 @@ def test_what_is_uploaded_comes_back(on_device: OnDevice[object]) -> None:
     on_device(work)
 
 
-@many_calls
+@not_interpreted
 def test_memory_is_given_back(on_device: OnDevice[object]) -> None:
     def work(device: Device) -> None:
         free = device.free_memory()
@@ -248,6 +248,7 @@ def test_search_finds_what_the_cpu_finds(gpu_search: Any, place: Place, rows: in
     np.testing.assert_allclose(exact, wanted, rtol=0, atol=1e-15)
 
 
+@not_interpreted
 @pytest.mark.parametrize("k", [1, 3, 8])
 @pytest.mark.parametrize(("rows", "distinct"), [(64, 1), (129, 7), (2500, 40)])
 def test_of_equal_rows_the_lowest_is_found(gpu_search: Any, place: Place, rows: int, distinct: int, k: int) -> None:
@@ -418,7 +419,7 @@ def test_distances_map_and_score_are_the_hosts_and_stay(line: Callable[..., Line
     one.check(one.inspect([noise(20, 20)], banks[:1]), banks[:1])  # another batch size
 
 
-@many_calls
+@not_interpreted
 def test_a_picture_like_the_enrolled_ones_has_no_distance(line: Callable[..., Line]) -> None:
     one = line(side=64)
     bank = one.enrol(0)
@@ -429,7 +430,7 @@ def test_a_picture_like_the_enrolled_ones_has_no_distance(line: Callable[..., Li
     assert 0 <= abs(found.score) < 1e-6
 
 
-@many_calls
+@not_interpreted
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_broken_engine_is_an_error(line: Callable[..., Line], value: float) -> None:
     one = line(side=64)
@@ -473,7 +474,7 @@ def in_threads(*work: Callable[[], None]) -> None:
         raise errors[0]
 
 
-@many_calls
+@not_interpreted
 def test_a_class_changes_while_other_cameras_inspect(line: Callable[..., Line], place: Place) -> None:
     """Four cameras, each with a class of its own, while another class comes, changes and goes; no result moves by a bit."""
     cameras = 4
@@ -517,7 +518,7 @@ def resident_bytes() -> int:
     return int(words["VmRSS"].split()[0]) * 1024
 
 
-@many_calls
+@not_interpreted
 def test_thousands_of_calls_take_no_memory(line: Callable[..., Line], place: Place) -> None:
     one = line(cameras=2, rows=3, side=64)
     banks = [one.enrol(0), one.enrol(1, shots=2)]

@@ -106,7 +106,7 @@ def _meter(inspector: Inspector, nvml: box.Nvml | str) -> Callable[[], int] | st
         return "the backend uses no GPU"
     if inspector.engine.name.startswith("tensorrt"):
         owner = Owner.of(0)
-        return lambda: -owner.run(lambda device: device.free_memory())
+        return lambda: owner.run(lambda device: device.total_memory - device.free_memory())
     return nvml if isinstance(nvml, str) else nvml.used
 
 

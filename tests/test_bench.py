@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import shutil
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -501,13 +502,13 @@ def states(found: list[dict[str, Any]]) -> list[bool | None]:
 
 
 def test_aims_are_of_the_large_backbone_and_of_gpus(gpu_table: Any) -> None:
-    assert states(gpu_table.every_aim([], [], [], [])) == [None] * 4
+    assert states(gpu_table.every_aim([], [], [], [])) == [None] * 6
     large = bench_of("dinov2_vitl14_reg", "bf16", "tensorrt")
     others = [
         bench_of("dinov2_vits14_reg", "bf16", "tensorrt"),
         bench_of("dinov2_vitl14_reg", "bf16", "onnxruntime-cuda"),
     ]
-    assert states(gpu_table.every_aim(others, [], [], [])) == [None] * 4
+    assert states(gpu_table.every_aim(others, [], [], [])) == [None] * 6
     engine, whole, *_ = gpu_table.every_aim([*others, large], [], [], [])
     assert engine["pass"] is False and engine["found"].startswith(
         "50.0% (tensorrt, bf16: 250 of 500"
@@ -534,7 +535,7 @@ def test_aims_are_of_the_large_backbone_and_of_gpus(gpu_table: Any) -> None:
     ],
 )
 def test_accuracy_is_the_worst_on_a_gpu(gpu_table: Any, parities: list[Any], wanted: list[bool | None]) -> None:
-    assert states(gpu_table.every_aim([], [parity_of(*p) for p in parities], [], []))[2:] == wanted
+    assert states(gpu_table.every_aim([], [parity_of(*p) for p in parities], [], []))[2:4] == wanted
 
 
 # -- benchmarks/gpu_search.py ------------------------------------------------------------------------------------------
@@ -614,12 +615,133 @@ def test_the_search_s_benchmark_on_a_fake_gpu(
     assert not Owner.of(0).run(lambda device: len(device._buffers))
 
 
+def shared_rows(shared: Any) -> Any:
+    """The fake GPU's memory behind what is shared with other libraries."""
+    there = shared.__cuda_array_interface__
+    assert there["typestr"] == "<f2" and there["strides"] is None
+    return Owner.of(0).run(lambda device: device.read(there["data"][0], np.float16, *there["shape"]))
+
+
+def fake_torch() -> Any:
+    """torch with CUDA's names, on the CPU; little memory, so that the score matrix is made in tiles."""
+    import torch
+
+    one = ModuleType("torch")
+    vars(one).update(vars(torch))
+    nothing = contextlib.nullcontext
+    one.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+        is_available=lambda: True, mem_get_info=lambda: (4 * 2 * 5 * 700, 0), ExternalStream=lambda handle: handle,
+        stream=nothing, synchronize=lambda: None, graph=lambda graph, stream: nothing(), empty_cache=lambda: None,
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
+    )  # fmt: skip
+    one.as_tensor = lambda shared, device: torch.from_numpy(shared_rows(shared))  # type: ignore[attr-defined]
+    one.empty = lambda n, dtype, device: torch.full((n,), 77, dtype=dtype)  # type: ignore[attr-defined]
+    one.compile = lambda call, dynamic: call  # type: ignore[attr-defined]
+    return one
+
+
+def fake_cupy() -> Any:
+    one = ModuleType("cupy")
+    vars(one).update(vars(np))
+    one.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+        Device=lambda: SimpleNamespace(mem_info=(4 * 2 * 5 * 700, 0)), ExternalStream=contextlib.nullcontext
+    )
+    one.asarray, one.asnumpy = shared_rows, np.asarray  # type: ignore[attr-defined]
+    return one
+
+
+def fake_faiss() -> Any:
+    import torch
+
+    def knn_gpu(resources: Any, q: Any, b: Any, k: int, metric: int) -> Any:
+        assert (k, metric) == (1, 0)
+        return torch.topk(q.float() @ b.float().t(), 1, dim=1)
+
+    return SimpleNamespace(StandardGpuResources=object, METRIC_INNER_PRODUCT=0, knn_gpu=knn_gpu)
+
+
+def fake_cuvs() -> Any:
+    def search(index: Any, queries: Any, k: int) -> Any:
+        scores = shared_rows(queries).astype(np.float32) @ shared_rows(index).T.astype(np.float32)
+        found = scores.max(axis=1, keepdims=True), scores.argmax(axis=1)[:, None]
+        return tuple(SimpleNamespace(copy_to_host=lambda one=one: one) for one in found)
+
+    def build(bank: Any, metric: str) -> Any:
+        assert metric == "inner_product"
+        return bank
+
+    return SimpleNamespace(brute_force=SimpleNamespace(build=build, search=search))
+
+
+@pytest.mark.parametrize("cublas", ["torch", "cupy"])
+def test_contenders_search_the_same_memory(
+    gpu_search: Any, cublas: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every contender's own code on look-alikes of its library: they agree with the runtime's search, in tiles too."""
+    pytest.importorskip("torch")
+    stand_ins = {"faiss": fake_faiss(), "faiss.contrib.torch_utils": None, "cuvs.neighbors": fake_cuvs()}
+    stand_ins |= {"torch": fake_torch(), "cupy": fake_cupy()}
+    if cublas == "cupy":
+        stand_ins["torch"].cuda.is_available = lambda: False
+
+    def library(name: str) -> Any:
+        if name not in stand_ins:
+            raise ImportError(name)
+        return stand_ins[name]
+
+    monkeypatch.setattr(importlib, "import_module", library)
+    monkeypatch.setattr(
+        gpu_search.roofline, "gpu_peaks", lambda precision: gpu_search.roofline.Peaks(1e12, 1e12, "made up")
+    )
+    monkeypatch.setattr(gpu_search, "AIM", (5, 40, 64))
+    monkeypatch.setitem(sys.modules, "torch", stand_ins["torch"])
+    out = tmp_path / "search.json"
+    assert gpu_search.main([*SEARCH, "--compiled", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["cells"][0]["share_of_peak"] is not None and states(found["aims"])[0] is not None
+    for one in found["cells"]:
+        product = {gpu_search.PRODUCT, gpu_search.MAXIMUM}
+        if cublas == "torch" and one["rows"] == 40:  # small enough to be made whole
+            product |= {gpu_search.EXPRESSION} | ({"torch compiled"} if one["dim"] == 64 else set())
+        assert set(one["ms"]) == {gpu_search.OURS, "faiss", "cuvs", *product}
+        assert set(one["missing"]) == ({"cupy"} if cublas == "torch" else {"torch"})
+
+
 def test_a_contender_that_finds_something_else_is_an_error(
-    gpu_search: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gpu_search: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(gpu_search.PEERS, "torch", numpy_peer(gpu_search, wrong=0.01))
-    assert gpu_search.main(SEARCH) == 2
-    assert "differ by 0.01" in capsys.readouterr().err
+    out = tmp_path / "search.json"
+    assert gpu_search.main([*SEARCH, "--out", str(out)]) == 1
+    assert "5 x 40 x 64: gemm + max and the runtime differ by 0.01 in score" in capsys.readouterr().err
+    assert len(json.loads(out.read_text())["cells"]) == 4  # and the times are there
+
+
+def test_a_row_nearer_than_the_runtime_s_is_a_fault(gpu_search: Any) -> None:
+    one = np.array([0.5, 0.25], np.float32)
+    assert gpu_search.disagreements("x", one, one + np.float32(1e-3), np.zeros(2)) == []
+    assert "x found a row nearer by 0.001" in gpu_search.disagreements("x", one, one, np.array([0, 1e-3]))[0]
+
+
+def test_a_gpu_that_fails_leaves_what_was_measured(
+    gpu_search: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = gpu_search.cell, [0]
+
+    def failing(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise VisionADError("the GPU failed running: an illegal memory access")
+        return real(*args)
+
+    monkeypatch.setattr(gpu_search, "cell", failing)
+    out = tmp_path / "search.json"
+    assert gpu_search.main([*SEARCH, "--out", str(out)]) == 1
+    assert "illegal memory access" in capsys.readouterr().err
+    assert len(json.loads(out.read_text())["cells"]) == 2
+    FakeDevice.missing = "no NVIDIA driver here"
+    Owner.of(0).close()
+    assert gpu_search.main(SEARCH) == 1 and "no NVIDIA driver here" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_told(gpu_search: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

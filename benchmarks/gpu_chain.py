@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,9 +220,7 @@ def steady(line: Line, calls: int, seconds: float, gpu_used: Callable[[], int] |
     memory: list[dict[str, Any]] = []
     for number in range(1, CHECKPOINTS + 1):
         until, most = start + seconds * number / CHECKPOINTS, -(-calls * number // CHECKPOINTS) - len(spans)
-        (own,) = line.calls(
-            1, lambda done, until=until, most=most: done < most and (not done or time.perf_counter() < until)
-        )  # type: ignore[misc]
+        (own,) = line.calls(1, partial(_within, until, most))
         spans += own
         gpu = None if isinstance(gpu_used, str) else gpu_used()
         memory.append({"calls": len(spans), "host_bytes": round(common.memory("VmRSS") * 1e6), "gpu_bytes": gpu})
@@ -234,6 +233,11 @@ def steady(line: Line, calls: int, seconds: float, gpu_used: Callable[[], int] |
         "gpu_grew": None if last["gpu_bytes"] is None else last["gpu_bytes"] - first["gpu_bytes"],
         **told,
     }
+
+
+def _within(until: float, most: int, done: int) -> bool:
+    """Whether one more call is to be made: at least one, at most ``most``."""
+    return done < most and (not done or time.perf_counter() < until)
 
 
 def enrolment(line: Line, threads: int, seconds: float) -> dict[str, Any]:

@@ -542,15 +542,20 @@ def test_accuracy_is_the_worst_on_a_gpu(gpu_table: Any, parities: list[Any], wan
 
 
 @pytest.fixture
-def gpu_search(gpu_table: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """On the fake GPU, whose time never passes."""
+def fake_owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """GPU 0 is the fake one, on which everything takes a millisecond."""
     monkeypatch.setattr(Owner, "_all", {})
     FakeDevice.reset()
     monkeypatch.setattr(cuda, "Device", FakeDevice)
+    yield
+    Owner.of(0).close()
+
+
+@pytest.fixture
+def gpu_search(gpu_table: Any, fake_owner: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.import_module("gpu_search")
     monkeypatch.setattr(module, "CALLS", 3)
-    yield module
-    Owner.of(0).close()
+    return module
 
 
 def numpy_peer(gpu_search: Any, wrong: float = 0.0) -> Any:
@@ -788,25 +793,31 @@ def gpu_chain(gpu_table: Any) -> Any:
     return importlib.import_module("gpu_chain")
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "tensorrt"])
 def test_an_inspector_under_load(
-    gpu_chain: Any, gpu_table: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    gpu_chain: Any, gpu_table: Any, backend: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
+    on_gpu = backend == "tensorrt"
+    if on_gpu:  # its stand-in, on the fake GPU
+        request.getfixturevalue("fake_owner")
+        pytest.importorskip("onnx", reason="the stand-in parses with it")
+        monkeypatch.setitem(sys.modules, "tensorrt", importlib.import_module("fake_tensorrt").make("11"))
     monkeypatch.setattr(gpu_chain, "SIZES", ((48, 64), (70, 50)))
     out = tmp_path / "chain.json"
-    args = [str(tiny_model), "--backend", "onnxruntime-cpu", "--threads", "1", "--cameras", "1", "2", "--calls", "25"]
+    args = [str(tiny_model), "--backend", backend, "--threads", "1", "--cameras", "1", "2", "--calls", "25"]
     assert gpu_chain.main([*args, "--seconds", "8", "--side", "96", "--out", str(out)]) == 0
     found, told = json.loads(out.read_text()), capsys.readouterr().out
     assert [(s["height"], s["width"]) for s in found["sizes"]] == [(48, 64), (70, 50)]
-    assert all(set(s["chain"]) == {"preprocess"} and s["decode png"] > 0 for s in found["sizes"])
+    stages = {"upload", "preprocess"} if on_gpu else {"preprocess"}
+    assert all(set(s["chain"]) == stages and s["decode png"] > 0 for s in found["sizes"])
     assert [c["cameras"] for c in found["cameras"]] == [1, 2] and all(c["pictures_per_s"] > 0 for c in found["cameras"])
-    assert (
-        found["steady"]["calls"] == 25 and len(found["steady"]["memory"]) == 10 and found["steady"]["gpu_grew"] is None
-    )
+    steady = found["steady"]
+    assert (steady["calls"], len(steady["memory"])) == (25, 10) and steady["gpu_grew"] == (0 if on_gpu else None)
     assert found["enrolment"]["enrolled"] >= 1 and found["enrolment"]["during"]["calls"] >= 1
     assert states(found["aims"])[0] is None and "2 cameras during enrolment" in told
     lines = gpu_table.table([["load", "ok", "1", ""]], [], [], [], [found])
-    assert any(line.startswith("cameras onnxruntime-cpu deit_tiny") for line in lines)
+    assert any(line.startswith(f"cameras {backend} deit_tiny") for line in lines)
 
 
 def test_an_error_of_one_camera_stops_all(gpu_chain: Any) -> None:

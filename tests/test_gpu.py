@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from oracles import brute_force, check_neighbours, every
 from visionad_runtime import Inspector, maps, preprocess, search
 from visionad_runtime.artefacts import FeatureIdentity, ModelManifest, PreprocessSpec, ViewName, read_manifest
+from visionad_runtime.bank import ClassBank
 from visionad_runtime.chain import HostChain
 from visionad_runtime.cli import run
 from visionad_runtime.cuda import chain as chain_module
@@ -505,7 +507,7 @@ def test_a_class_changes_while_other_cameras_inspect(line: Callable[..., Line], 
         finally:
             done.set()
 
-    in_threads(clerk, *(lambda i=i: camera(i) for i in range(cameras)))  # type: ignore[misc]
+    in_threads(clerk, *(partial(camera, i) for i in range(cameras)))
     one.check(one.inspect([noise(9, 9)], versions[-1:]), versions[-1:])
 
 
@@ -565,6 +567,10 @@ def whole(
         Owner.of(0).close()
 
 
+def _given(banks: list[ClassBank], _: F32 | None) -> list[ClassBank]:
+    return banks
+
+
 def test_the_whole_chain_gives_what_the_host_gives_around_the_same_engine(whole: Inspector) -> None:
     assert isinstance(whole.chain, DeviceChain) and whole.engine.details["chain"].startswith("on the GPU")
     bank = whole.bank
@@ -579,9 +585,8 @@ def test_the_whole_chain_gives_what_the_host_gives_around_the_same_engine(whole:
         (large, "disc"),
     ):
         rgb = np.ascontiguousarray(bgr[:, :, ::-1])
-        (wanted,) = host.run(
-            [rgb], whole.views, lambda _, kind=kind: [bank.classes[kind]], class_token=True, trace=True
-        )  # type: ignore[misc]
+        chosen = [bank.classes[kind]]
+        (wanted,) = host.run([rgb], whole.views, partial(_given, chosen), class_token=True, trace=True)
         ((found, stages),) = whole.trace_batch([rgb])
         assert stages is not None and wanted.images is not None and wanted.patch is not None
         np.testing.assert_array_equal(stages.views, wanted.images)
@@ -611,7 +616,7 @@ def test_cameras_in_threads_give_what_each_gives_alone(whole: Inspector) -> None
         finally:
             done.set()
 
-    in_threads(clerk, *(lambda i=i: camera(i) for i in range(len(pictures))))  # type: ignore[misc]
+    in_threads(clerk, *(partial(camera, i) for i in range(len(pictures))))
     found = whole.inspect(part(31, kind="grid"), class_name="new")
     assert found.class_name == "new" and np.isfinite(found.score)
 

@@ -13,12 +13,15 @@
 #   EXPORT="…"      more options for `visionad export`, such as --resize 448 --crop 448
 #   BUDGET=580      seconds in all; steps that no longer fit are skipped
 #   SECONDS_EACH, BATCHES, STARTS: passed to `visionad bench`
+#   SEARCH=60       seconds for the race of the search against cuBLAS and others
+#   LOAD=40         seconds for cameras, steadiness and enrolment under load, of the first case; CALLS=100000 at most
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 PYTHON=${PYTHON:-python3} INSTALL=${INSTALL:-yes} WHEELS=${WHEELS:-} WEIGHTS=${WEIGHTS:-} MODELS=${MODELS:-} EXPORT=${EXPORT:-}
 BUDGET=${BUDGET:-580} SECONDS_EACH=${SECONDS_EACH:-1.5} BATCHES=${BATCHES:-1,4,8} STARTS=${STARTS:-1}
+SEARCH=${SEARCH:-60} LOAD=${LOAD:-40} CALLS=${CALLS:-100000}
 CASES=${CASES:-dinov2_vits14_reg:fp16 dinov2_vitl14_reg:fp16 dinov2_vits14_reg:fp32 dinov2_vits14_reg:bf16 dinov2_vitl14_reg:bf16 dinov2_vitl14_reg:fp32}
 PATH=$PATH:/usr/local/cuda/bin
 export PYTHONPATH=$ROOT/runtime:$ROOT/export:$ROOT/visionad_ref PATH PYTHONUNBUFFERED=1
@@ -133,8 +136,18 @@ runs() { # BACKEND: whether doctor says that it could run here
 if [[ -n $GPU ]]; then
     step hardware-tests 150 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py || true
 else
-    SOFT='' step hardware-tests-collect 120 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py || true
+    step hardware-tests-on-stand-ins 300 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py || true
     skip hardware-tests 'no GPU'
+fi
+
+# -- search ------------------------------------------------------------------------------------------------------------
+
+if [[ -z $GPU ]]; then
+    skip search 'no GPU'
+elif ! "$PYTHON" -c 'import pycuda.driver' 2>/dev/null; then
+    skip search 'pycuda is not installed'
+else
+    step search $((SEARCH + 60)) "$PYTHON" benchmarks/gpu_search.py --seconds "$SEARCH" --out "$OUT/search.json" || true
 fi
 
 # -- models: export, build, parity, bench ------------------------------------------------------------------------------
@@ -144,10 +157,11 @@ import sys
 from pathlib import Path
 from PIL import Image
 from visionad_runtime.demo.parts import render
-folder = Path(sys.argv[1])
-folder.mkdir()
 for seed in range(4):
-    Image.fromarray(render("gear", seed, "broken_tooth" if seed == 3 else None)[0]).save(folder / f"{seed}.png")
+    defect = "broken_tooth" if seed == 3 else None
+    folder = Path(sys.argv[1]) / (defect or "good")
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(render("gear", seed, defect)[0]).save(folder / f"{seed}.png")
 '
 RANDOM_WEIGHTS='
 import sys
@@ -200,7 +214,7 @@ model_case() { # BACKBONE PRECISION
             : # what needs no GPU is checked in CI
         else
             # a bank for each: whoever encodes is compared, at enrolment too
-            if visionad "bank-$backend-$case" 60 bank add "$model" "$bank-$backend" --class gear "$WORK/parts/0.png" --backend "$backend" &&
+            if visionad "bank-$backend-$case" 60 bank add "$model" "$bank-$backend" --class gear "$WORK/parts/good/0.png" --backend "$backend" &&
                 JSON=1 visionad "parity-$backend-$case" 120 parity "$model" "$bank-$backend" "$WORK/parts" --backend "$backend" --json; then
                 usable+=("$backend")
             fi
@@ -213,11 +227,25 @@ model_case() { # BACKBONE PRECISION
     backend=$(IFS=, && echo "${usable[*]}")
     JSON=1 visionad "bench-$case" 150 bench "$model" --backend "$backend" --reference eager --batch "$BATCHES" \
         --seconds "$SECONDS_EACH" --rounds 5 --starts "$STARTS" --json || true
+    if ((${#LOADED[@]} == 0)); then LOADED=("$case" "$model" "${usable[0]}"); fi
 }
 
 if SOFT=skipped step export-extra 90 "$PYTHON" -c 'import torch, timm, onnx' &&
     step parts 60 "$PYTHON" -c "$PARTS" "$WORK/parts"; then
-    for case in $CASES; do model_case "${case%:*}" "${case#*:}"; done
+    LOADED=() # the first case, and the best backend that passed there
+    for case in $CASES; do
+        if ((${#LOADED[@]} > 0 && BUDGET - SECONDS < LOAD + 60)); then
+            skip "case-${case/:/-}" 'the time left is for the load'
+        else
+            model_case "${case%:*}" "${case#*:}"
+        fi
+    done
+    if ((${#LOADED[@]} > 0)); then
+        step "load-${LOADED[0]}" $((LOAD + 90)) "$PYTHON" benchmarks/gpu_chain.py "${LOADED[1]}" --backend "${LOADED[2]}" \
+            --seconds "$LOAD" --calls "$CALLS" --out "$OUT/chain-${LOADED[0]}.json" || true
+    else
+        skip load 'no backend passed parity'
+    fi
 fi
 
 # -- memory errors -----------------------------------------------------------------------------------------------------
@@ -228,7 +256,8 @@ elif ! command -v compute-sanitizer >/dev/null; then
     skip compute-sanitizer 'not installed'
 else
     step compute-sanitizer 120 compute-sanitizer --tool memcheck --error-exitcode 9 \
-        "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_gpu.py -k 'not engine' || true
+        "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_gpu.py \
+        -k 'not engine and not thousands and not whole_chain and not cameras' || true
 fi
 
 find "$OUT" -name '*.log' -empty -delete

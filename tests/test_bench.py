@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_gpu import FakeDevice
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.artefacts import ModelManifest, read_manifest
@@ -22,6 +26,8 @@ from visionad_runtime.bench.measure import Entrant
 from visionad_runtime.bench.report import format_report
 from visionad_runtime.bench.run import Settings, run_bench
 from visionad_runtime.cli import run
+from visionad_runtime.cuda import device as cuda
+from visionad_runtime.cuda.device import Owner
 from visionad_runtime.errors import ModelError, VisionADError
 
 TIMES = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=250)
@@ -173,6 +179,44 @@ def test_search_work_is_one_exhaustive_product() -> None:
 def test_cpu_peaks_are_measured() -> None:
     peaks = roofline.cpu_peaks(threads=2, side=64, copy_mb=1, repeats=1)
     assert peaks.flops > 0 and peaks.bytes > 0 and "2 threads" in peaks.how
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_gpu_peaks_are_of_random_numbers(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU whose every event is a millisecond after the one before; the arithmetic is the CPU's."""
+    torch = pytest.importorskip("torch")
+    seen: list[Any] = []
+    clock = Clock()
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            clock.now += 1.0
+            self.at = clock.now
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, end: Any) -> float:
+            return float(end.at - self.at)
+
+    def mm(a: Any, b: Any, out: Any) -> Any:
+        seen.append((a.clone(), b.clone()))
+        return torch.mm(a, b, out=out)
+
+    fake = SimpleNamespace(
+        cuda=SimpleNamespace(is_available=lambda: True, Event=Event), __version__="2", mm=mm, empty_like=torch.empty_like,
+        backends=SimpleNamespace(cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=None))), float16=torch.float16,
+        bfloat16=torch.bfloat16, float32=torch.float32, randn=lambda shape, dtype, device: torch.randn(shape, dtype=dtype),
+    )  # fmt: skip
+    monkeypatch.setattr(roofline.importlib, "import_module", lambda name: fake)
+    peaks = roofline.gpu_peaks(precision, side=8, repeats=2)
+    assert isinstance(peaks, roofline.Peaks) and fake.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+    assert peaks.flops == pytest.approx(2 * 8**3 / 1e-3)
+    assert peaks.bytes == pytest.approx(2 * 64 * (2 if precision == "bf16" else 4) / 1e-3)
+    for a, b in seen:
+        assert len(a.unique()) > 30 and not torch.equal(a, b)
 
 
 # -- a fresh process ---------------------------------------------------------------------------------------------------
@@ -427,6 +471,385 @@ def test_only_a_check_that_failed_makes_the_script_fail(
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 40 and out == (tmp_path / "table.txt").read_text()
     assert ("the reason" in out) == (state != "ok") and "onnxruntime-cpu" in out
+
+
+def bench_of(model: str, precision: str, backend: str, **changes: Any) -> dict[str, Any]:
+    """As much of a bench report as the aims are read from: an engine of 4 ms on the GPU's clock, 1 TFLOP in three views."""
+    entry = {
+        "roofline": {"engine, a view": {"gflop": 1000 / 3}},
+        "stages": {"engine": {"p50": 4.0}, "wait": {"p50": 0.1}, "decode": {"p50": 1.0}, "total": {"p50": 6.0}},
+        "batches": {"1": {"bare_engine": {"p50": 5.0}, "whole_to_bare_engine": {"median": 1.2}}},
+    }
+    return {
+        "model": {"name": f"{model} (…)", "precision": precision}, "views": ["original", "flip", "clamp"],
+        "peaks": {"gpu": {"gflop_per_s": 500e3}}, "backends": {backend: {**entry, **changes}},
+    }  # fmt: skip
+
+
+def parity_of(backend: str, cosine: float, auroc: float | None) -> dict[str, Any]:
+    found = None if auroc is None else {"difference": auroc}
+    return {
+        "model": "dinov2_vits14_reg (…)",
+        "backend": backend,
+        "precision": "fp16",
+        "patch_min_cosine": cosine,
+        "auroc": found,
+    }
+
+
+def states(found: list[dict[str, Any]]) -> list[bool | None]:
+    return [one["pass"] for one in found]
+
+
+def test_aims_are_of_the_large_backbone_and_of_gpus(gpu_table: Any) -> None:
+    assert states(gpu_table.every_aim([], [], [], [])) == [None] * 6
+    large = bench_of("dinov2_vitl14_reg", "bf16", "tensorrt")
+    others = [
+        bench_of("dinov2_vits14_reg", "bf16", "tensorrt"),
+        bench_of("dinov2_vitl14_reg", "bf16", "onnxruntime-cuda"),
+    ]
+    assert states(gpu_table.every_aim(others, [], [], [])) == [None] * 6
+    engine, whole, *_ = gpu_table.every_aim([*others, large], [], [], [])
+    assert engine["pass"] is False and engine["found"].startswith(
+        "50.0% (tensorrt, bf16: 250 of 500"
+    )  # 1 TFLOP in 4 ms
+    assert whole["pass"] is False and whole["found"].startswith("1.200, without decoding 1.000")
+    search = {"peaks": {"bf16": {"tflop_per_s": 450.0}}, "cells": [], "aims": []}
+    assert gpu_table.every_aim([large], [], [search], [])[0]["pass"] is True  # 250 of 450
+    half = bench_of("dinov2_vitl14_reg", "fp16", "tensorrt")
+    assert gpu_table.every_aim([half], [], [], [])[0]["pass"] is None  # no peak in bf16 was measured
+    single = bench_of("dinov2_vitl14_reg", "fp32", "tensorrt")
+    assert states(gpu_table.every_aim([single], [], [search], []))[:2] == [None, False]
+    hosts = {"stages": {k: v for k, v in large["backends"]["tensorrt"]["stages"].items() if k != "wait"}}
+    found = gpu_table.every_aim([bench_of("dinov2_vitl14_reg", "bf16", "tensorrt", **hosts)], [], [], [])[0]["found"]
+    assert found.startswith("40.0%")  # with copies, 5 ms
+
+
+@pytest.mark.parametrize(
+    ("parities", "wanted"),
+    [
+        ([("onnxruntime-cpu", 0.5, 0.5)], [None, None]),
+        ([("tensorrt", 0.9995, None), ("onnxruntime-cpu", 0.5, 0.5)], [True, None]),
+        ([("tensorrt", 0.9995, 0.0), ("tensorrt-rtx", 0.9989, 0.0011)], [False, False]),
+        ([("tensorrt", 0.999, 0.001)], [True, True]),
+    ],
+)
+def test_accuracy_is_the_worst_on_a_gpu(gpu_table: Any, parities: list[Any], wanted: list[bool | None]) -> None:
+    assert states(gpu_table.every_aim([], [parity_of(*p) for p in parities], [], []))[2:4] == wanted
+
+
+# -- benchmarks/gpu_search.py ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """GPU 0 is the fake one, on which everything takes a millisecond."""
+    monkeypatch.setattr(Owner, "_all", {})
+    FakeDevice.reset()
+    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    yield
+    Owner.of(0).close()
+
+
+@pytest.fixture
+def gpu_search(gpu_table: Any, fake_owner: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = importlib.import_module("gpu_search")
+    monkeypatch.setattr(module, "CALLS", 3)
+    return module
+
+
+def numpy_peer(gpu_search: Any, wrong: float = 0.0) -> Any:
+    """A contender that reads the fake GPU's memory where other libraries would read a real one's."""
+
+    def make(ground: Any, queries: Any, bank: Any, compiled: bool) -> list[Any]:
+        def scores() -> Any:
+            q, b = (
+                ground.device.read(one.__cuda_array_interface__["data"][0], np.float16, *one.shape).astype(np.float32)
+                for one in (queries, bank)
+            )
+            return q @ b.T
+
+        def found() -> Any:
+            return scores().max(axis=1) + wrong, scores().argmax(axis=1)
+
+        one, two = gpu_search.PRODUCT, gpu_search.MAXIMUM
+        return [gpu_search.Contender(one, "", lambda: 0.9), gpu_search.Contender(two, "", lambda: 1.2, found)]
+
+    return make
+
+
+SEARCH = [
+    "--rows",
+    "40",
+    "2000",
+    "--dims",
+    "64",
+    "24",
+    "--queries",
+    "5",
+    "--patches",
+    "3",
+    "--class-rows",
+    "96",
+    "--each",
+    "0.001",
+]
+SEARCH += ["--cache", "65536"]
+
+
+def test_the_search_s_benchmark_on_a_fake_gpu(
+    gpu_search: Any, gpu_table: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(gpu_search.PEERS, "torch", numpy_peer(gpu_search))
+    out = tmp_path / "search.json"
+    assert gpu_search.main([*SEARCH, "--out", str(out)]) == 0
+    found, told = json.loads(out.read_text()), capsys.readouterr().out
+    assert [(c["rows"], c["dim"]) for c in found["cells"]] == [(2000, 64), (40, 64), (2000, 24), (40, 24)]
+    one = found["cells"][0]
+    assert one["share_of_cublas"] == 0.9 and one["to_gemm_and_max"] == 0.8333  # 0.9 and 1.2 ms against 1
+    assert one["tflop_per_s"] == round(2 * 5 * 2000 * 64 / 1e9, 2) and set(one["kernels_ms"]) == {
+        "pack",
+        "group_maxima",
+        "rescore",
+    }
+    assert "cupy" in one["missing"] and "faiss" in one["missing"]
+    assert [m["ratio"] for m in found["mixed"]] == [{"one class, all rows": 1.0, "one class, same work": 1.0}] * 2
+    assert states(found["aims"]) == [None, True, True]
+    assert "not measured  search at 784 x 1000000 x 1024" in told and "5 x 2000 x 64" in told
+    assert len(gpu_table.table([["search", "ok", "1", ""]], [], [], [found])) > 4
+    assert not Owner.of(0).run(lambda device: len(device._buffers))
+
+
+def shared_rows(shared: Any) -> Any:
+    """The fake GPU's memory behind what is shared with other libraries."""
+    there = shared.__cuda_array_interface__
+    assert there["typestr"] == "<f2" and there["strides"] is None
+    return Owner.of(0).run(lambda device: device.read(there["data"][0], np.float16, *there["shape"]))
+
+
+def fake_torch() -> Any:
+    """torch with CUDA's names, on the CPU; little memory, so that the score matrix is made in tiles."""
+    import torch
+
+    one = ModuleType("torch")
+    vars(one).update(vars(torch))
+    nothing = contextlib.nullcontext
+    one.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+        is_available=lambda: True, mem_get_info=lambda: (4 * 2 * 5 * 700, 0), ExternalStream=lambda handle: handle,
+        stream=nothing, synchronize=lambda: None, graph=lambda graph, stream: nothing(), empty_cache=lambda: None,
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
+    )  # fmt: skip
+    one.as_tensor = lambda shared, device: torch.from_numpy(shared_rows(shared))  # type: ignore[attr-defined]
+    one.empty = lambda n, dtype, device: torch.full((n,), 77, dtype=dtype)  # type: ignore[attr-defined]
+    one.compile = lambda call, dynamic: call  # type: ignore[attr-defined]
+    return one
+
+
+def fake_cupy() -> Any:
+    one = ModuleType("cupy")
+    vars(one).update(vars(np))
+    one.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+        Device=lambda: SimpleNamespace(mem_info=(4 * 2 * 5 * 700, 0)), ExternalStream=contextlib.nullcontext
+    )
+    one.asarray, one.asnumpy = shared_rows, np.asarray  # type: ignore[attr-defined]
+    return one
+
+
+def fake_faiss() -> Any:
+    import torch
+
+    def knn_gpu(resources: Any, q: Any, b: Any, k: int, metric: int) -> Any:
+        assert (k, metric) == (1, 0)
+        return torch.topk(q.float() @ b.float().t(), 1, dim=1)
+
+    return SimpleNamespace(StandardGpuResources=object, METRIC_INNER_PRODUCT=0, knn_gpu=knn_gpu)
+
+
+def fake_cuvs() -> Any:
+    def search(index: Any, queries: Any, k: int) -> Any:
+        scores = shared_rows(queries).astype(np.float32) @ shared_rows(index).T.astype(np.float32)
+        found = scores.max(axis=1, keepdims=True), scores.argmax(axis=1)[:, None]
+        return tuple(SimpleNamespace(copy_to_host=lambda one=one: one) for one in found)
+
+    def build(bank: Any, metric: str) -> Any:
+        assert metric == "inner_product"
+        return bank
+
+    return SimpleNamespace(brute_force=SimpleNamespace(build=build, search=search))
+
+
+@pytest.mark.parametrize("cublas", ["torch", "cupy"])
+def test_contenders_search_the_same_memory(
+    gpu_search: Any, cublas: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every contender's own code on look-alikes of its library: they agree with the runtime's search, in tiles too."""
+    pytest.importorskip("torch")
+    stand_ins = {"faiss": fake_faiss(), "faiss.contrib.torch_utils": None, "cuvs.neighbors": fake_cuvs()}
+    stand_ins |= {"torch": fake_torch(), "cupy": fake_cupy()}
+    if cublas == "cupy":
+        stand_ins["torch"].cuda.is_available = lambda: False
+
+    def library(name: str) -> Any:
+        if name not in stand_ins:
+            raise ImportError(name)
+        return stand_ins[name]
+
+    monkeypatch.setattr(importlib, "import_module", library)
+    monkeypatch.setattr(
+        gpu_search.roofline, "gpu_peaks", lambda precision: gpu_search.roofline.Peaks(1e12, 1e12, "made up")
+    )
+    monkeypatch.setattr(gpu_search, "AIM", (5, 40, 64))
+    monkeypatch.setitem(sys.modules, "torch", stand_ins["torch"])
+    out = tmp_path / "search.json"
+    assert gpu_search.main([*SEARCH, "--compiled", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["cells"][0]["share_of_peak"] is not None and states(found["aims"])[0] is not None
+    for one in found["cells"]:
+        product = {gpu_search.PRODUCT, gpu_search.MAXIMUM}
+        if cublas == "torch" and one["rows"] == 40:  # small enough to be made whole
+            product |= {gpu_search.EXPRESSION} | ({"torch compiled"} if one["dim"] == 64 else set())
+        assert set(one["ms"]) == {gpu_search.OURS, "faiss", "cuvs", *product}
+        assert set(one["missing"]) == ({"cupy"} if cublas == "torch" else {"torch"})
+
+
+def test_a_contender_that_finds_something_else_is_an_error(
+    gpu_search: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(gpu_search.PEERS, "torch", numpy_peer(gpu_search, wrong=0.01))
+    out = tmp_path / "search.json"
+    assert gpu_search.main([*SEARCH, "--out", str(out)]) == 1
+    assert "5 x 40 x 64: gemm + max and the runtime differ by 0.01 in score" in capsys.readouterr().err
+    assert len(json.loads(out.read_text())["cells"]) == 4  # and the times are there
+
+
+def test_a_row_nearer_than_the_runtime_s_is_a_fault(gpu_search: Any) -> None:
+    one = np.array([0.5, 0.25], np.float32)
+    assert gpu_search.disagreements("x", one, one + np.float32(1e-3), np.zeros(2)) == []
+    assert "x found a row nearer by 0.001" in gpu_search.disagreements("x", one, one, np.array([0, 1e-3]))[0]
+
+
+def test_a_gpu_that_fails_leaves_what_was_measured(
+    gpu_search: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = gpu_search.cell, [0]
+
+    def failing(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise VisionADError("the GPU failed running: an illegal memory access")
+        return real(*args)
+
+    monkeypatch.setattr(gpu_search, "cell", failing)
+    out = tmp_path / "search.json"
+    assert gpu_search.main([*SEARCH, "--out", str(out)]) == 1
+    assert "illegal memory access" in capsys.readouterr().err
+    assert len(json.loads(out.read_text())["cells"]) == 2
+    FakeDevice.missing = "no NVIDIA driver here"
+    Owner.of(0).close()
+    assert gpu_search.main(SEARCH) == 1 and "no NVIDIA driver here" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_told(gpu_search: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FakeDevice.gpu["total_memory"] = 600_000
+    out = tmp_path / "search.json"
+    assert gpu_search.main([*SEARCH, "--out", str(out)]) == 0
+    assert gpu_search.main([*SEARCH, "--seconds", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "out of GPU memory" in told and "no time left of 0 s (5 x 2000 x 64" in told
+    assert "2000 x 64" in str(json.loads(out.read_text())["skipped"])
+
+
+@pytest.mark.parametrize(
+    ("share", "ratio", "mixed", "wanted"),
+    [
+        (0.75, 1.0, 1.0, [True, True, True]),
+        (0.749, 1.001, 1.001, [False, False, False]),
+        (None, None, None, [None, None, None]),
+    ],
+)
+def test_aims_of_the_search(gpu_search: Any, share: Any, ratio: Any, mixed: Any, wanted: list[bool | None]) -> None:
+    queries, rows, dim = gpu_search.AIM
+    size = {"queries": queries, "rows": rows, "dim": dim}
+    small = {"queries": 784, "rows": 1000, "dim": 192, "share_of_cublas": 0.1, "to_gemm_and_max": 0.5}
+    cells = [
+        small | {"to_gemm_and_max": None if ratio is None else 0.5},
+        size | {"share_of_cublas": share, "to_gemm_and_max": ratio},
+    ]
+    mixtures = [] if mixed is None else [{"ratio": {"one class, all rows": mixed, "one class, same work": 2.0}}]
+    assert states(gpu_search.aims(cells, mixtures)) == wanted
+
+
+def test_banks_of_a_million_rows_come_before_larger_ones(gpu_search: Any) -> None:
+    assert gpu_search.passes([1000, 4_000_000, 1_000_000], [1024, 384]) == [
+        (1024, [1_000_000, 1000]), (384, [1_000_000, 1000]), (1024, [4_000_000]), (384, [4_000_000]),
+    ]  # fmt: skip
+
+
+# -- benchmarks/gpu_chain.py -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu_chain(gpu_table: Any) -> Any:
+    return importlib.import_module("gpu_chain")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "tensorrt"])
+def test_an_inspector_under_load(
+    gpu_chain: Any, gpu_table: Any, backend: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    on_gpu = backend == "tensorrt"
+    if on_gpu:  # its stand-in, on the fake GPU
+        request.getfixturevalue("fake_owner")
+        pytest.importorskip("onnx", reason="the stand-in parses with it")
+        monkeypatch.setitem(sys.modules, "tensorrt", importlib.import_module("fake_tensorrt").make("11"))
+    monkeypatch.setattr(gpu_chain, "SIZES", ((48, 64), (70, 50)))
+    out = tmp_path / "chain.json"
+    args = [str(tiny_model), "--backend", backend, "--threads", "1", "--cameras", "1", "2", "--calls", "25"]
+    assert gpu_chain.main([*args, "--seconds", "8", "--side", "96", "--out", str(out)]) == 0
+    found, told = json.loads(out.read_text()), capsys.readouterr().out
+    assert [(s["height"], s["width"]) for s in found["sizes"]] == [(48, 64), (70, 50)]
+    stages = {"upload", "preprocess"} if on_gpu else {"preprocess"}
+    assert all(set(s["chain"]) == stages and s["decode png"] > 0 for s in found["sizes"])
+    assert [c["cameras"] for c in found["cameras"]] == [1, 2] and all(c["pictures_per_s"] > 0 for c in found["cameras"])
+    steady = found["steady"]
+    assert (steady["calls"], len(steady["memory"])) == (25, 10) and steady["gpu_grew"] == (0 if on_gpu else None)
+    assert found["enrolment"]["enrolled"] >= 1 and found["enrolment"]["during"]["calls"] >= 1
+    assert states(found["aims"])[0] is None and "2 cameras during enrolment" in told
+    lines = gpu_table.table([["load", "ok", "1", ""]], [], [], [], [found])
+    assert any(line.startswith(f"cameras {backend} deit_tiny") for line in lines)
+
+
+def test_an_error_of_one_camera_stops_all(gpu_chain: Any) -> None:
+    class Broken(gpu_chain.Line):  # type: ignore[misc]
+        def __init__(self) -> None: ...
+
+        def inspect(self, number: int) -> None:
+            if number > 3:
+                raise VisionADError("the fourth fails")
+
+    with pytest.raises(VisionADError, match="fourth"):
+        Broken().calls(3, lambda _: True)
+
+
+@pytest.mark.parametrize(
+    ("calls", "p99", "host", "gpu", "wanted"),
+    [
+        (100_000, 1.3, 1e6, 0, [True, True, True]),
+        (100_000, 1.31, 17e6, 4096, [False, False, False]),
+        (5000, 1.0, 0, 0, [None, None, None]),  # too few to tell
+        (5000, 9.0, 17e6, 4096, [None, False, False]),  # but enough to see a leak
+        (50, None, 0, None, [None, None, None]),
+    ],
+)
+def test_aims_under_load(
+    gpu_chain: Any, calls: int, p99: float | None, host: float, gpu: int | None, wanted: list[bool | None]
+) -> None:
+    steady = {"calls": calls, "p50": 1.0, "p99": p99, "host_grew": host, "gpu_grew": gpu, "gpu_why_null": "no GPU"}
+    assert states(gpu_chain.aims({"steady": steady})) == wanted
+
+
+# -- the script --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")

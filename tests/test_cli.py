@@ -328,6 +328,7 @@ def test_parity(
         "bank features", "preprocess", "patch features", "class token", "distances", "map", "score",
     }  # fmt: skip
     assert report["stages"]["preprocess"]["max_abs"] == 0
+    assert abs(report["patch_min_cosine"] - 1) < 1e-6
     assert all(s["max_rel"] <= 1e-4 and s["max_rel_image"] for s in report["stages"].values())
 
     # It must be able to fail: a bank whose rows are not what the reference computes.

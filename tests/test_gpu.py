@@ -1,16 +1,35 @@
-"""On the hardware: what other tests drive against stand-ins. Skipped without an NVIDIA GPU; `benchmarks/gpu.sh` runs it."""
+"""On the hardware: what other tests drive against stand-ins; `benchmarks/gpu.sh` runs it. Without an NVIDIA GPU the engines are
+skipped, and everything else runs on two stand-ins, numpy's kernels and the kernels' own source interpreted, at smaller sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from visionad_runtime.artefacts import ModelManifest, read_manifest
+from conftest import noise, part, unit
+from numpy.typing import NDArray
+from oracles import brute_force, check_neighbours, every
+from visionad_runtime import Inspector, maps, preprocess, search
+from visionad_runtime.artefacts import FeatureIdentity, ModelManifest, PreprocessSpec, ViewName, read_manifest
+from visionad_runtime.bank import ClassBank
+from visionad_runtime.chain import HostChain
 from visionad_runtime.cli import run
+from visionad_runtime.cuda import chain as chain_module
+from visionad_runtime.cuda import device as cuda
+from visionad_runtime.cuda.chain import Chain, Encoded, Matched
 from visionad_runtime.cuda.device import Device, Owner
+from visionad_runtime.cuda.inspect import DeviceChain
+from visionad_runtime.cuda.kernels import Kernels
 from visionad_runtime.engine import BACKENDS, Engine, gpu_here, open_engine
 from visionad_runtime.engine.nvidia import MODULES, RTX_CAPABILITIES, load_api
 from visionad_runtime.engine.ort import PROVIDERS
@@ -18,22 +37,91 @@ from visionad_runtime.engine.selftest import GOLDEN_TOLERANCE, ROWS
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.preprocess import normalise
 
-pytestmark = pytest.mark.skipif(not gpu_here(), reason="no GPU")
-
 T = TypeVar("T")
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
 OnDevice = Callable[[Callable[[Device], T]], T]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 ON_GPU = tuple(b for b in BACKENDS if b != "onnxruntime-cpu")
+VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
+on_hardware = pytest.mark.skipif(not gpu_here(), reason="no GPU")
 
 
-@pytest.fixture(scope="module")
-def on_device() -> OnDevice[object]:
-    """Runs work on the GPU's owner thread."""
+# -- where -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """A GPU, or what stands in for it, and the sizes that it can take in a second or so: ``rows`` of a bank, ``side`` of a picture,
+    ``grid`` of patches of ``patch`` pixels, ``calls``."""
+
+    name: str
+    owner: Owner
+    queries: int
+    rows: int
+    side: int
+    grid: int
+    patch: int
+    calls: int
+
+    @property
+    def spec(self) -> PreprocessSpec:
+        """With an odd margin."""
+        crop = self.patch * self.grid
+        return PreprocessSpec(
+            resize=crop + self.patch + 1, crop=crop, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        )
+
+    def identity(self, dim: int = 24) -> FeatureIdentity:
+        return FeatureIdentity(
+            backbone="stub", weights_sha256="0" * 64, kind="vit", layers=(0,), patch=self.patch, grid=self.grid, dim=dim,
+            class_token="fused", class_token_dim=8, pos_embed="none", preprocess=self.spec,
+        )  # fmt: skip
+
+
+SIZES = {
+    "hardware": {"queries": 789, "rows": 100_000, "side": 4096, "grid": 28, "patch": 14, "calls": 2000},
+    "numpy": {"queries": 9, "rows": 100_000, "side": 4096, "grid": 4, "patch": 4, "calls": 40},
+    "interpreter": {"queries": 5, "rows": 300, "side": 64, "grid": 4, "patch": 4, "calls": 0},
+}
+PLACES = ("hardware",) if gpu_here() else ("numpy", "interpreter")
+not_interpreted = pytest.mark.parametrize("place", [p for p in PLACES if SIZES[p]["calls"]], indirect=True)
+"""What takes too long there, and is interpreted elsewhere."""
+
+
+def stand_in(name: str) -> type[Any]:
+    """The device of this name, ready to be opened."""
+    if name == "interpreter":
+        pytest.importorskip("triton", reason="the kernels' source needs Triton")
+        return importlib.import_module("interpreted").set_up()  # type: ignore[no-any-return]
+    from fake_gpu import FakeDevice
+
+    FakeDevice.reset()
+    return FakeDevice
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """The GPU, or each stand-in, behind an owner's thread."""
+    if request.param != "hardware":
+        monkeypatch.setattr(Owner, "_all", {})
+        monkeypatch.setattr(cuda, "Device", stand_in(request.param))
+        if request.param == "interpreter":
+            monkeypatch.setattr(chain_module, "ACROSS_PROGRAMS", 4)
     try:
         Owner.of(0).run(lambda device: device.name)
     except VisionADError as exc:
         pytest.skip(str(exc))
-    return Owner.of(0).run
+    yield Place(request.param, Owner.of(0), **SIZES[request.param])
+    if request.param != "hardware":
+        Owner.of(0).close()
+
+
+@pytest.fixture
+def on_device(place: Place) -> OnDevice[object]:
+    """Runs work on the owner's thread."""
+    return place.owner.run
 
 
 # -- device ------------------------------------------------------------------------------------------------------------
@@ -59,6 +147,7 @@ def test_what_is_uploaded_comes_back(on_device: OnDevice[object]) -> None:
     on_device(work)
 
 
+@not_interpreted
 def test_memory_is_given_back(on_device: OnDevice[object]) -> None:
     def work(device: Device) -> None:
         free = device.free_memory()
@@ -102,7 +191,434 @@ def test_a_graph_does_again_what_was_recorded(on_device: OnDevice[object]) -> No
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------
-# Each kernel, and the whole chain on the device, against the CPU's path: here.
+
+
+@pytest.fixture
+def gpu_search(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark of the search, which launches it as the chain does."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    return importlib.import_module("gpu_search")
+
+
+def searched(
+    gpu_search: Any, place: Place, queries: F32, work: Sequence[tuple[F32, I32]], neighbours: int = 1
+) -> tuple[F32, I32]:
+    """Distances and rows (Q, k) of query rows against banks, in one launch. As enqueued and by its graph they are the same."""
+
+    def run(device: Device) -> tuple[F32, I32]:
+        kernels, stream = Kernels(device), device.stream()
+        with ExitStack() as stack:
+
+            def resident(rows: F32) -> Any:
+                made = gpu_search.Rows(device, kernels, stream, *rows.shape, blocks(rows))
+                stack.callback(made.close)
+                return made
+
+            def blocks(rows: F32) -> Iterator[F32]:
+                for start in range(0, len(rows), gpu_search.BLOCK):
+                    yield rows[start : start + gpu_search.BLOCK]
+
+            banks = {id(bank): resident(bank) for bank, _ in work}
+            views = [(banks[id(bank)].view(0, len(bank)), rows) for bank, rows in work]
+            one = gpu_search.Search(device, kernels, stream, resident(queries), views, neighbours)
+            stack.callback(one.close)
+            found = []
+            for _ in range(3):
+                one.run()
+                found.append(one.found())
+            for distance, row in found[1:]:
+                np.testing.assert_array_equal(distance, found[0][0])
+                np.testing.assert_array_equal(row, found[0][1])
+            result: tuple[F32, I32] = found[0]
+            return result
+
+    return place.owner.run(run)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim"), [(1, 3), (1, 384), (7, 97), (31, 64), (1000, 385), (5000, 192), (5003, 1024), (100_000, 384)]
+)
+def test_search_finds_what_the_cpu_finds(gpu_search: Any, place: Place, rows: int, dim: int) -> None:
+    queries, bank = unit(rows, place.queries, dim), unit(dim + 1, min(rows, place.rows), dim)
+    distance, row = searched(gpu_search, place, queries, [(bank, every(queries))])
+    cpu = search.nearest(queries, bank)
+    np.testing.assert_array_max_ulp(distance[:, 0], cpu.distance, maxulp=1)
+    other = np.flatnonzero(row[:, 0] != cpu.row)  # rows nearer to each other than float64 tells
+    assert len(other) <= len(queries) / 100
+    exact = np.einsum("qd,qd->q", queries[other].astype(np.float64), bank[row[other, 0]].astype(np.float64))
+    wanted = np.einsum("qd,qd->q", queries[other].astype(np.float64), bank[cpu.row[other]].astype(np.float64))
+    np.testing.assert_allclose(exact, wanted, rtol=0, atol=1e-15)
+
+
+@not_interpreted
+@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize(("rows", "distinct"), [(64, 1), (129, 7), (2500, 40)])
+def test_of_equal_rows_the_lowest_is_found(gpu_search: Any, place: Place, rows: int, distinct: int, k: int) -> None:
+    rows = min(rows, place.rows)
+    bank = unit(rows, distinct, 97)[np.random.default_rng(k).integers(0, distinct, rows)]
+    queries = unit(1, min(place.queries, 100), 97)
+    check_neighbours(queries, bank, *searched(gpu_search, place, queries, [(bank, every(queries))], k), k)
+
+
+def test_rows_that_16_bits_cannot_tell_apart(gpu_search: Any, place: Place) -> None:
+    rng, queries = np.random.default_rng(3), unit(4, min(place.queries, 20), 64)
+    bank = np.concatenate([np.repeat(q[None], 15, axis=0) for q in queries])
+    bank += rng.standard_normal(bank.shape).astype(np.float32) * np.float32(1e-5)
+    bank = (bank / np.linalg.norm(bank, axis=1, keepdims=True)).astype(np.float32)
+    half = brute_force(*(rows.astype(np.float16).astype(np.float32) for rows in (queries, bank)))
+    assert (half[1] != brute_force(queries, bank)[1]).any()
+    check_neighbours(queries, bank, *searched(gpu_search, place, queries, [(bank, every(queries))]))
+
+
+def test_rows_that_all_point_away(gpu_search: Any, place: Place) -> None:
+    bank, queries = np.abs(unit(0, 130, 40)), -np.abs(unit(1, min(place.queries, 30), 40))
+    check_neighbours(queries, bank, *searched(gpu_search, place, queries, [(bank, every(queries))]))
+
+
+def test_many_classes_and_views_in_one_launch(gpu_search: Any, place: Place) -> None:
+    count = max(12, place.queries)
+    queries = unit(5, count, 100)
+    banks = [unit(6 + i, min(n, place.rows), 100) for i, n in enumerate((1, 64, 65, 2000, 7, 513))]
+    order = np.random.default_rng(0).permutation(count).astype(np.int32)
+    parts = np.split(order, [1, 3, 4, count // 2, count // 2 + 2, count - 3])  # the last shares the fourth one's bank
+    work = list(zip([*banks, banks[3]], parts, strict=True))
+    distance, row = searched(gpu_search, place, queries, work)
+    for bank, some in work:
+        check_neighbours(queries[some], bank, distance[some], row[some])
+    alone = searched(gpu_search, place, queries[parts[3]], [(banks[3], every(parts[3]))])
+    np.testing.assert_array_equal(alone[0], distance[parts[3]])  # and each is what it is alone
+    np.testing.assert_array_equal(alone[1], row[parts[3]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_a_broken_query_is_marked_and_spoils_no_other(gpu_search: Any, place: Place, value: float) -> None:
+    queries, bank = unit(8, max(6, min(place.queries, 150)), 40), unit(9, 200, 40)
+    queries[3, 2] = value
+    distance, row = searched(gpu_search, place, queries, [(bank, every(queries))])
+    good = np.arange(len(queries)) != 3
+    assert np.isnan(distance[3]).all() and (row[3] == -1).all()
+    check_neighbours(queries[good], bank, distance[good], row[good])
+
+
+# -- chain -------------------------------------------------------------------------------------------------------------
+
+
+class StubEngine:
+    """Gives tokens that were set before, whatever the pictures: any tokens, and no library is needed."""
+
+    def __init__(self, owner: Owner, identity: FeatureIdentity, rows: int) -> None:
+        self.max_rows, self.capturable = rows, True
+        shapes = (rows, identity.grid**2, identity.dim), (rows, identity.class_token_dim)
+        self._owner = owner
+        self.patch, self.cls = owner.run(lambda device: [device.pinned(shape, np.float32) for shape in shapes])
+        self.patch[:] = unit(0, rows * identity.grid**2, identity.dim).reshape(self.patch.shape)
+        self.cls[:] = unit(1, rows, identity.class_token_dim)
+
+    def enqueue(self, images: int, patch: int, cls: int, rows: int, stream: Any) -> None:
+        device: Any = self._owner.run(lambda device: device)
+        live = device._buffers.values() if isinstance(device._buffers, dict) else device._buffers
+        for ptr, host in ((patch, self.patch), (cls, self.cls)):
+            (buffer,) = [b for b in live if b.ptr == ptr]
+            device.upload(buffer, host[:rows], stream)
+
+
+@dataclass(frozen=True)
+class Class:
+    """As much of a class's bank as the chain reads."""
+
+    name: str
+    features: F32
+    blocks: tuple[str, ...] = preprocess.bank_blocks(VIEWS)
+
+    def rows(self, view: ViewName) -> F32:
+        chosen = self.features[preprocess.view_blocks(self.blocks, view)]
+        return chosen.reshape(-1, chosen.shape[-1])
+
+
+class Line:
+    """A chain around a :class:`StubEngine`."""
+
+    def __init__(self, place: Place, rows: int = 6, dim: int = 24, cameras: int = 1, side: int | None = None) -> None:
+        self.place, self.identity = place, place.identity(dim)
+        self.engine = StubEngine(place.owner, self.identity, rows)
+        size = side or place.side
+        self.chain = Chain(place.owner, self.engine, self.identity, cameras=cameras, max_picture=(size, size))
+
+    def enrol(self, seed: int, shots: int = 1) -> Class:
+        shape = (len(Class("", np.empty(0)).blocks), shots, self.identity.grid**2, self.identity.dim)
+        return Class(f"class {seed}", unit(1000 + seed, int(np.prod(shape[:3])), self.identity.dim).reshape(shape))
+
+    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0) -> list[Matched]:
+        return self.chain.match(self.encode(rgbs, camera), banks)
+
+    def encode(self, rgbs: Sequence[U8], camera: int = 0) -> Encoded:
+        return self.chain.encode(rgbs, VIEWS, camera)
+
+    def check(self, found: Sequence[Matched], banks: Sequence[Class]) -> None:
+        """Distances are the CPU's search's within one unit in the last place, map and score the CPU's of them to the last bit."""
+        side = self.identity.grid
+        for i, (one, bank) in enumerate(zip(found, banks, strict=True)):
+            for v, view in enumerate(VIEWS):
+                wanted = search.nearest(np.array(self.engine.patch[i * len(VIEWS) + v]), bank.rows(view)).distance
+                np.testing.assert_array_max_ulp(one.distances[view], wanted.reshape(side, side), maxulp=1)
+            np.testing.assert_array_equal(one.anomaly_map, maps.upsample(maps.fuse(one.distances)))
+            assert one.score == maps.image_score(one.anomaly_map)
+
+
+@pytest.fixture
+def line(place: Place) -> Iterator[Callable[..., Line]]:
+    made: list[Line] = []
+
+    def make(**settings: Any) -> Line:
+        made.append(Line(place, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.chain.close()
+
+
+def same(found: Matched, wanted: Matched) -> None:
+    """To the last bit."""
+    for view in VIEWS:
+        np.testing.assert_array_equal(found.distances[view], wanted.distances[view])
+    np.testing.assert_array_equal(found.anomaly_map, wanted.anomaly_map)
+    assert found.score == wanted.score
+
+
+PICTURES = [
+    (1, 1, 3), (2, 3, 3), (13, 61, 1), (61, 13, 3), (480, 640, 3), (1, 3000, 3), (3000, 1, 1), (2048, 2448, 3), (1080, 1920, 0),
+    (333, 4096, 3), (4096, 333, 0),
+]  # fmt: skip
+
+
+def test_preprocess_gives_the_hosts_bytes(line: Callable[..., Line], place: Place) -> None:
+    one = line()
+    sizes = [size for size in PICTURES if max(size) <= place.side]
+    for turn in range(0, len(sizes), 2):  # two pictures a call: other sizes by the same graph
+        rgbs = [noise(h, w, i, c or 1) for i, (h, w, c) in enumerate(sizes[turn : turn + 2])]
+        rgbs = [p if size[2] else p[:, :, 0] for p, size in zip(rgbs, sizes[turn : turn + 2], strict=True)]
+        images, _ = one.chain.trace(one.encode(rgbs))
+        for rgb, found in zip(rgbs, images, strict=True):
+            colour = (
+                rgb if rgb.ndim == 3 and rgb.shape[2] == 3 else np.repeat(rgb.reshape(*rgb.shape[:2], 1), 3, axis=2)
+            )
+            wanted = preprocess.query_views(preprocess.prepare(colour, place.spec), VIEWS)
+            np.testing.assert_array_equal(found, wanted, err_msg=str(rgb.shape))
+
+
+def test_distances_map_and_score_are_the_hosts_and_stay(line: Callable[..., Line]) -> None:
+    one = line(side=64)
+    banks = [one.enrol(0), one.enrol(1, shots=2)]
+    one.chain.keep(banks)
+    first = one.inspect([noise(30, 40)] * 2, banks)
+    one.check(first, banks)
+    again = one.inspect([noise(30, 40)] * 2, banks)  # by its graph
+    for a, b in zip(first, again, strict=True):
+        same(b, a)
+    one.engine.patch[:] = one.engine.patch[::-1].copy()  # other tokens and other banks by the same graph
+    one.check(one.inspect([noise(30, 40)] * 2, banks[::-1]), banks[::-1])
+    one.check(one.inspect([noise(20, 20)], banks[:1]), banks[:1])  # another batch size
+
+
+@not_interpreted
+def test_a_picture_like_the_enrolled_ones_has_no_distance(line: Callable[..., Line]) -> None:
+    one = line(side=64)
+    bank = one.enrol(0)
+    for v, view in enumerate(VIEWS):
+        one.engine.patch[v] = bank.rows(view)[: len(one.engine.patch[v])]
+    (found,) = one.inspect([noise(9, 9)], [bank])
+    one.check([found], [bank])
+    assert 0 <= abs(found.score) < 1e-6
+
+
+@not_interpreted
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_engine_is_an_error(line: Callable[..., Line], value: float) -> None:
+    one = line(side=64)
+    bank = one.enrol(0)
+    one.chain.keep([bank])
+    right = one.engine.patch[4, 1, 2].copy()
+    one.engine.patch[4, 1, 2] = value
+    with pytest.raises(VisionADError, match="NaN or Inf among the patch tokens"):
+        one.inspect([noise(9, 9)] * 2, [bank, bank])
+    one.engine.patch[4, 1, 2] = right
+    one.check(one.inspect([noise(9, 9)] * 2, [bank, bank]), [bank, bank])
+
+
+def test_pixels_outside_the_region_are_zero(line: Callable[..., Line]) -> None:
+    one = line(side=64)
+    bank, region = one.enrol(0), np.random.default_rng(0).random((256, 256)) > 0.7
+    encoded = one.encode([noise(9, 9)] * 2)
+    plain, masked = one.chain.match(encoded, [bank, bank], [None, region])
+    one.check([plain], [bank])
+    whole = maps.upsample(maps.fuse(masked.distances))
+    np.testing.assert_array_equal(masked.anomaly_map, np.where(region, whole, np.float32(0)))
+    assert masked.score == maps.image_score(masked.anomaly_map)
+
+
+def in_threads(*work: Callable[[], None]) -> None:
+    """All at once; the first error is raised."""
+    errors: list[BaseException] = []
+
+    def guarded(one: Callable[[], None]) -> None:
+        try:
+            one()
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=guarded, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@not_interpreted
+def test_a_class_changes_while_other_cameras_inspect(line: Callable[..., Line], place: Place) -> None:
+    """Four cameras, each with a class of its own, while another class comes, changes and goes; no result moves by a bit."""
+    cameras = 4
+    one = line(cameras=cameras, rows=3, side=64)
+    steady, versions = [one.enrol(i) for i in range(cameras)], [one.enrol(100 + i, shots=1 + i) for i in range(3)]
+    one.chain.keep(steady)
+    wanted = [one.inspect([noise(20, 30, i)], [bank], i)[0] for i, bank in enumerate(steady)]
+    for found, bank in zip(wanted, steady, strict=True):
+        one.check([found], [bank])
+    done = threading.Event()
+    served = [0] * cameras
+
+    def camera(number: int) -> None:
+        try:
+            while not done.is_set() or served[number] < 2:
+                same(one.inspect([noise(20, 30, number)], [steady[number]], number)[0], wanted[number])
+                served[number] += 1
+        finally:
+            done.set()
+
+    def clerk() -> None:
+        try:
+            for bank in versions:
+                before = min(served)
+                one.chain.keep([*steady, bank])
+                while min(served) < before + 1 and not done.is_set():
+                    time.sleep(0.001)
+        finally:
+            done.set()
+
+    in_threads(clerk, *(partial(camera, i) for i in range(cameras)))
+    one.check(one.inspect([noise(9, 9)], versions[-1:]), versions[-1:])
+
+
+def resident_bytes() -> int:
+    """Memory of this process now."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("no /proc to read this process's memory from")
+    words = dict(line.split(":\t") for line in status.read_text().splitlines())
+    return int(words["VmRSS"].split()[0]) * 1024
+
+
+@not_interpreted
+def test_thousands_of_calls_take_no_memory(line: Callable[..., Line], place: Place) -> None:
+    one = line(cameras=2, rows=3, side=64)
+    banks = [one.enrol(0), one.enrol(1, shots=2)]
+    one.chain.keep(banks)
+
+    def free() -> int:
+        return place.owner.run(lambda device: device.free_memory())
+
+    def calls(count: int) -> None:
+        for i in range(count):
+            one.inspect([noise(20 + i % 3, 30, i % 2)], [banks[i % 2]], i % 2)
+
+    calls(place.calls // 10)
+    device, host = free(), resident_bytes()
+    calls(place.calls)
+    assert free() == device
+    assert resident_bytes() - host < 16e6  # a map a call would be 524 MB in 2000 calls; the heap breathes
+
+
+# -- inspector ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=("tensorrt", "tensorrt-rtx") if gpu_here() else ("tensorrt",))
+def whole(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Inspector]:
+    """The inspector with its chain on the GPU, two classes enrolled. Without a GPU: TensorRT's stand-in, kernels in numpy."""
+    if not gpu_here():
+        pytest.importorskip("onnx", reason="the stand-in parses with it")
+        fake_tensorrt = importlib.import_module("fake_tensorrt")
+        monkeypatch.setattr(Owner, "_all", {})
+        monkeypatch.setattr(cuda, "Device", stand_in("numpy"))
+        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make("11"))
+    else:
+        _needs(request.param)
+    one = Inspector.open(tiny_model, tmp_path / "bank", backend=request.param, threads=1)
+    one.enroll("disc", [part(0), part(1)])
+    one.enroll("grid", [part(0, kind="grid")])
+    yield one
+    assert isinstance(one.chain, DeviceChain)
+    one.chain.close()
+    one.engine.close()
+    if not gpu_here():
+        Owner.of(0).close()
+
+
+def _given(banks: list[ClassBank], _: F32 | None) -> list[ClassBank]:
+    return banks
+
+
+def test_the_whole_chain_gives_what_the_host_gives_around_the_same_engine(whole: Inspector) -> None:
+    assert isinstance(whole.chain, DeviceChain) and whole.engine.details["chain"].startswith("on the GPU")
+    bank = whole.bank
+    assert bank is not None
+    host = HostChain(whole.engine, whole.manifest.identity, whole.manifest.top_share, threads=1)
+    large = np.repeat(np.repeat(part(4), 12, axis=0), 16, axis=1)  # 1152 x 2048: room is made for it
+    allowed = GOLDEN_TOLERANCE[whole.manifest.precision]
+    for bgr, kind in (
+        (part(2), "disc"),
+        (part(3, defect=True), "disc"),
+        (part(4, kind="grid"), "grid"),
+        (large, "disc"),
+    ):
+        rgb = np.ascontiguousarray(bgr[:, :, ::-1])
+        chosen = [bank.classes[kind]]
+        (wanted,) = host.run([rgb], whole.views, partial(_given, chosen), class_token=True, trace=True)
+        ((found, stages),) = whole.trace_batch([rgb])
+        assert stages is not None and wanted.images is not None and wanted.patch is not None
+        np.testing.assert_array_equal(stages.views, wanted.images)
+        np.testing.assert_allclose(stages.tokens.patch, wanted.patch, rtol=0, atol=allowed)
+        np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=allowed)
+        assert abs(found.score - wanted.score) <= allowed and found.class_name == kind
+
+
+def test_cameras_in_threads_give_what_each_gives_alone(whole: Inspector) -> None:
+    """More cameras than the chain has places for, while a class is enrolled: the same bits."""
+    pictures = [part(i, defect=True) for i in range(6)]
+    wanted = [whole.inspect(picture, class_name="disc") for picture in pictures]
+    done = threading.Event()
+
+    def camera(number: int) -> None:
+        while True:
+            last = done.is_set()
+            found = whole.inspect(pictures[number], class_name="disc")
+            np.testing.assert_array_equal(found.anomaly_map, wanted[number].anomaly_map)
+            assert found.score == wanted[number].score
+            if last:
+                return
+
+    def clerk() -> None:
+        try:
+            whole.enroll("new", [part(30, kind="grid")])
+        finally:
+            done.set()
+
+    in_threads(clerk, *(partial(camera, i) for i in range(len(pictures))))
+    found = whole.inspect(part(31, kind="grid"), class_name="new")
+    assert found.class_name == "new" and np.isfinite(found.score)
 
 
 # -- engines -----------------------------------------------------------------------------------------------------------
@@ -127,16 +643,21 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> dict
     return {precision: folder / precision for precision in PRECISIONS}
 
 
+def _needs(backend: str) -> None:
+    """Skips what is not installed, or what this GPU is not made for."""
+    try:
+        load_api(backend)
+        major, minor = Owner.of(0).run(lambda device: device.capability)
+    except VisionADError as exc:
+        pytest.skip(str(exc))
+    if backend == "tensorrt-rtx" and f"{major}.{minor}" not in RTX_CAPABILITIES:
+        pytest.skip(f"tensorrt-rtx is not made for compute capability {major}.{minor}")
+
+
 def _open(backend: str, model: Path, manifest: ModelManifest) -> Engine:
-    """Built where that is needed, and self-tested. Skips what is not installed, or what this GPU is not made for."""
+    """Built where that is needed, and self-tested."""
     if backend in MODULES:
-        try:
-            load_api(backend)
-            major, minor = Owner.of(0).run(lambda device: device.capability)
-        except VisionADError as exc:
-            pytest.skip(str(exc))
-        if backend == "tensorrt-rtx" and f"{major}.{minor}" not in RTX_CAPABILITIES:
-            pytest.skip(f"tensorrt-rtx is not made for compute capability {major}.{minor}")
+        _needs(backend)
         assert run(["build", str(model), "--backend", backend]) == 0
     else:
         ort = pytest.importorskip("onnxruntime")
@@ -149,6 +670,7 @@ def _open(backend: str, model: Path, manifest: ModelManifest) -> Engine:
     return open_engine(model, manifest, backend)
 
 
+@on_hardware
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("backend", ON_GPU)
 def test_an_engine_computes_what_the_cpu_computes(backend: str, precision: str, models: dict[str, Path]) -> None:

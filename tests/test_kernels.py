@@ -441,7 +441,7 @@ def test_rarity(side: int, dim: int, rows: int, alike: bool) -> None:
     distance = np.random.default_rng(1).random((rows, side * side), dtype=np.float32)
     found, variant = torch.from_numpy(distance.copy()), build.variants(90)["weigh_rarity"]
     grid = (-(-side * side // variant.constants["BLOCK_Q"]), rows)
-    kernels.weigh_rarity[grid](torch.from_numpy(tokens), found, side, dim, FLOOR, **variant.constants)
+    launch(kernels.weigh_rarity, grid, torch.from_numpy(tokens), found, side, dim, FLOOR, **variant.constants)
     weights = np.stack([rarity(t, side) for t in tokens])
     np.testing.assert_allclose(found.numpy(), distance * weights, rtol=5e-6)
     if dim > 1:

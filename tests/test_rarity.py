@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from visionad_runtime import rarity as module
 from visionad_runtime.cli import run
+from visionad_runtime.errors import VisionADError
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.mutual import choose_covering, standings
 from visionad_runtime.rarity import FLOOR, SMALLEST_GRID, rarity
@@ -67,6 +68,8 @@ def test_a_neighbour_does_not_make_a_patch_common_and_a_far_twin_does() -> None:
 def test_a_grid_without_elsewhere_is_refused(
     tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(VisionADError, match="at least 6 patches a side, found 5"):
+        rarity(tokens(0, 5, 8), 5)
     small = f"--backbone deit_tiny_patch16_224 --weights {tiny_weights} --layers 0-1".split()
     for side, good in ((16 * (SMALLEST_GRID - 1), False), (16 * SMALLEST_GRID, True)):
         size = ["--resize", str(side), "--crop", str(side)]

@@ -110,6 +110,7 @@ class _Report:
     routing: list[str] = field(default_factory=list)
     verdicts: list[str] = field(default_factory=list)
     on_threshold: list[str] = field(default_factory=list)
+    min_cosine: float = 1.0
 
     def stage(self, name: str) -> Stage:
         return self.stages.setdefault(name, Stage(self.tolerances[name]))
@@ -158,6 +159,7 @@ def check_parity(
         "images": len(report.scores),
         "bank_features": origins,
         "stages": {name: stage.to_dict() for name, stage in report.stages.items()},
+        "patch_min_cosine": report.min_cosine,
         "class_disagreements": report.routing,
         "verdict_disagreements": report.verdicts,
         "verdicts_on_threshold": report.on_threshold,
@@ -193,6 +195,8 @@ def _compare(
     wanted = reference.inspect(path, banks[matched])
     features = np.stack([wanted.patch_tokens[v] for v in views])
     report.stage("patch features").add(image, trace.tokens.patch, features)
+    cosine = float((trace.tokens.patch.astype(np.float64) * features).sum(axis=-1).min())  # unit rows
+    report.min_cosine = min(report.min_cosine, cosine if np.isfinite(cosine) else -1.0)
     if trace.tokens.cls is not None:
         report.stage("class token").add(image, trace.tokens.cls[0], token.numpy())
     grids = (np.stack([d[v] for v in views]) for d in (trace.distances, wanted.distances))

@@ -96,6 +96,7 @@ class HostChain:
         identity: FeatureIdentity,
         top_share: float = TOP_SHARE,
         rarity: bool = False,
+        *,
         threads: int | None = None,
     ) -> None:
         self._engine, self._identity, self._threads = engine, identity, threads
@@ -177,7 +178,7 @@ def open_chain(
         ModelError: it does not, naming the stage. VisionADError: no memory for it.
     """
     identity = manifest.identity
-    host = HostChain(engine, identity, manifest.top_share, manifest.rarity, threads)
+    host = HostChain(engine, identity, manifest.top_share, manifest.rarity, threads=threads)
     if engine.device_engine is None:
         return host
     from .cuda.device import Owner

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import VisionADError
 from .products import scores_float32
 from .workers import cores, spread
 
@@ -34,7 +35,14 @@ def rarity(patch: F32, side: int, threads: int | None = None) -> F32:
 
     Returns:
         float32 (side²,), 0.47 (``FLOOR``) to 1.19.
+
+    Raises:
+        VisionADError: a smaller grid.
     """
+    if side < SMALLEST_GRID:
+        raise VisionADError(
+            f"rarity: wanted a grid of at least {SMALLEST_GRID} patches a side, found {side}; export again without it"
+        )
     patch = np.ascontiguousarray(patch)
     count, own = len(patch), np.arange(side)
     near = abs(own[:, None] - own) <= REACH

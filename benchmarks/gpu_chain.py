@@ -1,0 +1,336 @@
+"""An inspector under load: `python benchmarks/gpu_chain.py MODEL --backend B --out FILE`, on a GPU or a CPU.
+
+* sizes: what becomes of a picture before the backbone sees it, by picture size: decoding, OpenCV's resize and the runtime's own on
+  the host, and what the chain takes for it;
+* cameras: threads that inspect through one inspector: latency and pictures a second;
+* steady: one camera, call after call: percentiles, and whether memory of the GPU and of the process grows;
+* enrolment: cameras go on while classes are enrolled: their latency meanwhile and before.
+
+Pictures are rendered and come from memory, as a camera's do; the class is given. `visionad bench` has the race against the bare
+engine. Each part gets its share of ``--seconds``, and says how many calls that was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import common
+import cv2
+import numpy as np
+from gpu_table import told_aim
+from numpy.typing import NDArray
+from visionad_runtime import Inspector, picture, preprocess
+from visionad_runtime.artefacts import PreprocessSpec
+from visionad_runtime.bench import box, measure
+from visionad_runtime.cuda.device import Owner
+from visionad_runtime.demo.parts import render
+from visionad_runtime.errors import VisionADError
+
+U8 = NDArray[np.uint8]
+SIZES = ((480, 640), (1024, 1024), (1080, 1920), (2048, 2448), (3000, 4000))
+SHARES = {"sizes": 0.1, "cameras": 0.3, "steady": 0.45, "enrolment": 0.15}
+"""Parts of ``--seconds``."""
+REPEATS = 20
+STEADY_CALLS, GROWTH_CALLS = 10_000, 100_000
+"""Calls over which the percentiles are wanted, and over which memory may not grow."""
+STEADY_RATIO = 1.3
+HEAP = 16e6
+"""Bytes that a process's memory moves by without anything being kept. A map kept from each call would be 262 kB a call."""
+CHECKPOINTS = 10
+CLASS = "part"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write ``--out``."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("model", type=Path, help="model folder")
+    options.add_argument("--backend", default="auto")
+    options.add_argument(
+        "--threads", type=int, default=None, help="CPU threads of engine and search (default: all cores)"
+    )
+    options.add_argument("--cameras", type=int, nargs="+", default=[1, 2, 4, 8])
+    options.add_argument("--calls", type=int, default=GROWTH_CALLS, help="most calls of the steady part")
+    options.add_argument("--seconds", type=float, default=600, help="for all parts together")
+    options.add_argument("--side", type=int, default=1024, help="pixels of a picture's side, but for the part by size")
+    options.add_argument("--out", type=Path, help="JSON file")
+    args = options.parse_args(argv)
+    try:
+        report = measure_all(args)
+    except VisionADError as exc:
+        print(f"gpu_chain: {exc}", file=sys.stderr)
+        return 2
+    if args.out is not None:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print("\n".join(table(report)))
+    return 0
+
+
+def measure_all(args: argparse.Namespace) -> dict[str, Any]:
+    """All parts of one model on one backend."""
+    pictures = [render("gear", seed, size=args.side)[0] for seed in range(4)]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        inspector = Inspector.open(args.model, folder / "bank", backend=args.backend, threads=args.threads)
+        stack.callback(inspector.engine.close)
+        inspector.enroll(CLASS, pictures[:1], colour="rgb")
+        line = Line(inspector, pictures[1:])
+        seconds = {part: share * args.seconds for part, share in SHARES.items()}
+        gpu_used = _meter(inspector, stack.enter_context(box.open_nvml()))
+        report = {
+            "environment": box.environment(),
+            "model": inspector.manifest.identity.describe(),
+            "precision": inspector.manifest.precision,
+            "backend": inspector.engine.name,
+            "details": dict(inspector.engine.details),
+            "sizes": sizes(inspector, folder, seconds["sizes"]),
+            "cameras": [cameras(line, n, seconds["cameras"] / len(args.cameras)) for n in args.cameras],
+            "steady": steady(line, args.calls, seconds["steady"], gpu_used),
+            "enrolment": enrolment(line, 2, seconds["enrolment"]),
+        }
+    return {**report, "aims": aims(report)}
+
+
+def _meter(inspector: Inspector, nvml: box.Nvml | str) -> Callable[[], int] | str:
+    """Bytes of GPU memory in use, or why they are not known."""
+    if inspector.engine.name == "onnxruntime-cpu":
+        return "the backend uses no GPU"
+    if inspector.engine.name.startswith("tensorrt"):
+        owner = Owner.of(0)
+        return lambda: owner.run(lambda device: device.total_memory - device.free_memory())
+    return nvml if isinstance(nvml, str) else nvml.used
+
+
+class Line:
+    """An inspector, and the pictures that pass it in turn."""
+
+    def __init__(self, inspector: Inspector, pictures: Sequence[U8]) -> None:
+        self.inspector, self.pictures = inspector, list(pictures)
+
+    def inspect(self, number: int) -> None:
+        """The picture of this number."""
+        self.inspector.inspect(self.pictures[number % len(self.pictures)], class_name=CLASS, colour="rgb")
+
+    def calls(self, threads: int, go_on: Callable[[int], bool]) -> list[list[tuple[float, float]]]:
+        """Inspect from as many threads, each until ``go_on`` (its calls so far) says no. Start and end of each call, in seconds, by
+        thread.
+
+        Raises:
+            Exception: what a thread raised first; the others are stopped.
+        """
+        spans: list[list[tuple[float, float]]] = [[] for _ in range(threads)]
+        errors: list[BaseException] = []
+
+        def camera(own: list[tuple[float, float]], number: int) -> None:
+            try:
+                while not errors and go_on(len(own)):
+                    start = time.perf_counter()
+                    self.inspect(number + len(own))
+                    own.append((start, time.perf_counter()))
+            except BaseException as exc:
+                errors.append(exc)
+
+        workers = [threading.Thread(target=camera, args=(own, i)) for i, own in enumerate(spans)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if errors:
+            raise errors[0]
+        return spans
+
+
+def sizes(inspector: Inspector, folder: Path, seconds: float) -> list[dict[str, Any]]:
+    """Milliseconds by picture size (medians): of each step on the host, and of the chain's stages before the backbone."""
+    part = render("gear", 9, size=1024)[0]
+    return [
+        one_size(inspector, folder, np.ascontiguousarray(cv2.resize(part, (width, height))), seconds / len(SIZES))
+        for height, width in SIZES
+    ]
+
+
+def one_size(inspector: Inspector, folder: Path, rgb: U8, seconds: float) -> dict[str, Any]:
+    """:func:`sizes` of one picture."""
+    height, width = rgb.shape[:2]
+    jpg, png = (folder / f"{height}x{width}.{kind}" for kind in ("jpg", "png"))
+    for path in (jpg, png):
+        cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    spec, views = inspector.manifest.identity.preprocess, inspector.views
+    stages: list[Mapping[str, float]] = []
+    steps: dict[str, Callable[[], object]] = {
+        "decode jpg": lambda: picture.load(jpg),
+        "decode png": lambda: picture.load(png),
+        "OpenCV": lambda: preprocess.query_views(by_opencv(rgb, spec), views),
+        "host": lambda: preprocess.query_views(preprocess.prepare(rgb, spec), views),
+        "inspect": lambda: stages.append(inspector.inspect(rgb, class_name=CLASS, colour="rgb").timings),
+    }
+    times = {name: _median(step, seconds / len(steps)) for name, step in steps.items()}
+    chain = {
+        s: round(statistics.median(t[s] for t in stages[1:]), 4) for s in ("upload", "preprocess") if s in stages[0]
+    }
+    return {"height": height, "width": width, **times, "chain": chain}
+
+
+def by_opencv(rgb: U8, spec: PreprocessSpec) -> NDArray[np.float32]:
+    """Resize, crop and normalise as pipelines around OpenCV do it: as fast, not the method's own pixels."""
+    at = preprocess.crop_offset(spec)
+    resized = cv2.resize(rgb, (spec.resize, spec.resize), interpolation=cv2.INTER_LINEAR)
+    cropped = resized[at : at + spec.crop, at : at + spec.crop].astype(np.float32) / np.float32(255)
+    normal = (cropped - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    return np.ascontiguousarray(normal.transpose(2, 0, 1))
+
+
+def _median(step: Callable[[], object], seconds: float) -> float:
+    """Of up to :data:`REPEATS` calls, at least two; one more warms up."""
+    step()
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < 2 or (len(times) < REPEATS and time.perf_counter() - begin < seconds):
+        start = time.perf_counter()
+        step()
+        times.append((time.perf_counter() - start) * 1e3)
+    return round(statistics.median(times), 4)
+
+
+def cameras(line: Line, threads: int, seconds: float) -> dict[str, Any]:
+    """Latency and throughput of as many cameras."""
+    line.calls(threads, lambda calls: calls < 1)
+    until = time.perf_counter() + seconds
+    spans = [span for own in line.calls(threads, lambda _: time.perf_counter() < until) for span in own]
+    if not spans:
+        raise VisionADError(f"no time for a call of {threads} cameras; give more --seconds")
+    took = max(end for _, end in spans) - min(start for start, _ in spans)
+    return {"cameras": threads, **measure.summarise(_ms(spans)), "pictures_per_s": round(len(spans) / took, 2)}
+
+
+def steady(line: Line, calls: int, seconds: float, gpu_used: Callable[[], int] | str) -> dict[str, Any]:
+    """One camera. Memory is read ten times; what it grew by is between the first time, a tenth of the calls in, and the last."""
+    start = time.perf_counter()
+    spans: list[tuple[float, float]] = []
+    memory: list[dict[str, Any]] = []
+    for number in range(1, CHECKPOINTS + 1):
+        until, most = start + seconds * number / CHECKPOINTS, -(-calls * number // CHECKPOINTS) - len(spans)
+        (own,) = line.calls(1, partial(_within, until, most))
+        spans += own
+        gpu = None if isinstance(gpu_used, str) else gpu_used()
+        memory.append({"calls": len(spans), "host_bytes": round(common.memory("VmRSS") * 1e6), "gpu_bytes": gpu})
+    first, last = memory[0], memory[-1]
+    told = {"gpu_why_null": gpu_used} if isinstance(gpu_used, str) else {}
+    return {
+        **measure.summarise(_ms(spans)),
+        "memory": memory,
+        "host_grew": last["host_bytes"] - first["host_bytes"],
+        "gpu_grew": None if last["gpu_bytes"] is None else last["gpu_bytes"] - first["gpu_bytes"],
+        **told,
+    }
+
+
+def _within(until: float, most: int, done: int) -> bool:
+    """Whether one more call is to be made: at least one, at most ``most``."""
+    return done < most and (not done or time.perf_counter() < until)
+
+
+def enrolment(line: Line, threads: int, seconds: float) -> dict[str, Any]:
+    """Cameras inspect; after half the time pictures are enrolled in another class, one after the other."""
+    begin = time.perf_counter()
+    busy: list[tuple[float, float]] = []
+    done = threading.Event()
+
+    def clerk() -> None:
+        try:
+            time.sleep(seconds / 2)
+            while not busy or time.perf_counter() - begin < seconds:
+                good = render("pcb", len(busy), size=512)[0]
+                start = time.perf_counter()
+                line.inspector.enroll("new", [good], colour="rgb")
+                line.inspect(0)  # the first that comes sees to it that the bank is on the GPU
+                busy.append((start, time.perf_counter()))
+        finally:
+            done.set()
+
+    worker = threading.Thread(target=clerk)
+    worker.start()
+    spans = [span for own in line.calls(threads, lambda calls: not done.is_set() or not calls) for span in own]
+    worker.join()
+    if not busy:
+        raise VisionADError("enrolling beside the cameras failed")
+    during = [(s, e) for s, e in spans if any(s < end and e > start for start, end in busy)]
+    before = [(s, e) for s, e in spans if e <= busy[0][0]]
+    return {
+        "cameras": threads,
+        "enrolled": len(busy),
+        "enrolment_ms": round(statistics.median(_ms(busy)), 2),
+        "before": measure.summarise(_ms(before)) if before else None,
+        "during": measure.summarise(_ms(during)) if during else None,
+    }
+
+
+def _ms(spans: Sequence[tuple[float, float]]) -> list[float]:
+    return [(end - start) * 1e3 for start, end in spans]
+
+
+def aims(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was wanted, and whether it is so: ``pass`` true, false, or ``None`` where it was not measured, or over too few calls."""
+    found, out = report["steady"], []
+    calls, p50, p99 = found["calls"], found["p50"], found["p99"]
+    ratio = None if p99 is None else p99 / p50
+    out.append({
+        "aim": f"p99 at most {STEADY_RATIO} p50 over {STEADY_CALLS} calls",
+        "found": f"{ratio:.3f} over {calls}" if ratio is not None else f"{calls} calls",
+        "pass": None if ratio is None or calls < STEADY_CALLS else ratio <= STEADY_RATIO,
+    })  # fmt: skip
+    for where, most in (("host", HEAP), ("gpu", 0)):
+        grew = found[f"{where}_grew"]
+        out.append({
+            "aim": f"{GROWTH_CALLS} calls without growth of {where} memory",
+            "found": found.get("gpu_why_null") if grew is None else f"{grew / 1e6:+.2f} MB over {calls}",
+            "pass": None if grew is None else False if grew > most else True if calls >= GROWTH_CALLS else None,
+        })  # fmt: skip
+    return out
+
+
+def table(report: Mapping[str, Any]) -> list[str]:
+    """What a person reads."""
+    lines = [f"{report['model']}, {report['precision']}, {report['backend']}; ms"]
+    lines.append(
+        f"{'picture':<12}{'decode jpg':>11}{'decode png':>11}{'OpenCV':>9}{'host':>9}{'upload':>9}{'preprocess':>11}"
+    )
+    for one in report["sizes"]:
+        cells = [one["decode jpg"], one["decode png"], one["OpenCV"], one["host"]]
+        cells += [one["chain"].get("upload"), one["chain"].get("preprocess")]
+        size = f"{one['width']} x {one['height']}"
+        lines.append(
+            f"{size:<12}" + "".join(f"{_number(c):>{w}}" for c, w in zip(cells, (11, 11, 9, 9, 9, 11), strict=True))
+        )
+    lines += [
+        f"{one['cameras']} cameras: p50 {_number(one['p50'])}, p99 {_number(one['p99'])}, {one['pictures_per_s']:g} pictures/s "
+        f"({one['calls']} calls)"
+        for one in report["cameras"]
+    ]
+    held, beside = report["steady"], report["enrolment"]
+    lines.append(f"steady: p50 {_number(held['p50'])}, p99 {_number(held['p99'])} ({held['calls']} calls)")
+    for when in ("before", "during"):
+        if (one := beside[when]) is not None:
+            lines.append(
+                f"{beside['cameras']} cameras {when} enrolment: p50 {_number(one['p50'])}, p99 {_number(one['p99'])} "
+                f"({one['calls']} calls; {beside['enrolled']} enrolled, {beside['enrolment_ms']} ms each)"
+            )
+    return lines + [told_aim(aim) for aim in report["aims"]]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else format(value, ".4g")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

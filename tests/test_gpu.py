@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,12 +30,14 @@ from visionad_runtime.cuda.chain import Chain, Encoded, Matched
 from visionad_runtime.cuda.device import Device, Owner
 from visionad_runtime.cuda.inspect import DeviceChain
 from visionad_runtime.cuda.kernels import Kernels
+from visionad_runtime.cuda.memory import Memory
 from visionad_runtime.engine import BACKENDS, Engine, gpu_here, open_engine
 from visionad_runtime.engine.nvidia import MODULES, RTX_CAPABILITIES, load_api
 from visionad_runtime.engine.ort import PROVIDERS
 from visionad_runtime.engine.selftest import GOLDEN_TOLERANCE, ROWS
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.preprocess import normalise
+from visionad_runtime.rarity import FLOOR, rarity
 
 T = TypeVar("T")
 F32 = NDArray[np.float32]
@@ -298,6 +300,35 @@ def test_a_broken_query_is_marked_and_spoils_no_other(gpu_search: Any, place: Pl
     good = np.arange(len(queries)) != 3
     assert np.isnan(distance[3]).all() and (row[3] == -1).all()
     check_neighbours(queries[good], bank, distance[good], row[good])
+
+
+@pytest.mark.parametrize(("side", "dim"), [(6, 3), (13, 97), (28, 384), (37, 1024)])
+def test_rarity_is_the_cpus(place: Place, side: int, dim: int) -> None:
+    if place.name == "interpreter" and side > 13:
+        pytest.skip("takes too long there")
+    rows, patches = 3, side * side
+    tokens = unit(side, rows * patches, dim).reshape(rows, patches, dim)
+    tokens = tokens[:, :1] + np.linspace(0.05, 0.9, patches, dtype=np.float32)[:, None] * tokens
+    tokens /= np.linalg.norm(tokens, axis=2, keepdims=True)
+    distance = np.random.default_rng(0).random((rows, patches), dtype=np.float32)
+
+    def run(device: Device) -> F32:
+        with closing(Kernels(device)) as kernels, Memory(device) as memory:
+            stream = memory.stream(device.stream())
+            source, target = memory.constant(tokens, stream), memory.constant(distance, stream)
+            out = memory.pinned(distance.shape, np.float32)
+            kernel = kernels["weigh_rarity"]
+            kernel.launch(
+                (-(-patches // kernel.constants["BLOCK_Q"]), rows), (source, target, side, dim, FLOOR), stream
+            )
+            device.download(out, target, stream)
+            stream.synchronize()
+            return out.copy()
+
+    found = place.owner.run(run)
+    weights = np.stack([rarity(own, side) for own in tokens])
+    np.testing.assert_allclose(found, distance * weights, rtol=1e-5)
+    assert np.ptp(weights) > 0.1
 
 
 # -- chain -------------------------------------------------------------------------------------------------------------

@@ -166,17 +166,17 @@ def _engine_aim(benches: Iterable[Mapping[str, Any]], searches: Iterable[Mapping
 
 
 def _whole_aim(benches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """From file to verdict; what decoding has of it is told too, because a camera's picture comes decoded."""
+    """From pixels to verdict: a camera's picture comes decoded, and the host decodes files. From the file is told too."""
     found: list[tuple[float, float, str]] = []
     for bench, backend, entry in _large(benches):
         at, stages = entry["batches"]["1"], entry["stages"]
         decoded = (stages["total"]["p50"] - stages["decode"]["p50"]) / at["bare_engine"]["p50"]
         name = f"{backend}, {bench['model']['precision']}"
-        found.append((at["whole_to_bare_engine"]["median"], decoded, name))
+        found.append((decoded, at["whole_to_bare_engine"]["median"], name))
     best = min(found, default=None)
     return {
-        "aim": f"ViT-L, three views, 1 shot: file to verdict at most {WHOLE_TO_ENGINE} of the bare engine's time",
-        "found": f"{best[0]:.3f}, without decoding {best[1]:.3f} ({best[2]})" if best else None,
+        "aim": f"ViT-L, three views, 1 shot: pixels to verdict at most {WHOLE_TO_ENGINE} of the bare engine's time",
+        "found": f"{best[0]:.3f}, from the file {best[1]:.3f} ({best[2]})" if best else None,
         "pass": best[0] <= WHOLE_TO_ENGINE if best else None,
     }
 

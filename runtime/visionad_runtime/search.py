@@ -420,7 +420,6 @@ def _exact(queries: F32, rows: F32, query: I64, row: I64) -> F64:
     """Score of each pair: products in float64 (exact), added up in an order that depends on D alone."""
     out = np.empty(len(query))
     for i in range(0, len(query), PAIRS):
-        products = queries[query[i : i + PAIRS]].astype(np.float64)
-        products *= rows[row[i : i + PAIRS]].astype(np.float64)
-        products.sum(axis=1, out=out[i : i + PAIRS])
+        left, right = queries[query[i : i + PAIRS]], rows[row[i : i + PAIRS]]
+        np.einsum("pd,pd->p", left.astype(np.float64), right.astype(np.float64), out=out[i : i + PAIRS])
     return out

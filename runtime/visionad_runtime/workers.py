@@ -64,6 +64,7 @@ class _Crew:
     def __init__(self) -> None:
         self.size = max(1, cores() - 1)
         self._threads: list[int] = []
+        self._kept_off: tuple[int | None, int] = None, 0
         self.pool = ThreadPoolExecutor(
             self.size, "visionad-search", lambda: self._threads.append(threading.get_native_id())
         )
@@ -71,12 +72,14 @@ class _Crew:
     def keep_off_this_core(self) -> None:
         """Let the threads run on any core that this thread may use but the one it is on."""
         here = _here()
-        if here is None:
+        known = here, len(self._threads)
+        if here is None or known == self._kept_off:
             return
         allowed = os.sched_getaffinity(0) - {here}
         if allowed:
             for thread in self._threads:
                 os.sched_setaffinity(thread, allowed)
+        self._kept_off = known
 
 
 @functools.cache

@@ -440,11 +440,14 @@ class TensorRTEngine:
         """The engine in a context of its own: this one's recorded graph goes on using this one's memory.
 
         Raises:
-            VisionADError: no memory for it.
+            VisionADError: no memory for it, or closed.
         """
         return self._owner.run(lambda _: self._second())
 
     def _second(self) -> OnDevice:
+        if not self._host:
+            raise VisionADError(f"{self.name}: this engine was closed")
+        assert self._engine is not None
         with self._api.collector.collect() as messages:
             context, _ = self._api.create_context(self._engine, self._jit)
             shape = (self.group, *_wanted_io(self._manifest)["images"][1:])

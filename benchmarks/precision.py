@@ -46,7 +46,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--every", type=int, default=1, help="take every Nth test picture (for a quick look)")
     every = parser.parse_args().every
-    shared, result = common.shared(), {"set": SET, "shots": 1, "view": "original", "rows": [], "int8": [], "time": []}
+    shared, result = (
+        common.shared(),
+        {"set": SET, "every": every, "shots": 1, "view": "original", "rows": [], "int8": [], "time": []},
+    )
     good = sorted((shared / "data" / SET / "train" / "good").iterdir())
     tests = sorted((shared / "data" / SET / "test").glob("*/*"))[::every]
     with tempfile.TemporaryDirectory() as folder:

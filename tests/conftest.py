@@ -7,6 +7,8 @@ import os
 # Triton decides at its own import whether kernels are interpreted on CPU tensors (test_kernels.py) or compiled.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -93,3 +95,22 @@ def good(tmp_path: Path) -> list[Path]:
     for i, path in enumerate(paths):
         cv2.imwrite(str(path), part(i))
     return paths
+
+
+def in_threads(*work: Callable[[], None]) -> None:
+    """All at once; the first error is raised."""
+    errors: list[BaseException] = []
+
+    def guarded(one: Callable[[], None]) -> None:
+        try:
+            one()
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=guarded, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]

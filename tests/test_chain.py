@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from conftest import in_threads
 from fake_gpu import FakeDevice, FakeStream
 from numpy.typing import NDArray
 from visionad_runtime import maps, preprocess, search
@@ -278,24 +279,6 @@ def test_pixels_outside_the_region_do_not_count(line: Callable[..., Line]) -> No
 
 
 # --- many cameras ----------------------------------------------------------------------------------------------------
-
-
-def in_threads(*work: Callable[[], None]) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(one: Callable[[], None]) -> None:
-        try:
-            one()
-        except BaseException as exc:
-            errors.append(exc)
-
-    threads = [threading.Thread(target=guarded, args=(one,)) for one in work]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def run_cameras(one: Line, cameras: int, turns: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from conftest import noise, part, unit
+from conftest import in_threads, noise, part, unit
 from numpy.typing import NDArray
 from oracles import brute_force, check_neighbours, every
 from visionad_runtime import Inspector, maps, preprocess, search
@@ -486,25 +486,6 @@ def test_pixels_outside_the_region_are_zero(line: Callable[..., Line]) -> None:
     whole = maps.upsample(maps.fuse(masked.distances))
     np.testing.assert_array_equal(masked.anomaly_map, np.where(region, whole, np.float32(0)))
     assert masked.score == maps.image_score(masked.anomaly_map)
-
-
-def in_threads(*work: Callable[[], None]) -> None:
-    """All at once; the first error is raised."""
-    errors: list[BaseException] = []
-
-    def guarded(one: Callable[[], None]) -> None:
-        try:
-            one()
-        except BaseException as exc:
-            errors.append(exc)
-
-    threads = [threading.Thread(target=guarded, args=(one,)) for one in work]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 @not_interpreted

@@ -175,9 +175,6 @@ def _joined(parts: list[_Pairs]) -> _Pairs:
     return parts[0] if len(parts) == 1 else _Pairs(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
 
 
-NO_PAIRS = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-
-
 class _Floor:
     """Per query, a lower bound of its k-th best score: what the best rows seen so far reach for certain."""
 

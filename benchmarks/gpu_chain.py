@@ -81,8 +81,9 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     pictures = [render("gear", seed, size=args.side)[0] for seed in range(4)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        inspector = Inspector.open(args.model, folder / "bank", backend=args.backend, threads=args.threads)
-        stack.callback(inspector.engine.close)
+        inspector = stack.enter_context(
+            Inspector.open(args.model, folder / "bank", backend=args.backend, threads=args.threads)
+        )
         inspector.enroll(CLASS, pictures[:1], colour="rgb")
         line = Line(inspector, pictures[1:])
         seconds = {part: share * args.seconds for part, share in SHARES.items()}

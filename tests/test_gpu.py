@@ -568,13 +568,10 @@ def whole(
         monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make("11"))
     else:
         _needs(request.param)
-    one = Inspector.open(tiny_model, tmp_path / "bank", backend=request.param, threads=1)
-    one.enroll("disc", [part(0), part(1)])
-    one.enroll("grid", [part(0, kind="grid")])
-    yield one
-    assert isinstance(one.chain, DeviceChain)
-    one.chain.close()
-    one.engine.close()
+    with Inspector.open(tiny_model, tmp_path / "bank", backend=request.param, threads=1) as one:
+        one.enroll("disc", [part(0), part(1)])
+        one.enroll("grid", [part(0, kind="grid")])
+        yield one
     if not gpu_here():
         Owner.of(0).close()
 

@@ -187,7 +187,7 @@ def test_multiprocessors_and_events_by_pycuda(monkeypatch: pytest.MonkeyPatch) -
 
     fake_pycuda(
         monkeypatch, Error=RuntimeError, MemoryError=OutOfMemoryError, init=lambda: None, Device=FakeGpu, Context=FakeGpu,
-        Event=Event, get_driver_version=lambda: 13000,
+        Event=Event, get_driver_version=lambda: 13000, mem_get_info=lambda: (1, 2),
         device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT="MULTIPROCESSOR_COUNT"),
     )  # fmt: skip
     with cuda.Device.open() as device:

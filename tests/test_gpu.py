@@ -1,9 +1,11 @@
 """On the hardware: what other tests drive against stand-ins; `benchmarks/gpu.sh` runs it. Without an NVIDIA GPU the engines are
-skipped, and everything else runs on two stand-ins, numpy's kernels and the kernels' own source interpreted, at smaller sizes."""
+skipped, and everything else runs on stand-ins at smaller sizes: numpy's kernels, the kernels' own source interpreted, and, in a
+process of its own (`test_pretend_driver.py`), pycuda and `device.py` on a pretended driver."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import threading
 import time
@@ -86,8 +88,10 @@ SIZES = {
     "hardware": {"queries": 789, "rows": 100_000, "side": 4096, "grid": 28, "patch": 14, "calls": 2000},
     "numpy": {"queries": 9, "rows": 100_000, "side": 4096, "grid": 4, "patch": 4, "calls": 40},
     "interpreter": {"queries": 5, "rows": 300, "side": 64, "grid": 4, "patch": 4, "calls": 0},
+    "driver": {"queries": 9, "rows": 100_000, "side": 4096, "grid": 4, "patch": 4, "calls": 40},
 }
-PLACES = ("hardware",) if gpu_here() else ("numpy", "interpreter")
+PRETENDED = "VISIONAD_PRETENDED_DRIVER" in os.environ
+PLACES = ("hardware",) if gpu_here() else ("driver",) if PRETENDED else ("numpy", "interpreter")
 not_interpreted = pytest.mark.parametrize("place", [p for p in PLACES if SIZES[p]["calls"]], indirect=True)
 """What takes too long there, and is interpreted elsewhere."""
 
@@ -100,6 +104,9 @@ def stand_in(name: str) -> type[Any]:
     from fake_gpu import FakeDevice
 
     FakeDevice.reset()
+    if name == "driver":
+        importlib.import_module("pretend_driver").set_up()
+        return Device
     return FakeDevice
 
 
@@ -118,6 +125,9 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     yield Place(request.param, Owner.of(0), **SIZES[request.param])
     if request.param != "hardware":
         Owner.of(0).close()
+    if request.param == "driver":
+        pretended = importlib.import_module("pretend_driver").set_up()
+        assert not pretended.fault() and not pretended.live()
 
 
 @pytest.fixture
@@ -341,7 +351,8 @@ class StubEngine:
         self.max_rows, self.capturable = rows, True
         shapes = (rows, identity.grid**2, identity.dim), (rows, identity.class_token_dim)
         self._owner = owner
-        self.patch, self.cls = owner.run(lambda device: [device.pinned(shape, np.float32) for shape in shapes])
+        self._memory: Memory = owner.run(Memory)
+        self.patch, self.cls = owner.run(lambda _: [self._memory.pinned(shape, np.float32) for shape in shapes])
         self.patch[:] = unit(0, rows * identity.grid**2, identity.dim).reshape(self.patch.shape)
         self.cls[:] = unit(1, rows, identity.class_token_dim)
 
@@ -351,6 +362,9 @@ class StubEngine:
         for ptr, host in ((patch, self.patch), (cls, self.cls)):
             (buffer,) = [b for b in live if b.ptr == ptr]
             device.upload(buffer, host[:rows], stream)
+
+    def close(self) -> None:
+        self._owner.run(lambda _: self._memory.close())
 
 
 @dataclass(frozen=True)
@@ -407,6 +421,7 @@ def line(place: Place) -> Iterator[Callable[..., Line]]:
     yield make
     for one in made:
         one.chain.close()
+        one.engine.close()
 
 
 def same(found: Matched, wanted: Matched) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import queue
 import sys
 import threading
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING; pycuda has no name for it."""
+
 
 class Device:
     """One GPU, used by the thread that opened it.
 
     Attributes:
         name: as the driver gives it. capability: (major, minor). multiprocessors: how many. total_memory: bytes.
-        driver: newest CUDA version it serves.
+        driver: newest CUDA version it serves. lost: a kernel failed, after which the driver refuses this process everything. Then
+            nothing is given back, as every try would only be another error: the driver does so when the process ends.
     """
 
     _open: ClassVar[dict[int, Device]] = {}
@@ -52,6 +57,7 @@ class Device:
         self._thread = threading.get_ident()
         self._users = 0
         self._buffers: set[Buffer] = set()
+        self.lost = False
         gpu = cuda.Device(index)
         self.name: str = gpu.name()
         self.capability: tuple[int, int] = gpu.compute_capability()
@@ -100,8 +106,9 @@ class Device:
     def free_memory(self) -> int:
         """Bytes free now, whoever uses the rest."""
         self._check()
-        free: int = self._cuda.mem_get_info()[0]
-        return free
+        with _translated(self._cuda, "asking for free memory", self):
+            free: int = self._cuda.mem_get_info()[0]
+            return free
 
     def alloc(self, nbytes: int) -> Buffer:
         """Device memory, until :meth:`Buffer.close` or the end of the device. Not for the hot path.
@@ -124,13 +131,20 @@ class Device:
         """Free what :meth:`pinned` gave: neither it nor a view of it may be used any more, by a copy under way either."""
         self._check()
         allocation: Any = array.base
-        allocation.free()
+        if self.lost:
+            _abandon(allocation)
+        else:
+            allocation.free()
 
     def stream(self) -> Stream:
-        """A new stream. Its ``handle`` is what TensorRT takes."""
+        """A new stream. Its ``handle`` is what TensorRT takes.
+
+        It does not wait for the default stream, nor that one for it: other code of this process may work there, and what it
+        enqueued while a graph is recorded would spoil the recording.
+        """
         self._check()
         with _translated(self._cuda, "making a stream", self):
-            return Stream(self, self._cuda.Stream())
+            return Stream(self, self._cuda.Stream(NON_BLOCKING))
 
     def event(self) -> Event:
         """A new event that can measure time."""
@@ -142,13 +156,15 @@ class Device:
         """Copy a C-contiguous host array to ``dst`` from byte ``offset`` on; ``src`` must stay as it is until that is done."""
         self._check()
         _fits(dst, src, offset)
-        self._cuda.memcpy_htod_async(dst.ptr + offset, src, stream.raw)
+        with _translated(self._cuda, f"copying to {self.name}", self):
+            self._cuda.memcpy_htod_async(dst.ptr + offset, src, stream.raw)
 
     def download(self, dst: NDArray[Any], src: Buffer, stream: Stream, offset: int = 0) -> None:
         """Copy from ``src``, byte ``offset`` on, to a C-contiguous host array: there after ``stream.synchronize()``."""
         self._check()
         _fits(src, dst, offset)
-        self._cuda.memcpy_dtoh_async(dst, src.ptr + offset, stream.raw)
+        with _translated(self._cuda, f"copying from {self.name}", self):
+            self._cuda.memcpy_dtoh_async(dst, src.ptr + offset, stream.raw)
 
     def load(self, cubin: bytes) -> Module:
         """Load compiled kernels.
@@ -207,7 +223,10 @@ class Buffer:
         self._device._check()
         if self in self._device._buffers:
             self._device._buffers.remove(self)
-            self._raw.free()
+            if self._device.lost:
+                _abandon(self._raw)
+            else:
+                self._raw.free()
 
 
 class Stream:
@@ -230,11 +249,14 @@ class Stream:
     def wait(self, event: Event) -> None:
         """What is enqueued from now on waits for ``event``."""
         self._device._check()
-        self.raw.wait_for_event(event.raw)
+        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+            self.raw.wait_for_event(event.raw)
 
     def close(self) -> None:
         """Let it go; twice is harmless. pycuda frees it with its last reference, if that is dropped on this thread."""
         self._device._check()
+        if self._device.lost:
+            _abandon(self.raw)
         self.raw = None
 
 
@@ -247,7 +269,8 @@ class Event:
     def record(self, stream: Stream) -> None:
         """It happens when all that ``stream`` holds now is done."""
         self._device._check()
-        self.raw.record(stream.raw)
+        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+            self.raw.record(stream.raw)
 
     def query(self) -> bool:
         """Whether it has happened, without waiting.
@@ -269,12 +292,15 @@ class Event:
     def elapsed_ms(self, since: Event) -> float:
         """GPU time between two events that have happened."""
         self._device._check()
-        elapsed: float = self.raw.time_since(since.raw)
-        return elapsed
+        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+            elapsed: float = self.raw.time_since(since.raw)
+            return elapsed
 
     def close(self) -> None:
         """As :meth:`Stream.close`."""
         self._device._check()
+        if self._device.lost:
+            _abandon(self.raw)
         self.raw = None
 
 
@@ -301,6 +327,8 @@ class Module:
         self._device._check()
         for function in self._functions:
             function._raw = None
+        if self._device.lost:
+            _abandon(self._raw)
         self._raw = None
 
 
@@ -464,6 +492,11 @@ def _pycuda() -> Any:
     return cuda
 
 
+def _abandon(thing: Any) -> None:
+    """Never free it, not at the end of the process either: pycuda prints two lines for each thing that cannot be freed."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
 @contextmanager
 def _translated(cuda: Any, doing: str, device: Device | None = None) -> Iterator[None]:
     """The driver's errors as one line each."""
@@ -477,11 +510,22 @@ def _translated(cuda: Any, doing: str, device: Device | None = None) -> Iterator
             f"out of GPU memory {doing}{free}; close other programs on this GPU, or use a smaller model or lower precision"
         ) from None
     except cuda.Error as exc:
-        raise VisionADError(f"the GPU failed {doing}: {str(exc).rstrip(' -')}; run `visionad doctor`") from None
+        if device is not None:
+            try:
+                cuda.mem_get_info()  # refused only when all is
+            except cuda.Error:
+                device.lost = True
+        way = (
+            "this process cannot use the GPU any more: start it again, and if it fails again, "
+            if device and device.lost
+            else ""
+        )
+        raise VisionADError(f"the GPU failed {doing}: {str(exc).rstrip(' -')}; {way}run `visionad doctor`") from None
 
 
+@functools.cache
 def _libcuda() -> Any:
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")  # loaded already, so this is cheap
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def _call(status: int, doing: str) -> None:

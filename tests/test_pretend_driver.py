@@ -1,0 +1,184 @@
+"""``device.py`` and the chain with pycuda itself, on a pretended driver, in a process of its own (:mod:`pretend_driver`)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pretend_driver
+import pytest
+from fake_gpu import FakeDevice
+from numpy.typing import NDArray
+from test_gpu import PRETENDED, SIZES, VIEWS, Line, Place
+from visionad_runtime.cuda.chain import Chain
+from visionad_runtime.cuda.device import Device, Owner
+from visionad_runtime.cuda.kernels import choose_target, read_manifest, read_target
+from visionad_runtime.engine import gpu_here
+from visionad_runtime.errors import VisionADError
+
+in_its_process = pytest.mark.skipif(not PRETENDED, reason="runs in a process of its own")
+
+
+@pytest.mark.skipif(gpu_here(), reason="there is a GPU")
+@pytest.mark.skipif(PRETENDED, reason="this is that process")
+def test_pycuda_on_a_pretended_driver() -> None:
+    if not (pretend_driver.FOLDER / pretend_driver.DRIVER).exists():
+        pytest.skip("pycuda was not compiled: `python tests/pretend_driver.py` says why")
+    tests = [str(Path(__file__)), str(Path(__file__).with_name("test_gpu.py"))]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        env={**os.environ, "VISIONAD_PRETENDED_DRIVER": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert "failed" not in done.stdout and "passed" in done.stdout
+
+
+@pytest.fixture
+def driver() -> Iterator[pretend_driver.Pretended]:
+    """The driver; a test that breaks it mends it."""
+    FakeDevice.reset()
+    one = pretend_driver.set_up()
+    yield one
+    one.driver.pretend_fail_at(0)
+    one.driver.pretend_break(0)
+    Owner.of(0).close()
+    assert not one.fault() and not one.live()
+
+
+def on_driver(work: Callable[[Device], Any]) -> Any:
+    return Owner.of(0).run(work)
+
+
+@pytest.mark.parametrize("target", [t for t in read_manifest()["targets"] if t.startswith("sm_")])
+def test_the_code_is_for_its_target_and_takes_what_is_passed(target: str) -> None:
+    sizes = {"pointer": 8, "null": 8, "i32": 4, "fp32": 4}
+    number = int(target[3:])
+    assert choose_target((number // 10, number % 10), list(read_manifest()["targets"])) == target
+    for name, (record, code) in read_target(target).items():
+        assert pretend_driver.compute_capability(code) == (number // 10, number % 10)
+        places = pretend_driver.parameters(pretend_driver.elf_sections(code)[f".nv.info.{record['entry']}"])
+        assert [size for _, size in places] == [sizes[kind] for kind in record["arguments"]], name
+        end = 0
+        for offset, size in places:  # as pycuda packs them: each at a multiple of its size
+            assert offset == -(-end // size) * size
+            end = offset + size
+
+
+@in_its_process
+def test_a_stream_does_not_wait_for_the_default_one(driver: pretend_driver.Pretended) -> None:
+    def work(device: Device) -> None:
+        stream, other = device.stream(), device.stream()
+        host, buffer = device.pinned(4, np.float32), device.alloc(16)
+        with device.capture(stream) as graph:
+            device.upload(buffer, host, other)  # refused if either waited for the other
+        graph.close()
+        buffer.close()
+        device.unpin(host)
+
+    on_driver(work)
+
+
+@in_its_process
+def test_code_for_another_gpu_is_one_line(driver: pretend_driver.Pretended) -> None:
+    def work(device: Device) -> None:
+        for code in (read_target("sm_80")["pack"][1], b"no code at all".ljust(64)):
+            with pytest.raises(VisionADError, match=r"the GPU failed loading a kernel on Pretend GPU"):
+                device.load(code)
+
+    on_driver(work)
+
+
+@in_its_process
+def test_what_a_recording_forbids_is_one_line_and_nothing_stays(driver: pretend_driver.Pretended) -> None:
+    def work(device: Device) -> None:
+        stream = device.stream()
+        with (
+            pytest.raises(VisionADError, match="not permitted when stream is capturing"),
+            device.capture(stream) as graph,
+        ):
+            device.alloc(16)
+        with device.capture(stream) as graph:
+            pass
+        graph.launch(stream)
+        graph.close()
+
+    on_driver(work)
+    assert "while this thread captures" in driver.fault()
+
+
+@in_its_process
+def test_every_taking_that_fails_is_one_line_and_leaves_nothing(driver: pretend_driver.Pretended) -> None:
+    line = Line(Place("driver", Owner.of(0), **SIZES["driver"]), rows=3, side=64)
+    line.chain.close()
+    bank, picture, live = line.enrol(0), np.full((9, 9, 3), 100, np.uint8), driver.live()
+
+    def inspect_once() -> NDArray[np.float32]:
+        with Chain(line.place.owner, line.engine, line.identity, max_picture=(64, 64)) as chain:
+            chain.keep([bank])
+            (found,) = chain.match(chain.encode([picture], VIEWS), [bank])
+            return found.anomaly_map
+
+    driver.driver.pretend_fail_at(0)
+    wanted = inspect_once()
+    takings = driver.driver.pretend_taken()
+    assert takings > 50
+    for number in range(1, takings + 1):
+        driver.driver.pretend_fail_at(number)
+        with pytest.raises(VisionADError, match=r"out of (GPU )?memory"):
+            inspect_once()
+        assert driver.live() == live, f"taking {number} of {takings}"
+    driver.driver.pretend_fail_at(0)
+    np.testing.assert_array_equal(inspect_once(), wanted)
+    line.engine.close()
+
+
+BREAKS_DOWN = """
+import numpy as np, pretend_driver
+from test_gpu import SIZES, VIEWS, Line, Place
+from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda.kernels import Kernels
+from visionad_runtime.errors import VisionADError
+driver, owner = pretend_driver.set_up().driver, Owner.of(0)
+line = Line(Place("driver", owner, **SIZES["driver"]), rows=3, side=64)
+bank, picture = line.enrol(0), np.full((9, 9, 3), 100, np.uint8)
+line.chain.keep([bank])
+encoded = line.chain.encode([picture], VIEWS)
+driver.pretend_break(719)
+for call in (
+    lambda: line.chain.match(encoded, [bank]),
+    lambda: line.chain.trace(encoded),
+    lambda: line.chain.encode([picture], VIEWS),
+    lambda: line.chain.keep([bank, line.enrol(1)]),
+    lambda: owner.run(lambda device: device.free_memory()),
+    lambda: owner.run(lambda device: device.stream()),
+    lambda: owner.run(Kernels),
+    line.chain.close,
+):
+    try:
+        call()
+    except VisionADError as exc:
+        print(exc)
+"""
+
+
+@in_its_process
+def test_a_gpu_that_broke_down_is_one_line_a_call_and_no_more(tmp_path: Path) -> None:
+    """After a kernel that failed, the driver answers every call with that error until the process ends."""
+    script = tmp_path / "breaks_down.py"
+    script.write_text(BREAKS_DOWN)
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        assert "unspecified launch failure" in line and "cannot use the GPU any more: start it again" in line

@@ -325,8 +325,11 @@ def test_no_figure_rather_than_a_wrong_one(monkeypatch: pytest.MonkeyPatch, gpus
 
 
 @pytest.fixture(scope="module")
-def report(tiny_model: Path) -> dict[str, Any]:
-    return run_bench(tiny_model, Settings(batches=(1, 2), seconds=0, rounds=3, starts=1, threads=1))
+def report(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    model = shutil.copytree(
+        tiny_model, tmp_path_factory.mktemp("report") / "model"
+    )  # no test has built engines beside it
+    return run_bench(model, Settings(batches=(1, 2), seconds=0, rounds=3, starts=1, threads=1))
 
 
 def test_a_run_without_bank_or_pictures(report: dict[str, Any]) -> None:

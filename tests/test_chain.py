@@ -142,8 +142,15 @@ class Line:
     """A chain on a fake device."""
 
     def __init__(
-        self, seed: int = 0, pace: int = 3, max_rows: int = 12, capturable: bool = True, **settings: Any
+        self,
+        seed: int = 0,
+        pace: int = 3,
+        max_rows: int = 12,
+        capturable: bool = True,
+        at_once: bool = False,
+        **settings: Any,
     ) -> None:
+        self.at_once = at_once
         FakeDevice.gpu |= {"capability": (9, 0), "multiprocessors": 3, "seed": seed, "pace": pace}
         self.owner = Owner.of(next(GPUS))
         self.device = fake_of(self.owner)
@@ -153,6 +160,8 @@ class Line:
     def inspect(
         self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0, views: tuple[ViewName, ...] = VIEWS
     ) -> list[Matched]:
+        if self.at_once:
+            return self.chain.inspect(rgbs, views, banks, camera)[1]
         return self.chain.match(self.chain.encode(rgbs, views, camera), banks)
 
     def live(self) -> int:
@@ -248,6 +257,76 @@ def test_the_models_share_of_the_map_makes_the_score(line: Callable[..., Line], 
         assert found.score == maps.image_score(found.anomaly_map, share)
 
 
+def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:
+    one = line()
+    one.chain.keep([BOLT, NUT])
+    region = np.random.default_rng(0).random((256, 256)) > 0.7
+    for turn in range(3):  # as it is, then by graph, then with other pictures and classes
+        rgbs, banks = [picture(turn, 30 + turn), picture(9, 5, 60)], [(BOLT, NUT), (BOLT, NUT), (NUT, GEAR)][turn]
+        encoded, found = one.chain.inspect(rgbs, VIEWS, banks)
+        for rgb, bank, own in zip(rgbs, banks, found, strict=True):
+            check(own, expected(rgb, bank))
+            assert list(own.timings) == ["upload", "preprocess", "engine", "search", "map", "download"]
+        images = [preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS) for rgb in rgbs]
+        np.testing.assert_array_equal(encoded.cls, [[encode_row(i)[1] for i in own] for own in images])
+        np.testing.assert_array_equal(one.chain.trace(encoded)[0], images)
+        again = one.chain.match(encoded, banks[::-1], [region, None])  # and once more, against others
+        check(again[0], expected(rgbs[0], banks[1], region=region))
+        check(again[1], expected(rgbs[1], banks[0]))
+
+
+@pytest.mark.parametrize("copy", [100, 1000])
+def test_large_pictures_are_copied_by_several_threads(
+    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, copy: int
+) -> None:
+    monkeypatch.setattr(chain_module, "COPY", copy)
+    monkeypatch.setattr(chain_module, "cores", lambda: 4)
+    one = line()
+    for turn, (height, width) in enumerate([(64, 96), (64, 1), (1, 96), (37, 61), (64, 96)]):
+        rgbs = [picture(turn, height, width), picture(50 + turn, height, width)[:, :, 0]]
+        for rgb, found in zip(rgbs, one.inspect(rgbs, [BOLT, NUT]), strict=True):
+            check(found, expected(rgb, BOLT if rgb.ndim == 3 else NUT))
+
+
+def test_what_is_as_before_is_not_uploaded_again(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = line()
+    one.chain.keep([BOLT, NUT])
+    uploads: list[Any] = []
+    plain, pixels = FakeDevice.upload, one.chain._cameras[0]._pixels
+
+    def told(device: FakeDevice, dst: Any, *rest: Any, **named: Any) -> None:
+        uploads.append(dst)
+        plain(device, dst, *rest, **named)
+
+    monkeypatch.setattr(FakeDevice, "upload", told)
+
+    def look(seed: int, bank: Class, width: int = 40) -> int:
+        uploads.clear()
+        rgb = picture(seed, 30, width)
+        check(one.chain.inspect([rgb], VIEWS, [bank])[1][0], expected(rgb, bank))
+        assert uploads.count(pixels) == 1
+        return len(uploads) - 1
+
+    found = [
+        look(0, BOLT),
+        look(1, BOLT),
+        look(2, NUT),
+        look(3, NUT),
+        look(4, NUT, 50),
+        look(5, NUT, 50),
+        look(6, BOLT, 50),
+    ]
+    assert found == [
+        3,
+        0,
+        1,
+        0,
+        1,
+        0,
+        1,
+    ]  # the views' codes, sizes and work; nothing; work; nothing; sizes; nothing; work
+
+
 def test_timings_name_the_stages(line: Callable[..., Line]) -> None:
     one = line()
     encoded = one.chain.encode([picture(0)], VIEWS)
@@ -295,9 +374,10 @@ def run_cameras(one: Line, cameras: int, turns: int) -> None:
     in_threads(*(camera(i) for i in range(cameras)))
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_cameras_do_not_disturb_each_other(line: Callable[..., Line], seed: int) -> None:
-    one = line(seed=seed, pace=1, cameras=3, max_rows=6)
+def test_cameras_do_not_disturb_each_other(line: Callable[..., Line], seed: int, at_once: bool) -> None:
+    one = line(seed=seed, pace=1, cameras=3, max_rows=6, at_once=at_once)
     one.chain.keep([BOLT, NUT, GEAR])
     run_cameras(one, 3, 3)
 
@@ -316,10 +396,14 @@ def overlap(one: Line, forgotten: str | None, monkeypatch: pytest.MonkeyPatch) -
                 camera.done.synchronize()
 
         def match(i: int) -> None:
-            work = [(residents[i].view(banks[i], v), cameras[i].query_rows(n)) for n, v in enumerate(VIEWS)]
-            cameras[i].start_match(one.chain._shared.plan(work), 1, VIEWS, None)
+            cameras[i].stage_search(one.chain._plan([residents[i]], [banks[i]], VIEWS), None)
+            cameras[i].start(1, VIEWS, None, True)
 
-        one.owner.run(lambda _: both(lambda i: cameras[i].start_encode(one.engine, [picture(i)], VIEWS)))
+        def encode(i: int) -> None:
+            cameras[i].stage_pictures([picture(i)])
+            cameras[i].start(1, VIEWS, one.engine, False)
+
+        one.owner.run(lambda _: both(encode))
         one.owner.run(lambda _: both(match))
     wanted = [expected(picture(i), bank) for i, bank in enumerate(banks)]
     return all(
@@ -344,9 +428,12 @@ def test_the_fake_device_sees_a_missing_wait(line: Callable[..., Line], monkeypa
 # --- banks -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_class_is_enrolled_while_cameras_run(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_class_is_enrolled_while_cameras_run(
+    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
     monkeypatch.setattr(chain_module, "STAGING", 1024)  # many pieces
-    one = line(pace=1, cameras=2, max_rows=3)
+    one = line(pace=1, cameras=2, max_rows=3, at_once=at_once)
     versions = [enrol("nut", range(200, 201 + n)) for n in range(3)]
     one.chain.keep([BOLT, versions[0]])
     current = [versions[0]]
@@ -441,6 +528,7 @@ def test_no_room_at_any_taking_leaves_nothing_behind_and_the_chain_goes_on(gpu: 
         encoded = chain.encode([picture(0)], VIEWS)
         chain.trace(encoded)
         check(chain.match(encoded, [NUT])[0], expected(picture(0), NUT))  # not kept: uploaded for the call
+        check(chain.inspect([picture(1)], VIEWS, [GEAR])[1][0], expected(picture(1), GEAR))
 
     for number in itertools.count(1):
         device.made, FakeDevice.fail_at = 0, number
@@ -489,6 +577,10 @@ def test_refusals(line: Callable[..., Line]) -> None:
         chain.encode([picture(0, 65, 10)], VIEWS)
     with pytest.raises(PictureError, match="uint8"):
         chain.encode([picture(0).astype(np.float32)], VIEWS)  # type: ignore[list-item]
+    with pytest.raises(VisionADError, match="1 to 2 pictures of 3 views, found 3"):
+        chain.inspect([picture(0)] * 3, VIEWS, [BOLT] * 3)
+    with pytest.raises(VisionADError, match="a bank"):
+        chain.inspect([picture(0)], VIEWS, [BOLT, BOLT])
     encoded = chain.encode([picture(0)], VIEWS)
     with pytest.raises(VisionADError, match="a bank"):
         chain.match(encoded, [BOLT, BOLT])
@@ -512,6 +604,7 @@ def test_refusals(line: Callable[..., Line]) -> None:
     for late in (
         lambda: chain.encode([picture(0)], VIEWS),
         lambda: chain.keep([GEAR]),
+        lambda: chain.inspect([picture(0)], VIEWS, [BOLT]),
         lambda: chain.match(encoded, [BOLT]),
         lambda: chain.trace(encoded),
     ):

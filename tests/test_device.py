@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_gpu import FakeDevice
+from conftest import in_threads
+from fake_gpu import FakeDevice, FakeEvent
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.cuda import device as cuda
@@ -85,6 +88,78 @@ def test_an_event_tells_without_waiting(owner: Owner) -> None:
         return [event.query() for _ in range(3)]
 
     assert owner.run(work) == [False, True, True]
+
+
+def test_others_are_served_while_the_gpu_works(owner: Owner) -> None:
+    """Three pieces of GPU work, begun in the order handed in; each caller sleeps until its own has ended."""
+    begun, between = [], threading.Event()
+
+    def serve(number: int) -> tuple[int, list[float]]:
+        def begin(d: FakeDevice) -> FakeEvent:
+            begun.append(number)
+            stream, event = d.stream(), d.event()
+            host, buffer = d.pinned(4, np.float32), d.alloc(16)
+            host[:], back[:] = number, 0
+            for _ in range(30 if number == 0 else 1):  # the first takes longest
+                d.upload(buffer, host, stream)
+            d.download(back, buffer, stream)
+            event.record(stream)
+            return event
+
+        back = owner.run(lambda d: d.pinned(4, np.float32))
+
+        def end(d: FakeDevice) -> list[float]:
+            if number == 0:
+                assert between.is_set() and len(begun) == 3
+            between.set()
+            return back.tolist()
+
+        return number, owner.serve(begin, end)
+
+    found: dict[int, list[float]] = {}
+    FakeDevice.gpu["pace"] = 1
+    ready = threading.Barrier(3)
+
+    def caller(number: int) -> None:
+        ready.wait()
+        found.update([serve(number)])
+
+    # the owner is busy until all three have been handed in
+    held = threading.Thread(target=lambda: owner.run(lambda _: time.sleep(0.1)))
+    held.start()
+    in_threads(*(partial(caller, i) for i in range(3)))
+    held.join()
+    assert found == {i: [float(i)] * 4 for i in range(3)}
+
+
+def test_an_error_while_serving_is_the_callers_alone(owner: Owner) -> None:
+    def begin(d: FakeDevice) -> FakeEvent:
+        stream, event = d.stream(), d.event()
+        event.record(stream)
+        return event
+
+    def fail(_: FakeDevice) -> None:
+        raise ValueError("no")
+
+    for pair in ((fail, fail), (begin, fail)):
+        with pytest.raises(ValueError, match="no"):
+            owner.serve(*pair)
+    assert owner.serve(begin, lambda d: d.name) == "Fake L4"
+
+
+def test_closing_finishes_what_is_under_way(owner: Owner) -> None:
+    ended: list[str] = []
+
+    def begin(d: FakeDevice) -> FakeEvent:
+        closer.start()
+        stream, event = d.stream(), d.event()
+        event.record(stream)
+        return event
+
+    closer = threading.Thread(target=owner.close)
+    ended.append(owner.serve(begin, lambda d: d.name))
+    closer.join()
+    assert ended == ["Fake L4"] and not FakeDevice._open
 
 
 @given(st.integers(-(2**31), 2**31 - 1), st.floats(width=32, allow_nan=False))

@@ -21,6 +21,7 @@ from visionad_runtime import Inspector
 from visionad_runtime.calibrate import calibrate_class
 from visionad_runtime.chain import HostChain
 from visionad_runtime.cuda import device as cuda
+from visionad_runtime.cuda.chain import Chain
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.inspect import DeviceChain
 from visionad_runtime.errors import ModelError, VisionADError
@@ -79,6 +80,37 @@ def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> 
     np.testing.assert_array_equal(stages.views, wanted_stages.views)
     np.testing.assert_array_equal(stages.tokens.patch, wanted_stages.tokens.patch)
     np.testing.assert_array_equal(stages.tokens.cls, wanted_stages.tokens.cls)
+
+
+def test_parts_of_one_class_are_matched_at_once_and_another_class_again(
+    both: tuple[Inspector, Inspector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu, on_cpu = both
+    done: list[str] = []
+    for name in ("encode", "inspect", "match"):
+        plain = getattr(Chain, name)
+
+        def told(*args: Any, _name: str = name, _plain: Callable[..., Any] = plain) -> Any:
+            done.append(_name)
+            return _plain(*args)
+
+        monkeypatch.setattr(Chain, name, told)
+
+    def look(seed: int, kind: str, class_name: str | None = None) -> list[str]:
+        done.clear()
+        picture = part(seed, defect=seed % 2 == 1, kind=kind)
+        check(on_gpu.inspect(picture, class_name=class_name), on_cpu.inspect(picture, class_name=class_name))
+        return done.copy()
+
+    asked, at_once, again = ["encode", "match"], ["inspect"], ["inspect", "match"]
+    kinds = ["disc", "disc", "disc", "grid", "grid", "grid", "disc", "grid", "disc"]
+    found = [look(60 + i, kind) for i, kind in enumerate(kinds)]
+    assert found == [asked, asked, at_once, again, asked, at_once, again, asked, asked]
+    assert look(70, "grid", "disc") == at_once  # as it was told, whatever it looks like
+    assert [look(71 + i, "disc") for i in range(2)] == [asked, at_once]
+    for one in both:
+        one.enroll("disc", [part(2)])
+    assert look(73, "disc") == asked  # not against what the class was before
 
 
 def test_all_memory_is_told(both: tuple[Inspector, Inspector]) -> None:

@@ -123,6 +123,8 @@ def test_every_taking_that_fails_is_one_line_and_leaves_nothing(driver: pretend_
         with Chain(line.place.owner, line.engine, line.identity, max_picture=(64, 64)) as chain:
             chain.keep([bank])
             (found,) = chain.match(chain.encode([picture], VIEWS), [bank])
+            (again,) = chain.inspect([picture], VIEWS, [bank])[1]
+            np.testing.assert_array_equal(again.anomaly_map, found.anomaly_map)
             return found.anomaly_map
 
     driver.driver.pretend_fail_at(0)

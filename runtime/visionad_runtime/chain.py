@@ -64,7 +64,7 @@ class Chain(Protocol):
         """Inspect pictures, uint8 (H, W, 3) RGB of any sizes, at least one and at most :meth:`limit`.
 
         Args:
-            choose: called once, when the pictures are encoded; what it takes is the stage ``route``.
+            choose: called once, with class tokens when the pictures are encoded; what it takes is the stage ``route``.
             class_token: whether ``choose`` is given class tokens.
         """
         ...

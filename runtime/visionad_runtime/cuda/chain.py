@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,8 +24,9 @@ from ..errors import VisionADError
 from ..maps import MAP_SIZE, TOP_SHARE, top_pixels
 from ..preprocess import view_blocks
 from ..rarity import FLOOR
+from ..workers import cores, spread
 from . import plan
-from .interface import Buffer, Device, DeviceEngine, Graph, Owner
+from .interface import Buffer, Device, DeviceEngine, Event, Graph, Owner
 from .kernels import Kernels
 from .memory import Memory
 from .plan import BankView, PicturePlan
@@ -34,6 +36,9 @@ Views = tuple[ViewName, ...]
 
 STAGING = 16 << 20
 """Bytes of a bank uploaded in one piece: a few milliseconds of copying, between which cameras are served."""
+COPY, COPIERS = 1 << 20, 4
+"""Bytes of a picture that a thread copies at a time, and most threads: one alone would take longer for a large picture than the
+GPU's own copy."""
 ACROSS_PROGRAMS = 512
 """Programs a picture that the first resize pass's rows are dealt to."""
 POLL_SECONDS = 50e-6
@@ -154,18 +159,40 @@ class Chain:
             PictureError: not such a picture. VisionADError: none, or too many; the GPU failed.
         """
         views = tuple(views)
-        if not 1 <= len(rgbs) <= self.max_batch(views):
-            raise VisionADError(
-                f"wanted 1 to {self.max_batch(views)} pictures of {len(views)} views, found {len(rgbs)}"
-            )
-        for rgb in rgbs:
-            plan.check_picture(rgb, *self._max_picture)
+        self._check_pictures(rgbs, views)
         own = self._cameras[camera]
         with own.lock:
-            self._run(own, lambda: own.start_encode(self._engine, rgbs, views))
-            cls = own.host.cls[: len(rgbs) * len(views)].reshape(len(rgbs), len(views), -1).copy()
-            timings = self._owner.run(lambda _: own.timings())
-            return Encoded(cls, views, timings, camera, own.ticket)
+            self._check_open()
+            own.stage_pictures(rgbs)
+            timings = self._run(own, lambda: own.start(len(rgbs), views, self._engine, False))
+            return own.encoded(len(rgbs), views, camera, timings)
+
+    def inspect(
+        self,
+        rgbs: Sequence[NDArray[np.uint8]],
+        views: Sequence[ViewName],
+        banks: Sequence[ClassBankLike],
+        camera: int = 0,
+    ) -> tuple[Encoded, list[Matched]]:
+        """:meth:`encode` and :meth:`match` in one go, for whoever knows the banks beforehand: the GPU does not wait for the host in
+        between. All timings are with the matches, those of the encoding are empty.
+
+        Raises:
+            PictureError, VisionADError: as both.
+        """
+        views = tuple(views)
+        self._check_pictures(rgbs, views)
+        _check_banks(len(rgbs), banks, None)
+        own = self._cameras[camera]
+        with own.lock:
+            self._check_open()
+            own.stage_pictures(rgbs)
+            with self._using(banks) as residents:
+                own.stage_search(self._plan(residents, banks, views), None)
+                timings = self._run(own, lambda: own.start(len(rgbs), views, self._engine, True))
+            found = own.encoded(len(rgbs), views, camera, {})
+            matched = own.matched(len(rgbs), views, timings)
+        return found, matched
 
     def match(
         self,
@@ -184,29 +211,17 @@ class Chain:
         """
         own = self._cameras[encoded.camera]
         count, views = len(encoded.cls), encoded.views
-        if len(banks) != count or (regions is not None and len(regions) != count):
-            raise VisionADError(f"wanted a bank (and region) for each of {count} pictures, found {len(banks)}")
+        _check_banks(count, banks, regions)
         with own.lock:
+            self._check_open()
             if own.ticket != encoded.ticket:
                 raise VisionADError(
                     f"camera {encoded.camera} has encoded other pictures since; match before encoding again"
                 )
             with self._using(banks) as residents:
-                work = [
-                    (residents[i].view(bank, view), own.query_rows(i * len(views) + v))
-                    for i, bank in enumerate(banks)
-                    for v, view in enumerate(views)
-                ]
-                search = self._shared.plan(work)
-                self._run(own, lambda: own.start_match(search, count, views, regions))
-            rows = own.host.distance[: count * len(views)].reshape(count, len(views), self.identity.grid, -1).copy()
-            maps, scores = own.host.maps[:count].copy(), own.host.scores[:count].tolist()
-            timings = self._owner.run(lambda _: own.timings())
-        if not np.isfinite(rows).all():
-            raise VisionADError(
-                "search: NaN or Inf among the patch tokens; the engine's output is broken, run `visionad doctor`"
-            )
-        return [Matched(dict(zip(views, rows[i], strict=True)), maps[i], scores[i], timings) for i in range(count)]
+                own.stage_search(self._plan(residents, banks, views), regions)
+                timings = self._run(own, lambda: own.start(count, views, None, True))
+            return own.matched(count, views, timings)
 
     def trace(self, encoded: Encoded) -> tuple[F32, F32]:
         """What lies between picture and distances, for parity reports: normalised views (N, V, 3, crop, crop), patch
@@ -228,20 +243,35 @@ class Chain:
         lead = encoded.cls.shape[:2]
         return images.reshape(*lead, *images.shape[1:]), patch.reshape(*lead, *patch.shape[1:])
 
-    def _run(self, own: _Camera, start: Callable[[], None]) -> None:
-        """Enqueue on the owner's thread, then wait without holding it, so that other cameras' work is enqueued meanwhile."""
+    def _check_pictures(self, rgbs: Sequence[NDArray[np.uint8]], views: Views) -> None:
+        if not 1 <= len(rgbs) <= self.max_batch(views):
+            raise VisionADError(
+                f"wanted 1 to {self.max_batch(views)} pictures of {len(views)} views, found {len(rgbs)}"
+            )
+        for rgb in rgbs:
+            plan.check_picture(rgb, *self._max_picture)
+
+    def _plan(self, residents: Sequence[_Resident], banks: Sequence[ClassBankLike], views: Views) -> plan.SearchPlan:
+        found = [residents[i].view(bank, view) for i, bank in enumerate(banks) for view in views]
+        return self._shared.plan(tuple(found))
+
+    def _run(self, own: _Camera, start: Callable[[], None]) -> Mapping[str, float]:
+        """Enqueue on the owner's thread, and sleep until it is done. Milliseconds by stage."""
         self._check_open()
         self._last_use = time.monotonic()
+
+        def begin(_: Device) -> Event:
+            start()
+            return own.done
+
         try:
-            self._owner.run(lambda _: start())
-            while not self._owner.run(lambda _: own.done.query()):
-                time.sleep(POLL_SECONDS)
-            self._owner.run(lambda _: own.done.synchronize())  # raises what went wrong on the way
+            timings = self._owner.serve(begin, lambda _: own.finish())
         except BaseException:
             with suppress(VisionADError):  # what was enqueued still reads a bank that the caller may free next
                 self._owner.run(lambda _: own.stream.synchronize())
             raise
         self._last_use = time.monotonic()
+        return timings
 
     # -- banks --------------------------------------------------------------------------------------------------------
 
@@ -374,6 +404,13 @@ class Chain:
             raise VisionADError("this chain was closed")
 
 
+def _check_banks(
+    count: int, banks: Sequence[ClassBankLike], regions: Sequence[NDArray[np.bool_] | None] | None
+) -> None:
+    if len(banks) != count or (regions is not None and len(regions) != count):
+        raise VisionADError(f"wanted a bank (and region) for each of {count} pictures, found {len(banks)}")
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -396,6 +433,8 @@ class _Shared:
         self.width = plan.packed_width(identity.dim)
         self.uploading = threading.Lock()
         self.maxima_version = 0
+        self.plan = lru_cache(maxsize=32)(self._plan)
+        """Work tables for a bank view a query row group, in the order of the engine's rows. Mostly the same as the last time."""
         self.memory = Memory(device)
         try:
             self._take(device)
@@ -420,8 +459,13 @@ class _Shared:
         self.low, self.part = self.memory.constant(low, self.stream), self.memory.constant(part, self.stream)
         self.maxima = device.alloc(4 * plan.GROUP)
 
-    def plan(self, work: Sequence[tuple[BankView, NDArray[np.int32]]]) -> plan.SearchPlan:
+    def _plan(self, views: tuple[BankView, ...]) -> plan.SearchPlan:
+        work = [(view, self.query_rows(row)) for row, view in enumerate(views)]
         return plan.plan_search(work, self.block_q, self.block_n, self.programs)
+
+    def query_rows(self, row: int) -> NDArray[np.int32]:
+        """Numbers of the patch tokens of engine row ``row``."""
+        return np.arange(row * self.patches, (row + 1) * self.patches, dtype=np.int32)
 
     def reserve(self, device: Device, resident: _Resident, cameras: Sequence[_Camera]) -> None:
         """Make the maxima large enough for a full batch against this bank. Waits for the cameras: the larger bank is not
@@ -579,6 +623,11 @@ class _Layout:
         return self.buffer.ptr + self._places[name]
 
 
+def _copy_rows(to: NDArray[np.uint8], source: NDArray[np.uint8], step: int, end: int, start: int) -> None:
+    stop = min(start + step, end)
+    np.copyto(to[start:stop], source[start:stop])
+
+
 @dataclass(frozen=True)
 class _Host:
     """Page-locked results."""
@@ -622,6 +671,10 @@ class _Camera:
         self._pixels = take(rows * self._picture_bytes)
         self._table = plan.table_size(height, width, shared.spec)
         self._sizes: list[tuple[int, ...]] = [()] * rows
+        self._rows = [(0, 0)] * rows  # of the pictures, that the crop needs
+        self._staged = [slice(0)] * rows  # and the bytes of them
+        self._planned: plan.SearchPlan | None = None
+        self._new_sizes = self._new_plan = self._new_regions = False
         self._pictures = _Layout(
             self.memory,
             {"pictures": ((rows, plan.PICTURE_COLUMNS), np.int64), "tables": ((rows, self._table), np.int32)},
@@ -654,33 +707,130 @@ class _Camera:
             pinned((rows, MAP_SIZE, MAP_SIZE), np.float32), pinned(rows, np.float64),
         )  # fmt: skip
 
-    def query_rows(self, row: int) -> NDArray[np.int32]:
-        """Numbers of the patch tokens of engine row ``row``."""
-        return np.arange(row * self._shared.patches, (row + 1) * self._shared.patches, dtype=np.int32)
+    # -- on the caller's thread, who holds the lock: the owner's is for what is short -----------------------------------
 
-    # -- encode -------------------------------------------------------------------------------------------------------
+    def stage_pictures(self, rgbs: Sequence[NDArray[np.uint8]]) -> None:
+        """Copy pictures to page-locked memory, as far as the crop needs them."""
+        for slot, rgb in enumerate(rgbs):
+            if self._sizes[slot] != rgb.shape:
+                self._describe(slot, rgb)
+            first, end = self._rows[slot]
+            line = rgb.nbytes // len(rgb)
+            self._staged[slot] = slice(first * line, end * line)
+            picture = self._host_pixels[slot, : rgb.nbytes].reshape(rgb.shape)
+            step = max(1, COPY // line)
+            workers = min(COPIERS, cores(), (end - first) // step)
+            if workers < 2:
+                np.copyto(picture[first:end], rgb[first:end])
+            else:
+                starts = range(first, end, step)
+                spread(partial(_copy_rows, picture, rgb, step, end), starts, workers)
 
-    def start_encode(self, engine: DeviceEngine, rgbs: Sequence[NDArray[np.uint8]], views: Views) -> None:
-        count = len(rgbs)
-        self.ticket += 1
-        self._last = (count, views)
+    def _describe(self, slot: int, rgb: NDArray[np.uint8]) -> None:
+        """Write how to resize the picture in ``slot``."""
+        self._new_sizes = True  # until they are on the device
+        spec = self._shared.spec
+        found = PicturePlan.of(rgb.shape[0], rgb.shape[1], rgb.shape[2] if rgb.ndim == 3 else 1, spec)
+        self._pictures.arrays["tables"][slot, : len(found.tables)] = found.tables
+        self._pictures.arrays["pictures"][slot] = found.columns(
+            self._pixels.ptr + slot * self._picture_bytes,
+            slot * self._table,
+            slot * self._shared.max_picture[0] * 3 * spec.crop,
+        )
+        self._sizes[slot], self._rows[slot] = rgb.shape, (found.top, found.top + found.rows)
+
+    def stage_search(self, search: plan.SearchPlan, regions: Sequence[NDArray[np.bool_] | None] | None) -> None:
+        """Write what is searched where, and which of the maps' pixels count, unless it is as the time before."""
+        if search is not self._planned:
+            self._planned, self._new_plan = search, True
+            arrays = self._search.arrays
+            for name in ("order", "job_of", "jobs", "bounds", "items"):
+                table = getattr(search, name)
+                arrays[name][: len(table)] = table
+            arrays["count"][0] = len(search.items)
+        if regions is not None or self._masked:
+            for i, region in enumerate(regions or ()):
+                self._host_region[i] = 1 if region is None else region
+            if regions is None:
+                self._host_region[...] = 1
+            self._masked, self._new_regions = regions is not None, True
+
+    def encoded(self, count: int, views: Views, camera: int, timings: Mapping[str, float]) -> Encoded:
+        """What the last run found of pictures."""
+        cls = self.host.cls[: count * len(views)].reshape(count, len(views), -1).copy()
+        return Encoded(cls, views, timings, camera, self.ticket)
+
+    def matched(self, count: int, views: Views, timings: Mapping[str, float]) -> list[Matched]:
+        """What the last run found of them in the banks.
+
+        Raises:
+            VisionADError: NaN or Inf among the patch tokens.
+        """
+        rows = (
+            self.host.distance[: count * len(views)].reshape(count, len(views), self._shared.identity.grid, -1).copy()
+        )
+        maps, scores = self.host.maps[:count].copy(), self.host.scores[:count].tolist()
+        if not np.isfinite(rows).all():
+            raise VisionADError(
+                "search: NaN or Inf among the patch tokens; the engine's output is broken, run `visionad doctor`"
+            )
+        return [Matched(dict(zip(views, rows[i], strict=True)), maps[i], scores[i], timings) for i in range(count)]
+
+    # -- on the owner's thread -----------------------------------------------------------------------------------------
+
+    def start(self, count: int, views: Views, engine: DeviceEngine | None, search: bool) -> None:
+        """Enqueue what was staged: encode the pictures with ``engine``, and search their patch tokens."""
         self._begin()
-        changed = False
-        for i, rgb in enumerate(rgbs):
-            flat = self._host_pixels[i, : rgb.nbytes]
-            np.copyto(flat.reshape(rgb.shape), rgb)
-            self._device.upload(self._pixels, flat, self.stream, i * self._picture_bytes)
-            changed |= self._describe(i, rgb)
-        if changed:
-            self._device.upload(self._pictures.buffer, self._pictures.host, self.stream)
+        if engine is not None:
+            self.ticket += 1
+            self._last = (count, views)
+            for slot, part in enumerate(self._staged[:count]):
+                at = slot * self._picture_bytes + part.start
+                self._device.upload(self._pixels, self._host_pixels[slot, part], self.stream, at)
+            if self._new_sizes:
+                self._device.upload(self._pictures.buffer, self._pictures.host, self.stream)
+                self._new_sizes = False
+        if search:
+            if self._new_plan:
+                self._device.upload(self._search.buffer, self._search.host, self.stream)
+                self._new_plan = False
+            if self._new_regions:
+                self._device.upload(self._region, self._host_region, self.stream)
+                self._new_regions = False
         self._lap("upload")
-        self._stage("preprocess", count, views, lambda: self._preprocess(count, views))
-        self._lap("preprocess")
-        self._encode(engine)
+        if engine is not None:
+            self._stage("preprocess", count, views, lambda: self._preprocess(count, views))
+            self._lap("preprocess")
+            self._encode(engine)
+        if search:
+            shared = self._shared
+            self.stream.wait(shared.maxima_free)
+            self._stage("search", count, views, lambda: self._nearest(count, views), shared.maxima_version)
+            shared.maxima_free.record(self.stream)
+            self._lap("search")
+            self._stage("map", count, views, lambda: self._map(count, views))
+            self._lap("map")
         rows = count * len(views)
-        self._device.download(self.host.cls[:rows], self._cls, self.stream)
+        if engine is not None:
+            self._device.download(self.host.cls[:rows], self._cls, self.stream)
+        if search:
+            self._device.download(self.host.distance[:rows], self._distance, self.stream)
+            self._device.download(self.host.maps[:count], self._maps, self.stream)
+            self._device.download(self.host.scores[:count], self._scores, self.stream)
         self._lap("download")
         self.done.record(self.stream)
+
+    def finish(self) -> Mapping[str, float]:
+        """Milliseconds between the marks of the last run, which is done.
+
+        Raises:
+            VisionADError: something failed on the way.
+        """
+        self.done.synchronize()
+        return {
+            stage: self._marks[stage].elapsed_ms(self._marks[before])
+            for before, stage in zip(self._laps, self._laps[1:], strict=False)
+        }
 
     def start_again(self, engine: DeviceEngine) -> None:
         """The engine on the last pictures once more."""
@@ -704,21 +854,6 @@ class _Camera:
         shared.engine_free.record(self.stream)
         self._lap("engine")
 
-    def _describe(self, slot: int, rgb: NDArray[np.uint8]) -> bool:
-        """Write how to resize the picture in ``slot``, unless it is as the one before."""
-        if self._sizes[slot] == rgb.shape:
-            return False
-        self._sizes[slot] = rgb.shape
-        spec = self._shared.spec
-        found = PicturePlan.of(rgb.shape[0], rgb.shape[1], rgb.shape[2] if rgb.ndim == 3 else 1, spec)
-        self._pictures.arrays["tables"][slot, : len(found.tables)] = found.tables
-        self._pictures.arrays["pictures"][slot] = found.columns(
-            self._pixels.ptr + slot * self._picture_bytes,
-            slot * self._table,
-            slot * self._shared.max_picture[0] * 3 * spec.crop,
-        )
-        return True
-
     def _preprocess(self, count: int, views: Views) -> None:
         kernels, crop = self._shared.kernels, self._shared.spec.crop
         pictures, tables = self._pictures.address("pictures"), self._pictures.address("tables")
@@ -728,43 +863,6 @@ class _Camera:
             (pictures, tables, self._across, self._shared.levels, self._codes(views), len(views), self._images, crop),
             self.stream,
         )
-
-    # -- match --------------------------------------------------------------------------------------------------------
-
-    def start_match(
-        self,
-        search: plan.SearchPlan,
-        count: int,
-        views: Views,
-        regions: Sequence[NDArray[np.bool_] | None] | None,
-    ) -> None:
-        shared, arrays = self._shared, self._search.arrays
-        self._begin()
-        for name in ("order", "job_of", "jobs", "bounds", "items"):
-            table = getattr(search, name)
-            arrays[name][: len(table)] = table
-        arrays["count"][0] = len(search.items)
-        self._device.upload(self._search.buffer, self._search.host, self.stream)
-        if regions is not None or self._masked:
-            for i, region in enumerate(regions or ()):
-                self._host_region[i] = 1 if region is None else region
-            if regions is None:
-                self._host_region[...] = 1
-            self._masked = regions is not None
-            self._device.upload(self._region, self._host_region, self.stream)
-        self._lap("upload")
-        self.stream.wait(shared.maxima_free)
-        self._stage("search", count, views, lambda: self._nearest(count, views), shared.maxima_version)
-        shared.maxima_free.record(self.stream)
-        self._lap("search")
-        self._stage("map", count, views, lambda: self._map(count, views))
-        self._lap("map")
-        rows = count * len(views)
-        self._device.download(self.host.distance[:rows], self._distance, self.stream)
-        self._device.download(self.host.maps[:count], self._maps, self.stream)
-        self._device.download(self.host.scores[:count], self._scores, self.stream)
-        self._lap("download")
-        self.done.record(self.stream)
 
     def _nearest(self, count: int, views: Views) -> None:
         shared, at, slots = self._shared, self._search.address, count * len(views) * self._shared.patches
@@ -830,13 +928,6 @@ class _Camera:
     def _lap(self, stage: str) -> None:
         self._laps.append(stage)
         self._marks[stage].record(self.stream)
-
-    def timings(self) -> dict[str, float]:
-        """Milliseconds between the marks of the last run."""
-        return {
-            stage: self._marks[stage].elapsed_ms(self._marks[before])
-            for before, stage in zip(self._laps, self._laps[1:], strict=False)
-        }
 
     def download_trace(self, device: Device, rows: int) -> tuple[F32, F32]:
         """Normalised pictures and patch tokens of the last encoding; page-locked memory is taken for it, this is no part

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -385,7 +385,7 @@ class Graph:
 
 
 class Owner:
-    """The one thread that uses a GPU. Any thread hands work in with :meth:`run`; the work is done in that order."""
+    """The one thread that uses a GPU. Any thread hands work in, with :meth:`run` or :meth:`serve`; it is begun in that order."""
 
     _all: ClassVar[dict[int, Owner]] = {}
     _making: ClassVar[threading.Lock] = threading.Lock()
@@ -393,7 +393,7 @@ class Owner:
     def __init__(self, index: int) -> None:
         """Use :meth:`of`."""
         self._index = index
-        self._queue: queue.SimpleQueue[tuple[Callable[[Device], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name=f"visionad-gpu-{index}", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -415,11 +415,23 @@ class Owner:
         if threading.current_thread() is self._thread:  # work that calls `run`: it is there already
             return work(Device._open[self._index])
         done: Future[T] = Future()
-        self._queue.put((work, done))
+        self._queue.put(_Work(work, None, done))
+        return done.result()
+
+    def serve(self, begin: Callable[[Device], Any], end: Callable[[Device], T]) -> T:
+        """``begin(device)`` enqueues and returns an event; once that has happened, ``end(device)``, and what it returns or raises.
+
+        The thread does others' work meanwhile, and the caller sleeps: nothing is handed to and fro while the GPU works.
+
+        Raises:
+            VisionADError: as :meth:`Device.open`, or what was enqueued failed; besides what ``begin`` and ``end`` raise.
+        """
+        done: Future[T] = Future()
+        self._queue.put(_Work(begin, end, done))
         return done.result()
 
     def close(self) -> None:
-        """Close the device and end the thread. The next :meth:`of` starts a new one."""
+        """Finish what is under way, close the device and end the thread. The next :meth:`of` starts a new one."""
         with Owner._making:
             if Owner._all.get(self._index) is self:
                 del Owner._all[self._index]
@@ -428,18 +440,64 @@ class Owner:
         self._thread.join(timeout=10)
 
     def _loop(self) -> None:
+        _sleep_exactly()
         device: Device | None = None
-        while (item := self._queue.get()) is not None:
-            work, done = item
-            try:
-                if device is None:
-                    device = Device.open(self._index)
-                done.set_result(work(device))
-            except BaseException as exc:
-                done.set_exception(exc)
-            del item, work, done  # or the last work's arrays live until the next one comes
+        under_way: list[_UnderWay] = []
+        closing = False
+        while not closing or under_way:
+            with contextlib.suppress(queue.Empty):
+                item = self._queue.get(timeout=POLL_SECONDS if under_way else None)
+                if item is None:
+                    closing = True
+                else:
+                    try:
+                        if device is None:
+                            device = Device.open(self._index)
+                        found = item.work(device)
+                        if item.end is None:
+                            item.done.set_result(found)
+                        else:
+                            under_way.append(_UnderWay(found, item.end, item.done))
+                        del found
+                    except BaseException as exc:
+                        item.done.set_exception(exc)
+                del item  # or the last work's arrays live until the next one comes
+            if device is not None:
+                under_way = [one for one in under_way if not one.ended(device)]
         if device is not None:
             device.close()
+
+
+POLL_SECONDS = 10e-6
+"""Pause of an owner thread between two looks at what the GPU is doing."""
+
+
+class _Work(NamedTuple):
+    work: Callable[[Device], Any]
+    end: Callable[[Device], Any] | None
+    done: Future[Any]
+
+
+class _UnderWay(NamedTuple):
+    event: Event
+    end: Callable[[Device], Any]
+    done: Future[Any]
+
+    def ended(self, device: Device) -> bool:
+        try:
+            if not self.event.query():
+                return False
+            self.done.set_result(self.end(device))
+        except BaseException as exc:
+            self.done.set_exception(exc)
+        return True
+
+
+def _sleep_exactly() -> None:
+    """Linux wakes a sleeping thread up to 50 us late, to save power, unless the thread asks for more."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(29, ctypes.c_ulong(1), 0, 0, 0)  # PR_SET_TIMERSLACK, nanoseconds
 
 
 def kernel_argument(value: int | float | np.number[Any] | Buffer) -> np.number[Any]:

@@ -87,9 +87,11 @@ class Device(Protocol):
 
 
 class Owner(Protocol):
-    """The one thread that uses a GPU: ``run(work)`` is ``work(device)`` done there, in the order handed in."""
+    """The one thread that uses a GPU: ``run(work)`` is ``work(device)`` done there, in the order handed in. ``serve(begin, end)``
+    is ``begin(device)``, which returns an event, and ``end(device)`` once that has happened; others' work is done meanwhile."""
 
     def run(self, work: Callable[[Any], T], /) -> T: ...
+    def serve(self, begin: Callable[[Any], Any], end: Callable[[Any], T], /) -> T: ...
 
 
 class DeviceEngine(Protocol):

@@ -156,15 +156,19 @@ class Device:
         """Copy a C-contiguous host array to ``dst`` from byte ``offset`` on; ``src`` must stay as it is until that is done."""
         self._check()
         _fits(dst, src, offset)
-        with _translated(self._cuda, f"copying to {self.name}", self):
+        try:
             self._cuda.memcpy_htod_async(dst.ptr + offset, src, stream.raw)
+        except self._cuda.Error as exc:
+            raise self._failed("copying", exc) from None
 
     def download(self, dst: NDArray[Any], src: Buffer, stream: Stream, offset: int = 0) -> None:
         """Copy from ``src``, byte ``offset`` on, to a C-contiguous host array: there after ``stream.synchronize()``."""
         self._check()
         _fits(src, dst, offset)
-        with _translated(self._cuda, f"copying from {self.name}", self):
+        try:
             self._cuda.memcpy_dtoh_async(dst, src.ptr + offset, stream.raw)
+        except self._cuda.Error as exc:
+            raise self._failed("copying", exc) from None
 
     def load(self, cubin: bytes) -> Module:
         """Load compiled kernels.
@@ -202,6 +206,10 @@ class Device:
         finally:
             if recorded:
                 driver.cuGraphDestroy(recorded)
+
+    def _failed(self, doing: str, exc: Exception) -> VisionADError:
+        """The driver's error as one line. What runs for every picture asks for it only where there is one."""
+        return _error(self._cuda, f"{doing} on {self.name}", exc, self)
 
     def _check(self) -> None:
         if threading.get_ident() != self._thread:
@@ -243,14 +251,18 @@ class Stream:
             VisionADError: a kernel failed. The context is then unusable.
         """
         self._device._check()
-        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+        try:
             self.raw.synchronize()
+        except self._device._cuda.Error as exc:
+            raise self._device._failed("running", exc) from None
 
     def wait(self, event: Event) -> None:
         """What is enqueued from now on waits for ``event``."""
         self._device._check()
-        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+        try:
             self.raw.wait_for_event(event.raw)
+        except self._device._cuda.Error as exc:
+            raise self._device._failed("running", exc) from None
 
     def close(self) -> None:
         """Let it go; twice is harmless. pycuda frees it with its last reference, if that is dropped on this thread."""
@@ -269,8 +281,10 @@ class Event:
     def record(self, stream: Stream) -> None:
         """It happens when all that ``stream`` holds now is done."""
         self._device._check()
-        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+        try:
             self.raw.record(stream.raw)
+        except self._device._cuda.Error as exc:
+            raise self._device._failed("running", exc) from None
 
     def query(self) -> bool:
         """Whether it has happened, without waiting.
@@ -279,22 +293,28 @@ class Event:
             VisionADError: a kernel before it failed. The context is then unusable.
         """
         self._device._check()
-        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+        try:
             happened: bool = self.raw.query()
             return happened
+        except self._device._cuda.Error as exc:
+            raise self._device._failed("running", exc) from None
 
     def synchronize(self) -> None:
         """Wait until it has happened."""
         self._device._check()
-        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+        try:
             self.raw.synchronize()
+        except self._device._cuda.Error as exc:
+            raise self._device._failed("running", exc) from None
 
     def elapsed_ms(self, since: Event) -> float:
         """GPU time between two events that have happened."""
         self._device._check()
-        with _translated(self._device._cuda, f"running on {self._device.name}", self._device):
+        try:
             elapsed: float = self.raw.time_since(since.raw)
             return elapsed
+        except self._device._cuda.Error as exc:
+            raise self._device._failed("running", exc) from None
 
     def close(self) -> None:
         """As :meth:`Stream.close`."""
@@ -560,25 +580,26 @@ def _translated(cuda: Any, doing: str, device: Device | None = None) -> Iterator
     """The driver's errors as one line each."""
     try:
         yield
-    except cuda.MemoryError:
+    except cuda.Error as exc:
+        raise _error(cuda, doing, exc, device) from None
+
+
+def _error(cuda: Any, doing: str, exc: Exception, device: Device | None) -> VisionADError:
+    if isinstance(exc, cuda.MemoryError):
         free = (
             f"; {device.free_memory() / 2**20:.0f} of {device.total_memory / 2**20:.0f} MiB are free" if device else ""
         )
-        raise VisionADError(
+        return VisionADError(
             f"out of GPU memory {doing}{free}; close other programs on this GPU, or use a smaller model or lower precision"
-        ) from None
-    except cuda.Error as exc:
-        if device is not None:
-            try:
-                cuda.mem_get_info()  # refused only when all is
-            except cuda.Error:
-                device.lost = True
-        way = (
-            "this process cannot use the GPU any more: start it again, and if it fails again, "
-            if device and device.lost
-            else ""
         )
-        raise VisionADError(f"the GPU failed {doing}: {str(exc).rstrip(' -')}; {way}run `visionad doctor`") from None
+    way = ""
+    if device is not None:
+        try:
+            cuda.mem_get_info()  # refused only when all is
+        except cuda.Error:
+            device.lost = True
+            way = "this process cannot use the GPU any more: start it again, and if it fails again, "
+    return VisionADError(f"the GPU failed {doing}: {str(exc).rstrip(' -')}; {way}run `visionad doctor`")
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.cli import run
 from visionad_runtime.engine import AUTO, BACKENDS, open_engine
 from visionad_runtime.engine import ort as leaf
+from visionad_runtime.engine.native import STDERR, STDOUT, captured
 from visionad_runtime.engine.ort import CPU, OrtDeviceEngine, provider_options
 from visionad_runtime.engine.selftest import read_golden, self_test
 from visionad_runtime.errors import ModelError, VisionADError
@@ -79,16 +81,59 @@ class Session:
         return [CPU]
 
 
-def test_a_fall_back_to_the_cpu_is_an_error(
-    tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def cuda_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver, and an ONNX Runtime that has the provider for it."""
+    monkeypatch.setattr(leaf, "gpu_here", lambda: True)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
-    monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
+
+
+SAID = (
+    b"\x1b[1;31m2026-01-01 00:00:00 [E:onnxruntime:Default, provider_bridge_ort.cc:2458 operator()] /src/a.cc:2043 Get() "
+    b"[ONNXRuntimeError] : 1 : FAIL : Failed to load library /lib/libonnxruntime_providers_cuda.so with error: "
+    b"libcublasLt.so.13: cannot open shared object file: No such file or directory\n\x1b[m\n"
+    b"\x1b[0;93m2026-01-01 00:00:00 [W:onnxruntime:Default, a.cc:1295 Create] Failed to create CUDAExecutionProvider.\x1b[m\n"
+)
+
+
+def test_a_fall_back_to_the_cpu_is_an_error(
+    tiny_model: Path,
+    manifest: ModelManifest,
+    monkeypatch: pytest.MonkeyPatch,
+    cuda_box: None,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ort, "InferenceSession", Session)
     with pytest.raises(
-        VisionADError, match="wanted CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider"
+        VisionADError, match="wanted CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider;"
     ):
         open_engine(tiny_model, manifest, "onnxruntime-cuda")
+    monkeypatch.setattr(ort, "InferenceSession", lambda *a, **k: (os.write(2, SAID), Session(*a, **k))[1])
+    why = r"CPUExecutionProvider: libcublasLt\.so\.13: cannot open shared object file: No such file or directory; it needs"
+    with pytest.raises(VisionADError, match=why):
+        open_engine(tiny_model, manifest, "onnxruntime-cuda")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_driver_onnx_runtime_is_not_asked(
+    tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch, cuda_box: None
+) -> None:
+    monkeypatch.setattr(leaf, "gpu_here", lambda: False)
+    monkeypatch.setattr(ort, "preload_dlls", None, raising=False)
+    with pytest.raises(VisionADError, match="onnxruntime-cuda: no NVIDIA driver is loaded here; install it"):
+        open_engine(tiny_model, manifest, "onnxruntime-cuda")
+
+
+@pytest.mark.parametrize("stream", [STDOUT, STDERR])
+def test_what_native_code_prints_does_not_reach_the_stream(stream: int, capfd: pytest.CaptureFixture[str]) -> None:
+    printed: list[str] = []
+    with captured(stream, printed):
+        os.write(stream, b"WARNING: in op node_clamp\n")
+        os.write(3 - stream, b"the other\n")
+    os.write(stream, b"after\n")
+    streams = {STDOUT: ("after\n", "the other\n"), STDERR: ("the other\n", "after\n")}
+    assert (printed, capfd.readouterr()) == (["WARNING: in op node_clamp"], streams[stream])
 
 
 def test_the_real_onnx_runtime_would_have_fallen_back(tiny_model: Path) -> None:
@@ -135,14 +180,12 @@ def test_what_the_providers_are_told(tiny_model: Path, manifest: ModelManifest) 
     ],
 )
 def test_what_a_session_throws_is_one_line(
-    tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+    tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch, cuda_box: None, text: str, said: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(text)
 
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
     monkeypatch.setattr(ort, "InferenceSession", fail)
-    monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
     with pytest.raises(ModelError, match=said):
         open_engine(tiny_model, manifest, "onnxruntime-cuda")
 

@@ -416,13 +416,3 @@ def test_progress_counts_to_a_hundred(install: Any, model: Path, manifest: Model
     steps: list[None] = []
     build(model, manifest, "tensorrt", step=lambda: steps.append(None))
     assert len(steps) == 100
-
-
-def test_what_native_code_prints_does_not_reach_stdout(capfd: pytest.CaptureFixture[str]) -> None:
-    import os
-
-    printed: list[str] = []
-    with nvidia.native_output(printed):
-        os.write(1, b"WARNING: in op node_clamp\n")
-    os.write(1, b"after\n")
-    assert (printed, capfd.readouterr().out) == (["WARNING: in op node_clamp"], "after\n")

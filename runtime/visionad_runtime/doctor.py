@@ -39,7 +39,7 @@ NOT_RUN = {
     "tensorrt": "10.3 and 11.4: driven against stand-ins of their API only",
     "tensorrt-rtx-cu13": "1.7: engines built by the real builder, not yet run on a GPU",
     "onnxruntime-gpu": "the bound path runs on the CPU in the tests, not yet on a GPU",
-    "pycuda": "2026.1: calls checked on a stand-in of the driver",
+    "pycuda": "2026.1: run on a pretended driver, not yet on a GPU",
 }
 """What no GPU has run yet for this release. Each start's self-test on the target is what decides."""
 

@@ -16,12 +16,8 @@ The weakly typed switches of 10.x (``BuilderFlag.FP16`` and its like) are never 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
-import os
-import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -300,25 +296,3 @@ class Progress:
                 return outer.done(phase_name, step)
 
         return Monitor()
-
-
-@contextmanager
-def native_output(into: list[str]) -> Iterator[None]:
-    """What native code prints on stdout goes into a list: TensorRT-RTX writes warnings there, amid a command's JSON."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # no stdout at all (a service): nothing to protect
-        yield
-        return
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 1)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-            os.dup2(kept, 1)
-            os.close(kept)
-            file.seek(0)
-            into.extend(line for line in file.read().decode(errors="replace").splitlines() if line.strip())

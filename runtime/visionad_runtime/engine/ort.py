@@ -6,8 +6,12 @@ are compared with what was asked for.
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,10 @@ from numpy.typing import NDArray
 
 from ..artefacts import ONNX_FILE, ModelManifest
 from ..errors import ModelError, VisionADError
-from . import Engine, Tokens
+from . import Engine, Tokens, gpu_here
+from .native import STDERR, captured
+
+log = logging.getLogger("visionad")
 
 CPU = "CPUExecutionProvider"
 PROVIDERS = {
@@ -93,6 +100,10 @@ def _session(
             f"this ONNX Runtime {ort.__version__} has no {wanted} (it has {', '.join(available)}); the packages onnxruntime and "
             "onnxruntime-gpu overwrite each other: pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
         )
+    if wanted != CPU and not gpu_here():
+        raise VisionADError(
+            f"{backend}: no NVIDIA driver is loaded here; install it (then `nvidia-smi` works), or use --backend onnxruntime-cpu"
+        )
     if wanted != CPU and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA and cuDNN from pip packages are found nowhere else
     options = ort.SessionOptions()
@@ -103,18 +114,22 @@ def _session(
     # Threads that go on spinning after a run take the cores from the search that follows.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     path = folder / ONNX_FILE
+    printed: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its warning of a fall-back; below it is an error
+        # its warnings of a fall-back, Python's and its own; below it is an error
+        with warnings.catch_warnings(), captured(STDERR, printed) if wanted != CPU else nullcontext():
+            warnings.simplefilter("ignore")
             session = ort.InferenceSession(str(path), options, providers=[(wanted, provider)] if provider else [wanted])
     except Exception as exc:  # ONNX Runtime's own exception types share no base
         raise _failure(backend, f"{path} cannot be loaded by ONNX Runtime {ort.__version__}", exc) from None
     chosen = session.get_providers()
     if chosen[:1] != [wanted] or not set(chosen) <= {wanted, CPU}:
         raise VisionADError(
-            f"wanted {wanted}, ONNX Runtime fell back to {', '.join(chosen)}; it needs an NVIDIA driver and the CUDA and "
-            f"cuDNN that ONNX Runtime {ort.__version__} was built for (pip install 'onnxruntime-gpu[cuda,cudnn]')"
+            f"wanted {wanted}, ONNX Runtime fell back to {', '.join(chosen)}{_why(printed)}; it needs an NVIDIA driver and the "
+            f"CUDA and cuDNN that ONNX Runtime {ort.__version__} was built for (pip install 'onnxruntime-gpu[cuda,cudnn]')"
         )
+    for line in printed:
+        log.info("ONNX Runtime: %s", line)
     identity = manifest.identity
     side = identity.preprocess.crop
     wanted_in = {"images": [3, side, side]}
@@ -127,6 +142,12 @@ def _session(
             "export the model again"
         )
     return session
+
+
+def _why(printed: Sequence[str]) -> str:
+    """``: `` and the library that it did not find, or whatever else it gives as an error first."""
+    said = next((line for line in printed if "[E:" in line), None)
+    return "" if said is None else ": " + re.split(r"with error: |operator\(\)\] ", said)[-1].strip()[:300]
 
 
 def _failure(backend: str, what: str, exc: Exception) -> ModelError:

@@ -28,7 +28,8 @@ from ..cuda.memory import Memory
 from ..errors import ModelError, VisionADError
 from . import Tokens, realised
 from .cache import EngineCache, Entry, NoEngineError
-from .nvidia import PORTABLE, Api, Message, Progress, UnfitEngineError, load_api, native_output
+from .native import STDOUT, captured
+from .nvidia import PORTABLE, Api, Message, Progress, UnfitEngineError, load_api
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -131,7 +132,7 @@ def _build(
     started = time.perf_counter()
     module, path = api.module, folder / ONNX_FILE
     printed: list[str] = []
-    with api.collector.collect() as messages, native_output(printed):
+    with api.collector.collect() as messages, captured(STDOUT, printed):
         builder: trt.Builder = module.Builder(api.logger)
         network = api.create_network(builder)
         parser: trt.OnnxParser = module.OnnxParser(network, api.logger)

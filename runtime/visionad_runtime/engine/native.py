@@ -1,0 +1,36 @@
+"""What native libraries print by themselves, past Python and past their own loggers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STDOUT, STDERR = 1, 2
+
+
+@contextmanager
+def captured(stream: int, into: list[str]) -> Iterator[None]:
+    """What anything in this process writes to a standard stream goes into a list, line by line: TensorRT-RTX warns amid a
+    command's JSON, ONNX Runtime says on stderr alone which library it did not find."""
+    python = sys.stdout if stream == STDOUT else sys.stderr
+    python.flush()
+    try:
+        kept = os.dup(stream)
+    except OSError:  # there is none (a service): nothing to protect
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), stream)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                python.flush()
+            os.dup2(kept, stream)
+            os.close(kept)
+            file.seek(0)
+            into.extend(line for line in file.read().decode(errors="replace").splitlines() if line.strip())

@@ -6,12 +6,13 @@ are compared with what was asked for.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import threading
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def _session(
             f"{backend}: no NVIDIA driver is loaded here; install it (then `nvidia-smi` works), or use --backend onnxruntime-cpu"
         )
     if wanted != CPU and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # CUDA and cuDNN from pip packages are found nowhere else
+        with redirect_stdout(io.StringIO()):  # it prints what it misses there, amid a command's JSON
+            ort.preload_dlls()  # CUDA and cuDNN from pip packages are found nowhere else
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.use_deterministic_compute = wanted != CPU

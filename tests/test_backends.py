@@ -8,22 +8,29 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_ort
 import numpy as np
 import onnxruntime as ort
 import pytest
 from conftest import part
+from fake_gpu import FakeDevice
 from visionad_runtime import Inspector, doctor
 from visionad_runtime import engine as engines
 from visionad_runtime.artefacts import ModelManifest, read_manifest
+from visionad_runtime.chain import HostChain
 from visionad_runtime.cli import run
+from visionad_runtime.cuda import device as cuda
+from visionad_runtime.cuda.device import Owner
 from visionad_runtime.engine import AUTO, BACKENDS, open_engine
 from visionad_runtime.engine import ort as leaf
 from visionad_runtime.engine.native import STDERR, STDOUT, captured
-from visionad_runtime.engine.ort import CPU, OrtDeviceEngine, provider_options
+from visionad_runtime.engine.ort import CPU, OrtDeviceEngine, OrtStreamEngine, provider_options
 from visionad_runtime.engine.selftest import read_golden, self_test
 from visionad_runtime.errors import ModelError, VisionADError
 
@@ -71,6 +78,67 @@ def test_bound_buffers_pass_the_self_test(tiny_model: Path, manifest: ModelManif
     assert set(worst) == {"patch_tokens", "class_token", "rows", "score", "usual"}
 
 
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    FakeDevice.reset()
+    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    fake_ort.install(monkeypatch)
+    yield
+    Owner.of(0).close()
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_a_stream_of_ones_own_gives_the_same_tokens(
+    tiny_model: Path, manifest: ModelManifest, fake_gpu: None, group: int, count: int
+) -> None:
+    engine = open_engine(tiny_model, manifest, "onnxruntime-cuda", group=group)
+    assert isinstance(engine, OrtStreamEngine) and engine.device_engine is not None
+    images = np.random.default_rng(0).standard_normal((count, 3, 64, 64)).astype(np.float32)
+    right = open_engine(tiny_model, manifest, "onnxruntime-cpu").encode(images)
+    found = engine.encode(images)
+    np.testing.assert_allclose(found.patch, right.patch, atol=2e-6)
+    np.testing.assert_allclose(found.cls, right.cls, atol=2e-6)
+    assert engine.encode(images, class_token=False).cls is None
+    engine.close()
+    engine.close()
+    with pytest.raises(VisionADError, match="onnxruntime-cuda: this engine was closed"):
+        engine.encode(images)
+    with pytest.raises(VisionADError, match="onnxruntime-cuda: this engine was closed"):
+        Owner.of(0).run(lambda d: engine.enqueue(1, 2, 3, group, d.stream()))
+    assert not Owner.of(0).run(lambda d: {k: n for k, n in d.live().items() if k != "streams"})
+
+
+def test_where_the_runtime_cannot_use_the_gpu_the_chain_is_the_hosts(
+    tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch, fake_gpu: None, caplog: Any
+) -> None:
+    caplog.set_level(logging.INFO, "visionad")
+    monkeypatch.setattr(leaf, "OrtDeviceEngine", partial(OrtDeviceEngine, device="cpu"))
+    plain = ort.InferenceSession(str(tiny_model / "backbone.onnx"), providers=[CPU])
+    monkeypatch.setattr(leaf, "_session", lambda *_: plain)
+    for gpu, why in (({"capability": (7, 5)}, "wanted compute capability 8.0"), ({}, "GPU backends need pycuda")):
+        Owner.of(0).close()
+        FakeDevice.gpu |= gpu
+        FakeDevice.missing = None if gpu else "GPU backends need pycuda"
+        with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:
+            assert isinstance(inspector.engine, OrtDeviceEngine) and isinstance(inspector.chain, HostChain)
+        assert f"stay on the CPU: {why}" in caplog.text
+        caplog.clear()
+
+
+def test_a_chain_that_differs_from_the_hosts_is_not_used(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, fake_gpu: None, caplog: Any
+) -> None:
+    def wrong(device: FakeDevice, grid: Any, block: Any, maps: Any, scores: Any, *_: Any) -> None:
+        device.read(int(scores), np.float64, grid[0])[:] = 1
+
+    monkeypatch.setitem(FakeDevice.kernels, "top_mean", wrong)
+    with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:
+        assert isinstance(inspector.engine, OrtStreamEngine) and isinstance(inspector.chain, HostChain)
+        assert "self-test of the device chain failed at score" in inspector.engine.details["chain"]
+    assert "stay on the CPU: self-test of the device chain failed at score" in caplog.text
+
+
 class Session:
     """What ONNX Runtime gives when a provider cannot start: a session on the CPU, and a warning."""
 
@@ -109,10 +177,20 @@ def test_a_fall_back_to_the_cpu_is_an_error(
         VisionADError, match="wanted CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider;"
     ):
         open_engine(tiny_model, manifest, "onnxruntime-cuda")
-    monkeypatch.setattr(ort, "InferenceSession", lambda *a, **k: (os.write(2, SAID), Session(*a, **k))[1])
-    why = r"CPUExecutionProvider: libcublasLt\.so\.13: cannot open shared object file: No such file or directory; it needs"
-    with pytest.raises(VisionADError, match=why):
-        open_engine(tiny_model, manifest, "onnxruntime-cuda")
+    cases = {
+        SAID: r"libcublasLt\.so\.13: cannot open shared object file: No such file or directory",
+        b"[E:onnxruntime:Default, cuda_call.cc:148 CudaCall] CUDA failure 35: too old ; GPU=-1\n": "CUDA failure 35: too old",
+    }
+    for said, why in cases.items():
+
+        def session(*arguments: Any, _said: bytes = said, **more: Any) -> Session:
+            os.write(2, _said)
+            sys.stdout.write("EP Error\n")
+            return Session(*arguments, **more)
+
+        monkeypatch.setattr(ort, "InferenceSession", session)
+        with pytest.raises(VisionADError, match=f"fell back to CPUExecutionProvider: {why}; it needs"):
+            open_engine(tiny_model, manifest, "onnxruntime-cuda")
     assert capfd.readouterr() == ("", "")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import cv2
+import fake_ort
 import fake_tensorrt
 import numpy as np
 import pytest
@@ -28,14 +29,17 @@ from visionad_runtime.cuda.device import Owner
 from visionad_runtime.errors import VisionADError
 
 
-@pytest.fixture(params=["11", "rtx"])
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """TensorRT, then TensorRT-RTX, on a fake GPU."""
+    """Each backend that can have the chain on the GPU, on a fake one."""
     FakeDevice.reset()
     monkeypatch.setattr(cuda, "Device", FakeDevice)
-    module = fake_tensorrt.make(request.param)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    yield {"11": "tensorrt", "rtx": "tensorrt-rtx"}[request.param]
+    if request.param == "onnxruntime-cuda":
+        fake_ort.install(monkeypatch)
+    else:
+        module = fake_tensorrt.make({"tensorrt": "11", "tensorrt-rtx": "rtx"}[request.param])
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield request.param
     Owner.of(0).close()
 
 
@@ -129,19 +133,23 @@ def test_closing_waits_for_who_inspects_and_refuses_who_comes_later(
 def test_no_room_at_any_taking_leaves_nothing_behind(backend: str, tiny_model: Path, tmp_path: Path) -> None:
     with Inspector.open(tiny_model, tmp_path / "bank", backend=backend) as inspector:
         inspector.enroll("disc", [part(0)])
-    device, without_graph = gpu(), 0
+    device, without_graph, on_the_host = gpu(), 0, 0
     for number in itertools.count(1):
         device.made, FakeDevice.fail_at = 0, number
         try:
             with Inspector.open(tiny_model, tmp_path / "bank", backend=backend) as inspector:
-                without_graph += inspector.engine.details["cuda graph"] != "yes"
+                without_graph += inspector.engine.details.get("cuda graph") not in ("yes", None)
+                on_the_host += inspector.engine.details["chain"].startswith("on the host: out of GPU memory")
         except VisionADError as exc:
             assert "out of GPU memory" in str(exc)
             assert not left(), f"while the failure at taking {number} is still being told"
         assert not left(), f"after the failure at taking {number}"
         if device.made < number:  # it got through
             break
-    assert number > 100 and without_graph == 1
+    if backend == "onnxruntime-cuda":
+        assert number > 100 and on_the_host > 80
+    else:
+        assert number > 100 and (without_graph, on_the_host) == (1, 0)
 
 
 def test_every_command_closes(
@@ -162,7 +170,7 @@ def test_every_command_closes(
             cv2.imwrite(str(data / place / f"{i}.png"), part(20 + 5 * len(place) + i, defect=defect))
     paths = [str(p) for p in good]
     commands = [
-        ["build", model],
+        *([["build", model]] if backend != "onnxruntime-cuda" else []),
         ["bank", "add", model, bank, *paths[:2], "--class", "disc", "--choose", "1"],
         ["calibrate", model, bank, *paths[:3], "--class", "disc", "--max-false-reject", "0.5"],
         ["predict", model, bank, *paths],

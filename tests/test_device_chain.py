@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import fake_ort
 import fake_tensorrt
 import numpy as np
 import pytest
@@ -34,16 +35,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeDevice]]:
     monkeypatch.setattr(cuda, "Device", FakeDevice)
     module = fake_tensorrt.make("11")
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    fake_ort.install(monkeypatch)
     yield FakeDevice
     Owner.of(0).close()
 
 
-@pytest.fixture
-def both(gpu: type[FakeDevice], tiny_model: Path, tmp_path: Path) -> Iterator[tuple[Inspector, Inspector]]:
+@pytest.fixture(params=["tensorrt", "onnxruntime-cuda"])
+def both(
+    request: pytest.FixtureRequest, gpu: type[FakeDevice], tiny_model: Path, tmp_path: Path
+) -> Iterator[tuple[Inspector, Inspector]]:
     """On the GPU and on the CPU, each with a bank of its own."""
     opened = [
         Inspector.open(tiny_model, tmp_path / backend, backend=backend, threads=1)
-        for backend in ("tensorrt", "onnxruntime-cpu")
+        for backend in (request.param, "onnxruntime-cpu")
     ]
     for one in opened:
         one.enroll("disc", [part(0), part(1)])
@@ -113,6 +117,7 @@ def test_parts_of_one_class_are_matched_at_once_and_another_class_again(
     assert look(73, "disc") == asked  # not against what the class was before
 
 
+@pytest.mark.parametrize("both", ["tensorrt"], indirect=True)
 def test_all_memory_is_told(both: tuple[Inspector, Inspector]) -> None:
     on_gpu, on_cpu = both
     assert not any(on_cpu.chain.memory().values())

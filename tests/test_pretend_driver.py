@@ -6,19 +6,25 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pretend_driver
 import pytest
+from conftest import part
 from fake_gpu import FakeDevice
 from numpy.typing import NDArray
 from test_gpu import PRETENDED, SIZES, VIEWS, Line, Place
+from visionad_runtime import Inspector
 from visionad_runtime.cuda.chain import Chain
 from visionad_runtime.cuda.device import Device, Owner
+from visionad_runtime.cuda.inspect import DeviceChain
 from visionad_runtime.cuda.kernels import choose_target, read_manifest, read_target
 from visionad_runtime.engine import gpu_here
+from visionad_runtime.engine import ort as leaf
 from visionad_runtime.errors import VisionADError
 
 in_its_process = pytest.mark.skipif(not PRETENDED, reason="runs in a process of its own")
@@ -139,6 +145,35 @@ def test_every_taking_that_fails_is_one_line_and_leaves_nothing(driver: pretend_
     driver.driver.pretend_fail_at(0)
     np.testing.assert_array_equal(inspect_once(), wanted)
     line.engine.close()
+
+
+@in_its_process
+def test_an_inspector_with_onnx_runtime_amid_the_chain(
+    driver: pretend_driver.Pretended, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory of the pretended GPU is the host's, so ONNX Runtime itself computes there, bound to the chain's buffers."""
+    streams: list[str] = []
+
+    def session(folder: Path, _: object, backend: str, __: object, options: dict[str, str]) -> ort.InferenceSession:
+        if backend == "onnxruntime-cuda":
+            streams.append(options["user_compute_stream"])
+        return ort.InferenceSession(str(folder / "backbone.onnx"), providers=[leaf.CPU])
+
+    monkeypatch.setattr(leaf, "_session", session)
+    monkeypatch.setattr(leaf, "_check_provider", lambda _: None)
+    monkeypatch.setattr(leaf, "OrtStreamEngine", partial(leaf.OrtStreamEngine, device="cpu"))
+    opened = [Inspector.open(tiny_model, tmp_path / b, backend=b) for b in ("onnxruntime-cuda", "onnxruntime-cpu")]
+    assert isinstance(opened[0].chain, DeviceChain) and int(streams[0]) > 0
+    for one in opened:
+        one.enroll("disc", [part(0), part(1)])
+        one.enroll("grid", [part(0, kind="grid")])
+    for seed, kind in enumerate(["disc", "disc", "disc", "grid", "disc"]):
+        found, wanted = (one.inspect(part(10 + seed, defect=seed % 2 == 1, kind=kind)) for one in opened)
+        np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=2e-6)
+        assert found.class_name == wanted.class_name and abs(found.score - wanted.score) < 2e-6
+    for one in opened:
+        one.close()
+    assert driver.live() == {"contexts": 1}
 
 
 BREAKS_DOWN = """

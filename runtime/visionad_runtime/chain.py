@@ -5,10 +5,11 @@ What is read of a bank, which class a picture is of, thresholds and verdicts are
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,18 @@ from .artefacts import ClassEntry, FeatureIdentity, ModelManifest, ViewName
 from .bank import ClassBank
 from .engine import Engine, Tokens
 from .engine.selftest import GOLDEN_TOLERANCE
-from .errors import ModelError
+from .errors import ModelError, VisionADError
 from .maps import TOP_SHARE, fuse, image_score, upsample
 from .preprocess import bank_blocks, prepare, query_views, support_encodings
 from .rarity import rarity
 from .search import nearest
 
-F32 = NDArray[np.float32]
+if TYPE_CHECKING:
+    from .cuda.interface import DeviceEngine
 
+log = logging.getLogger("visionad")
+
+F32 = NDArray[np.float32]
 
 Choose = Callable[[F32 | None], Sequence[ClassBank]]
 """Class tokens float32 (N, V, Dc), or ``None`` where not asked for → the bank that each of the N pictures is matched against."""
@@ -172,24 +177,43 @@ def open_chain(
     """The chain for an engine: on the GPU where it has one that the engine shares, else on the host.
 
     The one on the GPU must give what the host's gives for the blemished golden picture against a bank of the plain one, within the
-    self-test's tolerance, on every camera, as enqueued and as recorded.
+    self-test's tolerance, on every camera, as enqueued and as recorded. Where it does not, or there is no memory for it, and ONNX
+    Runtime is the engine, the host's is taken, with a warning: it gives the same, slower.
 
     Raises:
         ModelError: it does not, naming the stage. VisionADError: no memory for it.
     """
-    identity = manifest.identity
-    host = HostChain(engine, identity, manifest.top_share, manifest.rarity, threads=threads)
+    host = HostChain(engine, manifest.identity, manifest.top_share, manifest.rarity, threads=threads)
     if engine.device_engine is None:
         return host
+    try:
+        return _open_on_device(engine, engine.device_engine, manifest, views, golden, host)
+    except VisionADError as exc:
+        if engine.name.startswith("tensorrt"):
+            raise
+        log.warning("backend %s: preprocessing, search and map stay on the CPU: %s", engine.name, exc)
+        engine.details["chain"] = f"on the host: {exc}"
+        return host
+
+
+def _open_on_device(
+    engine: Engine,
+    make: Callable[[], DeviceEngine],
+    manifest: ModelManifest,
+    views: Sequence[ViewName],
+    golden: Mapping[str, NDArray[Any]],
+    host: HostChain,
+) -> Chain:
     from .cuda.device import Owner
     from .cuda.inspect import CAMERAS, DeviceChain
 
+    identity = manifest.identity
     blocks = bank_blocks(tuple(views))
     tokens = engine.encode(support_encodings(prepare(golden["image"], identity.preprocess), blocks), class_token=False)
     bank = ClassBank(
         "golden", ClassEntry(file="", sha256="", images=()), blocks, tokens.patch[:, None], tokens.patch[:, :0]
     )
-    chain = DeviceChain(Owner.of(0), engine.device_engine(), identity, manifest.top_share, manifest.rarity)
+    chain = DeviceChain(Owner.of(0), make(), identity, manifest.top_share, manifest.rarity)
     try:
         wanted = _stages(host, golden["blemished"], views, bank)
         chain.keep([bank])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -148,6 +148,24 @@ def _open_tested(name: str, folder: Path, manifest: ModelManifest, threads: int 
         raise
     engine.details["self-test"] = ", ".join(f"{k} {v:.2g}" for k, v in worst.items())
     return engine
+
+
+def encode_groups(
+    images: NDArray[np.float32], host: Mapping[str, NDArray[np.float32]], run: Callable[[], None], class_token: bool
+) -> Tokens:
+    """Encode rows in groups of a fixed size. ``run`` computes what lies in ``host["images"]`` into the others."""
+    group, count = len(host["images"]), len(images)
+    patch = np.empty((count, *host["patch_tokens"].shape[1:]), np.float32)
+    cls = np.empty((count, *host["class_token"].shape[1:]), np.float32) if class_token else None
+    for start in range(0, count, group):
+        rows = images[start : start + group]
+        host["images"][: len(rows)] = rows
+        host["images"][len(rows) :] = rows[-1]  # a short group has the same shape, and no neighbour of another call
+        run()
+        patch[start : start + len(rows)] = host["patch_tokens"][: len(rows)]
+        if cls is not None:
+            cls[start : start + len(rows)] = host["class_token"][: len(rows)]
+    return Tokens(patch, cls)
 
 
 def gpu_here() -> bool:

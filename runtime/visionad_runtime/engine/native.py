@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -34,3 +35,14 @@ def captured(stream: int, into: list[str]) -> Iterator[None]:
             os.close(kept)
             file.seek(0)
             into.extend(line for line in file.read().decode(errors="replace").splitlines() if line.strip())
+
+
+@contextmanager
+def quiet(into: list[str]) -> Iterator[None]:
+    """:func:`captured` for both, and for what Python code prints wherever ``sys.stdout`` may lead."""
+    said = io.StringIO()
+    try:
+        with captured(STDOUT, into), captured(STDERR, into), contextlib.redirect_stdout(said):
+            yield
+    finally:
+        into.extend(line for line in said.getvalue().splitlines() if line.strip())

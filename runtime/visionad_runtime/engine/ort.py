@@ -6,24 +6,28 @@ are compared with what was asked for.
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..artefacts import ONNX_FILE, ModelManifest
+from ..cuda.device import Device, Owner
+from ..cuda.memory import Memory
 from ..errors import ModelError, VisionADError
-from . import Engine, Tokens, gpu_here
-from .native import STDERR, captured
+from . import Engine, Tokens, encode_groups, gpu_here
+from .native import quiet
+
+if TYPE_CHECKING:
+    from ..cuda.interface import DeviceEngine
 
 log = logging.getLogger("visionad")
 
@@ -44,6 +48,7 @@ def open_ort(folder: Path, manifest: ModelManifest, backend: str, threads: int |
         VisionADError: the provider is not in this ONNX Runtime, or cannot start. ModelError: the ONNX file cannot be loaded.
     """
     precision: str = manifest.precision
+    _check_provider(backend)
     if backend == "onnxruntime-cpu":
         if precision == "bf16":  # its products are not implemented there
             raise ModelError(
@@ -52,7 +57,26 @@ def open_ort(folder: Path, manifest: ModelManifest, backend: str, threads: int |
             )
         return OrtCpuEngine(_session(folder, manifest, backend, threads, {}), threads)
     options = provider_options(folder, manifest, backend, group)
-    return OrtDeviceEngine(_session(folder, manifest, backend, threads, options), backend, manifest, group)
+
+    def session(more: dict[str, str]) -> ort.InferenceSession:
+        return _session(folder, manifest, backend, threads, options | more)
+
+    if backend == "onnxruntime-cuda" and _shares_the_gpu():
+        return OrtStreamEngine(session, backend, manifest, group)
+    return OrtDeviceEngine(session({}), backend, manifest, group)
+
+
+def _shares_the_gpu() -> bool:
+    """Whether the runtime itself can use the GPU (pycuda is here, it is an Ampere or newer): all of the chain can be there then."""
+    try:
+        capability = Owner.of(0).run(lambda device: device.capability)
+        if capability >= (8, 0):
+            return True
+        why = f"wanted compute capability 8.0 or newer, found {capability[0]}.{capability[1]}"
+    except VisionADError as exc:
+        why = str(exc)
+    log.info("onnxruntime-cuda: preprocessing, search and map stay on the CPU: %s", why)
+    return False
 
 
 def provider_options(folder: Path, manifest: ModelManifest, backend: str, group: int) -> dict[str, str]:
@@ -91,9 +115,8 @@ def provider_options(folder: Path, manifest: ModelManifest, backend: str, group:
     }
 
 
-def _session(
-    folder: Path, manifest: ModelManifest, backend: str, threads: int | None, provider: dict[str, str]
-) -> ort.InferenceSession:
+def _check_provider(backend: str) -> None:
+    """Before anything is asked of ONNX Runtime or the GPU."""
     wanted = PROVIDERS[backend]
     available = ort.get_available_providers()
     if wanted not in available:
@@ -105,8 +128,14 @@ def _session(
         raise VisionADError(
             f"{backend}: no NVIDIA driver is loaded here; install it (then `nvidia-smi` works), or use --backend onnxruntime-cpu"
         )
+
+
+def _session(
+    folder: Path, manifest: ModelManifest, backend: str, threads: int | None, provider: dict[str, str]
+) -> ort.InferenceSession:
+    wanted = PROVIDERS[backend]
     if wanted != CPU and hasattr(ort, "preload_dlls"):
-        with redirect_stdout(io.StringIO()):  # it prints what it misses there, amid a command's JSON
+        with quiet([]):  # it prints what it misses
             ort.preload_dlls()  # CUDA and cuDNN from pip packages are found nowhere else
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -118,8 +147,8 @@ def _session(
     path = folder / ONNX_FILE
     printed: list[str] = []
     try:
-        # its warnings of a fall-back, Python's and its own; below it is an error
-        with warnings.catch_warnings(), captured(STDERR, printed) if wanted != CPU else nullcontext():
+        # It tells of a fall-back by warnings, on stderr, and on stdout amid a command's JSON; below it is an error.
+        with warnings.catch_warnings(), quiet(printed) if wanted != CPU else nullcontext():
             warnings.simplefilter("ignore")
             session = ort.InferenceSession(str(path), options, providers=[(wanted, provider)] if provider else [wanted])
     except Exception as exc:  # ONNX Runtime's own exception types share no base
@@ -148,8 +177,11 @@ def _session(
 
 def _why(printed: Sequence[str]) -> str:
     """``: `` and the library that it did not find, or whatever else it gives as an error first."""
-    said = next((line for line in printed if "[E:" in line), None)
-    return "" if said is None else ": " + re.split(r"with error: |operator\(\)\] ", said)[-1].strip()[:300]
+    said = next((re.sub(r"\x1b\[[0-9;]*m", "", line) for line in printed if "[E:" in line), None)
+    if said is None:
+        return ""
+    text = re.split(r"with error: ", re.sub(r"^.*?\[E:[^]]*\] ?", "", said))[-1]
+    return f": {text.split(' ; GPU=')[0].strip()[:300]}"
 
 
 def _failure(backend: str, what: str, exc: Exception) -> ModelError:
@@ -195,7 +227,7 @@ class OrtCpuEngine:
 
 
 class OrtDeviceEngine:
-    """Runs groups of a fixed size with inputs and outputs bound to buffers that stay on the device.
+    """Runs groups of a fixed size with inputs and outputs bound to buffers of ONNX Runtime's that stay on the device.
 
     One call at a time: the buffers are shared.
     """
@@ -207,13 +239,7 @@ class OrtDeviceEngine:
         self.device_engine = None
         self._session = session
         self._lock = threading.Lock()
-        identity = manifest.identity
-        side = identity.preprocess.crop
-        shapes = {
-            "images": [group, 3, side, side],
-            "patch_tokens": [group, identity.grid**2, identity.dim],
-            "class_token": [group, identity.class_token_dim],
-        }
+        shapes = _shapes(manifest, group)
         try:
             self._buffers: dict[str, Any] = {
                 name: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, device, 0)
@@ -225,7 +251,7 @@ class OrtDeviceEngine:
         self._binding.bind_ortvalue_input("images", self._buffers["images"])
         for name in OUTPUTS:
             self._binding.bind_ortvalue_output(name, self._buffers[name])
-        self._group_input = np.zeros(shapes["images"], np.float32)
+        self._host = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         self.details = {
             "onnxruntime": ort.__version__,
             "provider": session.get_providers()[0],
@@ -234,24 +260,146 @@ class OrtDeviceEngine:
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""
-        found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in OUTPUTS}
         with self._lock:
-            for start in range(0, len(images), self.group):
-                rows = images[start : start + self.group]
-                self._group_input[: len(rows)] = rows
-                self._group_input[len(rows) :] = rows[-1]  # a short group has the same shape, and no foreign neighbour
-                self._buffers["images"].update_inplace(self._group_input)
-                try:
-                    self._session.run_with_iobinding(self._binding)
-                except Exception as exc:
-                    raise _failure(self.name, f"{self.name} failed to run", exc) from None
-                for name in OUTPUTS:
-                    found[name].append(self._buffers[name].numpy()[: len(rows)].copy())
-        return Tokens(
-            np.concatenate(found["patch_tokens"]), np.concatenate(found["class_token"]) if class_token else None
-        )
+            return encode_groups(images, self._host, self._run, class_token)
+
+    def _run(self) -> None:
+        self._buffers["images"].update_inplace(self._host["images"])
+        _run(self.name, self._session, self._binding)
+        for name in OUTPUTS:
+            self._host[name][:] = self._buffers[name].numpy()
 
     def close(self) -> None:
         """See :class:`~visionad_runtime.engine.Engine`."""
         self._buffers.clear()
         del self._binding, self._session
+
+
+class OrtStreamEngine:
+    """The CUDA provider on a stream and in buffers of the runtime's own, all by the GPU's owner thread: so it can work amid other
+    work on the GPU, and preprocessing, search and map can be there too."""
+
+    capturable = False  # it may take memory at any call
+
+    def __init__(
+        self,
+        make: Callable[[dict[str, str]], ort.InferenceSession],
+        backend: str,
+        manifest: ModelManifest,
+        group: int,
+        device: str = "cuda",
+    ) -> None:
+        """``make`` opens the session with these options of the provider added.
+
+        Raises:
+            VisionADError, ModelError: it cannot; or no memory.
+        """
+        self.name, self.group, self.max_rows = backend, group, group
+        self._owner, self._make, self._kind = Owner.of(0), make, device
+        self._shapes = _shapes(manifest, group)
+        self._memory: Memory | None = None
+        self._session: Any = None
+        self._bindings: dict[tuple[int, ...], Any] = {}
+        self._options = ort.RunOptions()
+        # `run` only enqueues; whoever needs the result waits for the stream
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        try:
+            provider, gpu = self._owner.run(self._take)
+        except BaseException:
+            self.close()
+            raise
+        self.details = {
+            "onnxruntime": ort.__version__,
+            "provider": provider,
+            "gpu": gpu,
+            "precision": f"{manifest.precision} as in the graph",
+        }
+
+    def _take(self, device: Device) -> tuple[str, str]:
+        memory = self._memory = Memory(device)
+        self._stream = memory.stream(device.stream())
+        self._before, self._after = memory.hold(device.event()), memory.hold(device.event())
+        self._host = {name: memory.pinned(shape, np.float32) for name, shape in self._shapes.items()}
+        self._buffers = {name: memory.hold(device.alloc(host.nbytes)) for name, host in self._host.items()}
+        self._session = self._make({"user_compute_stream": str(self._stream.handle)})
+        return self._session.get_providers()[0], device.name
+
+    @property
+    def device_engine(self) -> Callable[[], DeviceEngine] | None:
+        """See :class:`~visionad_runtime.engine.Engine`."""
+        return lambda: self
+
+    def enqueue(self, images: int, patch: int, cls: int, rows: int, stream: Any) -> None:
+        """See :class:`~visionad_runtime.cuda.interface.DeviceEngine`.
+
+        Raises:
+            VisionADError: not a whole group, or the engine was closed. ModelError: ONNX Runtime fails.
+        """
+        self._check_open()
+        if rows != self.group:
+            raise VisionADError(f"{self.name}: wanted {self.group} pictures a call, found {rows}")
+        self._before.record(stream)
+        self._stream.wait(self._before)
+        self._enqueue(images, patch, cls)
+        self._after.record(self._stream)
+        stream.wait(self._after)
+
+    def _enqueue(self, *addresses: int) -> None:
+        binding = self._bindings.get(addresses)
+        if binding is None:
+            binding = self._bindings[addresses] = self._session.io_binding()
+            for (name, shape), address in zip(self._shapes.items(), addresses, strict=True):
+                bind = binding.bind_input if name == "images" else binding.bind_output
+                bind(name, self._kind, 0, np.float32, shape, address)
+        _run(self.name, self._session, binding, self._options)
+
+    def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
+        """See :class:`~visionad_runtime.engine.Engine`."""
+
+        def work(device: Device) -> Tokens:
+            self._check_open()
+            return encode_groups(images, self._host, lambda: self._round_trip(device), class_token)
+
+        return self._owner.run(work)
+
+    def _check_open(self) -> None:
+        if self._session is None:
+            raise VisionADError(f"{self.name}: this engine was closed")
+
+    def _round_trip(self, device: Device) -> None:
+        device.upload(self._buffers["images"], self._host["images"], self._stream)
+        self._enqueue(*(self._buffers[name].ptr for name in self._shapes))
+        for name in OUTPUTS:
+            device.download(self._host[name], self._buffers[name], self._stream)
+        self._stream.synchronize()
+
+    def close(self) -> None:
+        """See :class:`~visionad_runtime.engine.Engine`. Twice is harmless."""
+        self._owner.run(self._release)
+
+    def _release(self, _: Device) -> None:
+        try:
+            if self._session is not None:
+                self._stream.synchronize()  # what it has enqueued reads its memory
+        finally:
+            self._bindings.clear()
+            self._session = None
+            if self._memory is not None:
+                self._memory.close()
+
+
+def _shapes(manifest: ModelManifest, group: int) -> dict[str, tuple[int, ...]]:
+    identity = manifest.identity
+    side = identity.preprocess.crop
+    return {
+        "images": (group, 3, side, side),
+        "patch_tokens": (group, identity.grid**2, identity.dim),
+        "class_token": (group, identity.class_token_dim),
+    }
+
+
+def _run(backend: str, session: Any, *arguments: Any) -> None:
+    try:
+        session.run_with_iobinding(*arguments)
+    except Exception as exc:  # ONNX Runtime's own exception types share no base
+        raise _failure(backend, f"{backend} failed to run", exc) from None

@@ -26,7 +26,7 @@ from ..artefacts import ONNX_FILE, ModelManifest, atomic_write
 from ..cuda.device import Buffer, Device, Graph, Owner, Stream
 from ..cuda.memory import Memory
 from ..errors import ModelError, VisionADError
-from . import Tokens, realised
+from . import Tokens, encode_groups, realised
 from .cache import EngineCache, Entry, NoEngineError
 from .native import STDOUT, captured
 from .nvidia import PORTABLE, Api, Message, Progress, UnfitEngineError, load_api
@@ -481,24 +481,14 @@ class TensorRTEngine:
     def _encode(self, device: Device, images: NDArray[np.float32], class_token: bool) -> Tokens:
         if not self._host:
             raise VisionADError(f"{self.name}: this engine was closed")
-        count = len(images)
-        patch = np.empty((count, *self._host["patch_tokens"].shape[1:]), np.float32)
-        cls = np.empty((count, *self._host["class_token"].shape[1:]), np.float32) if class_token else None
-        for start in range(0, count, self.group):
-            rows = images[start : start + self.group]
-            self._host["images"][: len(rows)] = rows
-            self._host["images"][len(rows) :] = rows[
-                -1
-            ]  # a short group has the same shape, and no neighbour of another call
-            if self._graph is not None:
-                self._graph.launch(self._stream)
-            else:
-                self._enqueue(device)
-            self._stream.synchronize()
-            patch[start : start + len(rows)] = self._host["patch_tokens"][: len(rows)]
-            if cls is not None:
-                cls[start : start + len(rows)] = self._host["class_token"][: len(rows)]
-        return Tokens(patch, cls)
+        return encode_groups(images, self._host, lambda: self._round_trip(device), class_token)
+
+    def _round_trip(self, device: Device) -> None:
+        if self._graph is not None:
+            self._graph.launch(self._stream)
+        else:
+            self._enqueue(device)
+        self._stream.synchronize()
 
 
 class OnDevice:

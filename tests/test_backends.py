@@ -116,10 +116,13 @@ def test_where_the_runtime_cannot_use_the_gpu_the_chain_is_the_hosts(
     monkeypatch.setattr(leaf, "OrtDeviceEngine", partial(OrtDeviceEngine, device="cpu"))
     plain = ort.InferenceSession(str(tiny_model / "backbone.onnx"), providers=[CPU])
     monkeypatch.setattr(leaf, "_session", lambda *_: plain)
-    for gpu, why in (({"capability": (7, 5)}, "wanted compute capability 8.0"), ({}, "GPU backends need pycuda")):
+    for gpu, why in (
+        ({"capability": (7, 5)}, "wanted compute capability 8.0"),
+        ({}, "the GPU is reached by pycuda, which is missing"),
+    ):
         Owner.of(0).close()
         FakeDevice.gpu |= gpu
-        FakeDevice.missing = None if gpu else "GPU backends need pycuda"
+        FakeDevice.missing = None if gpu else "the GPU is reached by pycuda, which is missing"
         with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:
             assert isinstance(inspector.engine, OrtDeviceEngine) and isinstance(inspector.chain, HostChain)
         assert f"stay on the CPU: {why}" in caplog.text

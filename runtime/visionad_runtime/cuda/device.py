@@ -551,7 +551,7 @@ def _pycuda() -> Any:
         import pycuda.driver as cuda
     except ModuleNotFoundError:
         raise VisionADError(
-            "GPU backends need pycuda: pip install 'visionad[tensorrt]' or 'visionad[rtx]' (it compiles against the CUDA toolkit)"
+            "the GPU is reached by pycuda, which is missing: pip install pycuda (it compiles against the CUDA toolkit)"
         ) from None
     except ImportError as exc:
         if "cuda.so" in str(exc) or "nvcuda" in str(exc):

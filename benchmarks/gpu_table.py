@@ -154,7 +154,7 @@ def _engine_aim(benches: Iterable[Mapping[str, Any]], searches: Iterable[Mapping
         gflop = entry["roofline"]["engine, a view"].get("gflop")
         if bench["model"]["precision"] not in ("fp16", "bf16") or len(bench["views"]) != 3 or gflop is None:
             continue
-        ms = (entry["stages"]["engine"] if "wait" in entry["stages"] else entry["batches"]["1"]["bare_engine"])["p50"]
+        ms = _engine_ms(entry)
         found.append((3 * gflop / ms, f"{backend}, {bench['model']['precision']}"))
     best = max(found, default=None)
     share = best[0] / peak if best and peak else None
@@ -166,26 +166,37 @@ def _engine_aim(benches: Iterable[Mapping[str, Any]], searches: Iterable[Mapping
 
 
 def _whole_aim(benches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """From pixels to verdict: a camera's picture comes decoded, and the host decodes files. From the file is told too."""
-    found: list[tuple[float, float, str]] = []
+    """From pixels to verdict, as a camera's picture comes decoded, beside the engine's own time on the GPU's clock. Told too:
+    beside the engine with copies of its input and output, as one would call it alone, and from the file, which the host decodes."""
+    found: list[tuple[float, str]] = []
     for bench, backend, entry in _large(benches):
         at, stages = entry["batches"]["1"], entry["stages"]
-        decoded = (stages["total"]["p50"] - stages["decode"]["p50"]) / at["bare_engine"]["p50"]
-        name = f"{backend}, {bench['model']['precision']}"
-        found.append((decoded, at["whole_to_bare_engine"]["median"], name))
+        pixels = stages["total"]["p50"] - stages["decode"]["p50"]
+        alone, copied = _engine_ms(entry), at["bare_engine"]["p50"]
+        told = f"{pixels:.2f} ms, the engine {alone:.2f}; with its copies {pixels / copied:.3f}"
+        told += f", from the file {at['whole_to_bare_engine']['median']:.3f}"
+        found.append((pixels / alone, f"{told} ({backend}, {bench['model']['precision']})"))
     best = min(found, default=None)
     return {
         "aim": f"ViT-L, three views, 1 shot: pixels to verdict at most {WHOLE_TO_ENGINE} of the bare engine's time",
-        "found": f"{best[0]:.3f}, from the file {best[1]:.3f} ({best[2]})" if best else None,
+        "found": f"{best[0]:.3f}: {best[1]}" if best else None,
         "pass": best[0] <= WHOLE_TO_ENGINE if best else None,
     }
 
 
+def _engine_ms(entry: Mapping[str, Any]) -> float:
+    """Of three views: on the GPU's clock where the chain is there, else with copies."""
+    found: float = (entry["stages"]["engine"] if "wait" in entry["stages"] else entry["batches"]["1"]["bare_engine"])[
+        "p50"
+    ]
+    return found
+
+
 def _large(benches: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
-    """Benches of the large backbone by TensorRT, one picture a call."""
+    """Benches of the large backbone on a GPU, one picture a call."""
     for bench in benches:
         for backend, entry in bench["backends"].items():
-            if bench["model"]["name"].startswith(LARGE) and backend.startswith("tensorrt") and "1" in entry["batches"]:
+            if bench["model"]["name"].startswith(LARGE) and backend != "onnxruntime-cpu" and "1" in entry["batches"]:
                 yield bench, backend, entry
 
 

@@ -7,6 +7,7 @@ import os
 # Triton decides at its own import whether kernels are interpreted on CPU tensors (test_kernels.py) or compiled.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
     out = tmp_path_factory.mktemp("models") / "tiny"
     export_model("deit_tiny_patch16_224", out, weights=tiny_weights, resize=72, crop=64, layers=(0, 1))
     return out
+
+
+@pytest.fixture
+def own_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of it, for tests that build engines, which lie beside a model: no other test finds them."""
+    return shutil.copytree(tiny_model, tmp_path / "own" / "tiny")
 
 
 def part(seed: int, defect: bool = False, kind: str = "disc") -> NDArray[np.uint8]:

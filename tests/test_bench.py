@@ -807,7 +807,7 @@ def gpu_chain(gpu_table: Any) -> Any:
 
 @pytest.mark.parametrize("backend", ["onnxruntime-cpu", "tensorrt"])
 def test_an_inspector_under_load(
-    gpu_chain: Any, gpu_table: Any, backend: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    gpu_chain: Any, gpu_table: Any, backend: str, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     on_gpu = backend == "tensorrt"
@@ -817,7 +817,7 @@ def test_an_inspector_under_load(
         monkeypatch.setitem(sys.modules, "tensorrt", importlib.import_module("fake_tensorrt").make("11"))
     monkeypatch.setattr(gpu_chain, "SIZES", ((48, 64), (70, 50)))
     out = tmp_path / "chain.json"
-    args = [str(tiny_model), "--backend", backend, "--threads", "1", "--cameras", "1", "2", "--calls", "25"]
+    args = [str(own_model), "--backend", backend, "--threads", "1", "--cameras", "1", "2", "--calls", "25"]
     assert gpu_chain.main([*args, "--seconds", "8", "--side", "96", "--out", str(out)]) == 0
     found, told = json.loads(out.read_text()), capsys.readouterr().out
     assert [(s["height"], s["width"]) for s in found["sizes"]] == [(48, 64), (70, 50)]

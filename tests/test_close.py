@@ -52,16 +52,16 @@ def left() -> dict[str, int]:
     return Owner.of(0).run(lambda _: gpu().live())
 
 
-def test_nothing_is_left_after_close(backend: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_nothing_is_left_after_close(backend: str, own_model: Path, tmp_path: Path) -> None:
     for turn in range(3):
-        with Inspector.open(tiny_model, tmp_path / "bank", backend=backend) as inspector:
+        with Inspector.open(own_model, tmp_path / "bank", backend=backend) as inspector:
             inspector.enroll(f"disc {turn}", [part(turn)])
             inspector.inspect(part(10))
             inspector.inspect(np.repeat(np.repeat(part(11), 12, axis=0), 16, axis=1))  # room is made for it
             rgb = np.ascontiguousarray(part(12)[:, :, ::-1])
             inspector.trace_batch([rgb], f"disc {turn}", trace=True)
             assert {"buffers", "pinned", "streams", "events", "modules", "graphs"} == set(left())
-            second = Inspector.open(tiny_model, backend=backend)
+            second = Inspector.open(own_model, backend=backend)
             both = left()
             second.close()
             assert all(n < both[kind] for kind, n in left().items())
@@ -69,10 +69,10 @@ def test_nothing_is_left_after_close(backend: str, tiny_model: Path, tmp_path: P
         inspector.close()  # twice is harmless
 
 
-def test_a_closed_inspector_says_so(backend: str, tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
+def test_a_closed_inspector_says_so(backend: str, own_model: Path, tmp_path: Path, good: list[Path]) -> None:
     tokens = np.zeros((1, 3, 64, 64), np.float32)
     for one in (backend, "onnxruntime-cpu"):
-        with Inspector.open(tiny_model, tmp_path / one, backend=one, threads=1) as inspector:
+        with Inspector.open(own_model, tmp_path / one, backend=one, threads=1) as inspector:
             inspector.enroll_files("disc", good[:1])
             waiting = inspector.inspect_files(good)
             next(waiting)
@@ -86,7 +86,7 @@ def test_a_closed_inspector_says_so(backend: str, tiny_model: Path, tmp_path: Pa
         for call in late:
             with pytest.raises(VisionADError, match="this inspector was closed; open another"):
                 call()
-    with Inspector.open(tiny_model, backend=backend) as inspector:
+    with Inspector.open(own_model, backend=backend) as inspector:
         inspector.engine.close()
         with pytest.raises(VisionADError, match="this engine was closed"):
             inspector.engine.encode(tokens)
@@ -94,9 +94,9 @@ def test_a_closed_inspector_says_so(backend: str, tiny_model: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("soon", [False, True])
 def test_closing_waits_for_who_inspects_and_refuses_who_comes_later(
-    backend: str, tiny_model: Path, tmp_path: Path, soon: bool
+    backend: str, own_model: Path, tmp_path: Path, soon: bool
 ) -> None:
-    inspector = Inspector.open(tiny_model, tmp_path / "bank", backend=backend)
+    inspector = Inspector.open(own_model, tmp_path / "bank", backend=backend)
     inspector.enroll("disc", [part(0), part(1)])
     wanted = inspector.inspect(part(2), class_name="disc").score
     served = itertools.count()
@@ -130,14 +130,14 @@ def test_closing_waits_for_who_inspects_and_refuses_who_comes_later(
     assert said == ["this inspector was closed; open another with Inspector.open"] * 5
 
 
-def test_no_room_at_any_taking_leaves_nothing_behind(backend: str, tiny_model: Path, tmp_path: Path) -> None:
-    with Inspector.open(tiny_model, tmp_path / "bank", backend=backend) as inspector:
+def test_no_room_at_any_taking_leaves_nothing_behind(backend: str, own_model: Path, tmp_path: Path) -> None:
+    with Inspector.open(own_model, tmp_path / "bank", backend=backend) as inspector:
         inspector.enroll("disc", [part(0)])
     device, without_graph, on_the_host = gpu(), 0, 0
     for number in itertools.count(1):
         device.made, FakeDevice.fail_at = 0, number
         try:
-            with Inspector.open(tiny_model, tmp_path / "bank", backend=backend) as inspector:
+            with Inspector.open(own_model, tmp_path / "bank", backend=backend) as inspector:
                 without_graph += inspector.engine.details.get("cuda graph") not in ("yes", None)
                 on_the_host += inspector.engine.details["chain"].startswith("on the host: out of GPU memory")
         except VisionADError as exc:
@@ -153,7 +153,7 @@ def test_no_room_at_any_taking_leaves_nothing_behind(backend: str, tiny_model: P
 
 
 def test_every_command_closes(
-    backend: str, tiny_model: Path, tmp_path: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
+    backend: str, own_model: Path, tmp_path: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch", reason="parity runs the reference")
     opened: list[Inspector] = []
@@ -162,7 +162,7 @@ def test_every_command_closes(
         Inspector, "__init__", lambda self, *args, **more: (opened.append(self), init(self, *args, **more))[1]
     )
     monkeypatch.setattr(bench, "_cold_start", lambda *_: {})  # in other processes, which have no fake GPU
-    model, bank = str(tiny_model), str(tmp_path / "bank")
+    model, bank = str(own_model), str(tmp_path / "bank")
     data = tmp_path / "data" / "disc"
     for place, count, defect in (("train/good", 1, False), ("test/good", 2, False), ("test/scratch", 2, True)):
         (data / place).mkdir(parents=True)
@@ -183,5 +183,5 @@ def test_every_command_closes(
         assert not left(), command
     assert run(["predict", model, bank, *paths, "--backend", backend, "--class", "nobody"]) == 2
     assert not left()
-    assert f"passed on {backend}" in doctor._self_test(tiny_model, [])
+    assert f"passed on {backend}" in doctor._self_test(own_model, [])
     assert not left() and len(opened) == 7

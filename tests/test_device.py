@@ -61,6 +61,9 @@ def test_closing_frees_and_the_next_use_opens_again(owner: Owner) -> None:
     first = owner.run(lambda d: (d.alloc(8), d)[1])
     owner.close()
     assert not first._buffers and not FakeDevice._open
+    for late in (owner.run, partial(owner.serve, lambda _: None)):
+        with pytest.raises(VisionADError, match="GPU 0 was let go by this process"):  # nobody waits for ever
+            late(lambda _: None)
     again = Owner.of(0)
     assert again is not owner and again.run(lambda d: d) is not first
 

@@ -42,11 +42,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeDevice]]:
 
 @pytest.fixture(params=["tensorrt", "onnxruntime-cuda"])
 def both(
-    request: pytest.FixtureRequest, gpu: type[FakeDevice], tiny_model: Path, tmp_path: Path
+    request: pytest.FixtureRequest, gpu: type[FakeDevice], own_model: Path, tmp_path: Path
 ) -> Iterator[tuple[Inspector, Inspector]]:
     """On the GPU and on the CPU, each with a bank of its own."""
     opened = [
-        Inspector.open(tiny_model, tmp_path / backend, backend=backend, threads=1)
+        Inspector.open(own_model, tmp_path / backend, backend=backend, threads=1)
         for backend in (request.param, "onnxruntime-cpu")
     ]
     for one in opened:
@@ -221,7 +221,7 @@ def test_a_class_is_enrolled_while_others_inspect(both: tuple[Inspector, Inspect
     ("kernel", "stage"),
     [("resize_down", "preprocess"), ("rescore", "search"), ("fuse_map", "map"), ("top_mean", "score")],
 )
-def test_a_wrong_kernel_is_found_when_opened(gpu: type[FakeDevice], tiny_model: Path, kernel: str, stage: str) -> None:
+def test_a_wrong_kernel_is_found_when_opened(gpu: type[FakeDevice], own_model: Path, kernel: str, stage: str) -> None:
     right = gpu.kernels[kernel]
     place = {"resize_down": 6, "rescore": 7, "fuse_map": 6, "top_mean": 1}[kernel]
 
@@ -231,7 +231,7 @@ def test_a_wrong_kernel_is_found_when_opened(gpu: type[FakeDevice], tiny_model: 
 
     gpu.kernels[kernel] = wrong
     with pytest.raises(ModelError, match=f"self-test of the device chain failed at {stage}: differs"):
-        Inspector.open(tiny_model, backend="tensorrt")
+        Inspector.open(own_model, backend="tensorrt")
     assert not Owner.of(0).run(lambda device: len(device._buffers))  # all memory was given back
 
 
@@ -244,6 +244,6 @@ def test_no_room_for_a_larger_picture_leaves_the_line_running(both: tuple[Inspec
     check(on_gpu.inspect(part(3)), on_cpu.inspect(part(3)))
 
 
-def test_turing_keeps_the_hosts_chain(gpu: type[FakeDevice], tiny_model: Path) -> None:
+def test_turing_keeps_the_hosts_chain(gpu: type[FakeDevice], own_model: Path) -> None:
     gpu.gpu["capability"] = (7, 5)
-    assert isinstance(Inspector.open(tiny_model, backend="tensorrt").chain, HostChain)
+    assert isinstance(Inspector.open(own_model, backend="tensorrt").chain, HostChain)

@@ -572,7 +572,7 @@ def test_thousands_of_calls_take_no_memory(line: Callable[..., Line], place: Pla
 
 @pytest.fixture(params=("tensorrt", "tensorrt-rtx") if gpu_here() else ("tensorrt",))
 def whole(
-    request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Inspector]:
     """The inspector with its chain on the GPU, two classes enrolled. Without a GPU: TensorRT's stand-in, kernels in numpy."""
     if not gpu_here():
@@ -583,7 +583,7 @@ def whole(
         monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make("11"))
     else:
         _needs(request.param)
-    with Inspector.open(tiny_model, tmp_path / "bank", backend=request.param, threads=1) as one:
+    with Inspector.open(own_model, tmp_path / "bank", backend=request.param, threads=1) as one:
         one.enroll("disc", [part(0), part(1)])
         one.enroll("grid", [part(0, kind="grid")])
         yield one

@@ -14,6 +14,7 @@ import functools
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -414,6 +415,7 @@ class Owner:
         """Use :meth:`of`."""
         self._index = index
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._taking, self._ended = threading.Lock(), False
         self._thread = threading.Thread(target=self._loop, name=f"visionad-gpu-{index}", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -434,9 +436,8 @@ class Owner:
         """
         if threading.current_thread() is self._thread:  # work that calls `run`: it is there already
             return work(Device._open[self._index])
-        done: Future[T] = Future()
-        self._queue.put(_Work(work, None, done))
-        return done.result()
+        found: T = self._hand_in(work, None)
+        return found
 
     def serve(self, begin: Callable[[Device], Any], end: Callable[[Device], T]) -> T:
         """``begin(device)`` enqueues and returns an event; once that has happened, ``end(device)``, and what it returns or raises.
@@ -446,8 +447,15 @@ class Owner:
         Raises:
             VisionADError: as :meth:`Device.open`, or what was enqueued failed; besides what ``begin`` and ``end`` raise.
         """
-        done: Future[T] = Future()
-        self._queue.put(_Work(begin, end, done))
+        found: T = self._hand_in(begin, end)
+        return found
+
+    def _hand_in(self, work: Callable[[Device], Any], end: Callable[[Device], Any] | None) -> Any:
+        done: Future[Any] = Future()
+        with self._taking:
+            if self._ended:
+                raise VisionADError(f"GPU {self._index} was let go by this process; open the inspector again")
+            self._queue.put(_Work(work, end, done))
         return done.result()
 
     def close(self) -> None:
@@ -456,7 +464,9 @@ class Owner:
             if Owner._all.get(self._index) is self:
                 del Owner._all[self._index]
         atexit.unregister(self.close)
-        self._queue.put(None)
+        with self._taking:
+            self._ended = True
+            self._queue.put(None)  # the last
         self._thread.join(timeout=10)
 
     def _loop(self) -> None:
@@ -465,8 +475,12 @@ class Owner:
         under_way: list[_UnderWay] = []
         closing = False
         while not closing or under_way:
-            with contextlib.suppress(queue.Empty):
-                item = self._queue.get(timeout=POLL_SECONDS if under_way else None)
+            try:
+                # Not `get` with a timeout: when one of a few microseconds passes in the wrong place, CPython 3.11 waits for ever.
+                item = self._queue.get(block=not under_way)
+            except queue.Empty:
+                time.sleep(POLL_SECONDS)
+            else:
                 if item is None:
                     closing = True
                 else:

@@ -47,7 +47,6 @@ def install() -> str:
         part.mkdir(parents=True)
         curand = next((cuda / "lib").glob("libcurand.so.*"))
         (part / "libcurand.so").symlink_to(curand)
-        (part / curand.name).symlink_to(curand)
         _compile(part / "libcuda.so", "-x", "c", "/dev/null")
         paths = {"CPATH": str(cuda / "include"), "LIBRARY_PATH": str(part), "CUDA_ROOT": str(cuda)}
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -93,9 +92,7 @@ class Pretended:
     capability = (9, 0)
 
     def __init__(self) -> None:
-        for library in ("libcurand.so", DRIVER):
-            path = next(p for p in FOLDER.iterdir() if p.name.startswith(library) and p.name != "libcurand.so")
-            self.driver = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        self.driver = ctypes.CDLL(str(FOLDER / DRIVER), mode=ctypes.RTLD_GLOBAL)
         self.driver.pretend_fault.restype = ctypes.c_char_p
         self.driver.pretend_holds.argtypes = [ctypes.c_ulonglong, ctypes.c_size_t]
         self.codes: list[tuple[str, dict[str, Any], list[tuple[int, int]]]] = []

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -562,7 +563,12 @@ def _fits(buffer: Buffer, array: NDArray[Any], offset: int) -> None:
 
 def _pycuda() -> Any:
     try:
-        import pycuda.driver as cuda
+        try:
+            import pycuda.driver as cuda
+        except ImportError as exc:
+            if "libcurand" not in str(exc) or not _load_curand():
+                raise
+            import pycuda.driver as cuda
     except ModuleNotFoundError:
         raise VisionADError(
             "the GPU is reached by pycuda, which is missing: pip install pycuda (it compiles against the CUDA toolkit)"
@@ -587,6 +593,15 @@ def _pycuda() -> Any:
 def _abandon(thing: Any) -> None:
     """Never free it, not at the end of the process either: pycuda prints two lines for each thing that cannot be freed."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _load_curand() -> bool:
+    """pycuda is linked to it; where CUDA came by pip, it lies where no loader looks."""
+    for place in sys.path:
+        for path in Path(place).glob("nvidia/*/lib/libcurand.so.*"):
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            return True
+    return False
 
 
 @contextmanager

@@ -95,7 +95,14 @@ record environment ok $SECONDS "${GPU:-no GPU}${CAPABILITY:+, compute capability
 # -- install -----------------------------------------------------------------------------------------------------------
 
 if [[ $INSTALL == yes ]]; then
-    if SOFT='' step venv 60 "$PYTHON" -m venv --system-site-packages "$ROOT/.venv-gpu"; then PYTHON=$ROOT/.venv-gpu/bin/python; fi
+    # An environment on an environment sees the system's packages, not those below it: they are added by name.
+    BELOW=$("$PYTHON" -c 'import sys, sysconfig; print(sysconfig.get_path("purelib") if sys.prefix != sys.base_prefix else "")')
+    if SOFT='' step venv 60 "$PYTHON" -m venv --system-site-packages "$ROOT/.venv-gpu"; then
+        PYTHON=$ROOT/.venv-gpu/bin/python
+        if [[ -n $BELOW ]]; then
+            echo "$BELOW" >"$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+        fi
+    fi
     FROM=()
     if [[ -n $WHEELS ]]; then FROM=(--no-index --find-links "$WHEELS"); fi
     # what pyproject.toml asks for, read from it
@@ -108,10 +115,34 @@ if [[ $INSTALL == yes ]]; then
         shift 2
         step "$name" "$limit" "$PYTHON" -m pip install --quiet --disable-pip-version-check "${FROM[@]}" "$@"
     }
+    # pycuda is linked to libcuda and libcurand by names that neither a driver nor pip's CUDA packages bring; a toolkit would.
+    pycuda_paths() {
+        mkdir -p "$WORK/link"
+        local lines
+        lines=$("$PYTHON" - "$WORK/link" <<'PATHS'
+import os, sys
+from pathlib import Path
+link, includes, libraries = Path(sys.argv[1]), [], []
+roots = [p for place in sys.path for p in Path(place).glob("nvidia/*")] + sorted(Path("/usr/local").glob("cuda*"), reverse=True)
+for root in roots:
+    includes += [str(root / "include")] if list((root / "include").glob("cu*.h")) else []
+    libraries += [root / "lib", root / "lib64"]
+libraries += [Path(p) for p in os.environ.get("LD_LIBRARY_PATH", "").split(":") if p]
+libraries += [Path(p) for p in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu", "/usr/local/nvidia/lib64")]
+for name in ("cuda", "curand"):
+    found = next((f for folder in libraries for f in sorted(folder.glob(f"lib{name}.so*"))), None)
+    if found is not None:
+        (link / f"lib{name}.so").symlink_to(found.resolve())
+print(":".join(dict.fromkeys(includes)))
+PATHS
+        ) || return 0
+        export CPATH=$lines${CPATH:+:$CPATH} LIBRARY_PATH=$WORK/link${LIBRARY_PATH:+:$LIBRARY_PATH}
+    }
     pip_install install-lean 120 "${LEAN[@]}" pytest hypothesis || true
     mapfile -t EXTRA < <(extra export)
     SOFT=skipped pip_install install-export 240 "${EXTRA[@]}" || true
     if [[ -n $GPU ]]; then
+        pycuda_paths
         SOFT=skipped pip_install install-pycuda 150 'pycuda>=2024.1' ||
             SOFT=skipped pip_install install-pycuda-again 150 --no-build-isolation 'pycuda>=2024.1' || true
         SOFT=skipped pip_install install-tensorrt 120 'tensorrt>=10.3' || true
@@ -144,8 +175,8 @@ fi
 
 if [[ -z $GPU ]]; then
     skip search 'no GPU'
-elif ! "$PYTHON" -c 'import pycuda.driver' 2>/dev/null; then
-    skip search 'pycuda is not installed'
+elif ! WHY=$("$PYTHON" -c 'from visionad_runtime.cuda.device import Owner; Owner.of(0).run(lambda gpu: gpu.name)' 2>&1); then
+    skip search "$(tail -n 1 <<<"$WHY")"
 else
     step search $((SEARCH + 60)) "$PYTHON" benchmarks/gpu_search.py --seconds "$SEARCH" --out "$OUT/search.json" || true
 fi

@@ -148,6 +148,7 @@ def test_an_error_while_serving_is_the_callers_alone(owner: Owner) -> None:
         with pytest.raises(ValueError, match="no"):
             owner.serve(*pair)
     assert owner.serve(begin, lambda d: d.name) == "Fake L4"
+    assert owner.run(lambda _: owner.serve(begin, lambda d: d.name)) == "Fake L4"  # by the owner itself
 
 
 def test_closing_finishes_what_is_under_way(owner: Owner) -> None:

@@ -448,6 +448,10 @@ class Owner:
         Raises:
             VisionADError: as :meth:`Device.open`, or what was enqueued failed; besides what ``begin`` and ``end`` raise.
         """
+        if threading.current_thread() is self._thread:
+            device = Device._open[self._index]
+            begin(device).synchronize()
+            return end(device)
         found: T = self._hand_in(begin, end)
         return found
 

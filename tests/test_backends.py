@@ -157,7 +157,7 @@ def cuda_box(monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver, and an ONNX Runtime that has the provider for it."""
     monkeypatch.setattr(leaf, "gpu_here", lambda: True)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
-    monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(ort, "preload_dlls", lambda **_: None, raising=False)
 
 
 SAID = (
@@ -195,6 +195,23 @@ def test_a_fall_back_to_the_cpu_is_an_error(
         with pytest.raises(VisionADError, match=f"fell back to CPUExecutionProvider: {why}; it needs"):
             open_engine(tiny_model, manifest, "onnxruntime-cuda")
     assert capfd.readouterr() == ("", "")
+
+
+def test_cuda_of_an_environment_below_is_loaded(
+    tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch, cuda_box: None, tmp_path: Path
+) -> None:
+    """ONNX Runtime's own search is beside its package alone."""
+    folders = [tmp_path / "below" / "nvidia" / name / "lib" for name in ("cu13", "cudnn")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "below"))
+    asked: list[str | None] = []
+    monkeypatch.setattr(ort, "preload_dlls", lambda directory=None: asked.append(directory), raising=False)
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    with pytest.raises(VisionADError, match="fell back to CPUExecutionProvider"):
+        open_engine(tiny_model, manifest, "onnxruntime-cuda")
+    opened = asked[: 1 + len(folders)]
+    assert opened == [None, *map(str, folders)]
 
 
 def test_without_a_driver_onnx_runtime_is_not_asked(

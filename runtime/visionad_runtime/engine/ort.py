@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -135,8 +136,7 @@ def _session(
 ) -> ort.InferenceSession:
     wanted = PROVIDERS[backend]
     if wanted != CPU and hasattr(ort, "preload_dlls"):
-        with quiet([]):  # it prints what it misses
-            ort.preload_dlls()  # CUDA and cuDNN from pip packages are found nowhere else
+        _preload()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.use_deterministic_compute = wanted != CPU
@@ -173,6 +173,16 @@ def _session(
             "export the model again"
         )
     return session
+
+
+def _preload() -> None:
+    """Load CUDA and cuDNN of pip packages, which no loader finds by itself. ONNX Runtime looks beside its own package alone; in an
+    environment on another one they lie in the one below."""
+    with quiet([]):  # it prints what it misses
+        ort.preload_dlls()
+        for place in sys.path:
+            for folder in sorted(Path(place).glob("nvidia/*/lib")):
+                ort.preload_dlls(directory=str(folder.absolute()))
 
 
 def _why(printed: Sequence[str]) -> str:

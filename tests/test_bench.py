@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -238,6 +239,31 @@ def test_gpu_memory_is_read_while_the_process_lives() -> None:
         ).gpu_bytes
         == 250
     )
+
+
+def test_the_inspector_is_open_while_its_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nothing refers to is given back at once, an engine's memory too."""
+    held: list[weakref.ref[Any]] = []
+
+    class Opened(contextlib.nullcontext[None]):
+        @classmethod
+        def open(cls, model: str, **_: Any) -> Any:
+            one = cls()
+            held.append(weakref.ref(one))
+            return one
+
+    class Waiting:
+        def readline(self) -> str:
+            (one,) = held
+            assert one() is not None
+            return ""
+
+    monkeypatch.setattr("visionad_runtime.Inspector", Opened)
+    monkeypatch.setattr(sys, "argv", ["-c", json.dumps({"model": "m", "views": ["original"]})])
+    monkeypatch.setattr(sys, "stdin", Waiting())
+    exec(box._OPEN, {})
+    (one,) = held
+    assert one() is None
 
 
 def test_a_fresh_process_that_fails_says_why() -> None:

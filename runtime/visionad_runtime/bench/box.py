@@ -84,9 +84,9 @@ _OPEN = """
 import json, sys
 from visionad_runtime import Inspector
 settings = json.loads(sys.argv[1])
-Inspector.open(settings.pop("model"), **settings)
-print("open", flush=True)
-sys.stdin.readline()
+with Inspector.open(settings.pop("model"), **settings):  # its memory is read meanwhile
+    print("open", flush=True)
+    sys.stdin.readline()
 """
 
 _PREDICT = "from visionad_runtime.cli import main; main()"

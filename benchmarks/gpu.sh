@@ -13,6 +13,7 @@
 #   EXPORT="…"      more options for `visionad export`, such as --resize 448 --crop 448
 #   BUDGET=580      seconds in all; steps that no longer fit are skipped
 #   SECONDS_EACH, BATCHES, STARTS: passed to `visionad bench`
+#   TESTS=no        leave out the tests on the hardware, in a second call
 #   SEARCH=60       seconds for the race of the search against cuBLAS and others
 #   LOAD=40         seconds for cameras, steadiness and enrolment under load, of the first case; CALLS=100000 at most
 set -euo pipefail
@@ -21,10 +22,10 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 PYTHON=${PYTHON:-python3} INSTALL=${INSTALL:-yes} WHEELS=${WHEELS:-} WEIGHTS=${WEIGHTS:-} MODELS=${MODELS:-} EXPORT=${EXPORT:-}
 BUDGET=${BUDGET:-580} SECONDS_EACH=${SECONDS_EACH:-1.5} BATCHES=${BATCHES:-1,4,8} STARTS=${STARTS:-1}
-SEARCH=${SEARCH:-60} LOAD=${LOAD:-40} CALLS=${CALLS:-100000}
+TESTS=${TESTS:-yes} SEARCH=${SEARCH:-60} LOAD=${LOAD:-40} CALLS=${CALLS:-100000}
 CASES=${CASES:-dinov2_vits14_reg:fp16 dinov2_vitl14_reg:fp16 dinov2_vits14_reg:fp32 dinov2_vits14_reg:bf16 dinov2_vitl14_reg:bf16 dinov2_vitl14_reg:fp32}
 PATH=$PATH:/usr/local/cuda/bin
-export PYTHONPATH=$ROOT/runtime:$ROOT/export:$ROOT/visionad_ref PATH PYTHONUNBUFFERED=1
+export PYTHONPATH=$ROOT/runtime:$ROOT/export:$ROOT/visionad_ref${PYTHONPATH:+:$PYTHONPATH} PATH PYTHONUNBUFFERED=1
 
 GPU=$(timeout 20 nvidia-smi --query-gpu=name --format=csv,noheader -i 0 2>/dev/null) || GPU=
 CAPABILITY=$(timeout 20 nvidia-smi --query-gpu=compute_cap --format=csv,noheader -i 0 2>/dev/null) || CAPABILITY=
@@ -164,7 +165,9 @@ runs() { # BACKEND: whether doctor says that it could run here
 
 # -- on the hardware ---------------------------------------------------------------------------------------------------
 
-if [[ -n $GPU ]]; then
+if [[ $TESTS != yes ]]; then
+    skip hardware-tests 'left out (TESTS)'
+elif [[ -n $GPU ]]; then
     step hardware-tests 150 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py || true
 else
     step hardware-tests-on-stand-ins 300 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py || true
@@ -281,8 +284,8 @@ fi
 
 # -- memory errors -----------------------------------------------------------------------------------------------------
 
-if [[ -z $GPU ]]; then
-    skip compute-sanitizer 'no GPU'
+if [[ -z $GPU || $TESTS != yes ]]; then
+    skip compute-sanitizer 'no GPU, or left out (TESTS)'
 elif ! command -v compute-sanitizer >/dev/null; then
     skip compute-sanitizer 'not installed'
 else

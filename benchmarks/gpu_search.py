@@ -335,9 +335,17 @@ class Run:
                     self.report["cells"].append(judged(found, self.peaks))
                     print(line(self.report["cells"][-1]), flush=True)
                 _give_back()
-            if CLASSES * self.args.class_rows <= rows <= AIM[1] and limits.left():
-                one = mixed(ground, dim, self.args.class_rows, self.args.patches, made, queries, limits.seconds)
-                self.report["mixed"].append(one)
+                if size is sizes[0] and CLASSES * self.args.class_rows <= rows <= AIM[1]:
+                    self._mixed(ground, dim, made, queries, limits)  # an aim's, so before the other sizes
+
+    def _mixed(self, ground: Ground, dim: int, made: Rows, queries: Rows, limits: Limits) -> None:
+        """The mixture of classes in one bank."""
+        each, patches = self.args.class_rows, self.args.patches
+        if not limits.left():
+            return
+        with self._unless_full([Size(CLASSES * patches, CLASSES * each, dim)]):
+            self.report["mixed"].append(mixed(ground, dim, each, patches, made, queries, limits.seconds))
+        _give_back()
 
     def _skip(self, sizes: Iterable[Size], why: str) -> None:
         self.report["skipped"] |= {str(size): why for size in sizes}

@@ -787,6 +787,23 @@ def test_a_gpu_that_fails_leaves_what_was_measured(
     assert gpu_search.main(SEARCH) == 1 and "no NVIDIA driver here" in capsys.readouterr().err
 
 
+def test_the_mixture_of_classes_does_not_wait_for_every_size(
+    gpu_search: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(gpu_search.PEERS, "torch", numpy_peer(gpu_search))
+    order: list[str] = []
+    for name in ("cell", "mixed"):
+        real = getattr(gpu_search, name)
+
+        def told(*arguments: Any, _name: str = name, _real: Any = real) -> Any:
+            order.append(_name)
+            return _real(*arguments)
+
+        monkeypatch.setattr(gpu_search, name, told)
+    assert gpu_search.main([*SEARCH, "--out", str(tmp_path / "search.json")]) == 0
+    assert order == ["cell", "mixed", "cell"] * 2
+
+
 def test_what_does_not_fit_is_told(gpu_search: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     FakeDevice.gpu["total_memory"] = 600_000
     out = tmp_path / "search.json"

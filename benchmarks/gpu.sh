@@ -222,7 +222,7 @@ model_case() { # BACKBONE PRECISION
     else
         weights_of "$1" || return 0
         read -ra options <<<"$EXPORT"
-        visionad "export-$case" 120 export --backbone "$1" --weights "$FILE" --precision "$2" --out "$model" "${options[@]}" || return 0
+        visionad "export-$case" 200 export --backbone "$1" --weights "$FILE" --precision "$2" --out "$model" "${options[@]}" || return 0
     fi
     for backend in tensorrt tensorrt-rtx; do
         if [[ $backend == tensorrt && -z $GPU ]]; then

@@ -329,7 +329,10 @@ class Chain:
         """Put a bank on the device, with one user. Every step is work of its own for the owner's thread."""
         with self._shared.uploading:
             self._check_open()
-            loader = self._owner.run(lambda device: _Loader(device, self._shared, bank))
+            source = _checked_rows(
+                bank
+            )  # here: it takes long for a large bank, and the owner's thread is for what is short
+            loader = self._owner.run(lambda device: _Loader(device, self._shared, bank, source))
             try:
                 while not self._owner.run(lambda _: loader.step()):
                     pass
@@ -527,16 +530,23 @@ def _blocks_of(bank: ClassBankLike, view: ViewName) -> slice | None:
     return run if run.stop <= len(bank.blocks) else None
 
 
+def _checked_rows(bank: ClassBankLike) -> F32:
+    """A bank's numbers one after the other.
+
+    Raises:
+        VisionADError: NaN or Inf among them.
+    """
+    source = np.ascontiguousarray(bank.features).reshape(-1)
+    if not np.isfinite(source).all():
+        raise VisionADError(f"class {bank.name!r}: NaN or Inf among the bank's rows; `visionad bank verify` says more")
+    return source
+
+
 class _Loader:
     """Uploads a bank piece by piece through two page-locked buffers, then packs it to 16 bits."""
 
-    def __init__(self, device: Device, shared: _Shared, bank: ClassBankLike) -> None:
-        self._device, self._shared = device, shared
-        self._source = np.ascontiguousarray(bank.features).reshape(-1)
-        if not np.isfinite(self._source).all():
-            raise VisionADError(
-                f"class {bank.name!r}: NaN or Inf among the bank's rows; `visionad bank verify` says more"
-            )
+    def __init__(self, device: Device, shared: _Shared, bank: ClassBankLike, source: F32) -> None:
+        self._device, self._shared, self._source = device, shared, source
         dim = shared.identity.dim
         self._rows = len(self._source) // dim
         if not self._rows:

@@ -98,7 +98,7 @@ record environment ok $SECONDS "${GPU:-no GPU}${CAPABILITY:+, compute capability
 if [[ $INSTALL == yes ]]; then
     # An environment on an environment sees the system's packages, not those below it: they are added by name.
     BELOW=$("$PYTHON" -c 'import sys, sysconfig; print(sysconfig.get_path("purelib") if sys.prefix != sys.base_prefix else "")')
-    if SOFT='' step venv 60 "$PYTHON" -m venv --system-site-packages "$ROOT/.venv-gpu"; then
+    if SOFT=skipped step venv 60 "$PYTHON" -m venv --system-site-packages "$ROOT/.venv-gpu"; then
         PYTHON=$ROOT/.venv-gpu/bin/python
         if [[ -n $BELOW ]]; then
             echo "$BELOW" >"$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"

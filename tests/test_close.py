@@ -152,6 +152,30 @@ def test_no_room_at_any_taking_leaves_nothing_behind(backend: str, own_model: Pa
         assert number > 100 and (without_graph, on_the_host) == (1, 0)
 
 
+def test_cameras_are_served_while_a_picture_is_enrolled(
+    backend: str, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two groups of its encodings the owner's thread does others' work."""
+    with Inspector.open(own_model, tmp_path / "bank", backend=backend) as inspector:
+        order: list[str] = []
+        begin = Owner.serve
+
+        def serve(owner: Owner, *work: Callable[..., object]) -> object:
+            if threading.current_thread() is enroller:
+                order.append("group")
+                inspected = threading.Thread(target=lambda: owner.run(lambda _: order.append("other")))
+                inspected.start()
+                inspected.join()
+            return begin(owner, *work)
+
+        monkeypatch.setattr(Owner, "serve", serve)
+        enroller = threading.Thread(target=lambda: inspector.enroll("disc", [part(0)]))
+        enroller.start()
+        enroller.join()
+        groups = -(-len(inspector.bank.manifest.blocks) // inspector.engine.group) if inspector.bank else 0
+        assert groups > 1 and order == ["group", "other"] * groups
+
+
 def test_every_command_closes(
     backend: str, own_model: Path, tmp_path: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -417,6 +417,7 @@ class Owner:
         self._index = index
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._taking, self._ended = threading.Lock(), False
+        sys.setswitchinterval(min(sys.getswitchinterval(), TURN_SECONDS))
         self._thread = threading.Thread(target=self._loop, name=f"visionad-gpu-{index}", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -507,6 +508,9 @@ class Owner:
             device.close()
 
 
+TURN_SECONDS = 0.5e-3
+"""Longest turn of a thread of Python while another one waits, where a GPU is used: an owner's thread lets go of Python's lock at
+every copy and pause, and with the usual 5 ms beside one busy thread each of them would take as long as an engine."""
 POLL_SECONDS = 10e-6
 """Pause of an owner thread between two looks at what the GPU is doing."""
 
@@ -637,7 +641,8 @@ def _error(cuda: Any, doing: str, exc: Exception, device: Device | None) -> Visi
 
 @functools.cache
 def _libcuda() -> Any:
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    # PyDLL keeps Python's lock during a call: they are short, and to get it back may take another thread's whole turn.
+    return ctypes.PyDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def _call(status: int, doing: str) -> None:

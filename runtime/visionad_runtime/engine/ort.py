@@ -21,7 +21,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..artefacts import ONNX_FILE, ModelManifest
-from ..cuda.device import Device, Owner
+from ..cuda.device import Device, Event, Owner
 from ..cuda.memory import Memory
 from ..errors import ModelError, VisionADError
 from . import Engine, Tokens, encode_groups, gpu_here
@@ -40,6 +40,7 @@ PROVIDERS = {
     "onnxruntime-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
 OUTPUTS = ("patch_tokens", "class_token")
+MOST_BINDINGS = 16
 
 
 def open_ort(folder: Path, manifest: ModelManifest, backend: str, threads: int | None, group: int) -> Engine:
@@ -308,6 +309,7 @@ class OrtStreamEngine:
         self._owner, self._make, self._kind = Owner.of(0), make, device
         self._shapes = _shapes(manifest, group)
         self._memory: Memory | None = None
+        self._encoding = threading.Lock()
         self._session: Any = None
         self._bindings: dict[tuple[int, ...], Any] = {}
         self._options = ort.RunOptions()
@@ -328,7 +330,7 @@ class OrtStreamEngine:
     def _take(self, device: Device) -> tuple[str, str]:
         memory = self._memory = Memory(device)
         self._stream = memory.stream(device.stream())
-        self._before, self._after = memory.hold(device.event()), memory.hold(device.event())
+        self._before, self._after, self._done = (memory.hold(device.event()) for _ in range(3))
         self._host = {name: memory.pinned(shape, np.float32) for name, shape in self._shapes.items()}
         self._buffers = {name: memory.hold(device.alloc(host.nbytes)) for name, host in self._host.items()}
         self._session = self._make({"user_compute_stream": str(self._stream.handle)})
@@ -350,13 +352,17 @@ class OrtStreamEngine:
             raise VisionADError(f"{self.name}: wanted {self.group} pictures a call, found {rows}")
         self._before.record(stream)
         self._stream.wait(self._before)
-        self._enqueue(images, patch, cls)
-        self._after.record(self._stream)
-        stream.wait(self._after)
+        try:
+            self._enqueue(images, patch, cls)
+        finally:  # if it fails midway, what it has enqueued still writes there
+            self._after.record(self._stream)
+            stream.wait(self._after)
 
     def _enqueue(self, *addresses: int) -> None:
         binding = self._bindings.get(addresses)
         if binding is None:
+            if len(self._bindings) > MOST_BINDINGS:  # of chains that are no more
+                self._bindings.clear()
             binding = self._bindings[addresses] = self._session.io_binding()
             for (name, shape), address in zip(self._shapes.items(), addresses, strict=True):
                 bind = binding.bind_input if name == "images" else binding.bind_output
@@ -366,26 +372,32 @@ class OrtStreamEngine:
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""
 
-        def work(device: Device) -> Tokens:
+        with self._encoding:
             self._check_open()
-            return encode_groups(images, self._host, lambda: self._round_trip(device), class_token)
-
-        return self._owner.run(work)
+            return encode_groups(images, self._host, self._round_trip, class_token)
 
     def _check_open(self) -> None:
         if self._session is None:
             raise VisionADError(f"{self.name}: this engine was closed")
 
-    def _round_trip(self, device: Device) -> None:
-        device.upload(self._buffers["images"], self._host["images"], self._stream)
-        self._enqueue(*(self._buffers[name].ptr for name in self._shapes))
-        for name in OUTPUTS:
-            device.download(self._host[name], self._buffers[name], self._stream)
-        self._stream.synchronize()
+    def _round_trip(self) -> None:
+        """One group; the owner's thread serves cameras between two."""
+
+        def begin(device: Device) -> Event:
+            self._check_open()
+            device.upload(self._buffers["images"], self._host["images"], self._stream)
+            self._enqueue(*(self._buffers[name].ptr for name in self._shapes))
+            for name in OUTPUTS:
+                device.download(self._host[name], self._buffers[name], self._stream)
+            self._done.record(self._stream)
+            return self._done
+
+        self._owner.serve(begin, lambda _: self._done.synchronize())
 
     def close(self) -> None:
         """See :class:`~visionad_runtime.engine.Engine`. Twice is harmless."""
-        self._owner.run(self._release)
+        with self._encoding:
+            self._owner.run(self._release)
 
     def _release(self, _: Device) -> None:
         try:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artefacts import ONNX_FILE, ModelManifest, atomic_write
-from ..cuda.device import Buffer, Device, Graph, Owner, Stream
+from ..cuda.device import Buffer, Device, Event, Graph, Owner, Stream
 from ..cuda.memory import Memory
 from ..errors import ModelError, VisionADError
 from . import Tokens, encode_groups, realised
@@ -320,6 +320,7 @@ class TensorRTEngine:
         self._graph: Graph | None = None
         self._jit: bytes | None = None
         self._memory: Memory | None = None
+        self._encoding = threading.Lock()
         self._others: list[OnDevice] = []
         entry, fresh = self._entry(folder)
         try:
@@ -398,6 +399,7 @@ class TensorRTEngine:
         """Buffers, once. What a call copies lies in page-locked memory."""
         memory = self._memory = Memory(device)
         self._stream: Stream = memory.stream(device.stream())
+        self._done: Event = memory.hold(device.event())
         shapes = {name: (self.group, *shape[1:]) for name, shape in _wanted_io(self._manifest).items()}
         if not self._context.set_input_shape("images", shapes["images"]):
             raise ModelError(
@@ -447,7 +449,7 @@ class TensorRTEngine:
 
     def _second(self) -> OnDevice:
         if not self._host:
-            raise VisionADError(f"{self.name}: this engine was closed")
+            raise self._was_closed()
         assert self._engine is not None
         with self._api.collector.collect() as messages:
             context, _ = self._api.create_context(self._engine, self._jit)
@@ -460,7 +462,8 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """Give the GPU's memory back, that of :meth:`on_device` too; twice is harmless."""
-        self._owner.run(self._release)
+        with self._encoding:
+            self._owner.run(self._release)
 
     def _release(self, _: Device) -> None:
         if self._graph is not None:
@@ -476,19 +479,28 @@ class TensorRTEngine:
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""
-        return self._owner.run(lambda device: self._encode(device, images, class_token))
+        with self._encoding:
+            if not self._host:
+                raise self._was_closed()
+            return encode_groups(images, self._host, self._round_trip, class_token)
 
-    def _encode(self, device: Device, images: NDArray[np.float32], class_token: bool) -> Tokens:
-        if not self._host:
-            raise VisionADError(f"{self.name}: this engine was closed")
-        return encode_groups(images, self._host, lambda: self._round_trip(device), class_token)
+    def _round_trip(self) -> None:
+        """One group; the owner's thread serves cameras between two."""
 
-    def _round_trip(self, device: Device) -> None:
-        if self._graph is not None:
-            self._graph.launch(self._stream)
-        else:
-            self._enqueue(device)
-        self._stream.synchronize()
+        def begin(device: Device) -> Event:
+            if not self._host:
+                raise self._was_closed()
+            if self._graph is not None:
+                self._graph.launch(self._stream)
+            else:
+                self._enqueue(device)
+            self._done.record(self._stream)
+            return self._done
+
+        self._owner.serve(begin, lambda _: self._done.synchronize())
+
+    def _was_closed(self) -> VisionADError:
+        return VisionADError(f"{self.name}: this engine was closed")
 
 
 class OnDevice:

@@ -80,6 +80,18 @@ def test_maps_and_overlays_are_named_after_the_path_below_the_argument(
     assert {p: p.read_bytes() for p in maps.rglob("*.npy")} == before  # an error before any work
 
 
+@pytest.mark.parametrize("option", ["--maps", "--overlays"])
+def test_results_are_never_written_over_pictures(
+    tiny_model: Path, bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    picture = tmp_path / ("x.npy" if option == "--maps" else "x.png")
+    picture.write_bytes(cv2.imencode(".png", part(1))[1].tobytes())
+    before = picture.read_bytes()
+    assert run(["predict", str(tiny_model), str(bank), str(picture), option, str(tmp_path / "." / "bank" / "..")]) == 2
+    assert "would be written over" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+
+
 def test_calibrated_verdicts_for_people(
     tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

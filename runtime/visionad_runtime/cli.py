@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from visionad_export.cli import export_command, parity_command  # light: torch is imported only when it runs
@@ -20,6 +20,9 @@ from .bench.command import bench_command
 from .build import build_command
 from .errors import VisionADError
 from .evaluation.command import eval_command
+
+if TYPE_CHECKING:
+    from .picture import Found
 
 app = typer.Typer(
     add_completion=False,
@@ -174,6 +177,7 @@ def predict(
     pictures = [f for group in found for f in group]
     if maps or overlays:
         _check_names([f.name for f in pictures])
+        _check_targets(pictures, [(maps, ".npy"), (overlays, ".png")])
     _require_bank(bank)
     counts: Counter[str] = Counter()
     with (
@@ -235,6 +239,17 @@ def _check_names(names: Sequence[Path]) -> None:
             f"{len(twice)} names would be written twice (first: {twice[0]}); inspect these pictures in separate calls, "
             "or name their common folder"
         )
+
+
+def _check_targets(pictures: Sequence[Found], outputs: Sequence[tuple[Path | None, str]]) -> None:
+    """No result may be written over a picture that is inspected."""
+    inputs = {os.path.realpath(f.path) for f in pictures}
+    for folder, suffix in outputs:
+        for target in [folder / f.name.with_suffix(suffix) for f in pictures] if folder else []:
+            if os.path.realpath(target) in inputs:
+                raise VisionADError(
+                    f"{target} is a picture to inspect and would be written over; choose another folder"
+                )
 
 
 def _save_map(path: Path, anomaly_map: Any) -> None:

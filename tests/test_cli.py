@@ -27,16 +27,18 @@ def test_predict_json_lines_in_input_order(
     tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.png").write_bytes(good[0].read_bytes()[:200])
-    paths = [good[3], tmp_path / "broken.png", tmp_path / "none.png", good[2]]
+    (tmp_path / "empty").mkdir()
+    paths = [good[3], tmp_path / "broken.png", tmp_path / "none.png", tmp_path / "empty", good[2]]
     outputs = []
     for batch in ("1", "3", "7"):
         capsys.readouterr()
         status = run(["predict", str(tiny_model), str(bank), *map(str, paths), "--json", "--batch", batch])
-        assert status == 2  # two files could not be read
+        assert status == 2  # two files could not be read, one folder is empty
         outputs.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
     rows = outputs[0]
     assert [r["image"] for r in rows] == list(map(str, paths))
     assert "truncated" in rows[1]["error"] and "cannot be read" in rows[2]["error"]
+    assert "holds no picture" in rows[3]["error"]
     assert set(rows[0]) == {
         "image", "class", "class_source", "class_margin", "score", "threshold", "verdict", "bank_version", "regions", "timings_ms",
         "backend",

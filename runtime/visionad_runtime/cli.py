@@ -166,15 +166,15 @@ def predict(
 ) -> int:
     """Inspect pictures: score, verdict and regions of each, in input order."""
     from .inspector import Inspector
-    from .picture import find_pictures
+    from .picture import Found, find_pictures
 
-    found, missing = [], []
+    inputs: list[Found | tuple[Path, VisionADError]] = []
     for path in paths:  # a folder without pictures is reported like an unreadable picture: the rest goes on
         try:
-            found.append(find_pictures([path]))
+            inputs += find_pictures([path])
         except VisionADError as exc:
-            missing.append((path, exc))
-    pictures = [f for group in found for f in group]
+            inputs.append((path, exc))
+    pictures = [item for item in inputs if isinstance(item, Found)]
     if maps or overlays:
         _check_names([f.name for f in pictures])
         _check_targets(pictures, [(maps, ".npy"), (overlays, ".png")])
@@ -186,12 +186,14 @@ def predict(
     ):
         for line in inspector.uncalibrated():
             _complain(line)
-        for folder, error in missing:
-            _report_error(folder, error, as_json)
         results = inspector.inspect_files(
             (f.path for f in pictures), class_name=class_name, batch=batch, bit_depth=bit_depth
         )
-        for item, one in zip(pictures, results, strict=True):
+        for item in inputs:
+            if not isinstance(item, Found):
+                _report_error(*item, as_json)
+                continue
+            one = next(results)
             if one.result is None or one.rgb is None:
                 counts["unreadable"] += 1
                 _report_error(item.path, one.error, as_json)
@@ -211,7 +213,7 @@ def predict(
             step()
     if not as_json:
         _say("  ".join(f"{n} {what}" for what, n in sorted(counts.items())))
-    return 2 if counts["unreadable"] or missing else 0
+    return 2 if counts["unreadable"] or len(pictures) < len(inputs) else 0
 
 
 def _split(views: str | None) -> list[str] | None:

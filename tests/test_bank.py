@@ -286,6 +286,15 @@ def test_a_foreign_folder_is_not_taken_for_a_bank(tmp_path: Path) -> None:
         Bank.open_or_new(tmp_path / "holiday.jpg", IDENTITY, VIEWS)
 
 
+@pytest.mark.parametrize("versions", [1, 2])
+def test_a_lost_manifest_loses_nothing_enrolled(bank: Bank, versions: int) -> None:
+    for i in range(versions):
+        add(bank, f"class{i}", i)
+    (bank.folder / "manifest.json").unlink()
+    add(Bank.open_or_new(bank.folder, IDENTITY, VIEWS), "bolt", 9)
+    assert content(Bank.open(bank.folder)) == {**{f"class{i}": [i] for i in range(versions)}, "bolt": [9]}
+
+
 def test_two_writers_lose_nothing(bank: Bank) -> None:
     """Both opened the bank before either wrote: the lock makes the second take over what the first did."""
     banks = [Bank.open_or_new(bank.folder, IDENTITY, VIEWS) for _ in range(4)]

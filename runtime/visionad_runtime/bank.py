@@ -140,7 +140,8 @@ class Bank:
 
     @classmethod
     def open_or_new(cls, folder: Path, identity: FeatureIdentity, views: Sequence[ViewName]) -> Bank:
-        """:meth:`open`, or an empty bank (nothing on disk yet) where the folder is missing or empty.
+        """:meth:`open`, or an empty bank (nothing on disk yet) where the folder is missing or empty. One that lost its manifest
+        goes on from the newest version in its history.
 
         Raises:
             BankError: as :meth:`open`; or the folder holds other things.
@@ -154,6 +155,11 @@ class Bank:
             p.name not in ("classes", "history", ".lock") and p.suffix != ".tmp" for p in folder.iterdir()
         ):
             raise BankError(f"folder {folder} is not empty and no bank (no {MANIFEST}); choose a new folder")
+        newest = max((folder / "history").glob("*.json"), default=None)
+        if newest is not None:  # its manifest was lost, or is the one step that a kill left out: go on from there
+            manifest = _read_version(newest)
+            check_identity(folder, manifest.identity, identity)
+            return cls(folder, manifest, {n: _read_class(folder, manifest, n) for n in manifest.classes})
         manifest = BankManifest(
             version=0, undo_to=None, change="new", created=_now(), identity=identity, views=tuple(views),
             blocks=bank_blocks(views), classes={},
@@ -241,13 +247,7 @@ class Bank:
             now = read_manifest(folder, BankManifest)
             if now.undo_to is None:
                 raise BankError(f"{folder}: nothing to undo (version {now.version})")
-            path = _history(folder, now.undo_to)
-            try:
-                before = BankManifest.model_validate_json(path.read_bytes())
-            except (OSError, ValueError):
-                raise BankError(
-                    f"{path} is missing or damaged, so version {now.undo_to} cannot be brought back"
-                ) from None
+            before = _read_version(_history(folder, now.undo_to))
             for name in before.classes:
                 _read_class(folder, before, name)
             fresh = before.model_copy(
@@ -413,6 +413,13 @@ def _slug(name: str) -> str:
 
 def _history(folder: Path, version: int) -> Path:
     return folder / "history" / f"{version:06d}.json"
+
+
+def _read_version(path: Path) -> BankManifest:
+    try:
+        return BankManifest.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        raise BankError(f"{path} is missing or damaged, so version {path.stem} cannot be brought back") from None
 
 
 def _now() -> str:

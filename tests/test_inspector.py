@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from conftest import part
 from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError
+from visionad_runtime.artefacts import sha256_file
+from visionad_runtime.bank import Bank
 from visionad_runtime.calibrate import calibrate_class
 from visionad_runtime.inspector import Result
 from visionad_runtime.search import Int8Bank
@@ -259,3 +261,17 @@ def test_a_large_bank_is_searched_in_int8_and_gives_the_same(
     assert not isinstance(matched.without(0).searchable("flip"), Int8Bank)  # 96 rows fewer
     coded = [inspector.inspect(image, class_name="disc") for _ in range(3)][-1]
     assert same(coded, plain)
+
+
+def test_no_threshold_for_supports_that_were_not_scored(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
+    inspector = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
+    inspector.enroll_files("disc", good[:2])
+
+    def meanwhile() -> None:
+        bank = Bank.open(tmp_path / "bank")
+        if len(bank.classes["disc"].entry.images) == 2:
+            bank.remove("disc", sha256_file(good[0]))
+
+    with pytest.raises(BankError, match="was changed while it was being calibrated"):
+        calibrate_class(inspector, "disc", good, 0.25, step=meanwhile)
+    assert Bank.open(tmp_path / "bank").classes["disc"].entry.threshold is None

@@ -223,10 +223,29 @@ class Bank:
             self._commit(f"remove {name}: {old.entry.images[hits[0]].source}", {**self.classes, name: loaded})
         return self.manifest.version
 
-    def calibrate(self, name: str, threshold: float, map_scale: tuple[float, float], record: Calibration) -> int:
-        """Store a class's threshold with its provenance (``calibrate.py``)."""
+    def calibrate(
+        self,
+        name: str,
+        threshold: float,
+        map_scale: tuple[float, float],
+        record: Calibration,
+        scored: ClassEntry | None = None,
+    ) -> int:
+        """Store a class's threshold with its provenance (``calibrate.py``).
+
+        Args:
+            scored: the class as it was when the scores were made; other supports by now are refused.
+
+        Raises:
+            BankError: unknown class, or not the one that was scored.
+        """
         with self._changing():
             old = self._class(name)
+            if scored is not None and scored.sha256 != old.entry.sha256:
+                raise BankError(
+                    f"class {name!r} of bank {self.folder} was changed while it was being calibrated; nothing was stored, "
+                    "calibrate again"
+                )
             fresh = {"threshold": threshold, "map_scale": map_scale, "calibration": record}
             entry = old.entry.model_copy(update=fresh)
             loaded = ClassBank(name, entry, old.blocks, old.features, old.class_tokens)

@@ -111,7 +111,7 @@ def calibrate_class(
     it is the only one, passed over and named in ``skipped``.
 
     Raises:
-        VisionADError: unreadable picture, the same picture twice, too few pictures. Nothing is changed then.
+        VisionADError: unreadable picture, the same picture twice, too few pictures, class changed meanwhile. Nothing changes then.
     """
     bank = inspector.enrolled(name)
     matched = bank.classes[name]
@@ -158,7 +158,8 @@ def calibrate_class(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     low = float(np.median(medians))
-    version = bank.calibrate(name, threshold.value, (low, max(2 * threshold.value - low, low + 1e-3)), record)
+    scale = (low, max(2 * threshold.value - low, low + 1e-3))
+    version = bank.calibrate(name, threshold.value, scale, record, matched.entry)
     return Calibrated(threshold, record, version, tuple(skipped))
 
 

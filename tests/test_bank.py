@@ -11,7 +11,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,6 +200,9 @@ def test_a_bank_of_another_model_is_refused_naming_both(bank: Bank, field: str, 
             lambda f: (f / "manifest.json").write_text('{"format": "visionad-bank", "schema_version": 1}'),
             "field version",
         ),
+        (lambda f: _edit(f, lambda m: m["classes"]["bolt"].update(threshold=float("nan"))), "finite number"),
+        (lambda f: _edit(f, lambda m: m["blocks"].reverse()), "wanted the blocks of views original"),
+        (lambda f: _edit(f, lambda m: m["views"].pop(0)), "wanted the blocks of views"),
         (lambda f: next((f / "classes").iterdir()).unlink(), "cannot be read"),
         (lambda f: _flip_byte(next((f / "classes").iterdir())), "damaged"),
         (lambda f: os.truncate(next((f / "classes").iterdir()), 100), "damaged"),
@@ -212,6 +217,13 @@ def test_a_damaged_bank_is_named(bank: Bank, damage: object, message: str) -> No
             read()
         assert "\n" not in str(info.value)
         assert str(bank.folder) in str(info.value)
+
+
+def _edit(folder: Path, change: Callable[[Any], object]) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
 
 
 def _flip_byte(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -184,6 +185,11 @@ def test_a_truncated_or_missing_model(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, model)
     (model / "golden.safetensors").unlink()
     with pytest.raises(ModelError, match="golden"):
+        Inspector.open(model)
+    manifest = json.loads((model / "manifest.json").read_text())
+    del manifest["files"]["golden.safetensors"]
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match=r"files lacks golden\.safetensors"):
         Inspector.open(model)
     with pytest.raises(ModelError, match="does not exist"):
         Inspector.open(tmp_path / "none")

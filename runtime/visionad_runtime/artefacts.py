@@ -28,7 +28,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PreprocessSpec(_Strict):
@@ -63,7 +63,7 @@ class FeatureIdentity(_Strict):
     backbone: str
     weights_sha256: str
     kind: Literal["vit", "pyramid"]
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] = Field(min_length=1)
     patch: int
     grid: int
     dim: int
@@ -102,7 +102,7 @@ class ModelManifest(_Strict):
     schema_version: int = SCHEMA_VERSION
     identity: FeatureIdentity
     weights: WeightsRecord
-    views: tuple[ViewName, ...]
+    views: tuple[ViewName, ...] = Field(min_length=1)
     top_share: float = Field(default=0.01, gt=0, le=1)
     """Share of the map's largest pixels whose mean is the score; the paper's 1 % unless a preset says otherwise."""
     rarity: bool = False
@@ -113,6 +113,12 @@ class ModelManifest(_Strict):
     files: dict[str, str]
     """File name → sha256 of every other file of the folder."""
     tools: dict[str, str]
+
+    @model_validator(mode="after")
+    def _whole(self) -> ModelManifest:
+        if missing := {ONNX_FILE, GOLDEN_FILE} - set(self.files):
+            raise ValueError(f"files lacks {', '.join(sorted(missing))}")
+        return self
 
 
 class SupportImage(_Strict):

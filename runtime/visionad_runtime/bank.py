@@ -398,6 +398,11 @@ def verify(folder: Path) -> BankManifest:
 
 
 def _read_class(folder: Path, manifest: BankManifest, name: str) -> ClassBank:
+    if manifest.blocks != bank_blocks(manifest.views):
+        raise BankError(
+            f"{folder / MANIFEST} is damaged: wanted the blocks of views {', '.join(manifest.views) or '(none)'}, "
+            f"found {', '.join(manifest.blocks)}; restore it from a backup"
+        )
     entry = manifest.classes[name]
     path = folder / entry.file
     way_out = f"restore it from a backup, or `visionad bank undo {folder}`, or enrol {name!r} again"

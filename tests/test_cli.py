@@ -241,8 +241,48 @@ def test_no_progress_bar_in_a_pipe_and_a_reader_may_leave(tiny_model: Path, bank
     piped = subprocess.run(
         f"set -o pipefail; {code} | head -n 1", shell=True, executable="/bin/bash", capture_output=True, text=True
     )
-    assert "Traceback" not in piped.stderr
+    assert (piped.returncode, piped.stderr) == (0, "")
     assert piped.stdout.startswith("unknown")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("streams", "status", "said"),
+    [(">&-", 0, ""), ("2>&-", 0, ""), ("> /dev/full", 2, "visionad: the output could not be written")],
+)
+def test_streams_that_are_closed_or_full(
+    tiny_model: Path, bank: Path, good: list[Path], streams: str, status: int, said: str
+) -> None:
+    code = f"{sys.executable} -c 'from visionad_runtime.cli import main; main()' predict {tiny_model} {bank} {good[0]}"
+    done = subprocess.run(f"{code} {streams}", shell=True, executable="/bin/bash", capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == bool(said)
+
+
+def test_json_is_utf_8_whatever_the_locale_and_the_name(
+    tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path
+) -> None:
+    paths = [tmp_path / os.fsdecode(name) for name in (b"sch\xc3\xb6n.png", b"broken\xff.png")]
+    for path in paths:
+        shutil.copy(good[0], path)
+    code = "from visionad_runtime.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", tiny_model, bank, *paths, "--json"],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [Path(json.loads(line)["image"]) for line in done.stdout.decode().splitlines()] == paths
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_is_said_in_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from visionad_runtime import cli, picture\n"
+        "picture.find_pictures = lambda paths: os.kill(os.getpid(), signal.SIGINT)\ncli.main()"
+    )
+    args = ["bank", "add", str(tiny_model), str(tmp_path / "bank"), "--class", "disc", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "visionad: interrupted; what was finished is kept\n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -36,6 +37,9 @@ app.command("parity")(parity_command)
 app.command("build")(build_command)
 app.command("eval")(eval_command)
 app.command("bench")(bench_command)
+
+INTERRUPTED = 130
+"""Exit status that the parser returns after Ctrl-C."""
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
 BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
@@ -91,6 +95,12 @@ def _options(
 
 def main() -> None:
     """Entry point of the console script."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this (>&-, a service)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process lives
+        else:  # JSON is UTF-8 wherever it goes; a file name that is no UTF-8 is escaped as JSON escapes it
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -104,10 +114,11 @@ def run(args: Sequence[str]) -> int:
         sys.stdout.flush()
     except VisionADError as exc:
         return _complain(str(exc))
-    except KeyboardInterrupt:
-        return _complain("interrupted; what was finished is kept", 130)
-    except BrokenPipeError:  # the reader went away (| head); that is its right
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (
+        BrokenPipeError,
+        SystemExit,
+    ):  # the reader went away (| head), which the parser makes an exit; that is its right
+        _drop_stdout()
         return 0
     except MemoryError:
         return _complain("out of memory; use smaller pictures, a smaller bank or a smaller --batch")
@@ -116,8 +127,18 @@ def run(args: Sequence[str]) -> int:
             return _complain(exc.format_message())
         if isinstance(exc, OSError) and exc.filename:
             return _complain(f"{exc.filename}: {exc.strerror}")
+        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+            _drop_stdout()
+            return _complain("the output could not be written: no space left where it goes; free some and run again")
         raise
+    if status == INTERRUPTED:
+        return _complain("interrupted; what was finished is kept", INTERRUPTED)
     return status if isinstance(status, int) else 0
+
+
+def _drop_stdout() -> None:
+    """What is left to write goes nowhere, or the interpreter would fail on it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str, status: int = 2) -> int:

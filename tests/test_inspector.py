@@ -205,6 +205,14 @@ def test_arrays_that_are_no_pictures(inspector: Inspector, bad: object) -> None:
         inspector.inspect(bad)  # type: ignore[arg-type]
 
 
+def test_one_picture_is_not_taken_for_a_list(inspector: Inspector) -> None:
+    for call in (inspector.inspect_batch, lambda images: inspector.enroll("new", images)):
+        with pytest.raises(PictureError, match="put it into a list"):
+            call(part(0))
+    assert inspector.bank is not None and "new" not in inspector.bank.classes
+    assert len(inspector.inspect_batch(np.stack([part(0), part(1)]))) == 2
+
+
 def test_calibration_never_compares_a_picture_with_itself(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
     inspector = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
     inspector.enroll_files("disc", good[:2])

@@ -235,7 +235,7 @@ class Inspector:
         self, images: Sequence[NDArray[np.uint8]], *, class_name: str | None = None, colour: str = "bgr"
     ) -> list[Result]:
         """:meth:`inspect` for several pictures at once. Each result is what the picture alone would give."""
-        rgbs = [picture.from_array(i, colour) for i in images]
+        rgbs = picture.from_arrays(images, colour)
         return [r for r, _ in self.trace_batch(rgbs, class_name, trace=False)]
 
     def trace_batch(
@@ -431,7 +431,7 @@ class Inspector:
         Raises:
             PictureError, BankError: nothing was changed then.
         """
-        rgbs = [picture.from_array(i, colour) for i in images]
+        rgbs = picture.from_arrays(images, colour)
         supports = [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array") for rgb in rgbs]
         return self.enroll_encoded(name, supports, [self.encode_support(rgb) for rgb in rgbs])
 

@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -195,6 +195,17 @@ def _decode_deep(data: bytes, label: str | Path, bit_depth: int) -> RGB8:
     if eight.ndim == 2:
         return np.repeat(eight[:, :, None], 3, axis=2)
     return np.ascontiguousarray(eight[:, :, 2::-1])  # BGR or BGRA to RGB
+
+
+def from_arrays(images: Sequence[NDArray[np.uint8]], colour: str) -> list[RGB8]:
+    """:func:`from_array` for each.
+
+    Raises:
+        PictureError: as there; or one picture was given, whose rows would be taken for pictures.
+    """
+    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] in (1, 3):
+        raise PictureError(f"images: wanted a list of pictures, found one of shape {images.shape}; put it into a list")
+    return [from_array(image, colour) for image in images]
 
 
 def from_array(image: NDArray[np.uint8], colour: str) -> RGB8:

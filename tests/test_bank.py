@@ -296,6 +296,10 @@ def test_a_foreign_folder_is_not_taken_for_a_bank(tmp_path: Path) -> None:
         Bank.open_or_new(tmp_path, IDENTITY, VIEWS)
     with pytest.raises(BankError, match="found a file"):
         Bank.open_or_new(tmp_path / "holiday.jpg", IDENTITY, VIEWS)
+    for folder, message in ((tmp_path, "is no bank"), (tmp_path / "none", "does not exist")):
+        with pytest.raises(BankError, match=message):
+            Bank.undo(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
 @pytest.mark.parametrize("versions", [1, 2])

@@ -262,6 +262,7 @@ class Bank:
         Raises:
             BankError: nothing to undo, or the older version's files are damaged.
         """
+        read_manifest(folder, BankManifest)  # what is no bank gets no lock file either
         with _locked(folder):
             now = read_manifest(folder, BankManifest)
             if now.undo_to is None:

@@ -152,6 +152,14 @@ def test_shots_and_seed_choose(
         assert [Path(i["source"]) for i in images] == [good[i] for i in expected]
 
 
+def test_a_class_name_in_composed_or_decomposed_letters(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
+    bank, name = str(tmp_path / "bank"), "Mu\u0308hle"
+    assert run(["bank", "add", str(tiny_model), bank, "--class", name, str(good[0])]) == 0
+    assert run(["predict", str(tiny_model), bank, "--class", name, str(good[1])]) == 0
+    assert run(["bank", "audit", str(tiny_model), bank, "--class", name]) == 0
+    assert run(["bank", "remove", bank, "--class", name]) == 0
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,8 +47,18 @@ BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
 # readable=False: the parser must not refuse a whole run for one file; reading it says what is wrong, per file
 PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files or folders", readable=False)]
 JsonFlag = Annotated[bool, typer.Option("--json", help="machine-readable output")]
-ClassOption = Annotated[str, typer.Option("--class", metavar="NAME", help="class of the parts")]
-MaybeClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="class of the parts; skips routing")]
+
+
+def _as_stored(name: str | None) -> str | None:
+    """A class name in the form in which banks store it, however the terminal composes its letters."""
+    return None if name is None else unicodedata.normalize("NFC", name)
+
+
+ClassOption = Annotated[str, typer.Option("--class", metavar="NAME", callback=_as_stored, help="class of the parts")]
+MaybeClass = Annotated[
+    str | None,
+    typer.Option("--class", metavar="NAME", callback=_as_stored, help="class of the parts; skips routing"),
+]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, or one that `visionad doctor` lists")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default: all cores]")
@@ -437,7 +448,9 @@ def bank_verify(bank: BankArg) -> None:
 def bank_audit(
     model: ModelArg,
     bank: BankArg,
-    class_name: Annotated[str | None, typer.Option("--class", metavar="NAME", help="[default: every class]")] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", callback=_as_stored, help="[default: every class]")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Score each enrolled picture against the others of its class, to find one that should not have been enrolled."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,8 +18,10 @@ from visionad_runtime import BankError, Inspector, ModelError, PictureError, Vis
 from visionad_runtime.artefacts import sha256_file
 from visionad_runtime.bank import Bank
 from visionad_runtime.calibrate import calibrate_class
+from visionad_runtime.engine import open_engine
 from visionad_runtime.inspector import Result
 from visionad_runtime.search import Int8Bank
+from visionad_runtime.workers import cores
 
 
 @pytest.fixture
@@ -53,6 +56,22 @@ def test_result_does_not_depend_on_threads(inspector: Inspector, tiny_model: Pat
         assert abs(a.score - b.score) <= 1e-5
         np.testing.assert_allclose(a.anomaly_map, b.anomaly_map, atol=1e-5)
         assert (a.class_name, a.verdict) == (b.class_name, b.verdict)
+
+
+def test_more_threads_than_cores_are_not_taken(
+    inspector: Inspector, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def note(*args: Any) -> Any:
+        taken.append(args[3])
+        return open_engine(*args)
+
+    monkeypatch.setattr("visionad_runtime.inspector.open_engine", note)
+    Inspector.open(tiny_model, threads=5000).close()
+    assert taken == [cores()]
+    with pytest.raises(VisionADError, match="threads 0: wanted 1 or more"):
+        Inspector.open(tiny_model, threads=0)
 
 
 def test_many_threads_share_one_inspector(inspector: Inspector) -> None:

@@ -61,7 +61,7 @@ MaybeClass = Annotated[
 ]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, or one that `visionad doctor` lists")]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default: all cores]")
+    int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default, and at most: all cores]")
 ]
 BitDepth = Annotated[
     int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files")

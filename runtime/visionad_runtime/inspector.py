@@ -33,6 +33,7 @@ from .errors import BankError, ModelError, PictureError, VisionADError
 from .maps import Geometry, Region, regions
 from .preprocess import prepare, support_encodings
 from .routing import LIMITS, Route, route
+from .workers import cores
 
 F32 = NDArray[np.float32]
 Verdict = Literal["ok", "anomalous", "unknown"]
@@ -153,11 +154,16 @@ class Inspector:
             model: model folder. bank: bank folder; a missing or empty one starts a new bank with the first `enroll`.
             views: which of the model's views to look through (default: all of the bank's).
             backend: ``auto`` (the best that runs here and passes its self-test) or a name of ``engine.BACKENDS``.
-            threads: CPU threads of engine and search (default: all cores). The search's result does not depend on it.
+            threads: CPU threads of engine and search (default: all cores, and no more than these: threads that wait for each
+                other's core take minutes). The search's result does not depend on it.
 
         Raises:
             ModelError, BankError, VisionADError: what is wrong and what mends it.
         """
+        if threads is not None:
+            if threads < 1:
+                raise VisionADError(f"threads {threads}: wanted 1 or more, or None for all cores")
+            threads = min(threads, cores())
         folder = Path(model)
         manifest = read_model(folder)
         opened = Bank.open_or_new(Path(bank), manifest.identity, manifest.views) if bank is not None else None

@@ -32,7 +32,7 @@ def bench_command(
     rounds: Annotated[int, typer.Option(min=1, help="turns in which the compared are timed")] = 7,
     starts: Annotated[int, typer.Option(min=0, help="fresh processes for the cold start")] = 3,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default: all cores]")
+        int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default, and at most: all cores]")
     ] = None,
     views: Annotated[
         str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")

@@ -248,6 +248,18 @@ def test_undo_repairs_a_damaged_newest_class_file(bank: Bank) -> None:
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
 
 
+def test_a_damaged_class_can_be_taken_out_and_enrolled_again(bank: Bank) -> None:
+    add(bank, "nut", 1)
+    add(bank, "bolt", 2)
+    _flip_byte(bank.folder / bank.classes["bolt"].entry.file)
+    with pytest.raises(BankError, match="no class 'gear'; it has 'bolt', 'nut'"):
+        Bank.drop(bank.folder, "gear")
+    assert Bank.drop(bank.folder, "bolt") == 3
+    again = Bank.open(bank.folder)
+    add(again, "bolt", 2)
+    assert content(Bank.open(bank.folder)) == {"nut": [1], "bolt": [2]}
+
+
 @pytest.mark.parametrize("name", ["", " ", "a ", "\t", "a\nb", "x" * 101, "a\x00"])
 def test_bad_class_names(bank: Bank, name: str) -> None:
     with pytest.raises(BankError, match="class name"):

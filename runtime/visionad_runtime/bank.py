@@ -276,6 +276,22 @@ class Bank:
             _write_version(folder, fresh)
         return fresh
 
+    @staticmethod
+    def drop(folder: Path, name: str) -> int:
+        """:meth:`remove` a whole class without reading any, so that a damaged one can be taken out too.
+
+        Raises:
+            BankError: no bank, or unknown class.
+        """
+        read_manifest(folder, BankManifest)  # what is no bank gets no lock file either
+        with _locked(folder):
+            now = read_manifest(folder, BankManifest)
+            if name not in now.classes:
+                raise BankError(unknown_class(folder, name, now.classes))
+            fresh = _successor(now, f"remove {name}", {n: e for n, e in now.classes.items() if n != name})
+            _write_version(folder, fresh)
+        return fresh.version
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _class(self, name: str) -> ClassBank:
@@ -334,18 +350,21 @@ class Bank:
         return ClassEntry(file=file, sha256=digest, images=tuple(images))
 
     def _commit(self, change: str, classes: dict[str, ClassBank]) -> None:
-        old = self.manifest
-        fresh = old.model_copy(
-            update={
-                "version": old.version + 1,
-                "undo_to": old.version if old.version else None,
-                "change": change,
-                "created": _now(),
-                "classes": {name: classes[name].entry for name in sorted(classes)},
-            }
-        )
+        fresh = _successor(self.manifest, change, {name: classes[name].entry for name in sorted(classes)})
         _write_version(self.folder, fresh)
         self.snapshot = Snapshot(fresh, classes)
+
+
+def _successor(old: BankManifest, change: str, classes: dict[str, ClassEntry]) -> BankManifest:
+    return old.model_copy(
+        update={
+            "version": old.version + 1,
+            "undo_to": old.version if old.version else None,
+            "change": change,
+            "created": _now(),
+            "classes": classes,
+        }
+    )
 
 
 def check_identity(folder: Path, bank: FeatureIdentity, model: FeatureIdentity) -> None:
@@ -406,7 +425,10 @@ def _read_class(folder: Path, manifest: BankManifest, name: str) -> ClassBank:
         )
     entry = manifest.classes[name]
     path = folder / entry.file
-    way_out = f"restore it from a backup, or `visionad bank undo {folder}`, or enrol {name!r} again"
+    way_out = (
+        f"restore it from a backup, or `visionad bank undo {folder}`, or `visionad bank remove {folder} --class {name!r}` "
+        "and enrol it again"
+    )
     try:
         data = path.read_bytes()
     except OSError as exc:

@@ -389,7 +389,7 @@ def bank_remove(
     """Remove a class, or one support picture of it."""
     from .bank import Bank
 
-    version = Bank.open(bank).remove(class_name, image)
+    version = Bank.drop(bank, class_name) if image is None else Bank.open(bank).remove(class_name, image)
     _say(
         f"removed {'a picture of ' if image else ''}class {class_name}, bank version {version} (`visionad bank undo` takes it back)"
     )

@@ -120,6 +120,8 @@ def run(args: Sequence[str]) -> int:
     args = list(args)
     if args in ([], ["bank"]):
         args.append("--help")
+    if "" in args:  # as a path it would mean the working folder and everything below
+        return _complain("an argument is empty (a variable that is not set?); give a path or a name in its place")
     try:
         status = app(args=args, prog_name="visionad", standalone_mode=False)
         sys.stdout.flush()

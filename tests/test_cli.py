@@ -167,6 +167,10 @@ def test_a_class_name_in_composed_or_decomposed_letters(tiny_model: Path, good: 
         (["predict"], "Missing argument"),
         (["predict", "{model}"], "Missing argument"),
         (["predict", "{model}", "{bank}", ""], "an argument is empty"),
+        (
+            ["predict", "{model}", "{bank}", "{good}", "--maps", "{text}"],
+            "wanted a folder for the results, found a file",
+        ),
         (["predict", "{model}", "{bank}", "{good}", "--batch", "0"], "batch"),
         (["predict", "{nowhere}", "{bank}", "{good}"], "does not exist"),
         (["predict", "{model}", "{nowhere}", "{good}"], "bank .* does not exist"),

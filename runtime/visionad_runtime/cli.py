@@ -278,9 +278,11 @@ def _check_names(names: Sequence[Path]) -> None:
 
 
 def _check_targets(pictures: Sequence[Found], outputs: Sequence[tuple[Path | None, str]]) -> None:
-    """No result may be written over a picture that is inspected."""
+    """Results go into folders, and no result may be written over a picture that is inspected."""
     inputs = {os.path.realpath(f.path) for f in pictures}
     for folder, suffix in outputs:
+        if folder and folder.exists() and not folder.is_dir():
+            raise VisionADError(f"{folder}: wanted a folder for the results, found a file; choose another place")
         for target in [folder / f.name.with_suffix(suffix) for f in pictures] if folder else []:
             if os.path.realpath(target) in inputs:
                 raise VisionADError(

@@ -157,6 +157,9 @@ def test_a_class_name_in_composed_or_decomposed_letters(tiny_model: Path, good: 
     assert run(["bank", "add", str(tiny_model), bank, "--class", name, str(good[0])]) == 0
     assert run(["predict", str(tiny_model), bank, "--class", name, str(good[1])]) == 0
     assert run(["bank", "audit", str(tiny_model), bank, "--class", name]) == 0
+    assert run(["parity", str(tiny_model), bank, str(good[1]), "--class", name]) == 0
+    asked = ["--class", name, "--seconds", "0", "--rounds", "1", "--starts", "0", "--backend", "onnxruntime-cpu"]
+    assert run(["bench", str(tiny_model), bank, *asked]) == 0
     assert run(["bank", "remove", bank, "--class", name]) == 0
 
 

@@ -149,7 +149,7 @@ def parity_command(
         from .parity import describe as describe_parity
     except ModuleNotFoundError as exc:
         raise VisionADError(f"`visionad parity` needs {exc.name}: pip install 'visionad[export]'") from None
-    from visionad_runtime.cli import progress
+    from visionad_runtime.cli import as_stored, progress
     from visionad_runtime.inspector import Inspector
     from visionad_runtime.picture import find_pictures
 
@@ -159,6 +159,7 @@ def parity_command(
         Inspector.open(model, bank, backend=backend, threads=threads, views=chosen) as inspector,
         progress("comparing", len(pictures)) as step,
     ):
-        report = check_parity(inspector, pictures, weights=weights, class_name=class_name, threads=threads, step=step)
+        name = as_stored(class_name)
+        report = check_parity(inspector, pictures, weights=weights, class_name=name, threads=threads, step=step)
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else describe_parity(report))
     return 0 if report["pass"] else 1

@@ -49,15 +49,15 @@ PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture
 JsonFlag = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
-def _as_stored(name: str | None) -> str | None:
+def as_stored(name: str | None) -> str | None:
     """A class name in the form in which banks store it, however the terminal composes its letters."""
     return None if name is None else unicodedata.normalize("NFC", name)
 
 
-ClassOption = Annotated[str, typer.Option("--class", metavar="NAME", callback=_as_stored, help="class of the parts")]
+ClassOption = Annotated[str, typer.Option("--class", metavar="NAME", callback=as_stored, help="class of the parts")]
 MaybeClass = Annotated[
     str | None,
-    typer.Option("--class", metavar="NAME", callback=_as_stored, help="class of the parts; skips routing"),
+    typer.Option("--class", metavar="NAME", callback=as_stored, help="class of the parts; skips routing"),
 ]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, or one that `visionad doctor` lists")]
 ThreadsOption = Annotated[
@@ -453,7 +453,7 @@ def bank_audit(
     model: ModelArg,
     bank: BankArg,
     class_name: Annotated[
-        str | None, typer.Option("--class", metavar="NAME", callback=_as_stored, help="[default: every class]")
+        str | None, typer.Option("--class", metavar="NAME", callback=as_stored, help="[default: every class]")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

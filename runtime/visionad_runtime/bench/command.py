@@ -59,12 +59,14 @@ def bench_command(
     for name in wanted:
         if name not in BACKENDS:
             raise VisionADError(f"--backend {name}: not known; choose of {', '.join(BACKENDS)}")
+    from ..cli import as_stored  # which imports this module
+
     if plots is not None:
         require_matplotlib()
     settings = Settings(
         bank=bank,
         images=tuple(images or ()),
-        class_name=class_name,
+        class_name=as_stored(class_name),
         backends=tuple(dict.fromkeys(wanted)),
         batches=_batches(batch),
         seconds=seconds,

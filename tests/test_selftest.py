@@ -292,3 +292,14 @@ def test_a_model_of_an_older_release_is_refused_and_its_banks_are_not(model: Pat
     with pytest.raises(ModelError, match=r"lacks blemished, .*export it again \(its banks stay valid\)"):
         open_engine(model, manifest, "onnxruntime-cpu")
     assert manifest.identity.digest() == identity
+
+
+def test_a_golden_file_that_cannot_be_read_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    for content in (b"", b"\xff" * 64, (model / "golden.safetensors").read_bytes()[:-100]):
+        (model / "golden.safetensors").write_bytes(content)
+        with pytest.raises(ModelError, match=r"golden\.safetensors cannot be read \(.*\); export the model again"):
+            read_golden(model)
+    (model / "golden.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_golden(model)

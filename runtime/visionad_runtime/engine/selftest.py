@@ -52,11 +52,16 @@ def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
     """The golden pictures of a model folder and what the reference makes of them (``docs/formats.md``).
 
     Raises:
-        ModelError: exported by a release that stored less. A weaker test that nobody notices would be worse than one more export.
+        ModelError: damaged; or exported by a release that stored less: a weaker test that nobody notices would be worse than one
+            more export.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    golden = load_file(folder / GOLDEN_FILE)
+    try:
+        golden = load_file(folder / GOLDEN_FILE)
+    except (OSError, SafetensorError) as exc:
+        raise ModelError(f"{folder / GOLDEN_FILE} cannot be read ({exc}); export the model again") from None
     missing = [name for name in STORED if name not in golden]
     if missing:
         raise ModelError(

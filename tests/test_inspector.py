@@ -104,6 +104,16 @@ def test_a_file_and_its_pixels_give_the_same(inspector: Inspector, tmp_path: Pat
     assert same(one.result, inspector.inspect(part(5, defect=True)))
 
 
+def test_paths_and_views_may_be_plain_text(inspector: Inspector, tiny_model: Path, good: list[Path]) -> None:
+    inspector.enroll_files("text", [str(good[0])])
+    (one,) = inspector.inspect_files([str(good[1])], class_name="text")
+    assert one.path == good[1] and one.result is not None
+    with pytest.raises(VisionADError, match="batch 0: wanted 1 picture or more"):
+        next(inspector.inspect_files(good, batch=0))
+    with Inspector.open(tiny_model, views="original, clamp", threads=1) as other:
+        assert other.views == ("original", "clamp")
+
+
 def test_an_enrolled_picture_has_distance_zero_in_all_poses(inspector: Inspector) -> None:
     for turned in (part(0), part(0)[::-1].copy(), part(0)[:, ::-1].copy()):
         result = inspector.inspect(turned, class_name="disc")

@@ -370,7 +370,7 @@ class Inspector:
 
     def inspect_files(
         self,
-        paths: Iterable[Path],
+        paths: Iterable[Path | str],
         *,
         class_name: str | None = None,
         batch: int = 1,
@@ -383,9 +383,11 @@ class Inspector:
         Memory holds one batch of pictures, whatever the number of paths. ``leave_out`` and ``trace`` as in
         :meth:`trace_batch`.
         """
+        if batch < 1:
+            raise VisionADError(f"batch {batch}: wanted 1 picture or more")
         self.enrolled(class_name)
-        paths = iter(paths)
-        while chunk := list(itertools.islice(paths, batch)):
+        files = map(Path, paths)
+        while chunk := list(itertools.islice(files, batch)):
             read: list[tuple[Path, picture.RGB8 | PictureError, float]] = []
             for path in chunk:
                 start = time.perf_counter()
@@ -444,7 +446,7 @@ class Inspector:
     def enroll_files(
         self,
         name: str,
-        paths: Sequence[Path],
+        paths: Sequence[Path | str],
         *,
         bit_depth: int | None = None,
         step: Callable[[], None] = lambda: None,
@@ -454,14 +456,15 @@ class Inspector:
         Raises:
             PictureError: one cannot be read, is given twice, or changes meanwhile. BankError: as :meth:`Bank.add`.
         """
-        supports = read_supports(paths, bit_depth)
+        files = [Path(path) for path in paths]
+        supports = read_supports(files, bit_depth)
         old = self.bank.classes.get(name) if self.bank is not None else None
         known = {image.sha256 for image in old.entry.images} if old is not None else set()
         for s in supports:  # said before minutes of encoding; the bank checks again when it commits
             if s.sha256 in known:
                 raise BankError(f"class {name!r}: {s.source} is enrolled already (sha256 {s.sha256[:12]})")
         encoded = []
-        for path, s in zip(paths, supports, strict=True):
+        for path, s in zip(files, supports, strict=True):
             data = picture.read_bytes(path)
             if sha256_bytes(data) != s.sha256:
                 raise PictureError(f"{path}: changed while it was being enrolled; nothing was enrolled")
@@ -527,6 +530,8 @@ def read_model(folder: Path) -> ModelManifest:
 def _choose_views(wanted: Sequence[str] | None, available: tuple[ViewName, ...]) -> tuple[ViewName, ...]:
     if wanted is None:
         return available
+    if isinstance(wanted, str):  # as on the command line
+        wanted = [view.strip() for view in wanted.split(",")]
     unknown = [v for v in wanted if v not in available]
     if unknown or not wanted or len(set(wanted)) != len(wanted):
         raise VisionADError(f"views {','.join(wanted) or '(none)'}: wanted some of {','.join(available)}, each once")

@@ -20,6 +20,7 @@ import onnxruntime as ort
 import pytest
 from conftest import part
 from fake_gpu import FakeDevice
+from numpy.typing import NDArray
 from visionad_runtime import Inspector, doctor
 from visionad_runtime import engine as engines
 from visionad_runtime.artefacts import ModelManifest, read_manifest
@@ -46,16 +47,24 @@ def bound(model: Path, manifest: ModelManifest, group: int) -> OrtDeviceEngine:
     return OrtDeviceEngine(session, "onnxruntime-cuda", manifest, group, device="cpu")
 
 
-@pytest.mark.parametrize("group", [1, 2, 3])
-@pytest.mark.parametrize("count", [1, 3, 7])
-def test_bound_buffers_give_the_same_tokens(tiny_model: Path, manifest: ModelManifest, group: int, count: int) -> None:
-    engine = bound(tiny_model, manifest, group)
+def gives_the_cpus_tokens(
+    engine: engines.Engine, model: Path, manifest: ModelManifest, count: int
+) -> tuple[NDArray[np.float32], engines.Tokens]:
+    """The pictures that were encoded, and their tokens."""
     images = np.random.default_rng(0).standard_normal((count, 3, 64, 64)).astype(np.float32)
-    right = open_engine(tiny_model, manifest, "onnxruntime-cpu").encode(images)
+    right = open_engine(model, manifest, "onnxruntime-cpu").encode(images)
     found = engine.encode(images)
     np.testing.assert_allclose(found.patch, right.patch, atol=2e-6)
     np.testing.assert_allclose(found.cls, right.cls, atol=2e-6)
     assert engine.encode(images, class_token=False).cls is None
+    return images, found
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_bound_buffers_give_the_same_tokens(tiny_model: Path, manifest: ModelManifest, group: int, count: int) -> None:
+    engine = bound(tiny_model, manifest, group)
+    images, found = gives_the_cpus_tokens(engine, tiny_model, manifest, count)
     again = engine.encode(images[:1])  # results are not views of a buffer that the next call overwrites
     np.testing.assert_array_equal(found.patch[0], engine.encode(np.concatenate([images, images])).patch[0])
     assert again.patch.shape == (1, 16, 192)
@@ -94,12 +103,7 @@ def test_a_stream_of_ones_own_gives_the_same_tokens(
 ) -> None:
     engine = open_engine(tiny_model, manifest, "onnxruntime-cuda", group=group)
     assert isinstance(engine, OrtStreamEngine) and engine.device_engine is not None
-    images = np.random.default_rng(0).standard_normal((count, 3, 64, 64)).astype(np.float32)
-    right = open_engine(tiny_model, manifest, "onnxruntime-cpu").encode(images)
-    found = engine.encode(images)
-    np.testing.assert_allclose(found.patch, right.patch, atol=2e-6)
-    np.testing.assert_allclose(found.cls, right.cls, atol=2e-6)
-    assert engine.encode(images, class_token=False).cls is None
+    images, _ = gives_the_cpus_tokens(engine, tiny_model, manifest, count)
     engine.close()
     engine.close()
     with pytest.raises(VisionADError, match="onnxruntime-cuda: this engine was closed"):

@@ -649,7 +649,7 @@ class _Host:
 
 
 class _Camera:
-    """One stream with its buffers and graphs. All but ``lock`` belongs to the owner's thread."""
+    """One stream with its buffers and graphs. What is staged and found is for who holds ``lock``, all else for the owner."""
 
     def __init__(self, device: Device, shared: _Shared) -> None:
         self._device, self._shared = device, shared

@@ -86,7 +86,7 @@ class FeatureIdentity(_Strict):
         )
 
 
-class Accuracy(_Strict):
+class Accuracy(_Strict, allow_inf_nan=True):  # what was found, before it is refused
     """What a precision costs, emulated at export on pictures made to be hard: the smallest cosine of any token to the reference's,
     and the largest absolute difference of any element of the unit tokens, on all those pictures and on the golden one."""
 

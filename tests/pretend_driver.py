@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 PYCUDA = "2026.1"
+HEADERS = ("nvidia-cuda-crt==13.0.*", "nvidia-cuda-profiler-api==13.0.*", "nvidia-cuda-cccl==13.0.*")
 FOLDER = Path(sys.prefix) / "pretended" / f"pycuda-{PYCUDA}"
 SOURCE = Path(__file__).with_suffix(".c")
 DRIVER = "libcuda.so.1"
@@ -48,9 +49,13 @@ def install() -> str:
         curand = next((cuda / "lib").glob("libcurand.so.*"))
         (part / "libcurand.so").symlink_to(curand)
         _compile(part / "libcuda.so", "-x", "c", "/dev/null")
-        paths = {"CPATH": str(cuda / "include"), "LIBRARY_PATH": str(part), "CUDA_ROOT": str(cuda)}
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        command += ["--target", str(part), f"pycuda=={PYCUDA}"]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        # headers that PyTorch's packages lack, and a toolkit has
+        subprocess.run([*pip, "--no-deps", "--target", str(part / "headers"), *HEADERS], capture_output=True)
+        includes = [cuda / "include", *(part / "headers").glob("nvidia/*/include")]
+        includes += sorted(Path("/usr/local").glob("cuda*/include"), reverse=True)
+        paths = {"CPATH": ":".join(map(str, includes)), "LIBRARY_PATH": str(part), "CUDA_ROOT": str(cuda)}
+        command = [*pip, "--target", str(part), f"pycuda=={PYCUDA}"]
         done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True)
         if done.returncode:
             return f"pycuda does not compile: {done.stderr.strip().splitlines()[-1]}"

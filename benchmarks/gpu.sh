@@ -143,6 +143,8 @@ PATHS
     mapfile -t EXTRA < <(extra export)
     SOFT=skipped pip_install install-export 240 "${EXTRA[@]}" || true
     if [[ -n $GPU ]]; then
+        # what pip's CUDA lacks of a toolkit's headers
+        SOFT=skipped pip_install install-headers 60 --no-deps nvidia-cuda-crt nvidia-cuda-profiler-api nvidia-cuda-cccl || true
         pycuda_paths
         SOFT=skipped pip_install install-pycuda 150 'pycuda>=2024.1' ||
             SOFT=skipped pip_install install-pycuda-again 150 --no-build-isolation 'pycuda>=2024.1' || true

@@ -1,8 +1,8 @@
 """pycuda itself on a pretended driver (``pretend_driver.c``): what ``device.py`` really asks of the driver, without a GPU.
 
-``python tests/pretend_driver.py`` compiles pycuda and the driver into a folder of the environment, beside what is installed there:
-both need headers of CUDA, which PyTorch's packages bring, and a C compiler. :func:`set_up` loads the two into this process,
-so tests on it run in a process of their own (``test_pretend_driver.py``).
+``python tests/pretend_driver.py`` compiles pycuda and the driver into a folder of the environment, beside what is installed
+there: both need a C compiler and CUDA's headers, most of which PyTorch's packages bring. :func:`set_up` loads the two into this
+process, so tests on it run in a process of their own (``test_pretend_driver.py``).
 """
 
 from __future__ import annotations

@@ -127,11 +127,8 @@ def run(args: Sequence[str]) -> int:
         sys.stdout.flush()
     except VisionADError as exc:
         return _complain(str(exc))
-    except (
-        BrokenPipeError,
-        SystemExit,
-    ):  # the reader went away (| head), which the parser makes an exit; that is its right
-        _drop_stdout()
+    except (BrokenPipeError, SystemExit):
+        _drop_stdout()  # the reader went away (| head), which the parser makes an exit; that is its right
         return 0
     except MemoryError:
         return _complain("out of memory; use smaller pictures, a smaller bank or a smaller --batch")

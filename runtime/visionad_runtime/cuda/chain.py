@@ -329,9 +329,7 @@ class Chain:
         """Put a bank on the device, with one user. Every step is work of its own for the owner's thread."""
         with self._shared.uploading:
             self._check_open()
-            source = _checked_rows(
-                bank
-            )  # here: it takes long for a large bank, and the owner's thread is for what is short
+            source = _checked_rows(bank)  # on this thread: it takes long for a large bank
             loader = self._owner.run(lambda device: _Loader(device, self._shared, bank, source))
             try:
                 while not self._owner.run(lambda _: loader.step()):
@@ -463,12 +461,11 @@ class _Shared:
         self.maxima = device.alloc(4 * plan.GROUP)
 
     def _plan(self, views: tuple[BankView, ...]) -> plan.SearchPlan:
-        work = [(view, self.query_rows(row)) for row, view in enumerate(views)]
+        tokens = np.arange(len(views) * self.patches, dtype=np.int32).reshape(
+            len(views), -1
+        )  # of each of the engine's rows
+        work = list(zip(views, tokens, strict=True))
         return plan.plan_search(work, self.block_q, self.block_n, self.programs)
-
-    def query_rows(self, row: int) -> NDArray[np.int32]:
-        """Numbers of the patch tokens of engine row ``row``."""
-        return np.arange(row * self.patches, (row + 1) * self.patches, dtype=np.int32)
 
     def reserve(self, device: Device, resident: _Resident, cameras: Sequence[_Camera]) -> None:
         """Make the maxima large enough for a full batch against this bank. Waits for the cameras: the larger bank is not

@@ -172,10 +172,5 @@ def gpu_here() -> bool:
     """Whether an NVIDIA driver is loaded (desktop, Jetson or Windows), without loading anything."""
     if sys.platform == "win32":
         return Path(r"C:\Windows\System32\nvcuda.dll").exists()
-    linux = (
-        "/dev/nvidiactl",
-        "/dev/nvhost-gpu",
-        "/dev/nvgpu",
-        "/usr/lib/wsl/lib/libcuda.so.1",
-    )  # a PC, Jetson, Jetson, WSL
-    return any(Path(p).exists() for p in linux)
+    desktop, jetsons, wsl = "/dev/nvidiactl", ("/dev/nvhost-gpu", "/dev/nvgpu"), "/usr/lib/wsl/lib/libcuda.so.1"
+    return any(Path(p).exists() for p in (desktop, *jetsons, wsl))

@@ -162,10 +162,8 @@ def _session(
         )
     for line in printed:
         log.info("ONNX Runtime: %s", line)
-    identity = manifest.identity
-    side = identity.preprocess.crop
-    wanted_in = {"images": [3, side, side]}
-    wanted_out = {"patch_tokens": [identity.grid**2, identity.dim], "class_token": [identity.class_token_dim]}
+    wanted_out = {name: list(shape[1:]) for name, shape in _shapes(manifest, 1).items()}
+    wanted_in = {"images": wanted_out.pop("images")}
     found_in = {i.name: i.shape[1:] for i in session.get_inputs()}
     found_out = {o.name: o.shape[1:] for o in session.get_outputs()}
     if found_in != wanted_in or found_out != wanted_out:
@@ -371,7 +369,6 @@ class OrtStreamEngine:
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""
-
         with self._encoding:
             self._check_open()
             return encode_groups(images, self._host, self._round_trip, class_token)

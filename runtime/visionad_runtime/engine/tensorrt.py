@@ -448,8 +448,7 @@ class TensorRTEngine:
         return self._owner.run(lambda _: self._second())
 
     def _second(self) -> OnDevice:
-        if not self._host:
-            raise self._was_closed()
+        self._check_open()
         assert self._engine is not None
         with self._api.collector.collect() as messages:
             context, _ = self._api.create_context(self._engine, self._jit)
@@ -480,16 +479,14 @@ class TensorRTEngine:
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""
         with self._encoding:
-            if not self._host:
-                raise self._was_closed()
+            self._check_open()
             return encode_groups(images, self._host, self._round_trip, class_token)
 
     def _round_trip(self) -> None:
         """One group; the owner's thread serves cameras between two."""
 
         def begin(device: Device) -> Event:
-            if not self._host:
-                raise self._was_closed()
+            self._check_open()
             if self._graph is not None:
                 self._graph.launch(self._stream)
             else:
@@ -499,8 +496,9 @@ class TensorRTEngine:
 
         self._owner.serve(begin, lambda _: self._done.synchronize())
 
-    def _was_closed(self) -> VisionADError:
-        return VisionADError(f"{self.name}: this engine was closed")
+    def _check_open(self) -> None:
+        if not self._host:
+            raise VisionADError(f"{self.name}: this engine was closed")
 
 
 class OnDevice:

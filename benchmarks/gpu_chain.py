@@ -4,7 +4,8 @@
   the host, and what the chain takes for it;
 * cameras: threads that inspect through one inspector: latency and pictures a second;
 * steady: one camera, call after call: percentiles, and whether memory of the GPU and of the process grows;
-* enrolment: cameras go on while classes are enrolled: their latency meanwhile and before.
+* enrolment: cameras go on while classes are enrolled: their latency meanwhile and before;
+* pauses: a part every now and then, as on a slow line: latency after each pause, without and with ``keep_alive``.
 
 Pictures are rendered and come from memory, as a camera's do; the class is given. `visionad bench` has the race against the bare
 engine. Each part gets its share of ``--seconds``, and says how many calls that was.
@@ -34,12 +35,13 @@ from visionad_runtime import Inspector, picture, preprocess
 from visionad_runtime.artefacts import PreprocessSpec
 from visionad_runtime.bench import box, measure
 from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda.inspect import DeviceChain
 from visionad_runtime.demo.parts import render
 from visionad_runtime.errors import VisionADError
 
 U8 = NDArray[np.uint8]
 SIZES = ((480, 640), (1024, 1024), (1080, 1920), (2048, 2448), (3000, 4000))
-SHARES = {"sizes": 0.1, "cameras": 0.3, "steady": 0.45, "enrolment": 0.15}
+SHARES = {"sizes": 0.1, "cameras": 0.2, "steady": 0.45, "enrolment": 0.1, "pauses": 0.15}
 """Parts of ``--seconds``."""
 REPEATS = 20
 STEADY_CALLS, GROWTH_CALLS = 10_000, 100_000
@@ -48,6 +50,8 @@ STEADY_RATIO = 1.3
 HEAP = 16e6
 """Bytes that a process's memory moves by without anything being kept. A map kept from each call would be 262 kB a call."""
 CHECKPOINTS = 10
+PAUSES, KEEP_ALIVE = (0.1, 1.0), 0.02
+"""Seconds between two parts, and without one until the engine is run to stay awake."""
 CLASS = "part"
 
 
@@ -81,9 +85,13 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     pictures = [render("gear", seed, size=args.side)[0] for seed in range(4)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        inspector = stack.enter_context(
-            Inspector.open(args.model, folder / "bank", backend=args.backend, threads=args.threads)
-        )
+
+        def opened(keep_alive: float | None) -> Inspector:
+            return Inspector.open(
+                args.model, folder / "bank", backend=args.backend, threads=args.threads, keep_alive=keep_alive
+            )
+
+        inspector = stack.enter_context(opened(None))
         inspector.enroll(CLASS, pictures[:1], colour="rgb")
         line = Line(inspector, pictures[1:])
         seconds = {part: share * args.seconds for part, share in SHARES.items()}
@@ -98,7 +106,12 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
             "cameras": [cameras(line, n, seconds["cameras"] / len(args.cameras)) for n in args.cameras],
             "steady": steady(line, args.calls, seconds["steady"], gpu_used),
             "enrolment": enrolment(line, 2, seconds["enrolment"]),
+            "pauses": {"plain": pauses(line, seconds["pauses"] / 2)},
         }
+        if isinstance(inspector.chain, DeviceChain):
+            inspector.close()  # or the memory would have to hold both
+            with opened(KEEP_ALIVE) as awake:
+                report["pauses"]["kept_alive"] = pauses(Line(awake, line.pictures), seconds["pauses"] / 2)
     return {**report, "aims": aims(report)}
 
 
@@ -276,6 +289,22 @@ def enrolment(line: Line, threads: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def pauses(line: Line, seconds: float) -> list[dict[str, Any]]:
+    """Latency of calls that come after a pause, at least two for each of :data:`PAUSES`."""
+    found = []
+    for pause in PAUSES:
+        spans: list[tuple[float, float]] = []
+        line.inspect(0)
+        until = time.perf_counter() + seconds / len(PAUSES)
+        while len(spans) < 2 or time.perf_counter() < until:
+            time.sleep(pause)
+            start = time.perf_counter()
+            line.inspect(len(spans))
+            spans.append((start, time.perf_counter()))
+        found.append({"pause_s": pause, **measure.summarise(_ms(spans))})
+    return found
+
+
 def _ms(spans: Sequence[tuple[float, float]]) -> list[float]:
     return [(end - start) * 1e3 for start, end in spans]
 
@@ -326,6 +355,9 @@ def table(report: Mapping[str, Any]) -> list[str]:
                 f"{beside['cameras']} cameras {when} enrolment: p50 {_number(one['p50'])}, p99 {_number(one['p99'])} "
                 f"({one['calls']} calls; {beside['enrolled']} enrolled, {beside['enrolment_ms']} ms each)"
             )
+    for how, rows in report["pauses"].items():
+        told = "; ".join(f"{r['pause_s']:g} s: p50 {_number(r['p50'])} ({r['calls']} calls)" for r in rows)
+        lines.append(f"after a pause, {how.replace('_', ' ')}: {told}")
     return lines + [told_aim(aim) for aim in report["aims"]]
 
 

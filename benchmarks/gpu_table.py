@@ -110,6 +110,12 @@ def _under_load(reports: Iterable[Mapping[str, Any]]) -> list[str]:
             f"{c['cameras']}: p50 {_number(c['p50'], 2)} p99 {_number(c['p99'], 2)} ms, {c['pictures_per_s']:g}/s"
             for c in one["cameras"]
         )
+        + "; "
+        + ", ".join(
+            f"after {row['pause_s']:g} s {_number(row['p50'], 2)} ms {how.replace('_', ' ')}"
+            for how, rows in one["pauses"].items()
+            for row in rows[-1:]
+        )
         for one in reports
     ]
 

@@ -859,6 +859,7 @@ def test_an_inspector_under_load(
         pytest.importorskip("onnx", reason="the stand-in parses with it")
         monkeypatch.setitem(sys.modules, "tensorrt", importlib.import_module("fake_tensorrt").make("11"))
     monkeypatch.setattr(gpu_chain, "SIZES", ((48, 64), (70, 50)))
+    monkeypatch.setattr(gpu_chain, "PAUSES", (0.01, 0.05))
     out = tmp_path / "chain.json"
     args = [str(own_model), "--backend", backend, "--threads", "1", "--cameras", "1", "2", "--calls", "25"]
     assert gpu_chain.main([*args, "--seconds", "8", "--side", "96", "--out", str(out)]) == 0
@@ -870,6 +871,8 @@ def test_an_inspector_under_load(
     steady = found["steady"]
     assert (steady["calls"], len(steady["memory"])) == (25, 10) and steady["gpu_grew"] == (0 if on_gpu else None)
     assert found["enrolment"]["enrolled"] >= 1 and found["enrolment"]["during"]["calls"] >= 1
+    assert set(found["pauses"]) == ({"plain", "kept_alive"} if on_gpu else {"plain"})
+    assert all(row["calls"] >= 2 and row["p50"] > 0 for rows in found["pauses"].values() for row in rows)
     assert states(found["aims"])[0] is None and "2 cameras during enrolment" in told
     lines = gpu_table.table([["load", "ok", "1", ""]], [], [], [], [found])
     assert any(line.startswith(f"cameras {backend} deit_tiny") for line in lines)

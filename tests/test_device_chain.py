@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,38 @@ def test_parts_of_one_class_are_matched_at_once_and_another_class_again(
     for one in both:
         one.enroll("disc", [part(2)])
     assert look(73, "disc") == asked  # not against what the class was before
+    looked: list[list[str]] = []
+    assert [look(74, "disc"), look(75, "disc")] == [asked, at_once]
+    other = threading.Thread(target=lambda: looked.extend(look(80 + i, "grid") for i in range(3)))
+    other.start()
+    other.join()
+    assert looked == [asked, asked, at_once]  # a camera of its own, which shows parts of its own
+    assert look(76, "disc") == at_once
+
+
+@pytest.mark.parametrize("both", ["tensorrt"], indirect=True)
+def test_a_gpu_is_kept_awake_between_parts(
+    both: tuple[Inspector, Inspector], own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = threading.Semaphore(0)
+    plain = Chain._run
+
+    def counted(*args: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            runs.release()
+        return plain(*args)
+
+    monkeypatch.setattr(Chain, "_run", counted)
+    with Inspector.open(own_model, tmp_path / "tensorrt", backend="tensorrt", threads=1, keep_alive=0.01) as awake:
+        for picture in (part(3), np.repeat(np.repeat(part(3), 12, axis=0), 20, axis=1)):  # room is made for the second
+            check(awake.inspect(picture), both[1].inspect(picture))
+            assert all(runs.acquire(timeout=30) for _ in range(3))
+    left = runs._value
+    time.sleep(0.05)
+    assert runs._value == left  # closed with it
+    for wrong in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(VisionADError, match=r"keep_alive .*: wanted seconds above 0"):
+            Inspector.open(own_model, keep_alive=wrong)
 
 
 @pytest.mark.parametrize("both", ["tensorrt"], indirect=True)

@@ -173,8 +173,10 @@ def open_chain(
     views: Sequence[ViewName],
     golden: Mapping[str, NDArray[Any]],
     threads: int | None = None,
+    keep_alive: float | None = None,
 ) -> Chain:
-    """The chain for an engine: on the GPU where it has one that the engine shares, else on the host.
+    """The chain for an engine: on the GPU where it has one that the engine shares, else on the host. ``keep_alive``: as
+    :meth:`Inspector.open <visionad_runtime.inspector.Inspector.open>` has it.
 
     The one on the GPU must give what the host's gives for the blemished golden picture against a bank of the plain one, within the
     self-test's tolerance, on every camera, as enqueued and as recorded. Where it does not, or there is no memory for it, and ONNX
@@ -187,7 +189,7 @@ def open_chain(
     if engine.device_engine is None:
         return host
     try:
-        return _open_on_device(engine, engine.device_engine, manifest, views, golden, host)
+        return _open_on_device(engine, engine.device_engine, manifest, views, golden, host, keep_alive)
     except VisionADError as exc:
         if engine.name.startswith("tensorrt"):
             raise
@@ -203,6 +205,7 @@ def _open_on_device(
     views: Sequence[ViewName],
     golden: Mapping[str, NDArray[Any]],
     host: HostChain,
+    keep_alive: float | None,
 ) -> Chain:
     from .cuda.device import Owner
     from .cuda.inspect import CAMERAS, DeviceChain
@@ -213,7 +216,7 @@ def _open_on_device(
     bank = ClassBank(
         "golden", ClassEntry(file="", sha256="", images=()), blocks, tokens.patch[:, None], tokens.patch[:, :0]
     )
-    chain = DeviceChain(Owner.of(0), make(), identity, manifest.top_share, manifest.rarity)
+    chain = DeviceChain(Owner.of(0), make(), identity, manifest.top_share, manifest.rarity, keep_alive=keep_alive)
     try:
         wanted = _stages(host, golden["blemished"], views, bank)
         chain.keep([bank])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -121,13 +122,14 @@ class Inspector:
         views: Sequence[ViewName],
         golden: Mapping[str, NDArray[Any]],
         threads: int | None = None,
+        keep_alive: float | None = None,
     ) -> None:
         self.manifest = manifest
         self._stranger: F32 = golden["class_token"]
         self.engine = engine
         self.bank = bank
         self.views: tuple[ViewName, ...] = tuple(views)
-        self.chain: Chain = open_chain(engine, manifest, self.views, golden, threads)
+        self.chain: Chain = open_chain(engine, manifest, self.views, golden, threads, keep_alive)
         self._kept: Snapshot | None = None
         self._keeping = threading.Lock()
         self._life = threading.Condition()
@@ -143,6 +145,7 @@ class Inspector:
         backend: str = "auto",
         threads: int | None = None,
         views: Sequence[str] | None = None,
+        keep_alive: float | None = None,
     ) -> Inspector:
         """Open, check and warm up.
 
@@ -156,6 +159,9 @@ class Inspector:
             backend: ``auto`` (the best that runs here and passes its self-test) or a name of ``engine.BACKENDS``.
             threads: CPU threads of engine and search (default: all cores, and no more than these: threads that wait for each
                 other's core take minutes). The search's result does not depend on it.
+            keep_alive: seconds without a picture after which a GPU runs its last one again, and again, so that its clocks stay
+                up and the next part after a pause is as fast as the others, at the price of the power (default: never; results
+                do not change; a CPU needs none). Well below the time in which the GPU slows down, such as 0.02.
 
         Raises:
             ModelError, BankError, VisionADError: what is wrong and what mends it.
@@ -164,6 +170,8 @@ class Inspector:
             if threads < 1:
                 raise VisionADError(f"threads {threads}: wanted 1 or more, or None for all cores")
             threads = min(threads, cores())
+        if keep_alive is not None and not 0 < keep_alive < math.inf:
+            raise VisionADError(f"keep_alive {keep_alive}: wanted seconds above 0, or None for never")
         folder = Path(model)
         manifest = read_model(folder)
         opened = Bank.open_or_new(Path(bank), manifest.identity, manifest.views) if bank is not None else None
@@ -171,7 +179,7 @@ class Inspector:
         chosen = _choose_views(views, available)
         engine = open_engine(folder, manifest, backend, threads, len(chosen))
         try:
-            inspector = cls(manifest, engine, opened, chosen, read_golden(folder), threads)
+            inspector = cls(manifest, engine, opened, chosen, read_golden(folder), threads, keep_alive)
         except BaseException:
             engine.close()
             raise

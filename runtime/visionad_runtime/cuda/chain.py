@@ -360,16 +360,19 @@ class Chain:
                 self.match(self.encode([black] * count, views, camera), [bank] * count)
 
     def _keep_alive(self, seconds: float) -> None:
-        own = self._cameras[0]
         while not self._closed.wait(max(0.0, self._last_use + seconds - time.monotonic())):
-            if time.monotonic() - self._last_use >= seconds:
-                with own.lock:
-                    if own.ticket and not self._closed.is_set():
-                        try:  # the same pictures give the same tokens: what an Encoded refers to does not change
-                            self._run(own, lambda: own.start_again(self._engine))
-                        except VisionADError:
-                            return  # whoever inspects next is told
-                self._last_use = time.monotonic()
+            if time.monotonic() - self._last_use < seconds:
+                continue
+            used = next((camera for camera in self._cameras if camera.ticket), None)
+            if used is not None:
+                with used.lock:
+                    if self._closed.is_set():
+                        return
+                    try:  # the same pictures give the same tokens: what an Encoded refers to does not change
+                        self._run(used, partial(used.start_again, self._engine))
+                    except VisionADError:
+                        return  # whoever inspects next is told
+            self._last_use = time.monotonic()
 
     def close(self) -> None:
         """Free everything; waits for calls under way. Twice is harmless. The engine is its owner's to close."""

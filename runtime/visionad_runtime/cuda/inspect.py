@@ -26,6 +26,19 @@ PICTURE = (1080, 1920)
 """Height and width that room is taken for at first."""
 
 
+class _Seen(threading.local):
+    """What a thread's last calls were matched against, by identity of the banks: parts that pass one camera are mostly of one
+    class, those of another camera need not be."""
+
+    last: tuple[int, ...] = ()
+    repeats = False
+
+    def note(self, banks: Sequence[ClassBank]) -> None:
+        """A call was matched against these."""
+        now = tuple(map(id, banks))
+        self.repeats, self.last = now == self.last, now
+
+
 class DeviceChain:
     """Each call takes a camera that is free. Room for pictures grows with the largest seen: a line's first picture decides, and
     nothing is to be configured."""
@@ -40,6 +53,7 @@ class DeviceChain:
         *,
         cameras: int = CAMERAS,
         max_picture: tuple[int, int] = PICTURE,
+        keep_alive: float | None = None,
     ) -> None:
         """Load the kernels and take all memory.
 
@@ -48,11 +62,9 @@ class DeviceChain:
         """
         self._owner, self._engine, self._identity = owner, engine, identity
         self._top_share, self._rarity = top_share, rarity
-        self._cameras, self._size = cameras, max_picture
-        self._banks: list[ClassBank] = []
-        self._kept: set[int] = set()
-        self._last: Sequence[ClassBank] = []
-        self._repeats = False
+        self._cameras, self._size, self._keep_alive = cameras, max_picture, keep_alive
+        self._banks: Mapping[int, ClassBank] = {}
+        self._seen = _Seen()
         self._growing = threading.Lock()
         self._chain = self._open(max_picture)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -68,6 +80,7 @@ class DeviceChain:
             max_picture=size,
             top_share=self._top_share,
             rarity=self._rarity,
+            keep_alive=self._keep_alive,
         )
 
     def run(
@@ -82,9 +95,9 @@ class DeviceChain:
         """See :class:`~visionad_runtime.chain.Chain`. ``timings``: the GPU's own by stage, and as ``wait`` the rest of the time:
         until a camera was free, for copies on the host and for the GPU's other work.
 
-        Parts of one class mostly follow each other. So where the last two calls were matched against the same banks, this one is
-        too before ``choose`` is asked, and the GPU goes from the engine to the search without a pause. Where ``choose`` then says
-        otherwise, it is matched again.
+        Parts of one class mostly follow each other. So where the calling thread's last two calls were matched against the same
+        banks, this one is too before ``choose`` is asked, and the GPU goes from the engine to the search without a pause. Where
+        ``choose`` then says otherwise, it is matched again.
         """
         started = time.perf_counter()
         self._make_room(max(rgb.shape[0] for rgb in rgbs), max(rgb.shape[1] for rgb in rgbs))
@@ -111,7 +124,7 @@ class DeviceChain:
                 laps.append(found[0].timings)
             images, patch = self._chain.trace(encoded) if trace else (None, None)
         if class_token:
-            self._repeats, self._last = _same(banks, self._last), banks
+            self._seen.note(banks)
         whole = 1e3 * (time.perf_counter() - started)
         timings = _share(laps, route, whole, len(rgbs))
         return [
@@ -124,16 +137,16 @@ class DeviceChain:
 
     def _guess(self, pictures: int) -> Sequence[ClassBank]:
         """The banks that so many pictures will be matched against, or none."""
-        last, kept = self._last, self._kept
-        return last if self._repeats and len(last) == pictures and all(id(bank) in kept for bank in last) else []
+        seen, kept = self._seen, self._banks
+        likely = [kept[bank] for bank in seen.last if bank in kept] if seen.repeats else []
+        return likely if len(likely) == len(seen.last) == pictures else []
 
     def keep(self, banks: Iterable[ClassBank]) -> None:
         """See :class:`~visionad_runtime.chain.Chain`. The others go on inspecting meanwhile."""
         with self._growing:
-            self._banks = list(banks)
-            self._chain.keep(self._banks)
-            self._kept = {id(bank) for bank in self._banks}
-            self._last, self._repeats = [], False
+            newest = {id(bank): bank for bank in banks}
+            self._chain.keep(newest.values())
+            self._banks, self._seen = newest, _Seen()
 
     def limit(self, views: Sequence[ViewName], /) -> int | None:
         """See :class:`~visionad_runtime.chain.Chain`."""
@@ -169,12 +182,12 @@ class DeviceChain:
                 self._chain.close()  # first, or both would have to fit
                 try:
                     self._chain = self._open(larger)
-                    self._chain.keep(self._banks)
+                    self._chain.keep(self._banks.values())
                     self._size = larger
                 except BaseException:
                     self._chain.close()
                     self._chain = self._open(old)
-                    self._chain.keep(self._banks)
+                    self._chain.keep(self._banks.values())
                     raise
             finally:
                 for camera in idle:

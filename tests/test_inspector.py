@@ -110,6 +110,10 @@ def test_paths_and_views_may_be_plain_text(inspector: Inspector, tiny_model: Pat
     assert one.path == good[1] and one.result is not None
     with pytest.raises(VisionADError, match="batch 0: wanted 1 picture or more"):
         next(inspector.inspect_files(good, batch=0))
+    with pytest.raises(PictureError, match="wanted a list of picture files, found one"):
+        next(inspector.inspect_files(str(good[1])))
+    with pytest.raises(PictureError, match="wanted a list of picture files, found one"):
+        inspector.enroll_files("text", good[1])  # type: ignore[arg-type]
     with Inspector.open(tiny_model, views="original, clamp", threads=1) as other:
         assert other.views == ("original", "clamp")
 

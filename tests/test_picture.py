@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -523,3 +526,104 @@ def test_arrays_that_are_taken(image: U8, colour: str, wanted: U8, note: str) ->
 def test_arrays_that_are_refused(image: U8, colour: str, words: str) -> None:
     with pytest.raises(PictureError, match=words):
         from_array(image, colour)
+
+
+# -- several files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Twelve pictures of one grey each; the fourth is damaged."""
+    made = [tmp_path / f"{i:02d}.png" for i in range(12)]
+    for i, path in enumerate(made):
+        path.write_bytes(encoded(np.full((8, 9, 3), i, np.uint8), "PNG") if i != 3 else b"nothing")
+    return made
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3, 99])
+def test_files_come_in_order_however_many_read(files: list[Path], readers: int) -> None:
+    for paths in (files, tuple(files), iter(files)):
+        found = list(picture.read_all(paths, readers=readers))
+        assert [one.path for one in found] == files
+        assert [one.rgb is None for one in found] == [i == 3 for i in range(12)]
+        assert all(one.rgb[0, 0, 0] == i for i, one in enumerate(found) if one.rgb is not None)
+        assert "00.png" not in str(found[3].error) and "03.png: is no picture" in str(found[3].error)
+        assert all(one.ms > 0 for one in found)
+
+
+def test_a_list_is_read_ahead_an_iterator_is_not(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    together = threading.Barrier(picture.READERS)
+
+    def slow(path: Path, bit_depth: int | None) -> U8:
+        begun.append(path.name)
+        if path is not files[0]:
+            together.wait(timeout=30)  # a thread for each, or nobody gets further
+        return RGB
+
+    monkeypatch.setattr(picture, "load", slow)
+    reads = picture.read_all(files[:9], readers=99)
+    assert next(reads).path == files[0]
+    assert [one.path for one in reads] == files[1:9]
+    assert len(begun) == 9
+    begun.clear()
+    monkeypatch.setattr(picture, "load", lambda path, _: begun.append(path.name) or RGB)
+    reads = picture.read_all(iter(files), readers=99)
+    next(reads)
+    assert begun == ["00.png"]
+
+
+def test_large_pictures_are_not_read_ahead(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def counted(path: Path, bit_depth: int | None) -> U8:
+        begun.append(path.name)
+        return RGB
+
+    monkeypatch.setattr(picture, "load", counted)
+    for room, most in ((0, 1), (1, 2), (2, 3)):
+        monkeypatch.setattr(picture, "AHEAD_BYTES", room * RGB.nbytes)
+        begun.clear()
+        for done, _ in enumerate(picture.read_all(files, readers=4), start=1):
+            assert len(begun) <= done + most - 1
+
+
+def test_who_stops_early_leaves_no_thread_at_work(files: list[Path]) -> None:
+    reads = picture.read_all(files, readers=3)
+    next(reads)
+    reads.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("visionad-read")]
+
+
+def test_one_path_is_no_list(files: list[Path]) -> None:
+    for one in (files[0], str(files[0])):
+        with pytest.raises(PictureError, match=r"00\.png: wanted a list of picture files, found one"):
+            picture.as_paths(one)  # type: ignore[arg-type]
+
+
+def test_threads_that_decode_leave_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, data = Image.open, encoded(RGB, "PNG")
+    inside = {name: threading.Event() for name in ("first", "second")}
+    go_on = {name: threading.Event() for name in ("first", "second")}
+    decoded: list[U8] = []
+
+    def held(*args: Any, **options: Any) -> Any:
+        name = threading.current_thread().name
+        inside[name].set()
+        assert go_on[name].wait(30)
+        warnings.warn("too large", Image.DecompressionBombWarning, stacklevel=1)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(Image, "open", held)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        threads = [threading.Thread(target=lambda: decoded.append(decode(data, "")), name=name) for name in inside]
+        for thread in threads:
+            thread.start()
+            assert inside[thread.name].wait(30)
+        for thread in threads:  # the first that came goes first
+            go_on[thread.name].set()
+            thread.join()
+        assert list(warnings.filters) == before
+    assert len(decoded) == 2

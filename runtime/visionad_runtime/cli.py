@@ -218,7 +218,7 @@ def predict(
         for line in inspector.uncalibrated():
             _complain(line)
         results = inspector.inspect_files(
-            (f.path for f in pictures), class_name=class_name, batch=batch, bit_depth=bit_depth
+            [f.path for f in pictures], class_name=class_name, batch=batch, bit_depth=bit_depth
         )
         for item in inputs:
             if not isinstance(item, Found):

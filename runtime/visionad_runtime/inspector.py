@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -130,6 +129,7 @@ class Inspector:
         self.bank = bank
         self.views: tuple[ViewName, ...] = tuple(views)
         self.chain: Chain = open_chain(engine, manifest, self.views, golden, threads, keep_alive)
+        self._readers = threads or cores()
         self._kept: Snapshot | None = None
         self._keeping = threading.Lock()
         self._life = threading.Condition()
@@ -388,31 +388,27 @@ class Inspector:
     ) -> Iterator[FileResult]:
         """Inspect picture files in order, ``batch`` pictures an engine call; an unreadable one yields its error.
 
-        Memory holds one batch of pictures, whatever the number of paths. ``leave_out`` and ``trace`` as in
-        :meth:`trace_batch`.
+        A list of paths is read ahead, see :func:`~visionad_runtime.picture.read_all`; of an iterator no more paths are taken than a
+        batch needs. Memory holds one batch of pictures and what is read ahead, whatever the number of paths. ``leave_out`` and
+        ``trace`` as in :meth:`trace_batch`.
+
+        Raises:
+            VisionADError: no list of paths, no class, or a batch below 1.
         """
         if batch < 1:
             raise VisionADError(f"batch {batch}: wanted 1 picture or more")
         self.enrolled(class_name)
-        files = map(Path, paths)
-        while chunk := list(itertools.islice(files, batch)):
-            read: list[tuple[Path, picture.RGB8 | PictureError, float]] = []
-            for path in chunk:
-                start = time.perf_counter()
-                try:
-                    rgb: picture.RGB8 | PictureError = picture.load(path, bit_depth)
-                except PictureError as exc:
-                    rgb = exc
-                read.append((path, rgb, (time.perf_counter() - start) * 1e3))
-            readable = [rgb for _, rgb, _ in read if not isinstance(rgb, PictureError)]
-            results = iter(self.trace_batch(readable, class_name, leave_out, trace))
-            for path, rgb, decode_ms in read:
-                if isinstance(rgb, PictureError):
-                    yield FileResult(path, None, None, None, rgb)
-                    continue
-                result, stages = next(results)
-                timings = {"decode": decode_ms, **result.timings, "total": result.timings["total"] + decode_ms}
-                yield FileResult(path, rgb, replace(result, timings=timings), stages, None)
+        with closing(picture.read_all(picture.as_paths(paths), bit_depth, self._readers)) as files:
+            while chunk := list(itertools.islice(files, batch)):
+                readable = [one.rgb for one in chunk if one.rgb is not None]
+                results = iter(self.trace_batch(readable, class_name, leave_out, trace))
+                for path, rgb, error, decode_ms in chunk:
+                    if rgb is None:
+                        yield FileResult(path, None, None, None, error)
+                        continue
+                    result, stages = next(results)
+                    timings = {"decode": decode_ms, **result.timings, "total": result.timings["total"] + decode_ms}
+                    yield FileResult(path, rgb, replace(result, timings=timings), stages, None)
 
     # -- enrol --------------------------------------------------------------------------------------------------------
 
@@ -462,9 +458,9 @@ class Inspector:
         """:meth:`enroll` for picture files: all of them or none. ``step`` is called after each.
 
         Raises:
-            PictureError: one cannot be read, is given twice, or changes meanwhile. BankError: as :meth:`Bank.add`.
+            PictureError: one cannot be read, is given twice, or changes meanwhile; no list. BankError: as :meth:`Bank.add`.
         """
-        files = [Path(path) for path in paths]
+        files = list(picture.as_paths(paths))
         supports = read_supports(files, bit_depth)
         old = self.bank.classes.get(name) if self.bank is not None else None
         known = {image.sha256 for image in old.entry.images} if old is not None else set()

@@ -5,8 +5,13 @@ from __future__ import annotations
 import io
 import os
 import stat
+import threading
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +27,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF")
 MAX_PIXELS = 150_000_000
 """Larger pictures are refused before they are unpacked (a decompression bomb, or a scanner's raw sheet)."""
 MAX_FILE_BYTES = 1 << 30
+READERS, AHEAD_BYTES = 4, 64 << 20
+"""Most pictures that are read ahead at once, each in a thread, and what as many of the last one's size may hold: large ones are not
+read ahead."""
 
 RGB8 = NDArray[np.uint8]
 
@@ -109,17 +117,15 @@ def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8
         PictureError: not a picture, truncated, several frames, more than :data:`MAX_PIXELS`, 16-bit without a stated depth.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures; the limit below is the rule here
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_header(image, label)
-                deep = _is_deep(image)
-                if not deep:
-                    if bit_depth is not None:
-                        raise PictureError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds 8 bits")
-                    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        with _quiet, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_header(image, label)
+            deep = _is_deep(image)
+            if not deep:
                 if bit_depth is not None:
-                    image.load()  # finds damage quietly; OpenCV's decoders also write to stderr about it
+                    raise PictureError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds 8 bits")
+                return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            if bit_depth is not None:
+                image.load()  # finds damage quietly; OpenCV's decoders also write to stderr about it
     except PictureError:
         raise
     except Image.DecompressionBombError:
@@ -141,6 +147,84 @@ def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8
 def load(path: Path, bit_depth: int | None = None) -> RGB8:
     """:func:`read_bytes` and :func:`decode`."""
     return decode(read_bytes(path), path, bit_depth)
+
+
+def as_paths(paths: Iterable[Path | str]) -> Iterable[Path]:
+    """A list of paths, or an iterator of them.
+
+    Raises:
+        PictureError: it is one path, whose letters would be taken for paths.
+    """
+    if isinstance(paths, str | os.PathLike):
+        raise PictureError(f"{paths}: wanted a list of picture files, found one; put it into a list")
+    return [Path(path) for path in paths] if isinstance(paths, Sequence) else map(Path, paths)
+
+
+class Read(NamedTuple):
+    """A picture file: its picture, or why there is none, and the milliseconds that took."""
+
+    path: Path
+    rgb: RGB8 | None
+    error: PictureError | None
+    ms: float
+
+
+def read_all(paths: Iterable[Path], bit_depth: int | None = None, readers: int = 1) -> Generator[Read, None, None]:
+    """:func:`load` each, in order. A list of paths is read ahead by as many threads, up to :data:`READERS`, while the caller does
+    something with what it has got; of an iterator the next path, which may not be there yet, is asked for when it is needed.
+    """
+    if readers < 2 or not isinstance(paths, Sequence):
+        for path in paths:
+            yield _read(path, bit_depth)
+        return
+    left, ahead = deque(paths), deque[Future[Read]]()
+    pool = ThreadPoolExecutor(min(readers, READERS), "visionad-read")
+    try:
+        while left or ahead:
+            one = ahead.popleft().result() if ahead else _read(left.popleft(), bit_depth)
+            most = min(readers, READERS, AHEAD_BYTES // (1 if one.rgb is None else one.rgb.nbytes))
+            while left and len(ahead) < most:
+                ahead.append(pool.submit(_read, left.popleft(), bit_depth))
+            yield one
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(path: Path, bit_depth: int | None) -> Read:
+    start = time.perf_counter()
+    rgb, error = None, None
+    try:
+        rgb = load(path, bit_depth)
+    except PictureError as exc:
+        error = exc
+    return Read(path, rgb, error, (time.perf_counter() - start) * 1e3)
+
+
+class _Quiet:
+    """Nobody is warned while pictures are decoded: Pillow warns of large ones, and the limit above is the rule here.
+
+    What Python offers for it belongs to the process and is put back as it was found: of two threads the second would put back the
+    silence of the first, for ever. So the first that comes sets it, and the last that goes puts back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._found = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._found.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._found.close()
+
+
+_quiet = _Quiet()
 
 
 def _check_header(image: Image.Image, label: str | Path) -> None:

@@ -422,7 +422,7 @@ class _Run:
         tally = _Tally()
         given = own if self.mode == "separate" else None
         for place, (sample, one) in enumerate(
-            zip(samples, self.judge.inspect((s.path for s in samples), given), strict=True)
+            zip(samples, self.judge.inspect([s.path for s in samples], given), strict=True)
         ):
             try:
                 if isinstance(one, PictureError):

@@ -1,0 +1,119 @@
+"""What a first pass in fewer bits would leave to the second: `python benchmarks/first_pass.py`.
+
+The GPU's search takes the largest 16-bit score of each run of 32 bank rows, and scores again, from the float32 rows, every run that
+could hold the nearest one (docs/kernels.md). Here the same is counted for products of fp16, bf16, fp8 and int8 on real tokens, each
+with the best that can be made of it: a scale for each row, 8 bits for what is left once the bank's centre is taken away, the error
+bound of each single pair, and the exact score of the nearest row as what a run must reach.
+
+8-bit products are twice as fast as 16-bit ones, so an 8-bit pass saves half the product's time: N D / F for a query, N rows of D
+columns and F 16-bit operations a second. Fetching a run again takes 4 * 32 D / B at B bytes a second. So it pays off while the share
+of runs that are scored again is below B / 4F, unless the bank fits in the GPU's cache, and then the search is short anyway.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import common
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from visionad_export.exporter import export_model
+from visionad_runtime import Inspector
+from visionad_runtime.evaluation.datasets import open_dataset
+
+F32 = NDArray[np.float32]
+BACKBONE, SETS = "deit_tiny_patch16_224", ("mvtec_bottle", "adfi_hazelnut", "magnetic_tile")
+SHOTS, PICTURES = (1, 4, 16), 4
+GROUP = 32
+"""Bank rows of a run, as in the kernels."""
+RATES = {"H100": (3.35, 989), "L4": (0.3, 121)}
+"""By the data sheets: TB/s of the memory, and TFLOP/s of dense products in 16 bits."""
+
+
+def main() -> None:
+    """Count, print a table, write ``benchmarks/results/first_pass.json``."""
+    shared, rows = common.shared(), []
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        export_model(BACKBONE, model, weights=shared / "weights" / BACKBONE / "model.safetensors")
+        for name in SETS:
+            dataset = open_dataset("folder", shared / "data" / name)
+            (part,) = dataset.classes
+            with Inspector.open(model, Path(folder) / name) as inspector:
+                inspector.enroll_files(part, dataset.train(part)[: max(SHOTS)])
+                assert inspector.bank is not None
+                enrolled = inspector.bank.classes[part]
+                samples = dataset.test(part)
+                found = inspector.inspect_files(
+                    [s.path for s in samples[:: len(samples) // PICTURES][:PICTURES]], class_name=part, trace=True
+                )
+                queries = np.concatenate([one.trace.tokens.patch[0] for one in found if one.trace is not None])
+                for shots in SHOTS:
+                    few = enrolled
+                    for place in range(len(enrolled.entry.images) - 1, shots - 1, -1):
+                        few = few.without(place)
+                    bank = few.rows(inspector.views[0])
+                    rows += [{"set": name, "shots": shots, "rows": len(bank), **one} for one in count(queries, bank)]
+    limits = {gpu: memory / (4 * product) for gpu, (memory, product) in RATES.items()}
+    print("| set | bank rows | product | runs scored again: mean | median | 99th percentile | share of all |")
+    print("|---|---|---|---|---|---|---|")
+    for r in rows:
+        figures = f"{r['mean']:.1f} | {r['median']:.0f} | {r['p99']:.0f} | {r['share']:.3%}"
+        print(f"| {r['set']} | {r['rows']} | {r['product']} | {figures} |")
+    print("8 bits pay off below " + ", ".join(f"{share:.3%} ({gpu})" for gpu, share in limits.items()))
+    facts = {"backbone": BACKBONE, "pictures": PICTURES, "group": GROUP, "pays off below": limits, "rows": rows}
+    print(f"written to {common.write('first_pass', facts).relative_to(common.ROOT)}")
+
+
+def count(queries: F32, bank: F32) -> list[dict[str, object]]:
+    """Runs that each product leaves, over all queries."""
+    best = (queries.astype(np.float64) @ bank.T.astype(np.float64)).max(axis=1)
+    nothing, centre = np.zeros(bank.shape[1], np.float32), bank.mean(axis=0)
+    products: dict[str, tuple[F32, Callable[[F32], F32]]] = {
+        "fp16": (nothing, lambda x: x.astype(np.float16).astype(np.float32)),
+        "bf16": (nothing, lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32)),
+        "fp8": (centre, lambda x: _scaled(x, 448, lambda y: y.astype(ml_dtypes.float8_e4m3fn).astype(np.float32))),
+        "int8": (centre, lambda x: _scaled(x, 127, np.rint)),
+    }
+    found = []
+    for name, (middle, rounded) in products.items():
+        runs = left(queries, bank, best, middle, rounded)
+        share = float(runs.mean() / -(-len(bank) // GROUP))
+        told = {"mean": float(runs.mean()), "median": float(np.median(runs)), "p99": float(np.percentile(runs, 99))}
+        found.append({"product": name, **told, "share": share})
+    return found
+
+
+def left(
+    queries: F32, bank: F32, best: NDArray[np.float64], middle: F32, rounded: Callable[[F32], F32]
+) -> NDArray[np.int64]:
+    """For each query the number of runs with a row that, by its rounded product, could reach ``best``."""
+    mine, theirs = queries - middle, bank - middle
+    near_mine, near_theirs = rounded(mine), rounded(theirs)
+    lost_mine, lost_theirs = _lengths(mine - near_mine), _lengths(theirs - near_theirs)
+    upper = (
+        near_mine @ near_theirs.T
+    )  # float32 sums: what tensor cores lose beyond that is left out, in favour of 8 bits
+    upper += lost_mine[:, None] * _lengths(theirs) + _lengths(near_mine)[:, None] * lost_theirs
+    upper += (queries @ middle)[:, None] + theirs @ middle
+    groups = np.arange(0, len(bank), GROUP)
+    reached: NDArray[np.int64] = (np.maximum.reduceat(upper, groups, axis=1) >= best[:, None] - 1e-6).sum(axis=1)
+    return reached
+
+
+def _scaled(rows: F32, largest: float, rounded: Callable[[F32], F32]) -> F32:
+    scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30) / np.float32(largest)
+    back: F32 = rounded(rows / scale) * scale
+    return back
+
+
+def _lengths(rows: F32) -> F32:
+    lengths: F32 = np.linalg.norm(rows, axis=1)
+    return lengths
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,8 @@ with the best that can be made of it: a scale for each row, 8 bits for what is l
 bound of each single pair, and the exact score of the nearest row as what a run must reach.
 
 8-bit products are twice as fast as 16-bit ones, so an 8-bit pass saves half the product's time: N D / F for a query, N rows of D
-columns and F 16-bit operations a second. Fetching a run again takes 4 * 32 D / B at B bytes a second. So it pays off while the share
-of runs that are scored again is below B / 4F, unless the bank fits in the GPU's cache, and then the search is short anyway.
+columns and F 16-bit operations a second. Fetching a run again takes 4 * 32 D / B at B bytes a second. So it pays off while the
+share of runs that are scored again is below B / 4F, unless the bank fits in the GPU's cache, and then the search is short anyway.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -190,7 +191,7 @@ def test_a_bank_of_another_model_is_refused_naming_both(bank: Bank, field: str, 
     ("damage", "message"),
     [
         (lambda f: (f / "manifest.json").write_text("{"), "not JSON"),
-        (lambda f: (f / "manifest.json").unlink(), "no manifest"),
+        (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda f: (f / "manifest.json").write_text('{"format": "else"}'), "wanted format"),
         (
             lambda f: (f / "manifest.json").write_text('{"format": "visionad-bank", "schema_version": 99}'),
@@ -321,6 +322,47 @@ def test_a_lost_manifest_loses_nothing_enrolled(bank: Bank, versions: int) -> No
     (bank.folder / "manifest.json").unlink()
     add(Bank.open_or_new(bank.folder, IDENTITY, VIEWS), "bolt", 9)
     assert content(Bank.open(bank.folder)) == {**{f"class{i}": [i] for i in range(versions)}, "bolt": [9]}
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off", "a wrong field"])
+def test_undo_brings_a_lost_manifest_back(bank: Bank, damage: str) -> None:
+    add(bank, "bolt", 1)
+    add(bank, "nut", 2)
+    path = bank.folder / "manifest.json"
+    right = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(right[:-20] if damage == "cut off" else right.replace(b'"version": 2', b'"version": "two"'))
+    way_out = f"`visionad bank undo {bank.folder}` brings the newest version in its history back"
+    with pytest.raises(BankError, match=re.escape(way_out)):
+        Bank.open(bank.folder)
+    if damage != "gone":
+        with pytest.raises(BankError, match=re.escape(way_out)):  # a line that is running is told the same
+            add(bank, "gear", 3)
+    assert Bank.undo(bank.folder).version == 2
+    assert path.read_bytes() == right
+    assert content(Bank.open(bank.folder)) == {"bolt": [1], "nut": [2]}
+    assert Bank.undo(bank.folder).version == 3  # and the next one is an undo as ever
+    assert content(Bank.open(bank.folder)) == {"bolt": [1]}
+
+
+def test_a_manifest_of_another_release_is_not_taken_for_a_lost_one(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    path = bank.folder / "manifest.json"
+    newer = {**json.loads(path.read_text()), "schema_version": 99}
+    path.write_text(json.dumps(newer))
+    with pytest.raises(BankError, match="wanted schema_version"):
+        Bank.undo(bank.folder)
+    assert json.loads(path.read_text()) == newer
+
+
+def test_a_lost_manifest_without_a_history_is_said(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    for path in (bank.folder / "manifest.json", *(bank.folder / "history").iterdir()):
+        path.unlink()
+    with pytest.raises(BankError, match="is no bank: it has no manifest"):
+        Bank.undo(bank.folder)
 
 
 def test_two_writers_lose_nothing(bank: Bank) -> None:

@@ -261,15 +261,20 @@ def test_calibration_never_compares_a_picture_with_itself(tiny_model: Path, tmp_
     assert result.verdict == ("anomalous" if result.score > done.threshold.value else "ok")
 
 
-def test_the_only_support_is_passed_over(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
+def test_the_only_support_is_passed_over(
+    tiny_model: Path, tmp_path: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     inspector = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
     inspector.enroll_files("disc", good[:1])
     done = calibrate_class(inspector, "disc", good, 0.25)
     assert (done.skipped, done.record.normals, done.record.method) == ((str(good[0]),), 3, "held-out")
+    scored: list[object] = []  # too few, or one twice, is said before minutes of scoring
+    monkeypatch.setattr(inspector, "trace_batch", scored.append)
     with pytest.raises(VisionADError, match=r"takes at least 4 good pictures .* found 3"):
         calibrate_class(inspector, "disc", good, 0.2)
     with pytest.raises(VisionADError, match="same picture"):
         calibrate_class(inspector, "disc", [*good, good[1]], 0.2)
+    assert not scored
 
 
 def test_a_threshold_holds_for_its_supports_and_views_only(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:

@@ -16,9 +16,11 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import BankError, ModelError, VisionADError
+from .errors import BankError, LostManifestError, ModelError, VisionADError
 
 MANIFEST = "manifest.json"
+HISTORY = "history"
+"""Folder of a bank's manifests by version."""
 ONNX_FILE = "backbone.onnx"
 GOLDEN_FILE = "golden.safetensors"
 SCHEMA_VERSION = 1
@@ -193,20 +195,29 @@ def read_manifest(folder: Path, kind: type[M]) -> M:
 
     Raises:
         ModelError or BankError: folder or manifest missing, not JSON, wrong format, unknown or missing fields, newer schema.
+        LostManifestError: of a bank, where its history should hold the manifest still.
     """
     what, error = ("model folder", ModelError) if kind is ModelManifest else ("bank", BankError)
     path = folder / MANIFEST
     remedy = "`visionad export`" if kind is ModelManifest else "`visionad bank add`"
+    lost, way_out = error, f"restore it or make the {what} again with {remedy}"
+    if kind is BankManifest and any((folder / HISTORY).glob("*.json")):
+        lost, way_out = (
+            LostManifestError,
+            f"`visionad bank undo {folder}` brings the newest version in its history back",
+        )
     if not folder.is_dir():
         raise error(f"{what} {folder} does not exist or is no folder; make one with {remedy}")
     try:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError:
+        if lost is LostManifestError:
+            raise lost(f"{path} is missing; {way_out}") from None
         raise error(f"{folder} is no {what}: it has no {MANIFEST}; make one with {remedy}") from None
     except OSError as exc:
         raise error(f"{path} cannot be read: {exc.strerror}") from None
     except ValueError as exc:
-        raise error(f"{path} is damaged: not JSON ({exc}); restore it or make the {what} again with {remedy}") from None
+        raise lost(f"{path} is damaged: not JSON ({exc}); {way_out}") from None
     wanted = kind.model_fields["format"].default
     if not isinstance(raw, dict) or raw.get("format") != wanted:
         found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
@@ -221,9 +232,7 @@ def read_manifest(folder: Path, kind: type[M]) -> M:
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
-        raise error(
-            f"{path} is damaged: field {where}: {first['msg']}; restore it or make it again with {remedy}"
-        ) from None
+        raise lost(f"{path} is damaged: field {where}: {first['msg']}; {way_out}") from None
 
 
 def to_json(manifest: BaseModel) -> bytes:

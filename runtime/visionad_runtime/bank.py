@@ -23,6 +23,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from .artefacts import (
+    HISTORY,
     MANIFEST,
     BankManifest,
     Calibration,
@@ -36,7 +37,7 @@ from .artefacts import (
     sha256_file,
     to_json,
 )
-from .errors import BankError
+from .errors import BankError, LostManifestError
 from .preprocess import bank_blocks, upright_block, view_blocks
 from .search import Int8Bank
 
@@ -152,12 +153,11 @@ class Bank:
             raise BankError(f"{folder}: wanted a bank folder, found a file")
         # Leftovers of an enrolment that was killed before its first commit are no reason to refuse.
         if folder.is_dir() and any(
-            p.name not in ("classes", "history", ".lock") and p.suffix != ".tmp" for p in folder.iterdir()
+            p.name not in ("classes", HISTORY, ".lock") and p.suffix != ".tmp" for p in folder.iterdir()
         ):
             raise BankError(f"folder {folder} is not empty and no bank (no {MANIFEST}); choose a new folder")
-        newest = max((folder / "history").glob("*.json"), default=None)
-        if newest is not None:  # its manifest was lost, or is the one step that a kill left out: go on from there
-            manifest = _read_version(newest)
+        manifest = _newest(folder)
+        if manifest is not None:  # it was lost, or is the one step that a kill left out: go on from there
             check_identity(folder, manifest.identity, identity)
             return cls(folder, manifest, {n: _read_class(folder, manifest, n) for n in manifest.classes})
         manifest = BankManifest(
@@ -256,15 +256,25 @@ class Bank:
     def undo(folder: Path) -> BankManifest:
         """Take back the last change. The state of the version before becomes a new version, so versions only grow.
 
+        Where the manifest itself is gone or damaged, that is what is taken back: the newest version in the history is in force
+        again.
+
         Returns:
             The manifest now in force.
 
         Raises:
             BankError: nothing to undo, or the older version's files are damaged.
         """
-        read_manifest(folder, BankManifest)  # what is no bank gets no lock file either
+        with contextlib.suppress(LostManifestError):
+            read_manifest(folder, BankManifest)  # what is no bank gets no lock file either
         with _locked(folder):
-            now = read_manifest(folder, BankManifest)
+            try:
+                now = read_manifest(folder, BankManifest)
+            except LostManifestError:
+                newest = _newest(folder)
+                assert newest is not None  # or it would not be called lost
+                atomic_write(folder / MANIFEST, to_json(newest))
+                return newest
             if now.undo_to is None:
                 raise BankError(f"{folder}: nothing to undo (version {now.version})")
             before = _read_version(_history(folder, now.undo_to))
@@ -315,7 +325,7 @@ class Bank:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "classes").mkdir(exist_ok=True)
-            (self.folder / "history").mkdir(exist_ok=True)
+            (self.folder / HISTORY).mkdir(exist_ok=True)
         except OSError as exc:
             raise BankError(
                 f"cannot write to {self.folder}: {exc.strerror}; choose another folder or mend its permissions"
@@ -459,7 +469,7 @@ def _slug(name: str) -> str:
 
 
 def _history(folder: Path, version: int) -> Path:
-    return folder / "history" / f"{version:06d}.json"
+    return folder / HISTORY / f"{version:06d}.json"
 
 
 def _read_version(path: Path) -> BankManifest:
@@ -467,6 +477,16 @@ def _read_version(path: Path) -> BankManifest:
         return BankManifest.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
         raise BankError(f"{path} is missing or damaged, so version {path.stem} cannot be brought back") from None
+
+
+def _newest(folder: Path) -> BankManifest | None:
+    """The newest version in the history, if there is any.
+
+    Raises:
+        BankError: it is damaged.
+    """
+    path = max((folder / HISTORY).glob("*.json"), default=None)
+    return None if path is None else _read_version(path)
 
 
 def _now() -> str:
@@ -490,7 +510,7 @@ def _tidy(folder: Path, manifest: BankManifest) -> None:
         link = needed[link].undo_to
     files = {folder / e.file for m in needed.values() for e in m.classes.values()}
     files |= {_history(folder, v) for v in needed}
-    for path in (*(folder / "classes").iterdir(), *(folder / "history").iterdir()):
+    for path in (*(folder / "classes").iterdir(), *(folder / HISTORY).iterdir()):
         if path not in files:
             path.unlink()
 

@@ -45,11 +45,22 @@ def conformal_threshold(scores: Sequence[float], max_false_reject: float) -> Thr
     Raises:
         VisionADError: rate outside 0..1, scores not finite, or too few of them (the message says how many are needed).
     """
-    if not 0 < max_false_reject < 1:
-        raise VisionADError(f"--max-false-reject {max_false_reject}: wanted a rate between 0 and 1, e.g. 0.01")
+    n = len(scores)
+    rank = conformal_rank(n, max_false_reject)
     if not np.isfinite(scores).all():
         raise VisionADError("calibration: a score is NaN or Inf; run `visionad doctor`")
-    n = len(scores)
+    value = float(np.sort(np.asarray(scores, np.float64))[rank - 1])
+    return Threshold(value, rank, n, (n + 1 - rank) / (n + 1), false_reject_bound(n, rank))
+
+
+def conformal_rank(n: int, max_false_reject: float) -> int:
+    """Which of ``n`` sorted scores is the threshold, from 1.
+
+    Raises:
+        VisionADError: rate outside 0..1, or too few scores (the message says how many are needed).
+    """
+    if not 0 < max_false_reject < 1:
+        raise VisionADError(f"--max-false-reject {max_false_reject}: wanted a rate between 0 and 1, e.g. 0.01")
     rank = math.ceil((n + 1) * (1 - max_false_reject) - 1e-9)
     if rank > n:
         needed = math.ceil(1 / max_false_reject - 1 - 1e-9)
@@ -58,8 +69,7 @@ def conformal_threshold(scores: Sequence[float], max_false_reject: float) -> Thr
             f"calibration: a false-reject rate of {max_false_reject:g} takes at least {needed} good pictures that are not the only "
             f"support of their class, found {n}{best}: give more pictures, or a larger --max-false-reject"
         )
-    value = float(np.sort(np.asarray(scores, np.float64))[rank - 1])
-    return Threshold(value, rank, n, (n + 1 - rank) / (n + 1), false_reject_bound(n, rank))
+    return rank
 
 
 def false_reject_bound(n: int, rank: int, confidence: float = CONFIDENCE) -> float:
@@ -116,31 +126,32 @@ def calibrate_class(
     bank = inspector.enrolled(name)
     matched = bank.classes[name]
     places = {image.sha256: k for k, image in enumerate(matched.entry.images)}
-    scores: list[float] = []
-    sources: list[str] = []
-    skipped: list[str] = []
-    medians: list[float] = []
     seen: dict[str, Path] = {}
-    left_out = held_out = 0
     for path in paths:
         digest = _digest(path)
         if digest in seen:
             raise VisionADError(f"calibration: {path} and {seen[digest]} are the same picture; give each once")
         seen[digest] = path
-        place = places.get(digest)
-        if place is not None and len(places) == 1:
-            skipped.append(str(path))
-        else:
-            (one,) = inspector.inspect_files([path], class_name=name, bit_depth=bit_depth, leave_out=place)
+    alone = [path for digest, path in seen.items() if digest in places and len(places) == 1]
+    held_out = [path for digest, path in seen.items() if digest not in places]
+    conformal_rank(len(seen) - len(alone), max_false_reject)  # said before minutes of scoring
+    scores: list[float] = []
+    medians: list[float] = []
+    others = inspector.inspect_files(held_out, class_name=name, bit_depth=bit_depth)
+    for digest, path in seen.items():
+        if path not in alone:
+            one = next(
+                others
+                if digest not in places
+                else inspector.inspect_files([path], class_name=name, bit_depth=bit_depth, leave_out=places[digest])
+            )
             if one.result is None:
                 raise VisionADError(f"calibration: {one.error}")
-            left_out += place is not None
-            held_out += place is None
             scores.append(one.result.score)
-            sources.append(str(path.absolute()))
             medians.append(float(np.median(one.result.anomaly_map)))
         step()
     threshold = conformal_threshold(scores, max_false_reject)
+    left_out = len(scores) - len(held_out)
     method: Method = "held-out" if not left_out else "leave-one-out" if not held_out else "leave-one-out+held-out"
     record = Calibration(
         method=method,
@@ -150,7 +161,7 @@ def calibrate_class(
         bound_false_reject=threshold.bound,
         normals=len(scores),
         scores=tuple(scores),
-        sources=tuple(sources),
+        sources=tuple(str(path.absolute()) for path in seen.values() if path not in alone),
         views=inspector.views,
         top_share=inspector.manifest.top_share,
         rarity=inspector.manifest.rarity,
@@ -160,7 +171,7 @@ def calibrate_class(
     low = float(np.median(medians))
     scale = (low, max(2 * threshold.value - low, low + 1e-3))
     version = bank.calibrate(name, threshold.value, scale, record, matched.entry)
-    return Calibrated(threshold, record, version, tuple(skipped))
+    return Calibrated(threshold, record, version, tuple(map(str, alone)))
 
 
 def _digest(path: Path) -> str:

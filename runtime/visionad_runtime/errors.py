@@ -23,3 +23,7 @@ class ModelError(VisionADError):
 
 class BankError(VisionADError):
     """A bank is missing, damaged, locked, or was made with another model."""
+
+
+class LostManifestError(BankError):
+    """A bank's manifest is gone or damaged, and its history holds it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
@@ -148,6 +149,27 @@ def test_a_gpu_is_kept_awake_between_parts(
     for wrong in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(VisionADError, match=r"keep_alive .*: wanted seconds above 0"):
             Inspector.open(own_model, keep_alive=wrong)
+
+
+def test_the_pictures_of_a_call_are_under_way_together(
+    both: tuple[Inspector, Inspector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu, on_cpu = both
+    assert on_gpu.chain.cameras == 2 and on_gpu.chain.limit(on_gpu.views) == 1
+    together, plain, calls = threading.Barrier(2), Chain.encode, itertools.count()
+
+    def encode(*args: Any) -> Any:
+        if next(calls) < 2:
+            together.wait(timeout=30)
+        return plain(*args)
+
+    monkeypatch.setattr(Chain, "encode", encode)
+    pictures = [part(i, defect=i % 2 == 1, kind="disc" if i < 6 else "grid") for i in range(9)]
+    for one, right in zip(on_gpu.inspect_batch(pictures), on_cpu.inspect_batch(pictures), strict=True):
+        check(one, right)
+    monkeypatch.setattr(Chain, "encode", lambda *_: on_gpu.engine.no_such_thing)  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        on_gpu.inspect_batch([part(30), part(31)])
 
 
 @pytest.mark.parametrize("both", ["tensorrt"], indirect=True)

@@ -55,7 +55,13 @@ class Matched:
 
 
 class Chain(Protocol):
-    """Picture → tokens → map. A picture's outcome does not depend on the others of a call. Any thread may call."""
+    """Picture → tokens → map. A picture's outcome does not depend on the others of a call. Any thread may call.
+
+    ``cameras`` is how many calls it works on at once; more take turns.
+    """
+
+    @property
+    def cameras(self) -> int: ...
 
     def run(
         self,
@@ -94,6 +100,8 @@ class Chain(Protocol):
 
 class HostChain:
     """NumPy, Pillow and any backbone engine."""
+
+    cameras = 1
 
     def __init__(
         self,

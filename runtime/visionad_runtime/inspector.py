@@ -33,7 +33,7 @@ from .errors import BankError, ModelError, PictureError, VisionADError
 from .maps import Geometry, Region, regions
 from .preprocess import prepare, support_encodings
 from .routing import LIMITS, Route, route
-from .workers import cores
+from .workers import cores, spread
 
 F32 = NDArray[np.float32]
 Verdict = Literal["ok", "anomalous", "unknown"]
@@ -271,8 +271,14 @@ class Inspector:
                 return []
             self._keep()
             at_once = self.chain.limit(self.views) or len(rgbs)
-            parts = [rgbs[start : start + at_once] for start in range(0, len(rgbs), at_once)]
-            return [one for part in parts for one in self._traced(part, bank, class_name, leave_out, trace)]
+            found: dict[int, list[tuple[Result, Trace | None]]] = {}
+
+            def part(start: int) -> None:
+                found[start] = self._traced(rgbs[start : start + at_once], bank, class_name, leave_out, trace)
+
+            starts = range(0, len(rgbs), at_once)
+            spread(part, starts, min(len(starts), self.chain.cameras))
+            return [one for start in starts for one in found[start]]
 
     def _traced(
         self, rgbs: Sequence[picture.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool

@@ -62,7 +62,7 @@ class DeviceChain:
         """
         self._owner, self._engine, self._identity = owner, engine, identity
         self._top_share, self._rarity = top_share, rarity
-        self._cameras, self._size, self._keep_alive = cameras, max_picture, keep_alive
+        self.cameras, self._size, self._keep_alive = cameras, max_picture, keep_alive
         self._banks: Mapping[int, ClassBank] = {}
         self._seen = _Seen()
         self._growing = threading.Lock()
@@ -76,7 +76,7 @@ class DeviceChain:
             self._owner,
             self._engine,
             self._identity,
-            cameras=self._cameras,
+            cameras=self.cameras,
             max_picture=size,
             top_share=self._top_share,
             rarity=self._rarity,
@@ -177,7 +177,7 @@ class DeviceChain:
             larger = max(height, old[0]), max(width, old[1])
             if larger == old:
                 return
-            idle = [self._free.get() for _ in range(self._cameras)]
+            idle = [self._free.get() for _ in range(self.cameras)]
             try:
                 self._chain.close()  # first, or both would have to fit
                 try:

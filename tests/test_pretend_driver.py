@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -161,8 +162,19 @@ def test_an_inspector_with_onnx_runtime_amid_the_chain(
 
     monkeypatch.setattr(leaf, "_session", session)
     monkeypatch.setattr(leaf, "_check_provider", lambda _: None)
+    runs: list[None] = []
+    enqueue = leaf.OrtStreamEngine.enqueue
+
+    def counted(*args: Any) -> None:
+        runs.append(None)
+        enqueue(*args)
+
+    monkeypatch.setattr(leaf.OrtStreamEngine, "enqueue", counted)
     monkeypatch.setattr(leaf, "OrtStreamEngine", partial(leaf.OrtStreamEngine, device="cpu"))
-    opened = [Inspector.open(tiny_model, tmp_path / b, backend=b) for b in ("onnxruntime-cuda", "onnxruntime-cpu")]
+    opened = [
+        Inspector.open(tiny_model, tmp_path / b, backend=b, keep_alive=0.002)
+        for b in ("onnxruntime-cuda", "onnxruntime-cpu")
+    ]
     assert isinstance(opened[0].chain, DeviceChain) and int(streams[0]) > 0
     for one in opened:
         one.enroll("disc", [part(0), part(1)])
@@ -171,6 +183,13 @@ def test_an_inspector_with_onnx_runtime_amid_the_chain(
         found, wanted = (one.inspect(part(10 + seed, defect=seed % 2 == 1, kind=kind)) for one in opened)
         np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=2e-6)
         assert found.class_name == wanted.class_name and abs(found.score - wanted.score) < 2e-6
+    before, until = len(runs), time.monotonic() + 30
+    while len(runs) < before + 3 and time.monotonic() < until:
+        time.sleep(0.002)
+    assert len(runs) >= before + 3  # it is kept awake, and the next pictures are right
+    pictures = [part(20 + i, defect=i % 2 == 1) for i in range(5)]
+    for found, wanted in zip(*(one.inspect_batch(pictures) for one in opened), strict=True):
+        np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=2e-6)
     for one in opened:
         one.close()
     assert driver.live() == {"contexts": 1}

@@ -5,7 +5,8 @@ in a fresh process, one after the other in one run. anomalib lives in an environ
 ``requirements.txt`` beside this file (about 6 GB), and is never imported here: files go between.
 
 Every figure is of the whole picture, whatever a method sees of it: VisionAD's default cuts a margin off, so its map is pasted into
-the full frame with the lowest value in the margin (``protocol.py``); its preset ``sharp``, which sees all of it, stands beside it.
+the full frame with the lowest value in the margin (``protocol.py``); its presets ``sharp`` and ``keen``, which see all of it, stand
+beside it.
 
 ``--weights default`` compares with what the peers would download themselves (DINOv2 ViT-S/14, WideResNet-50-2), VisionAD on the
 same DINOv2 ViT-S/14. It needs the model hub and writes result files of its own.
@@ -49,8 +50,9 @@ CAPTION = """\
 code for all. Mean ± standard deviation over the seeds, in percent (of a set of several classes, of their mean).
 
 All figures are of the **whole picture**: raw maps, before any normalisation, brought bilinearly to 256 × 256 of it and held
-against masks of it. The peers see the whole picture, and so does VisionAD's preset *sharp*. Its default, *paper*, cuts a margin
-off; its map is pasted into the full frame with 0, the lowest value, in the margin, so that a defect there counts as missed.
+against masks of it. The peers see the whole picture, and so do VisionAD's presets *sharp* and *keen*. Its default, *paper*, cuts
+a margin off; its map is pasted into the full frame with 0, the lowest value, in the margin, so that a defect there counts as
+missed.
 
 *ms*: one picture at a time, warm, from file to score and map, the class given; median over pictures, then seeds. *Peak*: resident
 memory of the whole process, libraries and enrolment included (anomalib imports all its models with any of them). *Rows*: of the
@@ -84,10 +86,12 @@ def local_entries(folder: Path) -> list[Entry]:
     return [
         visionad("DeiT-Tiny/16", deit.backbone, weights=deit_file),
         visionad("DeiT-Tiny/16", deit.backbone, "sharp", weights=deit_file),
+        visionad("DeiT-Tiny/16", deit.backbone, "keen", weights=deit_file),
         anomalydino("DeiT-Tiny/16", 448, "the paper's size", in_its_place(deit, deit_file)),
         anomalydino("DeiT-Tiny/16", 256, "anomalib's 252 as a multiple of 16", in_its_place(deit, deit_file)),
         visionad("EfficientNet-Lite0", lite.backbone),
         visionad("EfficientNet-Lite0", lite.backbone, "sharp"),
+        visionad("EfficientNet-Lite0", lite.backbone, "keen"),
         patchcore("EfficientNet-Lite0", "coreset 10 %", {"layers": layers}, in_its_place(lite, lite_file)),
         patchcore(
             "EfficientNet-Lite0",
@@ -103,6 +107,7 @@ def default_entries() -> list[Entry]:
     return [
         visionad("DINOv2 ViT-S/14", "dinov2_vits14"),
         visionad("DINOv2 ViT-S/14", "dinov2_vits14", "sharp"),
+        visionad("DINOv2 ViT-S/14", "dinov2_vits14", "keen"),
         anomalydino("DINOv2 ViT-S/14", 448, "the paper's size", {}),
         anomalydino("DINOv2 ViT-S/14", None, "anomalib's size", {}),
         patchcore("WideResNet-50-2", "coreset 10 %", {}, {}),
@@ -278,7 +283,8 @@ def page(entries: Sequence[Entry], rows: Sequence[dict[str, Any]], environment: 
     made = f"{environment['date']}, {environment['cpu']}, {environment['cores']} cores, commit {environment['commit']}"
     versions = {name: text for r in rows for name, text in r["versions"].items() if name in ("anomalib", "onnxruntime")}
     made += "".join(f", {name} {version}" for name, version in versions.items())
-    command = "python benchmarks/peers/run.py"
+    shots = " ".join(map(str, dict.fromkeys(r["shots"] for r in rows)))
+    command = f"python benchmarks/peers/run.py --shots {shots}"
     return "\n".join(
         (
             f"# VisionAD beside its peers\n\n`{command}`, {made}. Raw figures in the JSON file beside.\n",

@@ -41,8 +41,8 @@ COPY, COPIERS = 1 << 20, 4
 GPU's own copy."""
 ACROSS_PROGRAMS = 512
 """Programs a picture that the first resize pass's rows are dealt to."""
-POLL_SECONDS = 50e-6
-"""Pause between two looks at whether a camera's work is done."""
+UPLOAD_POLL_SECONDS = 50e-6
+"""Pause of the owner's thread before it looks again whether a piece of a bank has been uploaded."""
 
 
 class ClassBankLike(Protocol):
@@ -574,7 +574,7 @@ class _Loader:
         if self._at < len(self._source):
             turn = self._turn % 2
             if not shared.staged[turn].query():
-                time.sleep(POLL_SECONDS)
+                time.sleep(UPLOAD_POLL_SECONDS)
                 return False
             piece = self._source[self._at : self._at + STAGING // 4]
             host = shared.staging[turn][: piece.nbytes].view(np.float32)
@@ -592,7 +592,7 @@ class _Loader:
                 self._packed.record(stream)
             return False
         if not self._packed.query():
-            time.sleep(POLL_SECONDS)
+            time.sleep(UPLOAD_POLL_SECONDS)
             return False
         self._packed.synchronize()
         self._resident.lost, self._resident.kept = self._host_norms.max(axis=0).tolist()

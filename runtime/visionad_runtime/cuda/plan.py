@@ -147,8 +147,8 @@ def check_picture(picture: NDArray[np.uint8], max_height: int, max_width: int) -
 
 
 class BankView(NamedTuple):
-    """A view's rows in device memory: addresses of the float32 and the 16-bit copy, row count, and the largest norms over
-    the bank of a 16-bit row and of what rounding took from a row."""
+    """A view's rows in device memory: addresses of the float32 and the 16-bit copy, row count, and two largest norms over the whole
+    bank: ``lost``, of what rounding to 16 bits took from a row, and ``kept``, of a 16-bit row."""
 
     rows32: int
     rows16: int

@@ -15,7 +15,7 @@ mvtec-ad2  ``CLASS/{train/good,validation/good,test_public/{good,bad}}``, masks 
 deeppcb    ``groupN/{ID/*_temp.jpg,ID/*_test.jpg,ID_not/*.txt}``; a group is a class, a template a good picture
 ========== ==============================================================================================
 
-The three ``CLASS/…`` layouts also take the folder of a single class as root.
+``mvtec`` and the layouts like it (``folder``, ``loco``, ``mvtec-ad2``, prepared ``visa``) also take one class's folder as root.
 """
 
 from __future__ import annotations

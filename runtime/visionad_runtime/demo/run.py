@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnxruntime
 from PIL import Image
@@ -19,11 +20,12 @@ from .. import __version__
 from ..artefacts import MANIFEST, atomic_file, atomic_write
 from ..calibrate import calibrate_class
 from ..errors import VisionADError
-from ..evaluation.datasets import Dataset, Sample, load_mask, open_dataset
+from ..evaluation.datasets import Dataset, Sample, full_mask, load_mask, open_dataset
 from ..evaluation.metrics import PixelMetrics, image_metrics
 from ..inspector import FileResult, Inspector, read_model
 from ..overlay import draw_overlay, save_overlay, sheet
 from ..page import thumbnail
+from ..picture import load
 from . import parts
 from .report import GOOD, UNKNOWN, Case, ClassReport, Report, mistake, write_report
 
@@ -69,25 +71,8 @@ def run_demo(
     dataset = open_dataset("folder", data)
     supports, normals = _split(dataset, shots)
 
-    if (bank / MANIFEST).exists():  # an earlier run's bank; this run's classes are made anew, undoable as any change
-        with Inspector.open(model, bank, threads=threads) as start:
-            for name in list(start.enrolled(None).classes):
-                assert start.bank is not None
-                start.bank.remove(name)
     with Inspector.open(model, bank, threads=threads) as inspector:
-        for name in dataset.classes:
-            with progress(f"enrolling {name}", shots) as step:
-                inspector.enroll_files(name, supports[name], step=step)
-            say(f"enrol    {name}: {len(supports[name])} good pictures")
-        for name in dataset.classes:
-            if len(normals[name]) < 2:
-                say(f"         {name}: no further good pictures, so no threshold and no verdict, only scores")
-                continue
-            rate = max(FALSE_REJECT, 1 / (len(normals[name]) + 1))
-            with progress(f"calibrating {name}", len(normals[name])) as step:
-                done = calibrate_class(inspector, name, normals[name], rate, step=step)
-            say(f"calibrate {name}: threshold {done.threshold.value:.4f}, false rejects at most {rate:.1%} on average")
-
+        rates = _teach(inspector, supports, normals, say, progress)
     samples = [s for name in dataset.classes for s in dataset.test(name)]
     paths = [*(s.path for s in samples), *strangers]
     rows: list[dict[str, Any]] = []
@@ -150,7 +135,7 @@ def run_demo(
         shown.append(ClassReport("strangers", [], stranger_cases))
     write_report(
         out / "report.html",
-        Report("VisionAD demo", facts, shown, _without_total(median), _notes(shown, every), _commands(out)),
+        Report("VisionAD demo", facts, shown, _without_total(median), _notes(shown, every, rates), _commands(out)),
     )
     picked = [c for entry in shown for c in _pick(entry.cases, 8)]
     with atomic_file(out / "sheet.png") as f:
@@ -178,8 +163,6 @@ def run_demo(
 
 def thumb(path: Path) -> Any:
     """Small RGB picture of a file for the page."""
-    from ..picture import load
-
     return thumbnail(load(path), 320)
 
 
@@ -234,6 +217,35 @@ def _split(dataset: Dataset, shots: int) -> tuple[dict[str, list[Path]], dict[st
     return supports, normals
 
 
+def _teach(
+    inspector: Inspector,
+    supports: dict[str, list[Path]],
+    normals: dict[str, list[Path]],
+    say: Callable[[str], None],
+    progress: Progress,
+) -> dict[str, float]:
+    """Enrol every class, then set the thresholds; returns class → the false-reject rate that its threshold keeps."""
+    assert inspector.bank is not None
+    for name in list(inspector.bank.classes):  # an earlier run's: made anew, undoable as any change
+        inspector.bank.remove(name)
+    for name, paths in supports.items():
+        with progress(f"enrolling {name}", len(paths)) as step:
+            inspector.enroll_files(name, paths, step=step)
+        say(f"enrol    {name}: {len(paths)} good pictures")
+    rates = {}
+    for name, paths in normals.items():
+        if len(paths) < 2:
+            say(f"         {name}: no further good pictures, so no threshold and no verdict, only scores")
+            continue
+        rates[name] = max(FALSE_REJECT, 1 / (len(paths) + 1))  # the lowest that so few can promise
+        with progress(f"calibrating {name}", len(paths)) as step:
+            done = calibrate_class(inspector, name, paths, rates[name], step=step)
+        say(
+            f"calibrate {name}: threshold {done.threshold.value:.4f}, false rejects at most {rates[name]:.1%} on average"
+        )
+    return rates
+
+
 def _case(one: FileResult, sample: Sample | None) -> Case:
     result, rgb = one.result, one.rgb
     assert result is not None and rgb is not None
@@ -243,8 +255,9 @@ def _case(one: FileResult, sample: Sample | None) -> Case:
     )  # fmt: skip
     truth = UNKNOWN if sample is None else (GOOD if sample.label == 0 else sample.defect)
     mask = None
-    if sample is not None and sample.label and sample.masks:
-        mask = np.asarray(Image.open(sample.masks[0]).convert("L").resize((320, 320), Image.Resampling.NEAREST)) > 127
+    if sample is not None and sample.label and sample.has_mask:
+        share = cv2.resize(full_mask(sample).astype(np.float32), (320, 320), interpolation=cv2.INTER_AREA)
+        mask = np.asarray(share) > 0
     return Case(
         image_path=str(one.path),
         class_name=sample.class_name if sample is not None else "strangers",
@@ -287,12 +300,15 @@ def _without_total(timings: dict[str, float]) -> dict[str, float]:
     return {k: v for k, v in timings.items() if k != "total"}
 
 
-def _notes(shown: Sequence[ClassReport], every: Sequence[Case]) -> list[str]:
+def _notes(shown: Sequence[ClassReport], every: Sequence[Case], rates: dict[str, float]) -> list[str]:
     count = sum(len(c.cases) for c in shown if c.name != "strangers")
-    notes = [
-        "Every picture was routed to its class by its content alone; no class was given.",
-        f"Thresholds come from good parts alone: split conformal, false rejects at most {FALSE_REJECT:.0%} on average.",
-    ]
+    notes = ["Every picture was routed to its class by its content alone; no class was given."]
+    if rates:
+        notes.append(
+            "Thresholds come from good parts alone: split conformal, false rejects on average at most "
+            + "; ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
+            + "."
+        )
     if count < len(every):
         notes.append(f"{count} of {len(every)} pictures are shown: all mistakes, then an even choice of the rest.")
     return notes

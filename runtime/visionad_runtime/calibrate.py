@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from .artefacts import Calibration, sha256_file
+from .bank import stored_name
 from .errors import PictureError, VisionADError
 from .inspector import Inspector
 
@@ -113,6 +114,7 @@ def calibrate_class(
     Raises:
         VisionADError: unreadable picture, the same picture twice, too few pictures, class changed meanwhile. Nothing changes then.
     """
+    name = stored_name(name)
     bank = inspector.enrolled(name)
     matched = bank.classes[name]
     places = {image.sha256: k for k, image in enumerate(matched.entry.images)}

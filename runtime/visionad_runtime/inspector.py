@@ -25,7 +25,7 @@ from .artefacts import (
     sha256_bytes,
     sha256_file,
 )
-from .bank import Bank, ClassBank, Snapshot, unknown_class
+from .bank import Bank, ClassBank, Snapshot, stored_name, unknown_class
 from .chain import Chain, Clock, Matched, open_chain
 from .engine import Engine, Tokens, open_engine
 from .engine.selftest import read_golden
@@ -266,6 +266,7 @@ class Inspector:
             trace: also return the stages in between, which on a GPU have to be fetched.
         """
         with self._in_use():
+            class_name = None if class_name is None else stored_name(class_name)
             bank = self._snapshot(class_name)
             if not rgbs:
                 return []
@@ -372,7 +373,7 @@ class Inspector:
         if self.bank is None or not (bank := self.bank.snapshot).classes:
             where = self.bank.folder if self.bank else "(none opened)"
             raise BankError(f"bank {where} holds no class yet; enrol good pictures with `visionad bank add`")
-        if class_name is not None and class_name not in bank.classes:
+        if class_name is not None and stored_name(class_name) not in bank.classes:
             raise BankError(unknown_class(self.bank.folder, class_name, bank.classes))
         return bank
 
@@ -462,7 +463,7 @@ class Inspector:
         """
         files = list(picture.as_paths(paths))
         supports = read_supports(files, bit_depth)
-        old = self.bank.classes.get(name) if self.bank is not None else None
+        old = self.bank.classes.get(stored_name(name)) if self.bank is not None else None
         known = {image.sha256 for image in old.entry.images} if old is not None else set()
         for s in supports:  # said before minutes of encoding; the bank checks again when it commits
             if s.sha256 in known:

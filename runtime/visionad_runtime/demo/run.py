@@ -18,6 +18,7 @@ from PIL import Image
 
 from .. import __version__
 from ..artefacts import MANIFEST, atomic_file, atomic_write
+from ..bank import stored_name
 from ..calibrate import calibrate_class
 from ..errors import VisionADError
 from ..evaluation.datasets import Dataset, Sample, full_mask, load_mask, open_dataset
@@ -260,7 +261,7 @@ def _case(one: FileResult, sample: Sample | None) -> Case:
         mask = np.asarray(share) > 0
     return Case(
         image_path=str(one.path),
-        class_name=sample.class_name if sample is not None else "strangers",
+        class_name=stored_name(sample.class_name) if sample is not None else "strangers",
         truth=truth,
         score=result.score,
         threshold=result.threshold,
@@ -278,7 +279,9 @@ def _class_report(
 ) -> ClassReport:
     image = image_metrics([c.score for c in cases], [int(c.truth != GOOD) for c in cases]).values["image_auroc"]
     pixel = pixels.compute().values["pixel_auroc"]
-    return ClassReport(name, supports, cases, image, pixel, inspector.enrolled(name).classes[name].entry.threshold)
+    return ClassReport(
+        name, supports, cases, image, pixel, inspector.enrolled(name).classes[stored_name(name)].entry.threshold
+    )
 
 
 def _pick(cases: Sequence[Case], most: int = CARDS) -> list[Case]:

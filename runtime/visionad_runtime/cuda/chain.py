@@ -24,6 +24,7 @@ from ..errors import VisionADError
 from ..maps import MAP_SIZE, TOP_SHARE, top_pixels
 from ..preprocess import view_blocks
 from ..rarity import FLOOR
+from ..search import BROKEN_TOKENS, NO_ROWS
 from ..workers import cores, spread
 from . import plan
 from .interface import Buffer, Device, DeviceEngine, Event, Graph, Owner
@@ -550,9 +551,7 @@ class _Loader:
         dim = shared.identity.dim
         self._rows = len(self._source) // dim
         if not self._rows:
-            raise VisionADError(
-                "search: the bank has no rows; enrol at least one good picture with `visionad bank add`"
-            )
+            raise VisionADError(NO_ROWS)
         self._memory, self._spare = Memory(device), Memory(device)
         try:
             self._rows32 = self._memory.take(self._source.nbytes)
@@ -781,9 +780,7 @@ class _Camera:
         )
         maps, scores = self.host.maps[:count].copy(), self.host.scores[:count].tolist()
         if not np.isfinite(rows).all():
-            raise VisionADError(
-                "search: NaN or Inf among the patch tokens; the engine's output is broken, run `visionad doctor`"
-            )
+            raise VisionADError(BROKEN_TOKENS)
         return [Matched(dict(zip(views, rows[i], strict=True)), maps[i], scores[i], timings) for i in range(count)]
 
     # -- on the owner's thread -----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ..artefacts import PreprocessSpec, ViewName
 from ..errors import PictureError, VisionADError
 from ..maps import MAP_SIZE
 from ..preprocess import crop_offset, normalise
+from ..search import NO_ROWS
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -184,9 +185,7 @@ def plan_search(
     merged: dict[BankView, list[I32]] = {}
     for bank, rows in work:
         if not bank.rows:
-            raise VisionADError(
-                "search: the bank has no rows; enrol at least one good picture with `visionad bank add`"
-            )
+            raise VisionADError(NO_ROWS)
         if not 1 <= neighbours <= min(bank.rows, MAX_NEIGHBOURS):
             raise VisionADError(
                 f"search: wanted 1 to {min(bank.rows, MAX_NEIGHBOURS)} neighbours of {bank.rows} bank rows, found {neighbours}"

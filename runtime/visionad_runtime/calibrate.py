@@ -56,8 +56,8 @@ def conformal_threshold(scores: Sequence[float], max_false_reject: float) -> Thr
         needed = math.ceil(1 / max_false_reject - 1 - 1e-9)
         best = f"; with these, the lowest rate that can be guaranteed is {1 / (n + 1):.4f}" if n else ""
         raise VisionADError(
-            f"calibration: a false-reject rate of {max_false_reject:g} takes at least {needed} good pictures that are not the only "
-            f"support of their class, found {n}{best}: give more pictures, or a larger --max-false-reject"
+            f"calibration: a false-reject rate of {max_false_reject:g} takes at least {needed} good pictures to score (the "
+            f"only picture of a class is not one of them), found {n}{best}: give more pictures, or a larger --max-false-reject"
         )
     value = float(np.sort(np.asarray(scores, np.float64))[rank - 1])
     return Threshold(value, rank, n, (n + 1 - rank) / (n + 1), false_reject_bound(n, rank))

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,46 +75,22 @@ def run_demo(
 
     with Inspector.open(model, bank, threads=threads) as inspector:
         rates = _teach(inspector, supports, normals, say, progress)
-    samples = [s for name in dataset.classes for s in dataset.test(name)]
-    paths = [*(s.path for s in samples), *strangers]
-    rows: list[dict[str, Any]] = []
-    cases: dict[str, list[Case]] = {name: [] for name in dataset.classes}
-    pixels = {name: PixelMetrics() for name in dataset.classes}
-    timings: list[dict[str, float]] = []
-    stranger_cases: list[Case] = []
     start_time = time.perf_counter()
     with Inspector.open(model, bank, threads=threads) as inspector:
-        next(inspector.inspect_files([samples[0].path]))
+        next(inspector.inspect_files([dataset.test(dataset.classes[0])[0].path]))
         first_verdict = time.perf_counter() - start_time
-        with progress("inspecting", len(paths)) as step:
-            for sample, one in zip([*samples, *([None] * len(strangers))], inspector.inspect_files(paths), strict=True):
-                if one.result is None:
-                    raise VisionADError(f"demo: {one.error}")
-                rows.append(one.result.to_dict(str(one.path)))
-                timings.append(dict(one.result.timings))
-                place = one.path.relative_to(data) if sample is not None else Path("strangers", one.path.name)
-                assert one.rgb is not None
-                save_overlay(out / "overlays" / place.with_suffix(".png"), one.rgb, one.result)
-                case = _case(one, sample)
-                if sample is None:
-                    stranger_cases.append(case)
-                else:
-                    cases[sample.class_name].append(case)
-                    if sample.label == 0 or sample.has_mask:
-                        spec = inspector.manifest.identity.preprocess
-                        pixels[sample.class_name].add(one.result.anomaly_map, load_mask(sample, spec.resize, spec.crop))
-                step()
-    atomic_write(out / "verdicts.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
+        seen = _inspect(inspector, dataset, strangers, out, progress)
 
-    every = [c for group in cases.values() for c in group]
+    stranger_cases = seen.strangers
+    every = [c for group in seen.cases.values() for c in group]
     wrong = [c for c in (*every, *stranger_cases) if mistake(c) is not None]
     routed = sum(c.routed_class == c.class_name for c in every) / len(every)
     classes = [
-        _class_report(name, cases[name], [thumb(p) for p in supports[name]], pixels[name], inspector)
+        _class_report(name, seen.cases[name], [thumb(p) for p in supports[name]], seen.pixels[name], inspector)
         for name in dataset.classes
     ]
     aurocs = [c.image_auroc for c in classes if c.image_auroc is not None]
-    median = {k: float(np.median([t[k] for t in timings])) for k in timings[0]}
+    median = {k: float(np.median([t[k] for t in seen.timings])) for k in seen.timings[0]}
     facts = [
         ("Image AUROC", f"{np.mean(aurocs):.3f}" if aurocs else "–"),
         ("Routed to the right class", f"{routed:.1%}"),
@@ -143,7 +120,7 @@ def run_demo(
         Image.fromarray(sheet([c.overlay for c in picked], 8, "VisionAD demo: every row one class")).save(f, "PNG")
 
     lines = [
-        f"inspect  {len(paths)} pictures, {median['total']:.0f} ms each (median), first verdict after {first_verdict:.1f} s",
+        f"inspect  {len(seen.timings)} pictures, {median['total']:.0f} ms each (median), first verdict after {first_verdict:.1f} s",
         *(
             f"result   {c.name}: image AUROC {_figure(c.image_auroc)}, pixel AUROC {_figure(c.pixel_auroc)}, "
             f"{sum(mistake(k) is None for k in c.cases)} of {len(c.cases)} verdicts right"
@@ -245,6 +222,39 @@ def _teach(
             f"calibrate {name}: threshold {done.threshold.value:.4f}, false rejects at most {rates[name]:.1%} on average"
         )
     return rates
+
+
+@dataclass
+class _Seen:
+    """What inspecting everything gave: cases and pixel metrics by class, the strangers' cases, each picture's timings."""
+
+    cases: dict[str, list[Case]]
+    pixels: dict[str, PixelMetrics]
+    strangers: list[Case] = field(default_factory=list)
+    timings: list[dict[str, float]] = field(default_factory=list)
+
+
+def _inspect(inspector: Inspector, dataset: Dataset, strangers: Sequence[Path], out: Path, progress: Progress) -> _Seen:
+    """Inspect all test pictures and strangers, routed; writes overlays and ``verdicts.jsonl``."""
+    samples: list[Sample | None] = [s for name in dataset.classes for s in dataset.test(name)]
+    paths = [*(s.path for s in samples if s is not None), *strangers]
+    samples += [None] * len(strangers)
+    seen = _Seen({name: [] for name in dataset.classes}, {name: PixelMetrics() for name in dataset.classes})
+    spec, lines = inspector.manifest.identity.preprocess, []
+    with progress("inspecting", len(paths)) as step:
+        for sample, one in zip(samples, inspector.inspect_files(paths), strict=True):
+            if one.result is None or one.rgb is None:
+                raise VisionADError(f"demo: {one.error}")
+            lines.append(json.dumps(one.result.to_dict(str(one.path)), ensure_ascii=False) + "\n")
+            seen.timings.append(dict(one.result.timings))
+            place = one.path.relative_to(dataset.root) if sample is not None else Path("strangers", one.path.name)
+            save_overlay(out / "overlays" / place.with_suffix(".png"), one.rgb, one.result)
+            (seen.strangers if sample is None else seen.cases[sample.class_name]).append(_case(one, sample))
+            if sample is not None and sample.has_mask:
+                seen.pixels[sample.class_name].add(one.result.anomaly_map, load_mask(sample, spec.resize, spec.crop))
+            step()
+    atomic_write(out / "verdicts.jsonl", "".join(lines).encode())
+    return seen
 
 
 def _case(one: FileResult, sample: Sample | None) -> Case:

@@ -93,3 +93,13 @@ def test_a_bank_of_another_model_is_refused_untouched(tiny_model: Path, data: Pa
     with pytest.raises(BankError, match="was made with"):
         demo(out, data)
     assert (out / "bank" / "manifest.json").read_text() == changed
+
+
+def test_on_one_class_by_a_relative_path(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    shutil.copytree(tiny_model, tmp_path / "out" / "model")
+    summary, _ = demo(tmp_path / "out", Path("disc"))
+    assert "inspect  4 pictures" in summary
+    assert (tmp_path / "out" / "overlays" / "disc" / "test" / "scratch" / "000.png").is_file()

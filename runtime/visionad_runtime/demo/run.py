@@ -247,8 +247,8 @@ def _inspect(inspector: Inspector, dataset: Dataset, strangers: Sequence[Path], 
                 raise VisionADError(f"demo: {one.error}")
             lines.append(json.dumps(one.result.to_dict(str(one.path)), ensure_ascii=False) + "\n")
             seen.timings.append(dict(one.result.timings))
-            place = one.path.relative_to(dataset.root) if sample is not None else Path("strangers", one.path.name)
-            save_overlay(out / "overlays" / place.with_suffix(".png"), one.rgb, one.result)
+            place = Path("strangers") if sample is None else Path(sample.class_name, sample.split, sample.defect)
+            save_overlay(out / "overlays" / place / f"{one.path.stem}.png", one.rgb, one.result)
             (seen.strangers if sample is None else seen.cases[sample.class_name]).append(_case(one, sample))
             if sample is not None and sample.has_mask:
                 seen.pixels[sample.class_name].add(one.result.anomaly_map, load_mask(sample, spec.resize, spec.crop))

@@ -238,6 +238,15 @@ def test_what_native_code_prints_does_not_reach_the_stream(stream: int, capfd: p
     assert (printed, capfd.readouterr()) == (["WARNING: in op node_clamp"], streams[stream])
 
 
+@pytest.mark.parametrize("stream", [STDOUT, STDERR])
+def test_python_without_the_stream_is_no_reason_to_fail(stream: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, {STDOUT: "stdout", STDERR: "stderr"}[stream], None)  # as a service's Python has it
+    printed: list[str] = []
+    with captured(stream, printed):
+        os.write(stream, b"WARNING\n")
+    assert printed == ["WARNING"]
+
+
 def test_the_real_onnx_runtime_would_have_fallen_back(tiny_model: Path) -> None:
     """Why the check is needed: asking for CUDA where there is none succeeds, with a warning."""
     if "CUDAExecutionProvider" in ort.get_available_providers():

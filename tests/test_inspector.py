@@ -194,6 +194,22 @@ def test_nothing_enrolled_or_unknown_class(tiny_model: Path, tmp_path: Path, ins
     assert not (tmp_path / "new").exists()
 
 
+def test_a_class_name_in_composed_or_decomposed_letters(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
+    decomposed, composed = "Mu\u0308hle", "M\u00fchle"
+    with Inspector.open(tiny_model, tmp_path / "named") as inspector:
+        inspector.enroll_files(decomposed, good[:2])
+        with pytest.raises(BankError, match="enrolled already"):
+            inspector.enroll_files(decomposed, good[:1])
+        for name in (decomposed, composed):
+            assert inspector.inspect(part(0), class_name=name).class_name == composed
+            (one,) = inspector.inspect_files(good[:1], class_name=name)
+            assert one.result is not None and one.result.class_name == composed
+            calibrate_class(inspector, name, good[2:], 0.4)
+        assert inspector.bank is not None
+        inspector.bank.remove(decomposed)
+        assert not inspector.bank.classes
+
+
 def test_a_flipped_weight_bit_is_caught(tiny_model: Path, tmp_path: Path) -> None:
     """Digest first; and when somebody has fixed the digest up, the golden picture."""
     from visionad_runtime.artefacts import sha256_file

@@ -16,7 +16,7 @@ CLASS = "part"
 
 
 class VisionAD:
-    """A bank of one class, the class given, all three views."""
+    """A bank of one class, the class given, all of the model's views."""
 
     def __init__(self, options: dict[str, Any], threads: int) -> None:
         self._inspector = Inspector.open(options["model"], threads=threads)

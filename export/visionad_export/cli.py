@@ -27,7 +27,10 @@ def export_command(
         int | None, typer.Option("--crop", min=8, help="side of the centre crop, a multiple of the patch")
     ] = None,
     layers: Annotated[str | None, typer.Option("--layers", metavar="A-B", help="blocks to average, from 0")] = None,
-    views: Annotated[str | None, typer.Option("--views", metavar="original,flip,clamp", help="tones to use")] = None,
+    views: Annotated[
+        str | None,
+        typer.Option("--views", metavar="original,flip,clamp", help="views of a picture [default: all three]"),
+    ] = None,
     top_share: Annotated[
         float | None,
         typer.Option(
@@ -138,7 +141,9 @@ def parity_command(
     ] = None,
     class_name: Annotated[str | None, typer.Option("--class", metavar="NAME", help="class; skips routing")] = None,
     backend: Annotated[str, typer.Option("--backend", help="runtime backend to compare")] = "auto",
-    views: Annotated[str | None, typer.Option("--views", metavar="original,flip,clamp", help="tones to use")] = None,
+    views: Annotated[
+        str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads [default: all cores]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> int:

@@ -202,7 +202,7 @@ def _size(folder: Path) -> int:
 
 
 def _probes(reference: Reference, golden: NDArray[np.uint8]) -> Probes:
-    """What every graph is tried on: the golden picture in both tones the method knows, noise, and the ends of the range as flat
+    """What every graph is tried on: the golden picture as it is and clamped, noise, and the ends of the range as flat
     pictures, on which ViTs grow their largest activations."""
     picture = normalise(Image.fromarray(golden), reference.spec)
     noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))

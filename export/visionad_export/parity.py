@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from visionad_runtime.artefacts import FeatureIdentity, ModelManifest, Precision, WeightsRecord, sha256_file
 from visionad_runtime.bank import ClassBank as StoredClass
+from visionad_runtime.bank import stored_name
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.inspector import Inspector, Result, Trace
 
@@ -140,6 +141,7 @@ def check_parity(
     report = _Report(tolerances(inspector.manifest.precision))
     banks: dict[str, ClassBank] = {}
     origins: dict[str, str] = {}
+    class_name = None if class_name is None else stored_name(class_name)
     for name in bank.classes if class_name is None else [class_name]:
         banks[name], origins[name] = _reference_bank(reference, bank.classes[name], report.stage("bank features"))
     for one in inspector.inspect_files(paths, class_name=class_name, trace=True):

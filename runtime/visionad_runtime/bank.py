@@ -204,6 +204,7 @@ class Bank:
         Raises:
             BankError: unknown class; no or several pictures match; the last picture of a class.
         """
+        name = stored_name(name)
         with self._changing():
             old = self._class(name)
             if image is None:
@@ -239,6 +240,7 @@ class Bank:
         Raises:
             BankError: unknown class, or not the one that was scored.
         """
+        name = stored_name(name)
         with self._changing():
             old = self._class(name)
             if scored is not None and scored.sha256 != old.entry.sha256:
@@ -293,6 +295,7 @@ class Bank:
         Raises:
             BankError: no bank, or unknown class.
         """
+        name = stored_name(name)
         read_manifest(folder, BankManifest)  # what is no bank gets no lock file either
         with _locked(folder):
             now = read_manifest(folder, BankManifest)
@@ -392,13 +395,18 @@ def check_identity(folder: Path, bank: FeatureIdentity, model: FeatureIdentity) 
     )
 
 
+def stored_name(name: str) -> str:
+    """A class name in the form in which banks store it (NFC), however its letters are composed."""
+    return unicodedata.normalize("NFC", name)
+
+
 def check_class_name(name: str) -> str:
     """A class name as stored (NFC).
 
     Raises:
         BankError: empty, longer than 100 characters, with leading or trailing blanks or control characters.
     """
-    name = unicodedata.normalize("NFC", name)
+    name = stored_name(name)
     if not name or len(name) > 100 or name != name.strip() or not name.isprintable():
         raise BankError(f"class name {name!r}: wanted 1 to 100 printable characters without blanks at either end")
     return name

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from .artefacts import Calibration, sha256_file
+from .bank import stored_name
 from .errors import PictureError, VisionADError
 from .inspector import Inspector
 
@@ -66,8 +67,8 @@ def conformal_rank(n: int, max_false_reject: float) -> int:
         needed = math.ceil(1 / max_false_reject - 1 - 1e-9)
         best = f"; with these, the lowest rate that can be guaranteed is {1 / (n + 1):.4f}" if n else ""
         raise VisionADError(
-            f"calibration: a false-reject rate of {max_false_reject:g} takes at least {needed} good pictures that are not the only "
-            f"support of their class, found {n}{best}: give more pictures, or a larger --max-false-reject"
+            f"calibration: a false-reject rate of {max_false_reject:g} takes at least {needed} good pictures to score (the "
+            f"only picture of a class is not one of them), found {n}{best}: give more pictures, or a larger --max-false-reject"
         )
     return rank
 
@@ -123,6 +124,7 @@ def calibrate_class(
     Raises:
         VisionADError: unreadable picture, the same picture twice, too few pictures, class changed meanwhile. Nothing changes then.
     """
+    name = stored_name(name)
     bank = inspector.enrolled(name)
     matched = bank.classes[name]
     places = {image.sha256: k for k, image in enumerate(matched.entry.images)}

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +50,11 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="machine-readable output"
 
 def as_stored(name: str | None) -> str | None:
     """A class name in the form in which banks store it, however the terminal composes its letters."""
-    return None if name is None else unicodedata.normalize("NFC", name)
+    if name is None:
+        return None
+    from .bank import stored_name
+
+    return stored_name(name)
 
 
 ClassOption = Annotated[str, typer.Option("--class", metavar="NAME", callback=as_stored, help="class of the parts")]

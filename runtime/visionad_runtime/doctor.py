@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from .workers import cores
 
 LEAN = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "safetensors", "pydantic", "typer")
 EXTRAS = {
@@ -88,7 +89,7 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "gpus": gpus,
         "packages": versions,
         "extras": {

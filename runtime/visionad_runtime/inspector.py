@@ -25,7 +25,7 @@ from .artefacts import (
     sha256_bytes,
     sha256_file,
 )
-from .bank import Bank, ClassBank, Snapshot, unknown_class
+from .bank import Bank, ClassBank, Snapshot, stored_name, unknown_class
 from .chain import Chain, Clock, Matched, open_chain
 from .engine import Engine, Tokens, open_engine
 from .engine.selftest import read_golden
@@ -176,7 +176,7 @@ class Inspector:
         manifest = read_model(folder)
         opened = Bank.open_or_new(Path(bank), manifest.identity, manifest.views) if bank is not None else None
         available = opened.manifest.views if opened is not None else manifest.views
-        chosen = _choose_views(views, available)
+        chosen = choose_views(views, available)
         engine = open_engine(folder, manifest, backend, threads, len(chosen))
         try:
             inspector = cls(manifest, engine, opened, chosen, read_golden(folder), threads, keep_alive)
@@ -266,6 +266,7 @@ class Inspector:
             trace: also return the stages in between, which on a GPU have to be fetched.
         """
         with self._in_use():
+            class_name = None if class_name is None else stored_name(class_name)
             bank = self._snapshot(class_name)
             if not rgbs:
                 return []
@@ -378,7 +379,7 @@ class Inspector:
         if self.bank is None or not (bank := self.bank.snapshot).classes:
             where = self.bank.folder if self.bank else "(none opened)"
             raise BankError(f"bank {where} holds no class yet; enrol good pictures with `visionad bank add`")
-        if class_name is not None and class_name not in bank.classes:
+        if class_name is not None and stored_name(class_name) not in bank.classes:
             raise BankError(unknown_class(self.bank.folder, class_name, bank.classes))
         return bank
 
@@ -420,10 +421,13 @@ class Inspector:
 
     def encode_support(self, rgb: picture.RGB8) -> Tokens:
         """All unique encodings of one good picture: ``patch`` (B, P, D) and ``cls`` (B, Dc), blocks in the bank's order."""
+        blocks = self._opened().manifest.blocks
+        return self.encode(support_encodings(prepare(rgb, self.manifest.identity.preprocess), blocks))
+
+    def _opened(self) -> Bank:
         if self.bank is None:
             raise BankError("no bank was opened; give Inspector.open a bank folder")
-        prepared = prepare(rgb, self.manifest.identity.preprocess)
-        return self.encode(support_encodings(prepared, self.bank.manifest.blocks))
+        return self.bank
 
     def encode(self, images: F32) -> Tokens:
         """The engine's tokens of normalised pictures, float32 (N, 3, crop, crop)."""
@@ -433,9 +437,9 @@ class Inspector:
     def as_class(self, name: str, support: SupportImage, rgb: picture.RGB8) -> ClassBank:
         """What a class would be with this one picture, not enrolled anywhere."""
         tokens = self.encode_support(rgb)
-        assert self.bank is not None and tokens.cls is not None
+        assert tokens.cls is not None
         entry = ClassEntry(file="", sha256="", images=(support,))
-        return ClassBank(name, entry, self.bank.manifest.blocks, tokens.patch[:, None], tokens.cls[:, None])
+        return ClassBank(name, entry, self._opened().manifest.blocks, tokens.patch[:, None], tokens.cls[:, None])
 
     def enroll(self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr") -> int:
         """Enrol good pictures in a new or existing class, live. Inspections that follow see them; disk is written first.
@@ -468,7 +472,7 @@ class Inspector:
         """
         files = list(picture.as_paths(paths))
         supports = read_supports(files, bit_depth)
-        old = self.bank.classes.get(name) if self.bank is not None else None
+        old = self.bank.classes.get(stored_name(name)) if self.bank is not None else None
         known = {image.sha256 for image in old.entry.images} if old is not None else set()
         for s in supports:  # said before minutes of encoding; the bank checks again when it commits
             if s.sha256 in known:
@@ -485,16 +489,12 @@ class Inspector:
     def enroll_encoded(self, name: str, supports: Sequence[SupportImage], encoded: Sequence[Tokens]) -> int:
         """The second half of :meth:`enroll`, for callers that have encoded the pictures already."""
         with self._in_use():
-            return self._enroll(name, supports, encoded)
-
-    def _enroll(self, name: str, supports: Sequence[SupportImage], encoded: Sequence[Tokens]) -> int:
-        if self.bank is None:
-            raise BankError("no bank was opened; give Inspector.open a bank folder")
-        if not encoded:
-            raise BankError(f"class {name!r}: no picture given")
-        features = np.stack([t.patch for t in encoded], axis=1)
-        class_tokens = np.stack([t.cls for t in encoded if t.cls is not None], axis=1)
-        return self.bank.add(name, supports, features, class_tokens)
+            bank = self._opened()
+            if not encoded:
+                raise BankError(f"class {name!r}: no picture given")
+            features = np.stack([t.patch for t in encoded], axis=1)
+            class_tokens = np.stack([t.cls for t in encoded if t.cls is not None], axis=1)
+            return bank.add(name, supports, features, class_tokens)
 
 
 def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[SupportImage]:
@@ -537,7 +537,12 @@ def read_model(folder: Path) -> ModelManifest:
     return manifest
 
 
-def _choose_views(wanted: Sequence[str] | None, available: tuple[ViewName, ...]) -> tuple[ViewName, ...]:
+def choose_views(wanted: Sequence[str] | None, available: tuple[ViewName, ...]) -> tuple[ViewName, ...]:
+    """The views to look through, in the order of ``available``; ``None``: all of them.
+
+    Raises:
+        VisionADError: none, one twice, or one that is not available.
+    """
     if wanted is None:
         return available
     if isinstance(wanted, str):  # as on the command line

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import picture
 from .artefacts import ModelManifest, SupportImage, ViewName, sha256_bytes
-from .bank import ClassBank
+from .bank import ClassBank, stored_name
 from .errors import VisionADError
 from .inspector import Inspector, read_supports
 from .maps import fuse, image_score, upsample
@@ -101,7 +101,7 @@ def choose_covering(
         kept = sorted(spread(np.stack(tokens), SHORTLIST))
         paths, supports = [paths[i] for i in kept], [supports[i] for i in kept]
     bank = inspector.bank
-    known = bank.classes.get(name) if bank is not None else None
+    known = bank.classes.get(stored_name(name)) if bank is not None else None
     if known is not None:
         enrolled = {image.sha256 for image in known.entry.images}
         fresh = [i for i, s in enumerate(supports) if s.sha256 not in enrolled]

@@ -28,8 +28,8 @@ MAX_PIXELS = 150_000_000
 """Larger pictures are refused before they are unpacked (a decompression bomb, or a scanner's raw sheet)."""
 MAX_FILE_BYTES = 1 << 30
 READERS, AHEAD_BYTES = 4, 64 << 20
-"""Most pictures that are read ahead at once, each in a thread, and what as many of the last one's size may hold: large ones are not
-read ahead."""
+"""How many pictures are read ahead at most, each in a thread of its own, and how many bytes they may hold together, judged by the
+size of the picture read last. So very large pictures are not read ahead."""
 
 RGB8 = NDArray[np.uint8]
 
@@ -170,8 +170,12 @@ class Read(NamedTuple):
 
 
 def read_all(paths: Iterable[Path], bit_depth: int | None = None, readers: int = 1) -> Generator[Read, None, None]:
-    """:func:`load` each, in order. A list of paths is read ahead by as many threads, up to :data:`READERS`, while the caller does
-    something with what it has got; of an iterator the next path, which may not be there yet, is asked for when it is needed.
+    """:func:`load` each, in order.
+
+    Args:
+        paths: a list is read ahead while the caller works on the pictures it has. An iterator is not: its next path may not exist
+            yet, so it is asked for one path at a time, when that one is needed.
+        readers: threads that read ahead, at most :data:`READERS`.
     """
     if readers < 2 or not isinstance(paths, Sequence):
         for path in paths:
@@ -201,10 +205,11 @@ def _read(path: Path, bit_depth: int | None) -> Read:
 
 
 class _Quiet:
-    """Nobody is warned while pictures are decoded: Pillow warns of large ones, and the limit above is the rule here.
+    """No warnings while pictures are decoded: Pillow warns about large ones, but here :data:`MAX_PIXELS` is the rule.
 
-    What Python offers for it belongs to the process and is put back as it was found: of two threads the second would put back the
-    silence of the first, for ever. So the first that comes sets it, and the last that goes puts back.
+    ``warnings.catch_warnings`` changes a setting of the whole process and at its end restores what it found. Of two threads that
+    overlap, the second finds the silence of the first and would restore that, for ever. So threads are counted: the first one in
+    silences, the last one out restores.
     """
 
     def __init__(self) -> None:

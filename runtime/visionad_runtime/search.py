@@ -183,7 +183,8 @@ class _Floor:
 
     def now(self, queries: I64 | slice = slice(None)) -> F64:
         """The bounds (Q,)."""
-        lowest: F64 = self._best[queries].min(axis=1)
+        with self._lock:  # of a row read half before and half after a change, the lowest may be above the true bound
+            lowest: F64 = self._best[queries].min(axis=1)
         return lowest
 
     def rise(self, queries: I64 | slice, lower: F64) -> F64:
@@ -195,7 +196,8 @@ class _Floor:
             else:
                 best = np.partition(np.concatenate([best, lower], axis=1), -self.k, axis=1)[:, -self.k :]
             self._best[queries] = best
-            return self.now(queries)
+        lowest: F64 = best.min(axis=1)
+        return lowest
 
     def seen(self, queries: I64 | slice, lower: F64) -> F64:
         """As :meth:`rise`, for rows that may have been counted already: nothing is kept."""
@@ -334,9 +336,8 @@ def _search(queries: F32, bank: F32 | Int8Bank, k: int, workers: int) -> tuple[F
     first: _Pass
     if isinstance(bank, Int8Bank):
         first = _Int8Pass(queries, bank, floor)
-    elif (
-        len(bank) <= TILE_ROWS
-    ):  # too little for the threads to take turns with Python's lock: they share the product alone
+    elif len(bank) <= TILE_ROWS:
+        # Too little work for threads that take turns with Python's lock: they share the product alone.
         first, workers = _Float32Pass(queries, bank, floor, [(0, len(bank))], workers), 1
     else:
         first = _Float32Pass(queries, bank, floor, _tiles(len(bank), TILE_ROWS, workers))

@@ -26,8 +26,8 @@ def cores() -> int:
 def spread(work: Callable[[T], None], pieces: Iterable[T], workers: int) -> None:
     """Call ``work`` with each of ``pieces``, in this thread and up to ``workers - 1`` others; return when all are done.
 
-    Each thread takes the next piece when it is ready for one, so that one which wakes late holds nobody up. ``workers`` = 1: no
-    other thread is touched. What ``work`` raises is raised here.
+    Each thread takes the next piece whenever it is free, so a thread that wakes up late does not delay the others. With ``workers``
+    = 1 this thread does all of it. What ``work`` raises is raised here.
     """
     waiting, lock = iter(pieces), threading.Lock()
 

@@ -64,7 +64,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": lambda image: image.flip(-2),
     "clamp": lambda image: image.clamp(min=0),
 }
-"""The tones a picture is seen in, on normalised (…, H, W)."""
+"""The views a picture is seen in, on normalised (…, H, W)."""
 
 
 def poses(image: Tensor) -> list[Tensor]:

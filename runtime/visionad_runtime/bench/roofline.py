@@ -8,7 +8,6 @@ may pass the roof.
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 
 from ..artefacts import FeatureIdentity
 from ..products import scores_float32
+from ..workers import cores
 
 VITS: dict[str, tuple[int, int]] = {
     f"dinov2_vit{size}14{registers}": (1 + 4 * bool(registers), depth)
@@ -99,7 +99,7 @@ def assess(work: Work, seconds: float, peaks: Peaks | None) -> dict[str, Any]:
 
 def cpu_peaks(threads: int | None = None, side: int = 1024, copy_mb: int = 256, repeats: int = 5) -> Peaks:
     """The best of several float32 products by the search's own kernel, and of several copies, on all ``threads`` at once."""
-    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = threads or cores()
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((side, side), np.float32)
     products = [(rows, rows.copy(), np.empty((side, side), np.float32)) for _ in range(threads)]

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artefacts import BankManifest, ModelManifest, read_manifest
-from ..engine import AUTO
-from ..engine.cache import EngineCache
+from ..engine import AUTO, check_built
 from ..errors import VisionADError
 from ..inspector import Inspector, read_model
 from ..picture import find_pictures
@@ -127,8 +126,8 @@ def _open_all(
     failed: dict[str, str] = {}
     for name in settings.backends or AUTO:
         try:
-            if not settings.backends and name.startswith("tensorrt") and not EngineCache(model).holds(name):
-                raise VisionADError(f"no engine has been built; `visionad build {model} --backend {name}` makes one")
+            if not settings.backends:
+                check_built(name, model)
             inspector = close.enter_context(
                 Inspector.open(model, bank, backend=name, threads=settings.threads, views=settings.views)
             )

@@ -24,6 +24,7 @@ from ..errors import VisionADError
 from ..maps import MAP_SIZE, TOP_SHARE, top_pixels
 from ..preprocess import view_blocks
 from ..rarity import FLOOR
+from ..search import BROKEN_TOKENS, NO_ROWS
 from ..workers import cores, spread
 from . import plan
 from .interface import Buffer, Device, DeviceEngine, Event, Graph, Owner
@@ -41,8 +42,8 @@ COPY, COPIERS = 1 << 20, 4
 GPU's own copy."""
 ACROSS_PROGRAMS = 512
 """Programs a picture that the first resize pass's rows are dealt to."""
-POLL_SECONDS = 50e-6
-"""Pause between two looks at whether a camera's work is done."""
+UPLOAD_POLL_SECONDS = 50e-6
+"""Pause of the owner's thread before it looks again whether a piece of a bank has been uploaded."""
 
 
 class ClassBankLike(Protocol):
@@ -550,9 +551,7 @@ class _Loader:
         dim = shared.identity.dim
         self._rows = len(self._source) // dim
         if not self._rows:
-            raise VisionADError(
-                "search: the bank has no rows; enrol at least one good picture with `visionad bank add`"
-            )
+            raise VisionADError(NO_ROWS)
         self._memory, self._spare = Memory(device), Memory(device)
         try:
             self._rows32 = self._memory.take(self._source.nbytes)
@@ -574,7 +573,7 @@ class _Loader:
         if self._at < len(self._source):
             turn = self._turn % 2
             if not shared.staged[turn].query():
-                time.sleep(POLL_SECONDS)
+                time.sleep(UPLOAD_POLL_SECONDS)
                 return False
             piece = self._source[self._at : self._at + STAGING // 4]
             host = shared.staging[turn][: piece.nbytes].view(np.float32)
@@ -592,7 +591,7 @@ class _Loader:
                 self._packed.record(stream)
             return False
         if not self._packed.query():
-            time.sleep(POLL_SECONDS)
+            time.sleep(UPLOAD_POLL_SECONDS)
             return False
         self._packed.synchronize()
         self._resident.lost, self._resident.kept = self._host_norms.max(axis=0).tolist()
@@ -781,9 +780,7 @@ class _Camera:
         )
         maps, scores = self.host.maps[:count].copy(), self.host.scores[:count].tolist()
         if not np.isfinite(rows).all():
-            raise VisionADError(
-                "search: NaN or Inf among the patch tokens; the engine's output is broken, run `visionad doctor`"
-            )
+            raise VisionADError(BROKEN_TOKENS)
         return [Matched(dict(zip(views, rows[i], strict=True)), maps[i], scores[i], timings) for i in range(count)]
 
     # -- on the owner's thread -----------------------------------------------------------------------------------------

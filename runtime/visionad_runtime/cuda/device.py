@@ -41,8 +41,8 @@ class Device:
 
     Attributes:
         name: as the driver gives it. capability: (major, minor). multiprocessors: how many. total_memory: bytes.
-        driver: newest CUDA version it serves. lost: a kernel failed, after which the driver refuses this process everything. Then
-            nothing is given back, as every try would only be another error: the driver does so when the process ends.
+        driver: newest CUDA version it serves. lost: a kernel failed, and since then the driver refuses every call of this process.
+            Nothing is freed then, because each attempt would be one more error; the driver frees it all when the process ends.
     """
 
     _open: ClassVar[dict[int, Device]] = {}
@@ -509,8 +509,9 @@ class Owner:
 
 
 TURN_SECONDS = 0.5e-3
-"""Longest turn of a thread of Python while another one waits, where a GPU is used: an owner's thread lets go of Python's lock at
-every copy and pause, and with the usual 5 ms beside one busy thread each of them would take as long as an engine."""
+"""How long a Python thread may keep the interpreter's lock while another thread waits for it, once a GPU is used. The owner's
+thread gives the lock up at every copy and pause. Beside one busy thread it would get it back only after Python's usual 5 ms, each
+time as long as a whole run of an engine."""
 POLL_SECONDS = 10e-6
 """Pause of an owner thread between two looks at what the GPU is doing."""
 

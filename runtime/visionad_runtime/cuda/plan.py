@@ -19,6 +19,7 @@ from ..artefacts import PreprocessSpec, ViewName
 from ..errors import PictureError, VisionADError
 from ..maps import MAP_SIZE
 from ..preprocess import crop_offset, normalise
+from ..search import NO_ROWS
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -147,8 +148,8 @@ def check_picture(picture: NDArray[np.uint8], max_height: int, max_width: int) -
 
 
 class BankView(NamedTuple):
-    """A view's rows in device memory: addresses of the float32 and the 16-bit copy, row count, and the largest norms over
-    the bank of a 16-bit row and of what rounding took from a row."""
+    """A view's rows in device memory: addresses of the float32 and the 16-bit copy, row count, and two largest norms over the whole
+    bank: ``lost``, of what rounding to 16 bits took from a row, and ``kept``, of a 16-bit row."""
 
     rows32: int
     rows16: int
@@ -184,9 +185,7 @@ def plan_search(
     merged: dict[BankView, list[I32]] = {}
     for bank, rows in work:
         if not bank.rows:
-            raise VisionADError(
-                "search: the bank has no rows; enrol at least one good picture with `visionad bank add`"
-            )
+            raise VisionADError(NO_ROWS)
         if not 1 <= neighbours <= min(bank.rows, MAX_NEIGHBOURS):
             raise VisionADError(
                 f"search: wanted 1 to {min(bank.rows, MAX_NEIGHBOURS)} neighbours of {bank.rows} bank rows, found {neighbours}"

@@ -8,22 +8,26 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnxruntime
 from PIL import Image
 
 from .. import __version__
 from ..artefacts import MANIFEST, atomic_file, atomic_write
+from ..bank import stored_name
 from ..calibrate import calibrate_class
 from ..errors import VisionADError
-from ..evaluation.datasets import Dataset, Sample, load_mask, open_dataset
+from ..evaluation.datasets import Dataset, Sample, full_mask, load_mask, open_dataset
 from ..evaluation.metrics import PixelMetrics, image_metrics
 from ..inspector import FileResult, Inspector, read_model
 from ..overlay import draw_overlay, save_overlay, sheet
 from ..page import thumbnail
+from ..picture import load
 from . import parts
 from .report import GOOD, UNKNOWN, Case, ClassReport, Report, mistake, write_report
 
@@ -69,65 +73,24 @@ def run_demo(
     dataset = open_dataset("folder", data)
     supports, normals = _split(dataset, shots)
 
-    if (bank / MANIFEST).exists():  # an earlier run's bank; this run's classes are made anew, undoable as any change
-        with Inspector.open(model, bank, threads=threads) as start:
-            for name in list(start.enrolled(None).classes):
-                assert start.bank is not None
-                start.bank.remove(name)
     with Inspector.open(model, bank, threads=threads) as inspector:
-        for name in dataset.classes:
-            with progress(f"enrolling {name}", shots) as step:
-                inspector.enroll_files(name, supports[name], step=step)
-            say(f"enrol    {name}: {len(supports[name])} good pictures")
-        for name in dataset.classes:
-            if len(normals[name]) < 2:
-                say(f"         {name}: no further good pictures, so no threshold and no verdict, only scores")
-                continue
-            rate = max(FALSE_REJECT, 1 / (len(normals[name]) + 1))
-            with progress(f"calibrating {name}", len(normals[name])) as step:
-                done = calibrate_class(inspector, name, normals[name], rate, step=step)
-            say(f"calibrate {name}: threshold {done.threshold.value:.4f}, false rejects at most {rate:.1%} on average")
-
-    samples = [s for name in dataset.classes for s in dataset.test(name)]
-    paths = [*(s.path for s in samples), *strangers]
-    rows: list[dict[str, Any]] = []
-    cases: dict[str, list[Case]] = {name: [] for name in dataset.classes}
-    pixels = {name: PixelMetrics() for name in dataset.classes}
-    timings: list[dict[str, float]] = []
-    stranger_cases: list[Case] = []
+        rates = _teach(inspector, supports, normals, say, progress)
     start_time = time.perf_counter()
     with Inspector.open(model, bank, threads=threads) as inspector:
-        next(inspector.inspect_files([samples[0].path]))
+        next(inspector.inspect_files([dataset.test(dataset.classes[0])[0].path]))
         first_verdict = time.perf_counter() - start_time
-        with progress("inspecting", len(paths)) as step:
-            for sample, one in zip([*samples, *([None] * len(strangers))], inspector.inspect_files(paths), strict=True):
-                if one.result is None:
-                    raise VisionADError(f"demo: {one.error}")
-                rows.append(one.result.to_dict(str(one.path)))
-                timings.append(dict(one.result.timings))
-                place = one.path.relative_to(data) if sample is not None else Path("strangers", one.path.name)
-                assert one.rgb is not None
-                save_overlay(out / "overlays" / place.with_suffix(".png"), one.rgb, one.result)
-                case = _case(one, sample)
-                if sample is None:
-                    stranger_cases.append(case)
-                else:
-                    cases[sample.class_name].append(case)
-                    if sample.label == 0 or sample.has_mask:
-                        spec = inspector.manifest.identity.preprocess
-                        pixels[sample.class_name].add(one.result.anomaly_map, load_mask(sample, spec.resize, spec.crop))
-                step()
-    atomic_write(out / "verdicts.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
+        seen = _inspect(inspector, dataset, strangers, out, progress)
 
-    every = [c for group in cases.values() for c in group]
+    stranger_cases = seen.strangers
+    every = [c for group in seen.cases.values() for c in group]
     wrong = [c for c in (*every, *stranger_cases) if mistake(c) is not None]
     routed = sum(c.routed_class == c.class_name for c in every) / len(every)
     classes = [
-        _class_report(name, cases[name], [thumb(p) for p in supports[name]], pixels[name], inspector)
+        _class_report(name, seen.cases[name], [thumb(p) for p in supports[name]], seen.pixels[name], inspector)
         for name in dataset.classes
     ]
     aurocs = [c.image_auroc for c in classes if c.image_auroc is not None]
-    median = {k: float(np.median([t[k] for t in timings])) for k in timings[0]}
+    median = {k: float(np.median([t[k] for t in seen.timings])) for k in seen.timings[0]}
     facts = [
         ("Image AUROC", f"{np.mean(aurocs):.3f}" if aurocs else "–"),
         ("Routed to the right class", f"{routed:.1%}"),
@@ -150,14 +113,14 @@ def run_demo(
         shown.append(ClassReport("strangers", [], stranger_cases))
     write_report(
         out / "report.html",
-        Report("VisionAD demo", facts, shown, _without_total(median), _notes(shown, every), _commands(out)),
+        Report("VisionAD demo", facts, shown, _without_total(median), _notes(shown, every, rates), _commands(out)),
     )
     picked = [c for entry in shown for c in _pick(entry.cases, 8)]
     with atomic_file(out / "sheet.png") as f:
         Image.fromarray(sheet([c.overlay for c in picked], 8, "VisionAD demo: every row one class")).save(f, "PNG")
 
     lines = [
-        f"inspect  {len(paths)} pictures, {median['total']:.0f} ms each (median), first verdict after {first_verdict:.1f} s",
+        f"inspect  {len(seen.timings)} pictures, {median['total']:.0f} ms each (median), first verdict after {first_verdict:.1f} s",
         *(
             f"result   {c.name}: image AUROC {_figure(c.image_auroc)}, pixel AUROC {_figure(c.pixel_auroc)}, "
             f"{sum(mistake(k) is None for k in c.cases)} of {len(c.cases)} verdicts right"
@@ -178,8 +141,6 @@ def run_demo(
 
 def thumb(path: Path) -> Any:
     """Small RGB picture of a file for the page."""
-    from ..picture import load
-
     return thumbnail(load(path), 320)
 
 
@@ -234,6 +195,68 @@ def _split(dataset: Dataset, shots: int) -> tuple[dict[str, list[Path]], dict[st
     return supports, normals
 
 
+def _teach(
+    inspector: Inspector,
+    supports: dict[str, list[Path]],
+    normals: dict[str, list[Path]],
+    say: Callable[[str], None],
+    progress: Progress,
+) -> dict[str, float]:
+    """Enrol every class, then set the thresholds; returns class → the false-reject rate that its threshold keeps."""
+    assert inspector.bank is not None
+    for name in list(inspector.bank.classes):  # an earlier run's: made anew, undoable as any change
+        inspector.bank.remove(name)
+    for name, paths in supports.items():
+        with progress(f"enrolling {name}", len(paths)) as step:
+            inspector.enroll_files(name, paths, step=step)
+        say(f"enrol    {name}: {len(paths)} good pictures")
+    rates = {}
+    for name, paths in normals.items():
+        if len(paths) < 2:
+            say(f"         {name}: no further good pictures, so no threshold and no verdict, only scores")
+            continue
+        rates[name] = max(FALSE_REJECT, 1 / (len(paths) + 1))  # the lowest that so few can promise
+        with progress(f"calibrating {name}", len(paths)) as step:
+            done = calibrate_class(inspector, name, paths, rates[name], step=step)
+        say(
+            f"calibrate {name}: threshold {done.threshold.value:.4f}, false rejects at most {rates[name]:.1%} on average"
+        )
+    return rates
+
+
+@dataclass
+class _Seen:
+    """What inspecting everything gave: cases and pixel metrics by class, the strangers' cases, each picture's timings."""
+
+    cases: dict[str, list[Case]]
+    pixels: dict[str, PixelMetrics]
+    strangers: list[Case] = field(default_factory=list)
+    timings: list[dict[str, float]] = field(default_factory=list)
+
+
+def _inspect(inspector: Inspector, dataset: Dataset, strangers: Sequence[Path], out: Path, progress: Progress) -> _Seen:
+    """Inspect all test pictures and strangers, routed; writes overlays and ``verdicts.jsonl``."""
+    samples: list[Sample | None] = [s for name in dataset.classes for s in dataset.test(name)]
+    paths = [*(s.path for s in samples if s is not None), *strangers]
+    samples += [None] * len(strangers)
+    seen = _Seen({name: [] for name in dataset.classes}, {name: PixelMetrics() for name in dataset.classes})
+    spec, lines = inspector.manifest.identity.preprocess, []
+    with progress("inspecting", len(paths)) as step:
+        for sample, one in zip(samples, inspector.inspect_files(paths), strict=True):
+            if one.result is None or one.rgb is None:
+                raise VisionADError(f"demo: {one.error}")
+            lines.append(json.dumps(one.result.to_dict(str(one.path)), ensure_ascii=False) + "\n")
+            seen.timings.append(dict(one.result.timings))
+            place = Path("strangers") if sample is None else Path(sample.class_name, sample.split, sample.defect)
+            save_overlay(out / "overlays" / place / f"{one.path.stem}.png", one.rgb, one.result)
+            (seen.strangers if sample is None else seen.cases[sample.class_name]).append(_case(one, sample))
+            if sample is not None and sample.has_mask:
+                seen.pixels[sample.class_name].add(one.result.anomaly_map, load_mask(sample, spec.resize, spec.crop))
+            step()
+    atomic_write(out / "verdicts.jsonl", "".join(lines).encode())
+    return seen
+
+
 def _case(one: FileResult, sample: Sample | None) -> Case:
     result, rgb = one.result, one.rgb
     assert result is not None and rgb is not None
@@ -243,11 +266,12 @@ def _case(one: FileResult, sample: Sample | None) -> Case:
     )  # fmt: skip
     truth = UNKNOWN if sample is None else (GOOD if sample.label == 0 else sample.defect)
     mask = None
-    if sample is not None and sample.label and sample.masks:
-        mask = np.asarray(Image.open(sample.masks[0]).convert("L").resize((320, 320), Image.Resampling.NEAREST)) > 127
+    if sample is not None and sample.label and sample.has_mask:
+        share = cv2.resize(full_mask(sample).astype(np.float32), (320, 320), interpolation=cv2.INTER_AREA)
+        mask = np.asarray(share) > 0
     return Case(
         image_path=str(one.path),
-        class_name=sample.class_name if sample is not None else "strangers",
+        class_name=stored_name(sample.class_name) if sample is not None else "strangers",
         truth=truth,
         score=result.score,
         threshold=result.threshold,
@@ -265,7 +289,9 @@ def _class_report(
 ) -> ClassReport:
     image = image_metrics([c.score for c in cases], [int(c.truth != GOOD) for c in cases]).values["image_auroc"]
     pixel = pixels.compute().values["pixel_auroc"]
-    return ClassReport(name, supports, cases, image, pixel, inspector.enrolled(name).classes[name].entry.threshold)
+    return ClassReport(
+        name, supports, cases, image, pixel, inspector.enrolled(name).classes[stored_name(name)].entry.threshold
+    )
 
 
 def _pick(cases: Sequence[Case], most: int = CARDS) -> list[Case]:
@@ -287,12 +313,15 @@ def _without_total(timings: dict[str, float]) -> dict[str, float]:
     return {k: v for k, v in timings.items() if k != "total"}
 
 
-def _notes(shown: Sequence[ClassReport], every: Sequence[Case]) -> list[str]:
+def _notes(shown: Sequence[ClassReport], every: Sequence[Case], rates: dict[str, float]) -> list[str]:
     count = sum(len(c.cases) for c in shown if c.name != "strangers")
-    notes = [
-        "Every picture was routed to its class by its content alone; no class was given.",
-        f"Thresholds come from good parts alone: split conformal, false rejects at most {FALSE_REJECT:.0%} on average.",
-    ]
+    notes = ["Every picture was routed to its class by its content alone; no class was given."]
+    if rates:
+        notes.append(
+            "Thresholds come from good parts alone: split conformal, false rejects on average at most "
+            + "; ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
+            + "."
+        )
     if count < len(every):
         notes.append(f"{count} of {len(every)} pictures are shown: all mistakes, then an even choice of the rest.")
     return notes

@@ -98,7 +98,7 @@ def open_engine(
     last = VisionADError("no backend runs here")
     for name in AUTO:
         try:
-            _worth_a_try(name, folder)
+            check_built(name, folder)
             engine = _open_tested(name, folder, manifest, threads, group)
         except VisionADError as exc:
             passed_over[name], last = str(exc), exc
@@ -119,8 +119,12 @@ def _listed(passed_over: dict[str, str]) -> str:
     return "".join(f"\n  not {name}: {reason}" for name, reason in passed_over.items())
 
 
-def _worth_a_try(name: str, folder: Path) -> None:
-    """Before a GPU library is imported: is there anything for it to run?"""
+def check_built(name: str, folder: Path) -> None:
+    """Before a GPU library is imported: is there anything for it to run?
+
+    Raises:
+        NoEngineError: it runs engines that somebody has built, and none was built for this model.
+    """
     if not name.startswith("tensorrt"):
         return
     from .cache import EngineCache, NoEngineError

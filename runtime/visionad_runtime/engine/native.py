@@ -18,7 +18,8 @@ def captured(stream: int, into: list[str]) -> Iterator[None]:
     """What anything in this process writes to a standard stream goes into a list, line by line: TensorRT-RTX warns amid a
     command's JSON, ONNX Runtime says on stderr alone which library it did not find."""
     python = sys.stdout if stream == STDOUT else sys.stderr
-    python.flush()
+    if python is not None:  # there is none in a service
+        python.flush()
     try:
         kept = os.dup(stream)
     except OSError:  # there is none (a service): nothing to protect
@@ -30,7 +31,8 @@ def captured(stream: int, into: list[str]) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError, ValueError):
-                python.flush()
+                if python is not None:
+                    python.flush()
             os.dup2(kept, stream)
             os.close(kept)
             file.seek(0)

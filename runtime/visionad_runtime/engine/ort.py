@@ -89,8 +89,8 @@ def provider_options(folder: Path, manifest: ModelManifest, backend: str, group:
     """
     if backend == "onnxruntime-cuda":
         # `use_tf32` is on by default; an exhaustive search would choose other kernels on every start
-        tf32: str = manifest.precision
-        return {"device_id": "0", "use_tf32": str(int(tf32 == "tf32")), "cudnn_conv_algo_search": "HEURISTIC"}
+        precision: str = manifest.precision
+        return {"device_id": "0", "use_tf32": str(int(precision == "tf32")), "cudnn_conv_algo_search": "HEURISTIC"}
     if manifest.precision == "fp32":
         raise VisionADError(
             f"{backend} cannot promise fp32: it has no switch for TF32; export the model with --precision tf32, or use "

@@ -44,8 +44,8 @@ _MEMORY = {
 GRAPH_TYPE = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 """Type that a precision's matrix products have in the graph. TF32 is float32 whose products may be rounded: a builder's flag."""
 
-
 _NARROW = ("int4", "int8", "fp8", "bf16", "fp16", "fp32")
+"""Types of numbers, narrowest first; a tensor of any other type (an index, a mask) says nothing about precision."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Realised:
-    """What was built. ``matrix_types`` counts layers by type; ``inputs`` and ``outputs`` describe the engine's own tensors."""
+    """What was built: how many layers, and how many of them multiply in each type (``matrix_types``), are a whole attention, or run
+    a TF32 kernel (by its name). ``memory``: bytes by what they are for."""
 
     layers: int
     matrix_types: Mapping[str, int]

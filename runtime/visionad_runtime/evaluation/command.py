@@ -51,7 +51,9 @@ def eval_command(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="pass over pictures and masks that cannot be read, and list them")
     ] = False,
-    backend: Annotated[str, typer.Option("--backend", help="of the runtime: auto or onnxruntime-cpu")] = "auto",
+    backend: Annotated[
+        str, typer.Option("--backend", help="of the runtime: auto, or one that `visionad doctor` lists")
+    ] = "auto",
     views: Annotated[
         str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the model's]")
     ] = None,

@@ -15,7 +15,7 @@ mvtec-ad2  ``CLASS/{train/good,validation/good,test_public/{good,bad}}``, masks 
 deeppcb    ``groupN/{ID/*_temp.jpg,ID/*_test.jpg,ID_not/*.txt}``; a group is a class, a template a good picture
 ========== ==============================================================================================
 
-The three ``CLASS/…`` layouts also take the folder of a single class as root.
+``mvtec`` and the layouts like it (``folder``, ``loco``, ``mvtec-ad2``, prepared ``visa``) also take one class's folder as root.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def load_mask(sample: Sample, resize: int, crop: int, size: int = 256) -> Mask:
         return np.zeros((size, size), np.bool_)
     if not sample.has_mask:
         raise DatasetError(f"{sample.path}: a defect ({sample.defect}) without a mask; it has image metrics only")
-    full = Image.fromarray(_full_mask(sample).astype(np.uint8) * np.uint8(255))
+    full = Image.fromarray(full_mask(sample).astype(np.uint8) * np.uint8(255))
     across = full.resize((resize, full.height), Image.Resampling.BILINEAR)  # across, then down, like the picture
     resized = np.asarray(across.resize((resize, resize), Image.Resampling.BILINEAR))
     at = round((resize - crop) / 2)  # torchvision's rule: half to even
@@ -165,8 +165,12 @@ def load_mask(sample: Sample, resize: int, crop: int, size: int = 256) -> Mask:
     return np.asarray(resized[np.ix_(pick, pick)] > 0)
 
 
-def _full_mask(sample: Sample) -> Mask:
-    """The union of masks or boxes, bool (H, W) of the picture."""
+def full_mask(sample: Sample) -> Mask:
+    """The union of a sample's masks or boxes, bool (H, W) of its picture.
+
+    Raises:
+        DatasetError: mask and picture differ in size, or a box reaches out of it. PictureError: one cannot be read.
+    """
     try:
         with Image.open(sample.path) as image:  # reads the header only
             width, height = image.size

@@ -14,7 +14,7 @@ from ..artefacts import Calibration, ModelManifest
 from ..bank import Bank, check_class_name
 from ..calibrate import calibrate_class, conformal_threshold
 from ..errors import PictureError, VisionADError
-from ..inspector import Inspector, Verdict, _choose_views, read_model
+from ..inspector import Inspector, Verdict, choose_views, read_model
 
 F32 = NDArray[np.float32]
 Step = Callable[[], None]
@@ -122,7 +122,7 @@ class ReferenceJudge:
             ) from None
         self._ref: Any = visionad_ref  # torch's types stay out of the runtime's type check
         self.manifest = read_model(model)
-        self.views: tuple[str, ...] = _choose_views(views, self.manifest.views)
+        self.views: tuple[str, ...] = choose_views(views, self.manifest.views)
         self._reference: Any = load_reference(self.manifest, self.views, weights, threads)
         self._banks: dict[str, Any] = {}
         self._thresholds: dict[str, float] = {}

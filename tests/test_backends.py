@@ -30,10 +30,12 @@ from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.engine import AUTO, BACKENDS, open_engine
 from visionad_runtime.engine import ort as leaf
+from visionad_runtime.engine.cache import EngineCache
 from visionad_runtime.engine.native import STDERR, STDOUT, captured
 from visionad_runtime.engine.ort import CPU, OrtDeviceEngine, OrtStreamEngine, provider_options
 from visionad_runtime.engine.selftest import read_golden, self_test
 from visionad_runtime.errors import ModelError, VisionADError
+from visionad_runtime.inspector import read_model
 
 
 @pytest.fixture
@@ -392,6 +394,39 @@ def test_doctor_says_what_runs_and_what_to_install(monkeypatch: pytest.MonkeyPat
         assert name in text
     assert "not yet run on a GPU" in text
     assert json.loads(json.dumps(report)) == report
+
+
+def test_doctor_names_tensorrt_only_once_there_is_an_engine(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {name: {"runs": True, "why": ""} for name in BACKENDS}
+    monkeypatch.setattr(doctor, "_backends", lambda *_: every)
+    monkeypatch.setattr(doctor, "_self_test", lambda *_: "")
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    assert doctor.diagnose()["chosen"] == doctor.diagnose(model)["chosen"] == "onnxruntime-cuda"
+    monkeypatch.setattr(EngineCache, "holds", lambda _, name: name == "tensorrt-rtx")
+    assert (doctor.diagnose()["chosen"], doctor.diagnose(model)["chosen"]) == ("onnxruntime-cuda", "tensorrt-rtx")
+    every["onnxruntime-cuda"]["runs"] = every["onnxruntime-cpu"]["runs"] = False
+    assert doctor.diagnose()["chosen"] is None  # those that auto never takes are no choice either
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "on a device"])
+def test_a_closed_engine_says_so(tiny_model: Path, backend: str) -> None:
+    manifest = read_model(tiny_model)
+    session = ort.InferenceSession(str(tiny_model / "backbone.onnx"), providers=[leaf.CPU])
+    engine = (
+        leaf.OrtCpuEngine(session, 1)
+        if backend == "onnxruntime-cpu"
+        else leaf.OrtDeviceEngine(session, "onnxruntime-tensorrt", manifest, 1, device="cpu")
+    )
+    crop = manifest.identity.preprocess.crop
+    images = np.zeros((1, 3, crop, crop), np.float32)
+    assert len(engine.encode(images).patch) == 1
+    for _ in range(2):
+        engine.close()
+        with pytest.raises(VisionADError, match=f"{engine.name}: this engine was closed"):
+            engine.encode(images)
 
 
 def test_doctor_survives_a_library_that_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,12 @@ class Line:
         self.engine = FakeEngine(self.owner, max_rows, capturable)
         self.chain = Chain(self.owner, self.engine, IDENTITY, **{"max_picture": (64, 96), **settings})
 
+    def warm_up(self, batches: Sequence[int] = (1,)) -> None:
+        """Record every camera's graphs for these batch sizes."""
+        for camera in range(len(self.chain._cameras)):
+            for count in batches:
+                self.chain.match(self.chain.encode([picture(0)] * count, VIEWS, camera), [BOLT] * count)
+
     def inspect(
         self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0, views: tuple[ViewName, ...] = VIEWS
     ) -> list[Matched]:
@@ -220,7 +226,7 @@ def test_some_views_only(line: Callable[..., Line], views: tuple[ViewName, ...])
 def test_nothing_is_allocated_per_call_and_every_batch_size_has_its_graphs(line: Callable[..., Line]) -> None:
     one = line(cameras=2)
     one.chain.keep([BOLT, NUT])
-    one.chain.warm_up(BOLT, VIEWS, (1, 3))
+    one.warm_up((1, 3))
     made, graphs = one.device.made, len(one.device.graphs)
     assert graphs == 2 * 2 * 4  # cameras, batch sizes, stages
     launches = one.device.launches
@@ -418,7 +424,7 @@ def test_the_fake_device_sees_a_missing_wait(line: Callable[..., Line], monkeypa
     for seed in range(8):
         one = line(seed=seed, pace=1, cameras=2, max_rows=3)
         one.chain.keep([BOLT, NUT])
-        one.chain.warm_up(BOLT, VIEWS)
+        one.warm_up()
         for forgotten, outcomes in found.items():
             outcomes.append(overlap(one, forgotten, monkeypatch))
     assert all(found[None])
@@ -486,7 +492,7 @@ def test_kept_banks_are_uploaded_once(line: Callable[..., Line]) -> None:
 def test_a_larger_bank_gets_more_room_and_new_graphs(line: Callable[..., Line]) -> None:
     one = line(max_rows=6)
     one.chain.keep([BOLT])
-    one.chain.warm_up(BOLT, VIEWS)
+    one.warm_up()
     graphs, room = len(one.device.graphs), one.chain._shared.maxima.nbytes
     large = enrol("large", range(400, 408))
     one.chain.keep([BOLT, large])

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .engine import AUTO, check_built
+from .errors import VisionADError
 from .workers import cores
 
 LEAN = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "safetensors", "pydantic", "typer")
@@ -99,7 +101,7 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
         },
         "onnxruntime_providers": providers,
         "backends": backends,
-        "chosen": next((n for n, state in backends.items() if state["runs"]), None),
+        "chosen": _choice(backends, model),
         "tested_with": {k: list(v) for k, v in TESTED.items()},
         "not_run_on_a_gpu": NOT_RUN,
         "untested": _untested(versions),
@@ -139,7 +141,6 @@ def format_report(report: dict[str, Any]) -> str:
 
 def _self_test(model: Path, problems: list[str]) -> str:
     from .engine import open_engine
-    from .errors import VisionADError
     from .inspector import read_model
 
     try:
@@ -149,6 +150,19 @@ def _self_test(model: Path, problems: list[str]) -> str:
         problems.append(str(exc))
         return "self-test failed"
     return f"self-test passed on {engine.name}, within these of the reference: {engine.details['self-test']}"
+
+
+def _choice(backends: dict[str, dict[str, Any]], model: Path | None) -> str | None:
+    """What ``auto`` tries first here. It takes TensorRT only for models that an engine has been built of."""
+    for name in AUTO:
+        if backends[name]["runs"] and (model is not None or not name.startswith("tensorrt")):
+            try:
+                if model is not None:
+                    check_built(name, model)
+            except VisionADError:
+                continue
+            return name
+    return None
 
 
 def _backends(providers: list[str], gpu: bool) -> dict[str, dict[str, Any]]:

@@ -353,13 +353,6 @@ class Chain:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def warm_up(self, bank: ClassBankLike, views: Sequence[ViewName], batches: Sequence[int] = (1,)) -> None:
-        """Record every camera's graphs for these batch sizes, by inspecting black pictures."""
-        black = np.zeros((8, 8, 3), np.uint8)
-        for camera in range(len(self._cameras)):
-            for count in batches:
-                self.match(self.encode([black] * count, views, camera), [bank] * count)
-
     def _keep_alive(self, seconds: float) -> None:
         while not self._closed.wait(max(0.0, self._last_use + seconds - time.monotonic())):
             if time.monotonic() - self._last_use < seconds:

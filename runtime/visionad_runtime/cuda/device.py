@@ -195,16 +195,18 @@ class Device:
         self._check()
         graph = Graph(self)
         driver = _libcuda()
-        _call(driver.cuStreamBeginCapture_v2(ctypes.c_void_p(stream.handle), 1), "starting a capture")  # 1: this thread
+        _call(
+            driver.cuStreamBeginCapture_v2(ctypes.c_void_p(stream.handle), 1), "starting a capture", self
+        )  # 1: this thread
         recorded = ctypes.c_void_p()
         try:
             try:
                 yield graph
             finally:
                 status = driver.cuStreamEndCapture(ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
-            _call(status, "recording a CUDA graph")
+            _call(status, "recording a CUDA graph", self)
             made = driver.cuGraphInstantiateWithFlags(ctypes.byref(graph.raw), recorded, ctypes.c_ulonglong(0))
-            _call(made, "making a CUDA graph")
+            _call(made, "making a CUDA graph", self)
         finally:
             if recorded:
                 driver.cuGraphDestroy(recorded)
@@ -396,7 +398,8 @@ class Graph:
     def launch(self, stream: Stream) -> None:
         """Enqueue all of it."""
         self._device._check()
-        _call(_libcuda().cuGraphLaunch(self.raw, ctypes.c_void_p(stream.handle)), "launching a CUDA graph")
+        status = _libcuda().cuGraphLaunch(self.raw, ctypes.c_void_p(stream.handle))
+        _call(status, "launching a CUDA graph", self._device)
 
     def close(self) -> None:
         """Forget it; twice is harmless."""
@@ -630,14 +633,20 @@ def _error(cuda: Any, doing: str, exc: Exception, device: Device | None) -> Visi
         return VisionADError(
             f"out of GPU memory {doing}{free}; close other programs on this GPU, or use a smaller model or lower precision"
         )
-    way = ""
+    return VisionADError(f"the GPU failed {doing}: {str(exc).rstrip(' -')}; {_way_out(device)}")
+
+
+def _way_out(device: Device | None) -> str:
+    """What mends a failed call, after a look at whether the driver still serves this process."""
     if device is not None:
         try:
-            cuda.mem_get_info()  # refused only when all is
-        except cuda.Error:
+            device._cuda.mem_get_info()  # refused only when all is
+        except device._cuda.Error:
             device.lost = True
-            way = "this process cannot use the GPU any more: start it again, and if it fails again, "
-    return VisionADError(f"the GPU failed {doing}: {str(exc).rstrip(' -')}; {way}run `visionad doctor`")
+            return (
+                "this process cannot use the GPU any more: start it again, and if it fails again, run `visionad doctor`"
+            )
+    return "run `visionad doctor`"
 
 
 @functools.cache
@@ -646,12 +655,13 @@ def _libcuda() -> Any:
     return ctypes.PyDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
-def _call(status: int, doing: str) -> None:
+def _call(status: int, doing: str, device: Device) -> None:
     if status:
         text = ctypes.c_char_p()
         with contextlib.suppress(AttributeError):
             _libcuda().cuGetErrorString(status, ctypes.byref(text))
-        raise VisionADError(f"the GPU failed {doing}: {(text.value or b'').decode() or 'CUDA error'} ({status})")
+        what = (text.value or b"").decode() or "CUDA error"
+        raise VisionADError(f"the GPU failed {doing}: {what} ({status}); {_way_out(device)}")
 
 
 if TYPE_CHECKING:  # what the chain asks for is what there is

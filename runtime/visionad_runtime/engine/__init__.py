@@ -65,7 +65,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give memory back; the engine cannot be used after that."""
+        """Give memory back; the engine refuses work after that. Twice is harmless."""
         ...
 
 
@@ -152,6 +152,11 @@ def _open_tested(name: str, folder: Path, manifest: ModelManifest, threads: int 
         raise
     engine.details["self-test"] = ", ".join(f"{k} {v:.2g}" for k, v in worst.items())
     return engine
+
+
+def closed(name: str) -> VisionADError:
+    """What an engine says that is used after it was closed."""
+    return VisionADError(f"{name}: this engine was closed")
 
 
 def encode_groups(

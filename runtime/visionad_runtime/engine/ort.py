@@ -24,7 +24,7 @@ from ..artefacts import ONNX_FILE, ModelManifest
 from ..cuda.device import Device, Event, Owner
 from ..cuda.memory import Memory
 from ..errors import ModelError, VisionADError
-from . import Engine, Tokens, encode_groups, gpu_here
+from . import Engine, Tokens, closed, encode_groups, gpu_here
 from .native import quiet
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class OrtCpuEngine:
 
     def __init__(self, session: ort.InferenceSession, threads: int | None) -> None:
         self.device_engine = None
-        self._session = session
+        self._session: ort.InferenceSession | None = session
         self._patch_only = ort.RunOptions()
         self._patch_only.only_execute_path_to_fetches = (
             True  # a known class skips the blocks behind a final class token
@@ -221,18 +221,20 @@ class OrtCpuEngine:
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""
+        session = self._session
+        if session is None:
+            raise closed(self.name)
         names = ["patch_tokens", "class_token"] if class_token else ["patch_tokens"]
         options = None if class_token else self._patch_only
         rows = [
-            self._session.run(names, {"images": np.ascontiguousarray(images[i : i + 1])}, options)
-            for i in range(len(images))
+            session.run(names, {"images": np.ascontiguousarray(images[i : i + 1])}, options) for i in range(len(images))
         ]
         patch = np.concatenate([r[0] for r in rows])
         return Tokens(patch, np.concatenate([r[1] for r in rows]) if class_token else None)
 
     def close(self) -> None:
         """See :class:`~visionad_runtime.engine.Engine`."""
-        del self._session
+        self._session = None
 
 
 class OrtDeviceEngine:
@@ -246,7 +248,7 @@ class OrtDeviceEngine:
     ) -> None:
         self.name, self.group = backend, group
         self.device_engine = None
-        self._session = session
+        self._session: ort.InferenceSession | None = session
         self._lock = threading.Lock()
         shapes = _shapes(manifest, group)
         try:
@@ -256,7 +258,7 @@ class OrtDeviceEngine:
             }
         except Exception as exc:
             raise _failure(backend, "device buffers cannot be taken", exc) from None
-        self._binding = session.io_binding()
+        self._binding: Any = session.io_binding()
         self._binding.bind_ortvalue_input("images", self._buffers["images"])
         for name in OUTPUTS:
             self._binding.bind_ortvalue_output(name, self._buffers[name])
@@ -270,6 +272,8 @@ class OrtDeviceEngine:
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""
         with self._lock:
+            if self._session is None:
+                raise closed(self.name)
             return encode_groups(images, self._host, self._run, class_token)
 
     def _run(self) -> None:
@@ -280,8 +284,9 @@ class OrtDeviceEngine:
 
     def close(self) -> None:
         """See :class:`~visionad_runtime.engine.Engine`."""
-        self._buffers.clear()
-        del self._binding, self._session
+        with self._lock:
+            self._buffers.clear()
+            self._binding = self._session = None
 
 
 class OrtStreamEngine:
@@ -375,7 +380,7 @@ class OrtStreamEngine:
 
     def _check_open(self) -> None:
         if self._session is None:
-            raise VisionADError(f"{self.name}: this engine was closed")
+            raise closed(self.name)
 
     def _round_trip(self) -> None:
         """One group; the owner's thread serves cameras between two."""

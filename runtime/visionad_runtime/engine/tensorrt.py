@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..artefacts import ONNX_FILE, ModelManifest, atomic_write
 from ..cuda.device import Buffer, Device, Event, Graph, Owner, Stream
 from ..cuda.memory import Memory
 from ..errors import ModelError, VisionADError
-from . import Tokens, encode_groups, realised
+from . import Tokens, closed, encode_groups, realised
 from .cache import EngineCache, Entry, NoEngineError
 from .native import STDOUT, captured
 from .nvidia import PORTABLE, Api, Message, Progress, UnfitEngineError, load_api
@@ -465,16 +466,15 @@ class TensorRTEngine:
             self._owner.run(self._release)
 
     def _release(self, _: Device) -> None:
-        if self._graph is not None:
-            self._graph.close()
-        if self._memory is not None:
-            self._memory.close()
-        for other in self._others:
-            other.release()
-        self._others.clear()
-        self._host, self._device, self._graph, self._memory = {}, {}, None, None
-        for name in ("_context", "_engine", "_runtime"):  # in this order: each lives in the next
-            vars(self).pop(name, None)
+        with ExitStack() as rest:  # all of it, whatever fails; the last named goes first
+            for name in ("_runtime", "_engine", "_context"):  # each lives in the one before
+                rest.callback(vars(self).pop, name, None)
+            for other in self._others:
+                rest.callback(other.release)
+            for part in (self._memory, self._graph):
+                if part is not None:
+                    rest.callback(part.close)
+            self._others, self._host, self._device, self._graph, self._memory = [], {}, {}, None, None
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""
@@ -498,7 +498,7 @@ class TensorRTEngine:
 
     def _check_open(self) -> None:
         if not self._host:
-            raise VisionADError(f"{self.name}: this engine was closed")
+            raise closed(self.name)
 
 
 class OnDevice:
@@ -516,7 +516,7 @@ class OnDevice:
             VisionADError: not a whole group, or the engine was closed. ModelError: the library refuses.
         """
         if self._context is None:
-            raise VisionADError(f"{self._api.backend}: this engine was closed")
+            raise closed(self._api.backend)
         if rows != self.max_rows:
             raise VisionADError(f"{self._api.backend}: wanted {self.max_rows} pictures a call, found {rows}")
         for name, address in (("images", images), ("patch_tokens", patch), ("class_token", cls)):

@@ -270,6 +270,11 @@ def test_the_only_support_is_passed_over(tiny_model: Path, tmp_path: Path, good:
         calibrate_class(inspector, "disc", good, 0.2)
     with pytest.raises(VisionADError, match="same picture"):
         calibrate_class(inspector, "disc", [*good, good[1]], 0.2)
+    scored: list[int] = []
+    for rate, said in ((1.5, "between 0 and 1"), (0.01, "at least 99 good pictures")):
+        with pytest.raises(VisionADError, match=said):
+            calibrate_class(inspector, "disc", good, rate, step=lambda: scored.append(1))
+    assert not scored  # said before minutes of scoring
 
 
 def test_a_threshold_holds_for_its_supports_and_views_only(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:

@@ -45,21 +45,27 @@ def conformal_threshold(scores: Sequence[float], max_false_reject: float) -> Thr
     Raises:
         VisionADError: rate outside 0..1, scores not finite, or too few of them (the message says how many are needed).
     """
-    if not 0 < max_false_reject < 1:
-        raise VisionADError(f"--max-false-reject {max_false_reject}: wanted a rate between 0 and 1, e.g. 0.01")
+    n = len(scores)
+    rank = _rank(n, max_false_reject)
     if not np.isfinite(scores).all():
         raise VisionADError("calibration: a score is NaN or Inf; run `visionad doctor`")
-    n = len(scores)
-    rank = math.ceil((n + 1) * (1 - max_false_reject) - 1e-9)
-    if rank > n:
-        needed = math.ceil(1 / max_false_reject - 1 - 1e-9)
-        best = f"; with these, the lowest rate that can be guaranteed is {1 / (n + 1):.4f}" if n else ""
-        raise VisionADError(
-            f"calibration: a false-reject rate of {max_false_reject:g} takes at least {needed} good pictures that are not the only "
-            f"support of their class, found {n}{best}: give more pictures, or a larger --max-false-reject"
-        )
     value = float(np.sort(np.asarray(scores, np.float64))[rank - 1])
     return Threshold(value, rank, n, (n + 1 - rank) / (n + 1), false_reject_bound(n, rank))
+
+
+def _rank(n: int, max_false_reject: float) -> int:
+    """Which of ``n`` scores is the threshold, from 1; refuses as :func:`conformal_threshold` does."""
+    if not 0 < max_false_reject < 1:
+        raise VisionADError(f"--max-false-reject {max_false_reject}: wanted a rate between 0 and 1, e.g. 0.01")
+    rank = max(1, math.ceil((n + 1) * (1 - max_false_reject) - 1e-9))  # a rate near 1 rounds to no score at all
+    if rank > n:
+        needed = np.ceil(1 / max_false_reject - 1 - 1e-9)
+        best = f"; with these, the lowest rate that can be guaranteed is {1 / (n + 1):.4f}" if n else ""
+        raise VisionADError(
+            f"calibration: a false-reject rate of {max_false_reject:g} takes at least {needed:.9g} good pictures that are not the "
+            f"only support of their class, found {n}{best}: give more pictures, or a larger --max-false-reject"
+        )
+    return rank
 
 
 def false_reject_bound(n: int, rank: int, confidence: float = CONFIDENCE) -> float:
@@ -116,6 +122,7 @@ def calibrate_class(
     bank = inspector.enrolled(name)
     matched = bank.classes[name]
     places = {image.sha256: k for k, image in enumerate(matched.entry.images)}
+    _rank(len(paths), max_false_reject)  # said before minutes of scoring
     scores: list[float] = []
     sources: list[str] = []
     skipped: list[str] = []

@@ -163,6 +163,17 @@ def test_undo_steps_back_one_change_after_another_until_there_is_none(bank: Bank
         Bank.undo(bank.folder)
 
 
+def test_an_undo_is_named_by_the_change_that_is_in_force_again(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    add(bank, "nut", 2)
+    bank.remove("bolt")
+    assert Bank.undo(bank.folder).change == "undo, back to version 2: add nut: now 1 pictures"
+    assert Bank.undo(bank.folder).change == "undo, back to version 1: add bolt: now 1 pictures"  # no "undo undo"
+    opened = Bank.open(bank.folder)
+    add(opened, "nut", 3)
+    assert Bank.undo(bank.folder).change == "undo, back to version 1: add bolt: now 1 pictures"
+
+
 def test_old_versions_are_deleted_beyond_the_undo_depth(bank: Bank) -> None:
     for number in range(UNDO_DEPTH + 5):
         add(bank, "bolt", number)

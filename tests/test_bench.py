@@ -453,6 +453,26 @@ def test_mistakes_are_one_line(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--seconds", "inf"], "--seconds"),
+        (["--plots", "file"], "--plots file: wanted a folder, which cannot be made: File exists; choose another place"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(
+    args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visionad_runtime.bench import run as bench_run
+
+    pytest.importorskip("matplotlib", reason="diagrams take the eval extra")
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setattr(bench_run, "run_bench", lambda *_: pytest.fail("it measured"))
+    assert run(["bench", "model", *args]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_backend_asked_for_that_fails_leaves_the_others_and_none_at_all_is_an_error(
     tiny_model: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,3 +78,16 @@ def test_rates_that_are_none(rate: float) -> None:
 def test_scores_that_are_no_numbers(bad: float) -> None:
     with pytest.raises(VisionADError, match="NaN or Inf"):
         conformal_threshold([1.0] * 100 + [bad], 0.1)
+
+
+@pytest.mark.parametrize("rate", [1 - 1e-16, 1 - 1e-12])
+def test_a_rate_of_nearly_one_takes_the_lowest_score(rate: float) -> None:
+    found = conformal_threshold([3.0, 1.0, 2.0], rate)
+    assert (found.value, found.rank, found.guaranteed) == (1.0, 1, 0.75)
+
+
+@pytest.mark.parametrize("rate", [1e-9, 1e-300, 5e-324])
+def test_a_rate_of_nearly_zero_is_refused_in_a_short_line(rate: float) -> None:
+    with pytest.raises(VisionADError, match="takes at least") as refused:
+        conformal_threshold([1.0, 2.0], rate)
+    assert len(str(refused.value)) < 300

@@ -153,6 +153,22 @@ def test_visa_bad_rows(tmp_path: Path, row: str, message: str) -> None:
         open_dataset("visa", tmp_path)
 
 
+def test_lists_that_are_no_text_are_named(tmp_path: Path) -> None:
+    table = tmp_path / "split_csv/1cls.csv"
+    visa(tmp_path, [])
+    table.write_bytes(table.read_bytes() + b"\ncaf\xe9,train,normal,a.png,\n")  # saved by a spreadsheet as Latin-1
+    with pytest.raises(DatasetError, match=r"1cls\.csv: wanted text in UTF-8, found .* at byte \d+; save it as UTF-8"):
+        open_dataset("visa", tmp_path)
+    table.write_text("object,split,label,image,mask\n" + "x" * 200_000 + ",train,normal,a.png,\n")
+    with pytest.raises(DatasetError, match=r"1cls\.csv: not readable as CSV after line 1: field larger"):
+        open_dataset("visa", tmp_path)
+    base = deeppcb(tmp_path / "pcb")
+    for path in (base / "group007/007_not/007001.txt", base / "test.txt"):
+        path.write_bytes(b"\xff")
+        with pytest.raises(DatasetError, match=f"{path.name}: wanted text in UTF-8"):
+            open_dataset("deeppcb", tmp_path / "pcb")
+
+
 def test_visa_other_columns(tmp_path: Path) -> None:
     visa(tmp_path, VISA_ROWS, "object,split,label,picture,mask")
     with pytest.raises(DatasetError, match="no column image"):
@@ -198,6 +214,8 @@ def test_real_iad_bad_lists(tmp_path: Path) -> None:
         (json.dumps({"meta": meta, "train": []}), "not a list of Real-IAD .KeyError: 'test'"),
         ("[1]", "not a list of Real-IAD"),
         ("{", "not readable as JSON"),
+        ("[" * 100_000, "not readable as JSON"),
+        (json.dumps({"meta": meta, "train": [{**lists["train"][0], "category": 1}], "test": []}), "are to be text"),
     ):
         path.write_text(content, "utf-8")
         with pytest.raises(DatasetError, match=message):

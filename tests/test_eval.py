@@ -289,6 +289,18 @@ def test_unreadable_pictures(tiny_model: Path, root: Path, tmp_path: Path, count
     assert two.units[0].result["supports"] == ["disc/train/good/001.png"]
 
 
+def test_no_result_is_written_over_another_or_over_the_data_set(tiny_model: Path, root: Path, tmp_path: Path) -> None:
+    options = [tiny_model, "--dataset", "mvtec", "--root", root, "--shots", 1]
+    twice = command(*options, "--json", tmp_path / "e.json", "--html", tmp_path / "e.json")
+    assert isinstance(twice.exception, VisionADError) and "name the same file" in str(twice.exception)
+    assert not list(tmp_path.glob("e.json*"))
+    for file in (root / "disc/test/good/001.png", next((root / "disc/ground_truth").rglob("*.png"))):
+        before = file.read_bytes()
+        over = command(*options, "--json", file)
+        assert isinstance(over.exception, VisionADError) and "belongs to the data set" in str(over.exception)
+        assert file.read_bytes() == before
+
+
 def test_copies_of_a_picture_teach_nothing_new(tiny_model: Path, root: Path) -> None:
     for i in (1, 2):
         shutil.copy(root / "disc/train/good/000.png", root / f"disc/train/good/00{i}.png")

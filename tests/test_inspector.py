@@ -290,6 +290,8 @@ def test_the_only_support_is_passed_over(
         calibrate_class(inspector, "disc", good, 0.2)
     with pytest.raises(VisionADError, match="same picture"):
         calibrate_class(inspector, "disc", [*good, good[1]], 0.2)
+    with pytest.raises(VisionADError, match="between 0 and 1"):
+        calibrate_class(inspector, "disc", good, 1.5)
     assert not scored
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 
 import pytest
 from visionad_runtime.artefacts import MANIFEST, ModelManifest, read_manifest, sha256_file, to_json
-from visionad_runtime.engine.cache import EngineCache
-from visionad_runtime.engine.tensorrt import build
+from visionad_runtime.engine.cache import EngineCache, NoEngineError
+from visionad_runtime.engine.nvidia import load_api
+from visionad_runtime.engine.tensorrt import build, parts_of
 from visionad_runtime.errors import ModelError
 
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="takes the rtx extra (Linux x86-64)")
@@ -173,3 +175,19 @@ def test_the_command_prints_json_alone_on_stdout(models: Any) -> None:
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["builder"] == trt.__version__ and facts["self_test"] is None and not done.stderr
+
+
+def test_an_interrupted_build_stops_and_keeps_nothing(models: Any) -> None:
+    """TensorRT calls back into Python while it builds; a Ctrl-C that is raised there would be swallowed."""
+    model, manifest = models("small")
+    steps: list[int] = []
+
+    def step() -> None:
+        if not steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        steps.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(model, manifest, "tensorrt-rtx", "8.6", step)
+    with pytest.raises(NoEngineError):
+        EngineCache(model).find(parts_of(load_api("tensorrt-rtx"), manifest, None, "8.6"))

@@ -282,9 +282,11 @@ class Bank:
             before = _read_version(_history(folder, now.undo_to))
             for name in before.classes:
                 _read_class(folder, before, name)
-            fresh = before.model_copy(
-                update={"version": now.version + 1, "change": f"undo {now.change}", "created": _now()}
-            )
+            # named by what is in force again: after an undo, `now.change` is not what a second one takes back
+            change = f"undo, back to version {before.version}: {before.change}"
+            if before.change.startswith("undo, "):
+                change = before.change
+            fresh = before.model_copy(update={"version": now.version + 1, "change": change, "created": _now()})
             _write_version(folder, fresh)
         return fresh
 

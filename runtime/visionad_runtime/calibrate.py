@@ -62,12 +62,12 @@ def conformal_rank(n: int, max_false_reject: float) -> int:
     """
     if not 0 < max_false_reject < 1:
         raise VisionADError(f"--max-false-reject {max_false_reject}: wanted a rate between 0 and 1, e.g. 0.01")
-    rank = math.ceil((n + 1) * (1 - max_false_reject) - 1e-9)
+    rank = max(1, math.ceil((n + 1) * (1 - max_false_reject) - 1e-9))  # a rate near 1 rounds to no score at all
     if rank > n:
-        needed = math.ceil(1 / max_false_reject - 1 - 1e-9)
+        needed = np.ceil(1 / max_false_reject - 1 - 1e-9)
         best = f"; with these, the lowest rate that can be guaranteed is {1 / (n + 1):.4f}" if n else ""
         raise VisionADError(
-            f"calibration: a false-reject rate of {max_false_reject:g} takes at least {needed} good pictures to score (the "
+            f"calibration: a false-reject rate of {max_false_reject:g} takes at least {needed:.9g} good pictures to score (the "
             f"only picture of a class is not one of them), found {n}{best}: give more pictures, or a larger --max-false-reject"
         )
     return rank

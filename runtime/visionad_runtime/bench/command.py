@@ -28,7 +28,7 @@ def bench_command(
         typer.Option("--backend", metavar="B", help="repeatable, or B,B [default: all of auto's that run here]"),
     ] = None,
     batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="pictures a call")] = "1,2,4,8",
-    seconds: Annotated[float, typer.Option(min=0.0, help="each measurement takes about this long")] = 10,
+    seconds: Annotated[float, typer.Option(min=0.0, max=86400.0, help="each measurement takes about this long")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="turns in which the compared are timed")] = 7,
     starts: Annotated[int, typer.Option(min=0, help="fresh processes for the cold start")] = 3,
     threads: Annotated[
@@ -51,7 +51,7 @@ def bench_command(
 ) -> None:
     """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
     from ..engine import BACKENDS
-    from .plots import draw, require_matplotlib
+    from .plots import draw, make_folder, require_matplotlib
     from .report import format_report
     from .run import Settings, run_bench
 
@@ -63,6 +63,7 @@ def bench_command(
 
     if plots is not None:
         require_matplotlib()
+        make_folder(plots)
     settings = Settings(
         bank=bank,
         images=tuple(images or ()),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..artefacts import atomic_file
 from ..errors import VisionADError
 
 
@@ -20,13 +21,30 @@ def require_matplotlib() -> None:
         raise VisionADError("--plots needs matplotlib: pip install 'visionad[eval]'")
 
 
+def make_folder(folder: Path) -> None:
+    """For the diagrams, also before minutes of measuring.
+
+    Raises:
+        VisionADError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise VisionADError(
+            f"--plots {folder}: wanted a folder, which cannot be made: {exc.strerror}; choose another place"
+        ) from None
+
+
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``stages.png`` (median milliseconds of the stages, a bar for each backend) and ``throughput.png`` (pictures a second
     by batch). Existing files are replaced.
+
+    Raises:
+        VisionADError: they cannot be written.
     """
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     backends = report["backends"]
     title = f"{report['model']['name']}, {report['model']['precision']}\n{report['environment']['cpu']}"
     title += "".join(f", {gpu}" for gpu in report["environment"]["gpus"])
@@ -54,5 +72,6 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
     paths = [folder / "stages.png", folder / "throughput.png"]
     for figure, path in zip((bars, curve), paths, strict=True):
-        figure.savefig(path, dpi=130)
+        with atomic_file(path) as f:
+            figure.savefig(f, format="png", dpi=130)
     return paths

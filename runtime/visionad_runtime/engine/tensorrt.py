@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -100,13 +101,15 @@ def build(
         except NoEngineError:
             return _build(api, folder, manifest, device, parts, cache, Progress(step, cancelled)), True
 
-    if api.rtx:
-        return work(None, capability or _default_target())
-    try:
-        return Owner.of(0).run(lambda device: work(device, capability_of(device)))
-    except KeyboardInterrupt:
-        cancelled.set()
-        raise
+    with ThreadPoolExecutor(1, "visionad-build") as pool:
+        try:
+            if not api.rtx:
+                return Owner.of(0).run(lambda device: work(device, capability_of(device)))
+            # not in this thread: TensorRT's callbacks would swallow a Ctrl-C, and the build would go on
+            return pool.submit(work, None, capability or _default_target()).result()
+        except KeyboardInterrupt:
+            cancelled.set()  # before the pool waits for it
+            raise
 
 
 def _default_target() -> str:

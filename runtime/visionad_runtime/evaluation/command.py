@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ import typer
 from ..errors import VisionADError
 
 if TYPE_CHECKING:
+    from .datasets import Dataset
     from .evaluate import EngineName, Mode
 
 
@@ -78,14 +81,16 @@ def eval_command(
 
     chosen_mode, chosen_engine = _mode(mode), _engine(engine)
     chosen_seeds = None if seeds is None else _seeds(seeds)
-    for file in (json_file, markdown_file, html_file):  # found out now, not after a day's work
-        if file is not None:
-            _check_place(file)
+    files = [file for file in (json_file, markdown_file, html_file) if file is not None]
+    data = open_dataset(dataset, root)
+    _check_targets(files, data)
+    for file in files:  # found out now, not after a day's work
+        _check_place(file)
     if work is None and json_file is not None:
         work = json_file.with_name(f"{json_file.name}.work")
     found = evaluate(
         model,
-        open_dataset(dataset, root),
+        data,
         shots,
         seeds=chosen_seeds,
         mode=chosen_mode,
@@ -136,6 +141,21 @@ def _seeds(value: str) -> list[int]:
         return [int(seed) for seed in value.split(",")]
     except ValueError:
         raise VisionADError(f"--seeds {value}: wanted whole numbers with commas between, e.g. 1,2,3") from None
+
+
+def _check_targets(files: Sequence[Path], data: Dataset) -> None:
+    """No result may be written over another, or over a picture or mask that is measured on."""
+    targets = [os.path.realpath(file) for file in files]
+    if len(set(targets)) < len(targets):
+        raise VisionADError("--json, --markdown and --html name the same file; give each a name of its own")
+    inputs: set[Path] = set()
+    for name in data.classes:
+        inputs.update(data.train(name), data.validation(name))
+        for sample in data.test(name):
+            inputs.update((sample.path, *sample.masks))
+    for file, taken in zip(files, targets, strict=True):
+        if file.exists() and taken in {os.path.realpath(path) for path in inputs}:
+            raise VisionADError(f"{file} belongs to the data set and would be written over; choose another name")
 
 
 def _check_place(file: Path) -> None:

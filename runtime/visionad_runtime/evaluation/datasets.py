@@ -21,6 +21,7 @@ deeppcb    ``groupN/{ID/*_temp.jpg,ID/*_test.jpg,ID_not/*.txt}``; a group is a c
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -303,8 +304,8 @@ def _visa(root: Path, faults: _Faults) -> dict[str, ClassData]:
     columns = ("object", "split", "label", "image", "mask")
     train: dict[str, list[Path]] = {}
     test: dict[str, list[Sample]] = {}
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
+    rows = csv.DictReader(io.StringIO(_read_text(table, "utf-8-sig"), newline=""))
+    try:
         if missing := set(columns) - set(rows.fieldnames or ()):
             raise DatasetError(f"{table}: no column {', '.join(sorted(missing))}; wanted {', '.join(columns)}")
         for row in rows:
@@ -323,6 +324,8 @@ def _visa(root: Path, faults: _Faults) -> dict[str, ClassData]:
                     faults.add("row without its mask", line)
                 masks = (root / mask,) if mask else ()
                 test.setdefault(name, []).append(Sample(root / image, name, 1, label, masks=masks))
+    except csv.Error as exc:
+        raise DatasetError(f"{table}: not readable as CSV after line {rows.line_num}: {exc}") from None
     return _listed(train, test, faults)
 
 
@@ -343,6 +346,8 @@ def _real_iad(root: Path, faults: _Faults) -> dict[str, ClassData]:
             for split in ("train", "test"):
                 for entry in content[split]:
                     name, kind, mask = entry["category"], entry["anomaly_class"], entry["mask_path"]
+                    if not (isinstance(name, str) and isinstance(kind, str)):
+                        raise TypeError(f"category {name!r} and anomaly_class {kind!r} are to be text")
                     image = base / entry["image_path"]
                     if split == "train":
                         if kind != normal:
@@ -394,7 +399,7 @@ def _read_pcb_list(path: Path) -> frozenset[str]:
     """Stems of the pairs in ``trainval.txt`` or ``test.txt`` (lines ``groupN/ID/STEM.jpg groupN/ID_not/STEM.txt``)."""
     if not path.is_file():
         return frozenset()
-    return frozenset(Path(line.split()[0]).stem for line in path.read_text("utf-8").splitlines() if line.strip())
+    return frozenset(Path(line.split()[0]).stem for line in _read_text(path).splitlines() if line.strip())
 
 
 def _read_boxes(path: Path, faults: _Faults) -> tuple[Box, ...]:
@@ -403,7 +408,7 @@ def _read_boxes(path: Path, faults: _Faults) -> tuple[Box, ...]:
         faults.add("boxes missing", path)
         return ()
     boxes = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
         if not (fields := line.replace(",", " ").split()):
             continue
         try:
@@ -437,9 +442,20 @@ def _listed(train: dict[str, list[Path]], test: dict[str, list[Sample]], faults:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as exc:
+        return json.loads(_read_text(path))
+    except (ValueError, RecursionError) as exc:
         raise DatasetError(f"{path}: not readable as JSON: {exc}") from None
+
+
+def _read_text(path: Path, encoding: str = "utf-8") -> str:
+    try:
+        return path.read_bytes().decode(encoding)
+    except OSError as exc:
+        raise DatasetError(f"{path}: cannot be read: {exc.strerror}") from None
+    except UnicodeDecodeError as exc:
+        raise DatasetError(
+            f"{path}: wanted text in UTF-8, found {exc.reason} at byte {exc.start}; save it as UTF-8"
+        ) from None
 
 
 LAYOUTS: Mapping[str, Callable[[Path, _Faults], dict[str, ClassData]]] = {

@@ -202,6 +202,7 @@ def test_a_bank_of_another_model_is_refused_naming_both(bank: Bank, field: str, 
     ("damage", "message"),
     [
         (lambda f: (f / "manifest.json").write_text("{"), "not JSON"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "not JSON"),
         (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda f: (f / "manifest.json").write_text('{"format": "else"}'), "wanted format"),
         (

@@ -18,6 +18,7 @@ from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.engine.cache import KEEP, EngineCache, NoEngineError, digest
 from visionad_runtime.engine.nvidia import PORTABLE, Api, Collector
 from visionad_runtime.engine.tensorrt import parts_of
+from visionad_runtime.errors import VisionADError
 
 PARTS: dict[str, Any] = {"backend": "tensorrt", "builder": "10.3.0", "gpu": "Orin", "profile": [1, 3, 3]}
 PLAN = bytes(range(256)) * 40
@@ -145,9 +146,10 @@ def flip(path: Path) -> None:
         (lambda f: (f / "engine.json").unlink(), "cannot be read"),
         (lambda f: os.truncate(f / "engine.json", 50), r"engine\.json is damaged"),
         (lambda f: (f / "engine.json").write_text("[]"), r"engine\.json is damaged"),
+        (lambda f: (f / "engine.json").write_text("[" * 100_000), r"engine\.json is damaged"),
         (lambda f: (f / "engine.json").write_text('{"format": 2}'), "wanted format 1, found 2"),
     ],
-    ids=["a bit", "truncated", "no plan", "no json", "half a json", "other json", "newer format"],
+    ids=["a bit", "truncated", "no plan", "no json", "half a json", "other json", "nested json", "newer format"],
 )
 def test_damage_is_found_and_mended_by_the_next_build(cache: EngineCache, harm: Any, said: str) -> None:
     harm(keep(cache))
@@ -166,7 +168,6 @@ def test_a_foreign_engine_put_in_its_place_is_refused(cache: EngineCache) -> Non
 
 
 def test_a_read_only_or_full_disk_is_one_line(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    from visionad_runtime.errors import VisionADError
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -175,6 +176,13 @@ def test_a_read_only_or_full_disk_is_one_line(cache: EngineCache, monkeypatch: p
     with pytest.raises(VisionADError, match="No space left"):
         keep(cache)
     assert list(cache.folder.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_cache_is_said(cache: EngineCache) -> None:
+    cache.folder.write_text("mine")
+    with pytest.raises(VisionADError, match="wanted a folder for engines, found a file; move it away"):
+        cache.store(PARTS, b"plan", {}, "")
+    assert cache.folder.read_text() == "mine"
 
 
 def test_old_entries_go_and_used_ones_stay(cache: EngineCache) -> None:

@@ -216,7 +216,7 @@ def read_manifest(folder: Path, kind: type[M]) -> M:
         raise error(f"{folder} is no {what}: it has no {MANIFEST}; make one with {remedy}") from None
     except OSError as exc:
         raise error(f"{path} cannot be read: {exc.strerror}") from None
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise lost(f"{path} is damaged: not JSON ({exc}); {way_out}") from None
     wanted = kind.model_fields["format"].default
     if not isinstance(raw, dict) or raw.get("format") != wanted:

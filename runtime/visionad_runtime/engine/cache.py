@@ -112,6 +112,10 @@ class EngineCache:
                 shutil.rmtree(fresh, ignore_errors=True)
             self._prune(keep=target)
         except OSError as exc:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise VisionADError(
+                    f"{self.folder}: wanted a folder for engines, found a file; move it away; no engine was kept"
+                ) from None
             raise VisionADError(
                 f"cannot write {self.folder}: {exc.strerror or exc}; free space or mend its permissions; no engine was kept"
             ) from None
@@ -179,7 +183,7 @@ def _read(folder: Path) -> Entry:
             raise TypeError
     except OSError as exc:
         raise NoEngineError(f"{exc.filename or path} cannot be read: {exc.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise NoEngineError(f"{path} is damaged") from None
     return entry
 

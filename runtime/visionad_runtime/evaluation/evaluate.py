@@ -681,7 +681,7 @@ class _Store:
                 return None
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 return Unit(held["result"], {name: arrays[name] for name in arrays.files})
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def put(self, key: str, unit: Unit) -> None:

@@ -277,6 +277,18 @@ def test_calibration_never_compares_a_picture_with_itself(tiny_model: Path, tmp_
     assert result.verdict == ("anomalous" if result.score > done.threshold.value else "ok")
 
 
+def test_a_larger_bank_never_scores_higher(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
+    """What the guarantee of leave-one-out calibration rests on."""
+    with Inspector.open(tiny_model, tmp_path / "bank", threads=1) as inspector:
+        inspector.enroll_files("disc", good)
+        for seed in range(3):
+            rgb = np.ascontiguousarray(part(40 + seed, defect=seed == 1)[:, :, ::-1])
+            ((whole, _),) = inspector.trace_batch([rgb], "disc")
+            for k in range(len(good)):
+                ((less, _),) = inspector.trace_batch([rgb], "disc", leave_out=k)
+                assert (less.anomaly_map >= whole.anomaly_map - 1e-6).all() and less.score >= whole.score - 1e-6
+
+
 def test_the_only_support_is_passed_over(
     tiny_model: Path, tmp_path: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,11 @@ With ``n`` good pictures that the bank does not hold, sorted scores ``s_1 <= …
 threshold is ``s_k`` with ``k = ceil((n + 1) (1 - a))``. A further good part from the same process then exceeds it with
 probability at most ``a`` (Vovk et al. 2005; Lei et al. 2018, theorem 2.2), whatever the scores' distribution. That is an average
 over calibration sets; for the set at hand the rate follows Beta(n + 1 - k, k), which gives an upper bound at 95 % confidence.
+
+A picture that the bank does hold is scored with itself left out. Where all n are such supports, drawn at random, the mean rate is
+guaranteed too: were each of them and the further part scored against all others, the part's rank would be uniform (full conformal
+prediction, Vovk et al. 2005), and a support that is scored without the part scores no lower, because distances only shrink as a
+bank grows. For supports that were chosen, and for a mixture of both kinds, nothing is proven: they are the next best.
 """
 
 from __future__ import annotations

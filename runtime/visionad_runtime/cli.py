@@ -525,6 +525,8 @@ def calibrate(
         f"a further good part is rejected with probability at most {threshold.guaranteed:.4f} on average over calibrations; "
         f"this threshold's own rate is below {threshold.bound:.4f} at {done.record.confidence:.0%} confidence"
     )
+    if done.record.method != "held-out":
+        _say("enrolled pictures were scored as if they were not enrolled; for a rate that you must defend, give others")
     for path in done.skipped:
         _say(f"passed over, it is the class's only support picture: {path}")
     _say(f"bank version {done.bank_version}")

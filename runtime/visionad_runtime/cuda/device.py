@@ -195,9 +195,9 @@ class Device:
         self._check()
         graph = Graph(self)
         driver = _libcuda()
-        _call(
-            driver.cuStreamBeginCapture_v2(ctypes.c_void_p(stream.handle), 1), "starting a capture", self
-        )  # 1: this thread
+        this_thread = 1  # others' unsafe calls are no concern of this capture
+        begun = driver.cuStreamBeginCapture_v2(ctypes.c_void_p(stream.handle), this_thread)
+        _call(begun, "starting a capture", self)
         recorded = ctypes.c_void_p()
         try:
             try:

@@ -493,6 +493,8 @@ def test_a_backend_asked_for_that_fails_leaves_the_others_and_none_at_all_is_an_
     assert found["pictures"]["count"] == len(good) - 1  # the first one is enrolled, so it is not timed
     with pytest.raises(VisionADError, match="no backend runs here: onnxruntime-cuda: self-test"):
         run_bench(tiny_model, replace(asked, backends=("onnxruntime-cuda",)))
+    with pytest.raises(VisionADError, match=r"^views nope: wanted some of original,flip,clamp, each once$"):
+        run_bench(tiny_model, replace(asked, views=("nope",)))
 
 
 # -- benchmarks/gpu.sh -------------------------------------------------------------------------------------------------

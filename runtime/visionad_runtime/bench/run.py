@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..artefacts import BankManifest, ModelManifest, read_manifest
 from ..engine import AUTO, check_built
 from ..errors import VisionADError
-from ..inspector import Inspector, read_model
+from ..inspector import Inspector, choose_views, read_model
 from ..picture import find_pictures
 from . import box, measure, roofline
 from .measure import Entrant
@@ -79,8 +79,8 @@ def run_bench(model: Path, settings: Settings) -> dict[str, Any]:
     if unknown:
         raise VisionADError(f"--reference {','.join(unknown)}: wanted some of {', '.join(TORCH)}")
     manifest = read_model(model)
-    if settings.bank is not None:
-        read_manifest(settings.bank, BankManifest)
+    held = manifest if settings.bank is None else read_manifest(settings.bank, BankManifest)
+    choose_views(settings.views, held.views)  # said once, not for each backend
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionad-bench-")))
         given = [found.path for found in find_pictures(list(settings.images))] if settings.images else _render(work)

@@ -12,26 +12,17 @@ from pathlib import Path
 
 import common
 import numpy as np
-from visionad_export.exporter import export_model
-from visionad_runtime import Inspector
 from visionad_runtime.calibrate import conformal_threshold
-from visionad_runtime.evaluation.datasets import open_dataset
 
-BACKBONE, SETS = "deit_tiny_patch16_224", ("mvtec_bottle", "adfi_hazelnut", "magnetic_tile")
 RATE, NORMALS, SPLITS = 0.05, 19, 1000
 
 
 def main() -> None:
     """Measure, print a table, write ``benchmarks/results/calibration.json``."""
-    shared, rows = common.shared(), []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        export_model(BACKBONE, model, weights=shared / "weights" / BACKBONE / "model.safetensors")
-        for name in SETS:
-            dataset = open_dataset("folder", shared / "data" / name)
-            (part,) = dataset.classes
+        for name, dataset, part, inspector in common.real_sets(Path(folder)):
             support, *train = dataset.train(part)
-            inspector = Inspector.open(model, Path(folder) / name)
             inspector.enroll_files(part, [support])
             groups = {
                 "all good pictures": train + [s.path for s in dataset.test(part) if s.label == 0],
@@ -45,7 +36,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for r in rows:
         print(f"| {r['set']} | {r['pictures']} | {r['n']} | {r['mean_false_reject']:.3f} | {r['beyond_bound']:.3f} |")
-    facts = {"rate": RATE, "normals": NORMALS, "splits": SPLITS, "backbone": BACKBONE, "shots": 1, "rows": rows}
+    facts = {"rate": RATE, "normals": NORMALS, "splits": SPLITS, "backbone": common.BACKBONE, "shots": 1, "rows": rows}
     print(f"written to {common.write('calibration', facts).relative_to(common.ROOT)}")
 
 

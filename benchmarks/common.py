@@ -7,15 +7,21 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from visionad_runtime import Inspector
+    from visionad_runtime.evaluation.datasets import Dataset
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+BACKBONE, SETS = "deit_tiny_patch16_224", ("mvtec_bottle", "adfi_hazelnut", "magnetic_tile")
 PACKAGES = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "torch", "timm", "scikit-learn", "faiss-cpu")
 
 
@@ -25,6 +31,21 @@ def shared() -> Path:
     if not (place / "data").is_dir():
         raise SystemExit(f"no data at {place}: set VISIONAD_SHARED to the folder that holds data/ and weights/")
     return place
+
+
+def real_sets(folder: Path) -> Iterator[tuple[str, Dataset, str, Inspector]]:
+    """Each set of real pictures, its one class, and DeiT-Tiny with its real weights to inspect it, nothing enrolled."""
+    from visionad_export.exporter import export_model
+    from visionad_runtime import Inspector
+    from visionad_runtime.evaluation.datasets import open_dataset
+
+    place = shared()
+    export_model(BACKBONE, folder / "model", weights=place / "weights" / BACKBONE / "model.safetensors")
+    for name in SETS:
+        dataset = open_dataset("folder", place / "data" / name)
+        (part,) = dataset.classes
+        with Inspector.open(folder / "model", folder / name) as inspector:
+            yield name, dataset, part, inspector
 
 
 def random_weights(backbone: str, path: Path, seed: int = 0) -> Path:

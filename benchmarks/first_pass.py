@@ -20,12 +20,8 @@ import common
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from visionad_export.exporter import export_model
-from visionad_runtime import Inspector
-from visionad_runtime.evaluation.datasets import open_dataset
 
 F32 = NDArray[np.float32]
-BACKBONE, SETS = "deit_tiny_patch16_224", ("mvtec_bottle", "adfi_hazelnut", "magnetic_tile")
 SHOTS, PICTURES = (1, 4, 16), 4
 GROUP = 32
 """Bank rows of a run, as in the kernels."""
@@ -35,28 +31,21 @@ RATES = {"H100": (3.35, 989), "L4": (0.3, 121)}
 
 def main() -> None:
     """Count, print a table, write ``benchmarks/results/first_pass.json``."""
-    shared, rows = common.shared(), []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        export_model(BACKBONE, model, weights=shared / "weights" / BACKBONE / "model.safetensors")
-        for name in SETS:
-            dataset = open_dataset("folder", shared / "data" / name)
-            (part,) = dataset.classes
-            with Inspector.open(model, Path(folder) / name) as inspector:
-                inspector.enroll_files(part, dataset.train(part)[: max(SHOTS)])
-                assert inspector.bank is not None
-                enrolled = inspector.bank.classes[part]
-                samples = dataset.test(part)
-                found = inspector.inspect_files(
-                    [s.path for s in samples[:: len(samples) // PICTURES][:PICTURES]], class_name=part, trace=True
-                )
-                queries = np.concatenate([one.trace.tokens.patch[0] for one in found if one.trace is not None])
-                for shots in SHOTS:
-                    few = enrolled
-                    for place in range(len(enrolled.entry.images) - 1, shots - 1, -1):
-                        few = few.without(place)
-                    bank = few.rows(inspector.views[0])
-                    rows += [{"set": name, "shots": shots, "rows": len(bank), **one} for one in count(queries, bank)]
+        for name, dataset, part, inspector in common.real_sets(Path(folder)):
+            inspector.enroll_files(part, dataset.train(part)[: max(SHOTS)])
+            assert inspector.bank is not None
+            enrolled, samples = inspector.bank.classes[part], dataset.test(part)
+            paths = [s.path for s in samples[:: len(samples) // PICTURES][:PICTURES]]
+            found = inspector.inspect_files(paths, class_name=part, trace=True)
+            queries = np.concatenate([one.trace.tokens.patch[0] for one in found if one.trace is not None])
+            for shots in SHOTS:
+                few = enrolled
+                for place in range(len(enrolled.entry.images) - 1, shots - 1, -1):
+                    few = few.without(place)
+                bank = few.rows(inspector.views[0])
+                rows += [{"set": name, "shots": shots, "rows": len(bank), **one} for one in count(queries, bank)]
     limits = {gpu: memory / (4 * product) for gpu, (memory, product) in RATES.items()}
     print("| set | bank rows | product | runs scored again: mean | median | 99th percentile | share of all |")
     print("|---|---|---|---|---|---|---|")
@@ -64,7 +53,7 @@ def main() -> None:
         figures = f"{r['mean']:.1f} | {r['median']:.0f} | {r['p99']:.0f} | {r['share']:.3%}"
         print(f"| {r['set']} | {r['rows']} | {r['product']} | {figures} |")
     print("8 bits pay off below " + ", ".join(f"{share:.3%} ({gpu})" for gpu, share in limits.items()))
-    facts = {"backbone": BACKBONE, "pictures": PICTURES, "group": GROUP, "pays off below": limits, "rows": rows}
+    facts = {"backbone": common.BACKBONE, "pictures": PICTURES, "group": GROUP, "pays off below": limits, "rows": rows}
     print(f"written to {common.write('first_pass', facts).relative_to(common.ROOT)}")
 
 

@@ -154,15 +154,17 @@ def _self_test(model: Path, problems: list[str]) -> str:
 
 def _choice(backends: dict[str, dict[str, Any]], model: Path | None) -> str | None:
     """What ``auto`` tries first here. It takes TensorRT only for models that an engine has been built of."""
-    for name in AUTO:
-        if backends[name]["runs"] and (model is not None or not name.startswith("tensorrt")):
-            try:
-                if model is not None:
-                    check_built(name, model)
-            except VisionADError:
-                continue
-            return name
-    return None
+    return next((name for name in AUTO if backends[name]["runs"] and _built(name, model)), None)
+
+
+def _built(name: str, model: Path | None) -> bool:
+    if model is None:
+        return not name.startswith("tensorrt")
+    try:
+        check_built(name, model)
+    except VisionADError:
+        return False
+    return True
 
 
 def _backends(providers: list[str], gpu: bool) -> dict[str, dict[str, Any]]:

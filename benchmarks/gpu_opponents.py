@@ -45,7 +45,7 @@ class Rows:
         self._buffers: list[Buffer] = []
         try:
             self.rows32 = self._take(device, 4 * rows * dim)
-            # The last tile reads beyond the last row.
+            # The last tile may read beyond the last row.
             beyond = kernels["group_maxima"].constants["BLOCK_N"]
             self.rows16 = self._take(device, 2 * self.width * (rows + beyond))
             self.norms = self._take(device, 8 * rows)
@@ -130,7 +130,10 @@ class Search:
         return self._buffers[-1]
 
     def _constant(self, table: NDArray[Any]) -> Buffer:
-        buffer, host = self._take(table.nbytes), self._device.pinned(table.shape, table.dtype)
+        buffer = self._take(table.nbytes)
+        if not table.size:  # a bank of less than one group has no items
+            return buffer
+        host = self._device.pinned(table.shape, table.dtype)
         host[...] = table
         self._device.upload(buffer, host, self._stream)
         self._stream.synchronize()

@@ -444,12 +444,11 @@ def group_maxima(
         last = min(slot + block_q, first + slots)
         chosen = device.read(order + 4 * slot, np.int32, last - slot).tolist()
         left = np.stack([device.read(queries + 2 * width * q, np.float16, width) for q in chosen]).astype(np.float32)
-        groups = -(-rows // group)
+        groups = rows // group
         for start in range(begin, end, block_n):
             right = device.read(bank16 + 2 * width * start, np.float16, block_n, width).astype(np.float32)
             with np.errstate(all="ignore"):
                 scores = left @ right.T
-            scores[:, rows - start :] = -np.inf if rows - start < block_n else scores[:, rows - start :]
             top = scores.reshape(len(left), -1, group).max(axis=2)
             here = min(groups - start // group, top.shape[1])
             out = device.read(maxima + 4 * (at + (slot - first) * groups), np.float32, len(left), groups)
@@ -466,7 +465,7 @@ def rescore(
         _, bank32, rows, first, _, at = device.read(
             jobs + 8 * plan.JOB_COLUMNS * number, np.int64, plan.JOB_COLUMNS
         ).tolist()
-        groups = -(-rows // group)
+        groups = rows // group
         scores = device.read(maxima + 4 * (at + (slot - first) * groups), np.float32, groups)
         lost, kept = device.read(norms + 8 * query, np.float32, 2).tolist()
         lost_bank, kept_bank = device.read(bounds + 8 * number, np.float32, 2).tolist()
@@ -479,7 +478,8 @@ def rescore(
         level = np.sort(scores)[-k] if k <= groups else -np.inf
         token = device.read(tokens + 4 * dim * query, np.float32, dim).astype(np.float64)
         exact, places = [], []
-        for g in np.flatnonzero(scores >= level - 2.001 * error).tolist():
+        rest = [groups] if rows % group else []
+        for g in np.flatnonzero(scores >= level - 2.001 * error).tolist() + rest:
             members = device.read(bank32 + 4 * dim * g * group, np.float32, min(group, rows - g * group), dim)
             exact.append(np.einsum("d,nd->n", token, members.astype(np.float64)))
             places.append(g * group + np.arange(len(members)))

@@ -72,7 +72,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, reached: Sequenc
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_interpreter", memory)
         kernel[grid](*arguments, **constants)
-    written = np.concatenate(memory.written)
+    written = np.concatenate([np.empty(0, np.int64), *memory.written])
     assert len(np.unique(written)) == len(written), "two programs did the same work"
 
 
@@ -94,7 +94,7 @@ class Resident:
     def __init__(self, rows: F32, block_n: int) -> None:
         packed, norms = packed_rows(rows)
         self.rows32 = torch.from_numpy(rows.copy())
-        # What the last tile reads there must not count; the interpreter's maximum would pass over NaN.
+        # What the last tile reads there must not be stored; the interpreter's maximum would pass over NaN.
         beyond = np.full((block_n, packed.shape[1]), 7, np.float16)
         beyond[1::2] = -7
         self.rows16 = torch.from_numpy(np.concatenate([packed, beyond]))
@@ -145,14 +145,12 @@ def run_search(
 def check_maxima(
     maxima: F32, packed: NDArray[np.float16], p: SearchPlan, banks: Mapping[int, NDArray[np.float16]]
 ) -> None:
-    """Each is the largest of its 32 scores up to float32 rounding. One that is too large would still find the nearest row, but
-    only by scoring everything again."""
+    """Each is the largest of its 32 scores up to float32 rounding. One that is too large could hide the nearest row; one that is
+    too small, only by scoring everything again."""
     for address, _, rows, first, slots, at in p.jobs.tolist():
         left = packed[p.order[first : first + slots]].astype(np.float64)
-        right = banks[address][:rows].astype(np.float64)
-        scores = np.full((slots, -(-rows // GROUP) * GROUP), -np.inf)
-        scores[:, :rows] = left @ right.T
-        wanted = scores.reshape(slots, -1, GROUP).max(axis=2)
+        right = banks[address][: rows // GROUP * GROUP].astype(np.float64)
+        wanted = (left @ right.T).reshape(slots, rows // GROUP, GROUP).max(axis=2)
         found = maxima[at : at + wanted.size].reshape(wanted.shape)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
 
@@ -160,10 +158,10 @@ def check_maxima(
 @pytest.mark.parametrize("k", range(1, plan.MAX_NEIGHBOURS + 1))
 def test_the_bound_says_which_groups_are_scored_again(k: int) -> None:
     """Maxima made up so that one group is just within the bound and one just beyond; the latter holds a nearer row, which a
-    kernel that keeps to the bound does not see."""
+    kernel that keeps to the bound does not see. The rows after the last full group are seen whatever the maxima are."""
     rng = np.random.default_rng(k)
     dim, groups, slack = 70, 131, 0.4  # of 64 lanes a turn
-    rows, queries = groups * GROUP - 9, 5
+    rows, queries = groups * GROUP + 23, 5
     tokens = rng.standard_normal((queries, dim)).astype(np.float32)
     norms = np.stack([rng.uniform(0.01, 0.05, queries), rng.uniform(0.06, 0.2, queries)], axis=1).astype(np.float32)
     bounds = np.array([[0.3, 0.9], [0.7, 0.5]], np.float32)
@@ -177,7 +175,7 @@ def test_the_bound_says_which_groups_are_scored_again(k: int) -> None:
         lost, kept = norms[query].astype(np.float64)
         lost_bank, kept_bank = bounds[job_of[slot]].astype(np.float64)
         error = lost * (kept_bank + lost_bank) + kept * (lost_bank + kept_bank * slack)
-        places = rng.permutation(groups - 1)
+        places = rng.permutation(groups)
         leaders, within, beyond, far = places[:k], places[k], places[k + 1], places[k + 2]
         values = np.array([1, 0.875, 0.875, 0.875, 0.75, 0.75, 0.5, 0.25], np.float32)[:k]
         maxima[slot, leaders] = values
@@ -186,7 +184,10 @@ def test_the_bound_says_which_groups_are_scored_again(k: int) -> None:
         for group, score in ((within, 2.0), (beyond, 3.0), (far, 4.0)):
             bank[group * GROUP + rng.integers(GROUP)] = score * token / (token @ token)
         jobs[slot] = (0, banks[slot].data_ptr(), rows, slot, 1, slot * groups)
+        if slot % 2:
+            bank[rows - 1] = 1.5 * token / (token @ token)
         seen = np.sort((np.append(leaders, within)[:, None] * GROUP + np.arange(GROUP)).ravel())
+        seen = np.append(seen, np.arange(groups * GROUP, rows))
         score = bank[seen].astype(np.float64) @ token
         best = np.argsort(-score, kind="stable")[:k]
         distances[query], winners[query] = 1 - score[best], seen[best]
@@ -300,6 +301,58 @@ def test_a_broken_query_is_marked_and_spoils_no_other(value: float) -> None:
 def test_search_refusals(rows: int, k: int, words: str) -> None:
     with pytest.raises(VisionADError, match=words):
         plan_search([(BankView(0, 0, rows, 0.0, 1.0), np.zeros(1, np.int32))], 128, 128, 1, k)
+
+
+def banks_of(sizes: list[tuple[int, int]]) -> list[tuple[BankView, NDArray[np.int32]]]:
+    """Work of (queries, bank rows) each."""
+    ends = np.cumsum([queries for queries, _ in sizes])
+    return [
+        (BankView(16 * (i + 1), 16 * (i + 1), rows, 0.0, 1.0), np.arange(end - queries, end, dtype=np.int32))
+        for i, (end, (queries, rows)) in enumerate(zip(ends, sizes, strict=True))
+    ]
+
+
+@settings(max_examples=200)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 40_000)), min_size=1, max_size=5),
+    programs=st.integers(1, 300),
+    block_q=st.sampled_from([16, 128]),
+    block_n=st.sampled_from([32, 256]),
+)
+def test_items_are_all_tiles_once(sizes: list[tuple[int, int]], programs: int, block_q: int, block_n: int) -> None:
+    p = plan_search(banks_of(sizes), block_q, block_n, programs)
+    assert len(p.items) <= plan.max_items(len(p.order), len(p.jobs), block_q, programs)
+    for job, (queries, rows) in enumerate(sizes):
+        _, slots, begins, ends = p.items[p.items[:, 0] == job].T
+        assert not (begins % block_n).any()
+        grouped = rows // GROUP * GROUP
+        first = p.jobs[job, 3]
+        assert set(slots) == (set(range(first, first + queries, block_q)) if grouped else set())
+        for slot in set(slots):
+            order = np.argsort(begins[slots == slot])
+            begin, end = begins[slots == slot][order], ends[slots == slot][order]
+            assert (begin[0], end[-1]) == (0, grouped)
+            assert (begin[1:] == end[:-1]).all()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(784, 1_000_000)],
+        [(784, 500_000)],
+        [(784 * 32, 4_000_000)],
+        [(784, 4 * 4704)] * 3,
+        [(784, 18_816)] * 16,
+        [(784, 500_000), (784, 1000), (2000, 30_000)],
+    ],
+)
+@pytest.mark.parametrize(("programs", "block_n"), [(132, 256), (116, 128), (148, 256)])
+def test_programs_end_together(sizes: list[tuple[int, int]], programs: int, block_n: int) -> None:
+    """The one with the most tiles, of those that take every ``programs``-th item, has hardly more than all have on average."""
+    p = plan_search(banks_of(sizes), 128, block_n, programs)
+    tiles = -(-(p.items[:, 3] - p.items[:, 2]) // block_n)
+    loads = np.bincount(np.arange(len(tiles)) % programs, weights=tiles, minlength=programs)
+    assert loads.mean() >= 0.93 * loads.max()
 
 
 def test_bound_holds() -> None:

@@ -44,39 +44,45 @@ def group_maxima(
     queries, order, jobs, items, count, maxima, width,
     BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Largest score of each query in each run of ``GROUP`` bank rows. The score matrix stays in registers.
+    """Largest score of each query in each full run of ``GROUP`` bank rows. The score matrix stays in registers.
 
     Programs take ``items`` (job, first slot, first row, end row) in turn, so the grid does not depend on the work.
     """
     for item in range(tl.program_id(0), tl.load(count), tl.num_programs(0)):
         job = jobs + tl.load(items + 4 * item) * JOB_COLUMNS
         first = tl.load(job + JOB_FIRST).to(tl.int32)
-        rows = tl.load(job + JOB_ROWS).to(tl.int32)
-        bank = tl.load(job + JOB_BANK16).to(queries.dtype)
-        groups = tl.cdiv(rows, GROUP)
+        groups = tl.load(job + JOB_ROWS).to(tl.int32) // GROUP
         slot = tl.load(items + 4 * item + 1) + tl.arange(0, BLOCK_Q)
         live = slot < first + tl.load(job + JOB_SLOTS).to(tl.int32)
         query = tl.load(order + slot, mask=live, other=0).to(tl.int64)
-        inner = tl.arange(0, BLOCK_K)
-        left = queries + query[:, None] * width + inner[None, :]
         out = maxima + tl.load(job + JOB_MAXIMA) + (slot - first).to(tl.int64)[:, None] * groups
         begin = tl.load(items + 4 * item + 2)
+        inner = tl.arange(0, BLOCK_K)
+        left = queries + query[:, None] * width + inner[None, :]
+        right = tl.arange(0, BLOCK_N)[:, None] * width + inner[None, :]
+        tile = tl.load(job + JOB_BANK16).to(queries.dtype) + begin.to(tl.int64) * width
+        k = 0
         depth = width // BLOCK_K
+        done = 0
+        group = begin // GROUP + tl.arange(0, BLOCK_N // GROUP)
         scores = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
-        # Tiles and depth in one loop, so that the loads of the next tile are under way while this one's maxima are taken.
-        for step in range(tl.cdiv(tl.load(items + 4 * item + 3) - begin, BLOCK_N) * depth):
-            start = begin + step // depth * BLOCK_N
-            k = step % depth * BLOCK_K
-            column = start + tl.arange(0, BLOCK_N)
-            right = bank + column.to(tl.int64)[:, None] * width + inner[None, :]
-            right = tl.multiple_of(right, [1, 16])
-            scores = tl.dot(tl.load(left + k), tl.trans(tl.load(right + k)), scores)
-            if k == width - BLOCK_K:
-                scores = tl.where((column < rows)[None, :], scores, float("-inf"))
+        # Tiles and depth in one loop, so that the loads of the next tile are under way while this one's maxima are taken. They are
+        # ahead of the products: what says where to load (tile, k) must not wait for what says what is done.
+        for _step in range(tl.cdiv(tl.load(items + 4 * item + 3) - begin, BLOCK_N) * depth):
+            queries16 = tl.load(tl.multiple_of(left + k, [1, 16]))
+            rows16 = tl.load(tl.multiple_of(tile + k + right, [1, 16]))
+            scores = tl.dot(queries16, tl.trans(rows16), scores)
+            k += BLOCK_K
+            last = k == width
+            tile += tl.where(last, BLOCK_N * width, 0)
+            k = tl.where(last, 0, k)
+            done += 1
+            if done == depth:
                 top = tl.max(tl.reshape(scores, [BLOCK_Q, BLOCK_N // GROUP, GROUP]), axis=2)
-                group = start // GROUP + tl.arange(0, BLOCK_N // GROUP)
                 tl.store(out + group[None, :], top, mask=live[:, None] & (group < groups)[None, :])
                 scores = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
+                group += BLOCK_N // GROUP
+                done = 0
 
 
 @triton.jit
@@ -84,7 +90,8 @@ def rescore(
     tokens, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, slack, k,
     KEEP: tl.constexpr, SCAN: tl.constexpr, GROUP: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The ``k`` (at most ``KEEP``) nearest rows of each query, exactly: every group that can hold one is scored again in float64.
+    """The ``k`` (at most ``KEEP``) nearest rows of each query, exactly: every group that can hold one is scored again in float64,
+    and so are the rows after the last full group, which has no maximum.
 
     One program a slot. Results go to the query's own place: ``distance`` float32 and ``row`` int32 (R, k), nearest first.
     A query that is not finite gets NaN and -1.
@@ -95,13 +102,13 @@ def rescore(
     job = jobs + number * JOB_COLUMNS
     rows = tl.load(job + JOB_ROWS).to(tl.int32)
     bank = tl.load(job + JOB_BANK32).to(tokens.dtype)
-    groups = tl.cdiv(rows, GROUP)
+    groups = rows // GROUP
     scores = maxima + tl.load(job + JOB_MAXIMA) + (slot - tl.load(job + JOB_FIRST)) * groups
     lost = tl.load(norms + 2 * query)
     kept = tl.load(norms + 2 * query + 1)
     finite = (lost + kept) < float("inf")
 
-    # The k-th largest maximum, equal ones counted each: at least k rows score that much.
+    # The k-th largest maximum, equal ones counted each: at least k rows score that much. -inf if there are fewer.
     level = float("inf")
     taken = -1
     for _k in range(k):
@@ -126,10 +133,11 @@ def rescore(
     lane = tl.arange(0, KEEP)
     best_score = tl.where(lane < k, float("-inf"), float("inf")).to(tl.float64)
     best_row = tl.full([KEEP], 2147483647, tl.int32)
-    for start in range(0, tl.where(finite, groups, 0), SCAN):
+    every = tl.where(finite, tl.cdiv(rows, GROUP), 0)
+    for start in range(0, every, SCAN):
         at = start + tl.arange(0, SCAN)
-        value = tl.load(scores + at, mask=at < groups, other=float("-inf"))
-        chosen = (value >= cut) & (at < groups)
+        value = tl.load(scores + at, mask=at < groups, other=float("inf"))
+        chosen = (value >= cut) & (at < every)
         for _turn in range(tl.sum(chosen.to(tl.int32), axis=0)):
             group = tl.min(tl.where(chosen, at, 2147483647), axis=0)
             chosen = chosen & (at != group)

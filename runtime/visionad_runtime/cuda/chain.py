@@ -468,7 +468,7 @@ class _Shared:
         """Make the maxima large enough for a full batch against this bank. Waits for the cameras: the larger bank is not
         in use yet."""
         rows = max((part.stop - part.start for part in resident.slices.values()), default=0)
-        nbytes = 4 * self.max_rows * self.patches * -(-rows // plan.GROUP)
+        nbytes = 4 * self.max_rows * self.patches * (rows // plan.GROUP)
         if nbytes <= self.maxima.nbytes:
             return
         for camera in cameras:
@@ -548,7 +548,7 @@ class _Loader:
         self._memory, self._spare = Memory(device), Memory(device)
         try:
             self._rows32 = self._memory.take(self._source.nbytes)
-            # The last tile reads beyond the last row; what it finds there does not count.
+            # The last tile may read beyond the last row; what it finds there does not count.
             self._rows16 = self._memory.take(2 * shared.width * (self._rows + shared.block_n))
             self._norms = self._spare.take(8 * self._rows)
             self._host_norms: F32 = self._spare.pinned((self._rows, 2), np.float32)

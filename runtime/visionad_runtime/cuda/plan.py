@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,14 +30,17 @@ FRACTION_BITS = 22
 """Pillow's filter weights are integers in units of 2^-22."""
 VIEW_CODES: dict[ViewName, int] = {"original": 0, "flip": 1, "clamp": 2}
 GROUP = 32
-"""Bank rows per maximum. Fewer: more maxima to store; more: more rows to score again."""
+"""Bank rows per maximum. Fewer: more maxima to store; more: more rows to score again. Rows after the last full group have none
+and are always scored again, so that the product need not tell them from what lies beyond."""
 PADDING = 64
 """Width of a 16-bit row is a multiple of this many columns: the depth of a tile, and whole 16-byte loads."""
 MAX_NEIGHBOURS = 8
 JOB_COLUMNS = 6
 PICTURE_COLUMNS = 12
-ITEMS_PER_PROGRAM = 4
-"""Work items per program aimed at: enough for the last wave to be short, few enough to run several tiles in one go."""
+TURNS = 8
+"""Ways to split the bank that are tried: into items for one turn of all programs, for two, and so on."""
+ITEM_COST = 0.25
+"""Of an item besides its tiles, in tiles: the loads of its first one are waited for."""
 
 
 def packed_width(dim: int) -> int:
@@ -183,19 +187,19 @@ def plan_search(
         VisionADError: an empty bank, or fewer rows than neighbours wanted.
     """
     merged: dict[BankView, list[I32]] = {}
-    for bank, rows in work:
+    for bank, tokens in work:
         if not bank.rows:
             raise VisionADError(NO_ROWS)
         if not 1 <= neighbours <= min(bank.rows, MAX_NEIGHBOURS):
             raise VisionADError(
                 f"search: wanted 1 to {min(bank.rows, MAX_NEIGHBOURS)} neighbours of {bank.rows} bank rows, found {neighbours}"
             )
-        merged.setdefault(bank, []).append(rows)
-    queries = [np.concatenate(rows) for rows in merged.values()]
+        merged.setdefault(bank, []).append(tokens)
+    queries = [np.concatenate(tokens) for tokens in merged.values()]
     slots = np.array([len(q) for q in queries], np.int64)
     first = np.cumsum(slots) - slots
     rows = np.array([b.rows for b in merged], np.int64)
-    groups = -(-rows // GROUP)
+    groups = rows // GROUP
     maxima = slots * groups
     jobs = np.stack(
         [
@@ -203,9 +207,12 @@ def plan_search(
             rows, first, slots, np.cumsum(maxima) - maxima,
         ], axis=1,
     )  # fmt: skip
-    tiles_q, tiles_n = -(-slots // block_q), -(-rows // block_n)
-    run = max(1, int((tiles_q * tiles_n).sum()) // (programs * ITEMS_PER_PROGRAM))
-    items = [_items(j, int(first[j]), int(slots[j]), int(rows[j]), block_q, run * block_n) for j in range(len(merged))]
+    grouped = groups * GROUP
+    tiles_q, tiles_n = -(-slots // block_q), -(-grouped // block_n)
+    run = _run_length(tiles_q, tiles_n, programs)
+    items = [
+        _items(j, int(first[j]), int(slots[j]), int(grouped[j]), block_q, run * block_n) for j in range(len(merged))
+    ]
     return SearchPlan(
         order=np.concatenate(queries).astype(np.int32),
         job_of=np.repeat(np.arange(len(merged), dtype=np.int32), slots),
@@ -216,6 +223,23 @@ def plan_search(
     )
 
 
+def _run_length(tiles_q: I64, tiles_n: I64, programs: int) -> int:
+    """Most bank tiles an item, so that the last program is done as early as can be: a fifth of a large search was lost where four
+    items a program were aimed at and one had five."""
+
+    def items(run: int) -> int:
+        return int((tiles_q * -(-tiles_n // run)).sum())
+
+    least = -(-int(tiles_q.sum()) // programs)
+    longest = max(1, int(tiles_n.max()))
+    runs = range(1, longest + 1)
+    tried = []
+    for turns in range(least, least + TURNS):
+        run = runs[bisect_left(runs, True, hi=longest - 1, key=lambda r: items(r) <= turns * programs)]
+        tried.append((turns * (run + ITEM_COST), run))
+    return min(tried)[1]
+
+
 def _items(job: int, first: int, slots: int, rows: int, block_q: int, run: int) -> I32:
     begin, query = np.meshgrid(np.arange(0, rows, run), np.arange(first, first + slots, block_q), indexing="ij")
     end = np.minimum(begin + run, rows)
@@ -223,8 +247,9 @@ def _items(job: int, first: int, slots: int, rows: int, block_q: int, run: int) 
 
 
 def max_items(slots: int, jobs: int, block_q: int, programs: int) -> int:
-    """Items that any plan of up to ``slots`` queries in up to ``jobs`` jobs can have (see ``run`` in :func:`plan_search`)."""
-    return 2 * programs * ITEMS_PER_PROGRAM + slots // block_q + jobs + 1
+    """Items that any plan of up to ``slots`` queries in up to ``jobs`` jobs can have: :data:`TURNS` rounds beyond one item a tile
+    of queries."""
+    return TURNS * programs + slots // block_q + jobs
 
 
 # --- map -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@
 #   SECONDS_EACH, BATCHES, STARTS: passed to `visionad bench`
 #   TESTS=no        leave out the tests on the hardware, in a second call
 #   SEARCH=60       seconds for the race of the search against cuBLAS and others
+#   TILES=yes       race tiles of the search kernel too (needs Triton; two minutes)
 #   LOAD=40         seconds for cameras, steadiness and enrolment under load, of the first case; CALLS=100000 at most
 set -euo pipefail
 
@@ -22,7 +23,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 PYTHON=${PYTHON:-python3} INSTALL=${INSTALL:-yes} WHEELS=${WHEELS:-} WEIGHTS=${WEIGHTS:-} MODELS=${MODELS:-} EXPORT=${EXPORT:-}
 BUDGET=${BUDGET:-580} SECONDS_EACH=${SECONDS_EACH:-1.5} BATCHES=${BATCHES:-1,4,8} STARTS=${STARTS:-1}
-TESTS=${TESTS:-yes} SEARCH=${SEARCH:-60} LOAD=${LOAD:-40} CALLS=${CALLS:-100000}
+TESTS=${TESTS:-yes} TILES=${TILES:-no} SEARCH=${SEARCH:-60} LOAD=${LOAD:-40} CALLS=${CALLS:-100000}
 CASES=${CASES:-dinov2_vits14_reg:fp16 dinov2_vitl14_reg:fp16 dinov2_vits14_reg:fp32 dinov2_vits14_reg:bf16 dinov2_vitl14_reg:bf16 dinov2_vitl14_reg:fp32}
 PATH=$PATH:/usr/local/cuda/bin
 export PYTHONPATH=$ROOT/runtime:$ROOT/export:$ROOT/visionad_ref${PYTHONPATH:+:$PYTHONPATH} PATH PYTHONUNBUFFERED=1
@@ -184,6 +185,9 @@ elif ! WHY=$("$PYTHON" -c 'from visionad_runtime.cuda.device import Owner; Owner
     skip search "$(tail -n 1 <<<"$WHY")"
 else
     step search $((SEARCH + 60)) "$PYTHON" benchmarks/gpu_search.py --seconds "$SEARCH" --out "$OUT/search.json" || true
+    if [[ $TILES == yes ]]; then
+        step tiles 150 "$PYTHON" benchmarks/gpu_tiles.py --out "$OUT/tiles.json" || true
+    fi
 fi
 
 # -- models: export, build, parity, bench ------------------------------------------------------------------------------

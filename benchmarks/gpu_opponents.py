@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime.cuda import plan
 from visionad_runtime.cuda.interface import Buffer, Device, Graph, Stream
-from visionad_runtime.cuda.kernels import Kernels
+from visionad_runtime.cuda.kernels import Kernel, Kernels
 from visionad_runtime.cuda.plan import BankView
 from visionad_runtime.errors import VisionADError
 
@@ -97,19 +97,20 @@ class Shared:
 
 Work = Sequence[tuple[BankView, I32]]
 """Banks, and the numbers of the query rows to search them for."""
+KernelSet = Kernels | Mapping[str, Kernel]
 
 
 class Search:
     """One search by the runtime's kernels: its tables and results, and one graph of all launches."""
 
     def __init__(
-        self, device: Device, kernels: Kernels, stream: Stream, queries: Rows, work: Work, neighbours: int = 1
+        self, device: Device, kernels: KernelSet, stream: Stream, queries: Rows, work: Work, neighbours: int = 1
     ) -> None:
         self._device, self._kernels, self._stream, self._queries = device, kernels, stream, queries
         self._neighbours, self._buffers = neighbours, list[Buffer]()
         self._graph: Graph | None = None
-        tile = kernels["group_maxima"].constants
-        self._programs = device.multiprocessors * tile["per_multiprocessor"]
+        first_pass = kernels["group_maxima"]
+        tile, self._programs = first_pass.constants, device.multiprocessors * first_pass.per_multiprocessor
         self._used = 1 + max(int(rows.max()) for _, rows in work)
         self.plan = plan.plan_search(work, tile["BLOCK_Q"], tile["BLOCK_N"], self._programs, neighbours)
         try:
@@ -243,9 +244,11 @@ class Ground:
 
 
 @contextmanager
-def ours(ground: Ground, queries: Rows, work: Work, name: str = OURS) -> Iterator[tuple[Contender, Search]]:
-    """The runtime's search."""
-    search = Search(ground.device, ground.kernels, ground.stream, queries, work)
+def ours(
+    ground: Ground, queries: Rows, work: Work, name: str = OURS, kernels: KernelSet | None = None
+) -> Iterator[tuple[Contender, Search]]:
+    """The runtime's search, by its own kernels or others."""
+    search = Search(ground.device, kernels or ground.kernels, ground.stream, queries, work)
 
     def found() -> tuple[F32, NDArray[Any]]:
         distance, row = search.found()

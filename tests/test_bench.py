@@ -29,6 +29,7 @@ from visionad_runtime.bench.run import Settings, run_bench
 from visionad_runtime.cli import run
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda.kernels import choose_target, read_target
 from visionad_runtime.errors import ModelError, VisionADError
 
 TIMES = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=250)
@@ -677,6 +678,49 @@ def test_the_search_s_benchmark_on_a_fake_gpu(
     assert states(found["aims"]) == [None, True, True]
     assert "not measured  search at 784 x 1000000 x 1024" in told and "5 x 2000 x 64" in told
     assert len(gpu_table.table([["search", "ok", "1", ""]], [], [], [found])) > 4
+    assert not Owner.of(0).run(lambda device: len(device._buffers))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_tiles_are_raced_and_held_against_the_built_one(
+    gpu_search: Any, wrong: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton")
+    module = importlib.import_module("gpu_tiles")
+    from visionad_export.kernels.build import Built
+
+    target = choose_target(FakeDevice.gpu["capability"], list(module.TARGETS))
+    record, code = read_target(target)["group_maxima"]
+    right, searches = FakeDevice.kernels["group_maxima"], list[int]()
+
+    def compiled(name: str, target: str, tile: Any) -> Built:
+        if tile.stages == 3:
+            raise RuntimeError("PassManager::run failed\nand much more")
+        blocks = {"BLOCK_Q": tile.block_q, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+        spilled = 8 if tile.block_q == 64 else 0
+        return Built(code, record | {"constants": {**record["constants"], **blocks}, "spill_bytes": spilled})
+
+    def first_pass(device: Any, grid: Any, block: Any, *args: Any) -> None:
+        """For all but the first tile, perhaps, the first query's first group is the only one that counts."""
+        right(device, grid, block, *args)
+        maxima = int(args[5])
+        searches.append(maxima)
+        if wrong and maxima != searches[0]:
+            found = device._buffers[maxima].bytes[:32].view(np.float32)
+            found[:] = [9] + 7 * [-9]
+
+    monkeypatch.setattr(module, "compile_kernel", compiled)
+    monkeypatch.setitem(FakeDevice.kernels, "group_maxima", first_pass)
+    out = tmp_path / "tiles.json"
+    sizes = ["--size", "300", "256", "64", "--size", "40", "50", "24", "--cache", "65536", "--each", "0.002"]
+    assert module.main([*sizes, "--out", str(out)]) == wrong
+    found, told = json.loads(out.read_text()), capsys.readouterr()
+    assert found["built"] == module.name_of(module.TILES[module.TARGETS[target]]) and found["tiles"][0]["registers"]
+    assert all(set(one["p50_ms"]) == {"300 x 256 x 64", "40 x 50 x 24"} for one in found["tiles"])
+    assert not any(one["tile"]["stages"] == 3 or one["tile"]["block_q"] == 64 for one in found["tiles"][1:])
+    assert len(found["tiles"]) + len(found["refused"]) == len(module.CANDIDATES)
+    assert "PassManager::run failed" in told.out and "and much more" not in told.out
+    assert ("finds other rows" in told.err) == wrong
     assert not Owner.of(0).run(lambda device: len(device._buffers))
 
 

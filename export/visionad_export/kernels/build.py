@@ -13,7 +13,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +39,21 @@ class Tile:
     block_k: int
     warps: int
     stages: int
-    per_multiprocessor: int
-    """Programs that fit a multiprocessor at once, by registers and shared memory."""
 
 
-SMALL = Tile(128, 128, 32, 4, 4, 2)  # fits the 99 KiB of shared memory of sm_86, 89 and 120 twice
+SMALL = Tile(128, 128, 32, 4, 4)  # fits the 100 KiB of shared memory of sm_86, 89 and 120 twice
 TILES = {
-    80: Tile(128, 256, 64, 8, 3, 1),
+    80: Tile(128, 256, 64, 8, 3),
     86: SMALL,
     87: SMALL,
     89: SMALL,
-    90: Tile(128, 256, 64, 8, 4, 1),  # wgmma
-    100: Tile(128, 256, 64, 8, 4, 1),  # tcgen05
+    90: Tile(128, 256, 64, 8, 4),  # wgmma
+    100: Tile(128, 256, 64, 8, 4),  # tcgen05
     120: SMALL,
 }
+"""By what fits; ``benchmarks/gpu_tiles.py`` races others on a GPU."""
+SHARED_KIB = {80: 164, 86: 100, 87: 164, 89: 100, 90: 228, 100: 228, 120: 100}
+"""Shared memory of a multiprocessor, of which each program takes 1 KiB more than it asks for."""
 TARGETS: dict[str, int] = {**{f"sm_{cc}": cc for cc in TILES}, "ptx_89": 89}
 """Machine code by compute capability, and PTX for all others. PTX of sm_90 and later is for that architecture alone
 (``sm_90a`` and so on); PTX of 8.9 is good for every later GPU."""
@@ -69,12 +70,11 @@ class Variant:
     multiply_add: bool = True
     aligned: tuple[str, ...] = ()
     """Integer arguments that are multiples of 16. Pointers always are."""
-    extra: Mapping[str, int] = field(default_factory=dict)
 
 
-def variants(capability: int) -> dict[str, Variant]:
-    """Everything that is built for a target."""
-    tile = TILES[capability]
+def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
+    """Everything that is built for a target; the search kernel with its own tile, or another."""
+    tile = tile or TILES[capability]
     return {
         "pack": Variant(
             {"tokens": "*fp32", "packed": "*fp16", "norms": "*fp32", "dim": "i32", "width": "i32"}, {"BLOCK": 512},
@@ -86,7 +86,7 @@ def variants(capability: int) -> dict[str, Variant]:
                 "width": "i32",
             },
             {"BLOCK_Q": tile.block_q, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP": GROUP},
-            tile.warps, tile.stages, aligned=("width",), extra={"per_multiprocessor": tile.per_multiprocessor},
+            tile.warps, tile.stages, aligned=("width",),
         ),
         "rescore": Variant(
             {
@@ -136,14 +136,18 @@ def source_digest() -> str:
     return hashlib.sha256(SOURCE.read_bytes() + Path(__file__).read_bytes()).hexdigest()
 
 
-def compile_kernel(name: str, target: str) -> Built:
-    """Compile one kernel for one target; deterministic for a Triton version."""
+def compile_kernel(name: str, target: str, tile: Tile | None = None) -> Built:
+    """Compile one kernel for one target; deterministic for a Triton version.
+
+    Raises:
+        VisionADError: it came out in a way the runtime cannot launch, or slow by the assembler's own account.
+    """
     from . import source
 
     if not isinstance(getattr(source, name), triton.JITFunction):
         raise VisionADError("kernels cannot be compiled under TRITON_INTERPRET=1; unset it")
     capability = TARGETS[target]
-    v = variants(capability)[name]
+    v = variants(capability, tile)[name]
     function = getattr(source, name)
     aligned = [n for n, t in v.signature.items() if t.startswith("*") or n in v.aligned]
     ast = ASTSource(
@@ -170,19 +174,27 @@ def compile_kernel(name: str, target: str) -> Built:
     meta = kernel.metadata
     if meta.global_scratch_size or meta.profile_scratch_size or meta.num_ctas != 1:
         raise VisionADError(f"{name} for {target} wants scratch memory or clusters, which the runtime does not provide")
+    threads, registers = 32 * meta.num_warps, _number(r"Used (\d+) registers", log.getvalue())
     record = {
         "entry": meta.name,
         "arguments": _abi(ptx, list(v.signature.values())),
-        "threads": 32 * meta.num_warps,
+        "threads": threads,
         "shared_bytes": meta.shared,
-        "registers": _number(r"Used (\d+) registers", log.getvalue()),
+        "registers": registers,
+        "per_multiprocessor": _fitting(capability, threads, registers, meta.shared),
         "spill_bytes": _number(r"(\d+) bytes spill stores", log.getvalue())
         + _number(r"(\d+) bytes spill loads", log.getvalue()),
-        "constants": {**v.constants, **v.extra},
+        "constants": dict(v.constants),
         "tensor_cores": next((i for i in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if i in ptx), None),
         "sha256": hashlib.sha256(code).hexdigest(),
     }
     return Built(code, record)
+
+
+def _fitting(capability: int, threads: int, registers: int, shared: int) -> int:
+    """Programs that fit a multiprocessor at once by registers, dealt in eights a thread, and shared memory."""
+    by_registers = 65536 // (threads * -(-registers // 8) * 8)
+    return min(by_registers, SHARED_KIB[capability] * 1024 // (shared + 1024))
 
 
 _PTX_TYPES = {"i32": "u32", "fp32": "f32"}

@@ -443,9 +443,9 @@ class _Shared:
     def _take(self, device: Device) -> None:
         hold = self.memory.hold
         self.kernels = hold(Kernels(device))
-        tile = self.kernels["group_maxima"].constants
-        self.block_q, self.block_n = tile["BLOCK_Q"], tile["BLOCK_N"]
-        self.programs = device.multiprocessors * tile["per_multiprocessor"]
+        first_pass = self.kernels["group_maxima"]
+        self.block_q, self.block_n = first_pass.constants["BLOCK_Q"], first_pass.constants["BLOCK_N"]
+        self.programs = device.multiprocessors * first_pass.per_multiprocessor
         self.stream = self.memory.stream(device.stream())  # of uploads
         self.staging = [self.memory.pinned(STAGING, np.uint8) for _ in range(2)]
         self.staged = [hold(device.event()) for _ in range(2)]

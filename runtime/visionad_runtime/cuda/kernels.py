@@ -64,11 +64,17 @@ def choose_target(capability: tuple[int, int], targets: Sequence[str]) -> str:
 
 
 class Kernel:
-    """One kernel on a device."""
+    """One kernel on a device.
+
+    Attributes:
+        constants: what it was compiled for, such as the sizes of its blocks.
+        per_multiprocessor: programs that fit a multiprocessor at once.
+    """
 
     def __init__(self, name: str, record: Mapping[str, Any], function: Function) -> None:
         self.name = name
         self.constants: Mapping[str, int] = record["constants"]
+        self.per_multiprocessor = int(record["per_multiprocessor"])
         self._arguments: list[str] = record["arguments"]
         self._named = len(self._arguments) - self._arguments.count("null")
         self._block = (int(record["threads"]), 1, 1)

@@ -1,0 +1,165 @@
+"""Tiles of the search kernel raced on this GPU: `python benchmarks/gpu_tiles.py --out FILE`.
+
+Which one a target is built with stands in ``TILES`` of ``export/visionad_export/kernels/build.py``, by what fits. Here the
+candidates are compiled (Triton is needed, nothing else), each must find what the built one finds, and whole searches are timed in
+turns within one process, by GPU time, as `gpu_search.py` does. A candidate that spills registers, or of which the assembler says
+that it will be slow, is told and not raced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu_opponents import CACHE, Contender, Ground, Rows, ours
+from gpu_search import Size, draw, race
+from visionad_runtime.bench import box
+from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda.interface import Device
+from visionad_runtime.cuda.kernels import Kernel, Kernels, read_target
+from visionad_runtime.errors import VisionADError
+
+try:
+    from visionad_export.kernels.build import TARGETS, TILES, Tile, compile_kernel
+except ModuleNotFoundError as exc:
+    sys.exit(f"gpu_tiles: compiling kernels needs {exc.name}: pip install 'visionad[export]'")
+
+SEARCH = "group_maxima"
+CANDIDATES = [
+    Tile(128, 256, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 256, 32, 8, 4), Tile(256, 128, 64, 8, 4),
+    Tile(256, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3),
+    Tile(128, 128, 32, 4, 4), Tile(128, 128, 32, 4, 3), Tile(64, 256, 64, 4, 4), Tile(64, 256, 32, 4, 4),
+    Tile(64, 128, 64, 4, 4), Tile(128, 64, 64, 4, 4),
+]  # fmt: skip
+SIZES = [Size(784, 500_000, 1024), Size(2352, 4704, 1024), Size(784, 500_000, 384), Size(2352, 4704, 384)]
+"""Many rows, and three views of a picture against one shot; of ViT-L and of ViT-S."""
+BEYOND = max(tile.block_n for tile in CANDIDATES)
+
+
+def candidates(
+    device: Device, kernels: Kernels, modules: ExitStack, refused: dict[str, str]
+) -> Iterator[tuple[Tile, Mapping[str, Any], Kernel]]:
+    """Each tile with its record and kernel, the built one first."""
+    own = TILES[TARGETS[kernels.target]]
+    yield own, read_target(kernels.target)[SEARCH][0], kernels[SEARCH]
+    for tile in CANDIDATES:
+        if tile == own:
+            continue
+        try:
+            built = compile_kernel(SEARCH, kernels.target, tile)
+            if built.record["spill_bytes"] or not built.record["per_multiprocessor"]:
+                raise VisionADError(f"spills {built.record['spill_bytes']} bytes, or does not fit")
+            module = device.load(built.code)
+            modules.callback(module.close)
+        except Exception as exc:  # Triton's compiler fails in ways of its own
+            refused[name_of(tile)] = str(exc).strip().partition("\n")[0][:200]
+            continue
+        yield tile, built.record, Kernel(SEARCH, built.record, module.function(built.record["entry"]))
+
+
+def name_of(tile: Tile) -> str:
+    """Queries x rows x depth, warps, stages."""
+    q, n, k, warps, stages = astuple(tile)
+    return f"{q} x {n} x {k}, {warps} warps, {stages} stages"
+
+
+def measure(device: Device, sizes: Sequence[Size], seconds: float, cache: int) -> dict[str, Any]:
+    """The report."""
+    refused: dict[str, str] = {}
+    faults: list[str] = []
+    with ExitStack() as stack:
+        kernels = Kernels(device)
+        stack.callback(kernels.close)
+        ground = Ground(device, kernels, device.stream(), cache)
+        stack.callback(ground.close)
+        built = {name: kernels[name] for name in read_target(kernels.target)}
+        entries = list(candidates(device, kernels, stack, refused))
+        times: dict[str, dict[str, float]] = {name_of(tile): {} for tile, _, _ in entries}
+        for dim in dict.fromkeys(size.dim for size in sizes):
+            here = [size for size in sizes if size.dim == dim]
+            with ExitStack() as rows:
+                bank, queries = (
+                    Rows(device, kernels, ground.stream, count, dim, draw(dim, count, seed))
+                    for seed, count in enumerate((max(s.rows for s in here) + BEYOND, max(s.queries for s in here)))
+                )
+                rows.callback(bank.close)
+                rows.callback(queries.close)
+                for size in here:
+                    work = [(bank.view(0, size.rows), np.arange(size.queries, dtype=np.int32))]
+                    with ExitStack() as searches:
+                        raced: list[Contender] = []
+                        for tile, _, kernel in entries:
+                            using = {**built, SEARCH: kernel}
+                            raced.append(searches.enter_context(ours(ground, queries, work, name_of(tile), using))[0])
+                        found = race(raced, seconds)
+                        faults += [f"{size}: {one.name} finds other rows" for one in raced[1:] if differ(raced[0], one)]
+                    for name, one in found.items():
+                        times[name][str(size)] = one["p50"]
+        return {
+            "environment": box.environment(),
+            "gpu": device.name,
+            "capability": ".".join(map(str, device.capability)),
+            "target": kernels.target,
+            "built": name_of(entries[0][0]),
+            "best": min(times, key=lambda name: math.prod(times[name].values())),
+            "tiles": [
+                {"tile": asdict(tile), "p50_ms": times[name_of(tile)]}
+                | {key: record[key] for key in ("registers", "shared_bytes", "per_multiprocessor")}
+                for tile, record, _ in entries
+            ],
+            "refused": refused,
+            "faults": faults,
+        }
+
+
+def differ(one: Contender, other: Contender) -> bool:
+    """Whether two searches found other rows or scores."""
+    assert one.found is not None and other.found is not None
+    return any((a != b).any() for a, b in zip(one.found(), other.found(), strict=True))
+
+
+def told(report: Mapping[str, Any]) -> list[str]:
+    """The table."""
+    sizes = list(report["tiles"][0]["p50_ms"])
+    lines = [f"{'tile':<36}{'regs':>5}{'shared':>8}{'fit':>4}" + "".join(f"{size:>24}" for size in sizes) + "   p50 ms"]
+    for one in report["tiles"]:
+        name = name_of(Tile(**one["tile"]))
+        note = " built" if name == report["built"] else ""
+        ms = "".join(f"{one['p50_ms'][size]:>24.4g}" for size in sizes)
+        numbers = f"{one['registers']:>5}{one['shared_bytes']:>8}{one['per_multiprocessor']:>4}"
+        lines.append(f"{name:<36}{numbers}{ms}{note}{' best' if name == report['best'] else ''}")
+    return lines + [f"not raced: {name}: {why}" for name, why in report["refused"].items()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Race, print a table, write ``--out``."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--each", type=float, default=0.2, help="seconds of GPU time of each tile at each size")
+    options.add_argument("--cache", type=int, default=CACHE, help="bytes gone through before every search")
+    options.add_argument("--size", type=int, nargs=3, action="append", metavar=("QUERIES", "ROWS", "DIM"))
+    options.add_argument("--out", type=Path, help="JSON file")
+    args = options.parse_args(argv)
+    sizes = [Size(*size) for size in args.size] if args.size else SIZES
+    try:
+        report = Owner.of(0).run(lambda device: measure(device, sizes, args.each, args.cache))
+    except VisionADError as exc:
+        print(f"gpu_tiles: {exc}", file=sys.stderr)
+        return 1
+    print("\n".join(told(report)))
+    if args.out is not None:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    for fault in report["faults"]:
+        print(f"gpu_tiles: {fault}", file=sys.stderr)
+    return 1 if report["faults"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

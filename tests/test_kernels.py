@@ -302,6 +302,31 @@ def test_search_refusals(rows: int, k: int, words: str) -> None:
         plan_search([(BankView(0, 0, rows, 0.0, 1.0), np.zeros(1, np.int32))], 128, 128, 1, k)
 
 
+@pytest.mark.parametrize(
+    ("queries", "rows", "classes"),
+    [
+        (784, 1_000_000, 1),
+        (2352, 50_000, 1),
+        (2352, 1_000_000, 1),
+        (6272, 500_000, 1),
+        (25088, 4_000_000, 1),
+        (784, 18_816, 16),
+    ],
+)
+@pytest.mark.parametrize("tile", [build.TILES[90], build.TILES[89]])
+def test_no_program_works_on_while_the_others_are_done(queries: int, rows: int, classes: int, tile: build.Tile) -> None:
+    """Items are dealt in turn, so the last turn must not hold a few of them only."""
+    programs = 132
+    works = [
+        (BankView(1, 64 * i, rows, 0.0, 1.0), np.arange(queries, dtype=np.int32) + queries * i) for i in range(classes)
+    ]
+    p = plan_search(works, tile.block_q, tile.block_n, programs)
+    assert len(p.items) <= plan.max_items(len(p.order), classes, tile.block_q, programs)
+    tiles = -(-(p.items[:, 3] - p.items[:, 2]) // tile.block_n)
+    longest = max(int(tiles[i::programs].sum()) for i in range(programs))
+    assert longest <= 1.07 * tiles.sum() / programs
+
+
 def test_bound_holds() -> None:
     """What the proof in docs/kernels.md rests on, where rounding is worst: |exact - 16-bit| stays below the bound, but
     not idly far."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,11 @@ PADDING = 64
 MAX_NEIGHBOURS = 8
 JOB_COLUMNS = 6
 PICTURE_COLUMNS = 12
-ITEMS_PER_PROGRAM = 4
-"""Work items per program aimed at: enough for the last wave to be short, few enough to run several tiles in one go."""
+ITEMS_PER_PROGRAM = 16
+"""Most work items a program, about: enough for the last turn to be short, few enough to run several tiles in one go."""
+ITEM_COST = 0.5
+"""Of a work item besides its tiles, in tiles: the loads of its first one are waited for."""
+RUNS_TRIED = 512
 
 
 def packed_width(dim: int) -> int:
@@ -204,7 +207,7 @@ def plan_search(
         ], axis=1,
     )  # fmt: skip
     tiles_q, tiles_n = -(-slots // block_q), -(-rows // block_n)
-    run = max(1, int((tiles_q * tiles_n).sum()) // (programs * ITEMS_PER_PROGRAM))
+    run = _run(tiles_q, tiles_n, programs)
     items = [_items(j, int(first[j]), int(slots[j]), int(rows[j]), block_q, run * block_n) for j in range(len(merged))]
     return SearchPlan(
         order=np.concatenate(queries).astype(np.int32),
@@ -216,6 +219,17 @@ def plan_search(
     )
 
 
+def _run(tiles_q: NDArray[Any], tiles_n: NDArray[Any], programs: int) -> int:
+    """Tiles of bank an item. Programs take items in turn, so one item more than so many each makes one program's turn the whole
+    launch's: of the runs that give few enough items, the one whose turns are over first."""
+    whole = int((tiles_q * tiles_n).sum())
+    fewest = max(1, whole // (programs * ITEMS_PER_PROGRAM))
+    runs = np.unique(np.linspace(fewest, max(fewest, -(-whole // programs)), RUNS_TRIED, dtype=np.int64))
+    items = (tiles_q * -(-tiles_n // runs[:, None])).sum(axis=1)
+    turns = -(-items // programs)
+    return int(runs[np.argmin(turns * (runs + ITEM_COST))])
+
+
 def _items(job: int, first: int, slots: int, rows: int, block_q: int, run: int) -> I32:
     begin, query = np.meshgrid(np.arange(0, rows, run), np.arange(first, first + slots, block_q), indexing="ij")
     end = np.minimum(begin + run, rows)
@@ -223,7 +237,7 @@ def _items(job: int, first: int, slots: int, rows: int, block_q: int, run: int) 
 
 
 def max_items(slots: int, jobs: int, block_q: int, programs: int) -> int:
-    """Items that any plan of up to ``slots`` queries in up to ``jobs`` jobs can have (see ``run`` in :func:`plan_search`)."""
+    """Items that any plan of up to ``slots`` queries in up to ``jobs`` jobs can have (see :func:`_run`)."""
     return 2 * programs * ITEMS_PER_PROGRAM + slots // block_q + jobs + 1
 
 

@@ -380,6 +380,8 @@ class Function:
         with _translated(cuda, f"launching {self.name}", self._device):
             if shared > 48 * 1024:
                 self._raw.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+                # Left to itself the driver may give that one program its room and the rest to L1; two are to fit.
+                self._raw.set_attribute(cuda.function_attribute.PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
             values = [kernel_argument(a) for a in args]
             types: list[str] = [v.dtype.char for v in values]
             if types != self._types:

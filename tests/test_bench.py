@@ -618,6 +618,15 @@ def gpu_search(gpu_table: Any, fake_owner: None, monkeypatch: pytest.MonkeyPatch
     return module
 
 
+@pytest.mark.parametrize(
+    ("queries", "rows"), [(784, 1_000_000), (25088, 1_000_000), (25088, 50_001), (25088, 4_000_000)]
+)
+def test_a_score_matrix_in_tiles_is_one_that_cublas_is_fast_with(gpu_search: Any, queries: int, rows: int) -> None:
+    free = 70_000_000_001
+    tile = importlib.import_module("gpu_opponents").tile_rows(queries, rows, free)
+    assert tile == rows or (0 < tile < rows and tile % 8 == 0 and 2 * queries * tile <= free / 4)
+
+
 def numpy_peer(gpu_search: Any, wrong: float = 0.0) -> Any:
     """A contender that reads the fake GPU's memory where other libraries would read a real one's."""
 

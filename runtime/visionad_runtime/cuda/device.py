@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import gc
 import queue
 import sys
 import threading
@@ -199,11 +200,15 @@ class Device:
         begun = driver.cuStreamBeginCapture_v2(ctypes.c_void_p(stream.handle), this_thread)
         _call(begun, "starting a capture", self)
         recorded = ctypes.c_void_p()
+        collects = gc.isenabled()
         try:
             try:
+                gc.disable()  # garbage of the GPU's, freed on this thread meanwhile, would spoil the recording
                 yield graph
             finally:
                 status = driver.cuStreamEndCapture(ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
+                if collects:
+                    gc.enable()
             _call(status, "recording a CUDA graph", self)
             made = driver.cuGraphInstantiateWithFlags(ctypes.byref(graph.raw), recorded, ctypes.c_ulonglong(0))
             _call(made, "making a CUDA graph", self)

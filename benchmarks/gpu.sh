@@ -48,7 +48,8 @@ skip() { # NAME REASON
 }
 
 # step NAME LIMIT COMMAND…: stdout to OUT/NAME.json where JSON=1 is set, all else to OUT/NAME.log. SOFT is the state of a failure
-# that is a finding and no fault. Its exit status is the command's.
+# that is a finding and no fault. Its exit status is the command's. What takes too long is interrupted as by Ctrl-C, so that pytest
+# still tells what has failed until then.
 step() {
     local name=$1 limit=$2 left=$((BUDGET - SECONDS)) begin=$SECONDS rc=0 into=$OUT/$1.log note
     shift 2
@@ -59,7 +60,7 @@ step() {
     if ((limit > left)); then limit=$left; fi
     if [[ -n ${JSON:-} ]]; then into=$OUT/$name.json; fi
     : >"$OUT/$name.log"
-    timeout --kill-after=5 "$limit" "$@" >>"$into" 2>>"$OUT/$name.log" </dev/null || rc=$?
+    timeout --signal=INT --kill-after=5 "$limit" "$@" >>"$into" 2>>"$OUT/$name.log" </dev/null || rc=$?
     note=$(grep -v '^[[:space:]]*$' "$OUT/$name.log" | tail -n 1) || note=
     if [[ -n ${JSON:-} && ! -s $into ]]; then rm -f "$into"; fi
     if ((rc == 0)); then

@@ -270,13 +270,20 @@ Raises:
 """
 
 
+def tile_rows(queries: int, rows: int, free: int) -> int:
+    """Bank rows whose 16-bit scores are made at a time. Where those are a part of the bank, they are a multiple of 256: rows of
+    scores that do not begin at a multiple of 16 bytes would cost cuBLAS its fast kernels."""
+    most = free // SHARE // 2 // queries
+    return rows if rows <= most else max(256, most // 256 * 256)
+
+
 def torch_contenders(ground: Ground, queries: Shared, bank: Shared, compiled: bool) -> list[Contender]:
     """cuBLAS by torch: the product alone, product and maximum, the plain expression, and that compiled."""
     torch = _library("torch")
     if not torch.cuda.is_available():
         raise VisionADError("torch sees no GPU")
     q, b = torch.as_tensor(queries, device="cuda"), torch.as_tensor(bank, device="cuda")
-    tile = min(len(b), max(1, torch.cuda.mem_get_info()[0] // SHARE // 2 // len(q)))
+    tile = tile_rows(len(q), len(b), torch.cuda.mem_get_info()[0])
     scores = torch.empty(len(q) * tile, dtype=torch.float16, device="cuda")
     best, row = (
         torch.empty(len(q), dtype=torch.float16, device="cuda"),
@@ -346,7 +353,7 @@ def cupy_contenders(ground: Ground, queries: Shared, bank: Shared, _: bool) -> l
         raise VisionADError("cuBLAS is called by torch here")
     cupy = _library("cupy")
     q, b = cupy.asarray(queries), cupy.asarray(bank)
-    tile = min(len(b), max(1, cupy.cuda.Device().mem_info[0] // SHARE // 2 // len(q)))
+    tile = tile_rows(len(q), len(b), cupy.cuda.Device().mem_info[0])
     scores = cupy.empty(len(q) * tile, cupy.float16)
     best, row = cupy.empty(len(q), cupy.float16), cupy.empty(len(q), cupy.int64)
 

@@ -42,7 +42,7 @@ typedef struct Handle { /* of whatever kind; never reused, so that a dead one is
 
 typedef struct Function {
     Handle *module;
-    int number, most_shared;
+    int number, most_shared, carveout; /* per cent of the L1 that is shared memory; -1: as the driver likes */
     size_t argument_bytes;
 } Function;
 
@@ -333,12 +333,14 @@ Status cuModuleGetFunction(Function **function, Handle *module, const char *name
     (*function)->number = number;
     (*function)->argument_bytes = bytes;
     (*function)->most_shared = 48 * 1024;
+    (*function)->carveout = -1;
     return OK;
 }
 Status cuFuncGetAttribute(int *value, int attribute, Function *function) { (void)attribute, (void)function; *value = 0; return OK; }
 Status cuFuncSetAttribute(Function *function, int attribute, int value) {
     NEEDS_CONTEXT("cuFuncSetAttribute");
     if (attribute == 8) function->most_shared = value; /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
+    if (attribute == 9) function->carveout = value; /* CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT */
     return OK;
 }
 Status cuFuncSetBlockShape(Function *f, int x, int y, int z) { /* deprecated; pycuda calls it all the same */
@@ -359,6 +361,8 @@ Status cuLaunchKernel(Function *f, unsigned gx, unsigned gy, unsigned gz, unsign
         else return wrong(INVALID_VALUE, "cuLaunchKernel", "an extra that is none");
     }
     if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || !bx || bx * by * bz > 1024) return wrong(INVALID_VALUE, "cuLaunchKernel", "grid or block");
+    if (shared > 48 * 1024 && f->carveout != 100)
+        return wrong(INVALID_VALUE, "cuLaunchKernel", "much shared memory, and how many programs fit at once is left to the driver");
     if (shared > (unsigned)f->most_shared) return wrong(INVALID_VALUE, "cuLaunchKernel", "more shared memory than was asked for");
     if (bytes != f->argument_bytes || bytes > sizeof op.arguments || !buffer) {
         char text[128];

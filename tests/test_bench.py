@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.bench import box, measure, roofline
+from visionad_runtime.bench import run as bench_run
 from visionad_runtime.bench.measure import Entrant
 from visionad_runtime.bench.report import format_report
 from visionad_runtime.bench.run import Settings, run_bench
@@ -176,6 +177,35 @@ def test_search_work_is_one_exhaustive_product() -> None:
     work = roofline.search_work(3, 7, 5)
     assert work.flops == 2 * 3 * 7 * 5
     assert work.bytes == queries.nbytes + rows.nbytes + 3 * 8  # a distance and a row each
+    assert roofline.search_work(3, 7, 5, 2).bytes == (queries.nbytes + rows.nbytes) / 2 + 3 * 8
+
+
+def test_a_search_on_the_gpu_is_held_against_16_bits(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def peaks(precision: str) -> roofline.Peaks:
+        asked.append(precision)
+        return roofline.Peaks({"fp32": 1e12, "fp16": 8e12}[precision], 1e15, precision)
+
+    monkeypatch.setattr(roofline, "gpu_peaks", peaks)
+    monkeypatch.setattr(roofline, "cpu_peaks", lambda threads: roofline.Peaks(1e11, 1e15, "cpu"))
+    manifest = read_manifest(tiny_model, ModelManifest)
+    assert manifest.precision == "fp32"
+    stages = {"search": {"p50": 1.0}, "total": {"p50": 2.0}}
+    entry = {"batches": {"1": {"bare_engine": {"p50": 1.0}}}, "group": 3}
+    report: dict[str, Any] = {
+        "settings": {"threads": 1}, "pictures": {"class": "disc"}, "views": ["original"],
+        "bank": {"rows_per_view": {"original": 1000.0}},
+        "backends": {
+            "tensorrt": {**entry, "stages": {**stages, "wait": {"p50": 0.1}}},
+            "onnxruntime-cpu": {**entry, "stages": stages},
+        },
+    }  # fmt: skip
+    bench_run._roofline(report, tiny_model, manifest)
+    there, here = (report["backends"][name]["roofline"]["search, all views"] for name in report["backends"])
+    assert asked == ["fp32", "fp16"]
+    assert there["share_of_roof"] == pytest.approx(there["gflop_per_s"] / 8000, abs=1e-3)
+    assert here["share_of_roof"] == pytest.approx(here["gflop_per_s"] / 100, abs=1e-3) and here["mb"] > there["mb"]
 
 
 def test_cpu_peaks_are_measured() -> None:
@@ -617,6 +647,15 @@ def gpu_search(gpu_table: Any, fake_owner: None, monkeypatch: pytest.MonkeyPatch
     module = importlib.import_module("gpu_search")
     monkeypatch.setattr(module, "CALLS", 3)
     return module
+
+
+@pytest.mark.parametrize(
+    ("queries", "rows"), [(784, 1_000_000), (25088, 1_000_000), (25088, 50_001), (25088, 4_000_000)]
+)
+def test_a_score_matrix_in_tiles_is_one_that_cublas_is_fast_with(gpu_search: Any, queries: int, rows: int) -> None:
+    free = 70_000_000_001
+    tile = importlib.import_module("gpu_opponents").tile_rows(queries, rows, free)
+    assert tile == rows or (0 < tile < rows and tile % 8 == 0 and 2 * queries * tile <= free / 4)
 
 
 def numpy_peer(gpu_search: Any, wrong: float = 0.0) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -593,6 +594,30 @@ def test_the_product_is_of_this_source() -> None:
     assert {t: set(k) for t, k in MANIFEST["targets"].items()} == {
         t: set(build.variants(cc)) for t, cc in build.TARGETS.items()
     }
+
+
+@pytest.mark.parametrize("target", build.TARGETS)
+def test_no_newer_driver_is_needed_than_is_said(target: str) -> None:
+    """The ABI in a cubin's ELF header: 7 is CUDA 12's, 8 is CUDA 13's."""
+    for _, code in read_target(target).values():
+        if target.startswith("ptx"):
+            found = re.search(rb"^\.version (\d+)\.(\d+)", code, re.MULTILINE)
+            assert found is not None and tuple(map(int, found.groups())) <= (8, 8)
+        else:
+            assert code[8] == (7 if int(target[3:]) <= 90 else 8)
+
+
+def test_wgmma_is_not_waited_for_product_by_product(tmp_path: Path) -> None:
+    """ptxas puts a wait after each where it cannot follow the accumulators, a branch beside them is enough for that, and says so in
+    passing only. One barrier a step of the loop is as it should be."""
+    tool = Path(triton.__file__).with_name("backends") / "nvidia" / "bin" / "nvdisasm"
+    if not tool.exists():
+        pytest.skip("this Triton brings no nvdisasm")
+    cubin = tmp_path / "group_maxima.cubin"
+    cubin.write_bytes(read_target("sm_90")["group_maxima"][1])
+    listed = subprocess.run([tool, "-c", cubin], check=True, capture_output=True, text=True).stdout
+    products = [line for line in listed.splitlines() if "HGMMA" in line]
+    assert len(products) == 4 and sum("gsb0" in line for line in products) == 1
 
 
 @pytest.mark.parametrize("target", build.TARGETS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -85,6 +86,35 @@ def test_a_stream_does_not_wait_for_the_default_one(driver: pretend_driver.Prete
         host, buffer = device.pinned(4, np.float32), device.alloc(16)
         with device.capture(stream) as graph:
             device.upload(buffer, host, other)  # refused if either waited for the other
+        graph.close()
+        buffer.close()
+        device.unpin(host)
+
+    on_driver(work)
+
+
+@in_its_process
+def test_garbage_does_not_spoil_a_recording(driver: pretend_driver.Pretended) -> None:
+    """What a failure left behind, in a circle with its own traceback, is freed whenever Python collects: not while this thread
+    records, when the driver frees nothing."""
+
+    def work(device: Device) -> None:
+        stream = device.stream()
+        host, buffer = device.pinned(4, np.float32), device.alloc(16)
+        garbage = [device.pinned(4, np.float32)]
+        often = gc.get_threshold()
+        try:
+            with device.capture(stream) as graph:
+                left: list[Any] = [garbage.pop()]
+                left.append(left)
+                del left
+                gc.set_threshold(1)
+                kept: list[list[int]] = [[] for _ in range(100)]
+                device.upload(buffer, host, stream)
+        finally:
+            gc.set_threshold(*often)
+        assert gc.isenabled() and kept
+        gc.collect()
         graph.close()
         buffer.close()
         device.unpin(host)

@@ -69,12 +69,13 @@ def backbone_work(identity: FeatureIdentity, weight_bytes: int, rows: int, class
     return Work(flops, weight_bytes / rows + 4 * (3 * identity.preprocess.crop**2 + out))
 
 
-def search_work(queries: int, rows: float, dim: int) -> Work:
-    """``queries`` patches against ``rows`` bank rows as one exhaustive float32 product: ``2·P·N·D`` FLOPs, both read once.
+def search_work(queries: int, rows: float, dim: int, size: int = 4) -> Work:
+    """``queries`` patches against ``rows`` bank rows as one exhaustive product: ``2·P·N·D`` FLOPs, both read once, ``size`` bytes
+    a number: 4 are float32, 2 the 16 bits that the GPU searches in.
 
     A search that rules rows out in int8 first does less; its FLOP/s by this count may then pass the float32 peak.
     """
-    return Work(2.0 * queries * rows * dim, 4.0 * (queries * dim + rows * dim + 2 * queries))
+    return Work(2.0 * queries * rows * dim, float(size) * (queries * dim + rows * dim) + 8.0 * queries)
 
 
 def assess(work: Work, seconds: float, peaks: Peaks | None) -> dict[str, Any]:

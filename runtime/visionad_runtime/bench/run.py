@@ -385,9 +385,12 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
                 "why_null": "no picture is of a known class, so what was searched is not known"
             }
         elif "search" in entry["stages"]:
-            parts = [roofline.search_work(identity.grid**2, n, identity.dim) for n in rows.values()]
+            # A stage that the chain on the GPU alone has. It searches in 16 bits, whatever the model.
+            there = "wait" in entry["stages"]
+            parts = [roofline.search_work(identity.grid**2, n, identity.dim, 2 if there else 4) for n in rows.values()]
             total = roofline.Work(sum(p.flops for p in parts), sum(p.bytes for p in parts))
-            searched = peaks if "wait" in entry["stages"] else cpu  # a stage that the chain on the GPU alone has
+            halves = roofline.gpu_peaks("fp16") if there and manifest.precision != "fp16" else here
+            searched = (halves if isinstance(halves, roofline.Peaks) else None) if there else cpu
             entry["roofline"]["search, all views"] = roofline.assess(
                 total, entry["stages"]["search"]["p50"] / 1e3, searched
             )

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import gc
 import queue
 import sys
 import threading
@@ -199,11 +200,15 @@ class Device:
         begun = driver.cuStreamBeginCapture_v2(ctypes.c_void_p(stream.handle), this_thread)
         _call(begun, "starting a capture", self)
         recorded = ctypes.c_void_p()
+        collects = gc.isenabled()
         try:
             try:
+                gc.disable()  # garbage of the GPU's, freed on this thread meanwhile, would spoil the recording
                 yield graph
             finally:
                 status = driver.cuStreamEndCapture(ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
+                if collects:
+                    gc.enable()
             _call(status, "recording a CUDA graph", self)
             made = driver.cuGraphInstantiateWithFlags(ctypes.byref(graph.raw), recorded, ctypes.c_ulonglong(0))
             _call(made, "making a CUDA graph", self)
@@ -380,6 +385,8 @@ class Function:
         with _translated(cuda, f"launching {self.name}", self._device):
             if shared > 48 * 1024:
                 self._raw.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+                # Left to itself the driver may give that one program its room and the rest to L1; two are to fit.
+                self._raw.set_attribute(cuda.function_attribute.PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
             values = [kernel_argument(a) for a in args]
             types: list[str] = [v.dtype.char for v in values]
             if types != self._types:

@@ -244,6 +244,7 @@ def test_config_mistakes(tmp_path: Path) -> None:
         ("crop: wide", "crop"),
         ("[1, 2]", "the file"),
         ("a: [", "not YAML"),
+        ("[" * 5000, "not YAML"),
     ):
         path.write_text(text)
         with pytest.raises(ModelError, match=message):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import cv2
@@ -291,14 +292,41 @@ def test_json_is_utf_8_whatever_the_locale_and_the_name(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_is_said_in_one_line(tiny_model: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, signal; from visionad_runtime import cli, picture\n"
-        "picture.find_pictures = lambda paths: os.kill(os.getpid(), signal.SIGINT)\ncli.main()"
-    )
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "picture.find_pictures = lambda paths: os.kill(os.getpid(), signal.SIGINT)",
+        "typer.main.get_command = lambda app: os.kill(os.getpid(), signal.SIGINT)",  # before the parser would see to it
+        "sys.modules['visionad_runtime.bank'] = Native()",
+    ],
+    ids=["at work", "before", "importing"],
+)
+def test_ctrl_c_is_said_in_one_line(tiny_model: Path, tmp_path: Path, moment: str) -> None:
+    code = f"""import os, signal, sys, typer
+from visionad_runtime import cli, picture
+class Native:  # as pybind11 makes it
+    def __getattr__(self, name):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+{moment}
+cli.main()"""
     args = ["bank", "add", str(tiny_model), str(tmp_path / "bank"), "--class", "disc", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "visionad: interrupted; what was finished is kept\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_while_the_command_is_imported_is_silent() -> None:
+    scripts = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+    module, function = scripts["visionad"].split(":")
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"sys.meta_path.insert(0, Interrupts())\nimport {module}\nsys.exit({module}.{function}())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,16 @@ def test_an_older_model_folder_is_replaced(no_export: None, weights: Path, tmp_p
     assert first["identity"] != second["identity"]
     assert read_manifest(out, ModelManifest).identity.layers == (1,)
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making links takes rights there")
+def test_a_link_to_a_model_folder_stays_a_link(no_export: None, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to("model")
+    for layers in ((0, 1), (1,)):  # first it names nothing yet
+        export_model(NAME, tmp_path / "current", weights=weights, **{**SMALL, "layers": layers})
+        assert read_manifest(tmp_path / "model", ModelManifest).identity.layers == layers
+    assert (tmp_path / "current").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "model"]
 
 
 def test_a_failure_keeps_the_older_model_folder(

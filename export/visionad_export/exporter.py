@@ -97,7 +97,7 @@ def export_model(
     """
     if precision not in get_args(Precision):
         raise ModelError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
-    out = out.absolute()
+    out = out.resolve()  # a link to a model folder stays one: what it names is replaced
     _check_target(out)
     try:
         reference = Reference.load(

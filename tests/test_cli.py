@@ -439,3 +439,16 @@ def test_parity(
     assert report["pass"] is False
     assert not report["stages"]["bank features"]["pass"] and not report["stages"]["score"]["pass"]
     assert report["stages"]["patch features"]["pass"]
+
+
+def test_parity_with_pictures_enrolled_by_bit_depth(
+    tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), part(1)[..., 0].astype(np.uint16) << 4)
+    bank = str(tmp_path / "bank")
+    assert (
+        run(["bank", "add", str(tiny_model), bank, "--class", "disc", str(tmp_path / "deep.png"), "--bit-depth", "12"])
+        == 0
+    )
+    assert run(["parity", str(tiny_model), bank, str(good[0])]) == 0
+    assert "bank of disc: as stored (the reference reads no pictures of more than 8 bits" in capsys.readouterr().out

@@ -234,6 +234,23 @@ def visionad(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.parametrize("module", ["cv2", "PIL", "safetensors", "onnxruntime"])
+def test_a_library_that_does_not_load_is_said_in_one_line(
+    tiny_model: Path, bank: Path, tmp_path: Path, module: str
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / f"{module}.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "broken"), *sys.path])}
+    done = visionad("predict", tiny_model, bank, tmp_path, env=env)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "libGL.so.1" in done.stderr and "visionad doctor" in done.stderr
+    done = visionad("doctor", "--json", env=env)
+    problems = json.loads(done.stdout)["problems"]
+    assert json.loads(visionad("doctor", "--model", tiny_model, "--json", env=env).stdout)["problems"][:1] == problems
+    assert done.returncode == 2 and [p.split()[0].split(".")[0] for p in problems] == [module], problems
+    assert "pip install --force-reinstall" in problems[0]
+
+
 def test_foreign_and_damaged_artefacts_by_process(
     tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path
 ) -> None:

@@ -145,6 +145,11 @@ def run(args: Sequence[str]) -> int:
             return _complain(INTERRUPTION, INTERRUPTED)
         if hasattr(exc, "format_message"):  # a usage error of the command-line parser
             return _complain(exc.format_message())
+        if isinstance(exc, ImportError) and not (exc.name or "").startswith("visionad"):
+            return _complain(
+                f"a package that visionad needs does not import ({exc}): `visionad doctor` says which, or install again with "
+                "`pip install --force-reinstall visionad`"
+            )
         if isinstance(exc, OSError) and exc.filename:
             return _complain(f"{exc.filename}: {exc.strerror}")
         if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:

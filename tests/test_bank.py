@@ -359,6 +359,22 @@ def test_undo_brings_a_lost_manifest_back(bank: Bank, damage: str) -> None:
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
 
 
+def test_a_lost_manifest_whose_newest_version_is_damaged_too(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    add(bank, "nut", 2)
+    (bank.folder / "manifest.json").unlink()
+    (bank.folder / "history" / "notes.json").write_text("{}")  # no version of the bank
+    newest = bank.folder / "history" / "000002.json"
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(
+        BankError, match=rf"000002\.json is missing or damaged.*, or delete it and `visionad bank undo {bank.folder}`"
+    ):
+        Bank.undo(bank.folder)
+    newest.unlink()
+    assert Bank.undo(bank.folder).version == 1
+    assert content(Bank.open(bank.folder)) == {"bolt": [1]}
+
+
 def test_a_manifest_of_another_release_is_not_taken_for_a_lost_one(bank: Bank) -> None:
     add(bank, "bolt", 1)
     path = bank.folder / "manifest.json"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import cv2
@@ -233,6 +234,23 @@ def visionad(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.parametrize("module", ["cv2", "PIL", "safetensors", "onnxruntime"])
+def test_a_library_that_does_not_load_is_said_in_one_line(
+    tiny_model: Path, bank: Path, tmp_path: Path, module: str
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / f"{module}.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "broken"), *sys.path])}
+    done = visionad("predict", tiny_model, bank, tmp_path, env=env)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "libGL.so.1" in done.stderr and "visionad doctor" in done.stderr
+    done = visionad("doctor", "--json", env=env)
+    problems = json.loads(done.stdout)["problems"]
+    assert json.loads(visionad("doctor", "--model", tiny_model, "--json", env=env).stdout)["problems"][:1] == problems
+    assert done.returncode == 2 and [p.split()[0].split(".")[0] for p in problems] == [module], problems
+    assert "pip install --force-reinstall" in problems[0]
+
+
 def test_foreign_and_damaged_artefacts_by_process(
     tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path
 ) -> None:
@@ -291,14 +309,41 @@ def test_json_is_utf_8_whatever_the_locale_and_the_name(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_is_said_in_one_line(tiny_model: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, signal; from visionad_runtime import cli, picture\n"
-        "picture.find_pictures = lambda paths: os.kill(os.getpid(), signal.SIGINT)\ncli.main()"
-    )
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "picture.find_pictures = lambda paths: os.kill(os.getpid(), signal.SIGINT)",
+        "typer.main.get_command = lambda app: os.kill(os.getpid(), signal.SIGINT)",  # before the parser would see to it
+        "sys.modules['visionad_runtime.bank'] = Native()",
+    ],
+    ids=["at work", "before", "importing"],
+)
+def test_ctrl_c_is_said_in_one_line(tiny_model: Path, tmp_path: Path, moment: str) -> None:
+    code = f"""import os, signal, sys, typer
+from visionad_runtime import cli, picture
+class Native:  # as pybind11 makes it
+    def __getattr__(self, name):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+{moment}
+cli.main()"""
     args = ["bank", "add", str(tiny_model), str(tmp_path / "bank"), "--class", "disc", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "visionad: interrupted; what was finished is kept\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_while_the_command_is_imported_is_silent() -> None:
+    scripts = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+    module, function = scripts["visionad"].split(":")
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"sys.meta_path.insert(0, Interrupts())\nimport {module}\nsys.exit({module}.{function}())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
@@ -411,3 +456,16 @@ def test_parity(
     assert report["pass"] is False
     assert not report["stages"]["bank features"]["pass"] and not report["stages"]["score"]["pass"]
     assert report["stages"]["patch features"]["pass"]
+
+
+def test_parity_with_pictures_enrolled_by_bit_depth(
+    tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), part(1)[..., 0].astype(np.uint16) << 4)
+    bank = str(tmp_path / "bank")
+    assert (
+        run(["bank", "add", str(tiny_model), bank, "--class", "disc", str(tmp_path / "deep.png"), "--bit-depth", "12"])
+        == 0
+    )
+    assert run(["parity", str(tiny_model), bank, str(good[0])]) == 0
+    assert "bank of disc: as stored (the reference reads no pictures of more than 8 bits" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,13 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """By hand, what is noted of the build."""
+    facts = json.loads((folder / "engine.json").read_text())
+    change(facts["built"])
+    (folder / "engine.json").write_text(json.dumps(facts))
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -147,9 +155,24 @@ def flip(path: Path) -> None:
         (lambda f: os.truncate(f / "engine.json", 50), r"engine\.json is damaged"),
         (lambda f: (f / "engine.json").write_text("[]"), r"engine\.json is damaged"),
         (lambda f: (f / "engine.json").write_text("[" * 100_000), r"engine\.json is damaged"),
-        (lambda f: (f / "engine.json").write_text('{"format": 2}'), "wanted format 1, found 2"),
+        (lambda f: (f / "engine.json").write_text('{"format": 3}'), "wanted format 2, found 3"),
+        (lambda f: edit(f, lambda built: built.pop("layers")), "is not what was written"),
+        (lambda f: edit(f, lambda built: built.update(layers="3")), "is not what was written"),
+        (lambda f: edit(f, lambda built: built.clear()), "is not what was written"),
     ],
-    ids=["a bit", "truncated", "no plan", "no json", "half a json", "other json", "nested json", "newer format"],
+    ids=[
+        "a bit",
+        "truncated",
+        "no plan",
+        "no json",
+        "half a json",
+        "other json",
+        "nested json",
+        "newer",
+        "lacks",
+        "type",
+        "none",
+    ],
 )
 def test_damage_is_found_and_mended_by_the_next_build(cache: EngineCache, harm: Any, said: str) -> None:
     harm(keep(cache))

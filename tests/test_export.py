@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,9 @@ def test_large_weights_get_a_file_of_their_own(weights: Path, tmp_path: Path) ->
     [
         ({"backbone": "vgg"}, "known: dinov2_vits14_reg"),
         ({"crop": 60}, "use 48 or 64"),
+        ({"crop": -60}, "use 16"),
         ({"crop": 80}, "crop 80 is larger than resize 72"),
+        ({"resize": 8193}, "resize 8193: Input should be less than or equal to 8192"),
         ({"layers": (5, 12)}, "has layers 0-11"),
         ({"views": ("original", "blur")}, "found original, blur"),
         ({"class_token": "both"}, "known: fused, final"),
@@ -159,6 +162,17 @@ def test_bad_settings_are_told_and_leave_nothing(weights: Path, tmp_path: Path, 
     assert message in str(info.value)
     assert "\n" not in str(info.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e30, 1.0], ids=["zero", "overflowing", "integers"])
+def test_weights_that_fit_and_see_nothing_are_refused(weights: Path, tmp_path: Path, scale: float) -> None:
+    state = {key: torch.from_numpy(value) * scale for key, value in load_file(weights).items()}
+    save_file(state if scale != 1 else {k: v.to(torch.int8) for k, v in state.items()}, tmp_path / "odd.safetensors")
+    with pytest.raises(
+        ModelError, match=r"odd\.safetensors: wanted unit tokens that differ where .* give the trained float weights"
+    ):
+        export_model(NAME, tmp_path / "model", weights=tmp_path / "odd.safetensors", **SMALL)
+    assert [p.name for p in tmp_path.iterdir()] == ["odd.safetensors"]
 
 
 def test_a_graph_that_differs_is_not_kept(
@@ -179,6 +193,16 @@ def test_an_older_model_folder_is_replaced(no_export: None, weights: Path, tmp_p
     assert first["identity"] != second["identity"]
     assert read_manifest(out, ModelManifest).identity.layers == (1,)
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making links takes rights there")
+def test_a_link_to_a_model_folder_stays_a_link(no_export: None, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to("model")
+    for layers in ((0, 1), (1,)):  # first it names nothing yet
+        export_model(NAME, tmp_path / "current", weights=weights, **{**SMALL, "layers": layers})
+        assert read_manifest(tmp_path / "model", ModelManifest).identity.layers == layers
+    assert (tmp_path / "current").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "model"]
 
 
 def test_a_failure_keeps_the_older_model_folder(
@@ -244,6 +268,7 @@ def test_config_mistakes(tmp_path: Path) -> None:
         ("crop: wide", "crop"),
         ("[1, 2]", "the file"),
         ("a: [", "not YAML"),
+        ("[" * 5000, "not YAML"),
     ):
         path.write_text(text)
         with pytest.raises(ModelError, match=message):

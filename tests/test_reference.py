@@ -6,6 +6,7 @@ import ast
 import hashlib
 import math
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,13 @@ def test_pickles_are_not_run(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="damaged or of an unknown format"):
         Reference.load("dinov2_vits14_reg", tmp_path / "trap.pth")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_another_pickle_is_refused_without_guesses(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "other.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with pytest.raises(WeightsError, match=r"no state dict|unknown format"):
+        Reference.load("dinov2_vits14_reg", tmp_path / "other.pth")
+    assert not recwarn.list
 
 
 def test_other_weights_problems(tmp_path: Path, dinov2: tuple[str, Path, dict]) -> None:

@@ -129,7 +129,7 @@ def load_config(path: Path) -> ExportConfig:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ModelError(f"config {path} cannot be read: {exc.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
         raise ModelError(f"config {path} is not YAML: {exc}") from None
     try:
         config = ExportConfig.model_validate({} if raw is None else raw)

@@ -11,7 +11,7 @@ import platform
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -24,6 +24,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.numpy import save
 from visionad_ref.method import VIEWS, normalise, stranger
 from visionad_runtime.artefacts import (
@@ -44,7 +45,7 @@ from visionad_runtime.artefacts import (
 from visionad_runtime.errors import ModelError
 from visionad_runtime.maps import TOP_SHARE
 
-from visionad_ref import Backbone, MethodError, Reference, method
+from visionad_ref import Backbone, MethodError, Reference, Spec, method
 
 from .precision import Probes, lower_file, realised, save_onnx
 
@@ -96,7 +97,7 @@ def export_model(
     """
     if precision not in get_args(Precision):
         raise ModelError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
-    out = out.absolute()
+    out = out.resolve()  # a link to a model folder stays one: what it names is replaced
     _check_target(out)
     try:
         reference = Reference.load(
@@ -110,16 +111,18 @@ def export_model(
             rarity=rarity,
             class_token=class_token,  # type: ignore[arg-type]  # the reference refuses others
         )
+        preprocess = _preprocess(reference.spec)  # what a manifest cannot say is not worth minutes of export
     except MethodError as exc:
         raise ModelError(str(exc)) from None
 
     try:
         with _folder_in_the_making(out) as folder:
             golden = _golden(reference)
+            _check_that_it_sees(reference, golden)
             graph = _write_graph(reference, folder, cast(Precision, precision), golden["image"], external_data_limit)
             (folder / GOLDEN_FILE).write_bytes(save(golden))  # `save_file` would make it unreadable to others
             dims = golden["patch_tokens"].shape[1], len(golden["class_token"])
-            manifest = _manifest(reference, dims, graph, sorted(folder.iterdir()))
+            manifest = _manifest(reference, preprocess, dims, graph, sorted(folder.iterdir()))
             (folder / MANIFEST).write_bytes(to_json(manifest))
             size = sum(path.stat().st_size for path in folder.iterdir())
     except OSError as exc:
@@ -168,6 +171,23 @@ def _golden(reference: Reference) -> dict[str, NDArray[Any]]:
         "blemished_class_token": tokens[1].numpy().copy(),
         "blemished_score": np.array([score], np.float32),
     }
+
+
+def _check_that_it_sees(reference: Reference, golden: Mapping[str, NDArray[Any]]) -> None:
+    """Tensors may fit a network and be none of its weights: all zero, overflowing, or integers without their scales. Such a model
+    would agree with torch and find every part the same.
+
+    Raises:
+        ModelError: tokens are no unit vectors, or the blemish moves none of them.
+    """
+    tokens, blemished = golden["patch_tokens"], golden["blemished_patch_tokens"]
+    lengths = np.linalg.norm([*tokens, *blemished], axis=1)
+    if not (np.abs(lengths - 1) < 1e-3).all() or np.array_equal(tokens, blemished):
+        raise ModelError(
+            f"{reference.spec.backbone} with the weights of {reference.weights_source}: wanted unit tokens that differ where a "
+            f"picture has a blemish, found lengths from {lengths.min():.3g} to {lengths.max():.3g} and a largest difference of "
+            f"{np.abs(tokens - blemished).max():.3g}; give the trained float weights; nothing was written"
+        )
 
 
 class _Graph(NamedTuple):
@@ -272,7 +292,23 @@ def _check_against_torch(reference: Reference, path: Path, probes: Probes) -> fl
     return error
 
 
-def _manifest(reference: Reference, dims: tuple[int, int], graph: _Graph, files: list[Path]) -> ModelManifest:
+def _preprocess(spec: Spec) -> PreprocessSpec:
+    """As the manifest has it.
+
+    Raises:
+        ModelError: a side that no manifest may have.
+    """
+    try:
+        return PreprocessSpec(resize=spec.resize, crop=spec.crop, mean=spec.mean, std=spec.std)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ModelError(f"{where} {first['input']}: {first['msg']}; choose another --{where}") from None
+
+
+def _manifest(
+    reference: Reference, preprocess: PreprocessSpec, dims: tuple[int, int], graph: _Graph, files: list[Path]
+) -> ModelManifest:
     spec = reference.spec
     return ModelManifest(
         identity=FeatureIdentity(
@@ -286,7 +322,7 @@ def _manifest(reference: Reference, dims: tuple[int, int], graph: _Graph, files:
             class_token=spec.class_token,
             class_token_dim=dims[1],
             pos_embed=spec.pos_embed,
-            preprocess=PreprocessSpec(resize=spec.resize, crop=spec.crop, mean=spec.mean, std=spec.std),
+            preprocess=preprocess,
         ),
         weights=WeightsRecord(sha256=reference.weights_sha256, source=reference.weights_source),
         views=cast(tuple[ViewName, ...], reference.views),

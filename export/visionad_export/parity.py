@@ -20,7 +20,7 @@ from visionad_runtime.bank import stored_name
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.inspector import Inspector, Result, Trace
 
-from visionad_ref import VIEWS, ClassBank, MethodError, Reference
+from visionad_ref import VIEWS, ClassBank, MethodError, PictureError, Reference
 
 STAGES = ("bank features", "preprocess", "patch features", "class token", "distances", "map", "score")
 
@@ -311,14 +311,17 @@ def _recorded_weights(record: WeightsRecord, identity: FeatureIdentity) -> Path 
 def _reference_bank(reference: Reference, stored: StoredClass, stage: Stage) -> tuple[ClassBank, str]:
     """The reference's own bank, from the enrolled pictures where they are still what they were; else what is stored."""
     paths = [Path(image.source) for image in stored.entry.images]
-    if all(p.is_file() and sha256_file(p) == i.sha256 for p, i in zip(paths, stored.entry.images, strict=True)):
+    if not all(p.is_file() and sha256_file(p) == i.sha256 for p, i in zip(paths, stored.entry.images, strict=True)):
+        return stored_bank(reference, stored), "as stored (the enrolled pictures are no longer at their place)"
+    try:
         own = reference.enroll(paths)
-        for view in reference.views:
-            stage.add(
-                f"support of {stored.name}, view {view}", _in_reference_order(stored, view), own.rows[view].numpy()
-            )
-        return own, "encoded by the reference"
-    return stored_bank(reference, stored), "as stored (the enrolled pictures are no longer at their place)"
+    except PictureError:  # enrolled with a --bit-depth, of which the method knows nothing
+        return stored_bank(
+            reference, stored
+        ), "as stored (the reference reads no pictures of more than 8 bits a channel)"
+    for view in reference.views:
+        stage.add(f"support of {stored.name}, view {view}", _in_reference_order(stored, view), own.rows[view].numpy())
+    return own, "encoded by the reference"
 
 
 def stored_bank(reference: Reference, stored: StoredClass) -> ClassBank:

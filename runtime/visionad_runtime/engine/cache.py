@@ -1,8 +1,8 @@
 """Built engines beside the model folder, each under the digest of all that decides it.
 
-``MODEL.engines/DIGEST/`` holds ``engine.plan``, ``engine.json`` (what decided it, what was built, sha256 of the plan) and
-``build.log``. An entry appears by one rename or not at all, is never changed, and is taken only when its JSON says exactly what is
-wanted and the plan has its sha256. Everything here can be deleted at any time: it is built again.
+``MODEL.engines/DIGEST/`` holds ``engine.plan``, ``engine.json`` (what decided it, what was built, sha256 of the plan and of these
+facts) and ``build.log``. An entry appears by one rename or not at all, is never changed, and is taken only when its JSON says
+exactly what is wanted, as it was written, and the plan has its sha256. All of it can be deleted at any time: it is built again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..artefacts import fsync_folder, sha256_file
 from ..errors import VisionADError
 
 PLAN, FACTS, LOG = "engine.plan", "engine.json", "build.log"
-FORMAT = 1
+FORMAT = 2
 KEEP = 8
 """Entries kept beside a model: enough for every backend, precision and GPU of a box; the longest unused go first."""
 
@@ -98,7 +98,7 @@ class EngineCache:
         target = self.folder / name
         fresh = self.folder / f".{name[:16]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
         built = {**built, "plan_sha256": hashlib.sha256(plan).hexdigest(), "plan_bytes": memoryview(plan).nbytes}
-        facts = {"format": FORMAT, "parts": dict(parts), "built": built}
+        facts = {"format": FORMAT, "parts": dict(parts), "built": built, "built_sha256": digest(built)}
         try:
             fresh.mkdir(parents=True)
             try:
@@ -176,6 +176,8 @@ def _read(folder: Path) -> Entry:
         if facts["format"] != FORMAT:
             raise NoEngineError(f"{path}: wanted format {FORMAT}, found {facts['format']!r}")
         entry = Entry(folder, facts["parts"], facts["built"])
+        if facts["built_sha256"] != digest(entry.built):  # whoever reads an entry may take every fact for granted
+            raise NoEngineError(f"{path} is damaged: what was built is not what was written (edited by hand?)")
         size = entry.plan.stat().st_size
         if size != entry.built["plan_bytes"]:
             raise NoEngineError(f"{entry.plan} is damaged: wanted {entry.built['plan_bytes']} bytes, found {size}")

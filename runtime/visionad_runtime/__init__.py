@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from .errors import BankError, ModelError, PictureError, VisionADError
 
 if TYPE_CHECKING:
     from .inspector import Inspector, Result
+
+# Left to itself, ONNX Runtime (1.32) notes what it runs below the user's home, with an identifier, to send it. Not from a line.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["BankError", "Inspector", "ModelError", "PictureError", "Result", "VisionADError", "__version__"]

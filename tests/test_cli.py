@@ -120,7 +120,10 @@ def test_bank_commands(bank: Path, tiny_model: Path, good: list[Path], capsys: p
     assert run(["bank", "info", str(bank)]) == 0
     assert "disc: 2 shots" in capsys.readouterr().out
     sha = info["classes"]["disc"]["images"][0]["sha256"]
+    capsys.readouterr()
     assert run(["bank", "remove", str(bank), "--class", "disc", "--image", sha[:8]]) == 0
+    gone = info["classes"]["disc"]["images"][0]["source"]
+    assert capsys.readouterr().out == f"bank version 3: remove disc: {gone} (`visionad bank undo` takes it back)\n"
     assert run(["bank", "remove", str(bank), "--class", "nut"]) == 0
     assert run(["bank", "undo", str(bank)]) == 0
     assert "version 5" in capsys.readouterr().out.splitlines()[-1]
@@ -458,14 +461,35 @@ def test_parity(
     assert report["stages"]["patch features"]["pass"]
 
 
-def test_parity_with_pictures_enrolled_by_bit_depth(
-    tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cv2.imwrite(str(tmp_path / "deep.png"), part(1)[..., 0].astype(np.uint16) << 4)
-    bank = str(tmp_path / "bank")
-    assert (
-        run(["bank", "add", str(tiny_model), bank, "--class", "disc", str(tmp_path / "deep.png"), "--bit-depth", "12"])
-        == 0
+def test_nothing_is_left_below_the_users_home(tmp_path: Path) -> None:
+    """ONNX Runtime would put an identifier and a database there, of what it runs."""
+    code = (
+        "from visionad_runtime.search import nearest; import numpy as np; nearest(*2 * [np.eye(64, dtype=np.float32)])"
     )
-    assert run(["parity", str(tiny_model), bank, str(good[0])]) == 0
-    assert "bank of disc: as stored (the reference reads no pictures of more than 8 bits" in capsys.readouterr().out
+    off = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    environment = {k: v for k, v in os.environ.items() if k not in off} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["png", "tiff", "pgm"])
+def test_parity_with_pictures_of_12_bits(
+    form: str, tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep, other, colour = (str(tmp_path / f"{name}.{form}") for name in ("deep", "other", "colour"))
+    noise = np.random.default_rng(0).integers(0, 16, (2, *part(1).shape[:2]), np.uint16)  # below the 8 bits that count
+    for path, seed in ((deep, 0), (other, 1)):
+        cv2.imwrite(path, (part(1 + seed)[..., 0].astype(np.uint16) << 4) + noise[seed])
+    cv2.imwrite(colour.replace("pgm", "png"), part(3).astype(np.uint16) << 4)
+    bank, model = str(tmp_path / "bank"), str(tiny_model)
+    assert run(["bank", "add", model, bank, "--class", "disc", deep, "--bit-depth", "12"]) == 0
+    assert run(["parity", model, bank, deep, other, "--bit-depth", "12", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["images"] == 2 and report["bank_features"] == {"disc": "encoded by the reference"}
+    assert report["stages"]["preprocess"]["max_abs"] == 0
+    assert run(["parity", model, bank, str(good[0])]) == 0  # no depth is stated for what is compared
+    assert "bank of disc: as stored (enrolled from pictures of another bit depth" in capsys.readouterr().out
+    if form != "pgm":
+        assert run(["parity", model, bank, colour, "--bit-depth", "12"]) == 2
+        error = capsys.readouterr().err
+        assert "wanted a grey picture of 16 bits a pixel" in error and "Traceback" not in error

@@ -144,6 +144,9 @@ def parity_command(
     views: Annotated[
         str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
     ] = None,
+    bit_depth: Annotated[
+        int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files, grey ones")
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads [default: all cores]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> int:
@@ -165,6 +168,8 @@ def parity_command(
         progress("comparing", len(pictures)) as step,
     ):
         name = as_stored(class_name)
-        report = check_parity(inspector, pictures, weights=weights, class_name=name, threads=threads, step=step)
+        report = check_parity(
+            inspector, pictures, weights=weights, class_name=name, bit_depth=bit_depth, threads=threads, step=step
+        )
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else describe_parity(report))
     return 0 if report["pass"] else 1

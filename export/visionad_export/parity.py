@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from visionad_runtime.artefacts import FeatureIdentity, ModelManifest, Precision, WeightsRecord, sha256_file
 from visionad_runtime.bank import ClassBank as StoredClass
 from visionad_runtime.bank import stored_name
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.inspector import Inspector, Result, Trace
 
-from visionad_ref import VIEWS, ClassBank, MethodError, PictureError, Reference
+from visionad_ref import VIEWS, ClassBank, MethodError, Picture, PictureError, Reference
 
 STAGES = ("bank features", "preprocess", "patch features", "class token", "distances", "map", "score")
 
@@ -123,6 +124,7 @@ def check_parity(
     *,
     weights: Path | None = None,
     class_name: str | None = None,
+    bit_depth: int | None = None,
     threads: int | None = None,
     step: Any = lambda: None,
 ) -> dict[str, Any]:
@@ -132,6 +134,7 @@ def check_parity(
 
     Args:
         weights: the backbone's weights, where the path noted at export no longer holds them.
+        bit_depth: of files with 16 bits a channel, how many the camera fills (9..16). The reference takes grey ones.
 
     Raises:
         VisionADError: weights missing or others, unreadable picture, nothing enrolled.
@@ -143,11 +146,13 @@ def check_parity(
     origins: dict[str, str] = {}
     class_name = None if class_name is None else stored_name(class_name)
     for name in bank.classes if class_name is None else [class_name]:
-        banks[name], origins[name] = _reference_bank(reference, bank.classes[name], report.stage("bank features"))
-    for one in inspector.inspect_files(paths, class_name=class_name, trace=True):
+        stage = report.stage("bank features")
+        banks[name], origins[name] = _reference_bank(reference, bank.classes[name], bit_depth, stage)
+    for one in inspector.inspect_files(paths, class_name=class_name, bit_depth=bit_depth, trace=True):
         if one.result is None or one.trace is None:
             raise VisionADError(f"parity: {one.error}")
-        _compare(reference, banks, one.path, one.result, one.trace, class_name, report)
+        seen = one.path if bit_depth is None else _eight_bits(one.path, bit_depth)
+        _compare(reference, banks, one.path, seen, one.result, one.trace, class_name, report)
         step()
     order = _order(report.scores, report.tolerances["score"])
     auroc = _auroc_difference(report.scores)
@@ -178,6 +183,7 @@ def _compare(
     reference: Reference,
     banks: dict[str, ClassBank],
     path: Path,
+    seen: Picture,
     result: Result,
     trace: Trace,
     class_name: str | None,
@@ -185,16 +191,16 @@ def _compare(
 ) -> None:
     image = str(path)
     views = tuple(trace.distances)
-    prepared = reference.preprocess(path)
+    prepared = reference.preprocess(seen)
     report.stage("preprocess").add(image, trace.views, torch.stack([VIEWS[v](prepared) for v in views]).numpy())
     token = reference.encode(VIEWS[views[0]](prepared)[None])[1][0]
     matched = class_name
     if matched is None:
-        found = reference.route(path, banks)
+        found = reference.route(seen, banks)
         matched = found.nearest
         if result.class_name != (None if found.unknown else matched):
             report.routing.append(f"{image}: runtime {result.class_name}, reference {found}")
-    wanted = reference.inspect(path, banks[matched])
+    wanted = reference.inspect(seen, banks[matched])
     features = np.stack([wanted.patch_tokens[v] for v in views])
     report.stage("patch features").add(image, trace.tokens.patch, features)
     cosine = float((trace.tokens.patch.astype(np.float64) * features).sum(axis=-1).min())  # unit rows
@@ -308,17 +314,32 @@ def _recorded_weights(record: WeightsRecord, identity: FeatureIdentity) -> Path 
     return Path(record.source)
 
 
-def _reference_bank(reference: Reference, stored: StoredClass, stage: Stage) -> tuple[ClassBank, str]:
+def _eight_bits(path: Path, bit_depth: int) -> Image.Image:
+    """The top 8 of the bits that the camera fills, by Pillow, where the runtime has OpenCV.
+
+    Raises:
+        VisionADError: not a grey picture of 16 bits a pixel.
+    """
+    with Image.open(path) as opened:
+        if not opened.mode.startswith("I"):
+            raise VisionADError(
+                f"parity: {path}: with a bit depth, wanted a grey picture of 16 bits a pixel, found Pillow's mode {opened.mode}; "
+                "the reference takes colour of 8 bits only: save some of the pictures so"
+            )
+        return Image.fromarray((np.asarray(opened).astype(np.int64) >> (bit_depth - 8)).astype(np.uint8))
+
+
+def _reference_bank(
+    reference: Reference, stored: StoredClass, bit_depth: int | None, stage: Stage
+) -> tuple[ClassBank, str]:
     """The reference's own bank, from the enrolled pictures where they are still what they were; else what is stored."""
     paths = [Path(image.source) for image in stored.entry.images]
     if not all(p.is_file() and sha256_file(p) == i.sha256 for p, i in zip(paths, stored.entry.images, strict=True)):
         return stored_bank(reference, stored), "as stored (the enrolled pictures are no longer at their place)"
     try:
-        own = reference.enroll(paths)
-    except PictureError:  # enrolled with a --bit-depth, of which the method knows nothing
-        return stored_bank(
-            reference, stored
-        ), "as stored (the reference reads no pictures of more than 8 bits a channel)"
+        own = reference.enroll(paths if bit_depth is None else [_eight_bits(path, bit_depth) for path in paths])
+    except (PictureError, VisionADError):
+        return stored_bank(reference, stored), "as stored (enrolled from pictures of another bit depth than is stated)"
     for view in reference.views:
         stage.add(f"support of {stored.name}, view {view}", _in_reference_order(stored, view), own.rows[view].numpy())
     return own, "encoded by the reference"

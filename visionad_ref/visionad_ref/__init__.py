@@ -2,7 +2,7 @@
 
 from .backbone import REGISTRY, Backbone, MethodError, Spec, SpecError, WeightsError, default_spec, load
 from .method import VIEWS, ClassBank, PictureError, Route, route
-from .reference import Reference, RefResult
+from .reference import Picture, Reference, RefResult
 
 __all__ = [
     "REGISTRY",
@@ -10,6 +10,7 @@ __all__ = [
     "Backbone",
     "ClassBank",
     "MethodError",
+    "Picture",
     "PictureError",
     "RefResult",
     "Reference",

@@ -300,13 +300,24 @@ def test_tensors_that_do_not_fit_are_refused(bank: Bank) -> None:
     assert not (bank.folder / "manifest.json").exists()
 
 
+def test_classes_that_no_manifest_names_are_not_built_over(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    add(bank, "nut", 2)
+    files = sorted((bank.folder / "classes").iterdir())
+    (bank.folder / "manifest.json").unlink()
+    shutil.rmtree(bank.folder / "history")
+    with pytest.raises(BankError, match=r"holds classes \(.*bolt.*nut.*\), and neither manifest.json nor history"):
+        Bank.open_or_new(bank.folder, IDENTITY, VIEWS)
+    assert sorted((bank.folder / "classes").iterdir()) == files
+
+
 def test_removing_what_is_not_there(bank: Bank) -> None:
     add(bank, "bolt", 1, 2)
     for name, image, message in (
         ("nut", None, "no class 'nut'; it has 'bolt'"),
-        ("bolt", "ffff", "0 pictures match"),
-        ("bolt", "0000", "2 pictures match"),
-        ("bolt", "", "pictures match"),
+        ("bolt", "ffff", "which 0 have"),
+        ("bolt", "0000", "which 2 have"),
+        ("bolt", "", "4 or more digits"),
     ):
         with pytest.raises(BankError, match=message):
             bank.remove(name, image)

@@ -46,6 +46,8 @@ F32 = NDArray[np.float32]
 
 UNDO_DEPTH = 10
 """How many changes can be undone; older versions' files are deleted."""
+LEAST_DIGITS = 4
+"""Of a sha256, to name a picture that is to be removed."""
 LOCK_SECONDS = 30.0
 INT8_ROWS = 16384
 """A view's bank of as many rows or more is searched by an int8 first pass: below, it is no faster on real tokens."""
@@ -161,6 +163,11 @@ class Bank:
         if manifest is not None:  # it was lost, or is the one step that a kill left out: go on from there
             check_identity(folder, manifest.identity, identity)
             return cls(folder, manifest, {n: _read_class(folder, manifest, n) for n in manifest.classes})
+        if len(lost := sorted(p.name for p in (folder / "classes").glob("*.safetensors"))) > 1:
+            raise BankError(  # a first enrolment leaves one; the next change would delete what no manifest names
+                f"{folder} holds classes ({', '.join(lost)}), and neither {MANIFEST} nor {HISTORY}/ that says what they are; "
+                "restore these from a backup, or choose a new folder"
+            )
         manifest = BankManifest(
             version=0, undo_to=None, change="new", created=_now(), identity=identity, views=tuple(views),
             blocks=bank_blocks(views), classes={},
@@ -200,7 +207,7 @@ class Bank:
         return self.manifest.version
 
     def remove(self, name: str, image: str | None = None) -> int:
-        """Remove a class, or one support picture of it by (the beginning of) its sha256.
+        """Remove a class, or one support picture of it by its sha256, or :data:`LEAST_DIGITS` or more digits it begins with.
 
         Raises:
             BankError: unknown class; no or several pictures match; the last picture of a class.
@@ -212,9 +219,12 @@ class Bank:
                 self._commit(f"remove {name}", {n: c for n, c in self.classes.items() if n != name})
                 return self.manifest.version
             hits = [k for k, i in enumerate(old.entry.images) if i.sha256.startswith(image.lower())]
-            if not image or len(hits) != 1:
+            if len(image) < LEAST_DIGITS or len(hits) != 1:
                 known = ", ".join(f"{i.sha256[:12]} ({Path(i.source).name})" for i in old.entry.images)
-                raise BankError(f"class {name!r}: {len(hits)} pictures match sha256 {image!r}; it has {known}")
+                raise BankError(
+                    f"class {name!r}: wanted {LEAST_DIGITS} or more digits of one picture's sha256, found {image!r}, which "
+                    f"{len(hits)} have; it has {known}"
+                )
             if len(old.entry.images) == 1:
                 raise BankError(
                     f"class {name!r} has this one picture only; remove the class instead (leave out --image)"

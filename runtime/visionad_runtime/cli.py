@@ -405,10 +405,12 @@ def bank_remove(
     """Remove a class, or one support picture of it."""
     from .bank import Bank
 
-    version = Bank.drop(bank, class_name) if image is None else Bank.open(bank).remove(class_name, image)
-    _say(
-        f"removed {'a picture of ' if image else ''}class {class_name}, bank version {version} (`visionad bank undo` takes it back)"
-    )
+    if image is None:
+        version, change = Bank.drop(bank, class_name), f"remove {class_name}"
+    else:
+        opened = Bank.open(bank)
+        version, change = opened.remove(class_name, image), opened.manifest.change
+    _say(f"bank version {version}: {change} (`visionad bank undo` takes it back)")
 
 
 @bank_app.command("undo")

@@ -138,7 +138,7 @@ def run_search(
     launch(
         kernels.rescore, (len(p.order),),
         tokens, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, plan.accumulation_slack(dim), neighbours,
-        KEEP=plan.MAX_NEIGHBOURS, SCAN=64, GROUP=GROUP, BLOCK_D=64, reached=[b.rows32 for b in banks.values()],
+        KEEP=plan.MAX_NEIGHBOURS, SCAN=64, GROUP=GROUP, BLOCK_D=64, ROW_D=64, reached=[b.rows32 for b in banks.values()],
     )  # fmt: skip
     return distance.numpy(), row.numpy()
 
@@ -197,7 +197,7 @@ def test_the_bound_says_which_groups_are_scored_again(k: int) -> None:
     launch(
         kernels.rescore, (queries,),
         *map(torch.from_numpy, (tokens, norms, order, numbers, jobs, bounds[job_of], maxima)), distance, row, dim, slack, k,
-        KEEP=plan.MAX_NEIGHBOURS, SCAN=64, GROUP=GROUP, BLOCK_D=64, reached=banks,
+        KEEP=plan.MAX_NEIGHBOURS, SCAN=64, GROUP=GROUP, BLOCK_D=64, ROW_D=64, reached=banks,
     )  # fmt: skip
     np.testing.assert_array_equal(row.numpy(), winners)
     np.testing.assert_array_max_ulp(distance.numpy(), distances, maxulp=1)
@@ -269,6 +269,33 @@ def test_close_rows_that_16_bits_cannot_tell_apart() -> None:
     assert scores16.max() - scores16[best] > np.float32(2**-22)
     distance, row = run_search(query, [(bank, every(query))])
     check_neighbours(query, bank, distance, row)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_close_rows_that_float32_cannot_tell_apart(k: int) -> None:
+    """Five queries, each with a hundred rows at angles that differ in float64 only."""
+    rng = np.random.default_rng(k)
+    queries = unit(4, 5, 1000)
+    bank = np.repeat(queries, 100, axis=0)
+    bank += rng.standard_normal(bank.shape).astype(np.float32) * 1e-6
+    bank = (bank / np.linalg.norm(bank, axis=1, keepdims=True)).astype(np.float32)[rng.permutation(500)]
+    scores = queries @ bank.T
+    assert (scores.argmax(axis=1) != brute_force(queries, bank)[1][:, 0]).sum() >= 3
+    distance, row = run_search(queries, [(bank, every(queries))], neighbours=k)
+    check_neighbours(queries, bank, distance, row, k)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_of_equal_rows_the_lowest_wins_though_float32_sees_them_apart(k: int) -> None:
+    """One vector's numbers in other orders, against a query of equal ones: sums that float64 has exactly, and float32 has not."""
+    rng = np.random.default_rng(k)
+    query = np.full((1, 1024), 1 / 32, np.float32)
+    numbers = np.rint(query[0] * rng.uniform(0.5, 1.5, 1024) * 2**25).astype(np.float32) * np.float32(2**-25)
+    bank = np.stack([rng.permutation(numbers) for _ in range(200)])
+    exact = bank.astype(np.float64) @ query[0].astype(np.float64)
+    assert (exact == exact[0]).all() and len(np.unique(np.cumsum(bank * query, axis=1)[:, -1])) > 1
+    _, row = run_search(query, [(bank, every(query))], neighbours=k)
+    np.testing.assert_array_equal(row, [range(k)])
 
 
 def test_many_classes_and_views_in_one_launch() -> None:

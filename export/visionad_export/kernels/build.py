@@ -93,7 +93,7 @@ def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
                 "tokens": "*fp32", "norms": "*fp32", "order": "*i32", "job_of": "*i32", "jobs": "*i64", "bounds": "*fp32",
                 "maxima": "*fp32", "distance": "*fp32", "row": "*i32", "dim": "i32", "slack": "fp32", "k": "i32",
             },
-            {"KEEP": MAX_NEIGHBOURS, "SCAN": 1024, "GROUP": GROUP, "BLOCK_D": 64},
+            {"KEEP": MAX_NEIGHBOURS, "SCAN": 1024, "GROUP": GROUP, "BLOCK_D": 64, "ROW_D": 512},
         ),
         "weigh_rarity": Variant(
             {"tokens": "*fp32", "distance": "*fp32", "side": "i32", "dim": "i32", "floor": "fp32"},

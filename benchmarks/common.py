@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BACKBONE, SETS = "deit_tiny_patch16_224", ("mvtec_bottle", "adfi_hazelnut", "magnetic_tile")
-PACKAGES = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "torch", "timm", "scikit-learn", "faiss-cpu")
+PEERS = ("scikit-learn", "faiss-cpu")
 
 
 def shared() -> Path:
@@ -96,20 +92,12 @@ class Tokens:
 
 
 def environment() -> dict[str, Any]:
-    """Hardware, versions and commit."""
-    cpu = next(
-        (v.split(":")[1].strip() for v in _lines("/proc/cpuinfo") if v.startswith("model name")), platform.machine()
-    )
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "versions": {p: v for p in PACKAGES if (v := _version(p))},
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip(),
-    }
+    """Hardware, versions and commit, as ``visionad bench`` notes them, with what is raced beside."""
+    from visionad_runtime.bench import box
+    from visionad_runtime.doctor import package_version
+
+    found = box.environment()
+    return {**found, "versions": found["versions"] | {p: v for p in PEERS if (v := package_version(p))}}
 
 
 def memory(line: str) -> float:
@@ -123,17 +111,3 @@ def write(name: str, result: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"environment": environment(), **result}, indent=1) + "\n")
     return path
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

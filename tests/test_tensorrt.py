@@ -198,9 +198,13 @@ def test_precision_is_the_graphs_and_read_back(
         fake_tensorrt.DataType.HALF: fake_tensorrt.DataType.FLOAT,
         fake_tensorrt.DataType.BF16: fake_tensorrt.DataType.FLOAT,
     }
-    with pytest.raises(ModelError, match=f"realised precision is not {precision}"):
+    with pytest.raises(
+        ModelError, match=f"realised precision is not {precision}.*layer by layer: .*refused.log"
+    ) as said:
         build(tmp_path / "typed", manifest, BACKEND[flavour], rebuild=True)
     assert EngineCache(tmp_path / "typed").holds(BACKEND[flavour]) is False  # not kept
+    told = (tmp_path / "typed.engines" / "refused.log").read_text()
+    assert told.partition("\n")[0] in str(said.value) and told.count("Float") + told.count("FLOAT") > 2
 
 
 def test_a_graph_that_is_not_what_the_manifest_says(install: Any, model: Path, manifest: ModelManifest) -> None:

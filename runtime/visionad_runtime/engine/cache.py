@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artefacts import fsync_folder, sha256_file
+from ..artefacts import atomic_write, fsync_folder, sha256_file
 from ..errors import VisionADError
 
 PLAN, FACTS, LOG = "engine.plan", "engine.json", "build.log"
+REFUSED = "refused.log"
 FORMAT = 2
 KEEP = 8
 """Entries kept beside a model: enough for every backend, precision and GPU of a box; the longest unused go first."""
@@ -125,6 +126,16 @@ class EngineCache:
         """Forget an engine that does not work here."""
         with contextlib.suppress(OSError):
             _remove(self.folder / digest(parts))
+
+    def keep_refused(self, text: str) -> Path | None:
+        """Keep what is known of an engine that was built and is not to be used, in place of the last such; its place, or ``None``
+        where nothing can be written."""
+        path = self.folder / REFUSED
+        with contextlib.suppress(OSError, VisionADError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, text.encode())
+            return path
+        return None
 
     def holds(self, backend: str) -> bool:
         """Whether somebody has built an engine of this backend for the model, for whatever box."""

@@ -161,18 +161,25 @@ def _build(
     if plan is None:
         raise api.failure("to build an engine", messages)
     texts = [m.text for m in messages]
-    if device is not None:
-        with api.collector.collect() as loading:
-            runtime: trt.Runtime = module.Runtime(api.logger)
-            engine = runtime.deserialize_cuda_engine(plan)
-            if engine is None:
-                raise api.failure("to load the engine it has just built", loading)
-            built = read_back(engine, module)
-            _check_io(api, engine, manifest)
-    else:
-        built = realised.summarise(realised.from_log(texts), realised.memory_from_log(texts))
-        _check_listed_io(realised.io_from_log(texts), manifest, parts["profile"])
-    realised.check_engine(built, graph_types, manifest.precision)
+    listing = "\n".join(texts)
+    try:
+        if device is not None:
+            with api.collector.collect() as loading:
+                runtime: trt.Runtime = module.Runtime(api.logger)
+                engine = runtime.deserialize_cuda_engine(plan)
+                if engine is None:
+                    raise api.failure("to load the engine it has just built", loading)
+                listing = inspected(engine, module)
+                built = read_back(engine, module)
+                _check_io(api, engine, manifest)
+        else:
+            built = realised.summarise(realised.from_log(texts), realised.memory_from_log(texts))
+            _check_listed_io(realised.io_from_log(texts), manifest, parts["profile"])
+        realised.check_engine(built, graph_types, manifest.precision)
+    except ModelError as exc:
+        if (kept := cache.keep_refused(f"{exc}\n\n{listing}\n")) is None:
+            raise
+        raise type(exc)(f"{exc} (layer by layer: {kept})") from None
     seconds = time.perf_counter() - started
     facts = {
         "seconds": round(seconds, 1),
@@ -222,14 +229,19 @@ def read_back(engine: trt.ICudaEngine, module: Any) -> realised.Realised:
     Raises:
         ModelError: it carries no layer details.
     """
-    text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
     size: Any = getattr(engine, "device_memory_size_v2", None)  # older 10.x have only the name that 11 dropped
     memory = {"activation_bytes": int(engine.device_memory_size if size is None else size)}
     stat: Any = getattr(module, "EngineStat", None)
     if stat is not None:
         newer: Any = engine  # not in 10.x
         memory["weights_bytes"] = int(newer.get_engine_stat(stat.TOTAL_WEIGHTS_SIZE))
-    return realised.summarise(realised.from_json(text), memory)
+    return realised.summarise(realised.from_json(inspected(engine, module)), memory)
+
+
+def inspected(engine: trt.ICudaEngine, module: Any) -> str:
+    """An engine's layers, as its inspector lists them in JSON."""
+    text: str = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
+    return text
 
 
 def _wanted_io(manifest: ModelManifest) -> dict[str, list[int]]:

@@ -100,6 +100,7 @@ class BankMachine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp())
         self.bank = Bank.open_or_new(self.root / "bank", IDENTITY, VIEWS)
         self.states: list[dict[str, list[int]]] = []
+        self.versions: dict[int, dict[str, list[int]]] = {}
         self.next = 0
 
     def remember(self) -> None:
@@ -131,6 +132,18 @@ class BankMachine(RuleBasedStateMachine):
             assert content(self.bank) == self.states.pop()
             assert self.bank.manifest.version == before + 1
 
+    @precondition(lambda self: self.bank.manifest.version > 1)
+    @rule(data=st.data())
+    def back_to(self, data: st.DataObject) -> None:
+        now = self.bank.manifest.version
+        kept = Bank.kept(self.bank.folder)
+        assert set(range(max(1, now - UNDO_DEPTH), now + 1)) <= set(kept)
+        version = data.draw(st.sampled_from([v for v in kept if v != now]))
+        self.remember()
+        Bank.undo(self.bank.folder, version)
+        self.bank.refresh()
+        assert content(self.bank) == self.versions[version]
+
     @rule()
     def reopen(self) -> None:
         if self.bank.manifest.version:
@@ -139,6 +152,7 @@ class BankMachine(RuleBasedStateMachine):
     @invariant()
     def disk_is_memory(self) -> None:
         if getattr(self, "bank", None) is not None and self.bank.manifest.version:
+            self.versions[self.bank.manifest.version] = content(self.bank)
             assert content(Bank.open(self.bank.folder, IDENTITY)) == content(self.bank)
             verify(self.bank.folder)
 
@@ -161,6 +175,25 @@ def test_undo_steps_back_one_change_after_another_until_there_is_none(bank: Bank
     assert list(Bank.undo(bank.folder).classes) == ["bolt"]
     with pytest.raises(BankError, match="nothing to undo"):
         Bank.undo(bank.folder)
+
+
+def test_an_undo_too_many_can_be_undone(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    add(bank, "nut", 2)
+    Bank.undo(bank.folder)
+    with pytest.raises(BankError, match=r"nothing to undo \(version 3\); --to brings another version back: 1, 2"):
+        Bank.undo(bank.folder)
+    assert content(Bank.open(bank.folder)) == {"bolt": [1]}
+    again = Bank.undo(bank.folder, 2)
+    assert (again.version, again.change) == (4, "undo, back to version 2: add nut: now 1 pictures")
+    assert content(Bank.open(bank.folder)) == {"bolt": [1], "nut": [2]}
+    assert Bank.undo(bank.folder).version == 5  # takes that back in turn
+    assert content(Bank.open(bank.folder)) == {"bolt": [1]}
+    for version in (5, 6, 99):
+        with pytest.raises(
+            BankError, match=f"version {version} cannot be brought back; those that are kept: 1, 2, 3, 4"
+        ):
+            Bank.undo(bank.folder, version)
 
 
 def test_an_undo_is_named_by_the_change_that_is_in_force_again(bank: Bank) -> None:

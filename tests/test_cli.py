@@ -127,6 +127,12 @@ def test_bank_commands(bank: Path, tiny_model: Path, good: list[Path], capsys: p
     assert run(["bank", "remove", str(bank), "--class", "nut"]) == 0
     assert run(["bank", "undo", str(bank)]) == 0
     assert "version 5" in capsys.readouterr().out.splitlines()[-1]
+    assert run(["bank", "info", str(bank)]) == 0
+    assert "--to VERSION` brings back any of: 1, 2, 3, 4" in capsys.readouterr().out.splitlines()[-1]
+    assert run(["bank", "undo", str(bank), "--to", "4"]) == 0
+    assert "nut" not in capsys.readouterr().out.split("classes:")[-1]
+    assert run(["bank", "undo", str(bank), "--to", "77"]) == 2
+    assert "version 77 cannot be brought back; those that are kept: 1, 2, 3, 4, 5" in capsys.readouterr().err
 
 
 def test_shots_and_seed_choose(

@@ -45,7 +45,7 @@ from .search import Int8Bank
 F32 = NDArray[np.float32]
 
 UNDO_DEPTH = 10
-"""How many changes can be undone; older versions' files are deleted."""
+"""How many changes can be undone, and how many versions back an undone one can be had again; older files are deleted."""
 LEAST_DIGITS = 4
 """Of a sha256, to name a picture that is to be removed."""
 LOCK_SECONDS = 30.0
@@ -266,17 +266,20 @@ class Bank:
         return self.manifest.version
 
     @staticmethod
-    def undo(folder: Path) -> BankManifest:
+    def undo(folder: Path, to: int | None = None) -> BankManifest:
         """Take back the last change. The state of the version before becomes a new version, so versions only grow.
 
         Where the manifest itself is gone or damaged, that is what is taken back: the newest version in the history is in force
         again.
 
+        Args:
+            to: the version whose state is wanted, any of :meth:`kept`: also one that was undone. That too can be undone.
+
         Returns:
             The manifest now in force.
 
         Raises:
-            BankError: nothing to undo, or the older version's files are damaged.
+            BankError: nothing to undo, no such version, or its files are damaged.
         """
         with contextlib.suppress(LostManifestError):
             read_manifest(folder, BankManifest)  # what is no bank gets no lock file either
@@ -288,18 +291,38 @@ class Bank:
                 assert newest is not None  # or it would not be called lost
                 atomic_write(folder / MANIFEST, to_json(newest))
                 return newest
-            if now.undo_to is None:
-                raise BankError(f"{folder}: nothing to undo (version {now.version})")
-            before = _read_version(_history(folder, now.undo_to))
+            kept = Bank.kept(folder)
+            if to is None and now.undo_to is None:
+                others = ", ".join(str(v) for v in kept if v != now.version)
+                hint = f"; --to brings another version back: {others}" if others else ""
+                raise BankError(f"{folder}: nothing to undo (version {now.version}){hint}")
+            wanted = now.undo_to if to is None else to
+            if wanted not in kept or wanted == now.version:
+                known = ", ".join(str(v) for v in kept if v != now.version) or "none but the one in force"
+                raise BankError(f"{folder}: version {wanted} cannot be brought back; those that are kept: {known}")
+            before = _read_version(_history(folder, wanted))
             for name in before.classes:
                 _read_class(folder, before, name)
             # named by what is in force again: after an undo, `now.change` is not what a second one takes back
             change = f"undo, back to version {before.version}: {before.change}"
             if before.change.startswith("undo, "):
                 change = before.change
-            fresh = before.model_copy(update={"version": now.version + 1, "change": change, "created": _now()})
+            fresh = before.model_copy(
+                update={
+                    "version": now.version + 1,
+                    "undo_to": before.undo_to if to is None else now.version,
+                    "change": change,
+                    "created": _now(),
+                }
+            )
             _write_version(folder, fresh)
         return fresh
+
+    @staticmethod
+    def kept(folder: Path) -> dict[int, Path]:
+        """The versions that can be brought back, with their manifests: the one in force, those that undo after undo leads to, and
+        the last :data:`UNDO_DEPTH`, undone ones too."""
+        return {int(path.stem): path for path in sorted((folder / HISTORY).glob(VERSIONS)) if path.stem.isdecimal()}
 
     @staticmethod
     def drop(folder: Path, name: str) -> int:
@@ -519,7 +542,7 @@ def _now() -> str:
 
 
 def _write_version(folder: Path, manifest: BankManifest) -> None:
-    """History first, then the manifest: its rename is the commit. Then forget what no undo can reach."""
+    """History first, then the manifest: its rename is the commit. Then forget what cannot be brought back any more."""
     data = to_json(manifest)
     atomic_write(_history(folder, manifest.version), data)
     atomic_write(folder / MANIFEST, data)
@@ -533,6 +556,10 @@ def _tidy(folder: Path, manifest: BankManifest) -> None:
     while link is not None and len(needed) <= UNDO_DEPTH:
         needed[link] = BankManifest.model_validate_json(_history(folder, link).read_bytes())
         link = needed[link].undo_to
+    # what was undone may be wanted again: one undo too many loses nothing
+    for version, path in Bank.kept(folder).items():
+        if version >= manifest.version - UNDO_DEPTH and version not in needed:
+            needed[version] = BankManifest.model_validate_json(path.read_bytes())
     files = {folder / e.file for m in needed.values() for e in m.classes.values()}
     files |= {_history(folder, v) for v in needed}
     for path in (*(folder / "classes").iterdir(), *(folder / HISTORY).iterdir()):

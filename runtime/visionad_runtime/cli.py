@@ -414,11 +414,16 @@ def bank_remove(
 
 
 @bank_app.command("undo")
-def bank_undo(bank: BankArg) -> None:
-    """Take back the last change."""
+def bank_undo(
+    bank: BankArg,
+    to: Annotated[
+        int | None, typer.Option("--to", min=1, metavar="VERSION", help="any that `bank info` lists, undone ones too")
+    ] = None,
+) -> None:
+    """Take back the last change, or all since a version."""
     from .bank import Bank
 
-    now = Bank.undo(bank)
+    now = Bank.undo(bank, to)
     _say(f"bank version {now.version}: {now.change}; classes: {', '.join(now.classes) or 'none'}")
 
 
@@ -426,8 +431,10 @@ def bank_undo(bank: BankArg) -> None:
 def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
     """What a bank holds."""
     from .artefacts import BankManifest, as_dict, read_manifest
+    from .bank import Bank
 
     manifest = read_manifest(bank, BankManifest)
+    kept = [v for v in Bank.kept(bank) if v != manifest.version]
     if as_json:
         classes = {
             n: {"shots": len(e.images), "bytes": _size(bank / e.file), **as_dict(e)}
@@ -435,7 +442,7 @@ def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
         }
         _say(
             json.dumps(
-                {**as_dict(manifest), "model_digest": manifest.identity.digest(), "classes": classes},
+                {**as_dict(manifest), "kept": kept, "model_digest": manifest.identity.digest(), "classes": classes},
                 ensure_ascii=False,
             )
         )
@@ -447,6 +454,8 @@ def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
         _say(f"{name}: {len(entry.images)} shots, {_size(bank / entry.file) / 1e6:.1f} MB, {threshold}")
         for image in entry.images:
             _say(f"  {image.sha256[:12]}  {image.source}")
+    if kept:
+        _say(f"`visionad bank undo {bank} --to VERSION` brings back any of: {', '.join(map(str, kept))}")
 
 
 def _size(path: Path) -> int:

@@ -290,7 +290,9 @@ class Bank:
                 newest = _newest(folder)
                 assert newest is not None  # or it would not be called lost
                 atomic_write(folder / MANIFEST, to_json(newest))
-                return newest
+                if to in (None, newest.version):
+                    return newest
+                now = newest
             kept = Bank.kept(folder)
             if to is None and now.undo_to is None:
                 others = ", ".join(str(v) for v in kept if v != now.version)

@@ -189,9 +189,14 @@ def test_an_undo_too_many_can_be_undone(bank: Bank) -> None:
     assert content(Bank.open(bank.folder)) == {"bolt": [1], "nut": [2]}
     assert Bank.undo(bank.folder).version == 5  # takes that back in turn
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
-    for version in (5, 6, 99):
+    (bank.folder / "manifest.json").unlink()
+    assert Bank.undo(bank.folder, 4).version == 6  # what was lost comes back on the way
+    assert content(Bank.open(bank.folder)) == {"bolt": [1], "nut": [2]}
+    (bank.folder / "manifest.json").unlink()
+    assert Bank.undo(bank.folder, 6).version == 6
+    for version in (6, 7, 99):
         with pytest.raises(
-            BankError, match=f"version {version} cannot be brought back; those that are kept: 1, 2, 3, 4"
+            BankError, match=f"version {version} cannot be brought back; those that are kept: 1, 2, 3, 4, 5"
         ):
             Bank.undo(bank.folder, version)
 

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 import socket
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -377,9 +378,9 @@ def _download(timm_name: str) -> nn.Module:
         with _quick_when_offline():
             return _create(timm_name, pretrained=True)
     except Exception as exc:  # hub, cache, TLS, proxy: a dozen unrelated classes, one meaning
-        reason = (str(exc).splitlines() or [""])[0]
+        reason = textwrap.shorten(str(exc), 170, placeholder=" …")
         raise WeightsError(
-            f"weights of {timm_name} could not be downloaded ({reason[:100]}); give a local file with --weights FILE"
+            f"weights of {timm_name} could not be downloaded ({reason}); give a local file with --weights FILE"
         ) from None
 
 

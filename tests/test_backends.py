@@ -436,7 +436,7 @@ def test_doctor_survives_a_library_that_crashes(tmp_path: Path, monkeypatch: pyt
     state = doctor.diagnose()["backends"]["tensorrt-rtx"]
     assert state == {
         "runs": False,
-        "why": "tensorrt_rtx crashes when it is imported: reinstall it, pip install 'visionad[rtx]'",
+        "why": "tensorrt_rtx crashes when it is imported: pip install --force-reinstall tensorrt-rtx-cu13",
     }
 
 

@@ -337,6 +337,20 @@ def test_the_library_missing_too_old_or_only_its_stubs(
         build(model, manifest, "tensorrt-rtx")
 
 
+@pytest.mark.parametrize(
+    "line", ["import tensorrt_bindings_", "raise ImportError('libnvonnxparser.so.11: cannot open')"]
+)
+def test_a_library_of_which_a_part_is_missing_is_reinstalled(
+    model: Path, manifest: ModelManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """pip, asked for what is installed already, does nothing."""
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    (tmp_path / "tensorrt.py").write_text(line)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(VisionADError, match=r"tensorrt does not load \(.*\): pip install --force-reinstall tensorrt"):
+        build(model, manifest, "tensorrt")
+
+
 def test_no_driver_is_one_line(
     install: Any, model: Path, gpu: type[FakeDevice], capsys: pytest.CaptureFixture[str]
 ) -> None:

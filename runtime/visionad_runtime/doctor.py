@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .engine import AUTO, check_built
+from .engine.nvidia import REINSTALL
 from .errors import VisionADError
 from .workers import cores
 
@@ -211,7 +212,7 @@ def _try_tensorrt(backend: str, module: str, install: str) -> tuple[bool, str]:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         said = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return False, f"{module} crashes when it is imported: reinstall it, {install}"
+        return False, f"{module} crashes when it is imported: {REINSTALL[backend]}"
     if "error" not in said:
         return (
             True,

@@ -64,7 +64,7 @@ BACKENDS = {  # best first, as in `engine.BACKENDS`: what each needs, and what i
     "onnxruntime-cpu": ("CPUExecutionProvider", "pip install --force-reinstall onnxruntime"),
     "onnxruntime-tensorrt": (
         "TensorrtExecutionProvider",
-        "onnxruntime-gpu as above, and pip install 'visionad[tensorrt]'",
+        "onnxruntime-gpu as above, and the TensorRT that it was built for on LD_LIBRARY_PATH",
     ),
     "onnxruntime-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "an ONNX Runtime that was built with it"),
 }
@@ -181,7 +181,10 @@ def _backends(providers: list[str], gpu: bool) -> dict[str, dict[str, Any]]:
             runs, why = _try_tensorrt(name, needs, install)
         else:
             runs = needs in providers and (gpu or name == "onnxruntime-cpu")
-            if runs:
+            missing = _try_provider(name) if runs and name != "onnxruntime-cpu" else ""
+            if missing:
+                runs, why = False, missing
+            elif runs:
                 why = f"ONNX Runtime has {needs}"
             elif needs in providers:
                 why = "no NVIDIA GPU seen: install the driver, then `nvidia-smi` works"
@@ -208,10 +211,8 @@ def _try_tensorrt(backend: str, module: str, install: str) -> tuple[bool, str]:
         "    said['error'] = str(exc)\n"
         "print(json.dumps(said))\n"
     )
-    try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-        said = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+    said = _in_a_process(code)
+    if said is None:
         return False, f"{module} crashes when it is imported: {REINSTALL[backend]}"
     if "error" not in said:
         return (
@@ -224,6 +225,28 @@ def _try_tensorrt(backend: str, module: str, install: str) -> tuple[bool, str]:
         else ""
     )
     return False, builds + said["error"]
+
+
+def _try_provider(backend: str) -> str:
+    """ONNX Runtime offers a provider whether or not the libraries are here that it is linked to: what is missing, or nothing."""
+    code = (
+        "import json\n"
+        "from visionad_runtime.engine.ort import provider_problem\n"
+        f"print(json.dumps(provider_problem({backend!r})))\n"
+    )
+    said = _in_a_process(code)
+    if said is None:
+        return "its library crashes when it is loaded: pip install --force-reinstall --no-deps onnxruntime-gpu"
+    return str(said)
+
+
+def _in_a_process(code: str) -> Any:
+    """The JSON that it prints last; ``None`` if it crashes."""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        return json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
 def package_version(name: str) -> str | None:

@@ -487,6 +487,22 @@ def test_doctor_survives_a_library_that_crashes(tmp_path: Path, monkeypatch: pyt
     }
 
 
+def test_doctor_knows_which_gpus_tensorrt_rtx_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
+    for capability, runs in (("8.9", True), ("9.0", False)):
+        said = {"version": "1.7.1", "gpu": f"NVIDIA, compute capability {capability}", "capability": capability}
+        monkeypatch.setattr(doctor, "_in_a_process", lambda _, said=said: said)
+        found, why = doctor._try_tensorrt("tensorrt-rtx", "tensorrt_rtx", "")
+        assert found is runs and ("runs on compute capability 7.5, 8.0," in why) is not runs
+        assert doctor._try_tensorrt("tensorrt", "tensorrt", "")[0]
+
+
+def test_doctor_names_what_an_extra_lacks() -> None:
+    report = doctor.diagnose()
+    report["extras"] = {"rtx": {"ready": False, "missing": ["pycuda"]}}
+    assert "Extra    rtx: without pycuda; pip install 'visionad[rtx]'" in doctor.format_report(report)
+
+
 def test_doctor_sees_two_onnx_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
     real = doctor.package_version
     monkeypatch.setattr(doctor, "package_version", lambda n: "1.31.1" if n == "onnxruntime-gpu" else real(n))

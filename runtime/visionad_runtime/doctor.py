@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .engine import AUTO, check_built
-from .engine.nvidia import REINSTALL
+from .engine.nvidia import REINSTALL, RTX_CAPABILITIES
 from .errors import VisionADError
 from .workers import cores
 
@@ -136,7 +136,8 @@ def format_report(report: dict[str, Any]) -> str:
         lines.append("  ? = not among the versions the test suite passed with")
     for extra, state in report["extras"].items():
         lines.append(
-            f"Extra    {extra}: " + ("ready" if state["ready"] else f"not installed; pip install 'visionad[{extra}]'")
+            f"Extra    {extra}: "
+            + ("ready" if state["ready"] else f"without {', '.join(state['missing'])}; pip install 'visionad[{extra}]'")
         )
     lines += [f"Not run  {name} {what}" for name, what in report["not_run_on_a_gpu"].items()]
     if "self_test" in report:
@@ -206,7 +207,8 @@ def _try_tensorrt(backend: str, module: str, install: str) -> tuple[bool, str]:
         "try:\n"
         f"    said['version'] = load_api({backend!r}).version\n"
         "    with Device.open() as device:\n"
-        "        said['gpu'] = f'{device.name}, compute capability {device.capability[0]}.{device.capability[1]}'\n"
+        "        said['capability'] = '.'.join(map(str, device.capability))\n"
+        "        said['gpu'] = f'{device.name}, compute capability ' + said['capability']\n"
         "except VisionADError as exc:\n"
         "    said['error'] = str(exc)\n"
         "print(json.dumps(said))\n"
@@ -214,6 +216,12 @@ def _try_tensorrt(backend: str, module: str, install: str) -> tuple[bool, str]:
     said = _in_a_process(code)
     if said is None:
         return False, f"{module} crashes when it is imported: {REINSTALL[backend]}"
+    if backend == "tensorrt-rtx" and said.get("capability") not in (None, *RTX_CAPABILITIES):
+        known = ", ".join(RTX_CAPABILITIES)
+        return (
+            False,
+            f"{said['version']} runs on compute capability {known}; found {said['gpu']}: use tensorrt or onnxruntime-cuda",
+        )
     if "error" not in said:
         return (
             True,

@@ -61,7 +61,7 @@ BACKENDS = {  # best first, as in `engine.BACKENDS`: what each needs, and what i
         "CUDAExecutionProvider",
         "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu",
     ),
-    "onnxruntime-cpu": ("CPUExecutionProvider", "pip install --force-reinstall onnxruntime"),
+    "onnxruntime-cpu": ("CPUExecutionProvider", "its problem is named below"),
     "onnxruntime-tensorrt": (
         "TensorrtExecutionProvider",
         "onnxruntime-gpu as above, and the TensorRT that it was built for on LD_LIBRARY_PATH",
@@ -84,7 +84,7 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
     for family in (OPENCVS, ONNXRUNTIMES):
         here = [n for n in family if package_version(n)]
         if len(here) > 1:
-            keep = "onnxruntime-gpu" if "onnxruntime-gpu" in here else here[0]
+            keep = _onnxruntime() if family is ONNXRUNTIMES else here[0]
             problems.append(
                 f"{' and '.join(here)} overwrite each other's files: pip uninstall {' '.join(here)}, then pip install {keep}"
             )
@@ -295,8 +295,14 @@ def _providers(problems: list[str]) -> list[str]:
 
         return list(onnxruntime.get_available_providers())
     except Exception as exc:  # a broken native library raises anything
-        problems.append(f"onnxruntime does not import ({exc}): pip install --force-reinstall onnxruntime")
+        problems.append(f"onnxruntime does not import ({exc}): pip install --force-reinstall {_onnxruntime()}")
         return []
+
+
+def _onnxruntime() -> str:
+    """The package of it that is to be here: another one would overwrite its files."""
+    here = [name for name in ONNXRUNTIMES if package_version(name)]
+    return "onnxruntime-gpu" if "onnxruntime-gpu" in here else (here or ["onnxruntime"])[0]
 
 
 def cpu_name() -> str:

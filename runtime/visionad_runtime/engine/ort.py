@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("visionad")
 
+if not hasattr(ort, "InferenceSession"):  # Python imports the folder that is left
+    _left = ", ".join(map(str, getattr(ort, "__path__", [ort])))
+    raise VisionADError(
+        f"of ONNX Runtime only remains are in {_left}: one of onnxruntime and onnxruntime-gpu was uninstalled beside the other; "
+        "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu (without a GPU: onnxruntime)"
+    )
+
 CPU = "CPUExecutionProvider"
 PROVIDERS = {
     "onnxruntime-cpu": CPU,

@@ -233,7 +233,7 @@ def test_doctor_loads_what_a_provider_is_linked_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_box: None
 ) -> None:
     """ONNX Runtime offers CUDA on every box with its GPU package: where CUDA is missing, that would be said to run."""
-    monkeypatch.setattr(doctor, "gpu_names", lambda: ["NVIDIA L4"])
+    monkeypatch.setattr(doctor, "gpu_here", lambda: True)
     monkeypatch.setattr(
         doctor, "_in_a_process", lambda code: None if "tensorrt" in code else leaf.provider_problem("onnxruntime-cuda")
     )
@@ -485,6 +485,22 @@ def test_doctor_survives_a_library_that_crashes(tmp_path: Path, monkeypatch: pyt
         "runs": False,
         "why": "tensorrt_rtx crashes when it is imported: pip install --force-reinstall tensorrt-rtx-cu13",
     }
+
+
+@pytest.mark.parametrize("tool", [None, "/no/nvidia-smi"])
+@pytest.mark.parametrize("driver", [True, False])
+def test_doctor_asks_for_the_driver_as_the_backends_do(
+    monkeypatch: pytest.MonkeyPatch, cuda_box: None, tool: str | None, driver: bool
+) -> None:
+    """The tool may be here without the driver, and a container may have the driver without the tool."""
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: tool)
+    monkeypatch.setattr(doctor, "gpu_here", lambda: driver)
+    monkeypatch.setattr(doctor, "_in_a_process", lambda _: "")
+    monkeypatch.setattr(doctor, "_try_tensorrt", lambda *_: (False, ""))
+    report = doctor.diagnose()
+    assert report["gpus"] == [f"driver present, but nvidia-smi {'does not answer' if tool else 'is not here'}"] * driver
+    state = report["backends"]["onnxruntime-cuda"]
+    assert state["runs"] is driver and ("no NVIDIA driver is loaded here" in state["why"]) is not driver
 
 
 def test_doctor_knows_which_gpus_tensorrt_rtx_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .engine import AUTO, check_built
+from .engine import AUTO, check_built, gpu_here
 from .engine.nvidia import REINSTALL, RTX_CAPABILITIES
 from .errors import VisionADError
 from .workers import cores
@@ -91,7 +91,7 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
     problems += _broken([name for name in MODULES if versions[name] or _stands_in(name)])
     providers = _providers(problems)
     gpus = gpu_names()
-    backends = _backends(providers, bool(gpus))
+    backends = _backends(providers, gpu_here())
     report: dict[str, Any] = {
         "visionad": package_version("visionad"),
         "python": sys.version.split()[0],
@@ -188,7 +188,7 @@ def _backends(providers: list[str], gpu: bool) -> dict[str, dict[str, Any]]:
             elif runs:
                 why = f"ONNX Runtime has {needs}"
             elif needs in providers:
-                why = "no NVIDIA GPU seen: install the driver, then `nvidia-smi` works"
+                why = "no NVIDIA driver is loaded here: install it, then `nvidia-smi` works"
             else:
                 why = f"ONNX Runtime has no {needs}: {install}"
         found[name] = {"runs": runs, "why": why}
@@ -319,11 +319,13 @@ def cpu_name() -> str:
 def gpu_names() -> list[str]:
     """NVIDIA GPUs by the driver's own tool; empty without a driver."""
     tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"]
+    query = ["--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ["driver present, but nvidia-smi does not answer"]
+        done = subprocess.run([tool or "", *query], capture_output=True, text=True, timeout=10, check=True)
+    except (
+        OSError,
+        subprocess.SubprocessError,
+    ):  # the tool may be here without the driver, and the driver without the tool
+        says = "does not answer" if tool else "is not here"
+        return [f"driver present, but nvidia-smi {says}"] if gpu_here() else []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -332,6 +332,11 @@ def test_the_library_missing_too_old_or_only_its_stubs(
         VisionADError, match=r"tensorrt is not installed: pip install 'visionad\[tensorrt\]' \(on Jetson"
     ):
         build(model, manifest, "tensorrt")
+    for driver in (True, False):
+        monkeypatch.setattr(nvidia, "gpu_here", lambda driver=driver: driver)
+        with pytest.raises(VisionADError, match="is not installed") as caught:
+            build(model, manifest, "tensorrt")
+        assert ("needs an NVIDIA driver as well, and none is loaded here" in str(caught.value)) is not driver
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(VisionADError, match=r"pip install 'visionad\[rtx\]'$"):
         build(model, manifest, "tensorrt-rtx")

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ModelError, VisionADError
+from . import gpu_here
 
 if TYPE_CHECKING:
     import tensorrt as trt  # its published stubs (10.13) type what the releases share
@@ -201,7 +202,9 @@ def load_api(backend: str) -> Api:
         module = importlib.import_module(name)
     except Exception as exc:  # a native library of another CUDA raises anything
         if isinstance(exc, ModuleNotFoundError) and exc.name == name:
-            raise VisionADError(f"{backend} is not installed: {remedy}{_jetson(backend)}") from None
+            raise VisionADError(
+                f"{backend} is not installed: {remedy}{_jetson(backend)}{_no_driver(backend)}"
+            ) from None
         raise VisionADError(f"{backend} does not load ({exc}): {REINSTALL[backend]}{_jetson(backend)}") from None
     if not hasattr(module, "__version__"):
         raise VisionADError(f"{backend} is not installed, only its type stubs are: {remedy}{_jetson(backend)}")
@@ -225,6 +228,13 @@ def _jetson(backend: str) -> str:
     return (
         " (on Jetson it comes with JetPack: make the venv with --system-site-packages)" if backend == "tensorrt" else ""
     )
+
+
+def _no_driver(backend: str) -> str:
+    """Nobody should load gigabytes only to be told of it next. TensorRT-RTX builds without one."""
+    if backend != "tensorrt" or gpu_here():
+        return ""
+    return "; it needs an NVIDIA driver as well, and none is loaded here"
 
 
 def _logger(module: Any, collector: Collector) -> Any:

@@ -203,6 +203,50 @@ def test_a_fall_back_to_the_cpu_is_an_error(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("library", "way"),
+    [
+        (
+            "libcublasLt.so.13",
+            r"needs an NVIDIA driver and the CUDA 13\.0 and cuDNN that .* 'onnxruntime-gpu\[cuda,cudnn\]'",
+        ),
+        ("libnvinfer.so.10", r"needs the TensorRT that this ONNX Runtime was built for .*, or use --backend tensorrt$"),
+        ("libcuda.so.1", r"needs the NVIDIA driver: install it"),
+    ],
+)
+def test_what_mends_a_fall_back_is_of_the_library_that_is_missing(
+    tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch, cuda_box: None, library: str, way: str
+) -> None:
+    def session(*arguments: Any, **more: Any) -> Session:
+        os.write(2, SAID.replace(b"libcublasLt.so.13", library.encode()))
+        return Session(*arguments, **more)
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    monkeypatch.setattr(ort, "cuda_version", "13.0", raising=False)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["TensorrtExecutionProvider", CPU])
+    other = manifest.model_copy(update={"precision": "fp16"})
+    with pytest.raises(VisionADError, match=f"fell back to {CPU}: {library}: .*; it {way}"):
+        open_engine(tiny_model, other, "onnxruntime-tensorrt")
+
+
+def test_doctor_loads_what_a_provider_is_linked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_box: None
+) -> None:
+    """ONNX Runtime offers CUDA on every box with its GPU package: where CUDA is missing, that would be said to run."""
+    monkeypatch.setattr(doctor, "gpu_here", lambda: True)
+    monkeypatch.setattr(
+        doctor, "_in_a_process", lambda code: None if "tensorrt" in code else leaf.provider_problem("onnxruntime-cuda")
+    )
+    (tmp_path / "capi").mkdir()
+    monkeypatch.setattr(ort, "__file__", str(tmp_path / "__init__.py"))
+    assert doctor.diagnose()["backends"]["onnxruntime-cuda"]["runs"]
+    (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(b"")
+    report = doctor.diagnose()
+    state = report["backends"]["onnxruntime-cuda"]
+    assert not state["runs"] and "libonnxruntime_providers_cuda.so" in state["why"] and "; it needs" in state["why"]
+    assert report["chosen"] == "onnxruntime-cpu"
+
+
 def test_cuda_of_an_environment_below_is_loaded(
     tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch, cuda_box: None, tmp_path: Path
 ) -> None:
@@ -225,7 +269,7 @@ def test_without_a_driver_onnx_runtime_is_not_asked(
 ) -> None:
     monkeypatch.setattr(leaf, "gpu_here", lambda: False)
     monkeypatch.setattr(ort, "preload_dlls", None, raising=False)
-    with pytest.raises(VisionADError, match="onnxruntime-cuda: no NVIDIA driver is loaded here; install it"):
+    with pytest.raises(VisionADError, match="no NVIDIA driver is loaded here, and onnxruntime-cuda needs one; install"):
         open_engine(tiny_model, manifest, "onnxruntime-cuda")
 
 
@@ -265,7 +309,10 @@ def test_a_provider_that_is_not_in_this_build(
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("CUDA is here")
     other = manifest.model_copy(update={"precision": "tf32"})
-    with pytest.raises(VisionADError, match=r"has no \w+ExecutionProvider .*pip uninstall onnxruntime onnxruntime-gpu"):
+    way = "pip uninstall onnxruntime onnxruntime-gpu"
+    if backend == "onnxruntime-tensorrt-rtx":  # no package brings it: nothing to reinstall
+        way = "no onnxruntime-gpu on PyPI has it.*, or use --backend tensorrt-rtx"
+    with pytest.raises(VisionADError, match=rf"has no \w+ExecutionProvider .*{way}"):
         open_engine(tiny_model, other, backend)
 
 
@@ -436,8 +483,40 @@ def test_doctor_survives_a_library_that_crashes(tmp_path: Path, monkeypatch: pyt
     state = doctor.diagnose()["backends"]["tensorrt-rtx"]
     assert state == {
         "runs": False,
-        "why": "tensorrt_rtx crashes when it is imported: reinstall it, pip install 'visionad[rtx]'",
+        "why": "tensorrt_rtx crashes when it is imported: pip install --force-reinstall tensorrt-rtx-cu13",
     }
+
+
+@pytest.mark.parametrize("tool", [None, "/no/nvidia-smi"])
+@pytest.mark.parametrize("driver", [True, False])
+def test_doctor_asks_for_the_driver_as_the_backends_do(
+    monkeypatch: pytest.MonkeyPatch, cuda_box: None, tool: str | None, driver: bool
+) -> None:
+    """The tool may be here without the driver, and a container may have the driver without the tool."""
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: tool)
+    monkeypatch.setattr(doctor, "gpu_here", lambda: driver)
+    monkeypatch.setattr(doctor, "_in_a_process", lambda _: "")
+    monkeypatch.setattr(doctor, "_try_tensorrt", lambda *_: (False, ""))
+    report = doctor.diagnose()
+    assert report["gpus"] == [f"driver present, but nvidia-smi {'does not answer' if tool else 'is not here'}"] * driver
+    state = report["backends"]["onnxruntime-cuda"]
+    assert state["runs"] is driver and ("no NVIDIA driver is loaded here" in state["why"]) is not driver
+
+
+def test_doctor_knows_which_gpus_tensorrt_rtx_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
+    for capability, runs in (("8.9", True), ("9.0", False)):
+        said = {"version": "1.7.1", "gpu": f"NVIDIA, compute capability {capability}", "capability": capability}
+        monkeypatch.setattr(doctor, "_in_a_process", lambda _, said=said: said)
+        found, why = doctor._try_tensorrt("tensorrt-rtx", "tensorrt_rtx", "")
+        assert found is runs and ("runs on compute capability 7.5, 8.0," in why) is not runs
+        assert doctor._try_tensorrt("tensorrt", "tensorrt", "")[0]
+
+
+def test_doctor_names_what_an_extra_lacks() -> None:
+    report = doctor.diagnose()
+    report["extras"] = {"rtx": {"ready": False, "missing": ["pycuda"]}}
+    assert "Extra    rtx: without pycuda; pip install 'visionad[rtx]'" in doctor.format_report(report)
 
 
 def test_doctor_sees_two_onnx_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,6 +260,24 @@ def test_a_library_that_does_not_load_is_said_in_one_line(
     assert "pip install --force-reinstall" in problems[0]
 
 
+def test_what_one_onnx_runtime_leaves_when_the_other_is_uninstalled(
+    tiny_model: Path, bank: Path, tmp_path: Path
+) -> None:
+    """Python imports the folder that is left, and nothing is in it; the one that pip still lists is installed again."""
+    left = tmp_path / "left"
+    (left / "onnxruntime_gpu-1.31.1.dist-info").mkdir(parents=True)
+    (left / "onnxruntime_gpu-1.31.1.dist-info" / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 1.31.1\n")
+    module = "import sys, types; sys.modules['onnxruntime'] = m = types.ModuleType('onnxruntime')"
+    (left / "sitecustomize.py").write_text(f"{module}; m.__path__ = ['/left/onnxruntime']")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(left), *sys.path])}
+    for backend in ("auto", "onnxruntime-cuda"):
+        done = visionad("predict", tiny_model, bank, tmp_path, "--backend", backend, env=env)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "only remains are in /left/onnxruntime" in done.stderr
+    problems = json.loads(visionad("doctor", "--json", env=env).stdout)["problems"]
+    assert problems[-1].endswith("pip install --force-reinstall onnxruntime-gpu")
+
+
 def test_foreign_and_damaged_artefacts_by_process(
     tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path
 ) -> None:

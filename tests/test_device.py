@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -187,30 +188,47 @@ def fake_pycuda(monkeypatch: pytest.MonkeyPatch, **names: object) -> None:
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
 
 
-def test_without_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def libcuda(monkeypatch: pytest.MonkeyPatch, here: bool) -> None:
+    def load() -> object:
+        if here:
+            return object()
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(cuda, "_libcuda", load)
+
+
+@pytest.mark.parametrize("driver", [True, False])
+def test_without_pycuda(monkeypatch: pytest.MonkeyPatch, driver: bool) -> None:
+    """Nobody should compile it on a box without a driver, only to be told of that next."""
+    libcuda(monkeypatch, driver)
     monkeypatch.setitem(sys.modules, "pycuda", None)
-    with pytest.raises(VisionADError, match="pycuda, which is missing: pip install pycuda"):
+    with pytest.raises(VisionADError, match="pycuda, which is missing: pip install pycuda") as caught:
         cuda.Device.open()
+    assert ("no NVIDIA driver is here either: install that first" in str(caught.value)) is not driver
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "driver", "said"),
     [
-        (ImportError("libcuda.so.1: cannot open shared object file"), "no NVIDIA driver here"),
-        (ImportError("undefined symbol: cuSomething"), "pycuda does not load"),
+        ("libcuda.so.1: cannot open shared object file", True, r"no NVIDIA driver here \(libcuda"),
+        ("undefined symbol: cuSomething_v2", False, r"no NVIDIA driver here \(libcuda"),
+        ("undefined symbol: cuSomething_v2", True, "pycuda does not load: undefined.* --no-cache-dir pycuda"),
     ],
 )
-def test_without_a_driver(monkeypatch: pytest.MonkeyPatch, error: ImportError, said: str) -> None:
+def test_without_a_driver(monkeypatch: pytest.MonkeyPatch, error: str, driver: bool, said: str) -> None:
     class Finder:
         def find_spec(self, name: str, *_: object) -> None:
             if name.startswith("pycuda"):
-                raise error
+                warnings.warn("Failed to import the CUDA driver interface", stacklevel=1)  # as pycuda itself
+                raise ImportError(error)
 
+    libcuda(monkeypatch, driver)
     monkeypatch.delitem(sys.modules, "pycuda", raising=False)
     monkeypatch.delitem(sys.modules, "pycuda.driver", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    with pytest.raises(VisionADError, match=said):
+    with warnings.catch_warnings(record=True) as warned, pytest.raises(VisionADError, match=said):
         cuda.Device.open()
+    assert not warned
 
 
 def test_a_driver_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,9 +332,28 @@ def test_the_library_missing_too_old_or_only_its_stubs(
         VisionADError, match=r"tensorrt is not installed: pip install 'visionad\[tensorrt\]' \(on Jetson"
     ):
         build(model, manifest, "tensorrt")
+    for driver in (True, False):
+        monkeypatch.setattr(nvidia, "gpu_here", lambda driver=driver: driver)
+        with pytest.raises(VisionADError, match="is not installed") as caught:
+            build(model, manifest, "tensorrt")
+        assert ("needs an NVIDIA driver as well, and none is loaded here" in str(caught.value)) is not driver
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(VisionADError, match=r"pip install 'visionad\[rtx\]'$"):
         build(model, manifest, "tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    "line", ["import tensorrt_bindings_", "raise ImportError('libnvonnxparser.so.11: cannot open')"]
+)
+def test_a_library_of_which_a_part_is_missing_is_reinstalled(
+    model: Path, manifest: ModelManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """pip, asked for what is installed already, does nothing."""
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    (tmp_path / "tensorrt.py").write_text(line)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(VisionADError, match=r"tensorrt does not load \(.*\): pip install --force-reinstall tensorrt"):
+        build(model, manifest, "tensorrt")
 
 
 def test_no_driver_is_one_line(

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .engine import AUTO, check_built
+from .engine import AUTO, check_built, gpu_here
+from .engine.nvidia import REINSTALL, RTX_CAPABILITIES
 from .errors import VisionADError
 from .workers import cores
 
@@ -60,10 +61,10 @@ BACKENDS = {  # best first, as in `engine.BACKENDS`: what each needs, and what i
         "CUDAExecutionProvider",
         "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu",
     ),
-    "onnxruntime-cpu": ("CPUExecutionProvider", "pip install --force-reinstall onnxruntime"),
+    "onnxruntime-cpu": ("CPUExecutionProvider", "its problem is named below"),
     "onnxruntime-tensorrt": (
         "TensorrtExecutionProvider",
-        "onnxruntime-gpu as above, and pip install 'visionad[tensorrt]'",
+        "onnxruntime-gpu as above, and the TensorRT that it was built for on LD_LIBRARY_PATH",
     ),
     "onnxruntime-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "an ONNX Runtime that was built with it"),
 }
@@ -83,14 +84,14 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
     for family in (OPENCVS, ONNXRUNTIMES):
         here = [n for n in family if package_version(n)]
         if len(here) > 1:
-            keep = "onnxruntime-gpu" if "onnxruntime-gpu" in here else here[0]
+            keep = _onnxruntime() if family is ONNXRUNTIMES else here[0]
             problems.append(
                 f"{' and '.join(here)} overwrite each other's files: pip uninstall {' '.join(here)}, then pip install {keep}"
             )
     problems += _broken([name for name in MODULES if versions[name] or _stands_in(name)])
     providers = _providers(problems)
     gpus = gpu_names()
-    backends = _backends(providers, bool(gpus))
+    backends = _backends(providers, gpu_here())
     report: dict[str, Any] = {
         "visionad": package_version("visionad"),
         "python": sys.version.split()[0],
@@ -135,7 +136,8 @@ def format_report(report: dict[str, Any]) -> str:
         lines.append("  ? = not among the versions the test suite passed with")
     for extra, state in report["extras"].items():
         lines.append(
-            f"Extra    {extra}: " + ("ready" if state["ready"] else f"not installed; pip install 'visionad[{extra}]'")
+            f"Extra    {extra}: "
+            + ("ready" if state["ready"] else f"without {', '.join(state['missing'])}; pip install 'visionad[{extra}]'")
         )
     lines += [f"Not run  {name} {what}" for name, what in report["not_run_on_a_gpu"].items()]
     if "self_test" in report:
@@ -180,10 +182,13 @@ def _backends(providers: list[str], gpu: bool) -> dict[str, dict[str, Any]]:
             runs, why = _try_tensorrt(name, needs, install)
         else:
             runs = needs in providers and (gpu or name == "onnxruntime-cpu")
-            if runs:
+            missing = _try_provider(name) if runs and name != "onnxruntime-cpu" else ""
+            if missing:
+                runs, why = False, missing
+            elif runs:
                 why = f"ONNX Runtime has {needs}"
             elif needs in providers:
-                why = "no NVIDIA GPU seen: install the driver, then `nvidia-smi` works"
+                why = "no NVIDIA driver is loaded here: install it, then `nvidia-smi` works"
             else:
                 why = f"ONNX Runtime has no {needs}: {install}"
         found[name] = {"runs": runs, "why": why}
@@ -202,16 +207,21 @@ def _try_tensorrt(backend: str, module: str, install: str) -> tuple[bool, str]:
         "try:\n"
         f"    said['version'] = load_api({backend!r}).version\n"
         "    with Device.open() as device:\n"
-        "        said['gpu'] = f'{device.name}, compute capability {device.capability[0]}.{device.capability[1]}'\n"
+        "        said['capability'] = '.'.join(map(str, device.capability))\n"
+        "        said['gpu'] = f'{device.name}, compute capability ' + said['capability']\n"
         "except VisionADError as exc:\n"
         "    said['error'] = str(exc)\n"
         "print(json.dumps(said))\n"
     )
-    try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-        said = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return False, f"{module} crashes when it is imported: reinstall it, {install}"
+    said = _in_a_process(code)
+    if said is None:
+        return False, f"{module} crashes when it is imported: {REINSTALL[backend]}"
+    if backend == "tensorrt-rtx" and said.get("capability") not in (None, *RTX_CAPABILITIES):
+        known = ", ".join(RTX_CAPABILITIES)
+        return (
+            False,
+            f"{said['version']} runs on compute capability {known}; found {said['gpu']}: use tensorrt or onnxruntime-cuda",
+        )
     if "error" not in said:
         return (
             True,
@@ -223,6 +233,28 @@ def _try_tensorrt(backend: str, module: str, install: str) -> tuple[bool, str]:
         else ""
     )
     return False, builds + said["error"]
+
+
+def _try_provider(backend: str) -> str:
+    """ONNX Runtime offers a provider whether or not the libraries are here that it is linked to: what is missing, or nothing."""
+    code = (
+        "import json\n"
+        "from visionad_runtime.engine.ort import provider_problem\n"
+        f"print(json.dumps(provider_problem({backend!r})))\n"
+    )
+    said = _in_a_process(code)
+    if said is None:
+        return "its library crashes when it is loaded: pip install --force-reinstall --no-deps onnxruntime-gpu"
+    return str(said)
+
+
+def _in_a_process(code: str) -> Any:
+    """The JSON that it prints last; ``None`` if it crashes."""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        return json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
 def package_version(name: str) -> str | None:
@@ -263,8 +295,14 @@ def _providers(problems: list[str]) -> list[str]:
 
         return list(onnxruntime.get_available_providers())
     except Exception as exc:  # a broken native library raises anything
-        problems.append(f"onnxruntime does not import ({exc}): pip install --force-reinstall onnxruntime")
+        problems.append(f"onnxruntime does not import ({exc}): pip install --force-reinstall {_onnxruntime()}")
         return []
+
+
+def _onnxruntime() -> str:
+    """The package of it that is to be here: another one would overwrite its files."""
+    here = [name for name in ONNXRUNTIMES if package_version(name)]
+    return "onnxruntime-gpu" if "onnxruntime-gpu" in here else (here or ["onnxruntime"])[0]
 
 
 def cpu_name() -> str:
@@ -281,11 +319,13 @@ def cpu_name() -> str:
 def gpu_names() -> list[str]:
     """NVIDIA GPUs by the driver's own tool; empty without a driver."""
     tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"]
+    query = ["--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ["driver present, but nvidia-smi does not answer"]
+        done = subprocess.run([tool or "", *query], capture_output=True, text=True, timeout=10, check=True)
+    except (
+        OSError,
+        subprocess.SubprocessError,
+    ):  # the tool may be here without the driver, and the driver without the tool
+        says = "does not answer" if tool else "is not here"
+        return [f"driver present, but nvidia-smi {says}"] if gpu_here() else []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -16,6 +16,7 @@ import queue
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -582,23 +583,29 @@ def _fits(buffer: Buffer, array: NDArray[Any], offset: int) -> None:
 
 def _pycuda() -> Any:
     try:
-        try:
-            import pycuda.driver as cuda
-        except ImportError as exc:
-            if "libcurand" not in str(exc) or not _load_curand():
-                raise
-            import pycuda.driver as cuda
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a symbol that it does not find it warns, and raises as well
+            try:
+                import pycuda.driver as cuda
+            except ImportError as exc:
+                if "libcurand" not in str(exc) or not _load_curand():
+                    raise
+                import pycuda.driver as cuda
     except ModuleNotFoundError:
+        either = "; no NVIDIA driver is here either: install that first, or use --backend onnxruntime-cpu"
         raise VisionADError(
             "the GPU is reached by pycuda, which is missing: pip install pycuda (it compiles against the CUDA toolkit)"
+            + (either if _no_driver() else "")
         ) from None
     except ImportError as exc:
-        if "cuda.so" in str(exc) or "nvcuda" in str(exc):
+        none = str(exc) if "cuda.so" in str(exc) or "nvcuda" in str(exc) else _no_driver()
+        if none:
             raise VisionADError(
-                f"no NVIDIA driver here ({exc}); install the driver (then `nvidia-smi` works) or use --backend onnxruntime-cpu"
+                f"no NVIDIA driver here ({none}); install the driver (then `nvidia-smi` works) or use --backend onnxruntime-cpu"
             ) from None
-        raise VisionADError(
-            f"pycuda does not load: {exc}; reinstall it where CUDA is (pip install --force-reinstall pycuda)"
+        raise VisionADError(  # pip keeps the wheel that it compiled, and would only put the same one back
+            f"pycuda does not load: {exc}; compile it again where CUDA is, of a version that the driver serves "
+            "(pip install --force-reinstall --no-deps --no-cache-dir pycuda)"
         ) from None
     try:
         cuda.init()
@@ -660,6 +667,15 @@ def _way_out(device: Device | None) -> str:
 def _libcuda() -> Any:
     # PyDLL keeps Python's lock during a call: they are short, and to get it back may take another thread's whole turn.
     return ctypes.PyDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+def _no_driver() -> str:
+    """Why the driver's library does not load; empty where it does."""
+    try:
+        _libcuda()
+    except OSError as exc:
+        return str(exc)
+    return ""
 
 
 def _call(status: int, doing: str, device: Device) -> None:

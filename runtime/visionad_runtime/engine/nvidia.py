@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ModelError, VisionADError
+from . import gpu_here
 
 if TYPE_CHECKING:
     import tensorrt as trt  # its published stubs (10.13) type what the releases share
@@ -34,6 +35,11 @@ log = logging.getLogger("visionad")
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+REINSTALL = {
+    "tensorrt": "pip install --force-reinstall tensorrt",
+    "tensorrt-rtx": "pip install --force-reinstall tensorrt-rtx-cu13",
+}
+"""For what is installed and broken; pip would find an extra's requirements satisfied and do nothing."""
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 PORTABLE = "portable"
 """One TensorRT-RTX engine for compute capability 8.0 and newer; Turing (7.5) needs its own."""
@@ -194,10 +200,12 @@ def load_api(backend: str) -> Api:
     remedy = f"pip install 'visionad[{EXTRAS[backend]}]'"
     try:
         module = importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise VisionADError(f"{backend} is not installed: {remedy}{_jetson(backend)}") from None
     except Exception as exc:  # a native library of another CUDA raises anything
-        raise VisionADError(f"{backend} does not load ({exc}): reinstall it, {remedy}") from None
+        if isinstance(exc, ModuleNotFoundError) and exc.name == name:
+            raise VisionADError(
+                f"{backend} is not installed: {remedy}{_jetson(backend)}{_no_driver(backend)}"
+            ) from None
+        raise VisionADError(f"{backend} does not load ({exc}): {REINSTALL[backend]}{_jetson(backend)}") from None
     if not hasattr(module, "__version__"):
         raise VisionADError(f"{backend} is not installed, only its type stubs are: {remedy}{_jetson(backend)}")
     cached = _APIS.get(backend)
@@ -220,6 +228,13 @@ def _jetson(backend: str) -> str:
     return (
         " (on Jetson it comes with JetPack: make the venv with --system-site-packages)" if backend == "tensorrt" else ""
     )
+
+
+def _no_driver(backend: str) -> str:
+    """Nobody should load gigabytes only to be told of it next. TensorRT-RTX builds without one."""
+    if backend != "tensorrt" or gpu_here():
+        return ""
+    return "; it needs an NVIDIA driver as well, and none is loaded here"
 
 
 def _logger(module: Any, collector: Collector) -> Any:

@@ -6,6 +6,7 @@ are compared with what was asked for.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 import sys
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("visionad")
 
+if not hasattr(ort, "InferenceSession"):  # Python imports the folder that is left
+    _left = ", ".join(map(str, getattr(ort, "__path__", [ort])))
+    raise VisionADError(
+        f"of ONNX Runtime only remains are in {_left}: one of onnxruntime and onnxruntime-gpu was uninstalled beside the other; "
+        "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu (without a GPU: onnxruntime)"
+    )
+
 CPU = "CPUExecutionProvider"
 PROVIDERS = {
     "onnxruntime-cpu": CPU,
@@ -39,6 +47,12 @@ PROVIDERS = {
     "onnxruntime-tensorrt": "TensorrtExecutionProvider",
     "onnxruntime-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
+LIBRARIES = {
+    "onnxruntime-cuda": "cuda",
+    "onnxruntime-tensorrt": "tensorrt",
+    "onnxruntime-tensorrt-rtx": "nv_tensorrt_rtx",
+}
+"""Of the providers that are a library of their own, which is loaded with the first session: how its file is called."""
 OUTPUTS = ("patch_tokens", "class_token")
 MOST_BINDINGS = 16
 
@@ -122,21 +136,41 @@ def _check_provider(backend: str) -> None:
     wanted = PROVIDERS[backend]
     available = ort.get_available_providers()
     if wanted not in available:
+        way = (
+            "no onnxruntime-gpu on PyPI has it: install an ONNX Runtime that was built with it, or use --backend tensorrt-rtx"
+            if backend == "onnxruntime-tensorrt-rtx"
+            else "the packages onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall onnxruntime onnxruntime-gpu, "
+            "then pip install onnxruntime-gpu"
+        )
         raise VisionADError(
-            f"this ONNX Runtime {ort.__version__} has no {wanted} (it has {', '.join(available)}); the packages onnxruntime and "
-            "onnxruntime-gpu overwrite each other: pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
+            f"this ONNX Runtime {ort.__version__} has no {wanted} (it has {', '.join(available)}); {way}"
         )
     if wanted != CPU and not gpu_here():
         raise VisionADError(
-            f"{backend}: no NVIDIA driver is loaded here; install it (then `nvidia-smi` works), or use --backend onnxruntime-cpu"
+            f"no NVIDIA driver is loaded here, and {backend} needs one; install it (then `nvidia-smi` works), or use "
+            "--backend onnxruntime-cpu"
         )
+
+
+def provider_problem(backend: str) -> str:
+    """Why the provider's library does not load here, and what mends that; empty where it loads. For a process of its own: it loads
+    all of CUDA."""
+    _preload()
+    folder = Path(ort.__file__).parent / "capi"
+    try:
+        for kind in ("shared", LIBRARIES[backend]):
+            for path in folder.glob(f"*onnxruntime_providers_{kind}.*"):
+                ctypes.CDLL(str(path))
+    except OSError as exc:
+        return f"{exc}; {_remedy(backend, str(exc))}"
+    return ""
 
 
 def _session(
     folder: Path, manifest: ModelManifest, backend: str, threads: int | None, provider: dict[str, str]
 ) -> ort.InferenceSession:
     wanted = PROVIDERS[backend]
-    if wanted != CPU and hasattr(ort, "preload_dlls"):
+    if wanted != CPU:
         _preload()
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -157,8 +191,7 @@ def _session(
     chosen = session.get_providers()
     if chosen[:1] != [wanted] or not set(chosen) <= {wanted, CPU}:
         raise VisionADError(
-            f"wanted {wanted}, ONNX Runtime fell back to {', '.join(chosen)}{_why(printed)}; it needs an NVIDIA driver and the "
-            f"CUDA and cuDNN that ONNX Runtime {ort.__version__} was built for (pip install 'onnxruntime-gpu[cuda,cudnn]')"
+            f"wanted {wanted}, ONNX Runtime fell back to {', '.join(chosen)}{_why(printed)}; {_remedy(backend, _why(printed))}"
         )
     for line in printed:
         log.info("ONNX Runtime: %s", line)
@@ -177,6 +210,8 @@ def _session(
 def _preload() -> None:
     """Load CUDA and cuDNN of pip packages, which no loader finds by itself. ONNX Runtime looks beside its own package alone; in an
     environment on another one they lie in the one below."""
+    if not hasattr(ort, "preload_dlls"):
+        return
     with quiet([]):  # it prints what it misses
         ort.preload_dlls()
         for place in sys.path:
@@ -191,6 +226,22 @@ def _why(printed: Sequence[str]) -> str:
         return ""
     text = re.split(r"with error: ", re.sub(r"^.*?\[E:[^]]*\] ?", "", said))[-1]
     return f": {text.split(' ; GPU=')[0].strip()[:300]}"
+
+
+def _remedy(backend: str, why: str) -> str:
+    """What a provider needs that did not start, by the library that it did not find."""
+    if re.search("libnvinfer|libnvonnxparser|tensorrt_rtx[^:]*: cannot open", why):
+        return (
+            "it needs the TensorRT that this ONNX Runtime was built for where the loader looks (LD_LIBRARY_PATH), or use "
+            f"--backend {backend.removeprefix('onnxruntime-')}"
+        )
+    if "libcuda.so" in why:
+        return "it needs the NVIDIA driver: install it (then `nvidia-smi` works), or use --backend onnxruntime-cpu"
+    cuda = f"CUDA {getattr(ort, 'cuda_version', '')}".rstrip()
+    return (
+        f"it needs an NVIDIA driver and the {cuda} and cuDNN that ONNX Runtime {ort.__version__} was built for (pip install "
+        "'onnxruntime-gpu[cuda,cudnn]')"
+    )
 
 
 def _failure(backend: str, what: str, exc: Exception) -> ModelError:

@@ -197,7 +197,7 @@ def one_size(inspector: Inspector, folder: Path, rgb: U8, seconds: float) -> dic
 
 def by_opencv(rgb: U8, spec: PreprocessSpec) -> NDArray[np.float32]:
     """Resize, crop and normalise as pipelines around OpenCV do it: as fast, not the method's own pixels."""
-    at = preprocess.crop_offset(spec)
+    at = preprocess.crop_offset(spec.resize, spec.crop)
     resized = cv2.resize(rgb, (spec.resize, spec.resize), interpolation=cv2.INTER_LINEAR)
     cropped = resized[at : at + spec.crop, at : at + spec.crop].astype(np.float32) / np.float32(255)
     normal = (cropped - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)

@@ -31,7 +31,7 @@ class Geometry:
     @classmethod
     def of(cls, width: int, height: int, spec: PreprocessSpec) -> Geometry:
         """Geometry of a picture of ``width`` × ``height`` pixels."""
-        return cls(width, height, spec.resize, spec.crop, crop_offset(spec))
+        return cls(width, height, spec.resize, spec.crop, crop_offset(spec.resize, spec.crop))
 
     def to_original(self, u: float, v: float) -> tuple[float, float]:
         """Map coordinates (u right, v down, 0..256 at the pixel edges) → original pixel coordinates (edges 0..W, 0..H)."""

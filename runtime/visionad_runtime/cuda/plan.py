@@ -109,7 +109,7 @@ class PicturePlan:
     @classmethod
     def of(cls, height: int, width: int, channels: int, spec: PreprocessSpec) -> PicturePlan:
         """Plan for uint8 (height, width) pictures of 1 or 3 channels."""
-        at = crop_offset(spec)
+        at = crop_offset(spec.resize, spec.crop)
         x = bilinear_taps(width, spec.resize, at, at + spec.crop)
         y = bilinear_taps(height, spec.resize, at, at + spec.crop)
         top = int(y.first[0])

@@ -124,3 +124,9 @@ def regions(anomaly_map: F32, geometry: Geometry, level: float | None, share: fl
         polygon = tuple((min(int(px), geometry.width - 1), min(int(py), geometry.height - 1)) for px, py in corners)
         found.append(Region((x, y, w, h), peak, polygon))
     return tuple(sorted(found, key=lambda r: (-r.score, r.bbox)))
+
+
+def colour_scale(usual: float, middle: float) -> tuple[float, float]:
+    """Coldest and hottest value of a heat map: a good picture's ``usual`` level looks cold, and ``middle``, where verdicts part, is
+    half way."""
+    return usual, max(2 * middle - usual, usual + 1e-3)

@@ -35,7 +35,7 @@ from ..artefacts import ModelManifest, atomic_write, sha256_bytes
 from ..bank import check_class_name
 from ..errors import PictureError, VisionADError
 from ..inspector import Inspector
-from ..maps import MAP_SIZE, Geometry, regions
+from ..maps import MAP_SIZE, Geometry, colour_scale, regions
 from ..overlay import draw_overlay
 from ..page import jpeg, with_truth
 from ..support import choose_support_paths
@@ -619,7 +619,7 @@ class _Tally:
         """One colour scale for the unit's heat maps: cold is a good picture's usual level, the middle where F1 is best."""
         low = float(np.median(self.good_levels)) if self.good_levels else 0.0
         middle = best_threshold(np.asarray(self.scores), np.asarray(self.labels))
-        return low, max(2 * middle - low, low + 1e-3)
+        return colour_scale(low, middle)
 
 
 def _pictures(run: _Run, one: _Worst, scale: tuple[float, float]) -> tuple[bytes, bytes]:

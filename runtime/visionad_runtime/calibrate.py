@@ -79,8 +79,8 @@ def conformal_rank(n: int, max_false_reject: float) -> int:
     return rank
 
 
-def false_reject_bound(n: int, rank: int, confidence: float = CONFIDENCE) -> float:
-    """Upper confidence bound of the false-reject rate of the threshold ``s_rank`` of ``n`` scores.
+def false_reject_bound(n: int, rank: int) -> float:
+    """Upper bound, at :data:`CONFIDENCE`, of the false-reject rate of the threshold ``s_rank`` of ``n`` scores.
 
     The rate's distribution is Beta(n + 1 - rank, rank); its tail is a binomial sum, solved by bisection (no scipy here).
     """
@@ -100,7 +100,7 @@ def false_reject_bound(n: int, rank: int, confidence: float = CONFIDENCE) -> flo
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if above(middle) > 1 - confidence else (low, middle)
+        low, high = (middle, high) if above(middle) > 1 - CONFIDENCE else (low, middle)
     return high
 
 

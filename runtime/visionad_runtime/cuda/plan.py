@@ -51,7 +51,7 @@ def packed_width(dim: int) -> int:
 def accumulation_slack(dim: int) -> float:
     """Bound of the float32 accumulation error of a 16-bit score, relative to ``|q| |b|``.
 
-    Each of ``dim`` products, and one partial sum per 16 of them, may lose less than one unit of 2^-23 of a sum that never
+    Each of ``dim`` products, and one partial sum per 8 of them, may lose less than one unit of 2^-23 of a sum that never
     exceeds ``|q| |b|`` (Cauchy-Schwarz); tensor cores truncate, so it is 2^-23 and not 2^-24. The constant covers the
     bound's own evaluation in float32.
     """

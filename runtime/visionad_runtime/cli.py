@@ -398,7 +398,10 @@ def bank_remove(
     bank: BankArg,
     class_name: ClassOption,
     image: Annotated[
-        str | None, typer.Option("--image", metavar="SHA", help="only the support picture with this sha256")
+        str | None,
+        typer.Option(
+            "--image", metavar="SHA", help="only the support picture whose sha256 begins so, 4 digits or more"
+        ),
     ] = None,
 ) -> None:
     """Remove a class, or one support picture of it."""

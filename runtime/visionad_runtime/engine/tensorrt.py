@@ -87,7 +87,7 @@ def build(
 
     Raises:
         VisionADError: library, driver or memory is missing. ModelError: the graph or the realised precision is not what the
-            manifest promises; nothing is kept then.
+            manifest promises; no engine is kept then, but a listing of one that was built.
     """
     api = load_api(backend)
     cancelled = threading.Event()

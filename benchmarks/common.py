@@ -44,7 +44,7 @@ def real_sets(folder: Path) -> Iterator[tuple[str, Dataset, str, Inspector]]:
             yield name, dataset, part, inspector
 
 
-def random_weights(backbone: str, path: Path, seed: int = 0) -> Path:
+def random_weights(backbone: str, path: Path) -> Path:
     """A weights file of a backbone that was never trained: as fast as the real one, which may not be at hand."""
     import timm
     import torch
@@ -52,17 +52,17 @@ def random_weights(backbone: str, path: Path, seed: int = 0) -> Path:
 
     from visionad_ref import REGISTRY
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(timm.create_model(REGISTRY[backbone].timm_name, pretrained=False, num_classes=0).state_dict(), path)
     return path
 
 
-def export_random(backbone: str, out: Path, seed: int = 0) -> Path:
+def export_random(backbone: str, out: Path) -> Path:
     """Model folder of a backbone with :func:`random_weights`."""
     from visionad_export.exporter import export_model
 
-    export_model(backbone, out, weights=random_weights(backbone, out.with_suffix(".safetensors"), seed))
+    export_model(backbone, out, weights=random_weights(backbone, out.with_suffix(".safetensors")))
     return out
 
 

@@ -20,11 +20,10 @@ import common
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from visionad_runtime.cuda.plan import GROUP
 
 F32 = NDArray[np.float32]
 SHOTS, PICTURES = (1, 4, 16), 4
-GROUP = 32
-"""Bank rows of a run, as in the kernels."""
 RATES = {"H100": (3.35, 989), "L4": (0.3, 121)}
 """By the data sheets: TB/s of the memory, and TFLOP/s of dense products in 16 bits."""
 
@@ -83,9 +82,7 @@ def left(
     mine, theirs = queries - middle, bank - middle
     near_mine, near_theirs = rounded(mine), rounded(theirs)
     lost_mine, lost_theirs = _lengths(mine - near_mine), _lengths(theirs - near_theirs)
-    upper = (
-        near_mine @ near_theirs.T
-    )  # float32 sums: what tensor cores lose beyond that is left out, in favour of 8 bits
+    upper = near_mine @ near_theirs.T  # float32 sums; what tensor cores lose beyond is left out, in favour of 8 bits
     upper += lost_mine[:, None] * _lengths(theirs) + _lengths(near_mine)[:, None] * lost_theirs
     upper += (queries @ middle)[:, None] + theirs @ middle
     groups = np.arange(0, len(bank), GROUP)

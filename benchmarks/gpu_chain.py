@@ -29,7 +29,7 @@ from typing import Any
 import common
 import cv2
 import numpy as np
-from gpu_table import told_aim
+from gpu_table import figure, told_aim
 from numpy.typing import NDArray
 from visionad_runtime import Inspector, picture, preprocess
 from visionad_runtime.artefacts import PreprocessSpec
@@ -197,7 +197,7 @@ def one_size(inspector: Inspector, folder: Path, rgb: U8, seconds: float) -> dic
 
 def by_opencv(rgb: U8, spec: PreprocessSpec) -> NDArray[np.float32]:
     """Resize, crop and normalise as pipelines around OpenCV do it: as fast, not the method's own pixels."""
-    at = preprocess.crop_offset(spec)
+    at = preprocess.crop_offset(spec.resize, spec.crop)
     resized = cv2.resize(rgb, (spec.resize, spec.resize), interpolation=cv2.INTER_LINEAR)
     cropped = resized[at : at + spec.crop, at : at + spec.crop].astype(np.float32) / np.float32(255)
     normal = (cropped - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
@@ -340,29 +340,25 @@ def table(report: Mapping[str, Any]) -> list[str]:
         cells += [one["chain"].get("upload"), one["chain"].get("preprocess")]
         size = f"{one['width']} x {one['height']}"
         lines.append(
-            f"{size:<12}" + "".join(f"{_number(c):>{w}}" for c, w in zip(cells, (11, 11, 9, 9, 9, 11), strict=True))
+            f"{size:<12}" + "".join(f"{figure(c):>{w}}" for c, w in zip(cells, (11, 11, 9, 9, 9, 11), strict=True))
         )
     lines += [
-        f"{one['cameras']} cameras: p50 {_number(one['p50'])}, p99 {_number(one['p99'])}, {one['pictures_per_s']:g} pictures/s "
+        f"{one['cameras']} cameras: p50 {figure(one['p50'])}, p99 {figure(one['p99'])}, {one['pictures_per_s']:g} pictures/s "
         f"({one['calls']} calls)"
         for one in report["cameras"]
     ]
     held, beside = report["steady"], report["enrolment"]
-    lines.append(f"steady: p50 {_number(held['p50'])}, p99 {_number(held['p99'])} ({held['calls']} calls)")
+    lines.append(f"steady: p50 {figure(held['p50'])}, p99 {figure(held['p99'])} ({held['calls']} calls)")
     for when in ("before", "during"):
         if (one := beside[when]) is not None:
             lines.append(
-                f"{beside['cameras']} cameras {when} enrolment: p50 {_number(one['p50'])}, p99 {_number(one['p99'])} "
+                f"{beside['cameras']} cameras {when} enrolment: p50 {figure(one['p50'])}, p99 {figure(one['p99'])} "
                 f"({one['calls']} calls; {beside['enrolled']} enrolled, {beside['enrolment_ms']} ms each)"
             )
     for how, rows in report["pauses"].items():
-        told = "; ".join(f"{r['pause_s']:g} s: p50 {_number(r['p50'])} ({r['calls']} calls)" for r in rows)
+        told = "; ".join(f"{r['pause_s']:g} s: p50 {figure(r['p50'])} ({r['calls']} calls)" for r in rows)
         lines.append(f"after a pause, {how.replace('_', ' ')}: {told}")
     return lines + [told_aim(aim) for aim in report["aims"]]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else format(value, ".4g")
 
 
 if __name__ == "__main__":

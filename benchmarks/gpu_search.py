@@ -43,7 +43,7 @@ from gpu_opponents import (
     make_peers,
     ours,
 )
-from gpu_table import told_aim
+from gpu_table import figure, told_aim
 from numpy.typing import NDArray
 from visionad_runtime.bench import box, measure, roofline
 from visionad_runtime.cuda.device import Owner
@@ -373,23 +373,19 @@ HEADER = (
 
 def line(found: Mapping[str, Any]) -> str:
     """A row of the table."""
-    p50 = "".join(f"{_number(found['ms'].get(name, {}).get('p50')):>11}" for name in COLUMNS)
+    p50 = "".join(f"{figure(found['ms'].get(name, {}).get('p50')):>11}" for name in COLUMNS)
     shares = (f"{'-' if s is None else format(s, '.0%')}" for s in (found["share_of_peak"], found["share_of_cublas"]))
     return (
-        f"{Size(found['queries'], found['rows'], found['dim'])!s:<24}{p50}{_number(found['ms'][OURS]['p99']):>9}"
+        f"{Size(found['queries'], found['rows'], found['dim'])!s:<24}{p50}{figure(found['ms'][OURS]['p99']):>9}"
         f"{found['tflop_per_s']:>9.1f}{found['gb_per_s']:>8.0f}{next(shares):>6}{next(shares):>7}"
     )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else format(value, ".4g")
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
     """What comes below the rows."""
     lines = [
         f"{m['classes']} classes of {m['rows_a_class']} rows mixed, {m['queries']} queries, dim {m['dim']}: "
-        + ", ".join(f"{name} {_number(t['p50'])} ms" for name, t in m["ms"].items())
+        + ", ".join(f"{name} {figure(t['p50'])} ms" for name, t in m["ms"].items())
         for m in report["mixed"]
     ]
     for kind, peak in report["peaks"].items():

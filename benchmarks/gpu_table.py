@@ -236,6 +236,11 @@ def told_aim(aim: Mapping[str, Any]) -> str:
     return f"{state:<12}  {aim['aim']}" + (f": {aim['found']}" if aim["found"] else "")
 
 
+def figure(value: float | None) -> str:
+    """Four digits of it, or ``-``."""
+    return "-" if value is None else format(value, ".4g")
+
+
 def _share(value: float | None) -> str:
     return "   -" if value is None else f"{value:>4.0%}"
 

@@ -13,13 +13,13 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_opponents import CACHE, Contender, Ground, Rows, ours
+from gpu_opponents import CACHE, Contender, Ground, KernelSet, Rows, ours
 from gpu_search import Size, draw, race
 from visionad_runtime.bench import box
 from visionad_runtime.cuda.device import Owner
@@ -83,26 +83,21 @@ def measure(device: Device, sizes: Sequence[Size], seconds: float, cache: int) -
         built = {name: kernels[name] for name in read_target(kernels.target)}
         entries = list(candidates(device, kernels, stack, refused))
         times: dict[str, dict[str, float]] = {name_of(tile): {} for tile, _, _ in entries}
+        raced = {name_of(tile): {**built, SEARCH: kernel} for tile, _, kernel in entries}
         for dim in dict.fromkeys(size.dim for size in sizes):
             here = [size for size in sizes if size.dim == dim]
-            with ExitStack() as rows:
+            with ExitStack() as held:
                 bank, queries = (
-                    Rows(device, kernels, ground.stream, count, dim, draw(dim, count, seed))
+                    held.enter_context(
+                        closing(Rows(device, kernels, ground.stream, count, dim, draw(dim, count, seed)))
+                    )
                     for seed, count in enumerate((max(s.rows for s in here) + BEYOND, max(s.queries for s in here)))
                 )
-                rows.callback(bank.close)
-                rows.callback(queries.close)
                 for size in here:
-                    work = [(bank.view(0, size.rows), np.arange(size.queries, dtype=np.int32))]
-                    with ExitStack() as searches:
-                        raced: list[Contender] = []
-                        for tile, _, kernel in entries:
-                            using = {**built, SEARCH: kernel}
-                            raced.append(searches.enter_context(ours(ground, queries, work, name_of(tile), using))[0])
-                        found = race(raced, seconds)
-                        faults += [f"{size}: {one.name} finds other rows" for one in raced[1:] if differ(raced[0], one)]
-                    for name, one in found.items():
-                        times[name][str(size)] = one["p50"]
+                    found, other = race_at(size, ground, raced, bank, queries, seconds)
+                    faults += [f"{size}: {name} finds other rows" for name in other]
+                    for name, p50 in found.items():
+                        times[name][str(size)] = p50
         return {
             "environment": box.environment(),
             "gpu": device.name,
@@ -118,6 +113,17 @@ def measure(device: Device, sizes: Sequence[Size], seconds: float, cache: int) -
             "refused": refused,
             "faults": faults,
         }
+
+
+def race_at(
+    size: Size, ground: Ground, tiles: Mapping[str, KernelSet], bank: Rows, queries: Rows, seconds: float
+) -> tuple[dict[str, float], list[str]]:
+    """Each tile's median at a size, and which of them find other rows than the first."""
+    work = [(bank.view(0, size.rows), np.arange(size.queries, dtype=np.int32))]
+    with ExitStack() as searches:
+        raced = [searches.enter_context(ours(ground, queries, work, *tile))[0] for tile in tiles.items()]
+        found = race(raced, seconds)
+        return {name: one["p50"] for name, one in found.items()}, [r.name for r in raced[1:] if differ(raced[0], r)]
 
 
 def differ(one: Contender, other: Contender) -> bool:

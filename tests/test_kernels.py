@@ -146,8 +146,8 @@ def run_search(
 def check_maxima(
     maxima: F32, packed: NDArray[np.float16], p: SearchPlan, banks: Mapping[int, NDArray[np.float16]]
 ) -> None:
-    """Each is the largest of its 32 scores up to float32 rounding. One that is too large could hide the nearest row; one that is
-    too small, only by scoring everything again."""
+    """Each is the largest of its 32 scores up to float32 rounding. One that is too large raises the bar for all others, one that is
+    too small keeps its own run below it: either may hide the nearest row, and seldom does in a test's data."""
     for address, _, rows, first, slots, at in p.jobs.tolist():
         left = packed[p.order[first : first + slots]].astype(np.float64)
         right = banks[address][: rows // GROUP * GROUP].astype(np.float64)

@@ -142,7 +142,7 @@ def test_crop_is_torchvisions(resize: int, crop: int, at: int) -> None:
     spec = spec_of(resize, crop)
     rgb = pixels_of(resize, resize)  # of the size already, so only the crop is left to do
     wanted = transforms.CenterCrop(crop)(torch.from_numpy(rgb).permute(2, 0, 1)).permute(1, 2, 0).numpy()
-    assert preprocess.crop_offset(spec) == at
+    assert preprocess.crop_offset(resize, crop) == at
     np.testing.assert_array_equal(preprocess.resize_crop(rgb, spec), wanted)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -16,11 +17,6 @@ from visionad_runtime.errors import VisionADError
 F32 = NDArray[np.float32]
 KINDS: dict[str, Callable[[F32], F32 | search.Int8Bank]] = {"float32": lambda rows: rows, "int8": search.Int8Bank}
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-def unit(seed: int, rows: int, dim: int) -> F32:
-    x = np.random.default_rng(seed).standard_normal((rows, dim))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
 def near_ties(seed: int, rows: int, dim: int, scale: float = 1e-7) -> F32:

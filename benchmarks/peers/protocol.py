@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from visionad_runtime.artefacts import PreprocessSpec
 from visionad_runtime.evaluation.datasets import Sample, load_mask
 from visionad_runtime.evaluation.metrics import PixelMetrics, image_metrics
 from visionad_runtime.maps import MAP_SIZE
@@ -29,7 +28,7 @@ def full_frame(anomaly_map: F32, resize: int, crop: int) -> F32:
     Args:
         anomaly_map: float32 (H, W) of distances, >= 0; ``crop == resize`` says that it shows the whole picture.
     """
-    offset = crop_offset(PreprocessSpec(resize=resize, crop=crop, mean=(0, 0, 0), std=(1, 1, 1)))
+    offset = crop_offset(resize, crop)
     share = ((np.arange(MAP_SIZE) + 0.5) / MAP_SIZE * resize - offset) / crop  # 0..1 from edge to edge of the crop
     inside = (share >= 0) & (share <= 1)
     down, across = (_weights(share, size) for size in anomaly_map.shape)

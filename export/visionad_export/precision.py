@@ -144,9 +144,8 @@ def lower(model: ir.Model, precision: Precision) -> None:
                 value.dtype = half
     RemoveUnusedNodesPass()(model)  # and with them the weights' float32 originals
     if precision == "bf16" and any(node.op_type == "Conv" for node in lowered):
-        graph.opset_imports[""] = max(
-            22, graph.opset_imports[""]
-        )  # the first whose convolution takes bf16; only types were added
+        # 22 is the first whose convolution takes bf16; only types were added.
+        graph.opset_imports[""] = max(22, graph.opset_imports[""])
 
 
 def _lowered(graph: ir.Graph) -> set[ir.Node]:

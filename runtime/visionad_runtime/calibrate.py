@@ -26,6 +26,7 @@ from .artefacts import Calibration, sha256_file
 from .bank import stored_name
 from .errors import PictureError, VisionADError
 from .inspector import Inspector
+from .maps import colour_scale
 
 CONFIDENCE = 0.95
 Method = Literal["leave-one-out", "held-out", "leave-one-out+held-out"]
@@ -78,8 +79,8 @@ def conformal_rank(n: int, max_false_reject: float) -> int:
     return rank
 
 
-def false_reject_bound(n: int, rank: int, confidence: float = CONFIDENCE) -> float:
-    """Upper confidence bound of the false-reject rate of the threshold ``s_rank`` of ``n`` scores.
+def false_reject_bound(n: int, rank: int) -> float:
+    """Upper bound, at :data:`CONFIDENCE`, of the false-reject rate of the threshold ``s_rank`` of ``n`` scores.
 
     The rate's distribution is Beta(n + 1 - rank, rank); its tail is a binomial sum, solved by bisection (no scipy here).
     """
@@ -99,7 +100,7 @@ def false_reject_bound(n: int, rank: int, confidence: float = CONFIDENCE) -> flo
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if above(middle) > 1 - confidence else (low, middle)
+        low, high = (middle, high) if above(middle) > 1 - CONFIDENCE else (low, middle)
     return high
 
 
@@ -133,12 +134,7 @@ def calibrate_class(
     bank = inspector.enrolled(name)
     matched = bank.classes[name]
     places = {image.sha256: k for k, image in enumerate(matched.entry.images)}
-    seen: dict[str, Path] = {}
-    for path in paths:
-        digest = _digest(path)
-        if digest in seen:
-            raise VisionADError(f"calibration: {path} and {seen[digest]} are the same picture; give each once")
-        seen[digest] = path
+    seen = _by_digest(paths)
     alone = [path for digest, path in seen.items() if digest in places and len(places) == 1]
     held_out = [path for digest, path in seen.items() if digest not in places]
     conformal_rank(len(seen) - len(alone), max_false_reject)  # said before minutes of scoring
@@ -175,14 +171,24 @@ def calibrate_class(
         precision=inspector.manifest.precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    low = float(np.median(medians))
-    scale = (low, max(2 * threshold.value - low, low + 1e-3))
+    scale = colour_scale(float(np.median(medians)), threshold.value)
     version = bank.calibrate(name, threshold.value, scale, record, matched.entry)
     return Calibrated(threshold, record, version, tuple(map(str, alone)))
 
 
-def _digest(path: Path) -> str:
-    try:
-        return sha256_file(path)
-    except OSError as exc:
-        raise PictureError(f"{path}: cannot be read: {exc.strerror or exc}") from None
+def _by_digest(paths: Sequence[Path]) -> dict[str, Path]:
+    """Pictures by their sha256, in the order given.
+
+    Raises:
+        VisionADError: one cannot be read, or was given twice, under whatever names.
+    """
+    seen: dict[str, Path] = {}
+    for path in paths:
+        try:
+            digest = sha256_file(path)
+        except OSError as exc:
+            raise PictureError(f"{path}: cannot be read: {exc.strerror or exc}") from None
+        if digest in seen:
+            raise VisionADError(f"calibration: {path} and {seen[digest]} are the same picture; give each once")
+        seen[digest] = path
+    return seen

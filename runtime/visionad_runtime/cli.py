@@ -139,9 +139,8 @@ def run(args: Sequence[str]) -> int:
     except MemoryError:
         return _complain("out of memory; use smaller pictures, a smaller bank or a smaller --batch")
     except Exception as exc:
-        if isinstance(
-            exc.__cause__, KeyboardInterrupt
-        ):  # a native library was being imported, which made an ImportError of it
+        # A native library that was being imported makes an ImportError of it.
+        if isinstance(exc.__cause__, KeyboardInterrupt):
             return _complain(INTERRUPTION, INTERRUPTED)
         if hasattr(exc, "format_message"):  # a usage error of the command-line parser
             return _complain(exc.format_message())
@@ -399,7 +398,10 @@ def bank_remove(
     bank: BankArg,
     class_name: ClassOption,
     image: Annotated[
-        str | None, typer.Option("--image", metavar="SHA", help="only the support picture with this sha256")
+        str | None,
+        typer.Option(
+            "--image", metavar="SHA", help="only the support picture whose sha256 begins so, 4 digits or more"
+        ),
     ] = None,
 ) -> None:
     """Remove a class, or one support picture of it."""

@@ -31,7 +31,7 @@ class Geometry:
     @classmethod
     def of(cls, width: int, height: int, spec: PreprocessSpec) -> Geometry:
         """Geometry of a picture of ``width`` × ``height`` pixels."""
-        return cls(width, height, spec.resize, spec.crop, crop_offset(spec))
+        return cls(width, height, spec.resize, spec.crop, crop_offset(spec.resize, spec.crop))
 
     def to_original(self, u: float, v: float) -> tuple[float, float]:
         """Map coordinates (u right, v down, 0..256 at the pixel edges) → original pixel coordinates (edges 0..W, 0..H)."""
@@ -124,3 +124,9 @@ def regions(anomaly_map: F32, geometry: Geometry, level: float | None, share: fl
         polygon = tuple((min(int(px), geometry.width - 1), min(int(py), geometry.height - 1)) for px, py in corners)
         found.append(Region((x, y, w, h), peak, polygon))
     return tuple(sorted(found, key=lambda r: (-r.score, r.bbox)))
+
+
+def colour_scale(usual: float, middle: float) -> tuple[float, float]:
+    """Coldest and hottest value of a heat map: a good picture's ``usual`` level looks cold, and ``middle``, where verdicts part, is
+    half way."""
+    return usual, max(2 * middle - usual, usual + 1e-3)

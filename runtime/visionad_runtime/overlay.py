@@ -79,26 +79,13 @@ def draw_overlay(
 
     left, top = _scaled(geometry.to_original(0, 0), to_x, to_y)
     right, bottom = _scaled(geometry.to_original(MAP_SIZE, MAP_SIZE), to_x, to_y)
-    step_x, step_y = (right - left) / MAP_SIZE, (bottom - top) / MAP_SIZE
-    # The geometry speaks of pixel edges, warpAffine of pixel centres: hence the halves.
-    place = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]], dtype=np.float64)
-    placed = cv2.warpAffine(
-        np.ascontiguousarray(anomaly_map, dtype=np.float32), place, (width, height), borderMode=cv2.BORDER_REPLICATE
-    )
+    placed = _stretched(anomaly_map, (left, top, right, bottom), (width, height))
     x0, y0 = round(left), round(top)
     x1, y1 = max(x0 + 1, round(right)), max(y0 + 1, round(bottom))
     seen = np.zeros((height, width), dtype=np.float32)
     seen[y0:y1, x0:x1] = 1
 
-    hotness = _normalised(np.asarray(placed, dtype=np.float32), scale)
-    ramp = np.clip((hotness - np.float32(0.15)) / np.float32(0.60), 0, 1)
-    alpha = (ramp * ramp * (3 - 2 * ramp) * np.float32(0.72) * seen)[..., None]
-    coloured = heat(np.asarray(placed, dtype=np.float32), scale)
-    base = (
-        canvas.astype(np.float32) * (np.float32(0.62) + np.float32(0.38) * seen)[..., None]
-    )  # the blind margin is dim
-    blended: Rgb = (base * (1 - alpha) + coloured * alpha + np.float32(0.5)).astype(np.uint8)
-
+    blended = _blended(canvas, placed, seen, scale)
     _corner_marks(blended, x0, y0, x1, y1)
     for region in regions:
         outline = np.asarray(region.polygon, dtype=np.float64).reshape(-1, 2)
@@ -158,6 +145,25 @@ def _normalised(anomaly_map: Field, scale: tuple[float, float]) -> Field:
 
 def _scaled(point: tuple[float, float], to_x: float, to_y: float) -> tuple[float, float]:
     return point[0] * to_x, point[1] * to_y
+
+
+def _stretched(anomaly_map: Field, edges: tuple[float, float, float, float], size: tuple[int, int]) -> Field:
+    """The map laid between ``edges`` (left, top, right, bottom) of a canvas of ``size`` (width, height), going on beyond them."""
+    left, top, right, bottom = edges
+    step_x, step_y = (right - left) / MAP_SIZE, (bottom - top) / MAP_SIZE
+    # The edges are those of pixels, warpAffine speaks of pixel centres: hence the halves.
+    place = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]], dtype=np.float64)
+    source = np.ascontiguousarray(anomaly_map, dtype=np.float32)
+    return np.asarray(cv2.warpAffine(source, place, size, borderMode=cv2.BORDER_REPLICATE), dtype=np.float32)
+
+
+def _blended(canvas: Rgb, placed: Field, seen: Field, scale: tuple[float, float]) -> Rgb:
+    """Heat over the canvas, opaque by how hot it is and only where ``seen`` is 1; elsewhere the method is blind, which dims it."""
+    ramp = np.clip((_normalised(placed, scale) - np.float32(0.15)) / np.float32(0.60), 0, 1)
+    alpha = (ramp * ramp * (3 - 2 * ramp) * np.float32(0.72) * seen)[..., None]
+    base = canvas.astype(np.float32) * (np.float32(0.62) + np.float32(0.38) * seen)[..., None]
+    blended: Rgb = (base * (1 - alpha) + heat(placed, scale) * alpha + np.float32(0.5)).astype(np.uint8)
+    return blended
 
 
 def _fit(image: Rgb) -> Rgb:

@@ -26,20 +26,24 @@ _POSES = _SQUARE[:6]
 _TURNS = {"r90": 1, "r180": 2, "r270": 3}
 
 
-def crop_offset(spec: PreprocessSpec) -> int:
+def crop_offset(resize: int, crop: int) -> int:
     """Pixels cut at the top and left of the resized picture (torchvision's rule: half to even)."""
-    return round((spec.resize - spec.crop) / 2)
+    return round((resize - crop) / 2)
 
 
-def resize_crop(rgb: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) RGB of any size → uint8 (crop, crop, 3), bit-identical to Pillow's resize and centre crop.
+def resize_square(image: Image.Image, side: int) -> NDArray[np.uint8]:
+    """Pillow's bilinear resize to (side, side), across, then down.
 
     One pass a call: from Pillow 12.2 on, a single call takes tall pictures down first, then across, which is another function.
     """
-    across = Image.fromarray(rgb).resize((spec.resize, rgb.shape[0]), Image.Resampling.BILINEAR)
-    resized = across.resize((spec.resize, spec.resize), Image.Resampling.BILINEAR)
-    at = crop_offset(spec)
-    return np.asarray(resized)[at : at + spec.crop, at : at + spec.crop]
+    across = image.resize((side, image.height), Image.Resampling.BILINEAR)
+    return np.asarray(across.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def resize_crop(rgb: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) RGB of any size → uint8 (crop, crop, 3), bit-identical to Pillow's resize and centre crop."""
+    at = crop_offset(spec.resize, spec.crop)
+    return resize_square(Image.fromarray(rgb), spec.resize)[at : at + spec.crop, at : at + spec.crop]
 
 
 def normalise(cropped: NDArray[np.uint8], spec: PreprocessSpec) -> F32:

@@ -409,9 +409,8 @@ def _read_state_dict(path: Path) -> StateDict:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            with warnings.catch_warnings(
-                action="ignore"
-            ):  # what it guesses about a file that is none; the error says enough
+            # It guesses about a file that is none; the error says enough.
+            with warnings.catch_warnings(action="ignore"):
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as exc:  # unpickling foreign bytes raises nearly anything
         reason = (str(exc).splitlines() or [""])[0][:120]

@@ -42,15 +42,15 @@ class Peaks(NamedTuple):
     how: str
 
 
-def vit_flops(grid: int, extra: int, dim: int, blocks: int, patch: int, mlp: int = 4) -> float:
+def vit_flops(grid: int, extra: int, dim: int, blocks: int, patch: int) -> float:
     """FLOPs of a vision transformer for one picture: its matrix products; norms, softmax and activations are not counted.
 
     With ``T = grid² + extra`` tokens of ``D = dim``, a block has queries, keys, values and the output (``8·T·D²``), the MLP
-    (``4·mlp·T·D²``), and attention's two products (``4·T²·D``). The patch embedding before the first block is
+    of four times the width (``16·T·D²``), and attention's two products (``4·T²·D``). The patch embedding before the first block is
     ``2 · grid² · (3 · patch²) · D``.
     """
     tokens = grid * grid + extra
-    block = (8 + 4 * mlp) * tokens * dim**2 + 4 * tokens**2 * dim
+    block = (8 + 16) * tokens * dim**2 + 4 * tokens**2 * dim
     return float(2 * grid * grid * 3 * patch**2 * dim + blocks * block)
 
 

@@ -360,6 +360,10 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
     on_gpu = any(name != "onnxruntime-cpu" for name in report["backends"])
     gpu = roofline.gpu_peaks(manifest.precision) if on_gpu else "no backend here runs on a GPU"
     weights = sum(p.stat().st_size for p in model.glob("backbone.onnx*"))
+    rows = report["bank"]["rows_per_view"]
+    halves = gpu
+    if manifest.precision != "fp16" and rows is not None and any(map(_chain_on_gpu, report["backends"].values())):
+        halves = roofline.gpu_peaks("fp16")  # that chain searches in 16 bits, whatever the model
     routed = report["pictures"]["class"] == "routed"
     views = len(report["views"])
     report["peaks"] = {
@@ -369,8 +373,7 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
         for where, p in (("cpu", cpu), ("gpu", gpu))
     }
     for name, entry in report["backends"].items():
-        here = cpu if name == "onnxruntime-cpu" else gpu
-        peaks = here if isinstance(here, roofline.Peaks) else None
+        peaks = _known(cpu if name == "onnxruntime-cpu" else gpu)
         batch, best = min(entry["batches"].items(), key=lambda item: item[1]["bare_engine"]["p50"] / int(item[0]))
         seconds = best["bare_engine"]["p50"] / 1e3 / int(batch) / views
         work = roofline.backbone_work(identity, weights, entry["group"], routed)
@@ -379,18 +382,22 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
             if isinstance(work, str)
             else {"batch": int(batch), **roofline.assess(work, seconds, peaks)}
         }
-        rows = report["bank"]["rows_per_view"]
         if rows is None:
             entry["roofline"]["search, all views"] = {
                 "why_null": "no picture is of a known class, so what was searched is not known"
             }
         elif "search" in entry["stages"]:
-            # A stage that the chain on the GPU alone has. It searches in 16 bits, whatever the model.
-            there = "wait" in entry["stages"]
-            parts = [roofline.search_work(identity.grid**2, n, identity.dim, 2 if there else 4) for n in rows.values()]
+            searched, size = (_known(halves), 2) if _chain_on_gpu(entry) else (cpu, 4)
+            parts = [roofline.search_work(identity.grid**2, n, identity.dim, size) for n in rows.values()]
             total = roofline.Work(sum(p.flops for p in parts), sum(p.bytes for p in parts))
-            halves = roofline.gpu_peaks("fp16") if there and manifest.precision != "fp16" else here
-            searched = (halves if isinstance(halves, roofline.Peaks) else None) if there else cpu
             entry["roofline"]["search, all views"] = roofline.assess(
                 total, entry["stages"]["search"]["p50"] / 1e3, searched
             )
+
+
+def _chain_on_gpu(entry: dict[str, Any]) -> bool:
+    return "wait" in entry["stages"]  # which the chain on the host has not
+
+
+def _known(peaks: roofline.Peaks | str) -> roofline.Peaks | None:
+    return peaks if isinstance(peaks, roofline.Peaks) else None

@@ -458,10 +458,9 @@ class _Shared:
         self.maxima = device.alloc(4 * plan.GROUP)
 
     def _plan(self, views: tuple[BankView, ...]) -> plan.SearchPlan:
-        tokens = np.arange(len(views) * self.patches, dtype=np.int32).reshape(
-            len(views), -1
-        )  # of each of the engine's rows
-        work = list(zip(views, tokens, strict=True))
+        """The patches of each of the engine's rows against its view."""
+        patches = np.arange(len(views) * self.patches, dtype=np.int32)
+        work = list(zip(views, patches.reshape(len(views), -1), strict=True))
         return plan.plan_search(work, self.block_q, self.block_n, self.programs)
 
     def reserve(self, device: Device, resident: _Resident, cameras: Sequence[_Camera]) -> None:

@@ -51,8 +51,6 @@ class DeviceChain:
         top_share: float = TOP_SHARE,
         rarity: bool = False,
         *,
-        cameras: int = CAMERAS,
-        max_picture: tuple[int, int] = PICTURE,
         keep_alive: float | None = None,
     ) -> None:
         """Load the kernels and take all memory.
@@ -62,13 +60,13 @@ class DeviceChain:
         """
         self._owner, self._engine, self._identity = owner, engine, identity
         self._top_share, self._rarity = top_share, rarity
-        self.cameras, self._size, self._keep_alive = cameras, max_picture, keep_alive
+        self.cameras, self._size, self._keep_alive = CAMERAS, PICTURE, keep_alive
         self._banks: Mapping[int, ClassBank] = {}
         self._seen = _Seen()
         self._growing = threading.Lock()
-        self._chain = self._open(max_picture)
+        self._chain = self._open(PICTURE)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for camera in range(cameras):
+        for camera in range(CAMERAS):
             self._free.put(camera)
 
     def _open(self, size: tuple[int, int]) -> Chain:

@@ -51,7 +51,7 @@ def packed_width(dim: int) -> int:
 def accumulation_slack(dim: int) -> float:
     """Bound of the float32 accumulation error of a 16-bit score, relative to ``|q| |b|``.
 
-    Each of ``dim`` products, and one partial sum per 16 of them, may lose less than one unit of 2^-23 of a sum that never
+    Each of ``dim`` products, and one partial sum per 8 of them, may lose less than one unit of 2^-23 of a sum that never
     exceeds ``|q| |b|`` (Cauchy-Schwarz); tensor cores truncate, so it is 2^-23 and not 2^-24. The constant covers the
     bound's own evaluation in float32.
     """
@@ -109,7 +109,7 @@ class PicturePlan:
     @classmethod
     def of(cls, height: int, width: int, channels: int, spec: PreprocessSpec) -> PicturePlan:
         """Plan for uint8 (height, width) pictures of 1 or 3 channels."""
-        at = crop_offset(spec)
+        at = crop_offset(spec.resize, spec.crop)
         x = bilinear_taps(width, spec.resize, at, at + spec.crop)
         y = bilinear_taps(height, spec.resize, at, at + spec.crop)
         top = int(y.first[0])

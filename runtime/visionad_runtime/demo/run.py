@@ -97,14 +97,7 @@ def run_demo(
         ("A picture takes", f"{median['total']:.0f} ms"),
         ("First verdict after", f"{first_verdict:.1f} s"),
         ("Good pictures shown", f"{shots} a class"),
-        ("Backbone", inspector.manifest.identity.describe()),
-        (
-            "Engine",
-            f"{inspector.engine.name}, "
-            + ", ".join(f"{k} {v}" for k, v in inspector.engine.details.items() if k != "passed over"),
-        ),
-        ("Machine", f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"),
-        ("Versions", f"visionad {__version__}, ONNX Runtime {onnxruntime.__version__}, numpy {np.__version__}"),
+        *_ran_on(inspector),
     ]
     shown = [
         ClassReport(c.name, c.supports, _pick(c.cases), c.image_auroc, c.pixel_auroc, c.threshold) for c in classes
@@ -137,6 +130,17 @@ def run_demo(
         f"         {out / 'sheet.png'}  (overlays one by one: {out / 'overlays'}, as JSON: {out / 'verdicts.jsonl'})",
     ]
     return "\n".join(lines)
+
+
+def _ran_on(inspector: Inspector) -> list[tuple[str, str]]:
+    """Model, engine, box and versions that the figures are of."""
+    details = ", ".join(f"{k} {v}" for k, v in inspector.engine.details.items() if k != "passed over")
+    return [
+        ("Backbone", inspector.manifest.identity.describe()),
+        ("Engine", f"{inspector.engine.name}, {details}"),
+        ("Machine", f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"),
+        ("Versions", f"visionad {__version__}, ONNX Runtime {onnxruntime.__version__}, numpy {np.__version__}"),
+    ]
 
 
 def thumb(path: Path) -> Any:

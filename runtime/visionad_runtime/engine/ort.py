@@ -63,10 +63,9 @@ def open_ort(folder: Path, manifest: ModelManifest, backend: str, threads: int |
     Raises:
         VisionADError: the provider is not in this ONNX Runtime, or cannot start. ModelError: the ONNX file cannot be loaded.
     """
-    precision: str = manifest.precision
     _check_provider(backend)
     if backend == "onnxruntime-cpu":
-        if precision == "bf16":  # its products are not implemented there
+        if manifest.precision == "bf16":  # its products are not implemented there
             raise ModelError(
                 f"{folder} is in bf16, which ONNX Runtime {ort.__version__} cannot run on a CPU; open it on a GPU, or export "
                 "the model with --precision fp32 for this box (its banks fit both)"
@@ -103,8 +102,8 @@ def provider_options(folder: Path, manifest: ModelManifest, backend: str, group:
     """
     if backend == "onnxruntime-cuda":
         # `use_tf32` is on by default; an exhaustive search would choose other kernels on every start
-        precision: str = manifest.precision
-        return {"device_id": "0", "use_tf32": str(int(precision == "tf32")), "cudnn_conv_algo_search": "HEURISTIC"}
+        tf32 = str(int(manifest.precision == "tf32"))
+        return {"device_id": "0", "use_tf32": tf32, "cudnn_conv_algo_search": "HEURISTIC"}
     if manifest.precision == "fp32":
         raise VisionADError(
             f"{backend} cannot promise fp32: it has no switch for TF32; export the model with --precision tf32, or use "

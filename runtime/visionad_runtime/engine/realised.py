@@ -74,9 +74,8 @@ class Layer:
     @property
     def fused_attention(self) -> bool:
         """Whether it is a whole attention: products and softmax in one kernel (``_gemm_mha_v2`` and its like)."""
-        if re.search(
-            r"gemm|matmul", self.kind, re.IGNORECASE
-        ):  # one product of an attention, whatever its ONNX node is called
+        # One product of an attention, whatever its ONNX node is called.
+        if re.search(r"gemm|matmul", self.kind, re.IGNORECASE):
             return False
         return bool(
             _MHA.search(self.tactic) or self.name.startswith("_gemm_mha") or re.search("mha|attention", self.kind)

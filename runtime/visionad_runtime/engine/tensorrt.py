@@ -87,7 +87,7 @@ def build(
 
     Raises:
         VisionADError: library, driver or memory is missing. ModelError: the graph or the realised precision is not what the
-            manifest promises; nothing is kept then.
+            manifest promises; no engine is kept then, but a listing of one that was built.
     """
     api = load_api(backend)
     cancelled = threading.Event()
@@ -145,17 +145,7 @@ def _build(
             raise ModelError(f"{path} cannot be read by {api.backend} {api.version}: {errors[:400]}; export it again")
         graph_types = _graph_types(network)
         realised.check_graph(graph_types, manifest.precision, str(path))
-        config = builder.create_builder_config()
-        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, parts["options"]["workspace_mib"] * 2**20)
-        config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # or the inspector could not say what was built
-        config.progress_monitor = progress.monitor(module)
-        precision: str = manifest.precision
-        api.choose_tf32(config, precision == "tf32")
-        api.choose_target(config, parts["capability"])
-        shapes: list[Any] = [(n, *_sides(manifest)) for n in parts["profile"]]
-        profile = builder.create_optimization_profile()
-        profile.set_shape("images", *shapes)
-        config.add_optimization_profile(profile)
+        config = _configure(api, builder, manifest, parts, progress)
         timing_file = _use_timing_cache(api, config, cache, parts)
         plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -191,6 +181,24 @@ def _build(
     if timing_file is not None:
         _keep(timing_file, config.get_timing_cache())
     return entry
+
+
+def _configure(
+    api: Api, builder: trt.Builder, manifest: ModelManifest, parts: dict[str, Any], progress: Progress
+) -> trt.IBuilderConfig:
+    """How to build: what ``parts`` says, and a listing of what was."""
+    module = api.module
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, parts["options"]["workspace_mib"] * 2**20)
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # or the inspector could not say what was built
+    config.progress_monitor = progress.monitor(module)
+    api.choose_tf32(config, manifest.precision == "tf32")
+    api.choose_target(config, parts["capability"])
+    shapes: list[Any] = [(n, *_sides(manifest)) for n in parts["profile"]]
+    profile = builder.create_optimization_profile()
+    profile.set_shape("images", *shapes)
+    config.add_optimization_profile(profile)
+    return config
 
 
 def _sides(manifest: ModelManifest) -> tuple[int, int, int]:

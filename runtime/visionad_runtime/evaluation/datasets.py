@@ -34,6 +34,7 @@ from PIL import Image
 
 from .. import picture
 from ..errors import PictureError, VisionADError
+from ..preprocess import crop_offset, resize_square
 
 Mask = NDArray[np.bool_]
 
@@ -157,12 +158,10 @@ def load_mask(sample: Sample, resize: int, crop: int, size: int = 256) -> Mask:
     if not sample.has_mask:
         raise DatasetError(f"{sample.path}: a defect ({sample.defect}) without a mask; it has image metrics only")
     full = Image.fromarray(full_mask(sample).astype(np.uint8) * np.uint8(255))
-    across = full.resize((resize, full.height), Image.Resampling.BILINEAR)  # across, then down, like the picture
-    resized = np.asarray(across.resize((resize, resize), Image.Resampling.BILINEAR))
-    at = round((resize - crop) / 2)  # torchvision's rule: half to even
+    resized = resize_square(full, resize)
     # torch's nearest: floor(i * crop / size), in float32
     source = (np.arange(size, dtype=np.float32) * np.float32(crop / size)).astype(np.intp)
-    pick = at + np.minimum(source, crop - 1)
+    pick = crop_offset(resize, crop) + np.minimum(source, crop - 1)
     return np.asarray(resized[np.ix_(pick, pick)] > 0)
 
 

@@ -35,7 +35,7 @@ from ..artefacts import ModelManifest, atomic_write, sha256_bytes
 from ..bank import check_class_name
 from ..errors import PictureError, VisionADError
 from ..inspector import Inspector
-from ..maps import MAP_SIZE, Geometry, regions
+from ..maps import MAP_SIZE, Geometry, colour_scale, regions
 from ..overlay import draw_overlay
 from ..page import jpeg, with_truth
 from ..support import choose_support_paths
@@ -518,16 +518,12 @@ class _Tally:
         faults: Sequence[Fault],
         calibration: Mapping[str, Any] | None,
     ) -> Unit:
-        """Sum up."""
-        separate: dict[str, Any] = {}
-        if run.mode == "multi":
-            other = self.pixels
-            if self.taken_for:
-                other = self.given
-                other.merge(self.pixels)
-                self.pixels.merge(self.routed)
-            values, reasons, _ = self._metrics(self.given_scores, other)
-            separate = {f"separate_{metric}": value for metric, value in values.items()}
+        """Sum up, once: pixels that were counted apart are added to the others."""
+        as_given = self.pixels
+        if self.taken_for:
+            as_given = self.given
+            as_given.merge(self.pixels)
+            self.pixels.merge(self.routed)
         values, reasons, bounds = self._metrics(self.scores, self.pixels)
         defects = sum(self.labels)
         result: dict[str, Any] = {
@@ -544,14 +540,8 @@ class _Tally:
             "error_bounds": bounds,
         }
         if run.mode == "multi":
-            wrong = sum(self.taken_for.values())
-            images = len(self.labels)
-            result |= {
-                "routing_accuracy": 1 - wrong / images if images else None,
-                "unknown_rate": self.taken_for[None] / images if images else None,
-                "taken_for": {c: n for c, n in sorted(self.taken_for.items(), key=str) if c is not None},
-                **separate,
-            }
+            separate, _, _ = self._metrics(self.given_scores, as_given)
+            result |= self._routing() | {f"separate_{metric}": value for metric, value in separate.items()}
         if calibration is not None:
             result["calibration"] = self._realised(calibration)
         worst = [*self.worst[1], *self.worst[0]]
@@ -568,6 +558,19 @@ class _Tally:
         result["skipped"] = [
             {"image": run.relative(f.path), "role": f.role, "class": f.class_name, "reason": f.reason} for f in faults
         ]
+        return Unit(result, self._arrays(run, worst))
+
+    def _routing(self) -> dict[str, Any]:
+        """Where the pictures went that were to find their class themselves."""
+        wrong, images = sum(self.taken_for.values()), len(self.labels)
+        return {
+            "routing_accuracy": 1 - wrong / images if images else None,
+            "unknown_rate": self.taken_for[None] / images if images else None,
+            "taken_for": {c: n for c, n in sorted(self.taken_for.items(), key=str) if c is not None},
+        }
+
+    def _arrays(self, run: _Run, worst: Sequence[_Worst]) -> Arrays:
+        """What the report's plots and pictures are made of."""
         curves = self.pixels.curves()
         arrays: Arrays = {
             "scores": np.asarray(self.scores, np.float64),
@@ -581,7 +584,7 @@ class _Tally:
             taken, drawn = _pictures(run, one, scale)
             arrays[f"picture_{place}"] = np.frombuffer(taken, np.uint8)
             arrays[f"overlay_{place}"] = np.frombuffer(drawn, np.uint8)
-        return Unit(result, arrays)
+        return arrays
 
     def _metrics(
         self, scores: Sequence[float], pixels: PixelMetrics
@@ -616,7 +619,7 @@ class _Tally:
         """One colour scale for the unit's heat maps: cold is a good picture's usual level, the middle where F1 is best."""
         low = float(np.median(self.good_levels)) if self.good_levels else 0.0
         middle = best_threshold(np.asarray(self.scores), np.asarray(self.labels))
-        return low, max(2 * middle - low, low + 1e-3)
+        return colour_scale(low, middle)
 
 
 def _pictures(run: _Run, one: _Worst, scale: tuple[float, float]) -> tuple[bytes, bytes]:

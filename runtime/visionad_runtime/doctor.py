@@ -322,10 +322,8 @@ def gpu_names() -> list[str]:
     query = ["--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run([tool or "", *query], capture_output=True, text=True, timeout=10, check=True)
-    except (
-        OSError,
-        subprocess.SubprocessError,
-    ):  # the tool may be here without the driver, and the driver without the tool
+    except (OSError, subprocess.SubprocessError):
+        # The tool may be here without the driver, and the driver without the tool.
         says = "does not answer" if tool else "is not here"
         return [f"driver present, but nvidia-smi {says}"] if gpu_here() else []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -241,7 +241,7 @@ model_case() { # BACKBONE PRECISION
         else
             visionad "build-$backend-$case" 180 build "$model" --backend "$backend" || true
         fi
-        if [[ -f $model.engines/refused.log ]]; then mv "$model.engines/refused.log" "$OUT/refused-$backend-$case.log"; fi
+        if [[ -f $model.engines/refused.log ]]; then cp "$model.engines/refused.log" "$OUT/refused-$backend-$case.log"; fi
     done
     for backend in tensorrt tensorrt-rtx onnxruntime-cuda onnxruntime-cpu; do
         if [[ $backend != onnxruntime-cpu && -z $GPU ]]; then

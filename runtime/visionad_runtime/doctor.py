@@ -285,7 +285,10 @@ def _broken(names: Sequence[str]) -> list[str]:
         try:
             importlib.import_module(MODULES[name])
         except Exception as exc:  # a broken native library raises anything
-            broken.append(f"{MODULES[name]} does not import ({exc}): pip install --force-reinstall {name}")
+            here = [n for n in OPENCVS if package_version(n)] if name in OPENCVS else []
+            broken.append(
+                f"{MODULES[name]} does not import ({exc}): pip install --force-reinstall {(here or [name])[0]}"
+            )
     return broken
 
 

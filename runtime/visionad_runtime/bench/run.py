@@ -361,16 +361,18 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
     gpu = roofline.gpu_peaks(manifest.precision) if on_gpu else "no backend here runs on a GPU"
     weights = sum(p.stat().st_size for p in model.glob("backbone.onnx*"))
     rows = report["bank"]["rows_per_view"]
-    halves = gpu
+    halves, listed = gpu, {"cpu": cpu, "gpu": gpu}
     if manifest.precision != "fp16" and rows is not None and any(map(_chain_on_gpu, report["backends"].values())):
-        halves = roofline.gpu_peaks("fp16")  # that chain searches in 16 bits, whatever the model
+        halves = listed["gpu, search"] = roofline.gpu_peaks(
+            "fp16"
+        )  # that chain searches in 16 bits, whatever the model
     routed = report["pictures"]["class"] == "routed"
     views = len(report["views"])
     report["peaks"] = {
         where: {"gflop_per_s": round(p.flops / 1e9, 1), "gb_per_s": round(p.bytes / 1e9, 1), "how": p.how}
         if isinstance(p, roofline.Peaks)
         else {"gflop_per_s": None, "gb_per_s": None, "why_null": p}
-        for where, p in (("cpu", cpu), ("gpu", gpu))
+        for where, p in listed.items()
     }
     for name, entry in report["backends"].items():
         peaks = _known(cpu if name == "onnxruntime-cpu" else gpu)

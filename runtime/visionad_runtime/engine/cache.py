@@ -112,6 +112,7 @@ class EngineCache:
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
             self._prune(keep=target)
+            (self.folder / REFUSED).unlink(missing_ok=True)
         except OSError as exc:
             if self.folder.exists() and not self.folder.is_dir():
                 raise VisionADError(

@@ -311,7 +311,7 @@ def test_no_hub_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = backbone.timm.create_model
     monkeypatch.setattr(backbone.timm, "create_model", refuse)
-    with pytest.raises(WeightsError, match=r"no route to host\); give a local file with --weights FILE"):
+    with pytest.raises(WeightsError, match=r"\(no route to host at all\); give a local file with --weights FILE"):
         Reference.load("deit_tiny_patch16_224")
 
 

@@ -318,15 +318,19 @@ def _eight_bits(path: Path, bit_depth: int) -> Image.Image:
     """The top 8 of the bits that the camera fills, by Pillow, where the runtime has OpenCV.
 
     Raises:
-        VisionADError: not a grey picture of 16 bits a pixel.
+        VisionADError: not a grey picture of 16 bits a pixel, or none that Pillow reads.
     """
-    with Image.open(path) as opened:
-        if not opened.mode.startswith("I"):
-            raise VisionADError(
-                f"parity: {path}: with a bit depth, wanted a grey picture of 16 bits a pixel, found Pillow's mode {opened.mode}; "
-                "the reference takes colour of 8 bits only: save some of the pictures so"
-            )
-        return Image.fromarray((np.asarray(opened).astype(np.int64) >> (bit_depth - 8)).astype(np.uint8))
+    try:
+        with Image.open(path) as opened:
+            mode, pixels = opened.mode, np.asarray(opened)
+    except (OSError, Image.DecompressionBombError) as exc:
+        raise VisionADError(f"parity: {path}: the reference cannot read it ({exc}); save it as 16-bit PNG") from None
+    if not mode.startswith("I"):
+        raise VisionADError(
+            f"parity: {path}: with a bit depth, wanted a grey picture of 16 bits a pixel, found Pillow's mode {mode}; the "
+            "reference takes colour of 8 bits only: save some of the pictures so"
+        )
+    return Image.fromarray((pixels.astype(np.int64) >> (bit_depth - 8)).astype(np.uint8))
 
 
 def _reference_bank(
@@ -339,7 +343,9 @@ def _reference_bank(
     try:
         own = reference.enroll(paths if bit_depth is None else [_eight_bits(path, bit_depth) for path in paths])
     except (PictureError, VisionADError):
-        return stored_bank(reference, stored), "as stored (enrolled from pictures of another bit depth than is stated)"
+        return stored_bank(
+            reference, stored
+        ), "as stored (the reference cannot read the enrolled pictures, with the bit depth that is stated)"
     for view in reference.views:
         stage.add(f"support of {stored.name}, view {view}", _in_reference_order(stored, view), own.rows[view].numpy())
     return own, "encoded by the reference"

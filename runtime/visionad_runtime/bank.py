@@ -293,14 +293,14 @@ class Bank:
                 if to in (None, newest.version):
                     return newest
                 now = newest
-            kept = Bank.kept(folder)
-            if to is None and now.undo_to is None:
-                others = ", ".join(str(v) for v in kept if v != now.version)
-                hint = f"; --to brings another version back: {others}" if others else ""
-                raise BankError(f"{folder}: nothing to undo (version {now.version}){hint}")
+            others = [v for v in Bank.kept(folder) if v != now.version]
+            known = ", ".join(map(str, others))
             wanted = now.undo_to if to is None else to
-            if wanted not in kept or wanted == now.version:
-                known = ", ".join(str(v) for v in kept if v != now.version) or "none but the one in force"
+            if wanted is None:
+                hint = f"; --to brings another version back: {known}" if known else ""
+                raise BankError(f"{folder}: nothing to undo (version {now.version}){hint}")
+            if wanted not in others:
+                known = known or "none but the one in force"
                 raise BankError(f"{folder}: version {wanted} cannot be brought back; those that are kept: {known}")
             before = _read_version(_history(folder, wanted))
             for name in before.classes:

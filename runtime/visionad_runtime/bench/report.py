@@ -30,8 +30,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     for where, peak in report["peaks"].items():
         if peak["gflop_per_s"] is not None:
             lines.append(f"peaks {where}  {peak['gflop_per_s']} GFLOP/s, {peak['gb_per_s']} GB/s ({peak['how']})")
-        elif where == "gpu" and env["gpus"]:
-            lines.append(f"peaks gpu  not measured: {peak['why_null']}")
+        elif where.startswith("gpu") and env["gpus"]:
+            lines.append(f"peaks {where}  not measured: {peak['why_null']}")
     lines += [f"not run    {name}: {why}" for name, why in report["failed"].items()]
     lines += [f"diagram    {path}" for path in report.get("plots", ())]
     return "\n".join(lines)

@@ -363,9 +363,8 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
     rows = report["bank"]["rows_per_view"]
     halves, listed = gpu, {"cpu": cpu, "gpu": gpu}
     if manifest.precision != "fp16" and rows is not None and any(map(_chain_on_gpu, report["backends"].values())):
-        halves = listed["gpu, search"] = roofline.gpu_peaks(
-            "fp16"
-        )  # that chain searches in 16 bits, whatever the model
+        # That chain searches in 16 bits, whatever the model.
+        halves = listed["gpu, search"] = roofline.gpu_peaks("fp16")
     routed = report["pictures"]["class"] == "routed"
     views = len(report["views"])
     report["peaks"] = {

@@ -153,6 +153,8 @@ def test_error_bound_of_float32_scores_holds_and_is_used() -> None:
 @pytest.mark.parametrize("zero", [128, 64])
 @pytest.mark.parametrize("dim", [1, 3, 97, 384])
 def test_int8_scores_are_upper_bounds(dim: int, zero: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if zero > products.zero_point():
+        pytest.skip("this CPU cuts off sums of such codes")
     monkeypatch.setattr(search, "zero_point", lambda: zero)
     bank, queries = patches(1, 500, dim), patches(2, 40, dim)
     true = queries.astype(np.float64) @ bank.astype(np.float64).T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -12,6 +12,7 @@ from fake_gpu import FakeDevice
 from visionad_runtime.artefacts import ModelManifest
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.engine import ort as leaf
+from visionad_runtime.errors import ModelError
 
 CUDA = "CUDAExecutionProvider"
 
@@ -31,12 +32,24 @@ class Binding:
 
 
 class Session:
-    """Computes on the CPU. What it reads while a run goes on is spoilt by another one, as with an engine's own memory."""
+    """Computes on the CPU. What it reads while a run goes on is spoilt by another one, as with an engine's own memory. With a CUDA
+    graph, a run is what was captured under its number, whatever is bound; without one, it must be waited for."""
 
-    def __init__(self, folder: Path, options: dict[str, str]) -> None:
+    refused: ClassVar[set[str]] = set()
+    """``graph``: it takes no CUDA graph. ``fused``: it does not run ONNX Runtime's own operators; ``plain``: nor anything else."""
+    opened: ClassVar[list[tuple[bool, bool]]] = []
+    """Of each session: whether it was fused, and a CUDA graph."""
+
+    def __init__(self, folder: Path, options: dict[str, str], rows: int, fused: bool) -> None:
+        self._graph = options.get("enable_cuda_graph") == "1"
+        self._rows, self._fused = rows, fused
+        self.opened.append((fused, self._graph))
+        if self._graph and "graph" in self.refused:
+            raise ModelError("cannot use the graph capture feature")
         self._real = ort.InferenceSession(str(folder / "backbone.onnx"), providers=["CPUExecutionProvider"])
         self._stream = _device().stream_of(int(options["user_compute_stream"]))
         self._scratch = np.empty(0, np.float32)
+        self._captured: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {}
 
     def get_providers(self) -> list[str]:
         return [CUDA, "CPUExecutionProvider"]
@@ -45,24 +58,38 @@ class Session:
         return Binding()
 
     def run_with_iobinding(self, binding: Binding, options: ort.RunOptions) -> None:
-        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
-        device = _device()
+        if "plain" in self.refused or (self._fused and "fused" in self.refused):
+            raise RuntimeError("it runs nothing" if "plain" in self.refused else "no kernel for MultiHeadAttention")
+        assert _entry(options, "disable_synchronize_execution_providers") == ("1" if self._graph else None)
+        device, bound = _device(), binding.bound
+        assert {shape[0] for _, shape in bound.values()} == {self._rows}
+        if self._graph:
+            bound = self._captured.setdefault(_entry(options, "gpu_graph_id") or "", dict(bound))
 
         def gather() -> None:
-            address, shape = binding.bound["images"]
+            address, shape = bound["images"]
             self._scratch = device.read(address, np.float32, *shape).copy()
 
         def finish() -> None:
             names = ["patch_tokens", "class_token"]
             rows = [self._real.run(names, {"images": row[None]}) for row in self._scratch]  # each alone, as on the CPU
             for i, name in enumerate(names):
-                address, shape = binding.bound[name]
+                address, shape = bound[name]
                 device.read(address, np.float32, *shape)[:] = np.concatenate([row[i] for row in rows])
 
         self._stream.add(gather)
         for _ in range(8):
             self._stream.add(lambda: None)
         self._stream.add(finish)
+        if not self._graph:
+            self._stream.synchronize()
+
+
+def _entry(options: ort.RunOptions, key: str) -> str | None:
+    try:
+        return str(options.get_run_config_entry(key))
+    except RuntimeError:
+        return None
 
 
 def _device() -> FakeDevice:
@@ -73,12 +100,21 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """A box whose ONNX Runtime has the provider, and the driver for it."""
 
     def session(
-        folder: Path, _manifest: ModelManifest, backend: str, _threads: int | None, options: dict[str, str]
+        folder: Path,
+        manifest: ModelManifest,
+        backend: str,
+        threads: int | None,
+        options: dict[str, str],
+        rows: int | None = None,
+        model: bytes | None = None,
     ) -> Any:
         if backend == "onnxruntime-cpu":
-            return plain(folder, _manifest, backend, _threads, options)
-        return Session(folder, options)
+            return plain(folder, manifest, backend, threads, options)
+        assert rows is not None
+        return Session(folder, options, rows, model is not None)
 
     plain = leaf._session
+    monkeypatch.setattr(Session, "refused", set())
+    monkeypatch.setattr(Session, "opened", [])
     monkeypatch.setattr(leaf, "_session", session)
     monkeypatch.setattr(leaf, "_check_provider", lambda _: None)

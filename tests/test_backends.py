@@ -32,7 +32,7 @@ from visionad_runtime.engine import AUTO, BACKENDS, open_engine
 from visionad_runtime.engine import ort as leaf
 from visionad_runtime.engine.cache import EngineCache
 from visionad_runtime.engine.native import STDERR, STDOUT, captured
-from visionad_runtime.engine.ort import CPU, OrtDeviceEngine, OrtStreamEngine, provider_options
+from visionad_runtime.engine.ort import CPU, OrtDeviceEngine, OrtStreamEngine, Way, provider_options
 from visionad_runtime.engine.selftest import read_golden, self_test
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.inspector import read_model
@@ -46,7 +46,7 @@ def manifest(tiny_model: Path) -> ModelManifest:
 def bound(model: Path, manifest: ModelManifest, group: int) -> OrtDeviceEngine:
     """The path for GPUs, with its buffers bound on the CPU."""
     session = ort.InferenceSession(str(model / "backbone.onnx"), providers=[CPU])
-    return OrtDeviceEngine(session, "onnxruntime-cuda", manifest, group, device="cpu")
+    return OrtDeviceEngine([Way("", False, lambda _: session)], "onnxruntime-cuda", manifest, group, device="cpu")
 
 
 def gives_the_cpus_tokens(
@@ -465,7 +465,9 @@ def test_a_closed_engine_says_so(tiny_model: Path, backend: str) -> None:
     engine = (
         leaf.OrtCpuEngine(session, 1)
         if backend == "onnxruntime-cpu"
-        else leaf.OrtDeviceEngine(session, "onnxruntime-tensorrt", manifest, 1, device="cpu")
+        else leaf.OrtDeviceEngine(
+            [Way("", False, lambda _: session)], "onnxruntime-tensorrt", manifest, 1, device="cpu"
+        )
     )
     crop = manifest.identity.preprocess.crop
     images = np.zeros((1, 3, crop, crop), np.float32)

@@ -185,7 +185,9 @@ def test_an_inspector_with_onnx_runtime_amid_the_chain(
     """Memory of the pretended GPU is the host's, so ONNX Runtime itself computes there, bound to the chain's buffers."""
     streams: list[str] = []
 
-    def session(folder: Path, _: object, backend: str, __: object, options: dict[str, str]) -> ort.InferenceSession:
+    def session(
+        folder: Path, _: object, backend: str, __: object, options: dict[str, str], *___: object
+    ) -> ort.InferenceSession:
         if backend == "onnxruntime-cuda":
             streams.append(options["user_compute_stream"])
         return ort.InferenceSession(str(folder / "backbone.onnx"), providers=[leaf.CPU])

@@ -1,8 +1,7 @@
 """Matrix products of the search, by the kernels of ONNX Runtime.
 
 They are there anyway, use the widest vector unit of the CPU whatever NumPy was built with, do not spin between calls, and run
-beside each other from several threads. Each product is a model of one node, written here byte by byte (protobuf), because
-the lean install has no ``onnx``.
+beside each other from several threads. Each product is a model of one node.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .onnxfile import GRAPH, MICROSOFT, NODE, OPSETS, OUTPUT, Node, bytes_field, int_field, opset, write_node
 
 F32 = NDArray[np.float32]
 OPSET, IR = 17, 8
@@ -51,27 +52,27 @@ def zero_point() -> int:
 
 @functools.cache
 def _float32() -> Any:
-    node = _node("Gemm", "", ("a", "b"), _attribute("transB", 1))
-    return _session(node, {"a": "float32", "b": "float32"})
+    return _session(Node("Gemm", ["a", "b"], ["y"], {"transB": 1}), {"a": "float32", "b": "float32"})
 
 
 @functools.cache
 def _int8() -> Any:
     types = {"a": "uint8", "b": "int8", "unit": "float32", "scale": "float32", "za": "uint8", "zb": "int8"}
     types["offset"] = "float32"
-    return _session(_node("MatMulIntegerToFloat", "com.microsoft", tuple(types)), types)
+    return _session(Node("MatMulIntegerToFloat", list(types), ["y"], domain=MICROSOFT), types)
 
 
-def _session(node: bytes, inputs: Mapping[str, str]) -> Any:
+def _session(node: Node, inputs: Mapping[str, str]) -> Any:
     import onnxruntime as ort
 
-    values = [_bytes(11, _value(name, kind)) for name, kind in inputs.items()]
-    graph = _bytes(1, node) + _bytes(2, b"product") + b"".join(values) + _bytes(12, _value("y", "float32"))
-    opsets = [_bytes(8, _bytes(1, name) + _int(2, version)) for name, version in ((b"", OPSET), (b"com.microsoft", 1))]
+    values = [bytes_field(11, _value(name, kind)) for name, kind in inputs.items()]
+    graph = [bytes_field(NODE, write_node(node)), bytes_field(2, "product"), *values]
+    graph.append(bytes_field(OUTPUT, _value("y", "float32")))
+    opsets = [bytes_field(OPSETS, opset(*one)) for one in (("", OPSET), (MICROSOFT, 1))]
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # the search brings its own threads
     options.log_severity_level = 3
-    model = _int(1, IR) + _bytes(7, graph) + b"".join(opsets)
+    model = int_field(1, IR) + bytes_field(GRAPH, b"".join(graph)) + b"".join(opsets)
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -83,33 +84,6 @@ def _run(session: Any, inputs: Mapping[str, NDArray[Any]], out: F32) -> None:
     session.run_with_iobinding(binding)
 
 
-# Protobuf by field number, as in onnx.proto: ModelProto, GraphProto, NodeProto, AttributeProto, ValueInfoProto.
-
-
-def _varint(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out += bytes([value & 127 | 128])
-        value >>= 7
-    return out + bytes([value])
-
-
-def _int(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _bytes(field: int, value: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(value)) + value
-
-
-def _node(kind: str, domain: str, inputs: tuple[str, ...], attribute: bytes = b"") -> bytes:
-    names = b"".join(_bytes(1, name.encode()) for name in inputs)
-    return names + _bytes(2, b"y") + _bytes(4, kind.encode()) + attribute + _bytes(7, domain.encode())
-
-
-def _attribute(name: str, value: int) -> bytes:
-    return _bytes(5, _bytes(1, name.encode()) + _int(3, value) + _int(20, 2))
-
-
 def _value(name: str, kind: str) -> bytes:
-    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, _int(1, ONNX_TYPE[kind])))
+    """A ValueInfoProto."""
+    return bytes_field(1, name) + bytes_field(2, bytes_field(1, int_field(1, ONNX_TYPE[kind])))

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import mmap
 import re
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -26,11 +28,13 @@ from ..cuda.device import Device, Event, Owner
 from ..cuda.memory import Memory
 from ..errors import ModelError, VisionADError
 from . import Engine, Tokens, closed, encode_groups, gpu_here
+from .fused import fuse
 from .native import quiet
 
 if TYPE_CHECKING:
     from ..cuda.interface import DeviceEngine
 
+T = TypeVar("T")
 log = logging.getLogger("visionad")
 
 if not hasattr(ort, "InferenceSession"):  # Python imports the folder that is left
@@ -72,13 +76,69 @@ def open_ort(folder: Path, manifest: ModelManifest, backend: str, threads: int |
             )
         return OrtCpuEngine(_session(folder, manifest, backend, threads, {}), threads)
     options = provider_options(folder, manifest, backend, group)
+    if backend != "onnxruntime-cuda":
+        session = partial(_session, folder, manifest, backend, threads)
+        return OrtDeviceEngine([Way("", False, lambda more: session(options | more))], backend, manifest, group)
+    ways = _ways(folder, manifest, threads, options, group)
+    engine = OrtStreamEngine if _shares_the_gpu() else OrtDeviceEngine
+    return engine(ways, backend, manifest, group)
 
-    def session(more: dict[str, str]) -> ort.InferenceSession:
-        return _session(folder, manifest, backend, threads, options | more)
 
-    if backend == "onnxruntime-cuda" and _shares_the_gpu():
-        return OrtStreamEngine(session, backend, manifest, group)
-    return OrtDeviceEngine(session({}), backend, manifest, group)
+class Way(NamedTuple):
+    """One way to run a model, in ``words``: whether a call is a CUDA graph, and how a session is opened, with more options for the
+    provider."""
+
+    words: str
+    graph: bool
+    open: Callable[[dict[str, str]], Any]
+
+
+def _ways(folder: Path, manifest: ModelManifest, threads: int | None, options: dict[str, str], group: int) -> list[Way]:
+    """With ONNX Runtime's CUDA provider, the fastest first: ONNX Runtime takes a graph for a call only where all of it is on the
+    GPU, and has not each operator for each type."""
+    model, words = None, "operators as in the file"
+    if manifest.precision != "fp32":  # nothing says which kernels its attention takes, and some use TF32
+        try:
+            model, attentions, norms = fuse(_mapped(folder / ONNX_FILE), ONNX_FILE)
+        except ValueError as exc:
+            log.info("onnxruntime-cuda: operators cannot be fused: %s", exc)
+        else:
+            if attentions:
+                words = f"{attentions} attentions and {norms} residual norms fused"
+            else:
+                model = None
+
+    def way(model: bytes | None, words: str, graph: bool) -> Way:
+        def session(more: dict[str, str]) -> Any:
+            given = options | more | ({"enable_cuda_graph": "1"} if graph else {})
+            return _session(folder, manifest, "onnxruntime-cuda", threads, given, group, model)
+
+        return Way(f"{words}, {'a CUDA graph' if graph else 'no CUDA graph'}", graph, session)
+
+    ways = [way(model, words, graph) for graph in (True, False)]
+    return ways if model is None else [*ways, way(None, "operators as in the file", False)]
+
+
+def _mapped(path: Path) -> memoryview:
+    try:
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{path} cannot be read ({exc}); export the model again") from None
+
+
+def first_that_runs(ways: Sequence[Way], try_it: Callable[[Way], T]) -> T:
+    """What comes of the first way that does not fail.
+
+    Raises:
+        VisionADError: the last one failed too.
+    """
+    for way in ways[:-1]:
+        try:
+            return try_it(way)
+        except VisionADError as exc:
+            log.info("onnxruntime-cuda, %s: %s", way.words, exc)
+    return try_it(ways[-1])
 
 
 def _shares_the_gpu() -> bool:
@@ -166,8 +226,16 @@ def provider_problem(backend: str) -> str:
 
 
 def _session(
-    folder: Path, manifest: ModelManifest, backend: str, threads: int | None, provider: dict[str, str]
+    folder: Path,
+    manifest: ModelManifest,
+    backend: str,
+    threads: int | None,
+    provider: dict[str, str],
+    rows: int | None = None,
+    model: bytes | None = None,
 ) -> ort.InferenceSession:
+    """``rows`` of every call, where that is known: then shapes are worked out now. ``model``: what is run instead of the file, to
+    which it refers for weights."""
     wanted = PROVIDERS[backend]
     if wanted != CPU:
         _preload()
@@ -178,13 +246,18 @@ def _session(
         options.intra_op_num_threads = threads
     # Threads that go on spinning after a run take the cores from the search that follows.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if rows is not None:
+        options.add_free_dimension_override_by_name("batch", rows)
     path = folder / ONNX_FILE
+    if model is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
     printed: list[str] = []
     try:
         # It tells of a fall-back by warnings, on stderr, and on stdout amid a command's JSON; below it is an error.
         with warnings.catch_warnings(), quiet(printed) if wanted != CPU else nullcontext():
             warnings.simplefilter("ignore")
-            session = ort.InferenceSession(str(path), options, providers=[(wanted, provider)] if provider else [wanted])
+            providers = [(wanted, provider)] if provider else [wanted]
+            session = ort.InferenceSession(model or str(path), options, providers=providers)
     except Exception as exc:  # ONNX Runtime's own exception types share no base
         raise _failure(backend, f"{path} cannot be loaded by ONNX Runtime {ort.__version__}", exc) from None
     chosen = session.get_providers()
@@ -294,30 +367,38 @@ class OrtDeviceEngine:
     """
 
     def __init__(
-        self, session: ort.InferenceSession, backend: str, manifest: ModelManifest, group: int, device: str = "cuda"
+        self, ways: Sequence[Way], backend: str, manifest: ModelManifest, group: int, device: str = "cuda"
     ) -> None:
+        """Takes the first of ``ways`` that runs.
+
+        Raises:
+            VisionADError, ModelError: none does; or no memory.
+        """
         self.name, self.group = backend, group
         self.device_engine = None
-        self._session: ort.InferenceSession | None = session
         self._lock = threading.Lock()
-        shapes = _shapes(manifest, group)
+        self._shapes, self._kind = _shapes(manifest, group), device
+        self._host = {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
+        self._session: ort.InferenceSession | None = None
+        self._buffers: dict[str, Any] = {}
+        self._binding: Any = None
+        self.details = first_that_runs(ways, self._open) | {"precision": f"{manifest.precision} as in the graph"}
+
+    def _open(self, way: Way) -> dict[str, str]:
+        session = self._session = way.open({})
         try:
-            self._buffers: dict[str, Any] = {
-                name: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, device, 0)
-                for name, shape in shapes.items()
+            self._buffers = {
+                name: ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._kind, 0)
+                for name, shape in self._shapes.items()
             }
         except Exception as exc:
-            raise _failure(backend, "device buffers cannot be taken", exc) from None
-        self._binding: Any = session.io_binding()
+            raise _failure(self.name, "device buffers cannot be taken", exc) from None
+        self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("images", self._buffers["images"])
         for name in OUTPUTS:
             self._binding.bind_ortvalue_output(name, self._buffers[name])
-        self._host = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-        self.details = {
-            "onnxruntime": ort.__version__,
-            "provider": session.get_providers()[0],
-            "precision": f"{manifest.precision} as in the graph",
-        }
+        self._run()
+        return _details(session, way)
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""
@@ -343,51 +424,48 @@ class OrtStreamEngine:
     """The CUDA provider on a stream and in buffers of the runtime's own, all by the GPU's owner thread: so it can work amid other
     work on the GPU, and preprocessing, search and map can be there too."""
 
-    capturable = False  # it may take memory at any call
+    capturable = False  # it may take memory at any call, and captures what it runs itself
 
     def __init__(
-        self,
-        make: Callable[[dict[str, str]], ort.InferenceSession],
-        backend: str,
-        manifest: ModelManifest,
-        group: int,
-        device: str = "cuda",
+        self, ways: Sequence[Way], backend: str, manifest: ModelManifest, group: int, device: str = "cuda"
     ) -> None:
-        """``make`` opens the session with these options of the provider added.
+        """Takes the first of ``ways`` that runs.
 
         Raises:
-            VisionADError, ModelError: it cannot; or no memory.
+            VisionADError, ModelError: none does; or no memory.
         """
         self.name, self.group, self.max_rows = backend, group, group
-        self._owner, self._make, self._kind = Owner.of(0), make, device
+        self._owner, self._ways, self._kind = Owner.of(0), ways, device
         self._shapes = _shapes(manifest, group)
         self._memory: Memory | None = None
         self._encoding = threading.Lock()
         self._session: Any = None
-        self._bindings: dict[tuple[int, ...], Any] = {}
-        self._options = ort.RunOptions()
-        # `run` only enqueues; whoever needs the result waits for the stream
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._graph = False
+        self._bindings: dict[tuple[int, ...], tuple[Any, ort.RunOptions]] = {}
+        self._bound = 0
         try:
-            provider, gpu = self._owner.run(self._take)
+            self.details = self._owner.run(self._take) | {"precision": f"{manifest.precision} as in the graph"}
         except BaseException:
             self.close()
             raise
-        self.details = {
-            "onnxruntime": ort.__version__,
-            "provider": provider,
-            "gpu": gpu,
-            "precision": f"{manifest.precision} as in the graph",
-        }
 
-    def _take(self, device: Device) -> tuple[str, str]:
+    def _take(self, device: Device) -> dict[str, str]:
         memory = self._memory = Memory(device)
-        self._stream = memory.stream(device.stream())
         self._before, self._after, self._done = (memory.hold(device.event()) for _ in range(3))
         self._host = {name: memory.pinned(shape, np.float32) for name, shape in self._shapes.items()}
         self._buffers = {name: memory.hold(device.alloc(host.nbytes)) for name, host in self._host.items()}
-        self._session = self._make({"user_compute_stream": str(self._stream.handle)})
-        return self._session.get_providers()[0], device.name
+        return first_that_runs(self._ways, partial(self._open, memory, device)) | {"gpu": device.name}
+
+    def _open(self, memory: Memory, device: Device, way: Way) -> dict[str, str]:
+        self._bindings.clear()
+        self._session, self._graph = None, way.graph
+        self._stream = memory.hold(
+            device.stream()
+        )  # the last way's may have been left recording a graph: it is not waited for
+        self._session = way.open({"user_compute_stream": str(self._stream.handle)})
+        self._enqueue(*(self._buffers[name].ptr for name in self._shapes))
+        self._stream.synchronize()
+        return _details(self._session, way)
 
     @property
     def device_engine(self) -> Callable[[], DeviceEngine] | None:
@@ -412,15 +490,26 @@ class OrtStreamEngine:
             stream.wait(self._after)
 
     def _enqueue(self, *addresses: int) -> None:
-        binding = self._bindings.get(addresses)
-        if binding is None:
+        bound = self._bindings.get(addresses)
+        if bound is None:
             if len(self._bindings) > MOST_BINDINGS:  # of chains that are no more
                 self._bindings.clear()
-            binding = self._bindings[addresses] = self._session.io_binding()
+            bound = self._bindings[addresses] = self._session.io_binding(), self._run_options()
             for (name, shape), address in zip(self._shapes.items(), addresses, strict=True):
-                bind = binding.bind_input if name == "images" else binding.bind_output
+                bind = bound[0].bind_input if name == "images" else bound[0].bind_output
                 bind(name, self._kind, 0, np.float32, shape, address)
-        _run(self.name, self._session, binding, self._options)
+        _run(self.name, self._session, *bound)
+
+    def _run_options(self) -> ort.RunOptions:
+        """A graph is of the addresses that it was captured with, and is enqueued without waiting. Without one ONNX Runtime has to
+        wait: else it keeps page-locked memory of every call, and at the session's end gives it back in a callback of the driver's,
+        where that is forbidden (seen on an H100: the process is aborted)."""
+        options = ort.RunOptions()
+        if self._graph:
+            self._bound += 1
+            options.add_run_config_entry("gpu_graph_id", str(self._bound))
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return options
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.Engine`."""
@@ -460,6 +549,11 @@ class OrtStreamEngine:
             self._session = None
             if self._memory is not None:
                 self._memory.close()
+
+
+def _details(session: Any, way: Way) -> dict[str, str]:
+    found = {"onnxruntime": ort.__version__, "provider": session.get_providers()[0]}
+    return found | ({"operators": way.words} if way.words else {})
 
 
 def _shapes(manifest: ModelManifest, group: int) -> dict[str, tuple[int, ...]]:

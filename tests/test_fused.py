@@ -1,0 +1,292 @@
+"""The graph in ONNX Runtime's own operators: the same tokens, and nothing is taken for attention that is none."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_ort
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from fake_gpu import FakeDevice
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from visionad_runtime import onnxfile
+from visionad_runtime.artefacts import ModelManifest, read_manifest
+from visionad_runtime.cuda import device as cuda
+from visionad_runtime.cuda.device import Owner
+from visionad_runtime.engine import open_engine
+from visionad_runtime.engine.fused import fuse
+from visionad_runtime.errors import VisionADError
+
+FILE = "backbone.onnx"
+F32 = NDArray[np.float32]
+
+
+def tokens(model: bytes, folder: Path) -> list[F32]:
+    """Of two pictures of noise, patch tokens and class token, by a model whose weights may lie in the folder's file."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    side = session.get_inputs()[0].shape[2]
+    images = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
+    return session.run(None, {"images": images})  # type: ignore[no-any-return]
+
+
+def kinds(model: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
+
+
+def test_attention_and_residuals_are_replaced_and_tokens_stay(tiny_model: Path) -> None:
+    plain = (tiny_model / FILE).read_bytes()
+    found = fuse(memoryview(plain), FILE)
+    before, after = kinds(plain), kinds(found.model)
+    assert found.attentions == before["Softmax"] == after["MultiHeadAttention"] > 0
+    assert (
+        found.norms == after["SkipLayerNormalization"] == before["LayerNormalization"] - 1
+    )  # the first has no sum before it
+    assert not after["Softmax"] and after["MatMul"] == before["MatMul"] - 2 * found.attentions
+    for ours, theirs in zip(tokens(found.model, tiny_model), tokens(plain, tiny_model), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_weights_stay_in_the_file(tiny_model: Path) -> None:
+    plain = (tiny_model / FILE).read_bytes()
+    model = fuse(memoryview(plain), FILE).model
+    assert len(model) < len(plain) / 20
+    weights = onnx.load_from_string(plain).graph.initializer
+    stored = {w.name: w for w in onnx.load_from_string(model).graph.initializer}
+    referred = [w for w in stored.values() if w.data_location == onnx.TensorProto.EXTERNAL]
+    assert sum(int(next(e.value for e in w.external_data if e.key == "length")) for w in referred) > 0.9 * len(plain)
+    for weight in weights:
+        if weight.name in stored and stored[weight.name] in referred:
+            where = {e.key: e.value for e in stored[weight.name].external_data}
+            begin = int(where["offset"])
+            assert where["location"] == FILE
+            assert plain[begin : begin + int(where["length"])] == weight.raw_data
+            assert list(stored[weight.name].dims) == list(weight.dims)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int64])
+def test_constants_are_read_in_every_type(dtype: Any) -> None:
+    values = np.array([[0.125, -3.0], [1e-3, 2.0]]).astype(dtype)
+    data = memoryview(numpy_helper.from_array(values, "c").SerializeToString())
+    tensor = onnxfile.read_tensor(data, slice(0, len(data)))
+    found = onnxfile.constant(data, tensor)
+    assert tensor.name == "c" and tensor.shape == [2, 2] and found is not None
+    np.testing.assert_array_equal(found.astype(np.float64), values.astype(np.float64))
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers(-(2**63), 2**63 - 1) | st.floats(width=32, allow_nan=False)))
+def test_nodes_are_read_as_they_were_written(attributes: dict[str, int | float]) -> None:
+    node = onnxfile.Node("Kind", ["a", "", "ä"], ["y"], attributes, "some.domain")
+    written = memoryview(onnxfile.write_node(node))
+    assert onnxfile.read_node(written, slice(0, len(written))) == node._replace(place=slice(0, len(written)))
+    theirs = onnx.NodeProto.FromString(bytes(written))
+    assert (theirs.op_type, list(theirs.input), theirs.domain) == ("Kind", ["a", "", "ä"], "some.domain")
+    assert {a.name: helper.get_attribute_value(a) for a in theirs.attribute} == attributes
+
+
+# -- what is no attention ----------------------------------------------------------------------------------------------
+
+Spoil = Callable[[onnx.GraphProto], None]
+
+
+def first(
+    graph: onnx.GraphProto, kind: str, wanted: Callable[[onnx.NodeProto], bool] = lambda _: True
+) -> onnx.NodeProto:
+    return next(n for n in graph.node if n.op_type == kind and wanted(n))
+
+
+def maker(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
+    return next(n for n in graph.node if name in n.output)
+
+
+def set_constant(graph: onnx.GraphProto, node: onnx.NodeProto, at: int, value: NDArray[Any]) -> None:
+    name = f"{node.output[0]}/other"
+    graph.initializer.append(numpy_helper.from_array(value, name))
+    node.input[at] = name
+
+
+def value_before_query(graph: onnx.GraphProto) -> None:
+    """q and v change places in the layer's output: the same products, of other thirds."""
+    product = first(graph, "MatMul", lambda n: maker_is(graph, n.input[0], "Softmax"))
+    scaled = maker(graph, maker(graph, maker(graph, product.input[0]).input[0]).input[0])
+    scaled.input[0], product.input[1] = product.input[1], scaled.input[0]
+
+
+def maker_is(graph: onnx.GraphProto, name: str, kind: str) -> bool:
+    return any(name in n.output and n.op_type == kind for n in graph.node)
+
+
+def scale_by_column(graph: onnx.GraphProto) -> None:
+    scores = maker(graph, first(graph, "Softmax").input[0])
+    width = 192 // 3
+    scale = np.linspace(0.1, 0.2, width, dtype=np.float32)
+    set_constant(graph, maker(graph, scores.input[0]), 1, scale)
+
+
+def softmax_over_queries(graph: onnx.GraphProto) -> None:
+    for attribute in first(graph, "Softmax").attribute:
+        if attribute.name == "axis":
+            attribute.i = 2
+
+
+def scores_used_elsewhere(graph: onnx.GraphProto) -> None:
+    """The attention itself is added to the tokens' output, in a way that leaves it as it is."""
+    softmax = first(graph, "Softmax")
+    at = list(graph.node).index(softmax) + 1
+    graph.initializer.append(numpy_helper.from_array(np.float32(0), "nothing"))
+    graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 3], np.int64), "axes"))
+    graph.node.insert(at, helper.make_node("ReduceSum", [softmax.output[0], "axes"], ["seen"], keepdims=0))
+    graph.output.append(helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, ["batch"]))
+
+
+def third_cut_short(graph: onnx.GraphProto) -> None:
+    """k is taken where q is."""
+    scores = maker(graph, first(graph, "Softmax").input[0])
+    key, query = maker(graph, scores.input[1]), maker(graph, scores.input[0])
+    key.input[0] = query.input[0]
+
+
+@pytest.mark.parametrize(
+    "spoil", [value_before_query, scale_by_column, softmax_over_queries, scores_used_elsewhere, third_cut_short]
+)
+def test_what_only_looks_like_attention_is_left_alone(tiny_model: Path, spoil: Spoil) -> None:
+    model = onnx.load(tiny_model / FILE)
+    spoil(model.graph)
+    plain = model.SerializeToString()
+    found = fuse(memoryview(plain), FILE)
+    assert found.attentions == kinds(plain)["Softmax"] - 1
+    folder = tiny_model.parent / f"spoilt-{spoil.__name__}"
+    folder.mkdir()
+    (folder / FILE).write_bytes(plain)
+    for ours, theirs in zip(tokens(found.model, folder), tokens(plain, folder), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_model_without_attention_is_left_as_it_is() -> None:
+    """LayerNorm after a sum of pictures is nothing that ONNX Runtime's operator takes."""
+    value = helper.make_tensor_value_info
+    shape = [1, 4, 4, 8]
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "w", "b"], ["y"], axis=-1),
+    ]
+    weights = [numpy_helper.from_array(np.ones(8, np.float32), n) for n in "wb"]
+    graph = helper.make_graph(nodes, "g", [value("x", 1, shape)], [value("y", 1, shape)], weights)
+    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString()
+    found = fuse(memoryview(plain), FILE)
+    assert found[1:] == (0, 0) and kinds(found.model) == kinds(plain)
+
+
+@given(st.data())
+def test_damaged_bytes_are_no_traceback(tiny_model: Path, data: st.DataObject) -> None:
+    plain = (tiny_model / FILE).read_bytes()
+    head = bytearray(plain[: data.draw(st.integers(0, 20_000))])
+    for at in data.draw(st.lists(st.integers(0, max(0, len(head) - 1)), max_size=4)) if head else ():
+        head[at] = data.draw(st.integers(0, 255))
+    try:
+        fuse(memoryview(bytes(head)), FILE)
+    except ValueError as exc:
+        assert str(exc)
+
+
+# -- the engine's choice -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelManifest]:
+    """A box with a GPU, and a model that says it is of 16 bits."""
+    FakeDevice.reset()
+    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    fake_ort.install(monkeypatch)
+    yield read_manifest(tiny_model, ModelManifest).model_copy(update={"precision": "fp16"})
+    Owner.of(0).close()
+
+
+CASES = {
+    "": ([(True, True)], "2 attentions and 3 residual norms fused, a CUDA graph"),
+    "graph": ([(True, True), (True, False)], "2 attentions and 3 residual norms fused, no CUDA graph"),
+    "fused": ([(True, True), (True, False), (False, False)], "operators as in the file, no CUDA graph"),
+}
+
+
+@pytest.mark.parametrize("refused", CASES)
+def test_the_fastest_way_that_runs_is_taken(
+    tiny_model: Path, half: ModelManifest, refused: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "visionad")
+    fake_ort.Session.refused.add(refused)
+    engine = open_engine(tiny_model, half, "onnxruntime-cuda", group=3)
+    assert (fake_ort.Session.opened, engine.details["operators"]) == CASES[refused]
+    assert caplog.text.count("onnxruntime-cuda, ") == len(CASES[refused][0]) - 1
+    images = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32)
+    right = open_engine(tiny_model, half, "onnxruntime-cpu").encode(images)
+    np.testing.assert_allclose(engine.encode(images).patch, right.patch, atol=2e-6)
+    engine.close()
+
+
+def test_float32_is_run_as_it_stands(tiny_model: Path, half: ModelManifest) -> None:
+    engine = open_engine(tiny_model, half.model_copy(update={"precision": "fp32"}), "onnxruntime-cuda", group=3)
+    assert engine.details["operators"] == "operators as in the file, a CUDA graph"
+    assert fake_ort.Session.opened == [(False, True)]
+    engine.close()
+
+
+def test_what_cannot_be_read_is_run_as_it_stands(
+    tiny_model: Path, half: ModelManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a node has a graph within it")
+
+    monkeypatch.setattr("visionad_runtime.engine.ort.fuse", broken)
+    engine = open_engine(tiny_model, half, "onnxruntime-cuda", group=3)
+    assert engine.details["operators"] == "operators as in the file, a CUDA graph"
+    engine.close()
+
+
+def test_no_way_runs(tiny_model: Path, half: ModelManifest) -> None:
+    fake_ort.Session.refused |= {"graph", "fused", "plain"}
+    with pytest.raises(VisionADError, match="onnxruntime-cuda failed to run: it runs nothing"):
+        open_engine(tiny_model, half, "onnxruntime-cuda", group=3)
+    assert len(fake_ort.Session.opened) == 3
+    assert not Owner.of(0).run(lambda d: {k: n for k, n in d.live().items() if k != "streams"})
+
+
+def test_a_graph_is_of_the_addresses_that_it_was_captured_with(tiny_model: Path, half: ModelManifest) -> None:
+    """Two cameras in turn: each gets its own tokens (the stand-in plays back what was captured, whatever is bound)."""
+    from visionad_runtime.engine.ort import OrtStreamEngine
+
+    engine = open_engine(tiny_model, half, "onnxruntime-cuda", group=1)
+    assert isinstance(engine, OrtStreamEngine)
+    pictures = np.random.default_rng(0).standard_normal((2, 1, 3, 64, 64)).astype(np.float32)
+    right = [open_engine(tiny_model, half, "onnxruntime-cpu").encode(p) for p in pictures]
+
+    def work(device: Any) -> list[F32]:
+        stream, found = device.stream(), []
+        cameras = []
+        for picture, token in zip(pictures, right, strict=True):
+            assert token.cls is not None
+            arrays = [device.pinned(a.shape, np.float32) for a in (picture, token.patch, token.cls)]
+            arrays[0][...] = picture
+            cameras.append((arrays, [device.alloc(a.nbytes) for a in arrays]))
+        for arrays, buffers in [*cameras, *cameras]:
+            device.upload(buffers[0], arrays[0], stream)
+            engine.enqueue(*(b.ptr for b in buffers), 1, stream)
+            device.download(arrays[1], buffers[1], stream)
+            stream.synchronize()
+            found.append(arrays[1].copy())
+        return found
+
+    for found, wanted in zip(Owner.of(0).run(work), [*right, *right], strict=True):
+        np.testing.assert_allclose(found, wanted.patch, atol=2e-6)
+    engine.close()

@@ -62,6 +62,9 @@ step() {
     : >"$OUT/$name.log"
     timeout --signal=INT --kill-after=5 "$limit" "$@" >>"$into" 2>>"$OUT/$name.log" </dev/null || rc=$?
     note=$(grep -v '^[[:space:]]*$' "$OUT/$name.log" | tail -n 1) || note=
+    if ((rc == 134 || rc == 139)); then # a library crashed: what it said comes first, a listing of modules last
+        note=$(grep -m 1 -E 'what\(\):|Fatal Python error' "$OUT/$name.log") || note="exit status $rc"
+    fi
     if [[ -n ${JSON:-} && ! -s $into ]]; then rm -f "$into"; fi
     if ((rc == 0)); then
         record "$name" ok $((SECONDS - begin)) "$note"
@@ -169,12 +172,17 @@ runs() { # BACKEND: whether doctor says that it could run here
 
 # -- on the hardware ---------------------------------------------------------------------------------------------------
 
+gpu_tests() { # STEP LIMIT SELECTION: a process each, since a library that crashes takes the other tests with it
+    step "$1" "$2" "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py -k "$3" || true
+}
+ENGINES='engine or whole_chain or cameras'
 if [[ $TESTS != yes ]]; then
     skip hardware-tests 'left out (TESTS)'
 elif [[ -n $GPU ]]; then
-    step hardware-tests 150 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py || true
+    gpu_tests hardware-tests 120 "not ($ENGINES)"
+    gpu_tests hardware-tests-engines 120 "$ENGINES"
 else
-    step hardware-tests-on-stand-ins 300 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py || true
+    gpu_tests hardware-tests-on-stand-ins 300 ''
     skip hardware-tests 'no GPU'
 fi
 
@@ -246,14 +254,14 @@ model_case() { # BACKBONE PRECISION
     for backend in tensorrt tensorrt-rtx onnxruntime-cuda onnxruntime-cpu; do
         if [[ $backend != onnxruntime-cpu && -z $GPU ]]; then
             skip "parity-$backend-$case" 'no GPU'
+        elif [[ $backend == onnxruntime-cpu && -n $GPU ]]; then
+            : # what needs no GPU is checked in CI
         elif [[ $backend == onnxruntime-cpu && $2 == bf16 ]]; then
             skip "parity-$backend-$case" 'a CPU does not run bf16'
         elif ! runs "$backend"; then
             skip "parity-$backend-$case" "doctor: $backend does not run here"
         elif [[ $backend == tensorrt* ]] && ! grep -q "^build-$backend-$case"$'\tok' "$OUT/steps.tsv"; then
             skip "parity-$backend-$case" 'no engine was built'
-        elif [[ $backend == onnxruntime-cpu && ${#usable[@]} -gt 0 ]]; then
-            : # what needs no GPU is checked in CI
         else
             # a bank for each: whoever encodes is compared, at enrolment too
             if visionad "bank-$backend-$case" 60 bank add "$model" "$bank-$backend" --class gear "$WORK/parts/good/0.png" --backend "$backend" &&
@@ -262,6 +270,9 @@ model_case() { # BACKBONE PRECISION
             fi
         fi
     done
+    if [[ " ${usable[*]-} " == *" onnxruntime-cuda "* ]]; then
+        step "ways-$case" 60 "$PYTHON" benchmarks/gpu_ways.py "$model" --out "$OUT/ways-$case.json" || true
+    fi
     if ((${#usable[@]} == 0)); then
         skip "bench-$case" 'no backend passed parity'
         return

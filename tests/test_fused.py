@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -290,3 +292,30 @@ def test_a_graph_is_of_the_addresses_that_it_was_captured_with(tiny_model: Path,
     for found, wanted in zip(Owner.of(0).run(work), [*right, *right], strict=True):
         np.testing.assert_allclose(found, wanted.patch, atol=2e-6)
     engine.close()
+
+
+# -- benchmarks/gpu_ways.py --------------------------------------------------------------------------------------------
+
+
+def test_the_race_of_the_ways_times_each_and_names_what_fails(
+    tiny_model: Path,
+    half: ModelManifest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    gpu_ways = importlib.import_module("gpu_ways")
+    monkeypatch.setattr(gpu_ways, "read_model", lambda _: half)
+    monkeypatch.setattr(gpu_ways, "_kernels", lambda _: "no profiler here")
+    monkeypatch.setattr(gpu_ways, "WARM", 1)
+    fake_ort.Session.refused.add("graph")
+    assert gpu_ways.main([str(tiny_model), "--seconds", "0.01", "--out", str(tmp_path / "ways.json")]) == 0
+    ways = json.loads((tmp_path / "ways.json").read_text())["ways"]
+    assert fake_ort.Session.opened == [(False, False), (True, False), (True, True)]
+    assert ["fails" in way for way in ways] == [False, False, True]
+    assert all(abs(way["cosine"] - 1) < 1e-6 and way["gpu_ms"]["p50"] >= 0 for way in ways[:2])
+    out = capsys.readouterr().out
+    assert "fails: cannot use the graph" in out and "kernels not known: no profiler here" in out
+    fake_ort.Session.refused.add("plain")
+    assert gpu_ways.main([str(tiny_model)]) == 2 and "runs in no way" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def open_ort(folder: Path, manifest: ModelManifest, backend: str, threads: int |
     if backend != "onnxruntime-cuda":
         session = partial(_session, folder, manifest, backend, threads)
         return OrtDeviceEngine([Way("", False, lambda more: session(options | more))], backend, manifest, group)
-    ways = _ways(folder, manifest, threads, options, group)
+    ways = ways_to_run(folder, manifest, threads, options, group)
     engine = OrtStreamEngine if _shares_the_gpu() else OrtDeviceEngine
     return engine(ways, backend, manifest, group)
 
@@ -93,7 +93,9 @@ class Way(NamedTuple):
     open: Callable[[dict[str, str]], Any]
 
 
-def _ways(folder: Path, manifest: ModelManifest, threads: int | None, options: dict[str, str], group: int) -> list[Way]:
+def ways_to_run(
+    folder: Path, manifest: ModelManifest, threads: int | None, options: dict[str, str], group: int
+) -> list[Way]:
     """With ONNX Runtime's CUDA provider, the fastest first: ONNX Runtime takes a graph for a call only where all of it is on the
     GPU, and has not each operator for each type."""
     model, words = None, "operators as in the file"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,10 @@ TOP_SHARE = 0.01
 """The paper's share of the map's pixels that make the image score: the 655 largest."""
 
 F32 = NDArray[np.float32]
+
+
+Coordinate = TypeVar("Coordinate", float, NDArray[np.float64])
+"""One, or an array of them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Geometry:
         """Geometry of a picture of ``width`` × ``height`` pixels."""
         return cls(width, height, spec.resize, spec.crop, crop_offset(spec.resize, spec.crop))
 
-    def to_original(self, u: float, v: float) -> tuple[float, float]:
+    def to_original(self, u: Coordinate, v: Coordinate) -> tuple[Coordinate, Coordinate]:
         """Map coordinates (u right, v down, 0..256 at the pixel edges) → original pixel coordinates (edges 0..W, 0..H)."""
         x = (u / MAP_SIZE * self.crop + self.offset) * self.width / self.resize
         y = (v / MAP_SIZE * self.crop + self.offset) * self.height / self.resize
@@ -101,28 +106,33 @@ def regions(anomaly_map: F32, geometry: Geometry, level: float | None, share: fl
         mask = anomaly_map >= np.partition(flat, -top_pixels(share))[-top_pixels(share)]
     else:
         mask = anomaly_map > level
-    found: list[Region] = []
+    spots = mask.astype(np.uint8)
     # CCOMP's top level holds every area's outer edge, also of an area inside another one's hole (EXTERNAL loses those)
-    contours, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outer = [c for c, node in zip(contours, tree[0], strict=True) if node[3] < 0] if contours else []
-    labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1]
-    for contour in outer:
-        points = contour.reshape(-1, 2)
-        u0, v0 = points.min(axis=0)
-        u1, v1 = points.max(axis=0) + 1
-        area = labels[v0:v1, u0:u1] == labels[points[0][1], points[0][0]]
-        peak = float(anomaly_map[v0:v1, u0:u1][area].max())
-        left, top = geometry.to_original(float(u0), float(v0))
-        right, bottom = geometry.to_original(float(u1), float(v1))
-        x, y = int(np.floor(left)), int(np.floor(top))
-        w = max(1, min(geometry.width, int(np.ceil(right))) - x)
-        h = max(1, min(geometry.height, int(np.ceil(bottom))) - y)
-        if len(points) >= 3:
-            corners = [geometry.to_original(u + 0.5, v + 0.5) for u, v in points.tolist()]
-        else:  # one or two map pixels: a polygon with an area all the same
-            corners = [(x, y), (x + w - 1, y), (x + w - 1, y + h - 1), (x, y + h - 1)]
-        polygon = tuple((min(int(px), geometry.width - 1), min(int(py), geometry.height - 1)) for px, py in corners)
-        found.append(Region((x, y, w, h), peak, polygon))
+    contours, tree = cv2.findContours(spots, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outer = [c[:, 0] for c, node in zip(contours, tree[0], strict=True) if node[3] < 0] if contours else []
+    if not outer:
+        return ()
+    # All areas at once: this is a part of every verdict's time, and there may be dozens.
+    points = np.concatenate(outer)
+    ends = np.cumsum([len(c) for c in outer])
+    starts = ends - [len(c) for c in outer]
+    count, labels = cv2.connectedComponents(spots, connectivity=8)
+    peaks = np.full(count, -np.inf, np.float32)
+    np.maximum.at(peaks, labels[mask], anomaly_map[mask])
+    scores = peaks[labels[points[starts, 1], points[starts, 0]]]
+    low = np.floor(geometry.to_original(*np.minimum.reduceat(points, starts).T.astype(np.float64))).astype(np.int64)
+    high = np.ceil(geometry.to_original(*np.maximum.reduceat(points, starts).T + 1.0)).astype(np.int64)
+    size = np.array([[geometry.width], [geometry.height]])
+    extent = np.maximum(1, np.minimum(size, high) - low)
+    edge = np.stack(geometry.to_original(*(points.T + 0.5))).astype(np.int64)
+    boxes, edges = np.concatenate([low, extent]).T.tolist(), np.minimum(edge, size - 1).T.tolist()
+    found: list[Region] = []
+    for (x, y, w, h), start, end, score in zip(boxes, starts.tolist(), ends.tolist(), scores.tolist(), strict=True):
+        polygon = [(px, py) for px, py in edges[start:end]]
+        if len(polygon) < 3:  # one or two map pixels: a polygon with an area all the same
+            right, bottom = min(x + w, geometry.width) - 1, min(y + h, geometry.height) - 1
+            polygon = [(x, y), (right, y), (right, bottom), (x, bottom)]
+        found.append(Region((x, y, w, h), score, tuple(polygon)))
     return tuple(sorted(found, key=lambda r: (-r.score, r.bbox)))
 
 

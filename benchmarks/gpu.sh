@@ -272,6 +272,7 @@ model_case() { # BACKBONE PRECISION
     done
     if [[ " ${usable[*]-} " == *" onnxruntime-cuda "* ]]; then
         step "ways-$case" 60 "$PYTHON" benchmarks/gpu_ways.py "$model" --out "$OUT/ways-$case.json" || true
+        SOFT=note step "kernels-$case" 30 "$PYTHON" benchmarks/gpu_ways.py "$model" --kernels --out "$OUT/kernels-$case.json" || true
     fi
     if ((${#usable[@]} == 0)); then
         skip "bench-$case" 'no backend passed parity'

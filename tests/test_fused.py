@@ -55,6 +55,7 @@ def test_attention_and_residuals_are_replaced_and_tokens_stay(tiny_model: Path) 
     assert (
         found.norms == after["SkipLayerNormalization"] == before["LayerNormalization"] - 1
     )  # the first has no sum before it
+    assert after["BiasGelu"] == before["Gelu"] > 0 == after["Gelu"]
     assert not after["Softmax"] and after["MatMul"] == before["MatMul"] - 2 * found.attentions
     for ours, theirs in zip(tokens(found.model, tiny_model), tokens(plain, tiny_model), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
@@ -190,6 +191,25 @@ def test_a_model_without_attention_is_left_as_it_is() -> None:
     assert found[1:] == (0, 0) and kinds(found.model) == kinds(plain)
 
 
+@pytest.mark.parametrize("spoilt", ["tanh", "used twice"])
+def test_another_gelu_is_left_alone(tiny_model: Path, spoilt: str) -> None:
+    model = onnx.load(tiny_model / FILE)
+    gelu = first(model.graph, "Gelu")
+    if spoilt == "tanh":
+        (attribute,) = [a for a in gelu.attribute if a.name == "approximate"]
+        attribute.s = b"tanh"
+    else:
+        model.graph.output.append(helper.make_tensor_value_info(gelu.input[0], onnx.TensorProto.FLOAT, None))
+    plain = model.SerializeToString()
+    found = fuse(memoryview(plain), FILE)
+    assert (kinds(found.model)["Gelu"], kinds(found.model)["BiasGelu"]) == (1, kinds(plain)["Gelu"] - 1)
+    folder = tiny_model.parent / f"gelu-{spoilt}"
+    folder.mkdir()
+    (folder / FILE).write_bytes(plain)
+    for ours, theirs in zip(tokens(found.model, folder)[:2], tokens(plain, folder)[:2], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
 @given(st.data())
 def test_damaged_bytes_are_no_traceback(tiny_model: Path, data: st.DataObject) -> None:
     plain = (tiny_model / FILE).read_bytes()
@@ -307,7 +327,8 @@ def test_the_race_of_the_ways_times_each_and_names_what_fails(
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
     gpu_ways = importlib.import_module("gpu_ways")
     monkeypatch.setattr(gpu_ways, "read_model", lambda _: half)
-    monkeypatch.setattr(gpu_ways, "_kernels", lambda _: "no profiler here")
+    kernel = {"name": "flash", "calls": 12.0, "ms": 0.5}
+    monkeypatch.setattr(gpu_ways, "_kernels", lambda call: call() and [kernel])
     monkeypatch.setattr(gpu_ways, "WARM", 1)
     fake_ort.Session.refused.add("graph")
     assert gpu_ways.main([str(tiny_model), "--seconds", "0.01", "--out", str(tmp_path / "ways.json")]) == 0
@@ -316,6 +337,10 @@ def test_the_race_of_the_ways_times_each_and_names_what_fails(
     assert ["fails" in way for way in ways] == [False, False, True]
     assert all(abs(way["cosine"] - 1) < 1e-6 and way["gpu_ms"]["p50"] >= 0 for way in ways[:2])
     out = capsys.readouterr().out
-    assert "fails: cannot use the graph" in out and "kernels not known: no profiler here" in out
+    assert "fails: cannot use the graph" in out and "flash" not in out
+    fake_ort.Session.refused.clear()
+    assert gpu_ways.main([str(tiny_model), "--seconds", "0.01", "--kernels"]) == 0
+    out = capsys.readouterr().out
+    assert "0.500 ms   12.0 x  flash" in out and len(out.splitlines()) == 2
     fake_ort.Session.refused.add("plain")
     assert gpu_ways.main([str(tiny_model)]) == 2 and "runs in no way" in capsys.readouterr().err

@@ -24,7 +24,7 @@ VARINT, WIDE, TEXT, NARROW = 0, 1, 2, 5
 DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 7: np.dtype("<i8"), 10: np.dtype("<f2"), 16: np.dtype("<u2")}
 """NumPy's types of ONNX's, of those that constants have here; the last is bfloat16, the upper half of a float32."""
 FLOAT, BFLOAT16 = 1, 16
-Attribute = int | float | list[int]
+Attribute = int | float | str | list[int]
 
 
 class Field(NamedTuple):
@@ -38,7 +38,7 @@ class Field(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A NodeProto, of its attributes only numbers and lists of integers; ``place``: where it lies in the file that it is from."""
+    """A NodeProto, of its attributes only numbers, texts and lists of integers; ``place``: where it lies in the file it is from."""
 
     kind: str
     inputs: list[str]
@@ -123,6 +123,8 @@ def _read_attribute(data: memoryview, place: slice) -> dict[str, Attribute]:
             value += struct.unpack("<f", data[f.payload])
         elif f.number == 3:
             value.append(_signed(f.value))
+        elif f.number == 4:
+            value.append(str(data[f.payload], "utf-8", "replace"))
         elif f.number == 8:
             integers += integers_of(data, f)
         elif f.number in (6, 11):
@@ -220,6 +222,7 @@ def write_node(node: Node) -> bytes:
         if isinstance(value, int):
             written = int_field(3, value) + int_field(20, 2)
         else:
+            assert isinstance(value, float), name
             written = _varint(2 << 3 | NARROW) + struct.pack("<f", value) + int_field(20, 1)
         out.append(bytes_field(5, bytes_field(1, name) + written))
     return b"".join([*out, bytes_field(7, node.domain)])

@@ -4,7 +4,8 @@ The model file is plain ONNX, which every backend reads and TensorRT fuses by it
 writes it, and would write out all heads' scores of all tokens to read them again for the softmax and once more for the product. So
 
 * attention, from the one layer that gives q, k and v, becomes ``Split`` and ``MultiHeadAttention`` (flash attention);
-* a residual sum before a LayerNorm becomes ``SkipLayerNormalization``, which takes in the bias and the scale of what is added.
+* a residual sum before a LayerNorm becomes ``SkipLayerNormalization``, which takes in the bias of what is added;
+* a bias before a GELU becomes ``BiasGelu``.
 
 What looks otherwise stays as it is. Whether it is right, the self-test says at every start.
 """
@@ -68,6 +69,8 @@ def _fuse(data: memoryview, file: str) -> Fused:
     attentions = sum(graph.fuse_attention(n) for n in list(graph.nodes) if n.kind == "Softmax")
     # of tokens (B, N, D), as there are where there is attention; elsewhere it may be of pictures
     norms = sum(graph.fuse_norm(n) for n in list(graph.nodes) if attentions and n.kind == "LayerNormalization")
+    for node in [n for n in graph.nodes if n.kind == "Gelu"]:
+        graph.fuse_gelu(node)
     rest = [bytes(data[f.place]) for f in outer if f.number != GRAPH]
     rest.append(bytes_field(OPSETS, opset(MICROSOFT, 1)))
     return Fused(b"".join([*rest, bytes_field(GRAPH, graph.written(file))]), attentions, norms)
@@ -226,6 +229,17 @@ class _Graph:
     def _vector(self, name: str) -> NDArray[np.float32] | None:
         values = self._constant(name)
         return values if values is not None and values.ndim == 1 and values.dtype == np.float32 else None
+
+    # -- GELU
+
+    def fuse_gelu(self, gelu: Node) -> None:
+        """GELU(a + bias), by the error function."""
+        added = self._made_by(gelu.inputs[0], "Add")
+        bias = None if added is None else self._constant(added.inputs[1])
+        if added is None or bias is None or bias.ndim != 1 or gelu.attributes.get("approximate", "none") != "none":
+            return
+        if len(self._users[added.outputs[0]]) == 1 and added.outputs[0] not in self._outputs:
+            self._replace(gelu, [Node("BiasGelu", added.inputs, gelu.outputs, domain=MICROSOFT)])
 
     # -- writing
 

@@ -58,6 +58,9 @@ LIBRARIES = {
 }
 """Of the providers that are a library of their own, which is loaded with the first session: how its file is called."""
 OUTPUTS = ("patch_tokens", "class_token")
+SLOW_ON_GPUS = ["MatMulAddFusion"]
+"""Of ONNX Runtime's optimisers: it makes a Gemm of a product and its bias, which on a GPU copies the bias to every row first. On an
+H100 that took longer than the product (ViT-L, fp16)."""
 MOST_BINDINGS = 16
 
 
@@ -259,7 +262,10 @@ def _session(
         with warnings.catch_warnings(), quiet(printed) if wanted != CPU else nullcontext():
             warnings.simplefilter("ignore")
             providers = [(wanted, provider)] if provider else [wanted]
-            session = ort.InferenceSession(model or str(path), options, providers=providers)
+            left_out = SLOW_ON_GPUS if wanted == PROVIDERS["onnxruntime-cuda"] else []
+            session = ort.InferenceSession(
+                model or str(path), options, providers=providers, disabled_optimizers=left_out
+            )
     except Exception as exc:  # ONNX Runtime's own exception types share no base
         raise _failure(backend, f"{path} cannot be loaded by ONNX Runtime {ort.__version__}", exc) from None
     chosen = session.get_providers()

@@ -45,9 +45,8 @@ TESTED = {
 }
 NOT_RUN = {
     "tensorrt": "10.3 and 11.4: driven against stand-ins of their API only",
-    "tensorrt-rtx-cu13": "1.7: engines built by the real builder, not yet run on a GPU",
-    "onnxruntime-gpu": "the bound path runs on the CPU in the tests, not yet on a GPU",
-    "pycuda": "2026.1: run on a pretended driver, not yet on a GPU",
+    "tensorrt-rtx-cu13": "1.7: engines built by the real builder, not yet run on a GPU (an H100's 9.0 it refuses)",
+    "onnxruntime-gpu": "its TensorRT providers; the CUDA provider ran on an H100 (1.31), with pycuda 2026.1",
 }
 """What no GPU has run yet for this release. Each start's self-test on the target is what decides."""
 

@@ -313,14 +313,16 @@ def test_a_broken_query_is_marked_and_spoils_no_other(gpu_search: Any, place: Pl
     check_neighbours(queries[good], bank, distance[good], row[good])
 
 
+@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize(("side", "dim"), [(6, 3), (13, 97), (28, 384), (37, 1024)])
-def test_rarity_is_the_cpus(place: Place, side: int, dim: int) -> None:
+def test_rarity_is_the_cpus(place: Place, side: int, dim: int, alike: bool) -> None:
     if place.name == "interpreter" and side > 13:
         pytest.skip("takes too long there")
     rows, patches = 3, side * side
-    tokens = unit(side, rows * patches, dim).reshape(rows, patches, dim)
-    tokens = tokens[:, :1] + np.linspace(0.05, 0.9, patches, dtype=np.float32)[:, None] * tokens
-    tokens /= np.linalg.norm(tokens, axis=2, keepdims=True)
+    tokens = unit(side, rows * patches, dim).reshape(rows, patches, dim)  # the nearest of each may be anywhere
+    if alike:  # distances around the floor, the nearest mostly near the first
+        tokens = tokens[:, :1] + np.linspace(0.05, 0.9, patches, dtype=np.float32)[:, None] * tokens
+        tokens /= np.linalg.norm(tokens, axis=2, keepdims=True)
     distance = np.random.default_rng(0).random((rows, patches), dtype=np.float32)
 
     def run(device: Device) -> F32:
@@ -339,7 +341,7 @@ def test_rarity_is_the_cpus(place: Place, side: int, dim: int) -> None:
     found = place.owner.run(run)
     weights = np.stack([rarity(own, side) for own in tokens])
     np.testing.assert_allclose(found, distance * weights, rtol=1e-5)
-    assert np.ptp(weights) > 0.1
+    assert not alike or np.ptp(weights) > 0.1
 
 
 # -- chain -------------------------------------------------------------------------------------------------------------

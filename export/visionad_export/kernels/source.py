@@ -217,9 +217,10 @@ def weigh_rarity(
                 other=0.0,
             )
             scores = tl.dot(left, tl.trans(right), scores, input_precision="ieee")
-        down = tl.abs(mine[:, None] // side - other[None, :] // side)
-        across = tl.abs(mine[:, None] % side - other[None, :] % side)
-        near = ((down <= REACH) & (across <= REACH)) | (other >= patches)[None, :]
+        # No tl.abs: of the larger of two absolute values ptxas 12.9 makes, for sm_90, a VIMNMX3 that has lost the sign of one.
+        down = (mine[:, None] // side - other[None, :] // side + REACH).to(tl.uint32)
+        across = (mine[:, None] % side - other[None, :] % side + REACH).to(tl.uint32)
+        near = ((down <= 2 * REACH) & (across <= 2 * REACH)) | (other >= patches)[None, :]
         nearest = tl.maximum(nearest, tl.max(tl.where(near, float("-inf"), scores), axis=1))
     weight = tl.sqrt_rn(tl.sqrt_rn(tl.maximum(1.0 - nearest, floor)))
     at = distance + row * patches + mine

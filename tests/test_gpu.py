@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import in_threads, noise, part, unit
 from numpy.typing import NDArray
-from oracles import brute_force, check_neighbours, every
+from oracles import brute_force, check_distances, check_neighbours, every
 from visionad_runtime import Inspector, maps, preprocess, search
 from visionad_runtime.artefacts import FeatureIdentity, ModelManifest, PreprocessSpec, ViewName, read_manifest
 from visionad_runtime.bank import ClassBank
@@ -403,12 +403,12 @@ class Line:
         return self.chain.encode(rgbs, VIEWS, camera)
 
     def check(self, found: Sequence[Matched], banks: Sequence[Class]) -> None:
-        """Distances are the CPU's search's within one unit in the last place, map and score the CPU's of them to the last bit."""
+        """Distances are the CPU's search's up to rounding, map and score the CPU's of them to the last bit."""
         side = self.identity.grid
         for i, (one, bank) in enumerate(zip(found, banks, strict=True)):
             for v, view in enumerate(VIEWS):
                 wanted = search.nearest(np.array(self.engine.patch[i * len(VIEWS) + v]), bank.rows(view)).distance
-                np.testing.assert_array_max_ulp(one.distances[view], wanted.reshape(side, side), maxulp=1)
+                check_distances(one.distances[view], wanted.reshape(side, side), self.identity.dim)
             np.testing.assert_array_equal(one.anomaly_map, maps.upsample(maps.fuse(one.distances)))
             assert one.score == maps.image_score(one.anomaly_map)
 

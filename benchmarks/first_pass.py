@@ -1,13 +1,13 @@
 """What a first pass in fewer bits would leave to the second: `python benchmarks/first_pass.py`.
 
-The GPU's search takes the largest 16-bit score of each run of 32 bank rows, and scores again, from the float32 rows, every run that
-could hold the nearest one (docs/kernels.md). Here the same is counted for products of fp16, bf16, fp8 and int8 on real tokens, each
-with the best that can be made of it: a scale for each row, 8 bits for what is left once the bank's centre is taken away, the error
-bound of each single pair, and the exact score of the nearest row as what a run must reach.
+The GPU's search takes the largest 16-bit score of each group of 8 bank rows, and scores again, from the 16-bit rows, every group
+that could hold the nearest one (docs/kernels.md). Here the same is counted for products of fp16, bf16, fp8 and int8 on real tokens,
+each with the best that can be made of it: a scale for each row, 8 bits for what is left once the bank's centre is taken away, the
+error bound of each single pair, and the exact score of the nearest row as what a group must reach.
 
 8-bit products are twice as fast as 16-bit ones, so an 8-bit pass saves half the product's time: N D / F for a query, N rows of D
-columns and F 16-bit operations a second. Fetching a run again takes 4 * 32 D / B at B bytes a second. So it pays off while the
-share of runs that are scored again is below B / 4F, unless the bank fits in the GPU's cache, and then the search is short anyway.
+columns and F 16-bit operations a second. Fetching a group again takes 2 * 8 D / B at B bytes a second. So it pays off while the
+share of groups that are scored again is below B / 2F, unless the bank fits in the GPU's cache, and then the search is short anyway.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import common
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from visionad_runtime.cuda.plan import GROUP
+from visionad_runtime.cuda.plan import GROUP, RUN
 
 F32 = NDArray[np.float32]
 SHOTS, PICTURES = (1, 4, 16), 4
@@ -45,8 +45,8 @@ def main() -> None:
                     few = few.without(place)
                 bank = few.rows(inspector.views[0])
                 rows += [{"set": name, "shots": shots, "rows": len(bank), **one} for one in count(queries, bank)]
-    limits = {gpu: memory / (4 * product) for gpu, (memory, product) in RATES.items()}
-    print("| set | bank rows | product | runs scored again: mean | median | 99th percentile | share of all |")
+    limits = {gpu: memory / (2 * product) for gpu, (memory, product) in RATES.items()}
+    print("| set | bank rows | product | groups scored again: mean | median | 99th percentile | share of all |")
     print("|---|---|---|---|---|---|---|")
     for r in rows:
         figures = f"{r['mean']:.1f} | {r['median']:.0f} | {r['p99']:.0f} | {r['share']:.3%}"
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def count(queries: F32, bank: F32) -> list[dict[str, object]]:
-    """Runs that each product leaves, over all queries."""
+    """Groups that each product leaves, over all queries."""
     best = (queries.astype(np.float64) @ bank.T.astype(np.float64)).max(axis=1)
     nothing, centre = np.zeros(bank.shape[1], np.float32), bank.mean(axis=0)
     products: dict[str, tuple[F32, Callable[[F32], F32]]] = {
@@ -68,9 +68,13 @@ def count(queries: F32, bank: F32) -> list[dict[str, object]]:
     }
     found = []
     for name, (middle, rounded) in products.items():
-        runs = left(queries, bank, best, middle, rounded)
-        share = float(runs.mean() / -(-len(bank) // GROUP))
-        told = {"mean": float(runs.mean()), "median": float(np.median(runs)), "p99": float(np.percentile(runs, 99))}
+        groups = left(queries, bank, best, middle, rounded)
+        share = float(groups.mean() / -(-len(bank) // GROUP))
+        told = {
+            "mean": float(groups.mean()),
+            "median": float(np.median(groups)),
+            "p99": float(np.percentile(groups, 99)),
+        }
         found.append({"product": name, **told, "share": share})
     return found
 
@@ -78,15 +82,16 @@ def count(queries: F32, bank: F32) -> list[dict[str, object]]:
 def left(
     queries: F32, bank: F32, best: NDArray[np.float64], middle: F32, rounded: Callable[[F32], F32]
 ) -> NDArray[np.int64]:
-    """For each query the number of runs with a row that, by its rounded product, could reach ``best``."""
+    """For each query the number of groups with a row that, by its rounded product, could reach ``best``."""
     mine, theirs = queries - middle, bank - middle
     near_mine, near_theirs = rounded(mine), rounded(theirs)
     lost_mine, lost_theirs = _lengths(mine - near_mine), _lengths(theirs - near_theirs)
     upper = near_mine @ near_theirs.T  # float32 sums; what tensor cores lose beyond is left out, in favour of 8 bits
     upper += lost_mine[:, None] * _lengths(theirs) + _lengths(near_mine)[:, None] * lost_theirs
     upper += (queries @ middle)[:, None] + theirs @ middle
-    groups = np.arange(0, len(bank), GROUP)
-    reached: NDArray[np.int64] = (np.maximum.reduceat(upper, groups, axis=1) >= best[:, None] - 1e-6).sum(axis=1)
+    upper = np.pad(upper, ((0, 0), (0, -len(bank) % RUN)), constant_values=-np.inf)
+    pairs = upper.reshape(len(queries), -1, GROUP // 2, RUN // GROUP, 2)  # a group: pairs of rows, a stride apart
+    reached: NDArray[np.int64] = (pairs.max(axis=(2, 4)) >= best[:, None, None] - 1e-6).sum(axis=(1, 2))
     return reached
 
 

@@ -45,7 +45,7 @@ class Rows:
         self._buffers: list[Buffer] = []
         try:
             self.rows32 = self._take(device, 4 * rows * dim)
-            # The last tile may read beyond the last row.
+            # The last tile reads beyond the last row.
             beyond = kernels["group_maxima"].constants["BLOCK_N"]
             self.rows16 = self._take(device, 2 * self.width * (rows + beyond))
             self.norms = self._take(device, 8 * rows)
@@ -56,7 +56,8 @@ class Rows:
                 stream.synchronize()
                 at += len(block)
             assert at == rows
-            kernels["pack"].launch((rows, 1), (self.rows32, self.rows16, self.norms, dim, self.width), stream)
+            packed = (self.rows32, self.rows16, self.norms, rows, dim, self.width)
+            kernels["pack"].launch((rows + beyond, 1), packed, stream)
             norms = device.pinned((rows, 2), np.float32)
             device.download(norms, self.norms, stream)
             stream.synchronize()
@@ -132,8 +133,6 @@ class Search:
 
     def _constant(self, table: NDArray[Any]) -> Buffer:
         buffer = self._take(table.nbytes)
-        if not table.size:  # a bank of less than one group has no items
-            return buffer
         host = self._device.pinned(table.shape, table.dtype)
         host[...] = table
         self._device.upload(buffer, host, self._stream)
@@ -145,7 +144,7 @@ class Search:
         queries, kernels, slots = self._queries, self._kernels, len(self.plan.order)
         dim, width = queries.dim, queries.width
         kernels["pack"].launch(
-            (self._used, 1), (queries.rows32, queries.rows16, queries.norms, dim, width), self._stream
+            (self._used, 1), (queries.rows32, queries.rows16, queries.norms, self._used, dim, width), self._stream
         )
         yield "pack"
         kernels["group_maxima"].launch(
@@ -156,8 +155,8 @@ class Search:
         kernels["rescore"].launch(
             (slots, 1),
             (
-                queries.rows32, queries.norms, self._order, self._job_of, self._jobs, self._bounds, self._maxima,
-                self._distance, self._row, dim, plan.accumulation_slack(dim), self._neighbours,
+                queries.rows32, queries.rows16, queries.norms, self._order, self._job_of, self._jobs, self._bounds,
+                self._maxima, self._distance, self._row, dim, width, plan.accumulation_slack(dim), self._neighbours,
             ), self._stream,
         )  # fmt: skip
         yield "rescore"
@@ -226,7 +225,7 @@ class Ground:
 
     def flush(self) -> None:
         """Enqueue going through more memory than the cache holds."""
-        self.kernels["pack"].launch((self._count, 1), (*self._scratch, 512, 512), self.stream)
+        self.kernels["pack"].launch((self._count, 1), (*self._scratch, self._count, 512, 512), self.stream)
 
     def timed(self, enqueue: Callable[[], object]) -> float:
         """Milliseconds between events around what is enqueued on the stream, which it is while :meth:`flush` still runs."""

@@ -412,16 +412,17 @@ def product_kernel(function: Callable[..., None]) -> Kernel:
 
 
 def pack(
-    device: FakeDevice, grid: Any, constants: Any, tokens: int, packed: int, norms: int, dim: int, width: int
+    device: FakeDevice, grid: Any, constants: Any, tokens: int, packed: int, norms: int, rows: int, dim: int, width: int
 ) -> None:
-    value = device.read(tokens, np.float32, grid[0], dim)
+    value = np.zeros((grid[0], dim), np.float32)
+    value[:rows] = device.read(tokens, np.float32, rows, dim)
     out = device.read(packed, np.float16, grid[0], width)
     out[:] = 0
     with np.errstate(over="ignore"):  # memory that nobody wrote yet is packed too
         out[:, :dim] = value
     back = out[:, :dim].astype(np.float32)
-    own = device.read(norms, np.float32, grid[0], 2)
-    own[:, 0], own[:, 1] = np.linalg.norm(value - back, axis=1), np.linalg.norm(back, axis=1)
+    own = device.read(norms, np.float32, rows, 2)
+    own[:, 0], own[:, 1] = np.linalg.norm((value - back)[:rows], axis=1), np.linalg.norm(back[:rows], axis=1)
 
 
 def group_maxima(
@@ -436,38 +437,55 @@ def group_maxima(
     maxima: int,
     width: int,
 ) -> None:
-    block_q, block_n, group = (constants[k] for k in ("BLOCK_Q", "BLOCK_N", "GROUP"))
+    block_q, block_n = constants["BLOCK_Q"], constants["BLOCK_N"]
+    members = members_of(block_n, constants["RUN"], constants["GROUP"])
     number = int(device.read(count, np.int32, 1)[0])
     for job, slot, begin, end in device.read(items, np.int32, number, 4).tolist():
-        bank16, _, rows, first, slots, at = device.read(
-            jobs + 8 * plan.JOB_COLUMNS * job, np.int64, plan.JOB_COLUMNS
-        ).tolist()
+        own = device.read(jobs + 8 * plan.JOB_COLUMNS * job, np.int64, plan.JOB_COLUMNS).tolist()
+        bank16, _, _, first, slots, _ = own
+        fine, coarse = maxima_of(device, maxima, own, block_n, members)
         last = min(slot + block_q, first + slots)
         chosen = device.read(order + 4 * slot, np.int32, last - slot).tolist()
         left = np.stack([device.read(queries + 2 * width * q, np.float16, width) for q in chosen]).astype(np.float32)
-        groups = rows // group
         for start in range(begin, end, block_n):
             right = device.read(bank16 + 2 * width * start, np.float16, block_n, width).astype(np.float32)
             with np.errstate(all="ignore"):
                 scores = left @ right.T
-            top = scores.reshape(len(left), -1, group).max(axis=2)
-            here = min(groups - start // group, top.shape[1])
-            out = device.read(maxima + 4 * (at + (slot - first) * groups), np.float32, len(left), groups)
-            out[:, start // group : start // group + here] = top[:, :here]
+            top = scores[:, members].max(axis=2)
+            fine[slot - first : last - first, start // block_n] = top
+            coarse[slot - first : last - first, start // block_n] = top.max(axis=1)
+
+
+def members_of(block_n: int, run: int, group: int) -> NDArray[np.int64]:
+    """The rows of each group of a tile (groups, rows): pairs, a stride apart."""
+    pairs = np.arange(block_n).reshape(block_n // run, group // 2, run // group, 2)
+    return pairs.transpose(0, 2, 1, 3).reshape(-1, group)
+
+
+def maxima_of(
+    device: FakeDevice, maxima: int, job: Sequence[int], block_n: int, members: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A job's maxima: of groups (slots, tiles, groups of a tile), of tiles (slots, tiles)."""
+    _, _, rows, _, slots, at = job
+    tiles = -(-rows // block_n)
+    padded = -(-tiles // 4) * 4
+    fine = device.read(maxima + 4 * at, np.float32, slots, tiles, len(members))
+    coarse = device.read(maxima + 4 * (at + fine.size), np.float32, slots, padded)
+    assert slots * plan.maxima_a_query(rows, block_n) == fine.size + coarse.size
+    return fine, coarse[:, :tiles]
 
 
 def rescore(
-    device: FakeDevice, grid: Any, constants: Any, tokens: int, norms: int, order: int, job_of: int, jobs: int, bounds: int,
-    maxima: int, distance: int, row: int, dim: int, slack: float, k: int,
+    device: FakeDevice, grid: Any, constants: Any, tokens: int, packed: int, norms: int, order: int, job_of: int, jobs: int,
+    bounds: int, maxima: int, distance: int, row: int, dim: int, width: int, slack: float, k: int,
 ) -> None:  # fmt: skip
-    group = constants["GROUP"]
+    block_n = constants["BLOCK_N"]
+    members = members_of(block_n, constants["RUN"], constants["GROUP"])
     queries, numbers = (device.read(p, np.int32, grid[0]).tolist() for p in (order, job_of))
     for slot, (query, number) in enumerate(zip(queries, numbers, strict=True)):
-        _, bank32, rows, first, _, at = device.read(
-            jobs + 8 * plan.JOB_COLUMNS * number, np.int64, plan.JOB_COLUMNS
-        ).tolist()
-        groups = rows // group
-        scores = device.read(maxima + 4 * (at + (slot - first) * groups), np.float32, groups)
+        own = device.read(jobs + 8 * plan.JOB_COLUMNS * number, np.int64, plan.JOB_COLUMNS).tolist()
+        _, bank32, rows, first, _, _ = own
+        fine, coarse = (m[slot - first] for m in maxima_of(device, maxima, own, block_n, members))
         lost, kept = device.read(norms + 8 * query, np.float32, 2).tolist()
         lost_bank, kept_bank = device.read(bounds + 8 * number, np.float32, 2).tolist()
         error = lost * (kept_bank + lost_bank) + kept * (lost_bank + kept_bank * slack)
@@ -476,17 +494,17 @@ def rescore(
         if not np.isfinite(lost + kept):
             distances[:], winners[:] = np.nan, -1
             continue
-        level = np.sort(scores)[-k] if k <= groups else -np.inf
+        whole = np.sort(coarse[: rows // block_n])
+        level = whole[-k] if k <= len(whole) else -np.inf
+        tile, group = np.nonzero((fine >= level - 2.001 * error) & (coarse >= level - 2.001 * error)[:, None])
+        place = np.sort((tile[:, None] * block_n + members[group]).ravel())
+        place = place[place < rows]
         token = device.read(tokens + 4 * dim * query, np.float32, dim).astype(np.float64)
-        exact, places = [], []
-        rest = [groups] if rows % group else []
-        for g in np.flatnonzero(scores >= level - 2.001 * error).tolist() + rest:
-            members = device.read(bank32 + 4 * dim * g * group, np.float32, min(group, rows - g * group), dim)
-            exact.append(np.einsum("d,nd->n", token, members.astype(np.float64)))
-            places.append(g * group + np.arange(len(members)))
-        score, place = np.concatenate(exact), np.concatenate(places)
-        nearest = np.lexsort((place, -score))[:k]
-        distances[:], winners[:] = 1 - score[nearest], place[nearest]
+        bank = device.read(bank32, np.float32, rows, dim)
+        score = np.einsum("d,nd->n", token, bank[place].astype(np.float64))
+        nearest = np.argsort(-score, kind="stable")[:k]
+        some = len(nearest)  # fewer than k only where the maxima are not these queries'
+        distances[:some], winners[:some] = 1 - score[nearest], place[nearest]
 
 
 def weigh_rarity(

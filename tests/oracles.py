@@ -72,3 +72,15 @@ def check_neighbours(queries: F32, bank: F32, distance: F32, row: NDArray[np.int
     wanted_distance, wanted_row = brute_force(queries, bank, k)
     np.testing.assert_array_max_ulp(distance, wanted_distance, maxulp=1)
     np.testing.assert_array_equal(row, wanted_row)
+
+
+def check_distances(found: F32, wanted: F32, dim: int) -> None:
+    """Each 1 - q·b of unit rows, added up in float64 in whatever order, then rounded to float32.
+
+    A sum of D products, which float64 has exactly, goes through D - 1 roundings of at most 2^-53, so two orders differ by less than
+    D 2^-52. Of a distance near zero that is many units in the last place, of others less than one.
+    """
+    apart = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
+    unit = np.spacing(np.maximum(np.abs(found), np.abs(wanted))).astype(np.float64)
+    worst = np.unravel_index(np.argmax(apart - unit), apart.shape)
+    assert (apart <= unit + dim * 2.0**-52).all(), f"{found[worst]!r} instead of {wanted[worst]!r} at {worst}"

@@ -22,7 +22,7 @@ import visionad_runtime.cuda
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from visionad_runtime import maps
-from visionad_runtime.cuda.plan import GROUP, MAX_NEIGHBOURS
+from visionad_runtime.cuda.plan import GROUP, MAX_NEIGHBOURS, RUN
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.rarity import REACH
 
@@ -41,11 +41,11 @@ class Tile:
     stages: int
 
 
-SMALL = Tile(128, 128, 32, 4, 4)  # fits the 100 KiB of shared memory of sm_86, 89 and 120 twice
+SMALL = Tile(128, 128, 32, 4, 3)  # fits the 100 KiB of shared memory of sm_86, 89 and 120 twice
 TILES = {
     80: Tile(128, 256, 64, 8, 3),
     86: SMALL,
-    87: SMALL,
+    87: Tile(128, 128, 32, 4, 4),
     89: SMALL,
     90: Tile(128, 256, 64, 8, 4),  # wgmma
     100: Tile(128, 256, 64, 8, 4),  # tcgen05
@@ -70,6 +70,8 @@ class Variant:
     multiply_add: bool = True
     aligned: tuple[str, ...] = ()
     """Integer arguments that are multiples of 16. Pointers always are."""
+    registers: int | None = None
+    """Most a thread may have, where more programs at once are worth more than ptxas thinks."""
 
 
 def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
@@ -77,7 +79,8 @@ def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
     tile = tile or TILES[capability]
     return {
         "pack": Variant(
-            {"tokens": "*fp32", "packed": "*fp16", "norms": "*fp32", "dim": "i32", "width": "i32"}, {"BLOCK": 512},
+            {"tokens": "*fp32", "packed": "*fp16", "norms": "*fp32", "rows": "i32", "dim": "i32", "width": "i32"},
+            {"BLOCK": 512},
             aligned=("width",),
         ),
         "group_maxima": Variant(
@@ -85,15 +88,20 @@ def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
                 "queries": "*fp16", "order": "*i32", "jobs": "*i64", "items": "*i32", "count": "*i32", "maxima": "*fp32",
                 "width": "i32",
             },
-            {"BLOCK_Q": tile.block_q, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP": GROUP},
+            {"BLOCK_Q": tile.block_q, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "RUN": RUN, "GROUP": GROUP},
             tile.warps, tile.stages, aligned=("width",),
         ),
         "rescore": Variant(
             {
-                "tokens": "*fp32", "norms": "*fp32", "order": "*i32", "job_of": "*i32", "jobs": "*i64", "bounds": "*fp32",
-                "maxima": "*fp32", "distance": "*fp32", "row": "*i32", "dim": "i32", "slack": "fp32", "k": "i32",
+                "tokens": "*fp32", "packed": "*fp16", "norms": "*fp32", "order": "*i32", "job_of": "*i32", "jobs": "*i64",
+                "bounds": "*fp32", "maxima": "*fp32", "distance": "*fp32", "row": "*i32", "dim": "i32", "width": "i32",
+                "slack": "fp32", "k": "i32",
             },
-            {"KEEP": MAX_NEIGHBOURS, "SCAN": 1024, "GROUP": GROUP, "BLOCK_D": 64, "ROW_D": 512},
+            {
+                "KEEP": MAX_NEIGHBOURS, "SCAN": 256, "BLOCK_N": tile.block_n, "RUN": RUN, "GROUP": GROUP, "BLOCK_D": 256,
+                "ROW_D": 256,
+            },
+            warps=1, aligned=("width",), registers=128,
         ),
         "weigh_rarity": Variant(
             {"tokens": "*fp32", "distance": "*fp32", "side": "i32", "dim": "i32", "floor": "fp32"},
@@ -156,7 +164,9 @@ def compile_kernel(name: str, target: str, tile: Tile | None = None) -> Built:
         dict(v.constants),
         {(function.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned},
     )
-    options = {"num_warps": v.warps, "num_stages": v.stages, "enable_fp_fusion": v.multiply_add}
+    options = {
+        "num_warps": v.warps, "num_stages": v.stages, "enable_fp_fusion": v.multiply_add, "maxnreg": v.registers,
+    }  # fmt: skip
     knobs = triton.knobs
     log = io.StringIO()
     with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):

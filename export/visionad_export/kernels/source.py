@@ -22,41 +22,53 @@ JOB_COLUMNS = tl.constexpr(6)
 
 
 @triton.jit
-def pack(tokens, packed, norms, dim, width, BLOCK: tl.constexpr):
-    """float32 rows (R, dim) → 16-bit rows (R, width), padded with zeros; ``norms`` (R, 2): |row - packed| and |packed|."""
+def pack(tokens, packed, norms, rows, dim, width, BLOCK: tl.constexpr):
+    """float32 rows (R, dim) → 16-bit rows (R, width), padded with zeros; ``norms`` (R, 2): |row - packed| and |packed|.
+
+    One program a row. Those beyond ``rows`` write rows of zeros, which a search may come upon after the last one."""
     row = tl.program_id(0).to(tl.int64)
+    columns = tl.where(row < rows, dim, 0)
     lost = tl.zeros([BLOCK], tl.float32)
     kept = tl.zeros([BLOCK], tl.float32)
     for start in range(0, width, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        value = tl.load(tokens + row * dim + at, mask=at < dim, other=0.0)
+        value = tl.load(tokens + row * dim + at, mask=at < columns, other=0.0)
         small = value.to(packed.dtype.element_ty)
         tl.store(packed + row * width + at, small, mask=at < width)
         back = small.to(tl.float32)
         lost += (value - back) * (value - back)
         kept += back * back
-    tl.store(norms + 2 * row, tl.sqrt(tl.sum(lost)))
-    tl.store(norms + 2 * row + 1, tl.sqrt(tl.sum(kept)))
+    tl.store(norms + 2 * row, tl.sqrt(tl.sum(lost)), mask=row < rows)
+    tl.store(norms + 2 * row + 1, tl.sqrt(tl.sum(kept)), mask=row < rows)
 
 
 @triton.jit
 def group_maxima(
     queries, order, jobs, items, count, maxima, width,
-    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Largest score of each query in each full run of ``GROUP`` bank rows. The score matrix stays in registers.
+    """Largest score of each query in each group of ``GROUP`` bank rows and in each tile of ``BLOCK_N``. The score matrix stays in
+    registers.
 
-    Programs take ``items`` (job, first slot, first row, end row) in turn, so the grid does not depend on the work.
+    What lies beyond a bank's last row counts in the last tile, so its maxima may be too large, never too small. A group is made of
+    rows whose scores one thread holds, so that its maximum needs no other thread: see :func:`member_of`. Programs take ``items``
+    (job, first slot, first row, end row) in turn, so the grid does not depend on the work.
     """
+    per_run: tl.constexpr = RUN // GROUP
+    per_tile: tl.constexpr = BLOCK_N // GROUP
     for item in range(tl.program_id(0), tl.load(count), tl.num_programs(0)):
         job = jobs + tl.load(items + 4 * item) * JOB_COLUMNS
         first = tl.load(job + JOB_FIRST).to(tl.int32)
-        groups = tl.load(job + JOB_ROWS).to(tl.int32) // GROUP
-        slot = tl.load(items + 4 * item + 1) + tl.arange(0, BLOCK_Q)
-        live = slot < first + tl.load(job + JOB_SLOTS).to(tl.int32)
-        query = tl.load(order + slot, mask=live, other=0).to(tl.int64)
-        out = maxima + tl.load(job + JOB_MAXIMA) + (slot - first).to(tl.int64)[:, None] * groups
+        slots = tl.load(job + JOB_SLOTS).to(tl.int32)
+        tiles = tl.cdiv(tl.load(job + JOB_ROWS).to(tl.int32), BLOCK_N)
+        slot = tl.load(items + 4 * item + 1) - first + tl.arange(0, BLOCK_Q)
+        live = slot < slots
+        query = tl.load(order + first + slot, mask=live, other=0).to(tl.int64)
         begin = tl.load(items + 4 * item + 2)
+        number = begin // BLOCK_N
+        fine = maxima + tl.multiple_of(tl.load(job + JOB_MAXIMA), 4)
+        coarse = fine + slots.to(tl.int64) * tiles * per_tile + slot.to(tl.int64) * (tl.cdiv(tiles, 4) * 4)
+        fine += (slot.to(tl.int64) * tiles * per_tile)[:, None] + tl.arange(0, per_tile)[None, :]
         inner = tl.arange(0, BLOCK_K)
         left = queries + query[:, None] * width + inner[None, :]
         right = tl.arange(0, BLOCK_N)[:, None] * width + inner[None, :]
@@ -64,7 +76,6 @@ def group_maxima(
         k = 0
         depth = width // BLOCK_K
         done = 0
-        group = begin // GROUP + tl.arange(0, BLOCK_N // GROUP)
         scores = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
         # Tiles and depth in one loop, so that the loads of the next tile are under way while this one's maxima are taken. They are
         # ahead of the products: what says where to load (tile, k) must not wait for what says what is done.
@@ -78,110 +89,144 @@ def group_maxima(
             k = tl.where(last, 0, k)
             done += 1
             if done == depth:
-                top = tl.max(tl.reshape(scores, [BLOCK_Q, BLOCK_N // GROUP, GROUP]), axis=2)
-                tl.store(out + group[None, :], top, mask=live[:, None] & (group < groups)[None, :])
+                each = tl.reshape(scores, [BLOCK_Q, BLOCK_N // RUN, GROUP // 2, per_run, 2])
+                top = tl.reshape(tl.max(tl.max(each, axis=4), axis=2), [BLOCK_Q, per_tile])
+                tl.store(fine + number * per_tile, top, mask=live[:, None])
+                tl.store(coarse + number, tl.max(top, axis=1), mask=live)
                 scores = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
-                group += BLOCK_N // GROUP
+                number += 1
                 done = 0
 
 
 @triton.jit
-def rescore(
-    tokens, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, slack, k,
-    KEEP: tl.constexpr, SCAN: tl.constexpr, GROUP: tl.constexpr, BLOCK_D: tl.constexpr, ROW_D: tl.constexpr,
-):  # fmt: skip
-    """The ``k`` (at most ``KEEP``) nearest rows of each query, exactly: every group that can hold one is scored again in float32,
-    and so are the rows after the last full group, which has no maximum; then, in float64, the rows which that leaves, mostly one.
-    (Away from data centres a GPU does 64 float32 operations in the time of one in float64.)
+def member_of(group, RUN: tl.constexpr, GROUP: tl.constexpr):
+    """The bank rows of a group: pairs, a stride apart, within a run of ``RUN`` rows, which has ``RUN`` / ``GROUP`` groups.
 
-    One program a slot. Results go to the query's own place: ``distance`` float32 and ``row`` int32 (R, k), nearest first.
-    A query that is not finite gets NaN and -1.
+    In every layout of a tensor core's accumulators 2 columns side by side are one thread's, the next two bits of a column tell
+    threads apart, and bits above them tell warps apart where warps share a tile's columns: two at most. The two bits of the stride,
+    32 and 64, are neither's.
     """
+    per_run: tl.constexpr = RUN // GROUP
+    i = tl.arange(0, GROUP)
+    return group // per_run * RUN + group % per_run * 2 + i // 2 * (2 * per_run) + i % 2
+
+
+@triton.jit
+def rescore(
+    tokens, packed, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, width, slack, k,
+    KEEP: tl.constexpr, SCAN: tl.constexpr, BLOCK_N: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_D: tl.constexpr, ROW_D: tl.constexpr,
+):  # fmt: skip
+    """The ``k`` (at most ``KEEP``) nearest rows of each query, exactly: of every tile that can hold one, every group that can is
+    scored again in 16 bits, row by row; then, in float64 from the float32 rows, the rows which that leaves, mostly one.
+
+    One program of one warp a slot: a warp's reductions need no barrier, and many programs fit a multiprocessor. Best tile first,
+    in it the best group first, so that the first row found already rules out most others.
+    Results go to the query's own place: ``distance`` float32 and ``row`` int32 (R, k), nearest first. A query that is not
+    finite gets NaN and -1.
+    """
+    per_tile: tl.constexpr = BLOCK_N // GROUP
     slot = tl.program_id(0)
     query = tl.load(order + slot).to(tl.int64)
     number = tl.load(job_of + slot)
     job = jobs + number * JOB_COLUMNS
     rows = tl.load(job + JOB_ROWS).to(tl.int32)
-    bank = tl.load(job + JOB_BANK32).to(tokens.dtype)
-    groups = rows // GROUP
-    scores = maxima + tl.load(job + JOB_MAXIMA) + (slot - tl.load(job + JOB_FIRST)) * groups
+    bank16 = tl.multiple_of(tl.load(job + JOB_BANK16).to(packed.dtype), 16)
+    bank32 = tl.load(job + JOB_BANK32).to(tokens.dtype)
+    tiles = tl.cdiv(rows, BLOCK_N)
+    own = slot - tl.load(job + JOB_FIRST)
+    fine = maxima + tl.multiple_of(tl.load(job + JOB_MAXIMA), 4)
+    padded = tl.cdiv(tiles, 4) * 4
+    coarse = fine + tl.load(job + JOB_SLOTS) * tiles * per_tile + own * padded
+    fine += own * tiles * per_tile
     lost = tl.load(norms + 2 * query)
     kept = tl.load(norms + 2 * query + 1)
+    lost_bank = tl.load(bounds + 2 * number)
+    kept_bank = tl.load(bounds + 2 * number + 1)
     finite = (lost + kept) < float("inf")
+    # |exact - 16-bit| <= |q - q'| |b| + |q'| |b - b'| + |q'| |b'| slack
+    error = lost * (kept_bank + lost_bank) + kept * (lost_bank + kept_bank * slack)
 
-    # The k-th largest maximum, equal ones counted each: at least k rows score that much. -inf if there are fewer.
+    # The k-th largest maximum of a tile without rows beyond the last, equal ones counted each: at least k rows score that much.
+    # -inf if there are fewer.
     level = float("inf")
     taken = -1
     for _k in range(k):
         best = float("-inf")
         place = 2147483647
-        for start in range(0, groups, SCAN):
+        for start in range(0, rows // BLOCK_N, SCAN):
             at = start + tl.arange(0, SCAN)
-            value = tl.load(scores + at, mask=at < groups, other=float("-inf"))
-            value = tl.where((value < level) | ((value == level) & (at > taken)), value, float("-inf"))
+            value = tl.load(coarse + at, mask=at < padded, other=0.0)
+            lower = (value < level) | ((value == level) & (at > taken))
+            value = tl.where(lower & (at < rows // BLOCK_N), value, float("-inf"))
             top = tl.max(value, axis=0)
             if top > best:
                 best = top
                 place = tl.min(tl.where(value == top, at, 2147483647), axis=0)
         level = best
         taken = place
-    # |exact - 16-bit| <= |q - q'| |b| + |q'| |b - b'| + |q'| |b'| slack, on both sides: of the maximum and of a row it may hide.
-    lost_bank = tl.load(bounds + 2 * number)
-    kept_bank = tl.load(bounds + 2 * number + 1)
-    error = lost * (kept_bank + lost_bank) + kept * (lost_bank + kept_bank * slack)
-    cut = level - 2.001 * error
-    # Of a score in float32: each product goes through at most so many roundings of 2^-24, in whatever order a block is added up.
-    roundings = (tl.cdiv(dim, BLOCK_D) + BLOCK_D + 2).to(tl.float32)
-    rounding = (6.1e-8 * roundings * (kept + lost) * (kept_bank + lost_bank)).to(tl.float64)
 
     lane = tl.arange(0, KEEP)
     best_score = tl.where(lane < k, float("-inf"), float("inf")).to(tl.float64)
-    best_row = tl.full([KEEP], 2147483647, tl.int32)
-    every = tl.where(finite, tl.cdiv(rows, GROUP), 0)
-    for start in range(0, every, SCAN):
+    best_row = 2147483647 - lane  # no two alike
+    worst = tl.min(best_score, axis=0)  # of the best so far, and its row
+    worst_row = tl.max(tl.where(best_score == worst, best_row, -1), axis=0)
+    least = level - 2.001 * error
+    cut = least
+    for start in range(0, tl.where(finite, tiles, 0), SCAN):
         at = start + tl.arange(0, SCAN)
-        value = tl.load(scores + at, mask=at < groups, other=float("inf"))
-        chosen = (value >= cut) & (at < every)
-        for _turn in range(tl.sum(chosen.to(tl.int32), axis=0)):
-            group = tl.min(tl.where(chosen, at, 2147483647), axis=0)
-            chosen = chosen & (at != group)
-            member = group * GROUP + tl.arange(0, GROUP)
-            rough = tl.zeros([GROUP, BLOCK_D], tl.float32)
-            for d in range(0, dim, BLOCK_D):
-                inner = d + tl.arange(0, BLOCK_D)
-                left = tl.load(tokens + query * dim + inner, mask=inner < dim, other=0.0)
-                right = tl.load(
-                    bank + member.to(tl.int64)[:, None] * dim + inner[None, :],
-                    mask=(member < rows)[:, None] & (inner < dim)[None, :], other=0.0,
-                )  # fmt: skip
-                rough += left[None, :] * right
-            score = tl.where(member < rows, tl.sum(rough, axis=1), float("-inf"))
-            ahead = tl.max(score, axis=0)
-            worst = tl.min(best_score, axis=0)
-            while (ahead > float("-inf")) & (ahead.to(tl.float64) + rounding >= worst):
-                found = tl.min(tl.where(score == ahead, member, 2147483647), axis=0)
-                exact = tl.zeros([ROW_D], tl.float64)
-                for d in range(0, dim, ROW_D):
-                    inner = d + tl.arange(0, ROW_D)
-                    one = tl.load(tokens + query * dim + inner, mask=inner < dim, other=0.0)
-                    other = tl.load(bank + found.to(tl.int64) * dim + inner, mask=inner < dim, other=0.0)
-                    exact += one.to(tl.float64) * other.to(tl.float64)
-                top = tl.sum(exact, axis=0)
-                last = tl.max(tl.where(best_score == worst, best_row, -1), axis=0)
-                place = tl.min(tl.where((best_score == worst) & (best_row == last), lane, KEEP), axis=0)
-                nearer = (best_score < top) | ((best_score == top) & (best_row > found))
-                swap = (lane == place) & nearer
-                best_score = tl.where(swap, top, best_score)
-                best_row = tl.where(swap, found, best_row)
-                score = tl.where(member == found, float("-inf"), score)
-                ahead = tl.max(score, axis=0)
-                worst = tl.min(best_score, axis=0)
+        tops = tl.where(at < tiles, tl.load(coarse + at, mask=at < padded, other=0.0), float("-inf"))
+        top = tl.max(tops, axis=0)
+        while (top >= cut) & (top > float("-inf")):
+            tile = tl.min(tl.where(tops == top, at, 2147483647), axis=0)
+            tops = tl.where(at == tile, float("-inf"), tops)
+            group = tl.arange(0, per_tile)
+            values = tl.load(fine + tile * per_tile + group)
+            value = tl.max(values, axis=0)
+            while (value >= cut) & (value > float("-inf")):
+                chosen = tl.min(tl.where(values == value, group, 2147483647), axis=0)
+                values = tl.where(group == chosen, float("-inf"), values)
+                within = member_of(chosen, RUN, GROUP)
+                member = tile * BLOCK_N + within
+                left = packed + query * width
+                right = bank16 + tile.to(tl.int64) * BLOCK_N * width
+                inner = tl.arange(0, BLOCK_D)
+                places = within[:, None] * width + inner[None, :]
+                sums = tl.zeros([GROUP, BLOCK_D // 8], tl.float32)
+                for d in range(0, width, BLOCK_D):
+                    deep = inner < width - d
+                    queries16 = tl.load(left + d + inner, mask=deep, other=0.0).to(tl.float32)
+                    rows16 = tl.load(right + d + places, mask=deep[None, :], other=0.0)
+                    products = queries16[None, :] * rows16.to(tl.float32)
+                    sums += tl.sum(tl.reshape(products, [GROUP, BLOCK_D // 8, 8]), axis=2)
+                scores = tl.where(member < rows, tl.sum(sums, axis=1), float("-inf"))
+                score = tl.max(scores, axis=0)
+                while (score > float("-inf")) & (score.to(tl.float64) + error >= worst):
+                    found = tl.min(tl.where(scores == score, member, 2147483647), axis=0)
+                    scores = tl.where(member == found, float("-inf"), scores)
+                    score = tl.max(scores, axis=0)
+                    products64 = tl.zeros([ROW_D], tl.float64)
+                    for d in range(0, dim, ROW_D):
+                        inner = d + tl.arange(0, ROW_D)
+                        left32 = tl.load(tokens + query * dim + inner, mask=inner < dim, other=0.0)
+                        right32 = tl.load(bank32 + found.to(tl.int64) * dim + inner, mask=inner < dim, other=0.0)
+                        products64 += left32.to(tl.float64) * right32.to(tl.float64)
+                    exact = tl.sum(products64, axis=0)
+                    nearer = (best_score < exact) | ((best_score == exact) & (best_row > found))
+                    swap = (best_score == worst) & (best_row == worst_row) & nearer
+                    best_score = tl.where(swap, exact, best_score)
+                    best_row = tl.where(swap, found, best_row)
+                    worst = tl.min(best_score, axis=0)
+                    worst_row = tl.max(tl.where(best_score == worst, best_row, -1), axis=0)
+                cut = tl.maximum(least, (worst - error).to(tl.float32))
+                value = tl.max(values, axis=0)
+            top = tl.max(tops, axis=0)
     best_score = tl.where(lane < k, best_score, float("-inf"))
     for nth in range(k):
-        top = tl.max(best_score, axis=0)
-        found = tl.min(tl.where(best_score == top, best_row, 2147483647), axis=0)
-        best_score = tl.where((best_score == top) & (best_row == found), float("-inf"), best_score)
-        tl.store(distance + query * k + nth, tl.where(finite, (1.0 - top).to(tl.float32), float("nan")))
+        best64 = tl.max(best_score, axis=0)
+        found = tl.min(tl.where(best_score == best64, best_row, 2147483647), axis=0)
+        best_score = tl.where(best_row == found, float("-inf"), best_score)
+        tl.store(distance + query * k + nth, tl.where(finite, (1.0 - best64).to(tl.float32), float("nan")))
         tl.store(row + query * k + nth, tl.where(finite, found, -1))
 
 
@@ -217,9 +262,10 @@ def weigh_rarity(
                 other=0.0,
             )
             scores = tl.dot(left, tl.trans(right), scores, input_precision="ieee")
-        down = tl.abs(mine[:, None] // side - other[None, :] // side)
-        across = tl.abs(mine[:, None] % side - other[None, :] % side)
-        near = ((down <= REACH) & (across <= REACH)) | (other >= patches)[None, :]
+        # No tl.abs: of the larger of two absolute values ptxas 12.9 makes, for sm_90, a VIMNMX3 that has lost the sign of one.
+        down = (mine[:, None] // side - other[None, :] // side + REACH).to(tl.uint32)
+        across = (mine[:, None] % side - other[None, :] % side + REACH).to(tl.uint32)
+        near = ((down <= 2 * REACH) & (across <= 2 * REACH)) | (other >= patches)[None, :]
         nearest = tl.maximum(nearest, tl.max(tl.where(near, float("-inf"), scores), axis=1))
     weight = tl.sqrt_rn(tl.sqrt_rn(tl.maximum(1.0 - nearest, floor)))
     at = distance + row * patches + mine

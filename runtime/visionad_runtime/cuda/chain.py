@@ -455,7 +455,7 @@ class _Shared:
         low, part = plan.upsample_tables(self.identity.grid)
         self.levels = self.memory.constant(plan.level_table(self.spec), self.stream)
         self.low, self.part = self.memory.constant(low, self.stream), self.memory.constant(part, self.stream)
-        self.maxima = device.alloc(4 * plan.GROUP)
+        self.maxima = device.alloc(4)
 
     def _plan(self, views: tuple[BankView, ...]) -> plan.SearchPlan:
         """The patches of each of the engine's rows against its view."""
@@ -467,7 +467,7 @@ class _Shared:
         """Make the maxima large enough for a full batch against this bank. Waits for the cameras: the larger bank is not
         in use yet."""
         rows = max((part.stop - part.start for part in resident.slices.values()), default=0)
-        nbytes = 4 * self.max_rows * self.patches * (rows // plan.GROUP)
+        nbytes = 4 * self.max_rows * self.patches * plan.maxima_a_query(rows, self.block_n)
         if nbytes <= self.maxima.nbytes:
             return
         for camera in cameras:
@@ -547,7 +547,7 @@ class _Loader:
         self._memory, self._spare = Memory(device), Memory(device)
         try:
             self._rows32 = self._memory.take(self._source.nbytes)
-            # The last tile may read beyond the last row; what it finds there does not count.
+            # The last tile reads beyond the last row. What it finds there is never given as a result, but zeros cost least.
             self._rows16 = self._memory.take(2 * shared.width * (self._rows + shared.block_n))
             self._norms = self._spare.take(8 * self._rows)
             self._host_norms: F32 = self._spare.pinned((self._rows, 2), np.float32)
@@ -576,8 +576,8 @@ class _Loader:
             self._turn += 1
             if self._at == len(self._source):
                 shared.kernels["pack"].launch(
-                    (self._rows, 1),
-                    (self._rows32, self._rows16, self._norms, shared.identity.dim, shared.width), stream,
+                    (self._rows + shared.block_n, 1),
+                    (self._rows32, self._rows16, self._norms, self._rows, shared.identity.dim, shared.width), stream,
                 )  # fmt: skip
                 self._device.download(self._host_norms, self._norms, stream)
                 self._packed.record(stream)
@@ -866,7 +866,9 @@ class _Camera:
     def _nearest(self, count: int, views: Views) -> None:
         shared, at, slots = self._shared, self._search.address, count * len(views) * self._shared.patches
         dim, kernels = shared.identity.dim, shared.kernels
-        kernels["pack"].launch((slots, 1), (self._patch, self._packed, self._norms, dim, shared.width), self.stream)
+        kernels["pack"].launch(
+            (slots, 1), (self._patch, self._packed, self._norms, slots, dim, shared.width), self.stream
+        )
         kernels["group_maxima"].launch(
             (shared.programs, 1),
             (self._packed, at("order"), at("jobs"), at("items"), at("count"), shared.maxima, shared.width), self.stream,
@@ -874,8 +876,8 @@ class _Camera:
         kernels["rescore"].launch(
             (slots, 1),
             (
-                self._patch, self._norms, at("order"), at("job_of"), at("jobs"), at("bounds"), shared.maxima,
-                self._distance, self._row, dim, plan.accumulation_slack(dim), 1,
+                self._patch, self._packed, self._norms, at("order"), at("job_of"), at("jobs"), at("bounds"), shared.maxima,
+                self._distance, self._row, dim, shared.width, plan.accumulation_slack(dim), 1,
             ), self.stream,
         )  # fmt: skip
         if shared.rarity:

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,10 @@ F32 = NDArray[np.float32]
 FRACTION_BITS = 22
 """Pillow's filter weights are integers in units of 2^-22."""
 VIEW_CODES: dict[ViewName, int] = {"original": 0, "flip": 1, "clamp": 2}
-GROUP = 32
-"""Bank rows per maximum. Fewer: more maxima to store; more: more rows to score again. Rows after the last full group have none
-and are always scored again, so that the product need not tell them from what lies beyond."""
+GROUP = 8
+"""Bank rows per maximum. Fewer: more maxima to store; more: more rows to score again."""
+RUN = 128
+"""Rows whose groups are dealt together: a tile's rows are a multiple of it."""
 PADDING = 64
 """Width of a 16-bit row is a multiple of this many columns: the depth of a tile, and whole 16-byte loads."""
 MAX_NEIGHBOURS = 8
@@ -175,6 +176,15 @@ class SearchPlan:
     maxima: int
 
 
+Count = TypeVar("Count", int, I64)
+
+
+def maxima_a_query(rows: Count, block_n: int) -> Count:
+    """float32s that the maxima of a query take: of each group, in whole tiles, and of each tile, up to whole 16 bytes."""
+    tiles = -(-rows // block_n)
+    return tiles * (block_n // GROUP) + -(-tiles // 4) * 4
+
+
 def plan_search(
     work: Sequence[tuple[BankView, I32]], block_q: int, block_n: int, programs: int, neighbours: int = 1
 ) -> SearchPlan:
@@ -199,20 +209,16 @@ def plan_search(
     slots = np.array([len(q) for q in queries], np.int64)
     first = np.cumsum(slots) - slots
     rows = np.array([b.rows for b in merged], np.int64)
-    groups = rows // GROUP
-    maxima = slots * groups
+    maxima = slots * maxima_a_query(rows, block_n)
     jobs = np.stack(
         [
             np.array([b.rows16 for b in merged], np.int64), np.array([b.rows32 for b in merged], np.int64),
             rows, first, slots, np.cumsum(maxima) - maxima,
         ], axis=1,
     )  # fmt: skip
-    grouped = groups * GROUP
-    tiles_q, tiles_n = -(-slots // block_q), -(-grouped // block_n)
+    tiles_q, tiles_n = -(-slots // block_q), -(-rows // block_n)
     run = _run_length(tiles_q, tiles_n, programs)
-    items = [
-        _items(j, int(first[j]), int(slots[j]), int(grouped[j]), block_q, run * block_n) for j in range(len(merged))
-    ]
+    items = [_items(j, int(first[j]), int(slots[j]), int(rows[j]), block_q, run * block_n) for j in range(len(merged))]
     return SearchPlan(
         order=np.concatenate(queries).astype(np.int32),
         job_of=np.repeat(np.arange(len(merged), dtype=np.int32), slots),

@@ -45,7 +45,8 @@ def real_sets(folder: Path) -> Iterator[tuple[str, Dataset, str, Inspector]]:
 
 
 def random_weights(backbone: str, path: Path) -> Path:
-    """A weights file of a backbone that was never trained: as fast as the real one, which may not be at hand."""
+    """A weights file of a backbone that was never trained: as fast as the real one, which may not be at hand. LayerScale is 1: at
+    its first value, 1e-5, no block would add anything, and in fp16 nothing would be rounded."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -54,7 +55,8 @@ def random_weights(backbone: str, path: Path) -> Path:
 
     torch.manual_seed(0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(timm.create_model(REGISTRY[backbone].timm_name, pretrained=False, num_classes=0).state_dict(), path)
+    state = timm.create_model(REGISTRY[backbone].timm_name, pretrained=False, num_classes=0).state_dict()
+    save_file({k: torch.ones_like(v) if k.endswith(".gamma") else v for k, v in state.items()}, path)
     return path
 
 

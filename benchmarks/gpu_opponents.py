@@ -155,7 +155,7 @@ class Search:
         kernels["rescore"].launch(
             (slots, 1),
             (
-                queries.rows32, queries.rows16, queries.norms, self._order, self._job_of, self._jobs, self._bounds,
+                queries.rows32, queries.norms, self._order, self._job_of, self._jobs, self._bounds,
                 self._maxima, self._distance, self._row, dim, width, plan.accumulation_slack(dim), self._neighbours,
             ), self._stream,
         )  # fmt: skip

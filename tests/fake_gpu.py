@@ -476,8 +476,8 @@ def maxima_of(
 
 
 def rescore(
-    device: FakeDevice, grid: Any, constants: Any, tokens: int, packed: int, norms: int, order: int, job_of: int, jobs: int,
-    bounds: int, maxima: int, distance: int, row: int, dim: int, width: int, slack: float, k: int,
+    device: FakeDevice, grid: Any, constants: Any, tokens: int, norms: int, order: int, job_of: int, jobs: int, bounds: int,
+    maxima: int, distance: int, row: int, dim: int, width: int, slack: float, k: int,
 ) -> None:  # fmt: skip
     block_n = constants["BLOCK_N"]
     members = members_of(block_n, constants["RUN"], constants["GROUP"])

@@ -144,7 +144,7 @@ def run_search(
     row = torch.full((len(queries), neighbours), -7, dtype=torch.int32)
     launch(
         kernels.rescore, (len(p.order),),
-        tokens, packed, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, width, plan.accumulation_slack(dim),
+        tokens, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, width, plan.accumulation_slack(dim),
         neighbours, BLOCK_N=block_n, **RESCORE, reached=[a for b in banks.values() for a in (b.rows32, b.rows16)],
     )  # fmt: skip
     return distance.numpy(), row.numpy()
@@ -214,7 +214,7 @@ def test_the_bound_says_which_groups_are_scored_again(k: int) -> None:
     assert maxima.shape[1] == fine[0].size + coarse.shape[1]
     jobs = np.zeros((queries, plan.JOB_COLUMNS), np.int64)
     distances, winners = np.empty((queries, k), np.float32), np.empty((queries, k), np.int64)
-    packed, banks16 = torch.zeros((queries, width), dtype=torch.float16), []
+    banks16 = []
     for slot, query in enumerate(order):
         bank, token = banks[slot].numpy(), tokens[query].astype(np.float64)
         lost, kept = norms[query].astype(np.float64)
@@ -243,7 +243,6 @@ def test_the_bound_says_which_groups_are_scored_again(k: int) -> None:
         half = np.zeros((tiles * block_n, width), np.float16)
         half[:rows, :dim] = bank
         banks16.append(torch.from_numpy(half))
-        packed[int(query), :dim] = torch.from_numpy(tokens[query])
         jobs[slot] = (banks16[-1].data_ptr(), banks[slot].data_ptr(), rows, slot, 1, slot * maxima.shape[1])
         maxima[slot] = np.concatenate([fine[slot].ravel(), coarse[slot]])
         score = bank[seen].astype(np.float64) @ token
@@ -253,7 +252,7 @@ def test_the_bound_says_which_groups_are_scored_again(k: int) -> None:
     distance, row = torch.full((queries, k), 9.0), torch.full((queries, k), -7, dtype=torch.int32)
     inputs = map(torch.from_numpy, (norms, order, numbers, jobs, bounds[job_of], maxima))
     launch(
-        kernels.rescore, (queries,), torch.from_numpy(tokens), packed, *inputs, distance, row, dim, width, slack, k,
+        kernels.rescore, (queries,), torch.from_numpy(tokens), *inputs, distance, row, dim, width, slack, k,
         BLOCK_N=block_n, **RESCORE, reached=banks + banks16,
     )  # fmt: skip
     np.testing.assert_array_equal(row.numpy(), winners)
@@ -325,6 +324,24 @@ def test_close_rows_that_16_bits_cannot_tell_apart() -> None:
     best = int(brute_force(query, bank)[1][0, 0])
     assert scores16.argmax() != best
     assert scores16.max() - scores16[best] > np.float32(2**-22)
+    distance, row = run_search(query, [(bank, every(query))])
+    check_neighbours(query, bank, distance, row)
+
+
+def test_a_row_that_rounding_shortens_as_much_as_the_bound_allows_is_found() -> None:
+    """Every element of the nearest row lies just below half way to the next of 16 bits, and is rounded down along the query. There
+    is another row, of 16 bits, that is nearer than what is left of it."""
+    rng = np.random.default_rng(0)
+    sign = np.where(rng.random(1024) < 0.5, -1, 1).astype(np.float32)
+    unit16 = np.float32(2**-15)  # of fp16 at 1/32
+    query = sign[None] / np.float32(32)
+    bank = unit(1, 300, 1024)
+    bank[200] = sign * (np.float32(1 / 32) + np.float32(0.49) * unit16)
+    bank[77] = sign * (np.float32(1 / 32) + np.where(np.arange(1024) < 256, unit16, np.float32(0)))
+    packed, _ = packed_rows(bank)
+    exact, seen = (r.astype(np.float64) @ query[0].astype(np.float64) for r in (bank, packed))
+    assert exact.argmax() == 200 and seen.argmax() == 77
+    assert exact[77] - seen[200] > 0.4 * np.linalg.norm(bank[200] - packed[200].astype(np.float32))
     distance, row = run_search(query, [(bank, every(query))])
     check_neighbours(query, bank, distance, row)
 

@@ -93,15 +93,14 @@ def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
         ),
         "rescore": Variant(
             {
-                "tokens": "*fp32", "packed": "*fp16", "norms": "*fp32", "order": "*i32", "job_of": "*i32", "jobs": "*i64",
-                "bounds": "*fp32", "maxima": "*fp32", "distance": "*fp32", "row": "*i32", "dim": "i32", "width": "i32",
-                "slack": "fp32", "k": "i32",
+                "tokens": "*fp32", "norms": "*fp32", "order": "*i32", "job_of": "*i32", "jobs": "*i64", "bounds": "*fp32",
+                "maxima": "*fp32", "distance": "*fp32", "row": "*i32", "dim": "i32", "width": "i32", "slack": "fp32", "k": "i32",
             },
             {
                 "KEEP": MAX_NEIGHBOURS, "SCAN": 256, "BLOCK_N": tile.block_n, "RUN": RUN, "GROUP": GROUP, "BLOCK_D": 256,
                 "ROW_D": 256,
             },
-            warps=1, aligned=("width",), registers=128,
+            warps=1, aligned=("width",), registers=144,
         ),
         "weigh_rarity": Variant(
             {"tokens": "*fp32", "distance": "*fp32", "side": "i32", "dim": "i32", "floor": "fp32"},

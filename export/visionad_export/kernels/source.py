@@ -113,12 +113,13 @@ def member_of(group, RUN: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit
 def rescore(
-    tokens, packed, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, width, slack, k,
+    tokens, norms, order, job_of, jobs, bounds, maxima, distance, row, dim, width, slack, k,
     KEEP: tl.constexpr, SCAN: tl.constexpr, BLOCK_N: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_D: tl.constexpr, ROW_D: tl.constexpr,
 ):  # fmt: skip
     """The ``k`` (at most ``KEEP``) nearest rows of each query, exactly: of every tile that can hold one, every group that can is
-    scored again in 16 bits, row by row; then, in float64 from the float32 rows, the rows which that leaves, mostly one.
+    scored again, row by row, from the float32 query and the 16-bit rows; then, in float64 from the float32 rows, the rows which
+    that leaves, mostly one.
 
     One program of one warp a slot: a warp's reductions need no barrier, and many programs fit a multiprocessor. Best tile first,
     in it the best group first, so that the first row found already rules out most others.
@@ -131,7 +132,7 @@ def rescore(
     number = tl.load(job_of + slot)
     job = jobs + number * JOB_COLUMNS
     rows = tl.load(job + JOB_ROWS).to(tl.int32)
-    bank16 = tl.multiple_of(tl.load(job + JOB_BANK16).to(packed.dtype), 16)
+    bank16 = tl.multiple_of(tl.load(job + JOB_BANK16).to(tl.pointer_type(tl.float16)), 16)
     bank32 = tl.load(job + JOB_BANK32).to(tokens.dtype)
     tiles = tl.cdiv(rows, BLOCK_N)
     own = slot - tl.load(job + JOB_FIRST)
@@ -146,6 +147,9 @@ def rescore(
     finite = (lost + kept) < float("inf")
     # |exact - 16-bit| <= |q - q'| |b| + |q'| |b - b'| + |q'| |b'| slack
     error = lost * (kept_bank + lost_bank) + kept * (lost_bank + kept_bank * slack)
+    # |exact - second| <= |q| |b - b'| + |q| |b'| times so many roundings of 2^-24 as a product goes through at most, in any order
+    roundings = (tl.cdiv(width, BLOCK_D) + BLOCK_D // 8 + 9).to(tl.float32)
+    nearly = 1.001 * (kept + lost) * (lost_bank + 6.0e-8 * roundings * kept_bank)
 
     # The k-th largest maximum of a tile without rows beyond the last, equal ones counted each: at least k rows score that much.
     # -inf if there are fewer.
@@ -188,20 +192,19 @@ def rescore(
                 values = tl.where(group == chosen, float("-inf"), values)
                 within = member_of(chosen, RUN, GROUP)
                 member = tile * BLOCK_N + within
-                left = packed + query * width
+                left = tokens + query * dim
                 right = bank16 + tile.to(tl.int64) * BLOCK_N * width
                 inner = tl.arange(0, BLOCK_D)
                 places = within[:, None] * width + inner[None, :]
                 sums = tl.zeros([GROUP, BLOCK_D // 8], tl.float32)
                 for d in range(0, width, BLOCK_D):
-                    deep = inner < width - d
-                    queries16 = tl.load(left + d + inner, mask=deep, other=0.0).to(tl.float32)
-                    rows16 = tl.load(right + d + places, mask=deep[None, :], other=0.0)
-                    products = queries16[None, :] * rows16.to(tl.float32)
+                    query32 = tl.load(left + d + inner, mask=inner < dim - d, other=0.0)
+                    rows16 = tl.load(right + d + places, mask=(inner < width - d)[None, :], other=0.0)
+                    products = query32[None, :] * rows16.to(tl.float32)
                     sums += tl.sum(tl.reshape(products, [GROUP, BLOCK_D // 8, 8]), axis=2)
                 scores = tl.where(member < rows, tl.sum(sums, axis=1), float("-inf"))
                 score = tl.max(scores, axis=0)
-                while (score > float("-inf")) & (score.to(tl.float64) + error >= worst):
+                while (score > float("-inf")) & (score.to(tl.float64) + nearly >= worst):
                     found = tl.min(tl.where(scores == score, member, 2147483647), axis=0)
                     scores = tl.where(member == found, float("-inf"), scores)
                     score = tl.max(scores, axis=0)

@@ -876,7 +876,7 @@ class _Camera:
         kernels["rescore"].launch(
             (slots, 1),
             (
-                self._patch, self._packed, self._norms, at("order"), at("job_of"), at("jobs"), at("bounds"), shared.maxima,
+                self._patch, self._norms, at("order"), at("job_of"), at("jobs"), at("bounds"), shared.maxima,
                 self._distance, self._row, dim, shared.width, plan.accumulation_slack(dim), 1,
             ), self.stream,
         )  # fmt: skip

@@ -83,8 +83,10 @@ def open_ort(folder: Path, manifest: ModelManifest, backend: str, threads: int |
         session = partial(_session, folder, manifest, backend, threads)
         return OrtDeviceEngine([Way("", False, lambda more: session(options | more))], backend, manifest, group)
     ways = ways_to_run(folder, manifest, threads, options, group)
-    engine = OrtStreamEngine if _shares_the_gpu() else OrtDeviceEngine
-    return engine(ways, backend, manifest, group)
+    if _shares_the_gpu():
+        return OrtStreamEngine(ways, backend, manifest, group)
+    # ONNX Runtime keeps the graphs of each thread that calls for good, and here any thread may
+    return OrtDeviceEngine([way for way in ways if not way.graph], backend, manifest, group)
 
 
 class Way(NamedTuple):

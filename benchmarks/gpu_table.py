@@ -30,6 +30,7 @@ def main() -> int:
             _reports(out, "parity-*"),
             _reports(out, "search"),
             _reports(out, "chain-*"),
+            _reports(out, "ways-*"),
         )
     )
     (out / "table.txt").write_text(text + "\n")
@@ -47,6 +48,7 @@ def table(
     parities: Sequence[dict[str, Any]] = (),
     searches: Sequence[dict[str, Any]] = (),
     chains: Sequence[dict[str, Any]] = (),
+    ways: Sequence[dict[str, Any]] = (),
 ) -> list[str]:
     """``steps`` are name, state, seconds and note. What failed comes first, then the figures, the aims, and what was skipped."""
     counts = {state: sum(s == state for _, s, _, _ in steps) for state in dict.fromkeys(s for _, s, _, _ in steps)}
@@ -58,7 +60,7 @@ def table(
     for bench in benches:
         for backend, entry in bench["backends"].items():
             lines.append(_row(bench["model"], backend, entry))
-    lines += _searched(searches) + _under_load(chains)
+    lines += [_raced(report) for report in ways] + _searched(searches) + _under_load(chains)
     lines += [told_aim(aim) for aim in every_aim(benches, parities, searches, chains)]
     skipped: dict[str, list[str]] = {}
     for name, state, _, note in steps:
@@ -87,6 +89,14 @@ def _row(model: dict[str, Any], backend: str, entry: dict[str, Any]) -> str:
         "-" if roof is None else format(roof, ".0%"),
     )
     return _columns((model["name"].split()[0], model["precision"], backend, *figures))
+
+
+def _raced(report: Mapping[str, Any]) -> str:
+    """ONNX Runtime's ways to run a model, the runtime's first choice first."""
+    model = report["model"]
+    ways = report["ways"][::-1]
+    times = " / ".join(_number(way.get("gpu_ms", {}).get("p50"), 3) for way in ways)
+    return f"ways {model['backbone']} {model['precision']}: {times} ms ({' / '.join(way['way'] for way in ways)})"
 
 
 def _searched(reports: Iterable[Mapping[str, Any]]) -> list[str]:

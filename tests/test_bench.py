@@ -548,11 +548,16 @@ def test_only_a_check_that_failed_makes_the_script_fail(
     steps += [[f"step {i}", "skipped", "0", f"reason {i}"] for i in range(60)]
     (tmp_path / "steps.tsv").write_text("".join("\t".join(step) + "\n" for step in steps))
     (tmp_path / "bench-tiny.json").write_text(json.dumps(report))
+    raced = [{"way": "plain", "fails": "no memory"}, {"way": "fused", "gpu_ms": {"p50": 1.5}}]
+    (tmp_path / "ways-tiny.json").write_text(
+        json.dumps({"model": {"backbone": "tiny", "precision": "fp16"}, "ways": raced})
+    )
     monkeypatch.setattr(sys, "argv", ["gpu_table.py", str(tmp_path)])
     assert gpu_table.main() == status
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 40 and out == (tmp_path / "table.txt").read_text()
     assert ("the reason" in out) == (state != "ok") and "onnxruntime-cpu" in out
+    assert "ways tiny fp16: 1.500 / - ms (fused / plain)" in out
 
 
 def bench_of(model: str, precision: str, backend: str, **changes: Any) -> dict[str, Any]:

@@ -348,12 +348,12 @@ def test_a_row_that_rounding_shortens_as_much_as_the_bound_allows_is_found() -> 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_close_rows_that_float32_cannot_tell_apart(k: int) -> None:
-    """Five queries, each with a hundred rows at angles that differ in float64 only."""
+    """Five queries, each with forty rows at angles that differ in float64 only."""
     rng = np.random.default_rng(k)
     queries = unit(4, 5, 1000)
-    bank = np.repeat(queries, 100, axis=0)
+    bank = np.repeat(queries, 40, axis=0)
     bank += rng.standard_normal(bank.shape).astype(np.float32) * 1e-6
-    bank = (bank / np.linalg.norm(bank, axis=1, keepdims=True)).astype(np.float32)[rng.permutation(500)]
+    bank = (bank / np.linalg.norm(bank, axis=1, keepdims=True)).astype(np.float32)[rng.permutation(200)]
     scores = queries @ bank.T
     assert (scores.argmax(axis=1) != brute_force(queries, bank)[1][:, 0]).sum() >= 3
     distance, row = run_search(queries, [(bank, every(queries))], neighbours=k)
@@ -726,9 +726,10 @@ def test_wgmma_is_not_waited_for_product_by_product(tmp_path: Path) -> None:
     assert len(products) == 4 and sum("gsb0" in line for line in products) == 1
 
 
-@pytest.mark.parametrize("target", [t for t in build.TARGETS if t.startswith("sm")])
+@pytest.mark.parametrize("target", [t for t, capability in build.TARGETS.items() if capability >= 90])
 def test_no_absolute_value_lost_its_sign(target: str, tmp_path: Path) -> None:
-    """Of max(|a|, |b|) ptxas 12.9 makes max(a, a, |b|) for sm_90, an instruction that takes one register twice. (H100.)"""
+    """Of max(|a|, |b|) ptxas 12.9 makes max(a, a, |b|) for sm_90, an instruction that takes one register twice. (H100. Older ones
+    have no maximum of three.)"""
     for name, (_, code) in read_target(target).items():
         assert not re.findall(r"VIMNMX3\S* R\d+, (R\d+), \1,", disassembled(code, tmp_path)), name
 

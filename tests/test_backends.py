@@ -153,7 +153,7 @@ def test_a_chain_that_differs_from_the_hosts_is_not_used(
 class Session:
     """What ONNX Runtime gives when a provider cannot start: a session on the CPU, and a warning."""
 
-    def __init__(self, *_: Any, providers: Any) -> None:
+    def __init__(self, *_: Any, providers: Any, disabled_optimizers: list[str]) -> None:
         self.asked = providers
 
     def get_providers(self) -> list[str]:

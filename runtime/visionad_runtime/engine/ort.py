@@ -469,9 +469,8 @@ class OrtStreamEngine:
     def _open(self, memory: Memory, device: Device, way: Way) -> dict[str, str]:
         self._bindings.clear()
         self._session, self._graph = None, way.graph
-        self._stream = memory.hold(
-            device.stream()
-        )  # the last way's may have been left recording a graph: it is not waited for
+        # a new one, since the last way's may have been left recording a graph; so `memory` does not wait for it either
+        self._stream = memory.hold(device.stream())
         self._session = way.open({"user_compute_stream": str(self._stream.handle)})
         self._enqueue(*(self._buffers[name].ptr for name in self._shapes))
         self._stream.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import json
 import logging
 import os
@@ -239,14 +240,18 @@ def test_doctor_loads_what_a_provider_is_linked_to(
     monkeypatch.setattr(
         doctor, "_in_a_process", lambda code: None if "tensorrt" in code else leaf.provider_problem("onnxruntime-cuda")
     )
-    (tmp_path / "capi").mkdir()
+    library = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
+    library.parent.mkdir()
     monkeypatch.setattr(ort, "__file__", str(tmp_path / "__init__.py"))
-    assert doctor.diagnose()["backends"]["onnxruntime-cuda"]["runs"]
-    (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(b"")
+    assert "has no library of CUDAExecutionProvider" in doctor.diagnose()["backends"]["onnxruntime-cuda"]["why"]
+    library.write_bytes(b"")
     report = doctor.diagnose()
     state = report["backends"]["onnxruntime-cuda"]
-    assert not state["runs"] and "libonnxruntime_providers_cuda.so" in state["why"] and "; it needs" in state["why"]
+    assert not state["runs"] and library.name in state["why"] and "; it needs" in state["why"]
     assert report["chosen"] == "onnxruntime-cpu"
+    library.unlink()
+    shutil.copy(_ctypes.__file__, library)  # any that loads
+    assert doctor.diagnose()["backends"]["onnxruntime-cuda"]["runs"]
 
 
 def test_cuda_of_an_environment_below_is_loaded(

@@ -373,6 +373,40 @@ def test_ctrl_c_while_the_command_is_imported_is_silent() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+@pytest.mark.parametrize(
+    ("package", "fault", "told"),
+    [
+        ("typer", "raise ImportError('x.so:\\n\\nno file')", "(x.so: no file): pip install --force-reinstall typer"),
+        ("numpy", "import numpy._core", "(No module named 'numpy._core'): pip install --force-reinstall numpy"),
+        ("pydantic", "raise ModuleNotFoundError(name='pydantic_core')", "(): pip install --force-reinstall pydantic"),
+        ("PIL", None, "(import of PIL halted; None in sys.modules): pip install visionad"),
+    ],
+)  # fmt: skip
+def test_a_package_that_does_not_import_is_named(
+    tiny_model: Path, tmp_path: Path, package: str, fault: str | None, told: str
+) -> None:
+    """Those that every command needs, and so `doctor` too; as what is broken, and as what is not there (``None``)."""
+    code = "import sys\n"
+    if fault is None:
+        code += f"import importlib.metadata as m\nsys.modules[{package!r}] = None\nm.packages_distributions = dict\n"
+    else:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(fault + "\n")
+        code += f"sys.path.insert(0, {str(tmp_path)!r})\n"
+    code += "from visionad_runtime.entry import main\nmain()"
+    args = [
+        "bank",
+        "add",
+        str(tiny_model),
+        str(tmp_path / "bank"),
+        "--class",
+        "disc",
+        str(tiny_model / "manifest.json"),
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"visionad: {package} does not import {told}\n")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_a_forbidden_file_is_an_error_of_its_own(tiny_model: Path, bank: Path, good: list[Path]) -> None:
     good[2].chmod(0)

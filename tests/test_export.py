@@ -266,6 +266,7 @@ def test_config_mistakes(tmp_path: Path) -> None:
     for text, message in (
         ("bakcbone: x", "bakcbone.*known settings: backbone"),
         ("crop: wide", "crop"),
+        ("layers: true", "layers"),
         ("[1, 2]", "the file"),
         ("a: [", "not YAML"),
         ("[" * 5000, "not YAML"),
@@ -277,6 +278,8 @@ def test_config_mistakes(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
     path.write_text("")
     assert load_config(path) == ExportConfig()
+    path.write_text("layers: 3")  # a number to YAML
+    assert load_config(path).layers == "3"
 
 
 def test_presets_fit_every_backbone() -> None:

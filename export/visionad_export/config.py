@@ -78,6 +78,11 @@ def _from_text(value: Any) -> Any:
     return parse_views(value) if isinstance(value, str) else value
 
 
+def _from_number(value: Any) -> Any:
+    """One layer, which YAML takes for a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class ExportConfig(BaseModel):
     """What ``visionad export`` may be told. ``None`` means the backbone's own default."""
 
@@ -88,7 +93,7 @@ class ExportConfig(BaseModel):
     weights: Path | None = None
     resize: int | None = None
     crop: int | None = None
-    layers: str | None = None
+    layers: Annotated[str | None, BeforeValidator(_from_number)] = None
     views: Annotated[tuple[str, ...] | None, BeforeValidator(_from_text)] = None
     top_share: float | None = None
     rarity: bool | None = None

@@ -19,6 +19,7 @@ from visionad_export.cli import export_command, parity_command  # light: torch i
 from . import __version__
 from .bench.command import bench_command
 from .build import build_command
+from .entry import does_not_import, is_own
 from .errors import VisionADError
 from .evaluation.command import eval_command
 
@@ -144,11 +145,8 @@ def run(args: Sequence[str]) -> int:
             return _complain(INTERRUPTION, INTERRUPTED)
         if hasattr(exc, "format_message"):  # a usage error of the command-line parser
             return _complain(exc.format_message())
-        if isinstance(exc, ImportError) and not (exc.name or "").startswith("visionad"):
-            return _complain(
-                f"a package that visionad needs does not import ({exc}): `visionad doctor` says which, or install again with "
-                "`pip install --force-reinstall visionad`"
-            )
+        if isinstance(exc, ImportError) and not is_own(exc):
+            return _complain(does_not_import(exc))
         if isinstance(exc, OSError) and exc.filename:
             return _complain(f"{exc.filename}: {exc.strerror}")
         if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:

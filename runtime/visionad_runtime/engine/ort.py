@@ -225,8 +225,11 @@ def provider_problem(backend: str) -> str:
     folder = Path(ort.__file__).parent / "capi"
     try:
         for kind in ("shared", LIBRARIES[backend]):
-            for path in folder.glob(f"*onnxruntime_providers_{kind}.*"):
+            paths = list(folder.glob(f"*onnxruntime_providers_{kind}.*"))
+            for path in paths:
                 ctypes.CDLL(str(path))
+            if not paths and kind != "shared":
+                return f"{folder} has no library of {PROVIDERS[backend]}; pip install --force-reinstall onnxruntime-gpu"
     except OSError as exc:
         return f"{exc}; {_remedy(backend, str(exc))}"
     return ""

@@ -3,7 +3,8 @@
 * sizes: what becomes of a picture before the backbone sees it, by picture size: decoding, OpenCV's resize and the runtime's own on
   the host, and what the chain takes for it;
 * cameras: threads that inspect through one inspector: latency and pictures a second;
-* steady: one camera, call after call: percentiles, and whether memory of the GPU and of the process grows;
+* steady: one camera, call after call: percentiles, in which stages the slowest calls are slow, and whether memory of the GPU and of
+  the process grows;
 * enrolment: cameras go on while classes are enrolled: their latency meanwhile and before;
 * pauses: a part every now and then, as on a slow line: latency after each pause, without and with ``keep_alive``.
 
@@ -131,13 +132,16 @@ class Line:
     def __init__(self, inspector: Inspector, pictures: Sequence[U8]) -> None:
         self.inspector, self.pictures = inspector, list(pictures)
 
-    def inspect(self, number: int) -> None:
-        """The picture of this number."""
-        self.inspector.inspect(self.pictures[number % len(self.pictures)], class_name=CLASS, colour="rgb")
+    def inspect(self, number: int) -> Mapping[str, float]:
+        """The picture of this number. Milliseconds by stage."""
+        picture = self.pictures[number % len(self.pictures)]
+        return self.inspector.inspect(picture, class_name=CLASS, colour="rgb").timings
 
-    def calls(self, threads: int, go_on: Callable[[int], bool]) -> list[list[tuple[float, float]]]:
-        """Inspect from as many threads, each until ``go_on`` (its calls so far) says no. Start and end of each call, in seconds, by
-        thread.
+    def calls(
+        self, threads: int, go_on: Callable[[int], bool], note: Callable[[Mapping[str, float]], None] = lambda _: None
+    ) -> list[list[tuple[float, float]]]:
+        """Inspect from as many threads, each until ``go_on`` (its calls so far) says no; ``note`` gets each call's stages.
+        Start and end of each call, in seconds, by thread.
 
         Raises:
             Exception: what a thread raised first; the others are stopped.
@@ -149,8 +153,9 @@ class Line:
             try:
                 while not errors and go_on(len(own)):
                     start = time.perf_counter()
-                    self.inspect(number + len(own))
+                    stages = self.inspect(number + len(own))
                     own.append((start, time.perf_counter()))
+                    note(stages)
             except BaseException as exc:
                 errors.append(exc)
 
@@ -227,14 +232,37 @@ def cameras(line: Line, threads: int, seconds: float) -> dict[str, Any]:
     return {"cameras": threads, **measure.summarise(_ms(spans)), "pictures_per_s": round(len(spans) / took, 2)}
 
 
+class Stages:
+    """Milliseconds by stage of the first so many calls, in memory taken beforehand: what grows is to be the inspector's."""
+
+    def __init__(self, most: int, one: Mapping[str, float]) -> None:
+        self._names = list(one)
+        self._rows = np.zeros((most, len(one)))
+        self._calls = 0
+
+    def note(self, stages: Mapping[str, float]) -> None:
+        """One more call."""
+        if self._calls < len(self._rows):
+            self._rows[self._calls] = [stages[name] for name in self._names]
+            self._calls += 1
+
+    def slowest(self) -> dict[str, dict[str, float]]:
+        """Each stage's median over all calls, and over the slowest hundredth of them: what makes these slow."""
+        rows = self._rows[: self._calls]
+        slow = np.argsort(rows[:, self._names.index("total")])[-max(1, len(rows) // 100) :]
+        both = zip(self._names, np.median(rows, axis=0), np.median(rows[slow], axis=0), strict=True)
+        return {name: {"p50": round(usual, 4), "slowest": round(late, 4)} for name, usual, late in both}
+
+
 def steady(line: Line, calls: int, seconds: float, gpu_used: Callable[[], int] | str) -> dict[str, Any]:
     """One camera. Memory is read ten times; what it grew by is between the first time, a tenth of the calls in, and the last."""
+    stages = Stages(STEADY_CALLS, line.inspect(0))
     start = time.perf_counter()
     spans: list[tuple[float, float]] = []
     memory: list[dict[str, Any]] = []
     for number in range(1, CHECKPOINTS + 1):
         until, most = start + seconds * number / CHECKPOINTS, -(-calls * number // CHECKPOINTS) - len(spans)
-        (own,) = line.calls(1, partial(_within, until, most))
+        (own,) = line.calls(1, partial(_within, until, most), stages.note)
         spans += own
         gpu = None if isinstance(gpu_used, str) else gpu_used()
         memory.append({"calls": len(spans), "host_bytes": round(common.memory("VmRSS") * 1e6), "gpu_bytes": gpu})
@@ -242,6 +270,7 @@ def steady(line: Line, calls: int, seconds: float, gpu_used: Callable[[], int] |
     told = {"gpu_why_null": gpu_used} if isinstance(gpu_used, str) else {}
     return {
         **measure.summarise(_ms(spans)),
+        "stages": stages.slowest(),
         "memory": memory,
         "host_grew": last["host_bytes"] - first["host_bytes"],
         "gpu_grew": None if last["gpu_bytes"] is None else last["gpu_bytes"] - first["gpu_bytes"],
@@ -349,6 +378,9 @@ def table(report: Mapping[str, Any]) -> list[str]:
     ]
     held, beside = report["steady"], report["enrolment"]
     lines.append(f"steady: p50 {figure(held['p50'])}, p99 {figure(held['p99'])} ({held['calls']} calls)")
+    late = sorted(held["stages"].items(), key=lambda item: item[1]["p50"] - item[1]["slowest"])
+    told = ", ".join(f"{name} {figure(s['slowest'])} for {figure(s['p50'])}" for name, s in late[:5])
+    lines.append(f"the slowest hundredth of them: {told}")
     for when in ("before", "during"):
         if (one := beside[when]) is not None:
             lines.append(

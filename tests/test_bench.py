@@ -982,12 +982,28 @@ def test_an_inspector_under_load(
     assert [c["cameras"] for c in found["cameras"]] == [1, 2] and all(c["pictures_per_s"] > 0 for c in found["cameras"])
     steady = found["steady"]
     assert (steady["calls"], len(steady["memory"])) == (25, 10) and steady["gpu_grew"] == (0 if on_gpu else None)
+    assert {"engine", "verdict", "total"} < set(steady["stages"]) and "\nthe slowest hundredth of them: " in told
     assert found["enrolment"]["enrolled"] >= 1 and found["enrolment"]["during"]["calls"] >= 1
     assert set(found["pauses"]) == ({"plain", "kept_alive"} if on_gpu else {"plain"})
     assert all(row["calls"] >= 2 and row["p50"] > 0 for rows in found["pauses"].values() for row in rows)
     assert states(found["aims"])[0] is None and "2 cameras during enrolment" in told
     lines = gpu_table.table([["load", "ok", "1", ""]], [], [], [], [found])
     assert any(line.startswith(f"cameras {backend} deit_tiny") for line in lines)
+
+
+def test_the_stages_of_slow_calls_are_told(gpu_chain: Any) -> None:
+    """Every hundredth of 300 calls waits, every fourth has a longer search; calls beyond those that there is room for are left
+    out."""
+    stages = gpu_chain.Stages(300, {"wait": 0.0, "search": 0.0, "total": 0.0})
+    for number in range(400):
+        wait, search = (5.0 if number % 100 == 7 else 0.5), (1.5 if number % 4 == 0 else 1.0)
+        late = 50.0 if number >= 300 else 0.0
+        stages.note({"wait": wait, "search": search + late, "total": wait + search + late})
+    assert stages.slowest() == {
+        "wait": {"p50": 0.5, "slowest": 5.0},
+        "search": {"p50": 1.0, "slowest": 1.0},
+        "total": {"p50": 1.5, "slowest": 6.0},
+    }
 
 
 def test_an_error_of_one_camera_stops_all(gpu_chain: Any) -> None:

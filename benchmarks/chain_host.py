@@ -27,6 +27,8 @@ from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.inspect import CAMERAS, DeviceChain
 
 VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
+MANY = 4 * CAMERAS
+"""Threads that inspect, more than are served at once: they wait for their turn."""
 SIZES = ((64, 64), (480, 640), (1024, 1024), (1080, 1920), (2048, 2448))
 IDENTITY = FeatureIdentity(
     backbone="none", weights_sha256="0" * 64, kind="vit", layers=(0,), patch=14, grid=28, dim=1024, class_token="fused",
@@ -76,7 +78,7 @@ def main() -> None:
     for (height, width), (how, known, order) in itertools.product(
         SIZES, (("known", True, banks[:1]), ("again", False, banks[:1]), ("other", False, banks))
     ):
-        for cameras in (1, CAMERAS) if how == "known" else (1,):
+        for cameras in (1, CAMERAS, MANY) if how == "known" else (1,):
             row = measure(chain, np.zeros((height, width, 3), np.uint8), known, order, cameras, args.calls)
             rows.append({"height": height, "width": width, "class": how, "cameras": cameras, **row})
             size = f"{width} x {height}"

@@ -24,9 +24,10 @@ from visionad_runtime import Inspector
 from visionad_runtime.calibrate import calibrate_class
 from visionad_runtime.chain import HostChain
 from visionad_runtime.cuda import device as cuda
+from visionad_runtime.cuda import inspect as device_chain
 from visionad_runtime.cuda.chain import Chain
 from visionad_runtime.cuda.device import Owner
-from visionad_runtime.cuda.inspect import DeviceChain
+from visionad_runtime.cuda.inspect import DeviceChain, Turns
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.inspector import Result
 
@@ -66,6 +67,59 @@ def check(found: Result, wanted: Result) -> None:
         wanted.class_source,
         wanted.verdict,
     )
+
+
+def waiting(turns: Turns, count: int) -> None:
+    while len(turns._waiting) != count:
+        time.sleep(0.001)
+
+
+def test_cameras_go_to_who_came_first() -> None:
+    """Also where who gives one back wants it again at once."""
+    turns, order = Turns(2), list[str]()
+    mine = [turns.take(), turns.take()]
+
+    def line(name: str) -> None:
+        camera = turns.take()
+        order.append(name)
+        turns.give(camera)
+
+    threads = [threading.Thread(target=line, args=(name,)) for name in "abc"]
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        waiting(turns, number)
+    turns.give(mine.pop())
+    mine.append(turns.take())  # behind the three
+    assert order == ["a", "b", "c"]
+    for thread in threads:
+        thread.join()
+    for camera in mine:
+        turns.give(camera)
+    assert {turns.take(), turns.take()} == {0, 1}
+
+
+@pytest.mark.parametrize("handed", [False, True], ids=["while it waits", "as it is handed one"])
+def test_who_is_interrupted_keeps_no_camera(handed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(1)
+    camera = turns.take()
+
+    class Interrupted(device_chain.queue.SimpleQueue[int]):
+        first = True
+
+        def get(self, block: bool = True, timeout: float | None = None) -> int:
+            if self.first:
+                self.first = False
+                if handed:
+                    turns.give(camera)
+                raise KeyboardInterrupt
+            return super().get(block, timeout)
+
+    monkeypatch.setattr(device_chain.queue, "SimpleQueue", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        turns.take()
+    if not handed:
+        turns.give(camera)
+    assert turns.take() == camera
 
 
 def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> None:

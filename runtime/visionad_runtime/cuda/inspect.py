@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -39,6 +40,40 @@ class _Seen(threading.local):
         self.repeats, self.last = now == self.last, now
 
 
+class Turns:
+    """Cameras that are free, to callers in the order in which they came. From a plain queue the thread that has just given one back
+    takes it again before another wakes up, and of many threads some wait for seconds."""
+
+    def __init__(self, cameras: int) -> None:
+        self._free, self._waiting = deque(range(cameras)), deque[queue.SimpleQueue[int]]()
+        self._lock = threading.Lock()
+
+    def take(self) -> int:
+        """A camera, as soon as whoever came before has one."""
+        with self._lock:
+            if self._free:
+                return self._free.popleft()
+            own: queue.SimpleQueue[int] = queue.SimpleQueue()
+            self._waiting.append(own)
+        try:
+            return own.get()
+        except BaseException:  # interrupted: what was or will be handed over is not to be lost
+            with self._lock:
+                if own in self._waiting:
+                    self._waiting.remove(own)
+            if not own.empty():
+                self.give(own.get())
+            raise
+
+    def give(self, camera: int) -> None:
+        """Back, or on to who has waited longest."""
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().put(camera)
+            else:
+                self._free.append(camera)
+
+
 class DeviceChain:
     """Each call takes a camera that is free. Room for pictures grows with the largest seen: a line's first picture decides, and
     nothing is to be configured."""
@@ -65,9 +100,7 @@ class DeviceChain:
         self._seen = _Seen()
         self._growing = threading.Lock()
         self._chain = self._open(PICTURE)
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for camera in range(CAMERAS):
-            self._free.put(camera)
+        self._turns = Turns(CAMERAS)
 
     def _open(self, size: tuple[int, int]) -> Chain:
         return Chain(
@@ -160,11 +193,11 @@ class DeviceChain:
 
     @contextmanager
     def _camera(self) -> Iterator[int]:
-        camera = self._free.get()
+        camera = self._turns.take()
         try:
             yield camera
         finally:
-            self._free.put(camera)
+            self._turns.give(camera)
 
     def _make_room(self, height: int, width: int) -> None:
         """Open the chain anew for larger pictures, once all calls under way are done. If that fails, it is as it was."""
@@ -175,7 +208,7 @@ class DeviceChain:
             larger = max(height, old[0]), max(width, old[1])
             if larger == old:
                 return
-            idle = [self._free.get() for _ in range(self.cameras)]
+            idle = [self._turns.take() for _ in range(self.cameras)]
             try:
                 self._chain.close()  # first, or both would have to fit
                 try:
@@ -189,7 +222,7 @@ class DeviceChain:
                     raise
             finally:
                 for camera in idle:
-                    self._free.put(camera)
+                    self._turns.give(camera)
 
 
 def _same(banks: Sequence[ClassBank], others: Sequence[ClassBank]) -> bool:

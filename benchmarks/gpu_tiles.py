@@ -1,9 +1,9 @@
-"""Tiles of the search kernel raced on this GPU: `python benchmarks/gpu_tiles.py --out FILE`.
+"""Tiles of the search kernel, and settings of its second pass, raced on this GPU: `python benchmarks/gpu_tiles.py --out FILE`.
 
-Which one a target is built with stands in ``TILES`` of ``export/visionad_export/kernels/build.py``, by what fits. Here the
-candidates are compiled (Triton is needed, nothing else), each must find what the built one finds, and whole searches are timed in
-turns within one process, by GPU time, as `gpu_search.py` does. A candidate that spills registers, or of which the assembler says
-that it will be slow, is told and not raced.
+Which tile a target is built with stands in ``TILES`` of ``export/visionad_export/kernels/build.py``, by what fits, and how the
+second pass is run in ``variants``. Here the candidates are compiled (Triton is needed, nothing else), each must find what the built
+one finds, and whole searches are timed in turns within one process, by GPU time, as `gpu_search.py` does. A candidate that spills
+registers, or of which the assembler says that it will be slow, is told and not raced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gpu_opponents import CACHE, Contender, Ground, KernelSet, Rows, ours
@@ -34,39 +34,61 @@ except ModuleNotFoundError as exc:
 
 PASSES = "group_maxima", "rescore"
 """The kernels that a tile decides: the second pass reads the first one's maxima tile by tile."""
+LIMITS = "registers", "shared_bytes", "per_multiprocessor"
+"""What is told of each of them."""
 CANDIDATES = [
     Tile(128, 256, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 256, 32, 8, 4), Tile(256, 128, 64, 8, 4),
     Tile(256, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3),
     Tile(128, 128, 32, 4, 4), Tile(128, 128, 32, 4, 3), Tile(64, 256, 64, 4, 4), Tile(64, 256, 32, 4, 4),
     Tile(64, 128, 64, 4, 4),
 ]  # fmt: skip
+SECOND = [
+    {"BLOCK_D": 128}, {"SCAN": 128}, {"SCAN": 512}, {"warps": 2}, {"warps": 4}, {"registers": 128}, {"registers": 168},
+    {"registers": 255},
+]  # fmt: skip
+"""Of the second pass alone, with the built tile."""
 SIZES = [Size(784, 500_000, 1024), Size(2352, 4704, 1024), Size(784, 500_000, 384), Size(2352, 4704, 384)]
 """Many rows, and three views of a picture against one shot; of ViT-L and of ViT-S."""
 BEYOND = max(tile.block_n for tile in CANDIDATES)
 
 
-def candidates(
-    device: Device, kernels: Kernels, modules: ExitStack, refused: dict[str, str]
-) -> Iterator[tuple[Tile, Mapping[str, Any], dict[str, Kernel]]]:
-    """Each tile with its first pass's record and both passes, the built one first."""
-    own = TILES[TARGETS[kernels.target]]
-    yield own, read_target(kernels.target)[PASSES[0]][0], {name: kernels[name] for name in PASSES}
-    for tile in CANDIDATES:
-        if tile == own:
-            continue
-        made = {}
+class Candidate(NamedTuple):
+    """A search to race: its name, what is compiled anew in which way, and the kernels then, the built ones first."""
+
+    name: str
+    tile: Tile
+    changes: Mapping[str, int]
+    records: Mapping[str, Mapping[str, Any]]
+    kernels: Mapping[str, Kernel]
+
+
+def candidates(device: Device, kernels: Kernels, modules: ExitStack, refused: dict[str, str]) -> Iterator[Candidate]:
+    """Every tile and every setting of the second pass that can be raced, the built ones first."""
+    own, built = TILES[TARGETS[kernels.target]], read_target(kernels.target)
+    yield Candidate(name_of(own), own, {}, {n: built[n][0] for n in PASSES}, {n: kernels[n] for n in PASSES})
+    others: list[tuple[str, Tile, Mapping[str, int], Sequence[str]]] = [
+        *((name_of(tile), tile, {}, PASSES) for tile in CANDIDATES if tile != own),
+        *((f"second pass, {_told(changes)}", own, changes, PASSES[1:]) for changes in SECOND),
+    ]
+    for name, tile, changes, passes in others:
+        made, records = {n: kernels[n] for n in PASSES}, {n: built[n][0] for n in PASSES}
         try:
-            built = {name: compile_kernel(name, kernels.target, tile) for name in PASSES}
-            for name, one in built.items():
-                if one.record["spill_bytes"] or not one.record["per_multiprocessor"]:
-                    raise VisionADError(f"{name} spills {one.record['spill_bytes']} bytes, or does not fit")
-                module = device.load(one.code)
+            for one in passes:
+                found = compile_kernel(one, kernels.target, tile, changes)
+                if found.record["spill_bytes"] or not found.record["per_multiprocessor"]:
+                    raise VisionADError(f"{one} spills {found.record['spill_bytes']} bytes, or does not fit")
+                module = device.load(found.code)
                 modules.callback(module.close)
-                made[name] = Kernel(name, one.record, module.function(one.record["entry"]))
+                made[one] = Kernel(one, found.record, module.function(found.record["entry"]))
+                records[one] = found.record
         except Exception as exc:  # Triton's compiler fails in ways of its own
-            refused[name_of(tile)] = str(exc).strip().partition("\n")[0][:200]
+            refused[name] = str(exc).strip().partition("\n")[0][:200]
             continue
-        yield tile, built[PASSES[0]].record, made
+        yield Candidate(name, tile, changes, records, made)
+
+
+def _told(changes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in changes.items())
 
 
 def name_of(tile: Tile) -> str:
@@ -87,8 +109,8 @@ def measure(device: Device, sizes: Sequence[Size], seconds: float, cache: int) -
         stack.callback(ground.close)
         built = {name: kernels[name] for name in read_target(kernels.target)}
         entries = list(candidates(device, kernels, stack, refused))
-        times: dict[str, dict[str, float]] = {name_of(tile): {} for tile, _, _ in entries}
-        raced = {name_of(tile): {**built, **made} for tile, _, made in entries}
+        times: dict[str, dict[str, float]] = {one.name: {} for one in entries}
+        raced = {one.name: {**built, **one.kernels} for one in entries}
         for dim in dict.fromkeys(size.dim for size in sizes):
             here = [size for size in sizes if size.dim == dim]
             with ExitStack() as held:
@@ -109,12 +131,12 @@ def measure(device: Device, sizes: Sequence[Size], seconds: float, cache: int) -
             "gpu": device.name,
             "capability": ".".join(map(str, device.capability)),
             "target": kernels.target,
-            "built": name_of(entries[0][0]),
+            "built": entries[0].name,
             "best": min(set(times) - wrong, key=lambda name: math.prod(times[name].values())),
             "tiles": [
-                {"tile": asdict(tile), "p50_ms": times[name_of(tile)]}
-                | {key: record[key] for key in ("registers", "shared_bytes", "per_multiprocessor")}
-                for tile, record, _ in entries
+                {"name": one.name, "tile": asdict(one.tile), "changes": one.changes, "p50_ms": times[one.name]}
+                | {name: {key: record[key] for key in LIMITS} for name, record in one.records.items()}
+                for one in entries
             ],
             "refused": refused,
             "faults": faults,
@@ -141,13 +163,14 @@ def differ(one: Contender, other: Contender) -> bool:
 def told(report: Mapping[str, Any]) -> list[str]:
     """The table."""
     sizes = list(report["tiles"][0]["p50_ms"])
-    lines = [f"{'tile':<36}{'regs':>5}{'shared':>8}{'fit':>4}" + "".join(f"{size:>24}" for size in sizes) + "   p50 ms"]
+    lines = [f"{'':<36}{'regs':>10}{'shared':>8}{'fit':>6}" + "".join(f"{size:>24}" for size in sizes) + "   p50 ms"]
     for one in report["tiles"]:
-        name = name_of(Tile(**one["tile"]))
+        name = one["name"]
         note = " built" if name == report["built"] else ""
         ms = "".join(f"{one['p50_ms'][size]:>24.4g}" for size in sizes)
-        numbers = f"{one['registers']:>5}{one['shared_bytes']:>8}{one['per_multiprocessor']:>4}"
-        lines.append(f"{name:<36}{numbers}{ms}{note}{' best' if name == report['best'] else ''}")
+        registers, shared, fit = ([one[kernel][key] for kernel in PASSES] for key in LIMITS)
+        both = f"{registers[0]:>6} {registers[1]:>3}{max(shared):>8}{fit[0]:>3} {fit[1]:>2}"
+        lines.append(f"{name:<36}{both}{ms}{note}{' best' if name == report['best'] else ''}")
     return lines + [f"not raced: {name}: {why}" for name, why in report["refused"].items()]
 
 

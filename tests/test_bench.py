@@ -737,11 +737,11 @@ def test_tiles_are_raced_and_held_against_the_built_one(
     product = read_target(target)
     right, searches = FakeDevice.kernels["group_maxima"], list[int]()
 
-    def compiled(name: str, target: str, tile: Any) -> Built:
-        if tile.stages == 3:
+    def compiled(name: str, target: str, tile: Any, changes: Any) -> Built:
+        if "registers" in changes if changes else tile.stages == 3:
             raise RuntimeError("PassManager::run failed\nand much more")
         record, code = product[name]
-        blocks = {"BLOCK_Q": tile.block_q, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+        blocks = {"BLOCK_Q": tile.block_q, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k} | changes
         blocks = {block: size for block, size in blocks.items() if block in record["constants"]}
         spilled = 8 if tile.block_q == 64 else 0
         return Built(code, record | {"constants": {**record["constants"], **blocks}, "spill_bytes": spilled})
@@ -761,10 +761,16 @@ def test_tiles_are_raced_and_held_against_the_built_one(
     sizes = ["--size", "300", "256", "64", "--size", "40", "50", "24", "--cache", "65536", "--each", "0.002"]
     assert module.main([*sizes, "--out", str(out)]) == wrong
     found, told = json.loads(out.read_text()), capsys.readouterr()
-    assert found["built"] == module.name_of(module.TILES[module.TARGETS[target]]) and found["tiles"][0]["registers"]
+    assert (
+        found["built"] == module.name_of(module.TILES[module.TARGETS[target]])
+        and found["tiles"][0]["rescore"]["registers"]
+    )
     assert all(set(one["p50_ms"]) == {"300 x 256 x 64", "40 x 50 x 24"} for one in found["tiles"])
-    assert not any(one["tile"]["stages"] == 3 or one["tile"]["block_q"] == 64 for one in found["tiles"][1:])
-    assert len(found["tiles"]) + len(found["refused"]) == len(module.CANDIDATES)
+    assert not any(
+        one["tile"]["stages"] == 3 or one["tile"]["block_q"] == 64 for one in found["tiles"][1:] if not one["changes"]
+    )
+    assert len(found["tiles"]) + len(found["refused"]) == len(module.CANDIDATES) + len(module.SECOND)
+    assert sum(1 for one in found["tiles"] if one["changes"]) == len(module.SECOND) - 3
     assert "PassManager::run failed" in told.out and "and much more" not in told.out
     assert ("finds other rows" in told.err) == wrong
     assert not Owner.of(0).run(lambda device: len(device._buffers))

@@ -13,7 +13,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,13 @@ def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
     }  # fmt: skip
 
 
+def changed(variant: Variant, changes: Mapping[str, int]) -> Variant:
+    """The same but for some constants, or how it is run."""
+    constants = {name: changes.get(name, value) for name, value in variant.constants.items()}
+    run = {name: value for name, value in changes.items() if name not in constants}
+    return replace(variant, constants=constants, **run)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Built:
     """A compiled kernel: ``code`` (cubin, or PTX) and its ``record`` in the manifest."""
@@ -143,8 +150,12 @@ def source_digest() -> str:
     return hashlib.sha256(SOURCE.read_bytes() + Path(__file__).read_bytes()).hexdigest()
 
 
-def compile_kernel(name: str, target: str, tile: Tile | None = None) -> Built:
+def compile_kernel(name: str, target: str, tile: Tile | None = None, changes: Mapping[str, int] | None = None) -> Built:
     """Compile one kernel for one target; deterministic for a Triton version.
+
+    Args:
+        tile: of the search kernel, another than it is built with.
+        changes: constants, ``warps``, ``stages`` or ``registers``, other than it is built with.
 
     Raises:
         VisionADError: it came out in a way the runtime cannot launch, or slow by the assembler's own account.
@@ -154,7 +165,7 @@ def compile_kernel(name: str, target: str, tile: Tile | None = None) -> Built:
     if not isinstance(getattr(source, name), triton.JITFunction):
         raise VisionADError("kernels cannot be compiled under TRITON_INTERPRET=1; unset it")
     capability = TARGETS[target]
-    v = variants(capability, tile)[name]
+    v = changed(variants(capability, tile)[name], changes or {})
     function = getattr(source, name)
     aligned = [n for n, t in v.signature.items() if t.startswith("*") or n in v.aligned]
     ast = ASTSource(

@@ -210,9 +210,9 @@ def rescore(
                     score = tl.max(scores, axis=0)
                     products64 = tl.zeros([ROW_D], tl.float64)
                     for d in range(0, dim, ROW_D):
-                        inner = d + tl.arange(0, ROW_D)
-                        left32 = tl.load(tokens + query * dim + inner, mask=inner < dim, other=0.0)
-                        right32 = tl.load(bank32 + found.to(tl.int64) * dim + inner, mask=inner < dim, other=0.0)
+                        column = d + tl.arange(0, ROW_D)
+                        left32 = tl.load(tokens + query * dim + column, mask=column < dim, other=0.0)
+                        right32 = tl.load(bank32 + found.to(tl.int64) * dim + column, mask=column < dim, other=0.0)
                         products64 += left32.to(tl.float64) * right32.to(tl.float64)
                     exact = tl.sum(products64, axis=0)
                     nearer = (best_score < exact) | ((best_score == exact) & (best_row > found))

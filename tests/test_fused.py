@@ -61,6 +61,54 @@ def test_attention_and_residuals_are_replaced_and_tokens_stay(tiny_model: Path) 
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+def test_only_the_query_is_given_its_bias(tiny_model: Path) -> None:
+    plain = (tiny_model / FILE).read_bytes()
+    model = onnx.load_from_string(fuse(memoryview(plain), FILE).model)
+    for split in (n for n in model.graph.node if n.op_type == "Split"):
+        assert maker(model.graph, split.input[0]).op_type == "MatMul"
+        (added,) = [n for n in model.graph.node if n.input[0] == split.output[0]]
+        assert added.op_type == "Add"
+        (bias,) = [w for w in model.graph.initializer if w.name == added.input[1]]
+        assert list(bias.dims) == [192] and numpy_helper.to_array(bias).any()
+
+
+def test_a_model_exported_before_is_fused_too(tiny_model: Path, tmp_path: Path) -> None:
+    """Its biases of k and v are as trained, and LayerScale stands between a product and its residual sum."""
+    model = onnx.load(tiny_model / FILE)
+    graph, rng = model.graph, np.random.default_rng(0)
+    for number, node in enumerate([n for n in graph.node if is_branch(graph, n)]):
+        scale = rng.uniform(0.5, 2, 192).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(scale, f"gamma{number}"))
+        branch = next(i for i, name in enumerate(node.input) if is_biased(graph, name))
+        scaled = helper.make_node("Mul", [node.input[branch], f"gamma{number}"], [f"scaled{number}"])
+        node.input[branch] = f"scaled{number}"
+        graph.node.insert(list(graph.node).index(node), scaled)
+    for weight in graph.initializer:
+        if list(weight.dims) == [3 * 192]:
+            weight.CopyFrom(numpy_helper.from_array(rng.standard_normal(3 * 192).astype(np.float32), weight.name))
+    plain = model.SerializeToString()
+    (tmp_path / FILE).write_bytes(plain)
+    found = fuse(memoryview(plain), FILE)
+    assert found[1:] == (2, 3) and kinds(found.model)["Mul"] == 3 + 1  # the last sum has no LayerNorm behind it
+    assert all(maker(graph, n.input[0]).op_type == "Add" for n in splits(found.model))
+    for ours, theirs in zip(tokens(found.model, tmp_path), tokens(plain, tmp_path), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def splits(model: bytes) -> list[onnx.NodeProto]:
+    return [n for n in onnx.load_from_string(model).graph.node if n.op_type == "Split"]
+
+
+def is_biased(graph: onnx.GraphProto, name: str) -> bool:
+    """Whether it is a product and its bias."""
+    return maker_is(graph, name, "Add") and maker_is(graph, maker(graph, name).input[0], "MatMul")
+
+
+def is_branch(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
+    """Whether it adds what a block's attention or MLP gives to the residual stream."""
+    return node.op_type == "Add" and any(is_biased(graph, name) for name in node.input)
+
+
 def test_weights_stay_in_the_file(tiny_model: Path) -> None:
     plain = (tiny_model / FILE).read_bytes()
     model = fuse(memoryview(plain), FILE).model

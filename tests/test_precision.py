@@ -298,8 +298,8 @@ def test_activations_beyond_fp16_in_the_residual_survive(tmp_path: Path) -> None
 
 def test_a_product_beyond_fp16_is_refused_with_a_way_out(tmp_path: Path) -> None:
     def massive(net: torch.nn.Module) -> None:
-        net.blocks[1].mlp.fc2.weight[:8] *= 1e6
-        net.blocks[1].ls2.gamma[:8] = 1e-6
+        net.blocks[1].mlp.fc1.weight[:8] *= 1e6
+        net.blocks[1].mlp.fc2.weight[:, :8] *= 1e-6
 
     name = "dinov2_vits14_reg"
     weights = random_weights(name, tmp_path / "w.safetensors", massive)

@@ -47,6 +47,7 @@ from visionad_runtime.maps import TOP_SHARE
 
 from visionad_ref import Backbone, MethodError, Reference, Spec, method
 
+from .fold import cut_once, folded
 from .precision import Probes, lower_file, realised, save_onnx
 
 OPSET = 20
@@ -235,7 +236,7 @@ def _probes(reference: Reference, golden: NDArray[np.uint8]) -> Probes:
 def _write_onnx(backbone: Backbone, path: Path, external_data_limit: int) -> None:
     """Export with a dynamic batch, without the exporter's record of this machine's source paths."""
     side = backbone.spec.crop
-    with _silence(), _plain_attention(backbone):
+    with _silence(), _plain_attention(backbone), folded(backbone):
         program = torch.onnx.export(
             backbone,
             (torch.zeros(2, 3, side, side),),
@@ -252,6 +253,7 @@ def _write_onnx(backbone: Backbone, path: Path, external_data_limit: int) -> Non
             node.doc_string = None
         for value in (*graph.inputs, *graph.outputs):
             value.doc_string = _DOCS[value.name or ""]
+        cut_once(program.model)
         save_onnx(program.model, path, external_data_limit)
 
 

@@ -7,7 +7,7 @@ onnx.proto.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -230,8 +230,13 @@ def write_node(node: Node) -> bytes:
 
 def write_constant(name: str, values: NDArray[np.float32]) -> bytes:
     """A TensorProto of float32."""
-    shape = b"".join(int_field(1, n) for n in values.shape)
-    return shape + int_field(2, FLOAT) + bytes_field(8, name) + bytes_field(9, values.astype("<f4").tobytes())
+    return write_tensor(name, FLOAT, values.shape, values.astype("<f4").tobytes())
+
+
+def write_tensor(name: str, kind: int, shape: Sequence[int], raw: bytes) -> bytes:
+    """A TensorProto of the type of that number, with its content."""
+    sizes = b"".join(int_field(1, n) for n in shape)
+    return sizes + int_field(2, kind) + bytes_field(8, name) + bytes_field(9, raw)
 
 
 def write_reference(tensor: Tensor, file: str) -> bytes:

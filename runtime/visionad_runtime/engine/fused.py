@@ -4,6 +4,7 @@ The model file is plain ONNX, which every backend reads and TensorRT fuses by it
 writes it, and would write out all heads' scores of all tokens to read them again for the softmax and once more for the product. So
 
 * attention, from the one layer that gives q, k and v, becomes ``Split`` and ``MultiHeadAttention`` (flash attention);
+  a bias that is 0 for k and v, as the export leaves it, is added to q alone, behind ``Split``;
 * a residual sum before a LayerNorm becomes ``SkipLayerNormalization``, which takes in the bias of what is added;
 * a bias before a GELU becomes ``BiasGelu``.
 
@@ -37,6 +38,7 @@ from ..onnxfile import (
     write_constant,
     write_node,
     write_reference,
+    write_tensor,
 )
 
 SMALL = 4096
@@ -153,13 +155,17 @@ class _Graph:
         out = merged.outputs[0]
         thirds = [f"{out}/{third}" for third in "qkv"]
         attributes = {"num_heads": heads, "scale": float(scale.astype(np.float32).item())}
-        self._replace(
-            merged,
-            [
-                Node("Split", [linear], thirds, {"axis": -1, "num_outputs": 3}),
-                Node("MultiHeadAttention", thirds, [out], attributes, MICROSOFT),
-            ],
-        )
+        attention = Node("MultiHeadAttention", thirds, [out], attributes, MICROSOFT)
+        biased = self._bias_of_query(linear, f"{out}/bias")
+        if biased is None:
+            before = [Node("Split", [linear], thirds, {"axis": -1, "num_outputs": 3})]
+        else:
+            plain = [f"{out}/q without bias", *thirds[1:]]
+            before = [
+                Node("Split", [biased.value], plain, {"axis": -1, "num_outputs": 3}),
+                Node("Add", [plain[0], biased.bias], thirds[:1]),
+            ]
+        self._replace(merged, [*before, attention])
         return True
 
     def _third(self, name: str) -> tuple[str, int] | None:
@@ -183,6 +189,20 @@ class _Graph:
             return None
         sizes = shape.tolist()
         return (split.inputs[0], int(sizes[3])) if len(sizes) == 5 and sizes[2] == 3 and sizes[3] > 0 else None
+
+    def _bias_of_query(self, name: str, bias: str) -> _Biased | None:
+        """Where this is the sum of q, k, v and a bias that is 0 but for q: the summand, and a new constant of that name."""
+        added = self._made_by(name, "Add")
+        tensor = None if added is None else self._tensors.get(added.inputs[1])
+        values = None if tensor is None else constant(self._data, tensor)
+        if added is None or tensor is None or tensor.raw is None or values is None or values.ndim != 1:
+            return None
+        width = len(values) // 3
+        if values[width:].any():
+            return None
+        raw = bytes(self._data[tensor.raw])
+        self._new.append(write_tensor(bias, tensor.kind, [width], raw[: len(raw) // 3]))
+        return _Biased(added.inputs[0], bias)
 
     # -- residual and LayerNorm
 
@@ -260,6 +280,13 @@ class _Graph:
         if raw is None or raw.stop - raw.start <= SMALL:
             return bytes(self._data[tensor.place])
         return write_reference(tensor, file)
+
+
+class _Biased(NamedTuple):
+    """value + bias, by name."""
+
+    value: str
+    bias: str
 
 
 class _Branch(NamedTuple):

@@ -332,7 +332,8 @@ class Inspector:
         threshold = matched.entry.threshold if known and self._calibrated_for(matched) else None
         verdict: Verdict = "unknown" if threshold is None else "anomalous" if found.score > threshold else "ok"
         geometry = Geometry.of(rgb.shape[1], rgb.shape[0], self.manifest.identity.preprocess)
-        hot = () if verdict == "ok" else regions(found.anomaly_map, geometry, threshold, self.manifest.top_share)
+        level, reached = (found.edge, True) if threshold is None else (threshold, False)
+        hot = () if verdict == "ok" else regions(found.anomaly_map, geometry, level, reached=reached)
         clock.lap("verdict")
         laps = {**found.timings, **clock.laps}
         return Result(

@@ -21,7 +21,7 @@ from visionad_runtime.engine.selftest import read_golden
 from visionad_runtime.inspector import read_model
 from visionad_runtime.picture import load
 from visionad_runtime.preprocess import prepare
-from visionad_runtime.routing import LIMITS, route
+from visionad_runtime.routing import LIMITS, Router
 
 BACKBONES = (("deit_tiny_patch16_224", "fused"), ("deit_tiny_patch16_224", "final"), ("efficientnet_lite0", "fused"))
 RATES = ("right", "taken_for_another", "own_unknown", "other_set_unknown", "synthetic_unknown")
@@ -90,18 +90,18 @@ def measure(model: Path, label: str, every: int) -> list[dict[str, object]]:
     for shots, size in itertools.product((1, 4), range(1, 5)):
         counts = {name: [0, 0] for name in RATES}
         for names in itertools.combinations(sets, size):
-            bank = {n: _class(n, supports[n][:shots]) for n in names}
+            router = Router({n: _class(n, supports[n][:shots]) for n in names}, stranger, limits)
             for name, tokens in queries.items():
                 for t in tokens:
-                    found = route(t, bank, stranger, limits)
-                    if name in bank:
+                    found = router.route(t)
+                    if name in names:
                         _count(counts["right"], found.known and found.nearest == name)
                         _count(counts["taken_for_another"], found.known and found.nearest != name)
                         _count(counts["own_unknown"], not found.known)
                     else:
                         _count(counts["other_set_unknown"], not found.known)
             for t in synthetic:
-                _count(counts["synthetic_unknown"], not route(t, bank, stranger, limits).known)
+                _count(counts["synthetic_unknown"], not router.route(t).known)
         rates = {k: hits / total if total else None for k, (hits, total) in counts.items()}
         rows.append({"backbone": label, "classes": size, "shots": shots, **rates})
     return rows

@@ -27,7 +27,7 @@ import numpy as np
 from visionad_runtime.artefacts import Calibration, FeatureIdentity, PreprocessSpec, SupportImage
 from visionad_runtime.bank import Bank
 from visionad_runtime.preprocess import bank_blocks
-from visionad_runtime.routing import LIMITS, route
+from visionad_runtime.routing import LIMITS, Router
 from visionad_runtime.search import Int8Bank, nearest
 
 DIM, PATCHES = 384, 784
@@ -125,11 +125,11 @@ def opened(folder: str) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     held = common.memory("VmHWM") - before
     token = next(iter(bank.classes.values())).tokens("original")[0]
-    stranger = np.roll(token, 1)
+    router = Router(bank.classes, np.roll(token, 1), LIMITS["fused"])
     return {
         "open, ms": seconds * 1e3,
         "memory of opening, MB": held,
-        "route, ms": timed(lambda: route(token, bank.classes, stranger, LIMITS["fused"]), 0.3),
+        "route, ms": timed(lambda: router.route(token), 0.3),
     }
 
 

@@ -579,9 +579,9 @@ def fuse_map(
         out[:] = np.where(inspected, across[at] * rest[:, None] + across[high] * upper[:, None], 0)
 
 
-def top_mean(device: FakeDevice, grid: Any, constants: Any, anomaly_map: int, score: int, top: int) -> None:
-    maps = np.sort(device.read(anomaly_map, np.float32, grid[0], MAP_SIZE**2), axis=1)
-    device.read(score, np.float64, grid[0])[:] = maps[:, -top:].astype(np.float64).mean(axis=1)
+def top_mean(device: FakeDevice, grid: Any, constants: Any, anomaly_map: int, found: int, top: int) -> None:
+    highest = np.sort(device.read(anomaly_map, np.float32, grid[0], MAP_SIZE**2), axis=1)[:, -top:].astype(np.float64)
+    device.read(found, np.float64, grid[0], 2)[:] = np.stack([highest.mean(axis=1), highest[:, 0]], axis=1)
 
 
 PRODUCT = (pack, group_maxima, rescore, weigh_rarity, resize_across, resize_down, fuse_map, top_mean)

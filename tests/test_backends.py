@@ -142,7 +142,7 @@ def test_a_chain_that_differs_from_the_hosts_is_not_used(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, fake_gpu: None, caplog: Any
 ) -> None:
     def wrong(device: FakeDevice, grid: Any, block: Any, maps: Any, scores: Any, *_: Any) -> None:
-        device.read(int(scores), np.float64, grid[0])[:] = 1
+        device.read(int(scores), np.float64, grid[0], 2)[:] = 1
 
     monkeypatch.setitem(FakeDevice.kernels, "top_mean", wrong)
     with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:

@@ -197,8 +197,8 @@ def test_a_search_on_the_gpu_is_held_against_16_bits(tiny_model: Path, monkeypat
         "settings": {"threads": 1}, "pictures": {"class": "disc"}, "views": ["original"],
         "bank": {"rows_per_view": {"original": 1000.0}},
         "backends": {
-            "tensorrt": {**entry, "stages": {**stages, "wait": {"p50": 0.1}}},
-            "onnxruntime-cpu": {**entry, "stages": stages},
+            "tensorrt": {**entry, "stages": {"pixels": {**stages, "wait": {"p50": 0.1}}}},
+            "onnxruntime-cpu": {**entry, "stages": {"pixels": stages}},
         },
     }  # fmt: skip
     bench_run._roofline(report, tiny_model, manifest)
@@ -395,11 +395,14 @@ def test_a_run_without_bank_or_pictures(report: dict[str, Any]) -> None:
     entry = report["backends"]["onnxruntime-cpu"]
     assert list(entry["batches"]) == ["1", "2"]
     for at in entry["batches"].values():
-        assert at["whole"]["calls"] == at["bare_engine"]["calls"] == 3
+        assert at["whole"]["calls"] == at["pixels"]["calls"] == at["bare_engine"]["calls"] == 3
         assert at["whole"]["p99"] is None and at["whole"]["p95"] is None and at["whole"]["p50"] > 0
-        assert at["whole_to_bare_engine"]["rounds"] == 3 and at["pictures_per_s"] > 0
-    assert list(entry["stages"]) == ["decode", "preprocess", "engine", "route", "search", "map", "verdict", "total"]
-    assert all(stage["calls"] == 3 for stage in entry["stages"].values())
+        assert at["whole_to_bare_engine"]["rounds"] == at["pixels_to_bare_engine"]["rounds"] == 3
+        assert at["pictures_per_s"] > 0
+    stages = ["preprocess", "engine", "route", "search", "map", "verdict", "total"]
+    assert list(entry["stages"]) == ["whole", "pixels"]
+    assert list(entry["stages"]["whole"]) == ["decode", *stages] and list(entry["stages"]["pixels"]) == stages
+    assert all(stage["calls"] == 3 for way in entry["stages"].values() for stage in way.values())
     assert entry["cold_start"]["first_verdict_s"] > 0 and entry["cold_start"]["starts"] == 1
     assert entry["cold_start"]["gpu_memory_mb"] is None and entry["energy"]["joules_per_picture"] is None
     assert entry["roofline"]["engine, a view"]["gflop"] > 0
@@ -414,7 +417,11 @@ def test_backends_that_do_not_run_are_listed_with_their_reason(report: dict[str,
     for name, why in report["failed"].items():
         assert why and f"{name}: {why}" in text
     assert "visionad build" in report["failed"]["tensorrt"]  # it does not start a build of minutes by itself
-    assert "bare engine" in text and "first verdict" in text and "temporary" in text
+    assert "pixels : bare engine" in text and "first verdict" in text and "temporary" in text
+    decode, preprocess = (
+        next(li for li in text.splitlines() if li.startswith(f"  {s} ")) for s in ("decode", "preprocess")
+    )
+    assert decode.count("%") == 1 and preprocess.count("%") == 2  # pixels were decoded beforehand
 
 
 def test_a_user_s_bank_and_pictures_with_torch_beside_and_diagrams(
@@ -442,6 +449,14 @@ def test_a_user_s_bank_and_pictures_with_torch_beside_and_diagrams(
         assert Path(path).read_bytes().startswith(b"\x89PNG")
     if not Path("/dev/nvidiactl").exists():
         assert list(out["failed"]) == ["onnxruntime-cuda"]
+
+
+def test_no_more_pictures_are_held_than_there_is_room_for(
+    tiny_model: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_run, "MOST_BYTES", 1)
+    wanted = Settings(images=tuple(good), backends=("onnxruntime-cpu",), batches=(2,), seconds=0, rounds=1, starts=0)
+    assert run_bench(tiny_model, wanted)["pictures"]["count"] == 1
 
 
 def test_torch_opponents_compute_what_the_engine_computes(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
@@ -560,12 +575,18 @@ def test_only_a_check_that_failed_makes_the_script_fail(
     assert "ways tiny fp16: 1.500 / - ms (fused / plain)" in out
 
 
+def batch_of(pixels: float) -> dict[str, Any]:
+    """Pictures from pixels to verdict in so many ms, from files in 6, where the engine with copies takes 5."""
+    ratios = {"whole_to_bare_engine": {"median": 1.2}, "pixels_to_bare_engine": {"median": pixels / 5}}
+    return {"whole": {"p50": 6.0}, "pixels": {"p50": pixels}, "bare_engine": {"p50": 5.0}, **ratios}
+
+
 def bench_of(model: str, precision: str, backend: str, **changes: Any) -> dict[str, Any]:
     """As much of a bench report as the aims are read from: an engine of 4 ms on the GPU's clock, 1 TFLOP in three views."""
     entry = {
         "roofline": {"engine, a view": {"gflop": 1000 / 3}},
-        "stages": {"engine": {"p50": 4.0}, "wait": {"p50": 0.1}, "decode": {"p50": 1.0}, "total": {"p50": 5.4}},
-        "batches": {"1": {"bare_engine": {"p50": 5.0}, "whole_to_bare_engine": {"median": 1.2}}},
+        "stages": {"pixels": {"engine": {"p50": 4.0}, "wait": {"p50": 0.1}}},
+        "batches": {"1": batch_of(4.4)},
     }
     return {
         "model": {"name": f"{model} (…)", "precision": precision}, "views": ["original", "flip", "clamp"],
@@ -604,18 +625,16 @@ def test_aims_are_of_the_large_backbone_and_of_gpus(gpu_table: Any) -> None:
     assert (
         whole["found"] == "1.100: 4.40 ms, the engine 4.00; with its copies 0.880, from the file 1.200 (tensorrt, bf16)"
     )
-    slow = {"stages": large["backends"]["tensorrt"]["stages"] | {"total": {"p50": 5.7}}}
-    assert (
-        gpu_table.every_aim([bench_of("dinov2_vitl14_reg", "bf16", "tensorrt", **slow)], [], [], [])[1]["pass"] is False
-    )
+    slow = bench_of("dinov2_vitl14_reg", "bf16", "tensorrt", batches={"1": batch_of(4.7)})
+    assert gpu_table.every_aim([slow], [], [], [])[1]["pass"] is False
     search = {"peaks": {"bf16": {"tflop_per_s": 450.0}}, "cells": [], "aims": []}
     assert gpu_table.every_aim([large], [], [search], [])[0]["pass"] is True  # 250 of 450
     half = bench_of("dinov2_vitl14_reg", "fp16", "tensorrt")
     assert gpu_table.every_aim([half], [], [], [])[0]["pass"] is None  # no peak in bf16 was measured
     single = bench_of("dinov2_vitl14_reg", "fp32", "tensorrt")
     assert states(gpu_table.every_aim([single], [], [search], []))[:2] == [None, True]
-    hosts = {"stages": {k: v for k, v in large["backends"]["tensorrt"]["stages"].items() if k != "wait"}}
-    found = gpu_table.every_aim([bench_of("dinov2_vitl14_reg", "bf16", "tensorrt", **hosts)], [], [], [])[0]["found"]
+    hosts = bench_of("dinov2_vitl14_reg", "bf16", "tensorrt", stages={"pixels": {"engine": {"p50": 4.0}}})
+    found = gpu_table.every_aim([hosts], [], [], [])[0]["found"]
     assert found.startswith("40.0%")  # with copies, 5 ms
     by_ort = bench_of("dinov2_vitl14_reg", "bf16", "onnxruntime-cuda")
     assert gpu_table.every_aim([by_ort], [], [], [])[0]["found"].startswith("50.0% (onnxruntime-cuda, bf16")

@@ -126,7 +126,7 @@ def expected(
     anomaly_map = maps.upsample(maps.fuse(distances))
     if region is not None:
         anomaly_map = np.where(region, anomaly_map, np.float32(0))
-    return Matched(distances, anomaly_map, maps.image_score(anomaly_map), {})
+    return Matched(distances, anomaly_map, *maps.top_mean(anomaly_map), {})
 
 
 def check(found: Matched, wanted: Matched) -> None:
@@ -134,7 +134,7 @@ def check(found: Matched, wanted: Matched) -> None:
     for view, grid in wanted.distances.items():
         np.testing.assert_array_max_ulp(found.distances[view], grid, maxulp=1)
     np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=1e-6)
-    assert abs(found.score - wanted.score) < 1e-6
+    assert abs(found.score - wanted.score) < 1e-6 and abs(found.edge - wanted.edge) < 1e-6
     assert found.anomaly_map.dtype == np.float32 and found.anomaly_map.shape == (256, 256)
 
 
@@ -260,7 +260,7 @@ def test_the_models_share_of_the_map_makes_the_score(line: Callable[..., Line], 
     one = line(top_share=share)
     for _ in range(2):
         found = one.inspect([picture(0)], [BOLT])[0]
-        assert found.score == maps.image_score(found.anomaly_map, share)
+        assert (found.score, found.edge) == maps.top_mean(found.anomaly_map, share)
 
 
 def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:

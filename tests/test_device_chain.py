@@ -328,15 +328,22 @@ def test_a_class_is_enrolled_while_others_inspect(both: tuple[Inspector, Inspect
 
 @pytest.mark.parametrize(
     ("kernel", "stage"),
-    [("resize_down", "preprocess"), ("rescore", "search"), ("fuse_map", "map"), ("top_mean", "score")],
+    [
+        ("resize_down", "preprocess"),
+        ("rescore", "search"),
+        ("fuse_map", "map"),
+        ("top_mean", "score"),
+        ("top_mean", "edge"),
+    ],
 )
 def test_a_wrong_kernel_is_found_when_opened(gpu: type[FakeDevice], own_model: Path, kernel: str, stage: str) -> None:
     right = gpu.kernels[kernel]
     place = {"resize_down": 6, "rescore": 7, "fuse_map": 6, "top_mean": 1}[kernel]
+    which = int(stage == "edge")
 
     def wrong(device: FakeDevice, grid: Any, block: Any, *args: Any) -> None:
         right(device, grid, block, *args)
-        device.read(int(args[place]), np.float64 if kernel == "top_mean" else np.float32, 1)[0] += 0.01
+        device.read(int(args[place]), np.float64 if kernel == "top_mean" else np.float32, 2)[which] += 0.01
 
     gpu.kernels[kernel] = wrong
     with pytest.raises(ModelError, match=f"self-test of the device chain failed at {stage}: differs"):

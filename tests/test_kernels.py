@@ -639,22 +639,23 @@ def test_pixels_outside_the_region_are_zero() -> None:
 
 
 def run_score(anomaly_maps: F32, share: float = maps.TOP_SHARE) -> NDArray[np.float64]:
-    score = torch.zeros(len(anomaly_maps), dtype=torch.float64)
+    """Score and edge of each map, float64 (maps, 2)."""
+    found = torch.zeros((len(anomaly_maps), 2), dtype=torch.float64)
     launch(
         kernels.top_mean,
         (len(anomaly_maps),),
         torch.from_numpy(anomaly_maps.copy()),
-        score,
+        found,
         maps.top_pixels(share),
         PIXELS=maps.MAP_SIZE**2,
         BLOCK=8192,
     )
-    return score.numpy()
+    return found.numpy()
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.002, maps.TOP_SHARE, 1.0])  # from one pixel to all of them
 @pytest.mark.parametrize("kind", ["random", "few levels", "all equal", "zero", "around zero", "tiny", "peak"])
-def test_score_is_bit_identical(kind: str, share: float) -> None:
+def test_score_and_edge_are_bit_identical(kind: str, share: float) -> None:
     rng = np.random.default_rng(5)
     one = rng.random((256, 256), dtype=np.float32)
     one = {
@@ -667,7 +668,7 @@ def test_score_is_bit_identical(kind: str, share: float) -> None:
         "peak": np.where(one > 0.999, one, -one),
     }[kind].astype(np.float32)
     found = run_score(np.stack([one, one[::-1]]), share)
-    assert found.tolist() == [maps.image_score(one, share)] * 2
+    assert found.tolist() == [list(maps.top_mean(one, share))] * 2
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan])
@@ -675,7 +676,7 @@ def test_a_map_with_nan_has_no_score(value: float) -> None:
     one = np.random.default_rng(6).random((2, 256, 256), dtype=np.float32)
     one[0, 3, 4] = value
     found = run_score(one)
-    assert np.isnan(found[0]) and found[1] == maps.image_score(one[1])
+    assert np.isnan(found[0, 0]) and tuple(found[1]) == maps.top_mean(one[1])
 
 
 # --- what was built --------------------------------------------------------------------------------------------------

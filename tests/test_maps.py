@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -127,7 +129,9 @@ def test_the_share_of_the_map_that_makes_the_score(share: float, count: int) -> 
     assert maps.image_score(field, share) == pytest.approx(
         np.sort(field.ravel())[-count:].astype(np.float64).mean(), rel=1e-12
     )
-    found = maps.regions(field, ONE_TO_ONE, None, share)
+    mean, edge = maps.top_mean(field, share)
+    assert (mean, edge) == (maps.image_score(field, share), np.sort(field.ravel())[-count])
+    found = maps.regions(field, ONE_TO_ONE, edge, reached=True)
     assert max(r.score for r in found) == field.max()
     assert count == 65536 or sum(r.score for r in found) > 0
 
@@ -232,6 +236,68 @@ def test_every_area_is_one_region_inside_the_picture(
             assert x - 1 <= px <= x + w and y - 1 <= py <= y + h
 
 
+def literal_regions(hot: NDArray[np.bool_], field: F32, geometry: Geometry) -> list[Region]:
+    """One area at a time, by scipy's labels."""
+    labels, count = labels_of(hot)
+    size, found = (geometry.width, geometry.height), []
+    for i in range(1, count + 1):
+        v, u = np.nonzero(labels == i)
+        low = [math.floor(at) for at in geometry.to_original(float(u.min()), float(v.min()))]
+        high = [math.ceil(at) for at in geometry.to_original(u.max() + 1.0, v.max() + 1.0)]
+        w, h = (max(1, min(end, limit) - start) for start, end, limit in zip(low, high, size, strict=True))
+        x, y = low
+        (outline,), _ = cv2.findContours((labels == i).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        middles = [geometry.to_original(a + 0.5, b + 0.5) for a, b in outline[:, 0].tolist()]
+        polygon = tuple((min(int(a), size[0] - 1), min(int(b), size[1] - 1)) for a, b in middles)
+        if len(polygon) < 3:
+            right, bottom = min(x + w, size[0]) - 1, min(y + h, size[1]) - 1
+            polygon = (x, y), (right, y), (right, bottom), (x, bottom)
+        found.append(Region((x, y, w, h), float(field[labels == i].max()), polygon))
+    return found
+
+
+def hill(u: int, v: int) -> F32:
+    down, across = np.mgrid[:MAP_SIZE, :MAP_SIZE]
+    return np.exp(-((across - u) ** 2 + (down - v) ** 2) / 500).astype(np.float32)
+
+
+def wild() -> F32:
+    """A noisy map in which some values are no numbers."""
+    field = maps.upsample(noise(5, 60, 60))
+    field[noise(6, MAP_SIZE, MAP_SIZE) < 0.01] = np.nan
+    return field
+
+
+FIELDS = {
+    "smooth": hill(90, 120) + maps.upsample(noise(1, 28, 28)) / 10,
+    "in a corner": hill(0, 255) + hill(255, 0),
+    "noisy": maps.upsample(noise(2, 90, 90)),
+    "every pixel its own": noise(3, MAP_SIZE, MAP_SIZE),
+    "plateaus": np.floor(maps.upsample(noise(4, 40, 40)) * 6) / np.float32(6),
+    "along the border": np.pad(noise(7, 252, 252) / 2, 2, constant_values=0.9),
+    "not all numbers": wild(),
+}
+
+
+@pytest.mark.parametrize("reached", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95, 0.999, 1.0])  # from all of the map to nothing, or its highest only
+@pytest.mark.parametrize("kind", FIELDS)
+def test_regions_are_the_areas_one_by_one(kind: str, share: float, reached: bool) -> None:
+    field = FIELDS[kind].astype(np.float32)
+    level = float(np.nanquantile(field, share, method="lower"))
+    hot = field >= level if reached else field > level
+    geometry = geometry_of(1000, 70)
+    if not hot.any():
+        assert maps.regions(field, geometry, level, reached=reached) == ()
+    if labels_of(hot)[1] > 400:
+        hot[:, 40:] = False  # the literal way takes its time
+        field[:, 40:] = -1
+    wanted = literal_regions(hot, field, geometry)
+    found = maps.regions(field, geometry, level, reached=reached)
+    assert Counter(found) == Counter(wanted)
+    assert [(-r.score, r.bbox) for r in found] == sorted((-r.score, r.bbox) for r in found)
+
+
 def test_bboxes_are_those_of_the_areas() -> None:
     ndimage = pytest.importorskip("scipy.ndimage", reason="scipy is not installed")
     field = maps.upsample(noise(3, 40, 40))
@@ -300,32 +366,33 @@ def test_only_pixels_above_the_level_count() -> None:
     assert [r.bbox for r in maps.regions(field, ONE_TO_ONE, 0.5)] == [(5, 5, 1, 1)]
 
 
-def test_without_a_level_exactly_the_655_score_pixels_count() -> None:
+def test_from_the_edge_on_exactly_the_655_score_pixels_count() -> None:
     places = [(u, v) for v in range(0, MAP_SIZE, 2) for u in range(0, MAP_SIZE, 2)]  # no two touch
     order = np.random.default_rng(0).permutation(len(places))
     field = cold()
     for rank, i in enumerate(order):
         field[places[i][1], places[i][0]] = 1 + rank / len(places)
-    found = maps.regions(field, ONE_TO_ONE, None)
+    mean, edge = maps.top_mean(field)
+    found = maps.regions(field, ONE_TO_ONE, edge, reached=True)
     hottest = [places[i] for i in order[::-1][:TOP]]
     assert [r.bbox for r in found] == [(u, v, 1, 1) for u, v in hottest]
-    assert np.mean([r.score for r in found]) == pytest.approx(maps.image_score(field), rel=1e-12)
+    assert np.mean([r.score for r in found]) == pytest.approx(mean, rel=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5])
 def test_a_constant_map(value: float) -> None:
     field = cold() + np.float32(value)
-    assert maps.image_score(field) == value
+    assert maps.top_mean(field) == (value, value)
     assert maps.regions(field, ONE_TO_ONE, value) == ()
-    whole = maps.regions(field, ONE_TO_ONE, None)  # every pixel ties with the 655th
+    whole = maps.regions(field, ONE_TO_ONE, value, reached=True)  # every pixel ties with the 655th
     assert [(r.bbox, r.score) for r in whole] == [((0, 0, 256, 256), value)]
 
 
-@pytest.mark.parametrize("level", [None, 0.5])
-def test_a_picture_of_one_pixel(level: float | None) -> None:
+@pytest.mark.parametrize(("level", "reached"), [(1.0, True), (0.5, False)])
+def test_a_picture_of_one_pixel(level: float, reached: bool) -> None:
     field = cold()
     field[40:90, 40:90] = field[200:240, 100:180] = 1
-    found = maps.regions(field, geometry_of(1, 1), level)
+    found = maps.regions(field, geometry_of(1, 1), level, reached=reached)
     assert len(found) == 2
     assert all(r.bbox == (0, 0, 1, 1) and set(r.polygon) == {(0, 0)} for r in found)
 

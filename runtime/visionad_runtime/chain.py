@@ -19,7 +19,7 @@ from .bank import ClassBank
 from .engine import Engine, Tokens
 from .engine.selftest import GOLDEN_TOLERANCE
 from .errors import ModelError, VisionADError
-from .maps import TOP_SHARE, fuse, image_score, upsample
+from .maps import TOP_SHARE, fuse, top_mean, upsample
 from .preprocess import bank_blocks, prepare, query_views, support_encodings
 from .rarity import rarity
 from .search import nearest
@@ -38,8 +38,8 @@ Choose = Callable[[F32 | None], Sequence[ClassBank]]
 @dataclass(frozen=True, eq=False)
 class Matched:
     """One picture against one class: ``distances`` float32 (side, side) by view, as seen in that view and, where the model says so,
-    weighed by :mod:`~visionad_runtime.rarity`; ``anomaly_map`` float32 (256, 256); ``score`` of
-    :func:`~visionad_runtime.maps.image_score`. ``timings``: milliseconds by stage, of the picture.
+    weighed by :mod:`~visionad_runtime.rarity`; ``anomaly_map`` float32 (256, 256); ``score`` and ``edge`` of
+    :func:`~visionad_runtime.maps.top_mean`. ``timings``: milliseconds by stage, of the picture.
 
     ``cls`` float32 (V, Dc), unit rows, where class tokens were asked for. With ``trace`` what lies between: ``images`` float32
     (V, 3, crop, crop), normalised, and ``patch`` float32 (V, P, D), unit rows.
@@ -48,6 +48,7 @@ class Matched:
     distances: Mapping[ViewName, F32]
     anomaly_map: F32
     score: float
+    edge: float
     timings: Mapping[str, float]
     cls: F32 | None = None
     images: F32 | None = None
@@ -156,9 +157,9 @@ class HostChain:
             grids[view] = distance.reshape(side, side)
         clock.lap("search")
         anomaly_map = upsample(fuse(grids))
-        score = image_score(anomaly_map, self._top_share)
+        score, edge = top_mean(anomaly_map, self._top_share)
         clock.lap("map")
-        return Matched(grids, anomaly_map, score, {**timings, **clock.laps})
+        return Matched(grids, anomaly_map, score, edge, {**timings, **clock.laps})
 
     def keep(self, banks: Iterable[ClassBank]) -> None:
         """See :class:`Chain`. Banks are in the host's memory already."""
@@ -262,6 +263,7 @@ def _stages(chain: Chain, rgb: NDArray[np.uint8], views: Sequence[ViewName], ban
         "search": np.stack(list(found.distances.values())),
         "map": found.anomaly_map,
         "score": np.array(found.score, np.float32),
+        "edge": np.array(found.edge, np.float32),
     }
 
 

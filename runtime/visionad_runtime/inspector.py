@@ -32,7 +32,7 @@ from .engine.selftest import read_golden
 from .errors import BankError, ModelError, PictureError, VisionADError
 from .maps import Geometry, Region, regions
 from .preprocess import prepare, support_encodings
-from .routing import LIMITS, Route, route
+from .routing import LIMITS, Route, Router
 from .workers import cores, spread
 
 F32 = NDArray[np.float32]
@@ -131,6 +131,7 @@ class Inspector:
         self.chain: Chain = open_chain(engine, manifest, self.views, golden, threads, keep_alive)
         self._readers = threads or cores()
         self._kept: Snapshot | None = None
+        self._router: tuple[Snapshot, Router] | None = None
         self._keeping = threading.Lock()
         self._life = threading.Condition()
         self._under_way = 0
@@ -290,8 +291,8 @@ class Inspector:
 
         def choose(tokens: F32 | None) -> list[ClassBank]:
             if tokens is not None:
-                limits = LIMITS[self.manifest.identity.class_token]
-                routes[:] = [route(cls[0], bank.classes, self._stranger, limits, self.views[0]) for cls in tokens]
+                router = self._router_of(bank)
+                routes[:] = [router.route(cls[0]) for cls in tokens]
             classes[:] = [bank.classes[class_name if found is None else found.nearest] for found in routes]  # type: ignore[index]
             if leave_out is not None:
                 classes[:] = [matched.without(leave_out) for matched in classes]
@@ -307,6 +308,14 @@ class Inspector:
                 one = Trace(found.images, Tokens(found.patch, found.cls), found.distances)
             out.append((result, one))
         return out
+
+    def _router_of(self, bank: Snapshot) -> Router:
+        """Made once for each version of the bank, mostly."""
+        held = self._router
+        if held is None or held[0] is not bank:
+            limits = LIMITS[self.manifest.identity.class_token]
+            held = self._router = bank, Router(bank.classes, self._stranger, limits, self.views[0])
+        return held[1]
 
     def _keep(self) -> None:
         """Have the bank in force where the chain computes. Whoever comes while another thread sees to that goes on."""
@@ -332,7 +341,8 @@ class Inspector:
         threshold = matched.entry.threshold if known and self._calibrated_for(matched) else None
         verdict: Verdict = "unknown" if threshold is None else "anomalous" if found.score > threshold else "ok"
         geometry = Geometry.of(rgb.shape[1], rgb.shape[0], self.manifest.identity.preprocess)
-        hot = () if verdict == "ok" else regions(found.anomaly_map, geometry, threshold, self.manifest.top_share)
+        level, reached = (found.edge, True) if threshold is None else (threshold, False)
+        hot = () if verdict == "ok" else regions(found.anomaly_map, geometry, level, reached=reached)
         clock.lap("verdict")
         laps = {**found.timings, **clock.laps}
         return Result(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,56 +86,91 @@ def top_pixels(share: float = TOP_SHARE) -> int:
     return max(1, int(share * MAP_SIZE * MAP_SIZE))
 
 
-def image_score(anomaly_map: F32, share: float = TOP_SHARE) -> float:
-    """Mean of the largest pixels (:func:`top_pixels`), summed in float64 from the sorted values: one value on any machine."""
+def top_mean(anomaly_map: F32, share: float = TOP_SHARE) -> tuple[float, float]:
+    """Mean of the largest pixels (:func:`top_pixels`), and their edge: the smallest of them.
+
+    The mean is summed in float64 from the sorted values: one value on any machine. Not all pixels that equal the edge need be
+    among those that count.
+    """
     count = top_pixels(share)
     top = np.sort(np.partition(anomaly_map.ravel(), -count)[-count:])
-    return float(top.astype(np.float64).mean())
+    return float(top.astype(np.float64).mean()), float(top[0])
 
 
-def regions(anomaly_map: F32, geometry: Geometry, level: float | None, share: float = TOP_SHARE) -> tuple[Region, ...]:
+def image_score(anomaly_map: F32, share: float = TOP_SHARE) -> float:
+    """The mean of :func:`top_mean`."""
+    return top_mean(anomaly_map, share)[0]
+
+
+def regions(anomaly_map: F32, geometry: Geometry, level: float, *, reached: bool = False) -> tuple[Region, ...]:
     """Connected areas (8 neighbours) of the map, highest first.
 
     Args:
-        level: pixels above it count (a calibrated class passes its threshold). ``None``, when nothing is calibrated: the pixels
-            that make the score count, so the regions say where the score comes from, not that it is too high.
-        share: of the pixels that make the score.
+        level: pixels above it count: a calibrated class passes its threshold.
+        reached: pixels that equal it count too. Where nothing is calibrated, ``level`` is the edge of :func:`top_mean`, so the
+            regions say where the score comes from, not that it is too high.
     """
     import cv2
 
-    if level is None:
-        flat = anomaly_map.ravel()
-        mask = anomaly_map >= np.partition(flat, -top_pixels(share))[-top_pixels(share)]
-    else:
-        mask = anomaly_map > level
-    spots = mask.astype(np.uint8)
-    # CCOMP's top level holds every area's outer edge, also of an area inside another one's hole (EXTERNAL loses those)
-    contours, tree = cv2.findContours(spots, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outer = [c[:, 0] for c, node in zip(contours, tree[0], strict=True) if node[3] < 0] if contours else []
-    if not outer:
+    hot = anomaly_map >= level if reached else anomaly_map > level
+    left, top, width, height = cv2.boundingRect(hot.view(np.uint8))
+    # A defect is small, and this is a part of every verdict's time: nothing but the box of what counts is looked at.
+    box = slice(top, top + height), slice(left, left + width)
+    hot, field = hot[box], anomaly_map[box]
+    if not hot.size:
         return ()
-    # All areas at once: this is a part of every verdict's time, and there may be dozens.
-    points = np.concatenate(outer)
-    ends = np.cumsum([len(c) for c in outer])
-    starts = ends - [len(c) for c in outer]
+    spots = hot.view(np.uint8)
+    # CCOMP's top level holds every area's outer edge, also of an area inside another one's hole (EXTERNAL loses those)
+    contours, tree = cv2.findContours(spots, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
+    outer = [c[:, 0] for c, parent in zip(contours, tree[0, :, 3].tolist(), strict=True) if parent < 0]
     count, labels = cv2.connectedComponents(spots, connectivity=8)
     peaks = np.full(count, -np.inf, np.float32)
-    np.maximum.at(peaks, labels[mask], anomaly_map[mask])
-    scores = peaks[labels[points[starts, 1], points[starts, 0]]]
-    low = np.floor(geometry.to_original(*np.minimum.reduceat(points, starts).T.astype(np.float64))).astype(np.int64)
-    high = np.ceil(geometry.to_original(*np.maximum.reduceat(points, starts).T + 1.0)).astype(np.int64)
-    size = np.array([[geometry.width], [geometry.height]])
-    extent = np.maximum(1, np.minimum(size, high) - low)
-    edge = np.stack(geometry.to_original(*(points.T + 0.5))).astype(np.int64)
-    boxes, edges = np.concatenate([low, extent]).T.tolist(), np.minimum(edge, size - 1).T.tolist()
-    found: list[Region] = []
-    for (x, y, w, h), start, end, score in zip(boxes, starts.tolist(), ends.tolist(), scores.tolist(), strict=True):
-        polygon = [(px, py) for px, py in edges[start:end]]
-        if len(polygon) < 3:  # one or two map pixels: a polygon with an area all the same
-            right, bottom = min(x + w, geometry.width) - 1, min(y + h, geometry.height) - 1
-            polygon = [(x, y), (right, y), (right, bottom), (x, bottom)]
-        found.append(Region((x, y, w, h), score, tuple(polygon)))
+    np.maximum.at(peaks, labels[hot].astype(np.intp), field[hot])
+    # All areas' points at once: there may be dozens.
+    points = np.concatenate(outer)
+    ends = list(accumulate(map(len, outer)))
+    starts = [0, *ends[:-1]]
+    u, v = points[starts].T
+    scores = peaks[labels[v - top, u - left]].tolist()
+    us, vs = points.T.tolist()
+    axes = _axes(geometry)
+    found = [_region(us[i:j], vs[i:j], score, *axes) for i, j, score in zip(starts, ends, scores, strict=True)]
     return tuple(sorted(found, key=lambda r: (-r.score, r.bbox)))
+
+
+class _Axis(NamedTuple):
+    """Original pixels along one side, by map pixel: the one that it begins in, the end of those it touches, the one under its
+    middle."""
+
+    first: list[int]
+    end: list[int]
+    middle: list[int]
+
+
+@lru_cache(maxsize=64)
+def _axes(geometry: Geometry) -> tuple[_Axis, _Axis]:
+    """Across and down. Parts before one camera all have the same."""
+    at = np.arange(MAP_SIZE, dtype=np.float64)
+    found = []
+    for start, end, middle, size in zip(
+        *(geometry.to_original(edge, edge) for edge in (at, at + 1.0, at + 0.5)),
+        (geometry.width, geometry.height),
+        strict=True,
+    ):
+        ends, middles = np.minimum(size, np.ceil(end)), np.minimum(middle, size - 1)
+        found.append(_Axis(*(along.astype(np.int64).tolist() for along in (np.floor(start), ends, middles))))
+    across, down = found
+    return across, down
+
+
+def _region(us: list[int], vs: list[int], score: float, across: _Axis, down: _Axis) -> Region:
+    """The area within an outline, whose points lie at map pixels ``us`` (right) and ``vs`` (down)."""
+    x, y = across.first[min(us)], down.first[min(vs)]
+    right, bottom = max(x + 1, across.end[max(us)]), max(y + 1, down.end[max(vs)])
+    polygon = tuple(zip(map(across.middle.__getitem__, us), map(down.middle.__getitem__, vs), strict=True))
+    if len(polygon) < 3:  # one or two map pixels: a polygon with an area all the same
+        polygon = (x, y), (right - 1, y), (right - 1, bottom - 1), (x, bottom - 1)
+    return Region((x, y, right - x, bottom - y), score, polygon)
 
 
 def colour_scale(usual: float, middle: float) -> tuple[float, float]:

@@ -49,31 +49,45 @@ class Route(NamedTuple):
     known: bool
 
 
-def route(
-    token: F32, classes: Mapping[str, ClassBank], stranger: F32, limits: Limits, view: ViewName = "original"
-) -> Route:
-    """Find a picture's class.
+class Router:
+    """The classes of a bank, as pictures are routed among them. What depends on the bank alone is worked out once."""
 
-    Args:
-        token: float32 (Dc,), unit length, of the picture seen in ``view``.
-        classes: at least one.
-        stranger: float32 (Dc,), unit length, class token of the model's golden picture.
-        limits: of :data:`LIMITS`, by the model's kind of class token.
-    """
-    names = sorted(classes)
-    supports = [classes[n].tokens(view).astype(np.float64) for n in names]
-    known = np.stack([tokens[0] for tokens in supports])
-    query = token.astype(np.float64)
-    distances = 1.0 - known @ query
-    first = int(distances.argmin())
-    margin = float(np.partition(distances, 1)[1] - distances[first]) if len(names) > 1 else None
-    middle = np.concatenate([known, stranger.astype(np.float64)[None]]).mean(axis=0)
-    unlikeness, *spread = (_unlikeness(t, known[first], middle) for t in (query, *supports[first][1:]))
-    limit = min(limits.widest, limits.tightest + max(spread)) if spread else limits.widest
-    return Route(names[first], float(distances[first]), margin, unlikeness, unlikeness <= limit)
+    def __init__(
+        self, classes: Mapping[str, ClassBank], stranger: F32, limits: Limits, view: ViewName = "original"
+    ) -> None:
+        """For pictures seen in ``view``.
 
+        Args:
+            classes: at least one; they must not change.
+            stranger: float32 (Dc,), unit length, class token of the model's golden picture.
+            limits: of :data:`LIMITS`, by the model's kind of class token.
+        """
+        self._names = sorted(classes)
+        self._tokens = [classes[name].tokens(view) for name in self._names]
+        self._known = np.stack([tokens[0] for tokens in self._tokens]).astype(np.float64)
+        self._middle: F64 = np.concatenate([self._known, stranger.astype(np.float64)[None]]).mean(axis=0)
+        self._limits = limits
+        self._limit_of: dict[int, float] = {}
 
-def _unlikeness(token: F64, known: F64, middle: F64) -> float:
-    a, b = token - middle, known - middle
-    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return 1.0 - float(a @ b) / lengths if lengths > 0 else 1.0
+    def route(self, token: F32) -> Route:
+        """The class of a picture by its class token, float32 (Dc,), unit length."""
+        query = token.astype(np.float64)
+        distances = 1.0 - self._known @ query
+        first = int(distances.argmin())
+        margin = float(np.partition(distances, 1)[1] - distances[first]) if len(self._names) > 1 else None
+        unlikeness = self._unlikeness(query, first)
+        if first not in self._limit_of:
+            self._limit_of[first] = self._limit(first)
+        return Route(
+            self._names[first], float(distances[first]), margin, unlikeness, unlikeness <= self._limit_of[first]
+        )
+
+    def _limit(self, number: int) -> float:
+        """Up to which unlikeness a picture is of the class of this number."""
+        spread = [self._unlikeness(t.astype(np.float64), number) for t in self._tokens[number][1:]]
+        return min(self._limits.widest, self._limits.tightest + max(spread)) if spread else self._limits.widest
+
+    def _unlikeness(self, token: F64, number: int) -> float:
+        a, b = token - self._middle, self._known[number] - self._middle
+        lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+        return 1.0 - float(a @ b) / lengths if lengths > 0 else 1.0

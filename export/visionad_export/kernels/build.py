@@ -124,7 +124,7 @@ def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
             {"SIZE": maps.MAP_SIZE}, multiply_add=False,
         ),
         "top_mean": Variant(
-            {"anomaly_map": "*fp32", "score": "*fp64", "top": "i32"},
+            {"anomaly_map": "*fp32", "found": "*fp64", "top": "i32"},
             {"PIXELS": maps.MAP_SIZE**2, "BLOCK": 8192}, warps=16, multiply_add=False,
         ),
     }  # fmt: skip

@@ -404,11 +404,12 @@ def ordered(bits):
 
 
 @triton.jit
-def top_mean(anomaly_map, score, top, PIXELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Mean of the ``top`` largest pixels in float64: the smallest of them by radix select, then the sum of what lies above.
+def top_mean(anomaly_map, found, top, PIXELS: tl.constexpr, BLOCK: tl.constexpr):
+    """``found`` float64 (maps, 2): mean of the ``top`` largest pixels, and the smallest of them, their edge.
 
-    One program a map. float64 sums float32 values without rounding while the largest is below 2^29 / ``top`` times the smallest
-    (2^19 for the usual 1 % of the map), so the order of the sum does not show.
+    One program a map: the edge by radix select, then the sum of what lies above it and of the rest of equal ones. A NaN makes the
+    mean NaN, and the edge means nothing then. float64 sums float32 values without rounding while the largest is below 2^29 /
+    ``top`` times the smallest (2^19 for the usual 1 % of the map), so the order of the sum does not show.
     """
     source = anomaly_map + tl.program_id(0).to(tl.int64) * PIXELS
     digit = tl.arange(0, 256)
@@ -436,4 +437,5 @@ def top_mean(anomaly_map, score, top, PIXELS: tl.constexpr, BLOCK: tl.constexpr)
         value = tl.load(source + start + tl.arange(0, BLOCK))
         higher = ordered(value.to(tl.uint32, bitcast=True)) > level
         total += tl.sum(tl.where(higher, value, 0.0).to(tl.float64), axis=0)
-    tl.store(score + tl.program_id(0), tl.where(broken > 0, float("nan"), total / top))
+    tl.store(found + 2 * tl.program_id(0), tl.where(broken > 0, float("nan"), total / top))
+    tl.store(found + 2 * tl.program_id(0) + 1, edge.to(tl.float64))

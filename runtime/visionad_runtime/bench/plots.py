@@ -36,8 +36,8 @@ def make_folder(folder: Path) -> None:
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``stages.png`` (median milliseconds of the stages, a bar for each backend) and ``throughput.png`` (pictures a second
-    by batch). Existing files are replaced.
+    """Write ``stages.png`` (median milliseconds of the stages, bars for each backend, from the file and from pixels) and
+    ``throughput.png`` (pictures a second by batch). Existing files are replaced.
 
     Raises:
         VisionADError: they cannot be written.
@@ -49,12 +49,17 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     title = f"{report['model']['name']}, {report['model']['precision']}\n{report['environment']['cpu']}"
     title += "".join(f", {gpu}" for gpu in report["environment"]["gpus"])
 
-    bars = Figure(figsize=(9, 2.0 + 0.6 * len(backends)), layout="constrained")
+    ways = {
+        f"{name}, {said}": entry["stages"][way]
+        for name, entry in backends.items()
+        for way, said in (("whole", "file"), ("pixels", "pixels"))
+    }
+    bars = Figure(figsize=(9, 2.0 + 0.6 * len(ways)), layout="constrained")
     axes = bars.subplots()
-    start = dict.fromkeys(backends, 0.0)
-    for stage in dict.fromkeys(s for entry in backends.values() for s in entry["stages"] if s != "total"):
-        widths = {n: e["stages"][stage]["p50"] if stage in e["stages"] else 0.0 for n, e in backends.items()}
-        axes.barh(list(backends), list(widths.values()), left=list(start.values()), label=stage)
+    start = dict.fromkeys(ways, 0.0)
+    for stage in dict.fromkeys(s for stages in ways.values() for s in stages if s != "total"):
+        widths = {n: stages[stage]["p50"] if stage in stages else 0.0 for n, stages in ways.items()}
+        axes.barh(list(ways), list(widths.values()), left=list(start.values()), label=stage)
         start = {name: start[name] + width for name, width in widths.items()}
     axes.set(xlabel=f"ms a picture, median, batch {report['settings']['batches'][0]}")
     axes.set_title(title, fontsize=9)

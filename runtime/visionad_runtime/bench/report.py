@@ -38,20 +38,23 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
-    at = entry["batches"][str(batch)]
-    stages, whole, bare, ratio = entry["stages"], at["whole"], at["bare_engine"], at["whole_to_bare_engine"]
+    at, stages = entry["batches"][str(batch)], entry["stages"]
+    columns = f"{'p50':>9} {'p95':>9} {'p99':>9}   share"
     lines = [
         f"{name}: {', '.join(f'{k} {v}' for k, v in entry['details'].items() if k not in ('chosen because', 'passed over'))}",
-        f"  {'ms, batch ' + str(batch):<26} {'p50':>9} {'p95':>9} {'p99':>9}   share  ({whole['calls']} calls)",
+        f"  {'ms, batch ' + str(batch):<26} {'from the file':<40}from pixels, decoded beforehand",
+        f"  {'':<26} {columns} {columns}",
     ]
-    for stage, row in stages.items():
+    for stage in stages["whole"]:
         if stage != "total":
-            lines.append(f"  {stage:<26} {_percentiles(row)}  {row['share']:>6.1%}")
+            cells = (_cells(stages[way].get(stage)) for way in ("whole", "pixels"))
+            lines.append(f"  {stage:<26} {' '.join(cells)}".rstrip())
     lines += [
-        f"  {'whole, file to verdict':<26} {_percentiles(whole)}",
-        f"  {'bare engine, same views':<26} {_percentiles(bare)}           ({bare['calls']} calls)",
-        f"  {'whole : bare engine':<26} {ratio['median']:>9.3f}  (median of {ratio['rounds']} rounds, "
-        f"{ratio['lowest']:.3f} to {ratio['highest']:.3f})",
+        f"  {'to verdict':<26} {_percentiles(at['whole'])} {'':>7} {_percentiles(at['pixels'])}  "
+        f"({at['whole']['calls']} and {at['pixels']['calls']} calls)",
+        f"  {'bare engine, same views':<26} {_percentiles(at['bare_engine'])}  ({at['bare_engine']['calls']} calls)",
+        f"  {'whole : bare engine':<26} {_ratio(at['whole_to_bare_engine'])}",
+        f"  {'pixels : bare engine':<26} {_ratio(at['pixels_to_bare_engine'])}",
         f"  {'pictures a second':<26} "
         + ", ".join(f"{b['pictures_per_s']:g} at {n}" for n, b in entry["batches"].items()),
     ]
@@ -84,6 +87,15 @@ def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
             f"  {'roofline':<26} {part}: {roof['gflop']:g} GFLOP, {roof['mb']:g} MB, {roof['gflop_per_s']:g} GFLOP/s{share}"
         )
     return lines
+
+
+def _cells(row: Mapping[str, Any] | None) -> str:
+    """A stage's percentiles and share, or blanks where a way has no such stage."""
+    return f"{'':>37}" if row is None else f"{_percentiles(row)}  {row['share']:>6.1%}"
+
+
+def _ratio(ratio: Mapping[str, Any]) -> str:
+    return f"{ratio['median']:>9.3f}  (median of {ratio['rounds']} rounds, {ratio['lowest']:.3f} to {ratio['highest']:.3f})"
 
 
 def _percentiles(row: Mapping[str, Any]) -> str:

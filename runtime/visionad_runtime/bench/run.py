@@ -23,8 +23,9 @@ from .measure import Entrant
 
 PARTS = 4
 PART_SIZE = 1024
-MOST_PICTURES = 32
-"""Pictures in turn. Their prepared views are held for the bare engine: 5.5 MB each at a crop of 392."""
+MOST_PICTURES, MOST_BYTES = 32, 512 << 20
+"""Pictures in turn, and bytes that they may take. They are held as pixels, and as views for the bare engine: 5.5 MB each at a crop
+of 392."""
 PART = "gear"
 NO_GPU = "the backend uses no GPU"
 TORCH = ("eager", "compiled", "method")
@@ -49,17 +50,21 @@ class Settings:
 
 
 class Pictures(NamedTuple):
-    """The files of the run in order, the views of each, float32 (V, 3, crop, crop), as the engine gets them, the classes that they
-    were found to be of, and their sizes."""
+    """The files of the run in order, the pixels of each, uint8 (H, W, 3) RGB, its views, float32 (V, 3, crop, crop), as the engine
+    gets them, and the classes that they were found to be of."""
 
     paths: list[Path]
+    pixels: list[NDArray[np.uint8]]
     views: list[NDArray[np.float32]]
     classes: list[str | None]
-    sizes: list[str]
 
     def files(self, call: int, batch: int) -> list[Path]:
         """The batch of the call of this number."""
         return [self.paths[i] for i in self._which(call, batch)]
+
+    def decoded(self, call: int, batch: int) -> list[NDArray[np.uint8]]:
+        """Its pixels."""
+        return [self.pixels[i] for i in self._which(call, batch)]
 
     def prepared(self, call: int, batch: int) -> NDArray[np.float32]:
         """Its views, float32 (batch · V, 3, crop, crop)."""
@@ -143,13 +148,18 @@ def _open_all(
 
 
 def _prepare(inspector: Inspector, paths: list[Path], class_name: str | None) -> Pictures:
-    pictures = Pictures(paths, [], [], [])
+    """As many of the files as may be held, at least one."""
+    pictures, held = Pictures([], [], [], []), 0
     for one in inspector.inspect_files(paths, class_name=class_name, trace=True):
         if one.trace is None or one.result is None or one.rgb is None:
             raise VisionADError(f"bench: {one.error}")
+        held += one.rgb.nbytes + one.trace.views.nbytes
+        if pictures.paths and held > MOST_BYTES:
+            break
+        pictures.paths.append(one.path)
+        pictures.pixels.append(one.rgb)
         pictures.views.append(one.trace.views)
         pictures.classes.append(one.result.class_name)
-        pictures.sizes.append(f"{one.rgb.shape[1]} x {one.rgb.shape[0]}")
     return pictures
 
 
@@ -176,24 +186,37 @@ class _Run:
         report: dict[str, Any] = {}
         with progress("measuring", len(settings.batches) * settings.rounds) as step:
             for batch in settings.batches:
-                laps: dict[str, list[Mapping[str, float]]] = {name: [] for name in self.opened}
-                whole = {n: Entrant(n, self._whole(i, batch, laps[n])) for n, i in self.opened.items()}
+                laps: dict[str, dict[str, list[Mapping[str, float]]]]
+                laps = {name: {"whole": [], "pixels": []} for name in self.opened}
+                whole = {n: Entrant(n, self._whole(i, batch, laps[n]["whole"])) for n, i in self.opened.items()}
+                pixels = {
+                    n: Entrant(f"{n}, from pixels", self._from_pixels(i, batch, laps[n]["pixels"]))
+                    for n, i in self.opened.items()
+                }
                 ready = self._ready(batch)
                 bare = {n: Entrant(f"{n}, bare engine", self._bare(i, ready)) for n, i in self.opened.items()}
                 lead = batch == settings.batches[0]
                 torch = self._torch(batch, ready) if lead else {}
                 measure.race(
-                    [*whole.values(), *bare.values(), *torch.values()], settings.seconds, settings.rounds, step
+                    [*whole.values(), *pixels.values(), *bare.values(), *torch.values()],
+                    settings.seconds,
+                    settings.rounds,
+                    step,
                 )
                 for name in self.opened:
                     batches[name][str(batch)] = {
                         "whole": measure.summarise(whole[name].times),
+                        "pixels": measure.summarise(pixels[name].times),
                         "bare_engine": measure.summarise(bare[name].times),
                         "whole_to_bare_engine": measure.ratio(whole[name], bare[name]),
+                        "pixels_to_bare_engine": measure.ratio(pixels[name], bare[name]),
                         "pictures_per_s": measure.throughput(whole[name], batch),
                     }
                 if lead:
-                    stages = {n: measure.stage_table(laps[n][batch:]) for n in self.opened}
+                    stages = {
+                        name: {way: measure.stage_table(times[batch:]) for way, times in ways.items()}
+                        for name, ways in laps.items()
+                    }
                     report["against"] = self._against(whole, bare, torch)
         entries: dict[str, dict[str, Any]] = {}
         for name, inspector in self.opened.items():
@@ -232,7 +255,7 @@ class _Run:
             },
             "pictures": {
                 "count": len(self.pictures.paths),
-                "sizes": sorted(set(self.pictures.sizes)),
+                "sizes": sorted({f"{rgb.shape[1]} x {rgb.shape[0]}" for rgb in self.pictures.pixels}),
                 "class": settings.class_name or "routed",
             },
             "views": list(first.views),
@@ -253,6 +276,18 @@ class _Run:
                 if one.result is None:
                     raise VisionADError(f"bench: {one.error}")
                 laps.append(one.result.timings)
+
+        return call
+
+    def _from_pixels(
+        self, inspector: Inspector, batch: int, laps: list[Mapping[str, float]]
+    ) -> Callable[[int], object]:
+        """From decoded pictures, as a camera delivers them, to results: the call that a line's own program makes."""
+
+        def call(number: int) -> None:
+            rgbs = self.pictures.decoded(number, batch)
+            results = inspector.inspect_batch(rgbs, class_name=self.settings.class_name, colour="rgb")
+            laps.extend(result.timings for result in results)
 
         return call
 
@@ -387,17 +422,17 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
             entry["roofline"]["search, all views"] = {
                 "why_null": "no picture is of a known class, so what was searched is not known"
             }
-        elif "search" in entry["stages"]:
+        else:
             searched, size = (_known(halves), 2) if _chain_on_gpu(entry) else (cpu, 4)
             parts = [roofline.search_work(identity.grid**2, n, identity.dim, size) for n in rows.values()]
             total = roofline.Work(sum(p.flops for p in parts), sum(p.bytes for p in parts))
             entry["roofline"]["search, all views"] = roofline.assess(
-                total, entry["stages"]["search"]["p50"] / 1e3, searched
+                total, entry["stages"]["pixels"]["search"]["p50"] / 1e3, searched
             )
 
 
 def _chain_on_gpu(entry: dict[str, Any]) -> bool:
-    return "wait" in entry["stages"]  # which the chain on the host has not
+    return "wait" in entry["stages"]["pixels"]  # which the chain on the host has not
 
 
 def _known(peaks: roofline.Peaks | str) -> roofline.Peaks | None:

@@ -71,12 +71,13 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """One picture's outcome: ``distances`` float32 (side, side) by view, ``anomaly_map`` float32 (256, 256), and ``score`` as
-    :func:`~visionad_runtime.maps.image_score` defines it. ``timings``: milliseconds by stage, of the whole batch."""
+    """One picture's outcome: ``distances`` float32 (side, side) by view, ``anomaly_map`` float32 (256, 256), ``score`` and ``edge``
+    as :func:`~visionad_runtime.maps.top_mean` defines them. ``timings``: milliseconds by stage, of the whole batch."""
 
     distances: Mapping[ViewName, F32]
     anomaly_map: F32
     score: float
+    edge: float
     timings: Mapping[str, float]
 
 
@@ -631,7 +632,7 @@ def _copy_rows(to: NDArray[np.uint8], source: NDArray[np.uint8], step: int, end:
 
 @dataclass(frozen=True)
 class _Host:
-    """Page-locked results."""
+    """Page-locked results. ``scores`` (rows, 2): score and edge."""
 
     cls: F32
     distance: F32
@@ -696,7 +697,7 @@ class _Camera:
             },
         )  # fmt: skip
         self._distance, self._row = take(4 * slots), take(4 * slots)
-        self._maps, self._scores = take(4 * rows * MAP_SIZE**2), take(8 * rows)
+        self._maps, self._scores = take(4 * rows * MAP_SIZE**2), take(16 * rows)
         self._host_region = pinned((rows, MAP_SIZE, MAP_SIZE), np.uint8)
         self._host_region[...] = 1
         self._region = take(rows * MAP_SIZE**2)
@@ -705,7 +706,7 @@ class _Camera:
         self._masked = False
         self.host = _Host(
             pinned((rows, identity.class_token_dim), np.float32), pinned((rows, patches), np.float32),
-            pinned((rows, MAP_SIZE, MAP_SIZE), np.float32), pinned(rows, np.float64),
+            pinned((rows, MAP_SIZE, MAP_SIZE), np.float32), pinned((rows, 2), np.float64),
         )  # fmt: skip
 
     # -- on the caller's thread, who holds the lock: the owner's is for what is short -----------------------------------
@@ -773,7 +774,10 @@ class _Camera:
         maps, scores = self.host.maps[:count].copy(), self.host.scores[:count].tolist()
         if not np.isfinite(rows).all():
             raise VisionADError(BROKEN_TOKENS)
-        return [Matched(dict(zip(views, rows[i], strict=True)), maps[i], scores[i], timings) for i in range(count)]
+        return [
+            Matched(dict(zip(views, rows[i], strict=True)), maps[i], score, edge, timings)
+            for i, (score, edge) in enumerate(scores)
+        ]
 
     # -- on the owner's thread -----------------------------------------------------------------------------------------
 

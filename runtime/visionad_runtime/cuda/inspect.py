@@ -160,7 +160,7 @@ class DeviceChain:
         timings = _share(laps, route, whole, len(rgbs))
         return [
             Matched(
-                one.distances, one.anomaly_map, one.score, timings,
+                one.distances, one.anomaly_map, one.score, one.edge, timings,
                 None if cls is None else cls[i], None if images is None else images[i], None if patch is None else patch[i],
             )
             for i, one in enumerate(found)

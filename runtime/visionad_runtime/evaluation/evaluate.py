@@ -35,7 +35,7 @@ from ..artefacts import ModelManifest, atomic_write, sha256_bytes
 from ..bank import check_class_name
 from ..errors import PictureError, VisionADError
 from ..inspector import Inspector
-from ..maps import MAP_SIZE, Geometry, colour_scale, regions
+from ..maps import MAP_SIZE, Geometry, colour_scale, regions, top_mean
 from ..overlay import draw_overlay
 from ..page import jpeg, with_truth
 from ..support import choose_support_paths
@@ -638,7 +638,8 @@ def _pictures(run: _Run, one: _Worst, scale: tuple[float, float]) -> tuple[bytes
         laid = cv2.warpAffine(one.mask.astype(np.uint8), place, (THUMB, THUMB), flags=cv2.INTER_NEAREST)
         mask = np.asarray(laid) > 0
     found = one.seen
-    hot = regions(found.anomaly_map, geometry, None, run.judge.manifest.top_share)
+    _, edge = top_mean(found.anomaly_map, run.judge.manifest.top_share)
+    hot = regions(found.anomaly_map, geometry, edge, reached=True)
     drawn = draw_overlay(
         rgb, found.anomaly_map, geometry, hot, found.verdict, found.score, None,
         found.class_name, scale, caption=False,

@@ -35,6 +35,7 @@ F32 = NDArray[np.float32]
 
 if not triton.knobs.runtime.interpret:
     pytest.skip("Triton was imported before the tests could choose its interpreter", allow_module_level=True)
+from interpreted import without_waste  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 from visionad_export.kernels import build  # noqa: E402
 from visionad_export.kernels import source as kernels  # noqa: E402
@@ -73,7 +74,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, reached: Sequenc
     """Run a kernel. ``reached``: arrays whose addresses its tables hold."""
     arrays = [a for a in (*arguments, *reached) if isinstance(a, torch.Tensor)]
     memory = CheckedMemory(interpreter._interpreter, arrays)
-    with pytest.MonkeyPatch.context() as patch:
+    with without_waste() as patch:
         patch.setattr(interpreter, "_interpreter", memory)
         kernel[grid](*arguments, **constants)
     written = np.concatenate([np.empty(0, np.int64), *memory.written])

@@ -19,11 +19,13 @@ PYTHON = BIN / "python"
 
 
 def install(extras: str) -> None:
-    """Make .venv and install the project with ``extras``, unless that has been done for this pyproject.toml."""
+    """Make .venv and install the project with ``extras``, unless these or more were installed for this pyproject.toml."""
     stamp = VENV / "installed"
-    wanted = f"{extras} {hashlib.sha256((ROOT / 'pyproject.toml').read_bytes()).hexdigest()}"
-    if stamp.is_file() and wanted in stamp.read_text().splitlines():
-        return
+    digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    for line in stamp.read_text().splitlines() if stamp.is_file() else ():
+        had, of = line.split()
+        if of == digest and set(extras.split(",")) <= set(had.split(",")):
+            return
     print(
         f"installing visionad[{extras}] into {VENV} (PyTorch is large: this takes some minutes the first time)",
         flush=True,
@@ -32,7 +34,7 @@ def install(extras: str) -> None:
         venv.create(VENV, with_pip=True)
     call(PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", f"{ROOT}[{extras}]")
     with stamp.open("a") as f:
-        f.write(wanted + "\n")
+        f.write(f"{extras} {digest}\n")
 
 
 def call(*command: object) -> None:

@@ -11,7 +11,9 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -67,6 +69,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
 def own_model(tiny_model: Path, tmp_path: Path) -> Path:
     """A copy of it, for tests that build engines, which lie beside a model: no other test finds them."""
     return shutil.copytree(tiny_model, tmp_path / "own" / "tiny")
+
+
+def cpu_session(path: str | Path) -> Any:
+    """ONNX Runtime for a stand-in of another engine, which a test may open a hundred times of one file."""
+    found = Path(path).stat()
+    return _cpu_session(str(path), found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=2)
+def _cpu_session(path: str, *_: int) -> Any:
+    import onnxruntime as ort
+
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def part(seed: int, defect: bool = False, kind: str = "disc") -> NDArray[np.uint8]:

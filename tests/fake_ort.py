@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import onnxruntime as ort
 import pytest
+from conftest import cpu_session
 from fake_gpu import FakeDevice
 from visionad_runtime.artefacts import ModelManifest
 from visionad_runtime.cuda.device import Owner
@@ -46,7 +47,7 @@ class Session:
         self.opened.append((fused, self._graph))
         if self._graph and "graph" in self.refused:
             raise ModelError("cannot use the graph capture feature")
-        self._real = ort.InferenceSession(str(folder / "backbone.onnx"), providers=["CPUExecutionProvider"])
+        self._real = cpu_session(folder / "backbone.onnx")
         self._stream = _device().stream_of(int(options["user_compute_stream"]))
         self._scratch = np.empty(0, np.float32)
         self._captured: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {}

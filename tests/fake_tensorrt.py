@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
+from conftest import cpu_session
 from fake_gpu import FakeDevice
 from numpy.typing import NDArray
 from visionad_runtime.artefacts import sha256_file
@@ -341,8 +341,8 @@ def make(flavour: str, version: str | None = None) -> Any:
             setattr(self, "device_memory_size" if flavour == "10" else "device_memory_size_v2", 4096)
 
         @functools.cached_property
-        def session(self) -> ort.InferenceSession:
-            return ort.InferenceSession(self.plan["onnx"], providers=["CPUExecutionProvider"])
+        def session(self) -> Any:
+            return cpu_session(self.plan["onnx"])
 
         def get_tensor_name(self, index: int) -> str:
             return list(self.tensors)[index]

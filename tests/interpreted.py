@@ -3,12 +3,17 @@ manifest says. So what the host passes and what the source takes are held togeth
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from fake_gpu import FakeBuffer, FakeDevice, Kernel
 from numpy.typing import NDArray
+from triton.runtime import interpreter
 from visionad_export.kernels import build, source
 from visionad_runtime.cuda.kernels import read_manifest
 
@@ -21,6 +26,28 @@ TYPES = {
     "*i64": np.int64,
     "*u8": np.uint8,
 }
+
+
+@contextmanager
+def without_waste() -> Iterator[pytest.MonkeyPatch]:
+    """For one launch: the interpreter without what takes most of its time and changes nothing. At every call of a function within a
+    kernel, `tl.sum` for one, it looks through all of Triton's language for what it has to replace, which it replaced at that
+    function's first call; and every sum of integers is formed in 64 bits too, for a check that `debug` turns on and that is off."""
+    plain: Callable[[Any], Any] = interpreter._patch_lang
+    seen: set[Any] = set()
+
+    def patch_lang(function: Any) -> Any:
+        if function in seen:
+            return interpreter._LangPatchScope()
+        seen.add(function)
+        return plain(function)
+
+    builder = interpreter.interpreter_builder
+    assert not builder.options.debug
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", patch_lang)
+        patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+        yield patch
 
 
 class InterpretedDevice(FakeDevice):
@@ -56,7 +83,7 @@ def interpreted(name: str) -> Kernel:
             torch.from_numpy(_from(device, int(value), TYPES[kind])) if kind.startswith("*") else value.item()
             for kind, value in zip(variant.signature.values(), args, strict=False)
         ]
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), without_waste():
             function[grid](*own, **variant.constants)
 
     return run

@@ -25,6 +25,7 @@ from visionad_runtime import Inspector, doctor
 from visionad_runtime.bench import run as bench
 from visionad_runtime.cli import run
 from visionad_runtime.cuda import device as cuda
+from visionad_runtime.cuda import inspect
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.errors import VisionADError
 
@@ -34,6 +35,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Each backend that can have the chain on the GPU, on a fake one."""
     FakeDevice.reset()
     monkeypatch.setattr(cuda, "Device", FakeDevice)
+    monkeypatch.setattr(inspect, "PICTURE", (100, 130))  # a part's; pages of larger ones take most of an opening's time
     if request.param == "onnxruntime-cuda":
         fake_ort.install(monkeypatch)
     else:

@@ -462,9 +462,10 @@ def test_distances_map_and_score_are_the_hosts_and_stay(line: Callable[..., Line
     one.chain.keep(banks)
     first = one.inspect([noise(30, 40)] * 2, banks)
     one.check(first, banks)
-    again = one.inspect([noise(30, 40)] * 2, banks)  # by its graph
-    for a, b in zip(first, again, strict=True):
-        same(b, a)
+    if one.place.name != "interpreter":  # where each map takes seconds
+        again = one.inspect([noise(30, 40)] * 2, banks)  # by its graph
+        for a, b in zip(first, again, strict=True):
+            same(b, a)
     one.engine.patch[:] = one.engine.patch[::-1].copy()  # other tokens and other banks by the same graph
     one.check(one.inspect([noise(30, 40)] * 2, banks[::-1]), banks[::-1])
     one.check(one.inspect([noise(20, 20)], banks[:1]), banks[:1])  # another batch size

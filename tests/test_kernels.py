@@ -35,6 +35,7 @@ F32 = NDArray[np.float32]
 
 if not triton.knobs.runtime.interpret:
     pytest.skip("Triton was imported before the tests could choose its interpreter", allow_module_level=True)
+from interpreted import without_waste  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 from visionad_export.kernels import build  # noqa: E402
 from visionad_export.kernels import source as kernels  # noqa: E402
@@ -73,7 +74,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, reached: Sequenc
     """Run a kernel. ``reached``: arrays whose addresses its tables hold."""
     arrays = [a for a in (*arguments, *reached) if isinstance(a, torch.Tensor)]
     memory = CheckedMemory(interpreter._interpreter, arrays)
-    with pytest.MonkeyPatch.context() as patch:
+    with without_waste() as patch:
         patch.setattr(interpreter, "_interpreter", memory)
         kernel[grid](*arguments, **constants)
     written = np.concatenate([np.empty(0, np.int64), *memory.written])
@@ -195,7 +196,7 @@ def list_members(out: Any, run: tl.constexpr, group: tl.constexpr) -> None:
     tl.store(out + tl.program_id(0) * group + tl.arange(0, group), rows)
 
 
-@pytest.mark.parametrize("k", range(1, plan.MAX_NEIGHBOURS + 1))
+@pytest.mark.parametrize("k", [1, 2, 5, plan.MAX_NEIGHBOURS])
 def test_the_bound_says_which_groups_are_scored_again(k: int) -> None:
     """Maxima made up, far above all scores, so that one group is just within the bound and one just beyond; the latter holds a
     nearer row, which a kernel that keeps to the bound does not see. So with tiles. The last tile, which has rows beyond the last,
@@ -346,7 +347,7 @@ def test_a_row_that_rounding_shortens_as_much_as_the_bound_allows_is_found() -> 
     check_neighbours(query, bank, distance, row)
 
 
-@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("k", [1, 8])
 def test_close_rows_that_float32_cannot_tell_apart(k: int) -> None:
     """Five queries, each with forty rows at angles that differ in float64 only."""
     rng = np.random.default_rng(k)
@@ -360,7 +361,7 @@ def test_close_rows_that_float32_cannot_tell_apart(k: int) -> None:
     check_neighbours(queries, bank, distance, row, k)
 
 
-@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("k", [1, 8])
 def test_of_equal_rows_the_lowest_wins_though_float32_sees_them_apart(k: int) -> None:
     """One vector's numbers in other orders, against a query of equal ones: sums that float64 has exactly, and float32 has not."""
     rng = np.random.default_rng(k)
@@ -539,12 +540,13 @@ def test_preprocess_is_bit_identical(height: int, width: int, resize: int, crop:
 
 
 def test_a_picture_as_wide_as_a_cameras_as_the_product_is_called() -> None:
-    """5 megapixels are 2448 x 2048: its width, DINOv2's sizes, the product's blocks and programs. Rows only repeat, and all 2048
-    take the interpreter minutes."""
-    spec = PreprocessSpec(resize=448, crop=392, mean=IMAGENET[0], std=IMAGENET[1])
-    rgb = noise(40, 2448)
+    """5 megapixels are 2448 x 2048: its width, the product's blocks and programs, and a crop that is more than a block and not a
+    multiple. Rows only repeat, and all 2048 take the interpreter minutes."""
+    spec = PreprocessSpec(resize=300, crop=264, mean=IMAGENET[0], std=IMAGENET[1])
+    rgb = noise(10, 2448)
     views: tuple[ViewName, ...] = ("original", "flip")
     block = build.variants(90)["resize_across"].constants["BLOCK"]
+    assert block < spec.crop < 2 * block
     found = run_preprocess([rgb], spec, views, block, ACROSS_PROGRAMS)
     np.testing.assert_array_equal(found[0], preprocess.query_views(preprocess.prepare(rgb, spec), views))
 

@@ -1006,7 +1006,7 @@ def test_an_inspector_under_load(
     assert all(set(s["chain"]) == stages and s["decode png"] > 0 for s in found["sizes"])
     assert [c["cameras"] for c in found["cameras"]] == [1, 2] and all(c["pictures_per_s"] > 0 for c in found["cameras"])
     steady = found["steady"]
-    assert (steady["calls"], len(steady["memory"])) == (25, 10) and steady["gpu_grew"] == (0 if on_gpu else None)
+    assert 10 <= steady["calls"] <= 25 and len(steady["memory"]) == 10 and steady["gpu_grew"] == (0 if on_gpu else None)
     assert {"engine", "verdict", "total"} < set(steady["stages"]) and "\nthe slowest hundredth of them: " in told
     assert found["enrolment"]["enrolled"] >= 1 and found["enrolment"]["during"]["calls"] >= 1
     assert set(found["pauses"]) == ({"plain", "kept_alive"} if on_gpu else {"plain"})

@@ -14,8 +14,7 @@ pytest.importorskip("torch", reason="exporting takes the export extra")
 
 import onnx_ir as ir
 import torch
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import LayerScale, VisionTransformer
+from timm.models.vision_transformer import Attention, LayerScale, VisionTransformer
 from torch import nn
 from visionad_export.fold import cut_once, folded
 

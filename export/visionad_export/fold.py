@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from timm.layers import Mlp
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, LayerScale
+from timm.models.vision_transformer import Attention, Block, LayerScale, Mlp
 from torch import Tensor, nn
 
 Replace = Callable[[nn.Module, str, nn.Module], None]
@@ -50,10 +48,9 @@ def folded(net: nn.Module) -> Iterator[None]:
 
 
 def _plain(attention: Any) -> bool:
-    """Whether nothing lies between qkv, softmax and the product behind them."""
-    if type(attention) is not Attention or attention.gate is not None:
-        return False
-    return all(type(between) is nn.Identity for between in (attention.q_norm, attention.k_norm, attention.norm))
+    """Whether nothing lies between qkv, softmax and the product behind them. Not each version of timm knows all that may."""
+    between = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
+    return type(attention) is Attention and all(one is None or type(one) is nn.Identity for one in between)
 
 
 def _fold_attention(block: Any, replace: Replace) -> None:

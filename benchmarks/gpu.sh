@@ -16,7 +16,8 @@
 #   TESTS=no        leave out the tests on the hardware, in a second call
 #   SEARCH=60       seconds for the race of the search against cuBLAS and others
 #   TILES=yes       race tiles of the search kernel too (needs Triton; two minutes)
-#   LOAD=100        seconds for cameras, steadiness (10 000 calls want 45) and enrolment under load, of the first case; CALLS=100000 at most
+#   LOAD=100        seconds for cameras, steadiness (10 000 calls of 4 ms are 45) and enrolment under load, of the first case;
+#                   CALLS=100000 at most
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

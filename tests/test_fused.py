@@ -14,6 +14,7 @@ import fake_ort
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from fake_gpu import FakeDevice
@@ -21,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from visionad_export.precision import HALF, lower
 from visionad_runtime import onnxfile
-from visionad_runtime.artefacts import ModelManifest, read_manifest
+from visionad_runtime.artefacts import ModelManifest, Precision, read_manifest
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.engine import open_engine
@@ -70,6 +72,31 @@ def test_only_the_query_is_given_its_bias(tiny_model: Path) -> None:
         assert added.op_type == "Add"
         (bias,) = [w for w in model.graph.initializer if w.name == added.input[1]]
         assert list(bias.dims) == [192] and numpy_helper.to_array(bias).any()
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_the_query_s_bias_keeps_its_type(tiny_model: Path, kind: Precision) -> None:
+    half = ir.load(tiny_model / FILE)
+    lower(half, kind)
+    plain = ir.to_proto(half).SerializeToString()
+    model = onnx.load_from_string(fuse(memoryview(plain), FILE).model)
+    stored = {w.name: w for w in model.graph.initializer}
+    found = [stored[n.input[1]] for n in model.graph.node if n.op_type == "Add" and n.input[0].endswith("without bias")]
+    whole = [w for w in onnx.load_from_string(plain).graph.initializer if list(w.dims) == [3 * 192]]
+    thirds = {w.raw_data[: len(w.raw_data) // 3] for w in whole if w.data_type != onnx.TensorProto.FLOAT}
+    assert len(found) == 2 and {w.raw_data for w in found} == thirds
+    assert {w.data_type for w in found} == {helper.np_dtype_to_tensor_dtype(np.dtype(HALF[kind].numpy()))}
+
+
+@pytest.mark.parametrize("third", [1, 2])
+def test_another_third_s_bias_is_added_before_they_are_parted(tiny_model: Path, third: int) -> None:
+    model = onnx.load(tiny_model / FILE)
+    weight = next(w for w in model.graph.initializer if list(w.dims) == [3 * 192])
+    values = numpy_helper.to_array(weight).copy()
+    values[third * 192 + 191] = 1e-3
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    found = splits(fuse(memoryview(model.SerializeToString()), FILE).model)
+    assert sorted(maker(model.graph, n.input[0]).op_type for n in found) == ["Add", "MatMul"]
 
 
 def test_a_model_exported_before_is_fused_too(tiny_model: Path, tmp_path: Path) -> None:

@@ -31,14 +31,14 @@ def main(
             raise VisionADError(
                 f"targets: wanted some of {', '.join(builder.TARGETS)} with --check, found {', '.join(targets)}"
             )
-        built = {}
+        built: dict[str, dict[str, builder.Built]] = {}
         # Each in a process of its own: the compiler keeps to one core.
         with (
             ProcessPoolExecutor(min(cores(), len(targets)), get_context("spawn")) as pool,
             progress("compiling", len(targets)) as step,
         ):
-            for one in pool.map(builder.build, [[t] for t in targets]):
-                built |= one
+            for target, product in zip(targets, pool.map(builder.build, targets), strict=True):
+                built[target] = product
                 step()
         if build:
             builder.write(built)

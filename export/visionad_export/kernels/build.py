@@ -12,7 +12,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -237,15 +237,9 @@ def _number(pattern: str, text: str) -> int:
     return int(found[1])
 
 
-def build(targets: Iterable[str] = TARGETS, step: Callable[[], None] = lambda: None) -> dict[str, dict[str, Built]]:
-    """Compile all kernels of some targets: target → kernel → product."""
-    out: dict[str, dict[str, Built]] = {}
-    for target in targets:
-        out[target] = {}
-        for name in variants(TARGETS[target]):
-            out[target][name] = compile_kernel(name, target)
-            step()
-    return out
+def build(target: str) -> dict[str, Built]:
+    """Compile all kernels of a target: kernel → product."""
+    return {name: compile_kernel(name, target) for name in variants(TARGETS[target])}
 
 
 def manifest(built: Mapping[str, Mapping[str, Built]]) -> dict[str, Any]:

@@ -198,7 +198,7 @@ class _Graph:
         if added is None or tensor is None or tensor.raw is None or values is None or values.ndim != 1:
             return None
         width = len(values) // 3
-        if values[width:].any():
+        if len(values) % 3 or values[width:].any():
             return None
         raw = bytes(self._data[tensor.raw])
         self._new.append(write_tensor(bias, tensor.kind, [width], raw[: len(raw) // 3]))

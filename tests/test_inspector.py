@@ -334,7 +334,7 @@ def test_a_large_bank_is_searched_in_int8_and_gives_the_same(
     inspector.enroll_files("disc", good[:3])
     image = part(7, defect=True)
     plain = inspector.inspect(image, class_name="disc")
-    monkeypatch.setattr("visionad_runtime.bank.INT8_ROWS", 3 * 6 * 16)
+    monkeypatch.setattr("visionad_runtime.bank.worth_coding", lambda rows: rows >= 3 * 6 * 16)
     assert inspector.bank is not None
     matched = inspector.bank.classes["disc"]
     assert not isinstance(matched.searchable("flip"), Int8Bank)

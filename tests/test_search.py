@@ -169,6 +169,12 @@ def test_int8_scores_are_upper_bounds(dim: int, zero: int, monkeypatch: pytest.M
     assert held.nbytes < 500 * (dim + 16) + 1
 
 
+@pytest.mark.parametrize(("zero", "rows"), [(128, 16_384), (64, 131_072)])
+def test_banks_are_coded_from_where_it_pays(zero: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "zero_point", lambda: zero)
+    assert [search.worth_coding(n) for n in (1, rows - 1, rows, 4_000_000)] == [False, False, True, True]
+
+
 def test_int8_product_is_exact_at_its_ends() -> None:
     zero = products.zero_point()
     ends = np.array([1, 2 * zero - 1], np.uint8)

@@ -40,7 +40,7 @@ from .artefacts import (
 )
 from .errors import BankError, LostManifestError
 from .preprocess import bank_blocks, upright_block, view_blocks
-from .search import Int8Bank
+from .search import Int8Bank, worth_coding
 
 F32 = NDArray[np.float32]
 
@@ -49,8 +49,6 @@ UNDO_DEPTH = 10
 LEAST_DIGITS = 4
 """Of a sha256, to name a picture that is to be removed."""
 LOCK_SECONDS = 30.0
-INT8_ROWS = 16384
-"""A view's bank of as many rows or more is searched by an int8 first pass: below, it is no faster on real tokens."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class ClassBank:
         """:meth:`rows` as they are searched fastest, which finds the same. Large banks are coded in int8 when asked for the second
         time: what is searched once (leave-one-out) is not worth it."""
         rows = self.rows(view)
-        if len(rows) < INT8_ROWS:
+        if not worth_coding(len(rows)):
             return rows
         if view not in self._coded:
             self._coded[view] = None

@@ -36,6 +36,8 @@ FEW = 1 / 64
 """A larger part of a tile costs more pair by pair than by a float32 product with the whole tile."""
 MANY = 8
 """More than this times k candidates per query of a tile are thinned before they are kept."""
+INT8_ROWS, INT8_ROWS_7_BITS = 16384, 131072
+"""Bank rows from which an int8 first pass is the faster one, with queries' codes of 8 bits and of 7."""
 SMALL_WORK = 4e6
 """Multiplications that are not worth another thread (about 0.05 ms)."""
 
@@ -46,6 +48,12 @@ class Neighbours(NamedTuple):
 
     distance: NDArray[np.float32]
     row: NDArray[np.int64]
+
+
+def worth_coding(rows: int) -> bool:
+    """Whether a bank of that many rows is searched faster as an :class:`Int8Bank` on this CPU (``benchmarks/search.py``): from 16 k
+    rows on where it adds up products of bytes in 32 bits (VNNI and its like), else from where memory is the limit."""
+    return rows >= INT8_ROWS and (rows >= INT8_ROWS_7_BITS or zero_point() == 128)
 
 
 class Int8Bank:
@@ -120,12 +128,17 @@ def nearest(queries: F32, bank: F32 | Int8Bank, k: int = 1, *, threads: int | No
     rows = bank.rows if isinstance(bank, Int8Bank) else bank
     _check(queries, rows, k)
     workers = max(1, threads if threads is not None else cores())
-    found = [
-        _search(np.require(queries[s:e], requirements=["C", "A"]), bank, k, workers)
-        for s, e in _tiles(len(queries), BLOCK_QUERIES)
-    ]
-    score = np.concatenate([f[0] for f in found]) if found else np.empty((0, k))
-    row = np.concatenate([f[1] for f in found]) if found else np.empty((0, k), np.int64)
+    workers = int(min(workers, max(1, queries.size * len(rows) / SMALL_WORK)))
+    one_tile = isinstance(bank, np.ndarray) and len(bank) <= TILE_ROWS
+    # Threads share the queries of a bank that is one tile, and the tiles of a larger one.
+    share = -(-len(queries) // workers) if one_tile else BLOCK_QUERIES
+    score, row = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+
+    def block(part: tuple[int, int]) -> None:
+        own = np.require(queries[slice(*part)], requirements=["C", "A"])
+        score[slice(*part)], row[slice(*part)] = _search(own, bank, k, 1 if one_tile else workers)
+
+    spread(block, _tiles(len(queries), min(BLOCK_QUERIES, max(1, share))), workers if one_tile else 1)
     shape = (len(queries),) if k == 1 else (len(queries), k)
     return Neighbours((1.0 - score).astype(np.float32).reshape(shape), row.reshape(shape))
 
@@ -215,8 +228,8 @@ class _Pass(Protocol):
 class _Float32Pass:
     """Scores in float32, off by no more than :func:`_slack`."""
 
-    def __init__(self, queries: F32, rows: F32, floor: _Floor, tiles: list[tuple[int, int]], workers: int = 1) -> None:
-        self.queries, self.rows, self.floor, self.tiles, self.workers = queries, rows, floor, tiles, workers
+    def __init__(self, queries: F32, rows: F32, floor: _Floor, tiles: list[tuple[int, int]]) -> None:
+        self.queries, self.rows, self.floor, self.tiles = queries, rows, floor, tiles
 
     def candidates(self, number: int, scratch: F32) -> _Pairs:
         return self.scan(slice(None), *self.tiles[number], scratch, self.floor.rise)
@@ -228,8 +241,7 @@ class _Float32Pass:
         queries, rows = self.queries[which], np.require(self.rows[start:end], requirements=["C", "A"])
         count, k = len(queries), min(self.floor.k, end - start)
         scores = scratch[: count * len(rows)].reshape(count, len(rows))
-        blocks = _tiles(count, -(-count // self.workers))
-        spread(lambda b: scores_float32(queries[slice(*b)], rows, scores[slice(*b)]), blocks, self.workers)
+        scores_float32(queries, rows, scores)
         winner, top = _top(scores, k)
         high = top.max(axis=1)
         if not np.isfinite(high).all():
@@ -331,14 +343,10 @@ def _where(mask: NDArray[np.bool_]) -> tuple[I64, I64]:
 def _search(queries: F32, bank: F32 | Int8Bank, k: int, workers: int) -> tuple[F64, I64]:
     """Scores float64 (Q, k) and rows (Q, k)."""
     rows = bank.rows if isinstance(bank, Int8Bank) else bank
-    workers = int(min(workers, max(1, queries.size * len(rows) / SMALL_WORK)))
     floor = _Floor(len(queries), k)
     first: _Pass
     if isinstance(bank, Int8Bank):
         first = _Int8Pass(queries, bank, floor)
-    elif len(bank) <= TILE_ROWS:
-        # Too little work for threads that take turns with Python's lock: they share the product alone.
-        first, workers = _Float32Pass(queries, bank, floor, [(0, len(bank))], workers), 1
     else:
         first = _Float32Pass(queries, bank, floor, _tiles(len(bank), TILE_ROWS, workers))
     found, scratches = list[_Pairs](), threading.local()

@@ -327,6 +327,20 @@ def test_lean_import_brings_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_first_picture_imports_no_package(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
+    """What is imported then makes the first part wait, mostly the first defect."""
+    Inspector.open(tiny_model, tmp_path / "bank").enroll_files("disc", good[:2])
+    np.save(tmp_path / "defect.npy", part(7, defect=True))
+    code = (
+        "import sys; import numpy as np; from visionad_runtime import Inspector;"
+        f"inspector = Inspector.open({str(tiny_model)!r}, {str(tmp_path / 'bank')!r});"
+        f"image = np.load({str(tmp_path / 'defect.npy')!r}); before = set(sys.modules);"
+        "assert inspector.inspect(image).regions;"
+        "more = {m.partition('.')[0] for m in set(sys.modules)} - {m.partition('.')[0] for m in before}; assert not more, more"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_large_bank_is_searched_in_int8_and_gives_the_same(
     tiny_model: Path, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,6 +173,8 @@ class Inspector:
             threads = min(threads, cores())
         if keep_alive is not None and not 0 < keep_alive < math.inf:
             raise VisionADError(f"keep_alive {keep_alive}: wanted seconds above 0, or None for never")
+        import cv2  # noqa: F401  # too heavy for `import visionad_runtime`, and too slow for the first part that is not ok
+
         folder = Path(model)
         manifest = read_model(folder)
         opened = Bank.open_or_new(Path(bank), manifest.identity, manifest.views) if bank is not None else None

@@ -97,6 +97,15 @@ def test_colour_orders(inspector: Inspector) -> None:
     assert same(inspector.inspect(grey), inspector.inspect(np.repeat(grey[:, :, None], 3, axis=2)))
 
 
+def test_a_grey_support_is_the_same_picture_however_it_is_given(tiny_model: Path, tmp_path: Path) -> None:
+    grey = part(3)[:, :, 0]
+    inspector = Inspector.open(tiny_model, tmp_path / "bank")
+    inspector.enroll("disc", [grey])
+    for again in (grey, grey[:, :, None], np.repeat(grey[:, :, None], 3, axis=2)):
+        with pytest.raises(BankError, match="enrolled already"):
+            inspector.enroll("disc", [again])
+
+
 def test_a_file_and_its_pixels_give_the_same(inspector: Inspector, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "p.png"), part(5, defect=True))
     (one,) = inspector.inspect_files([tmp_path / "p.png"])

@@ -478,12 +478,12 @@ def test_a_folder_without_pictures_is_an_error(names: tuple[str, ...], tmp_path:
     [
         (RGB, "rgb", RGB, "as it is"),
         (RGB, "bgr", RGB[:, :, ::-1], "as OpenCV gives it"),
-        (RGB[:, :, 0], "rgb", RGB[:, :, [0, 0, 0]], "grey"),
-        (RGB[:, :, :1], "bgr", RGB[:, :, [0, 0, 0]], "grey with an axis"),
+        (RGB[:, :, 0], "rgb", RGB[:, :, 0], "grey"),
+        (RGB[:, :, :1], "bgr", RGB[:, :, 0], "grey with an axis"),
         (RGB[::2, ::-1], "bgr", RGB[::2, ::-1, ::-1], "a view with strides"),
         (np.asfortranarray(RGB), "rgb", RGB, "columns first"),
         (RGB[:1, :1], "rgb", RGB[:1, :1], "one pixel"),
-        (RGB[:3, :3, 0], "bgr", RGB[:3, :3, [0, 0, 0]], "3 × 3 grey is no row of colours"),
+        (RGB[:3, :3, 0], "bgr", RGB[:3, :3, 0], "3 × 3 grey is no row of colours"),
     ],
 )
 def test_arrays_that_are_taken(image: U8, colour: str, wanted: U8, note: str) -> None:

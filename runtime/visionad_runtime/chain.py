@@ -73,7 +73,7 @@ class Chain(Protocol):
         class_token: bool,
         trace: bool = False,
     ) -> list[Matched]:
-        """Inspect pictures, uint8 (H, W, 3) RGB of any sizes, at least one and at most :meth:`limit`.
+        """Inspect pictures, uint8 (H, W, 3) RGB or (H, W) grey of any sizes, at least one and at most :meth:`limit`.
 
         Args:
             choose: called once, with class tokens when the pictures are encoded; what it takes is the stage ``route``.

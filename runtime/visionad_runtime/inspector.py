@@ -262,7 +262,7 @@ class Inspector:
         leave_out: int | None = None,
         trace: bool = True,
     ) -> list[tuple[Result, Trace | None]]:
-        """Inspect decoded RGB pictures (uint8 (H, W, 3)). The one path to a verdict.
+        """Inspect decoded pictures (uint8 (H, W, 3) RGB, or (H, W) grey). The one path to a verdict.
 
         Args:
             leave_out: compare as if this support picture of ``class_name`` had not been enrolled (calibration).
@@ -465,7 +465,8 @@ class Inspector:
         Raises:
             PictureError, BankError: nothing was changed then.
         """
-        rgbs = picture.from_arrays(images, colour)
+        given = picture.from_arrays(images, colour)
+        rgbs = [picture.in_rgb(one) if one.ndim == 2 else one for one in given]  # one digest, however it is given
         supports = [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array") for rgb in rgbs]
         return self.enroll_encoded(name, supports, [self.encode_support(rgb) for rgb in rgbs])
 

@@ -32,6 +32,7 @@ READERS, AHEAD_BYTES = 4, 64 << 20
 size of the picture read last. So very large pictures are not read ahead."""
 
 RGB8 = NDArray[np.uint8]
+"""(H, W, 3) RGB; or (H, W) grey where a caller gave that: the same result for a third of the bytes to resize or to upload."""
 
 
 class Found(NamedTuple):
@@ -281,7 +282,7 @@ def _decode_deep(data: bytes, label: str | Path, bit_depth: int) -> RGB8:
             f"{label}: holds values up to {int(pixels.max())}, more than {bit_depth} bits; state a larger bit depth"
         )
     eight = np.right_shift(pixels.astype(np.uint16), bit_depth - 8).astype(np.uint8)
-    return _rgb(eight)
+    return in_rgb(eight)
 
 
 def from_arrays(images: Sequence[NDArray[np.uint8]], colour: str) -> list[RGB8]:
@@ -296,7 +297,7 @@ def from_arrays(images: Sequence[NDArray[np.uint8]], colour: str) -> list[RGB8]:
 
 
 def from_array(image: NDArray[np.uint8], colour: str) -> RGB8:
-    """Check a caller's array and bring it to RGB.
+    """Check a caller's array and bring it to RGB, or to (H, W) if it is grey.
 
     Args:
         image: uint8 (H, W, 3) in ``colour`` order, or (H, W) or (H, W, 1) grey.
@@ -318,11 +319,11 @@ def from_array(image: NDArray[np.uint8], colour: str) -> RGB8:
         raise PictureError(
             f"image: {image.shape[1]} x {image.shape[0]} is more than {MAX_PIXELS // 1_000_000} million pixels"
         )
-    return np.ascontiguousarray(image) if image.ndim == 3 and colour == "rgb" else _rgb(image)
+    return in_rgb(image) if image.ndim == 3 and colour == "bgr" else np.ascontiguousarray(image)
 
 
-def _rgb(pixels: NDArray[np.uint8]) -> RGB8:
-    """Of grey, BGR or BGRA. By OpenCV: numpy takes 50 times as long to turn a picture's channels around."""
+def in_rgb(pixels: NDArray[np.uint8]) -> RGB8:
+    """Grey (H, W), BGR or BGRA as (H, W, 3). By OpenCV: numpy takes 50 times as long to turn a picture's channels around."""
     import cv2
 
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]

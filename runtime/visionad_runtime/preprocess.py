@@ -41,9 +41,10 @@ def resize_square(image: Image.Image, side: int) -> NDArray[np.uint8]:
 
 
 def resize_crop(rgb: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) RGB of any size → uint8 (crop, crop, 3), bit-identical to Pillow's resize and centre crop."""
+    """uint8 (H, W, 3) RGB or (H, W) grey of any size → uint8 (crop, crop, 3), bit-identical to Pillow's resize and centre crop."""
     at = crop_offset(spec.resize, spec.crop)
-    return resize_square(Image.fromarray(rgb), spec.resize)[at : at + spec.crop, at : at + spec.crop]
+    cropped = resize_square(Image.fromarray(rgb), spec.resize)[at : at + spec.crop, at : at + spec.crop]
+    return np.broadcast_to(cropped[:, :, None], (*cropped.shape, 3)) if cropped.ndim == 2 else cropped
 
 
 def normalise(cropped: NDArray[np.uint8], spec: PreprocessSpec) -> F32:
@@ -55,7 +56,7 @@ def normalise(cropped: NDArray[np.uint8], spec: PreprocessSpec) -> F32:
 
 
 def prepare(rgb: NDArray[np.uint8], spec: PreprocessSpec) -> F32:
-    """The whole of section 1: uint8 (H, W, 3) RGB → float32 (3, crop, crop), normalised."""
+    """The whole of section 1: uint8 (H, W, 3) RGB, or (H, W) grey → float32 (3, crop, crop), normalised."""
     return normalise(resize_crop(rgb, spec), spec)
 
 

@@ -147,10 +147,7 @@ class Search:
             (self._used, 1), (queries.rows32, queries.rows16, queries.norms, self._used, dim, width), self._stream
         )
         yield "pack"
-        kernels["group_maxima"].launch(
-            (self._programs, 1),
-            (queries.rows16, self._order, self._jobs, self._items, self._count, self._maxima, width), self._stream,
-        )  # fmt: skip
+        self.first_pass()
         yield "group_maxima"
         kernels["rescore"].launch(
             (slots, 1),
@@ -161,6 +158,16 @@ class Search:
         )  # fmt: skip
         yield "rescore"
 
+    def first_pass(self) -> None:
+        """Enqueue ``group_maxima`` alone."""
+        self._kernels["group_maxima"].launch(
+            (self._programs, 1),
+            (
+                self._queries.rows16, self._order, self._jobs, self._items, self._count, self._maxima,
+                self._queries.width,
+            ), self._stream,
+        )  # fmt: skip
+
     def run(self) -> None:
         """Enqueue it: the first time as it is, then by its graph."""
         if self._graph is None:
@@ -170,6 +177,13 @@ class Search:
             self._graph = graph
         else:
             self._graph.launch(self._stream)
+
+    def deal(self, items: I32) -> None:
+        """Have the programs take the first pass's work in these pieces from now on."""
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
+        self._items, self._count = map(self._constant, (items, np.array([len(items)], np.int32)))
 
     def stages(self) -> dict[str, float]:
         """Milliseconds of each kernel, launched one by one."""

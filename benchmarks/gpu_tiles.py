@@ -4,6 +4,9 @@ Which tile a target is built with stands in ``TILES`` of ``export/visionad_expor
 second pass is run in ``variants``. Here the candidates are compiled (Triton is needed, nothing else), each must find what the built
 one finds, and whole searches are timed in turns within one process, by GPU time, as `gpu_search.py` does. A candidate that spills
 registers, or of which the assembler says that it will be slow, is told and not raced.
+
+The built tile's first pass is then raced alone, its work dealt to the programs in other ways (:func:`deals`): how much of its time
+is due to which programs read the same bank rows at once, and how much to memory at all.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, astuple
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gpu_opponents import CACHE, Contender, Ground, KernelSet, Rows, ours
+from gpu_opponents import CACHE, I32, Contender, Ground, KernelSet, Rows, ours
 from gpu_search import Size, draw, race
 from visionad_runtime.bench import box
 from visionad_runtime.cuda.device import Owner
@@ -50,6 +54,10 @@ SECOND = [
 SIZES = [Size(784, 500_000, 1024), Size(2352, 4704, 1024), Size(784, 500_000, 384), Size(2352, 4704, 384)]
 """Many rows, and three views of a picture against one shot; of ViT-L and of ViT-S."""
 BEYOND = max(tile.block_n for tile in CANDIDATES)
+RUNS = 64, 16, 4
+"""Tiles an item, where work is dealt otherwise than planned."""
+CACHED = "always the same rows"
+"""Not a search: every item reads the bank's first rows, so all but the first read them from the cache."""
 
 
 class Candidate(NamedTuple):
@@ -87,6 +95,51 @@ def candidates(device: Device, kernels: Kernels, modules: ExitStack, refused: di
         yield Candidate(name, tile, changes, records, made)
 
 
+def deals(items: I32, block_n: int) -> dict[str, I32]:
+    """Ways to deal the first pass's work of one job to the programs, the planned one first, by name.
+
+    As planned, the queries of one stretch of bank follow each other, so that programs side by side read it at about the same time;
+    apart, the stretches of one tile of queries do, so that as few as can be read the same rows at once.
+    """
+    job, _, _, rows = items.max(axis=0)
+    queries = np.unique(items[:, 1])
+
+    def runs(length: int) -> I32:
+        begin, query = np.meshgrid(np.arange(0, rows, length * block_n), queries, indexing="ij")
+        end = np.minimum(begin + length * block_n, rows)
+        return np.stack([np.full_like(begin, job), query, begin, end], axis=-1).reshape(-1, 4).astype(np.int32)
+
+    def apart(items: I32) -> I32:
+        return items[np.argsort(items[:, 1], kind="stable")]
+
+    ways = {"as planned": items, "as planned, apart": apart(items)}
+    for length in RUNS:
+        some = runs(length)
+        same = some.copy()
+        same[:, 2:] -= some[:, 2:3]
+        ways |= {f"{length} tiles": some, f"{length} tiles, apart": apart(some), f"{length} tiles, {CACHED}": same}
+    return ways
+
+
+def race_deals(
+    size: Size, ground: Ground, kernels: KernelSet, bank: Rows, queries: Rows, seconds: float
+) -> tuple[dict[str, float], list[str]]:
+    """Median of the first pass dealt in each way, and with which ways the search finds other rows."""
+    work = [(bank.view(0, size.rows), np.arange(size.queries, dtype=np.int32))]
+    with ExitStack() as searches:
+        first, search = searches.enter_context(ours(ground, queries, work, "planned", kernels))
+        raced, others = list[Contender](), list[str]()
+        for way, items in deals(search.plan.items, kernels["group_maxima"].constants["BLOCK_N"]).items():
+            one, search = searches.enter_context(ours(ground, queries, work, way, kernels))
+            search.deal(items)
+            if CACHED not in way:
+                search.run()
+                ground.stream.synchronize()
+                others += [way] if differ(first, one) else []
+            raced.append(Contender(way, "events", partial(ground.timed, search.first_pass)))
+        return {name: one["p50"] for name, one in race(raced, seconds).items()}, others
+
+
 def _told(changes: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {value}" for name, value in changes.items())
 
@@ -102,6 +155,7 @@ def measure(device: Device, sizes: Sequence[Size], seconds: float, cache: int) -
     refused: dict[str, str] = {}
     faults: list[str] = []
     wrong: set[str] = set()
+    dealt: dict[str, dict[str, float]] = {}
     with ExitStack() as stack:
         kernels = Kernels(device)
         stack.callback(kernels.close)
@@ -126,6 +180,11 @@ def measure(device: Device, sizes: Sequence[Size], seconds: float, cache: int) -
                     wrong |= set(other)
                     for name, p50 in found.items():
                         times[name][str(size)] = p50
+                    if size.rows >= RUNS[0] * entries[0].tile.block_n:
+                        dealt[str(size)], other = race_deals(
+                            size, ground, raced[entries[0].name], bank, queries, seconds
+                        )
+                        faults += [f"{size}: {way} finds other rows" for way in other]
         return {
             "environment": box.environment(),
             "gpu": device.name,
@@ -138,6 +197,7 @@ def measure(device: Device, sizes: Sequence[Size], seconds: float, cache: int) -
                 | {name: {key: record[key] for key in LIMITS} for name, record in one.records.items()}
                 for one in entries
             ],
+            "first_pass_dealt_p50_ms": dealt,
             "refused": refused,
             "faults": faults,
         }
@@ -171,6 +231,8 @@ def told(report: Mapping[str, Any]) -> list[str]:
         registers, shared, fit = ([one[kernel][key] for kernel in PASSES] for key in LIMITS)
         both = f"{registers[0]:>6} {registers[1]:>3}{max(shared):>8}{fit[0]:>3} {fit[1]:>2}"
         lines.append(f"{name:<36}{both}{ms}{note}{' best' if name == report['best'] else ''}")
+    for size, ways in report["first_pass_dealt_p50_ms"].items():
+        lines += [f"first pass at {size}, dealt {way}: {ms:.4g} ms" for way, ms in ways.items()]
     return lines + [f"not raced: {name}: {why}" for name, why in report["refused"].items()]
 
 

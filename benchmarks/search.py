@@ -24,7 +24,7 @@ import numpy as np
 CHOOSERS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 OURS, PEERS = ("float32", "int8"), ("numpy", "numpy_tiled", "faiss")
 SETTLE = 0.3
-"""Seconds between measurements: a peer's threads go on spinning for a while (OpenBLAS's longer than 0.1 s on a slow clock) and would
+"""Seconds between measurements: a peer's threads go on spinning for a while (OpenBLAS longer than 0.1 s on a slow clock) and would
 slow whatever comes next."""
 TILE = 8192
 

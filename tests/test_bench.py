@@ -31,6 +31,7 @@ from visionad_runtime.cli import run
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.kernels import choose_target, read_target
+from visionad_runtime.cuda.plan import BankView, plan_search
 from visionad_runtime.errors import ModelError, VisionADError
 
 TIMES = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=250)
@@ -775,6 +776,7 @@ def test_tiles_are_raced_and_held_against_the_built_one(
             found[:], found[-4:] = -9, 9
 
     monkeypatch.setattr(module, "compile_kernel", compiled)
+    monkeypatch.setattr(module, "RUNS", (2, 1))
     monkeypatch.setitem(FakeDevice.kernels, "group_maxima", first_pass)
     out = tmp_path / "tiles.json"
     sizes = ["--size", "300", "256", "64", "--size", "40", "50", "24", "--cache", "65536", "--each", "0.002"]
@@ -792,7 +794,29 @@ def test_tiles_are_raced_and_held_against_the_built_one(
     assert sum(1 for one in found["tiles"] if one["changes"]) == len(module.SECOND) - 3
     assert "PassManager::run failed" in told.out and "and much more" not in told.out
     assert ("finds other rows" in told.err) == wrong
+    assert set(found["first_pass_dealt_p50_ms"]) == {"300 x 256 x 64"}
+    assert told.out.count(", dealt ") == 2 + 3 * 2
     assert not Owner.of(0).run(lambda device: len(device._buffers))
+
+
+def test_work_dealt_otherwise_is_the_same_work() -> None:
+    pytest.importorskip("triton")
+    module = importlib.import_module("gpu_tiles")
+    rows, queries, block = 100_000, 784, 256
+    planned = plan_search([(BankView(0, 0, rows, 0.0, 1.0), np.arange(queries, dtype=np.int32))], 128, block, 132).items
+    ways = module.deals(planned, block)
+    assert len(ways) == 2 + 3 * len(module.RUNS) and ways["as planned"] is planned
+    for way, items in ways.items():
+        assert items.dtype == np.int32 and items.flags.c_contiguous
+        read = np.zeros((queries // 128 + 1, rows // block + 1), int)
+        for _job, query, begin, end in items.tolist():
+            read[query // 128, begin // block : -(-end // block)] += 1
+        if module.CACHED in way:
+            assert not items[:, 2].any() and read.sum() == read.size
+        else:
+            assert (read == 1).all()
+        if way.endswith("apart"):
+            assert (np.diff(items[:, 1]) >= 0).all()
 
 
 def shared_rows(shared: Any) -> Any:

@@ -68,14 +68,18 @@ SHAPES = st.one_of(
     resize=st.integers(8, 72),
     margin=st.integers(0, 10),
     kind=st.sampled_from(["noise", "black and white", "white", "ramp"]),
+    strip=st.sampled_from([1, 50, 1000, preprocess.STRIP_PIXELS]),
+    threads=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_resize_is_the_integer_oracle_and_pillow(
-    shape: tuple[int, int], resize: int, margin: int, kind: str, seed: int
+    shape: tuple[int, int], resize: int, margin: int, kind: str, strip: int, threads: int, seed: int
 ) -> None:
     crop = resize - 2 * min(margin, (resize - 8) // 2)
     rgb = pixels_of(*shape, kind, seed)
-    found = preprocess.resize_crop(rgb, spec_of(resize, crop))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preprocess, "STRIP_PIXELS", strip)
+        found = preprocess.resize_crop(rgb, spec_of(resize, crop), threads)
     at = (resize - crop) // 2
     assert found.dtype == np.uint8 and found.shape == (crop, crop, 3)
     np.testing.assert_array_equal(found, pillow_bilinear(rgb, resize)[at : at + crop, at : at + crop])
@@ -107,7 +111,15 @@ def test_resize_at_the_methods_own_sizes(height: int, width: int, resize: int, c
 def test_resize_of_a_very_large_picture_is_pillows() -> None:
     rgb = np.tile(pixels_of(500, 400), (8, 15, 1))
     assert rgb.shape == (4000, 6000, 3)
-    np.testing.assert_array_equal(preprocess.resize_crop(rgb, spec_of(448, 392)), by_pillow(rgb, 448, 392))
+    np.testing.assert_array_equal(preprocess.resize_crop(rgb, spec_of(448, 392), 2), by_pillow(rgb, 448, 392))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (90, 120), (1200, 900)])
+def test_grey_is_what_three_equal_channels_are(height: int, width: int) -> None:
+    grey = np.ascontiguousarray(pixels_of(height, width)[:, :, 0])
+    spec = spec_of(448, 392)
+    thrice = preprocess.prepare(np.repeat(grey[:, :, None], 3, axis=2), spec)
+    np.testing.assert_array_equal(preprocess.prepare(grey, spec, 2), thrice)
 
 
 def test_resize_takes_any_memory_layout_and_leaves_the_picture_alone() -> None:

@@ -23,6 +23,7 @@ from .maps import TOP_SHARE, fuse, top_mean, upsample
 from .preprocess import bank_blocks, prepare, query_views, support_encodings
 from .rarity import rarity
 from .search import nearest
+from .workers import cores
 
 if TYPE_CHECKING:
     from .cuda.interface import DeviceEngine
@@ -127,7 +128,8 @@ class HostChain:
     ) -> list[Matched]:
         """See :class:`Chain`."""
         clock = Clock()
-        images = np.stack([query_views(prepare(rgb, self._identity.preprocess), views) for rgb in rgbs])
+        spec, threads = self._identity.preprocess, self._threads or cores()
+        images = np.stack([query_views(prepare(rgb, spec, threads), views) for rgb in rgbs])
         clock.lap("preprocess")
         tokens: Tokens = self._engine.encode(images.reshape(-1, *images.shape[2:]), class_token=class_token)
         clock.lap("engine")

@@ -129,7 +129,7 @@ class Inspector:
         self.bank = bank
         self.views: tuple[ViewName, ...] = tuple(views)
         self.chain: Chain = open_chain(engine, manifest, self.views, golden, threads, keep_alive)
-        self._readers = threads or cores()
+        self._threads = threads or cores()
         self._kept: Snapshot | None = None
         self._router: tuple[Snapshot, Router] | None = None
         self._keeping = threading.Lock()
@@ -417,7 +417,7 @@ class Inspector:
         if batch < 1:
             raise VisionADError(f"batch {batch}: wanted 1 picture or more")
         self.enrolled(class_name)
-        with closing(picture.read_all(picture.as_paths(paths), bit_depth, self._readers)) as files:
+        with closing(picture.read_all(picture.as_paths(paths), bit_depth, self._threads)) as files:
             while chunk := list(itertools.islice(files, batch)):
                 readable = [one.rgb for one in chunk if one.rgb is not None]
                 results = iter(self.trace_batch(readable, class_name, leave_out, trace))
@@ -434,7 +434,7 @@ class Inspector:
     def encode_support(self, rgb: picture.RGB8) -> Tokens:
         """All unique encodings of one good picture: ``patch`` (B, P, D) and ``cls`` (B, Dc), blocks in the bank's order."""
         blocks = self._opened().manifest.blocks
-        return self.encode(support_encodings(prepare(rgb, self.manifest.identity.preprocess), blocks))
+        return self.encode(support_encodings(prepare(rgb, self.manifest.identity.preprocess, self._threads), blocks))
 
     def _opened(self) -> Bank:
         if self.bank is None:

@@ -112,7 +112,7 @@ def save_overlay(path: Path, rgb: Rgb, result: Result) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        Image.fromarray(drawn).save(file, "PNG")
+        Image.fromarray(drawn).save(file, "PNG", compress_level=2)  # a quarter of the usual time, a tenth more bytes
 
 
 def sheet(tiles: Sequence[Rgb], columns: int, title: str) -> Rgb:

@@ -207,9 +207,8 @@ def test_a_mixed_batch_is_the_numpy_path(line: Callable[..., Line], seed: int, c
         banks = [(BOLT, GEAR, BOLT, NUT), (NUT, NUT, NUT, NUT), (GEAR, BOLT, NUT, GEAR)][turn]
         encoded = one.chain.encode(rgbs, VIEWS)
         for rgb, cls in zip(rgbs, encoded.cls, strict=True):
-            if rgb.ndim == 3:
-                images = preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS)
-                np.testing.assert_array_equal(cls, [encode_row(i)[1] for i in images])
+            images = preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS)
+            np.testing.assert_array_equal(cls, [encode_row(i)[1] for i in images])
         for rgb, bank, found in zip(rgbs, banks, one.chain.match(encoded, banks), strict=True):
             check(found, expected(rgb, bank))
 

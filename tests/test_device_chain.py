@@ -128,6 +128,7 @@ def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> 
     assert on_gpu.engine.details["chain"].startswith("on the GPU")
     pictures = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(4)]
     pictures.append(np.repeat(np.repeat(part(4), 12, axis=0), 16, axis=1))  # 1152 x 2048: room is made for it
+    pictures.append(part(6)[:, :, 0])  # grey
     wanted = on_cpu.inspect_batch(pictures)
     found = on_gpu.inspect_batch(pictures)  # one picture a call: split
     for one, right in zip(found, wanted, strict=True):

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     """All parts of one model on one backend."""
-    pictures = [render("gear", seed, size=args.side)[0] for seed in range(4)]
+    pictures = [in_bgr(render("gear", seed, size=args.side)[0]) for seed in range(4)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
@@ -93,7 +93,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
             )
 
         inspector = stack.enter_context(opened(None))
-        inspector.enroll(CLASS, pictures[:1], colour="rgb")
+        inspector.enroll(CLASS, pictures[:1])
         line = Line(inspector, pictures[1:])
         seconds = {part: share * args.seconds for part, share in SHARES.items()}
         gpu_used = _meter(inspector, stack.enter_context(box.open_nvml()))
@@ -135,7 +135,7 @@ class Line:
     def inspect(self, number: int) -> Mapping[str, float]:
         """The picture of this number. Milliseconds by stage."""
         picture = self.pictures[number % len(self.pictures)]
-        return self.inspector.inspect(picture, class_name=CLASS, colour="rgb").timings
+        return self.inspector.inspect(picture, class_name=CLASS).timings
 
     def calls(
         self, threads: int, go_on: Callable[[int], bool], note: Callable[[Mapping[str, float]], None] = lambda _: None
@@ -183,21 +183,27 @@ def one_size(inspector: Inspector, folder: Path, rgb: U8, seconds: float) -> dic
     height, width = rgb.shape[:2]
     jpg, png = (folder / f"{height}x{width}.{kind}" for kind in ("jpg", "png"))
     for path in (jpg, png):
-        cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+        cv2.imwrite(str(path), in_bgr(rgb))
     spec, views = inspector.manifest.identity.preprocess, inspector.views
     stages: list[Mapping[str, float]] = []
+    image = in_bgr(rgb)
     steps: dict[str, Callable[[], object]] = {
         "decode jpg": lambda: picture.load(jpg),
         "decode png": lambda: picture.load(png),
         "OpenCV": lambda: preprocess.query_views(by_opencv(rgb, spec), views),
         "host": lambda: preprocess.query_views(preprocess.prepare(rgb, spec), views),
-        "inspect": lambda: stages.append(inspector.inspect(rgb, class_name=CLASS, colour="rgb").timings),
+        "inspect": lambda: stages.append(inspector.inspect(image, class_name=CLASS).timings),
     }
     times = {name: _median(step, seconds / len(steps)) for name, step in steps.items()}
     chain = {
         s: round(statistics.median(t[s] for t in stages[1:]), 4) for s in ("upload", "preprocess") if s in stages[0]
     }
     return {"height": height, "width": width, **times, "chain": chain}
+
+
+def in_bgr(rgb: U8) -> U8:
+    """As OpenCV and most cameras deliver it."""
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)  # type: ignore[return-value]
 
 
 def by_opencv(rgb: U8, spec: PreprocessSpec) -> NDArray[np.float32]:

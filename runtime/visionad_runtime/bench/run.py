@@ -50,7 +50,7 @@ class Settings:
 
 
 class Pictures(NamedTuple):
-    """The files of the run in order, the pixels of each, uint8 (H, W, 3) RGB, its views, float32 (V, 3, crop, crop), as the engine
+    """The files of the run in order, the pixels of each, uint8 (H, W, 3) BGR, its views, float32 (V, 3, crop, crop), as the engine
     gets them, and the classes that they were found to be of."""
 
     paths: list[Path]
@@ -157,7 +157,7 @@ def _prepare(inspector: Inspector, paths: list[Path], class_name: str | None) ->
         if pictures.paths and held > MOST_BYTES:
             break
         pictures.paths.append(one.path)
-        pictures.pixels.append(one.rgb)
+        pictures.pixels.append(np.ascontiguousarray(one.rgb[:, :, ::-1]))
         pictures.views.append(one.trace.views)
         pictures.classes.append(one.result.class_name)
     return pictures
@@ -282,11 +282,11 @@ class _Run:
     def _from_pixels(
         self, inspector: Inspector, batch: int, laps: list[Mapping[str, float]]
     ) -> Callable[[int], object]:
-        """From decoded pictures, as a camera delivers them, to results: the call that a line's own program makes."""
+        """From decoded pictures in BGR, as OpenCV delivers them, to results: the call that a line's own program makes."""
 
         def call(number: int) -> None:
-            rgbs = self.pictures.decoded(number, batch)
-            results = inspector.inspect_batch(rgbs, class_name=self.settings.class_name, colour="rgb")
+            images = self.pictures.decoded(number, batch)
+            results = inspector.inspect_batch(images, class_name=self.settings.class_name)
             laps.extend(result.timings for result in results)
 
         return call

@@ -402,8 +402,7 @@ def test_a_run_without_bank_or_pictures(report: dict[str, Any]) -> None:
         assert at["pictures_per_s"] > 0
     stages = ["preprocess", "engine", "route", "search", "map", "verdict", "total"]
     assert list(entry["stages"]) == ["whole", "pixels"]
-    assert list(entry["stages"]["whole"]) == ["decode", *stages]
-    assert list(entry["stages"]["pixels"]) == ["convert", *stages]
+    assert list(entry["stages"]["whole"]) == ["decode", *stages] and list(entry["stages"]["pixels"]) == stages
     assert all(stage["calls"] == 3 for way in entry["stages"].values() for stage in way.values())
     assert entry["cold_start"]["first_verdict_s"] > 0 and entry["cold_start"]["starts"] == 1
     assert entry["cold_start"]["gpu_memory_mb"] is None and entry["energy"]["joules_per_picture"] is None

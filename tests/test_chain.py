@@ -203,7 +203,7 @@ def test_a_mixed_batch_is_the_numpy_path(line: Callable[..., Line], seed: int, c
     shapes = [(30, 40), (64, 96), (1, 1), (17, 5)]
     for turn in range(3):  # first as it is, then by graph, then with other pictures and classes in the same graph
         rgbs = [picture(10 * turn + i, *shapes[(i + turn) % 4]) for i in range(4)]
-        rgbs[1] = rgbs[1][:, :, 0]
+        rgbs[1], rgbs[2] = rgbs[1][:, :, 0], rgbs[2][:, :, ::-1]  # grey, and as BGR is seen
         banks = [(BOLT, GEAR, BOLT, NUT), (NUT, NUT, NUT, NUT), (GEAR, BOLT, NUT, GEAR)][turn]
         encoded = one.chain.encode(rgbs, VIEWS)
         for rgb, cls in zip(rgbs, encoded.cls, strict=True):
@@ -289,7 +289,8 @@ def test_large_pictures_are_copied_by_several_threads(
     one = line()
     for turn, (height, width) in enumerate([(64, 96), (64, 1), (1, 96), (37, 61), (64, 96)]):
         rgbs = [picture(turn, height, width), picture(50 + turn, height, width)[:, :, 0]]
-        for rgb, found in zip(rgbs, one.inspect(rgbs, [BOLT, NUT]), strict=True):
+        rgbs.append(picture(90 + turn, height, width)[:, :, ::-1])
+        for rgb, found in zip(rgbs, one.inspect(rgbs, [BOLT, NUT, BOLT]), strict=True):
             check(found, expected(rgb, BOLT if rgb.ndim == 3 else NUT))
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from visionad_runtime import picture
 from visionad_runtime.errors import PictureError, VisionADError
-from visionad_runtime.picture import decode, find_pictures, from_array, load, read_bytes
+from visionad_runtime.picture import copy_pixels, decode, find_pictures, from_array, load, read_bytes
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -489,8 +489,11 @@ def test_a_folder_without_pictures_is_an_error(names: tuple[str, ...], tmp_path:
 def test_arrays_that_are_taken(image: U8, colour: str, wanted: U8, note: str) -> None:
     before = image.copy()
     found = from_array(image, colour)
-    assert found.dtype == np.uint8 and found.flags.c_contiguous
+    assert found.dtype == np.uint8 and np.shares_memory(found, image)
     np.testing.assert_array_equal(found, wanted, note)
+    copied = np.empty(found.shape, np.uint8)
+    copy_pixels(copied, found)
+    np.testing.assert_array_equal(copied, wanted, note)
     np.testing.assert_array_equal(image, before)
 
 

@@ -252,11 +252,8 @@ class Inspector:
         self, images: Sequence[NDArray[np.uint8]], *, class_name: str | None = None, colour: str = "bgr"
     ) -> list[Result]:
         """:meth:`inspect` for several pictures at once. Each result is what the picture alone would give."""
-        clock = Clock()
         rgbs = picture.from_arrays(images, colour)
-        clock.lap("convert")
-        results = (result for result, _ in self.trace_batch(rgbs, class_name, trace=False))
-        return [_begun(result, "convert", clock.laps["convert"] / len(rgbs)) for result in results]
+        return [r for r, _ in self.trace_batch(rgbs, class_name, trace=False)]
 
     def trace_batch(
         self,
@@ -429,7 +426,8 @@ class Inspector:
                         yield FileResult(path, None, None, None, error)
                         continue
                     result, stages = next(results)
-                    yield FileResult(path, rgb, _begun(result, "decode", decode_ms), stages, None)
+                    timings = {"decode": decode_ms, **result.timings, "total": result.timings["total"] + decode_ms}
+                    yield FileResult(path, rgb, replace(result, timings=timings), stages, None)
 
     # -- enrol --------------------------------------------------------------------------------------------------------
 
@@ -510,12 +508,6 @@ class Inspector:
             features = np.stack([t.patch for t in encoded], axis=1)
             class_tokens = np.stack([t.cls for t in encoded if t.cls is not None], axis=1)
             return bank.add(name, supports, features, class_tokens)
-
-
-def _begun(result: Result, stage: str, ms: float) -> Result:
-    """With a stage before the chain's."""
-    timings = {stage: ms, **result.timings, "total": result.timings["total"] + ms}
-    return replace(result, timings=timings)
 
 
 def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[SupportImage]:

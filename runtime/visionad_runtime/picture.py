@@ -32,7 +32,8 @@ READERS, AHEAD_BYTES = 4, 64 << 20
 size of the picture read last. So very large pictures are not read ahead."""
 
 RGB8 = NDArray[np.uint8]
-"""(H, W, 3) RGB; or (H, W) grey where a caller gave that: the same result for a third of the bytes to resize or to upload."""
+"""(H, W, 3) RGB; or (H, W) grey where a caller gave that: the same result for a third of the bytes to resize or to upload. Of a
+caller's array it is a view, whose pixels are brought in order by :func:`copy_pixels` where they are needed."""
 
 
 class Found(NamedTuple):
@@ -297,7 +298,7 @@ def from_arrays(images: Sequence[NDArray[np.uint8]], colour: str) -> list[RGB8]:
 
 
 def from_array(image: NDArray[np.uint8], colour: str) -> RGB8:
-    """Check a caller's array and bring it to RGB, or to (H, W) if it is grey.
+    """Check a caller's array and see it as RGB, or as (H, W) if it is grey. Nothing is copied.
 
     Args:
         image: uint8 (H, W, 3) in ``colour`` order, or (H, W) or (H, W, 1) grey.
@@ -319,11 +320,22 @@ def from_array(image: NDArray[np.uint8], colour: str) -> RGB8:
         raise PictureError(
             f"image: {image.shape[1]} x {image.shape[0]} is more than {MAX_PIXELS // 1_000_000} million pixels"
         )
-    return in_rgb(image) if image.ndim == 3 and colour == "bgr" else np.ascontiguousarray(image)
+    return image[:, :, ::-1] if image.ndim == 3 and colour == "bgr" else image
+
+
+def copy_pixels(to: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
+    """Copy (some rows of) a picture to C-contiguous memory. Where channels are turned around, as BGR's are, by OpenCV: numpy takes
+    50 times as long."""
+    if pixels.ndim == 3 and pixels.strides[2] == -1:
+        import cv2
+
+        cv2.cvtColor(pixels[:, :, ::-1], cv2.COLOR_BGR2RGB, dst=to)
+    else:
+        np.copyto(to, pixels)
 
 
 def in_rgb(pixels: NDArray[np.uint8]) -> RGB8:
-    """Grey (H, W), BGR or BGRA as (H, W, 3). By OpenCV: numpy takes 50 times as long to turn a picture's channels around."""
+    """Grey (H, W), BGR or BGRA as (H, W, 3)."""
     import cv2
 
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .artefacts import PreprocessSpec, ViewName
+from .picture import copy_pixels
 from .workers import spread
 
 F32 = NDArray[np.float32]
@@ -54,7 +55,10 @@ def resize_crop(rgb: NDArray[np.uint8], spec: PreprocessSpec, threads: int = 1) 
     across = np.empty((height, spec.crop, *rgb.shape[2:]), np.uint8)
 
     def strip(rows: slice) -> None:
-        image = Image.fromarray(rgb[rows])
+        pixels = rgb[rows]
+        if not pixels.flags.c_contiguous:
+            copy_pixels(pixels := np.empty(pixels.shape, np.uint8), rgb[rows])
+        image = Image.fromarray(pixels)
         across[rows] = np.asarray(image.resize((side, image.height), Image.Resampling.BILINEAR))[:, at : at + spec.crop]
 
     step = -(-height // max(1, min(height, height * rgb.shape[1] // STRIP_PIXELS)))

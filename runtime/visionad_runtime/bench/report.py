@@ -45,7 +45,7 @@ def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
         f"  {'ms, batch ' + str(batch):<26} {'from the file':<40}from pixels, decoded beforehand",
         f"  {'':<26} {columns} {columns}",
     ]
-    for stage in dict.fromkeys(("decode", "convert", *stages["whole"])):
+    for stage in stages["whole"]:
         if stage != "total":
             cells = (_cells(stages[way].get(stage)) for way in ("whole", "pixels"))
             lines.append(f"  {stage:<26} {' '.join(cells)}".rstrip())

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..artefacts import FeatureIdentity, PreprocessSpec, ViewName
 from ..errors import VisionADError
 from ..maps import MAP_SIZE, TOP_SHARE, top_pixels
+from ..picture import copy_pixels
 from ..preprocess import view_blocks
 from ..rarity import FLOOR
 from ..search import BROKEN_TOKENS, NO_ROWS
@@ -627,7 +628,7 @@ class _Layout:
 
 def _copy_rows(to: NDArray[np.uint8], source: NDArray[np.uint8], step: int, end: int, start: int) -> None:
     stop = min(start + step, end)
-    np.copyto(to[start:stop], source[start:stop])
+    copy_pixels(to[start:stop], source[start:stop])
 
 
 @dataclass(frozen=True)
@@ -723,7 +724,7 @@ class _Camera:
             step = max(1, COPY // line)
             workers = min(COPIERS, cores(), (end - first) // step)
             if workers < 2:
-                np.copyto(picture[first:end], rgb[first:end])
+                copy_pixels(picture[first:end], rgb[first:end])
             else:
                 starts = range(first, end, step)
                 spread(partial(_copy_rows, picture, rgb, step, end), starts, workers)

@@ -20,6 +20,16 @@ def test_every_piece_is_worked_once(count: int, threads: int) -> None:
     assert sorted(done) == list(range(count))
 
 
+def test_one_piece_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise AssertionError("a thread was woken")
+
+    monkeypatch.setattr(workers, "_crew", none)
+    done: list[int] = []
+    workers.spread(done.append, iter([3]), 7)
+    assert done == [3]
+
+
 def test_other_threads_do_take_part() -> None:
     seen, both = set[int](), threading.Barrier(2, timeout=30)
 

@@ -26,9 +26,10 @@ def cores() -> int:
 def spread(work: Callable[[T], None], pieces: Iterable[T], workers: int) -> None:
     """Call ``work`` with each of ``pieces``, in this thread and up to ``workers - 1`` others; return when all are done.
 
-    Each thread takes the next piece whenever it is free, so a thread that wakes up late does not delay the others. With ``workers``
-    = 1 this thread does all of it. What ``work`` raises is raised here.
+    Each thread takes the next piece whenever it is free, so a thread that wakes up late does not delay the others. With one
+    worker, or one piece, this thread does all of it. What ``work`` raises is raised here.
     """
+    pieces = list(pieces)
     waiting, lock = iter(pieces), threading.Lock()
 
     def take() -> None:
@@ -39,12 +40,13 @@ def spread(work: Callable[[T], None], pieces: Iterable[T], workers: int) -> None
                 return
             work(piece)  # type: ignore[arg-type]
 
-    if workers == 1:
+    more = min(workers, len(pieces)) - 1
+    if more < 1:
         take()
         return
     crew = _crew()
     crew.keep_off_this_core()
-    others = [crew.pool.submit(take) for _ in range(min(workers - 1, crew.size))]
+    others = [crew.pool.submit(take) for _ in range(min(more, crew.size))]
     try:
         take()
     finally:  # what has begun works on the caller's arrays

@@ -483,6 +483,10 @@ def test_a_folder_without_pictures_is_an_error(names: tuple[str, ...], tmp_path:
         (RGB[::2, ::-1], "bgr", RGB[::2, ::-1, ::-1], "a view with strides"),
         (np.asfortranarray(RGB), "rgb", RGB, "columns first"),
         (RGB[:1, :1], "rgb", RGB[:1, :1], "one pixel"),
+        (RGB[:1, :1], "bgr", RGB[:1, :1, ::-1], "one pixel of BGR"),
+        (RGB[:1], "bgr", RGB[:1, :, ::-1], "a row of BGR"),
+        (RGB[:, 2:3], "bgr", RGB[:, 2:3, ::-1], "a column of a BGR picture"),
+        (RGB[:, :, ::-1], "rgb", RGB[:, :, ::-1], "BGR that the caller turned around"),
         (RGB[:3, :3, 0], "bgr", RGB[:3, :3, 0], "3 × 3 grey is no row of colours"),
     ],
 )

@@ -91,6 +91,7 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
     providers = _providers(problems)
     gpus = gpu_names()
     backends = _backends(providers, gpu_here())
+    searches = _search(problems)
     report: dict[str, Any] = {
         "visionad": package_version("visionad"),
         "python": sys.version.split()[0],
@@ -107,6 +108,7 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
         "onnxruntime_providers": providers,
         "backends": backends,
         "chosen": _choice(backends, model),
+        "search": searches,
         "tested_with": {k: list(v) for k, v in TESTED.items()},
         "not_run_on_a_gpu": NOT_RUN,
         "untested": _untested(versions),
@@ -128,6 +130,12 @@ def format_report(report: dict[str, Any]) -> str:
         f"Backend  {report['chosen'] or 'NONE'} (ONNX Runtime offers {', '.join(report['onnxruntime_providers']) or 'nothing'})"
     )
     lines += [f"    {name:<26} {'runs' if b['runs'] else 'no'}: {b['why']}" for name, b in report["backends"].items()]
+    code = (
+        f"machine code {report['search']}"
+        if report["search"]
+        else "NumPy, two to three times slower: no machine code runs here"
+    )
+    lines.append(f"Search   {code}")
     for name, version in report["packages"].items():
         mark = "?" if name in report["untested"] else " "
         lines.append(f"  {mark} {name:<34} {version or '-'}")
@@ -156,6 +164,18 @@ def _self_test(model: Path, problems: list[str]) -> str:
         problems.append(str(exc))
         return "self-test failed"
     return f"self-test passed on {engine.name}, within these of the reference: {engine.details['self-test']}"
+
+
+def _search(problems: list[str]) -> str | None:
+    """Name of the machine code that searches on this CPU."""
+    try:
+        from .search import machine_code
+
+        library, unfit = machine_code()
+    except ImportError:  # a problem by itself, named above
+        return None
+    problems.extend(unfit)
+    return library.name if library else None
 
 
 def _choice(backends: dict[str, dict[str, Any]], model: Path | None) -> str | None:

@@ -1,22 +1,25 @@
 """Exact nearest-neighbour search in a memory bank, on the CPU.
 
-Every search has two passes. The first goes over the bank tile by tile, in arithmetic that is fast and errs by no more than
-a known bound, and keeps the rows that the bound does not rule out. The second scores those in float64, one pair at a time
-and always in the same order. So the rows found are the nearest by float64 score, ties to the lowest row, whatever the
-tiles, the threads, the other queries or the CPU's kernels were.
+Every search has two passes. The first is in arithmetic that is fast and errs by no more than a known bound, and keeps the rows that
+the bound does not rule out. The second scores those in float64, one pair at a time and always in the same order. So the rows found
+are the nearest by float64 score, ties to the lowest row, whatever the tiles, the threads, the other queries or the CPU's
+instructions were.
+
+Float32 banks are searched by machine code that does both passes at once (``cpu/``), or, on a CPU for which there is none, by NumPy.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import cpu
 from .errors import VisionADError
-from .products import scores_float32, scores_int8, zero_point
+from .products import scores_int8, zero_point
 from .workers import cores, spread
 
 F32 = NDArray[np.float32]
@@ -24,20 +27,21 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 TILE_ROWS = 4096
-"""Most bank rows per tile. 784 x 4096 float32 scores (12 MiB a thread) stay in the last cache until their maximum is found, and a
-1-shot bank is one or two tiles, so that what is done once a tile costs little."""
+"""Bank rows that NumPy scores at a time: 784 x 4096 float32 scores are 12 MiB."""
 CODE_ROWS = 1024
 """Bank rows per tile of an :class:`Int8Bank`, whatever the number of threads that will share them."""
 BLOCK_QUERIES = 1024
-"""Queries per sweep over the bank, so that memory does not grow with them."""
-PAIRS = 128
-"""Pairs scored at a time in float64, which then stay in cache."""
+"""Queries per sweep over the tiles, so that memory does not grow with them."""
+PAIRS = 512
+"""Pairs that NumPy scores at a time in float64, which then stay in cache."""
 FEW = 1 / 64
-"""A larger part of a tile costs more pair by pair than by a float32 product with the whole tile."""
+"""A larger part of a tile of codes costs more pair by pair than by a float32 search of the whole tile."""
 MANY = 8
 """More than this times k candidates per query of a tile are thinned before they are kept."""
-INT8_ROWS, INT8_ROWS_7_BITS = 16384, 131072
-"""Bank rows from which an int8 first pass is the faster one, with queries' codes of 8 bits and of 7."""
+PARTS = 8
+"""Partial sums of a float64 score (``exact`` of ``search.c``)."""
+INT8_ROWS = 16384
+"""Bank rows from which an int8 first pass is the faster one, on a CPU that has instructions for it."""
 SMALL_WORK = 4e6
 """Multiplications that are not worth another thread (about 0.05 ms)."""
 
@@ -51,9 +55,9 @@ class Neighbours(NamedTuple):
 
 
 def worth_coding(rows: int) -> bool:
-    """Whether a bank of that many rows is searched faster as an :class:`Int8Bank` on this CPU (``benchmarks/search.py``): from 16 k
-    rows on where it adds up products of bytes in 32 bits (VNNI and its like), else from where memory is the limit."""
-    return rows >= INT8_ROWS and (rows >= INT8_ROWS_7_BITS or zero_point() == 128)
+    """Whether a bank of that many rows is searched faster as an :class:`Int8Bank` on this CPU (``benchmarks/search.py``): one that
+    adds up products of bytes in 32 bits (VNNI and its like), from 16 k rows on."""
+    return rows >= INT8_ROWS and zero_point() == 128
 
 
 class Int8Bank:
@@ -74,7 +78,7 @@ class Int8Bank:
             raise VisionADError(f"search: wanted float32 (N, D) bank rows, found {rows.dtype} {rows.shape}")
         if not len(rows):
             raise VisionADError(NO_ROWS)
-        self.rows = rows
+        self.rows = _plain(rows)
         # What all rows share needs no bits: tokens of one class have a large common part, outlying dimensions above all.
         sums = sum(rows[s:e].sum(axis=0, dtype=np.float64) for s, e in _tiles(len(rows), CODE_ROWS))
         self.centre = (np.asarray(sums) / len(rows)).astype(np.float32)
@@ -115,7 +119,7 @@ class _Codes(NamedTuple):
 def nearest(queries: F32, bank: F32 | Int8Bank, k: int = 1, *, threads: int | None = None) -> Neighbours:
     """The ``k`` bank rows of smallest cosine distance ``1 - cos(q, row)`` of each query (method, section 4).
 
-    The score matrix is never held beyond one tile a thread.
+    The score matrix is never held: not at all for a float32 bank, one tile a thread for an int8 one.
 
     Args:
         queries: float32 (Q, D), unit rows.
@@ -127,18 +131,15 @@ def nearest(queries: F32, bank: F32 | Int8Bank, k: int = 1, *, threads: int | No
     """
     rows = bank.rows if isinstance(bank, Int8Bank) else bank
     _check(queries, rows, k)
+    queries = _plain(queries)
     workers = max(1, threads if threads is not None else cores())
     workers = int(min(workers, max(1, queries.size * len(rows) / SMALL_WORK)))
-    one_tile = isinstance(bank, np.ndarray) and len(bank) <= TILE_ROWS
-    # Threads share the queries of a bank that is one tile, and the tiles of a larger one.
-    share = -(-len(queries) // workers) if one_tile else BLOCK_QUERIES
-    score, row = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
-
-    def block(part: tuple[int, int]) -> None:
-        own = np.require(queries[slice(*part)], requirements=["C", "A"])
-        score[slice(*part)], row[slice(*part)] = _search(own, bank, k, 1 if one_tile else workers)
-
-    spread(block, _tiles(len(queries), min(BLOCK_QUERIES, max(1, share))), workers if one_tile else 1)
+    if isinstance(bank, Int8Bank):
+        score, row = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+        for start, end in _tiles(len(queries), BLOCK_QUERIES):
+            score[start:end], row[start:end] = _search_codes(queries[start:end], bank, k, workers)
+    else:
+        score, row = _search(queries, rows, k, workers)
     shape = (len(queries),) if k == 1 else (len(queries), k)
     return Neighbours((1.0 - score).astype(np.float32).reshape(shape), row.reshape(shape))
 
@@ -169,119 +170,187 @@ def _check(queries: F32, rows: F32, k: int) -> None:
         raise VisionADError(f"search: wanted {k} neighbours, found {len(rows)} bank rows; k is 1 to {len(rows)}")
 
 
-def _tiles(count: int, most: int, share: int = 1) -> list[tuple[int, int]]:
-    """Equal ranges of at most ``most``, as many as ``share`` workers can divide evenly."""
+def _plain(rows: F32) -> F32:
+    """As machine code reads it: C-contiguous and aligned."""
+    return np.require(rows, requirements=["C", "A"])
+
+
+def _tiles(count: int, most: int) -> list[tuple[int, int]]:
+    """Equal ranges of at most ``most``."""
     parts = -(-count // most)
-    parts = min(-(-parts // share) * share, count)
     return [(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
 
 
+@functools.cache
+def machine_code() -> tuple[cpu.Library | None, tuple[str, ...]]:
+    """The machine code that searches on this CPU, none if NumPy does, and why better builds than that are not used.
+
+    A build is used only if it finds on this box what NumPy does: a compiler or a hypervisor may have got an instruction wrong.
+    """
+    unfit = []
+    for name in cpu.here():
+        try:
+            library = cpu.Library(name)
+        except VisionADError as exc:
+            unfit.append(f"search: {exc}")
+            continue
+        if _agrees(library):
+            return library, tuple(unfit)
+        unfit.append(
+            f"search: the build {name} gives other neighbours than NumPy on this box, so it is not used; please report it"
+        )
+    return None, tuple(unfit)
+
+
+def _agrees(library: cpu.Library) -> bool:
+    """Whether a build finds what NumPy finds among rows with repeats, near-ties and a width that is no multiple of anything."""
+    x = np.sin(np.arange(90 * 43, dtype=np.float64) ** 1.5).reshape(90, 43)
+    x[30:60] = x[:1] + 1e-7 * x[30:60]
+    x[60:] = x[20:50]
+    rows = (x / np.sqrt((x * x).sum(axis=1, keepdims=True))).astype(np.float32)
+    queries = np.concatenate([rows[::2], -rows[:5]])
+    for k in (1, 3):
+        found = library.nearest(queries, rows, k, _slack(43), 1)
+        score, row = _search_numpy(queries, rows, k)
+        if not (found.finite and np.array_equal(found.row, row) and np.array_equal(found.score, score)):
+            return False
+    return True
+
+
+def _search(queries: F32, rows: F32, k: int, workers: int) -> tuple[F64, I64]:
+    """Scores float64 (Q, k) and rows (Q, k), by machine code or NumPy."""
+    library = machine_code()[0]
+    if library is None:
+        return _search_numpy(queries, rows, k)
+    rows = _plain(rows)
+    found = library.nearest(queries, rows, k, _slack(rows.shape[1]), workers)
+    if not found.finite:
+        raise _not_finite(queries)
+    return found.score, found.row
+
+
+def _search_numpy(queries: F32, rows: F32, k: int) -> tuple[F64, I64]:
+    """The same without machine code."""
+    slack = 2 * _slack(rows.shape[1])
+    best = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+    floor = np.full(len(queries), -np.inf)  # float32 score of the k-th best row of a tile
+    for start, end in _tiles(len(rows), TILE_ROWS):
+        tile = _plain(rows[start:end])
+        scores = queries @ tile.T
+        if not np.isfinite(scores).all():
+            raise _not_finite(queries)
+        if k <= len(tile):
+            np.maximum(floor, np.partition(scores, -k, axis=1)[:, -k], out=floor)
+        query, row = _where(scores >= (floor - slack)[:, None])
+        if len(query) > MANY * k * len(queries):
+            early = _early(tile, k)[row]
+            query, row = query[early], row[early]
+        score = _exact_numpy(queries, tile, query, row)
+        best = _best(_joined([best, _Pairs(query, row + start, score)]), k)
+    return best.score.reshape(-1, k), best.row.reshape(-1, k)
+
+
+def _early(tile: F32, k: int) -> NDArray[np.bool_]:
+    """Of identical rows the first k: the others cannot be among the k nearest."""
+    same = tile.view(np.dtype((np.void, tile.itemsize * tile.shape[1]))).ravel()
+    groups = np.unique(same, return_inverse=True)[1]
+    order = np.argsort(groups, kind="stable")
+    early = np.empty(len(tile), bool)
+    early[order] = _first(groups[order], k)
+    return early
+
+
 class _Pairs(NamedTuple):
-    """Queries and rows that may be neighbours, with an upper bound of their scores."""
+    """Queries, rows, and the score of each pair or an upper bound of it."""
 
     query: I64
     row: I64
-    upper: F32 | F64
+    score: F64
 
 
 def _joined(parts: list[_Pairs]) -> _Pairs:
-    return parts[0] if len(parts) == 1 else _Pairs(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
+    return _Pairs(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
+
+
+def _best(pairs: _Pairs, k: int) -> _Pairs:
+    """Each query's k pairs of highest score, ties to the lowest row; by query, then score."""
+    order = np.lexsort((pairs.row, -pairs.score, pairs.query))
+    order = order[_first(pairs.query[order], k)]
+    return _Pairs(pairs.query[order], pairs.row[order], pairs.score[order])
+
+
+def _first(groups: I64, k: int) -> NDArray[np.bool_]:
+    """Which of sorted ``groups`` are among the first k of their kind."""
+    starts = np.searchsorted(groups, groups)
+    return np.arange(len(groups)) - starts < k
+
+
+def _where(mask: NDArray[np.bool_]) -> tuple[I64, I64]:
+    """``np.nonzero`` of a sparse (Q, N) mask, three times as fast."""
+    flat = np.flatnonzero(mask)
+    return flat // mask.shape[1], flat % mask.shape[1]
+
+
+def _exact(queries: F32, rows: F32, query: I64, row: I64) -> F64:
+    """Score of each pair: products in float64 (exact), added up in an order that depends on D alone."""
+    library = machine_code()[0]
+    exact = _exact_numpy if library is None else library.exact
+    return exact(queries, rows, np.ascontiguousarray(query), np.ascontiguousarray(row))
+
+
+def _exact_numpy(queries: F32, rows: F32, query: I64, row: I64) -> F64:
+    """The same sums as ``exact`` of ``search.c``, to the last bit."""
+    out, dim = np.empty(len(query)), rows.shape[1]
+    for i in range(0, len(query), PAIRS):
+        left, right = queries[query[i : i + PAIRS]], rows[row[i : i + PAIRS]]
+        products = left.astype(np.float64) * right
+        s = np.zeros((len(products), PARTS))
+        for d in range(0, dim, PARTS):
+            s[:, : dim - d] += products[:, d : d + PARTS]
+        s = s[:, :4] + s[:, 4:]
+        s = s[:, :2] + s[:, 2:]
+        out[i : i + PAIRS] = s[:, 0] + s[:, 1]
+    return out
 
 
 class _Floor:
-    """Per query, a lower bound of its k-th best score: what the best rows seen so far reach for certain."""
+    """Per query, the k-th best score so far."""
 
     def __init__(self, count: int, k: int) -> None:
-        self.k, self._best, self._lock = k, np.full((count, k), -np.inf), threading.Lock()
+        self._best, self._lock = np.full((count, k), -np.inf), threading.Lock()
 
-    def now(self, queries: I64 | slice = slice(None)) -> F64:
-        """The bounds (Q,)."""
-        with self._lock:  # of a row read half before and half after a change, the lowest may be above the true bound
-            lowest: F64 = self._best[queries].min(axis=1)
+    def now(self) -> F64:
+        """It (Q,)."""
+        with self._lock:  # of a row read half before and half after a change, the lowest may be above the true one
+            lowest: F64 = self._best.min(axis=1)
         return lowest
 
-    def rise(self, queries: I64 | slice, lower: F64) -> F64:
-        """Take over lower bounds (Q, any) of the scores of rows not seen before."""
+    def rise(self, queries: I64, score: F64) -> None:
+        """Take over scores (Q, any) of rows not seen before."""
         with self._lock:
-            best = self._best[queries]
-            if lower.shape[1] == self.k == 1:
-                best = np.maximum(best, lower)
-            else:
-                best = np.partition(np.concatenate([best, lower], axis=1), -self.k, axis=1)[:, -self.k :]
-            self._best[queries] = best
-        lowest: F64 = best.min(axis=1)
-        return lowest
-
-    def seen(self, queries: I64 | slice, lower: F64) -> F64:
-        """As :meth:`rise`, for rows that may have been counted already: nothing is kept."""
-        return np.maximum(self.now(queries), lower.min(axis=1) if lower.shape[1] == self.k else -np.inf)
+            k = self._best.shape[1]
+            best = np.concatenate([self._best[queries], score], axis=1)
+            self._best[queries] = np.partition(best, -k, axis=1)[:, -k:]
 
 
-class _Pass(Protocol):
-    """A first pass: goes over tiles of bank rows (start, end) and leaves the pairs that its error bound does not rule out."""
-
-    tiles: list[tuple[int, int]]
-
-    def candidates(self, number: int, scratch: F32) -> _Pairs: ...
-
-
-class _Float32Pass:
-    """Scores in float32, off by no more than :func:`_slack`."""
-
-    def __init__(self, queries: F32, rows: F32, floor: _Floor, tiles: list[tuple[int, int]]) -> None:
-        self.queries, self.rows, self.floor, self.tiles = queries, rows, floor, tiles
-
-    def candidates(self, number: int, scratch: F32) -> _Pairs:
-        return self.scan(slice(None), *self.tiles[number], scratch, self.floor.rise)
-
-    def scan(
-        self, which: I64 | slice, start: int, end: int, scratch: F32, rise: Callable[[I64 | slice, F64], F64]
-    ) -> _Pairs:
-        """Some of the queries against the rows ``start`` to ``end``; ``rise`` is told of lower bounds of their scores."""
-        queries, rows = self.queries[which], np.require(self.rows[start:end], requirements=["C", "A"])
-        count, k = len(queries), min(self.floor.k, end - start)
-        scores = scratch[: count * len(rows)].reshape(count, len(rows))
-        scores_float32(queries, rows, scores)
-        winner, top = _top(scores, k)
-        high = top.max(axis=1)
-        if not np.isfinite(high).all():
-            raise _not_finite(queries)
-        slack = _slack(rows.shape[1])
-        cut = (rise(which, top.astype(np.float64) - slack) - slack).astype(np.float32)
-        hit = busy = np.flatnonzero(high >= cut)
-        query, row, upper = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-        if k == 1:  # mostly nothing but the winner itself: seen faster by a second maximum than by comparing all scores
-            query, row, upper = hit, winner[hit, 0], high[hit]
-            scores[np.arange(count), winner[:, 0]] = -np.inf
-            # (a copy of most of them would cost more than it saves)
-            some = hit if 4 * len(hit) < count else np.arange(count)
-            second = scores[some] if len(some) < count else scores
-            busy = some[_top(second, 1)[1][:, 0] >= cut[some]]
-        near = scores[busy]
-        q, r = _where(near >= cut[busy, None])
-        query, row = np.concatenate([query, busy[q]]), np.concatenate([row, r])
-        upper = np.concatenate([upper, near[q, r]]) + np.float32(slack)
-        return _Pairs(query if isinstance(which, slice) else which[query], row + start, upper)
-
-
-class _Int8Pass:
-    """Upper bounds of scores by a product of int8 codes; rows it cannot tell apart are left to the float32 pass.
+class _CodesPass:
+    """Upper bounds of scores by a product of int8 codes; rows it cannot tell apart are left to a float32 search.
 
     With ``c`` the bank's centre, ``b - c = β B + r`` and ``q - c = α A + s`` (codes A, B; what they leave out r, s):
     ``q·b = q·c + c·(b - c) + αβ A·B + αA·r + s·(b - c)``, and by Cauchy and Schwarz the last two terms are at most
     ``|αA| |r| + |s| |b - c|``. The bound is on single pairs, so the winner is proven, not likely.
     """
 
-    def __init__(self, queries: F32, bank: Int8Bank, floor: _Floor) -> None:
+    def __init__(self, queries: F32, bank: Int8Bank, k: int) -> None:
         if not np.isfinite(queries).all():
             raise _not_finite(queries)
-        self.queries, self.bank, self.floor = queries, bank, floor
+        self.queries, self.bank, self.k = queries, bank, k
         self.tiles = _tiles(len(bank.rows), CODE_ROWS)
-        self.finer = _Float32Pass(queries, bank.rows, floor, self.tiles)
+        self.floor = _Floor(len(queries), k)
         self.zero = zero_point()
         self.highest = np.full(len(queries), -np.inf, np.float32)
         rest = queries - bank.centre
-        self.unit = np.float32(max(float(np.abs(rest).max()), 1e-30) / (self.zero - 1))
+        self.unit = np.float32(max(float(np.abs(rest).max(initial=0)), 1e-30) / (self.zero - 1))
         codes = np.rint(rest / self.unit)
         self.codes = (codes + self.zero).astype(np.uint8)
         codes *= self.unit
@@ -291,29 +360,58 @@ class _Int8Pass:
         self.slack = _slack(queries.shape[1])
 
     def candidates(self, number: int, scratch: F32) -> _Pairs:
+        """Pairs with a row of one tile that may be among the k best."""
         (start, end), tile, count = self.tiles[number], self.bank.tiles[number], len(self.queries)
         offset = tile.shared + (self.length * tile.left + self.left * tile.rest + 4 * self.slack).astype(np.float32)
         upper = scratch[: count * (end - start)].reshape(count, end - start)
         scores_int8(self.codes, self.zero, tile.codes, self.unit, tile.scale, offset, upper)
-        k = min(self.floor.k, end - start)
+        k = min(self.k, end - start)
         winner, top = _top(upper, k)
         high = top.max(axis=1)
         hit = np.flatnonzero(high >= self.floor.now() - self.shared)
         better = hit[high[hit] > self.highest[hit]]
         self.highest[better] = high[better]
-        # The float32 score of what looks best is a much higher floor than the lower bound of its int8 score would be.
-        score = _rough(self.queries, self.bank.rows, np.repeat(better, k), start + winner[better].ravel())
-        self.floor.rise(better, score.reshape(-1, k).astype(np.float64) - self.slack)
+        # The true score of what looks best is a much higher floor than the lower bound of its int8 score would be.
+        score = _exact(self.queries, self.bank.rows, np.repeat(better, k), start + winner[better].ravel())
+        self.floor.rise(better, score.reshape(-1, k))
         cut = (self.floor.now() - self.shared)[hit].astype(np.float32)
         near = upper if len(hit) == count else upper[hit]
         q, r = _where(near >= cut[:, None])
         many = np.bincount(q, minlength=len(hit)) > FEW * (end - start) + k
         few = ~many[q]
-        pairs = _Pairs(hit[q[few]], start + r[few], near[q[few], r[few]] + self.shared[hit[q[few]]])
-        if not many.any():
-            return pairs
-        own = self.finer.scan(hit[many], start, end, scratch, self.floor.seen)
-        return _joined([pairs, own])
+        bound = (near[q[few], r[few]] + self.shared[hit[q[few]]]).astype(np.float64)
+        pairs = _Pairs(hit[q[few]], start + r[few], bound)
+        if len(pairs.query) > MANY * k * count:
+            pairs = self.settled(pairs)
+        if many.any():
+            score, row = _search(self.queries[hit[many]], self.bank.rows[start:end], k, 1)
+            pairs = _joined([pairs, _Pairs(np.repeat(hit[many], k), start + row.ravel(), score.ravel())])
+        return pairs
+
+    def settled(self, pairs: _Pairs) -> _Pairs:
+        """Each query's k best of them."""
+        score = _exact(self.queries, self.bank.rows, pairs.query, pairs.row)
+        return _best(_Pairs(pairs.query, pairs.row, score), self.k)
+
+
+def _search_codes(queries: F32, bank: Int8Bank, k: int, workers: int) -> tuple[F64, I64]:
+    """Scores float64 (Q, k) and rows (Q, k), by an int8 first pass."""
+    first = _CodesPass(queries, bank, k)
+    found, scratches = list[_Pairs](), threading.local()
+
+    def search(number: int) -> None:
+        scratch = getattr(scratches, "scores", None)
+        if scratch is None:
+            scratch = scratches.scores = np.empty(len(queries) * max(e - s for s, e in first.tiles), np.float32)
+        found.append(first.candidates(number, scratch))
+
+    spread(search, range(len(first.tiles)), workers)
+    pairs = _joined(found)
+    likely = pairs.score >= first.floor.now()[pairs.query]
+    best = first.settled(_Pairs(pairs.query[likely], pairs.row[likely], pairs.score[likely]))
+    if not np.isfinite(best.score).all():
+        raise _not_finite(queries)
+    return best.score.reshape(-1, k), best.row.reshape(-1, k)
 
 
 def _slack(dim: int) -> float:
@@ -332,100 +430,3 @@ def _top(scores: F32, k: int) -> tuple[I64, F32]:
     """The k largest of each row, in any order: where, and what. NaN counts as largest."""
     where = scores.argmax(axis=1)[:, None] if k == 1 else np.argpartition(scores, -k, axis=1)[:, -k:]
     return where, scores[np.arange(len(scores))[:, None], where]
-
-
-def _where(mask: NDArray[np.bool_]) -> tuple[I64, I64]:
-    """``np.nonzero`` of a sparse (Q, N) mask, three times as fast."""
-    flat = np.flatnonzero(mask)
-    return flat // mask.shape[1], flat % mask.shape[1]
-
-
-def _search(queries: F32, bank: F32 | Int8Bank, k: int, workers: int) -> tuple[F64, I64]:
-    """Scores float64 (Q, k) and rows (Q, k)."""
-    rows = bank.rows if isinstance(bank, Int8Bank) else bank
-    floor = _Floor(len(queries), k)
-    first: _Pass
-    if isinstance(bank, Int8Bank):
-        first = _Int8Pass(queries, bank, floor)
-    else:
-        first = _Float32Pass(queries, bank, floor, _tiles(len(bank), TILE_ROWS, workers))
-    found, scratches = list[_Pairs](), threading.local()
-
-    def search(number: int) -> None:
-        scratch = getattr(scratches, "scores", None)
-        if scratch is None:
-            scratch = scratches.scores = np.empty(len(queries) * max(e - s for s, e in first.tiles), np.float32)
-        found.append(_thin(first.candidates(number, scratch), queries, rows, first.tiles[number], k))
-
-    spread(search, range(len(first.tiles)), workers)
-    query, row, upper = _joined(found)
-    likely = upper >= floor.now()[query]
-    query, row = query[likely], row[likely]
-    if k == 1 and len(query) > 1.2 * len(queries):
-        query, row = _sieve(queries, rows, query, row)
-    score, row = _best(queries, rows, query, row, k)[1:]
-    if not np.isfinite(score).all():
-        raise _not_finite(queries)
-    return score.reshape(-1, k), row.reshape(-1, k)
-
-
-def _thin(pairs: _Pairs, queries: F32, rows: F32, tile: tuple[int, int], k: int) -> _Pairs:
-    """Bound what a tile full of near-ties leaves. Of identical rows only the first k can be among the k nearest."""
-    if len(pairs.query) <= MANY * k * len(queries):
-        return pairs
-    start, end = tile
-    same = np.ascontiguousarray(rows[start:end]).view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
-    groups = np.unique(same, return_inverse=True)[1]
-    order = np.argsort(groups, kind="stable")
-    early = np.empty(end - start, bool)
-    early[order] = _first(groups[order], k)
-    keep = early[pairs.row - start]
-    query, score, row = _best(queries, rows, pairs.query[keep], pairs.row[keep], k)
-    return _Pairs(query, row, np.nextafter(score.astype(np.float32), np.inf, dtype=np.float32))
-
-
-def _best(queries: F32, rows: F32, query: I64, row: I64, k: int) -> tuple[I64, F64, I64]:
-    """The k best of each query's pairs by float64 score, ties to the lowest row: queries, scores, rows, by query."""
-    score = _exact(queries, rows, query, row)
-    if k == 1:
-        best, lowest = np.full(len(queries), -np.inf), np.full(len(queries), len(rows))
-        np.maximum.at(best, query, score)
-        tied = ~(score < best[query])
-        np.minimum.at(lowest, query[tied], row[tied])
-        found = np.flatnonzero(lowest < len(rows))
-        return found, best[found], lowest[found]
-    order = np.lexsort((row, -score, query))
-    order = order[_first(query[order], k)]
-    return query[order], score[order], row[order]
-
-
-def _first(groups: I64, k: int) -> NDArray[np.bool_]:
-    """Which of sorted ``groups`` are among the first k of their kind."""
-    starts = np.searchsorted(groups, groups)
-    return np.arange(len(groups)) - starts < k
-
-
-def _sieve(queries: F32, rows: F32, query: I64, row: I64) -> tuple[I64, I64]:
-    """Pairs that are within float32's error of their query's best: half the price of float64, for most of them."""
-    score = _rough(queries, rows, query, row)
-    best = np.full(len(queries), -np.inf, np.float32)
-    np.maximum.at(best, query, score)
-    near = score >= best[query] - np.float32(2 * _slack(queries.shape[1]))
-    return query[near], row[near]
-
-
-def _rough(queries: F32, rows: F32, query: I64, row: I64) -> F32:
-    """Score of each pair in float32."""
-    out = np.empty(len(query), np.float32)
-    for i in range(0, len(query), PAIRS):
-        np.einsum("pd,pd->p", queries[query[i : i + PAIRS]], rows[row[i : i + PAIRS]], out=out[i : i + PAIRS])
-    return out
-
-
-def _exact(queries: F32, rows: F32, query: I64, row: I64) -> F64:
-    """Score of each pair: products in float64 (exact), added up in an order that depends on D alone."""
-    out = np.empty(len(query))
-    for i in range(0, len(query), PAIRS):
-        left, right = queries[query[i : i + PAIRS]], rows[row[i : i + PAIRS]]
-        np.einsum("pd,pd->p", left.astype(np.float64), right.astype(np.float64), out=out[i : i + PAIRS])
-    return out

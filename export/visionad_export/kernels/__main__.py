@@ -18,9 +18,10 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="compile and compare with the product")] = False,
     target: Annotated[list[str] | None, typer.Option("--target", help="check only this one; may be repeated")] = None,
 ) -> None:
-    """Registers, shared memory and spills of every kernel and target."""
+    """Registers, shared memory and spills of every kernel and GPU, and the CPUs that the search is built for."""
     try:
         from . import build as builder
+        from . import cpu
     except ModuleNotFoundError as exc:
         raise VisionADError(f"building kernels needs {exc.name}: pip install 'visionad[export]'") from None
 
@@ -37,17 +38,22 @@ def main(
             ProcessPoolExecutor(min(cores(), len(targets)), get_context("spawn")) as pool,
             progress("compiling", len(targets)) as step,
         ):
-            for target, product in zip(targets, pool.map(builder.build, targets), strict=True):
-                built[target] = product
+            for name, product in zip(targets, pool.map(builder.build, targets), strict=True):
+                built[name] = product
                 step()
+        # With --target, GPUs alone are asked for.
+        for_cpus = {} if target else cpu.build()
         if build:
             builder.write(built)
-        wrong = builder.check(built)
+            cpu.write(for_cpus)
+        wrong = builder.check(built) + (cpu.check(for_cpus) if for_cpus else [])
         if wrong:
             raise VisionADError(f"{'; '.join(wrong)}; run `python -m visionad_export.kernels --build`")
         if (here := builder.manifest(built)["triton"]) != (there := builder.committed()["triton"]):
             typer.echo(f"every target compiles with Triton {here}; built with {there}, so bytes were not compared")
-    typer.echo(builder.report(builder.committed()))
+        if for_cpus and (here := cpu.compiler()) != (there := cpu.committed()["compiler"]):
+            typer.echo(f"the search compiles for every CPU with {here}; built with {there}, so bytes were not compared")
+    typer.echo(f"{builder.report(builder.committed())}\n\n{cpu.report(cpu.committed())}")
 
 
 if __name__ == "__main__":

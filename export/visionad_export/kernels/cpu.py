@@ -1,0 +1,113 @@
+"""Compile ``search.c`` for every CPU, on any machine, into the runtime's package data.
+
+The product is committed, as that of the GPU kernels is: the line PC has no compiler. The compiler is Zig's clang, a wheel that
+compiles for other machines too, and whose product depends on its version and the source alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from visionad_runtime import cpu
+from visionad_runtime.errors import VisionADError
+
+SOURCE = Path(__file__).with_name("search.c")
+FLAGS = (
+    "-std=c11", "-O3", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast", "-fno-strict-aliasing",
+    "-ffreestanding", "-nostdlib", "-fno-stack-protector", "-fvisibility=hidden", "-fPIC", "-shared", "-s", "-g0",
+)  # fmt: skip
+CPUS = {"x86-64-v4": "x86_64_v4", "x86-64-v3": "x86_64_v3", "x86-64": "x86_64", "aarch64": "generic"}
+"""The compiler's names for the runtime's builds. 64-bit Arm has its vectors always."""
+
+
+def compiler() -> str:
+    """The compiler at hand, as the manifest names it.
+
+    Raises:
+        VisionADError: there is none.
+    """
+    try:
+        return f"ziglang {importlib.metadata.version('ziglang')}"
+    except importlib.metadata.PackageNotFoundError:
+        raise VisionADError("compiling the search for CPUs needs Zig's compiler: pip install 'visionad[dev]'") from None
+
+
+def build(names: tuple[str, ...] = tuple(cpu.BUILDS)) -> dict[str, bytes]:
+    """Compile: name of a build → shared library.
+
+    Raises:
+        VisionADError: no compiler; what it says of the source; a library that would need another.
+    """
+    compiler()
+    built = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        caches = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}
+        for name in names:
+            out = Path(scratch, f"{name}.so")
+            target = f"-target {cpu.BUILDS[name].machine}-linux-musl -mcpu={CPUS[name]}".split()
+            command = [sys.executable, "-m", "ziglang", "cc", *target, *FLAGS, SOURCE.name, "-o", str(out)]
+            done = subprocess.run(
+                command, cwd=SOURCE.parent, env=os.environ | caches, capture_output=True, text=True
+            )  # a relative path: none of this machine gets into the product
+            if done.returncode:
+                raise VisionADError(f"{SOURCE} for {name}: {done.stderr.strip()}")
+            built[name] = out.read_bytes()
+    return built
+
+
+def manifest(built: Mapping[str, bytes]) -> dict[str, Any]:
+    """The product's description, as it lies beside it."""
+    return {
+        "format": "visionad-cpu-search",
+        "schema_version": 1,
+        "source_sha256": hashlib.sha256(SOURCE.read_bytes() + Path(__file__).read_bytes()).hexdigest(),
+        "compiler": compiler(),
+        "builds": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in built.items()},
+    }
+
+
+def write(built: Mapping[str, bytes], folder: Path = cpu.FOLDER) -> None:
+    """Write ``manifest.json`` and the libraries."""
+    for name, library in built.items():
+        (folder / f"{name}.so").write_bytes(library)
+    (folder / "manifest.json").write_text(json.dumps(manifest(built), indent=1) + "\n")
+
+
+def committed(folder: Path = cpu.FOLDER) -> dict[str, Any]:
+    """The manifest of the product at hand."""
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    return found
+
+
+def check(built: Mapping[str, bytes], folder: Path = cpu.FOLDER) -> list[str]:
+    """What of the product in ``folder`` is not what was built: one line each, none when all is well.
+
+    Another compiler gives other bytes from the same source: then only the source is compared.
+    """
+    have, wanted = committed(folder), manifest(built)
+    lines = []
+    if wanted["source_sha256"] != have["source_sha256"]:
+        lines = [f"{SOURCE.name}: wanted source_sha256 {wanted['source_sha256']}, found {have['source_sha256']}"]
+    if wanted["compiler"] != have["compiler"]:
+        return lines
+    for name, library in built.items():
+        if have["builds"].get(name) != wanted["builds"][name] or (folder / f"{name}.so").read_bytes() != library:
+            lines.append(f"{name}.so is not what {SOURCE.name} gives")
+    return lines
+
+
+def report(description: Mapping[str, Any]) -> str:
+    """The builds and their sizes, as a table."""
+    lines = [f"{'CPU':10} {'bytes':>7}"]
+    lines += [f"{name:10} {record['bytes']:7}" for name, record in description["builds"].items()]
+    lines.append(f"{description['compiler']}, source {description['source_sha256'][:12]}")
+    return "\n".join(lines)

@@ -1,0 +1,289 @@
+// The search's machine code for CPUs. What it must find, and why its bound proves it: visionad_runtime/search.py.
+//
+// One source for every instruction set (cpu.py builds it), without a C library. Queries are taken a panel at a time, turned so
+// that a vector holds one column of several queries; bank rows are read where they lie, one number for all queries of the panel. A
+// score leaves its register only if it may be among the k best, so there is no matrix of scores, not even a tile of one.
+
+#include <stdbool.h>
+#include <stdint.h>
+
+// As many sums as the registers hold, beside a column of the panel and one number of a row.
+#if defined(__AVX512F__)
+enum { LANES = 16, VECTORS = 2, ROWS = 12 };
+#elif defined(__AVX2__)
+enum { LANES = 8, VECTORS = 2, ROWS = 6 };
+#elif defined(__aarch64__)
+enum { LANES = 4, VECTORS = 4, ROWS = 6 };
+#else
+enum { LANES = 4, VECTORS = 2, ROWS = 6 };
+#endif
+enum { PANEL = LANES * VECTORS, COLUMNS = 4, PARTS = 8, ROOM = 64 };
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t mask __attribute__((vector_size(4 * LANES)));
+typedef bool bits __attribute__((ext_vector_type(LANES)));
+typedef float four __attribute__((vector_size(16), aligned(4)));
+typedef float parts __attribute__((vector_size(4 * PARTS), aligned(4)));
+typedef int32_t words __attribute__((vector_size(4 * PARTS), aligned(4)));
+typedef double wide __attribute__((vector_size(8 * PARTS)));
+
+#define EXPORTED __attribute__((visibility("default")))
+#define EVERY(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
+
+// One search, shared by its threads; cpu/__init__.py has the same.
+typedef struct {
+    const float *queries, *rows;  // (count, dim), (length, dim)
+    int64_t count, length, dim, k;
+    int64_t stretch;  // rows of a piece of work, whose other side is a panel
+    double slack;     // bound of the error of a float32 score
+    float *cut;       // (count,): rows whose float32 score is below are not among the k best
+    int64_t next;     // piece of work to be taken next
+    int64_t scored;   // pairs that were scored in float64
+    int64_t broken;   // not 0 once a score was NaN or Inf
+} Search;
+
+// What a thread found for the queries of its panel, and has not scored in float64 yet.
+typedef struct {
+    float cut[PANEL];
+    int32_t found[PANEL];
+    int64_t row[PANEL][ROOM];
+    float score[PANEL][ROOM];
+    int64_t scored;
+} Candidates;
+
+// A thread's best: (count, k), highest score first, of equal scores the lowest row.
+typedef struct {
+    double *score;
+    int64_t *row;
+    int64_t k;
+} Best;
+
+static void insert(Best best, int64_t query, double score, int64_t row)
+{
+    double *s = best.score + query * best.k;
+    int64_t *r = best.row + query * best.k, at = best.k;
+    while (at > 0 && (score > s[at - 1] || (score == s[at - 1] && row < r[at - 1])))
+        at--;
+    if (at == best.k)
+        return;
+    for (int64_t i = best.k - 1; i > at; i--) {
+        s[i] = s[i - 1];
+        r[i] = r[i - 1];
+    }
+    s[at] = score;
+    r[at] = row;
+}
+
+// A product of two float32 is exact in float64, and the order in which they are added up depends on dim alone: every
+// instruction set gives the same sum, with fused multiplication or without.
+static double exact(const float *a, const float *b, int64_t dim)
+{
+    wide sum = {0};
+    int64_t d = 0;
+    for (; d + PARTS <= dim; d += PARTS)
+        sum += __builtin_convertvector(*(const parts *)(a + d), wide) * __builtin_convertvector(*(const parts *)(b + d), wide);
+    EVERY(i, PARTS - 1)
+        if (d + i < dim)
+            sum[i] += (double)a[d + i] * b[d + i];
+    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+}
+
+static bool same(const float *a, const float *b, int64_t dim)
+{
+    int64_t d = 0;
+    for (; d + PARTS <= dim; d += PARTS)
+        if (__builtin_reduce_or(*(const words *)(a + d) ^ *(const words *)(b + d)))
+            return false;
+    for (; d < dim; d++)
+        if (a[d] != b[d])
+            return false;
+    return true;
+}
+
+// Scores the candidates of one query in float64. Of a row that comes again and again, as it does in flat pictures, only one is.
+static void settle(const Search *s, Candidates *c, int lane, int64_t query, Best best)
+{
+    const float *last = 0;
+    double score = 0;
+    for (int i = 0; i < c->found[lane]; i++) {
+        if (c->score[lane][i] < c->cut[lane])
+            continue;
+        const float *row = s->rows + c->row[lane][i] * s->dim;
+        if (!last || !same(row, last, s->dim)) {
+            score = exact(s->queries + query * s->dim, row, s->dim);
+            c->scored++;
+        }
+        last = row;
+        insert(best, query, score, c->row[lane][i]);
+        float cut = (float)(best.score[query * s->k + s->k - 1] - s->slack);
+        if (cut > c->cut[lane])
+            c->cut[lane] = cut;
+    }
+    c->found[lane] = 0;
+}
+
+static void note(const Search *s, Candidates *c, int lane, int64_t query, int64_t row, float score, Best best)
+{
+    if (c->found[lane] == ROOM)
+        settle(s, c, lane, query, best);
+    c->row[lane][c->found[lane]] = row;
+    c->score[lane][c->found[lane]++] = score;
+    float cut = (float)(score - 2 * s->slack);
+    if (s->k == 1 && cut > c->cut[lane])
+        c->cut[lane] = cut;
+}
+
+// Turns up to PANEL queries into columns. Lanes beyond them repeat the last.
+static void turn(const float *queries, int64_t count, int64_t dim, float *panel)
+{
+    for (int i = 0; i < PANEL; i += 4) {
+        const float *q[4];
+        EVERY(j, 4)
+            q[j] = queries + (i + j < count ? i + j : count - 1) * dim;
+        int64_t d = 0;
+        for (; d + 4 <= dim; d += 4) {
+            four a = *(const four *)(q[0] + d), b = *(const four *)(q[1] + d);
+            four e = *(const four *)(q[2] + d), f = *(const four *)(q[3] + d);
+            four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ef = __builtin_shufflevector(e, f, 0, 4, 1, 5);
+            four ba = __builtin_shufflevector(a, b, 2, 6, 3, 7), fe = __builtin_shufflevector(e, f, 2, 6, 3, 7);
+            *(four *)(panel + (d + 0) * PANEL + i) = __builtin_shufflevector(ab, ef, 0, 1, 4, 5);
+            *(four *)(panel + (d + 1) * PANEL + i) = __builtin_shufflevector(ab, ef, 2, 3, 6, 7);
+            *(four *)(panel + (d + 2) * PANEL + i) = __builtin_shufflevector(ba, fe, 0, 1, 4, 5);
+            *(four *)(panel + (d + 3) * PANEL + i) = __builtin_shufflevector(ba, fe, 2, 3, 6, 7);
+        }
+        for (; d < dim; d++)
+            EVERY(j, 4)
+                panel[d * PANEL + i + j] = q[j][d];
+    }
+}
+
+static inline __attribute__((always_inline)) void add_column(const float *column, const float *const *row, int64_t d, vector sum[ROWS][VECTORS])
+{
+    vector x[VECTORS];
+    EVERY(v, VECTORS)
+        x[v] = *(const vector *)(column + v * LANES);
+    EVERY(i, ROWS) {
+        float y = row[i][d];
+        EVERY(v, VECTORS)
+            sum[i][v] += x[v] * y;
+    }
+}
+
+static unsigned lanes(mask m)
+{
+    bits b = __builtin_convertvector(m, bits);
+    unsigned out = 0;
+    __builtin_memcpy(&out, &b, sizeof b);
+    return out & ((1u << LANES) - 1);
+}
+
+// A panel's scores with the rows from start to end. Compares ROWS rows with all queries at once; almost always none of them is near.
+static void sweep(Search *s, Candidates *c, const float *panel, int64_t query, int64_t start, int64_t end, Best best)
+{
+    const vector zero = {0};
+    vector cut[VECTORS], bad = zero;
+    EVERY(v, VECTORS)
+        cut[v] = *(const vector *)(c->cut + v * LANES);
+    for (int64_t r = start; r < end; r += ROWS) {
+        const float *row[ROWS];
+        EVERY(i, ROWS)
+            row[i] = s->rows + (r + i < end ? r + i : end - 1) * s->dim;
+        vector sum[ROWS][VECTORS];
+        EVERY(i, ROWS)
+            EVERY(v, VECTORS)
+                sum[i][v] = zero;
+        int64_t d = 0;
+        for (; d + COLUMNS <= s->dim; d += COLUMNS)
+            EVERY(u, COLUMNS)
+                add_column(panel + (d + u) * PANEL, row, d + u, sum);
+        for (; d < s->dim; d++)
+            add_column(panel + d * PANEL, row, d, sum);
+
+        mask near = {0};
+        EVERY(v, VECTORS) {
+            vector all = zero;
+            EVERY(i, ROWS) {
+                near |= sum[i][v] >= cut[v];
+                all += sum[i][v];
+            }
+            bad += all * zero;  // NaN, once any of them is NaN or Inf
+        }
+        if (!__builtin_reduce_or(near))
+            continue;
+        EVERY(i, ROWS) {
+            if (r + i == end)
+                break;
+            EVERY(v, VECTORS)
+                for (unsigned left = lanes(sum[i][v] >= *(const vector *)(c->cut + v * LANES)); left; left &= left - 1) {
+                    int lane = v * LANES + __builtin_ctz(left);
+                    note(s, c, lane, query + lane, r + i, sum[i][v][lane % LANES], best);
+                }
+        }
+        EVERY(v, VECTORS)
+            cut[v] = *(const vector *)(c->cut + v * LANES);
+    }
+    EVERY(l, LANES)
+        if (bad[l] != 0)
+            __atomic_store_n(&s->broken, 1, __ATOMIC_RELAXED);
+}
+
+static void raise(float *shared, float cut)
+{
+    float known;
+    __atomic_load(shared, &known, __ATOMIC_RELAXED);
+    while (cut > known && !__atomic_compare_exchange(shared, &known, &cut, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        ;
+}
+
+// Queries of a panel.
+EXPORTED int64_t visionad_panel(void)
+{
+    return PANEL;
+}
+
+// Takes pieces of work until none is left. score, row: (count, k), this thread's best. panel: room for dim * PANEL numbers.
+EXPORTED void visionad_search(Search *s, double *score, int64_t *row, float *panel)
+{
+    const Best best = {score, row, s->k};
+    const int64_t panels = (s->count + PANEL - 1) / PANEL, pieces = panels * ((s->length + s->stretch - 1) / s->stretch);
+    Candidates c;
+    c.scored = 0;
+    for (int64_t i = 0; i < s->count * s->k; i++) {
+        score[i] = -__builtin_inf();
+        row[i] = INT64_MAX;
+    }
+    // Panels change faster than stretches, so that the rows which all threads read fit their common cache.
+    for (int64_t piece; (piece = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED)) < pieces;) {
+        const int64_t query = piece % panels * PANEL, count = s->count - query < PANEL ? s->count - query : PANEL;
+        const int64_t start = piece / panels * s->stretch, left = s->length - start;
+        turn(s->queries + query * s->dim, count, s->dim, panel);
+        for (int l = 0; l < PANEL; l++) {
+            c.found[l] = 0;
+            if (l < count)
+                __atomic_load(s->cut + query + l, c.cut + l, __ATOMIC_RELAXED);
+            else
+                c.cut[l] = __builtin_inff();
+        }
+        sweep(s, &c, panel, query, start, start + (left < s->stretch ? left : s->stretch), best);
+        for (int l = 0; l < count; l++) {
+            settle(s, &c, l, query + l, best);
+            raise(s->cut + query + l, c.cut[l]);
+        }
+    }
+    __atomic_fetch_add(&s->scored, c.scored, __ATOMIC_RELAXED);
+}
+
+// Puts another thread's best among a thread's own.
+EXPORTED void visionad_merge(int64_t count, int64_t k, double *score, int64_t *row, const double *others_score, const int64_t *others_row)
+{
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t j = 0; j < k; j++)
+            insert((Best){score, row, k}, i, others_score[i * k + j], others_row[i * k + j]);
+}
+
+// The float64 scores of pairs of a query and a row.
+EXPORTED void visionad_exact(const float *queries, const float *rows, int64_t dim, const int64_t *query, const int64_t *row, int64_t pairs, double *score)
+{
+    for (int64_t i = 0; i < pairs; i++)
+        score[i] = exact(queries + query[i] * dim, rows + row[i] * dim, dim);
+}

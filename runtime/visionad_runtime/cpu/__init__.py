@@ -1,0 +1,175 @@
+"""The search as machine code for this CPU: which of the builds beside this file it can run, and how they are called.
+
+They were compiled ahead of time from one C source (``docs/kernels.md``) and need no library, so a plain ``pip install`` has them
+and the line PC no compiler. Where none fits, ``search.py`` does the same in NumPy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import VisionADError
+from ..workers import spread
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+FOLDER = Path(__file__).parent
+
+
+class Build(NamedTuple):
+    """What a build runs on: a machine, and the features it asks of its CPU, in Linux's names."""
+
+    machine: str
+    features: frozenset[str] = frozenset()
+
+
+_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
+BUILDS = {
+    "x86-64-v4": Build("x86_64", frozenset((*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"))),
+    "x86-64-v3": Build("x86_64", frozenset(_V3)),
+    "x86-64": Build("x86_64"),
+    "aarch64": Build("aarch64"),
+}
+"""Best first. The names are the x86-64 psABI's."""
+STRETCH = 1024
+"""Most bank rows of a piece of work. Many, so that turning the queries of its other side costs little (0.5 %); few enough that they
+stay in the last cache, where every thread reads them again for other queries (1.5 MiB of 384 columns)."""
+PIECES = 4
+"""Pieces a thread, at least, so that threads end together."""
+FEWEST_ROWS = 48
+"""...but none of fewer rows than that."""
+
+
+class _Search(ctypes.Structure):
+    """``Search`` of ``search.c``."""
+
+    _fields_ = (
+        ("queries", ctypes.c_void_p), ("rows", ctypes.c_void_p),
+        ("count", ctypes.c_int64), ("length", ctypes.c_int64), ("dim", ctypes.c_int64), ("k", ctypes.c_int64),
+        ("stretch", ctypes.c_int64), ("slack", ctypes.c_double), ("cut", ctypes.c_void_p),
+        ("next", ctypes.c_int64), ("scored", ctypes.c_int64), ("broken", ctypes.c_int64),
+    )  # fmt: skip
+
+
+class Found(NamedTuple):
+    """The k best of each query: ``score`` float64 and ``row`` int64, (Q, k), best first. ``scored``: how many pairs took a float64
+    score. ``finite``: whether all scores were; what is found means nothing if not."""
+
+    score: F64
+    row: I64
+    scored: int
+    finite: bool
+
+
+class Library:
+    """One build, loaded.
+
+    Attributes:
+        name: of :data:`BUILDS`.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Load it.
+
+        Raises:
+            VisionADError: missing, damaged, or refused by the system.
+        """
+        self.name = name
+        path = FOLDER / f"{name}.so"
+        try:
+            record = json.loads((FOLDER / "manifest.json").read_bytes())["builds"][name]
+            if hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
+                raise VisionADError(f"{path} is damaged; install visionad again")
+            library = ctypes.CDLL(str(path))
+        except (OSError, ValueError, KeyError) as exc:
+            raise VisionADError(f"{path} cannot be loaded ({exc}); install visionad again") from None
+        address, integer = ctypes.c_void_p, ctypes.c_int64
+        library.visionad_panel.restype = integer
+        self._panel = int(library.visionad_panel())
+        self._search, self._merge, self._exact = library.visionad_search, library.visionad_merge, library.visionad_exact
+        self._search.argtypes = (ctypes.POINTER(_Search), address, address, address)
+        self._merge.argtypes = (integer, integer, address, address, address, address)
+        self._exact.argtypes = (address, address, integer, address, address, integer, address)
+        for function in (self._search, self._merge, self._exact):
+            function.restype = None
+
+    def nearest(self, queries: F32, rows: F32, k: int, slack: float, threads: int) -> Found:
+        """The k best rows of each query by float64 score, of equal scores the lowest.
+
+        Args:
+            queries, rows: float32 (Q, D) and (N, D), C-contiguous, N >= k >= 1.
+            slack: bound of the error of a float32 score.
+            threads: how many share the work. Nothing depends on it.
+        """
+        count, dim = queries.shape
+        panels = -(-count // self._panel)
+        parts = -(-len(rows) // STRETCH)
+        if threads > 1 and panels:
+            parts = max(parts, min(-(-PIECES * threads // panels), len(rows) // FEWEST_ROWS))
+        stretch = -(-len(rows) // parts)
+        cut = np.full(count, -np.inf, np.float32)
+        score, row = np.empty((threads, count, k)), np.empty((threads, count, k), np.int64)
+        panel = np.empty((threads, dim * self._panel + 16), np.float32)
+        search = _Search(
+            queries.ctypes.data, rows.ctypes.data, count, len(rows), dim, k, stretch, slack, cut.ctypes.data, 0, 0, 0
+        )
+
+        def work(thread: int) -> None:
+            aligned = -(-panel[thread].ctypes.data // 64) * 64
+            self._search(search, score[thread].ctypes.data, row[thread].ctypes.data, aligned)
+
+        spread(work, range(threads), threads)
+        for other in range(1, threads):
+            self._merge(count, k, score.ctypes.data, row.ctypes.data, score[other].ctypes.data, row[other].ctypes.data)
+        return Found(score[0], row[0], search.scored, not search.broken)
+
+    def exact(self, queries: F32, rows: F32, query: I64, row: I64) -> F64:
+        """Float64 score of each pair ``queries[query[i]]``, ``rows[row[i]]``; all C-contiguous."""
+        score = np.empty(len(query))
+        self._exact(
+            queries.ctypes.data, rows.ctypes.data, queries.shape[1], query.ctypes.data, row.ctypes.data, len(query),
+            score.ctypes.data,
+        )  # fmt: skip
+        return score
+
+
+def fitting(machine: str, features: Collection[str]) -> list[str]:
+    """Builds that a CPU can run, best first.
+
+    Args:
+        machine: as ``platform.machine()`` says.
+        features: as ``/proc/cpuinfo`` lists them.
+    """
+    return [name for name, b in BUILDS.items() if b.machine == machine and b.features <= set(features)]
+
+
+def here() -> list[str]:
+    """Builds that this CPU can run under this system, best first; none off Linux."""
+    return fitting(platform.machine(), _features()) if sys.platform == "linux" and sys.byteorder == "little" else []
+
+
+def _features() -> set[str]:
+    """What Linux says the first core has; where it says nothing, nothing."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:  # of all cores: the first one's will do
+                key, _, value = line.partition(":")
+                if key.strip() == "flags":
+                    return set(value.split())
+                if not key.strip():
+                    break
+    except OSError:
+        pass
+    return set()

@@ -273,8 +273,12 @@ def test_the_build_for_arm_finds_the_same(make: Any, count: int, rows: int, dim:
     at = arm.put(exact)
     arm.call("visionad_exact", arm.put(queries), arm.put(bank), dim, arm.put(pairs[0]), arm.put(pairs[1]), 20, at)
     np.testing.assert_array_equal(arm.get(at, exact), search._exact_numpy(queries, bank, *pairs))
-    bank[-1, -1] = np.nan
-    assert arm.nearest(queries, bank, k, stretch)[2]
+    for value in (np.nan, np.inf, -np.inf):
+        broken_queries, broken_bank = queries.copy(), bank.copy()
+        broken_queries[-1] = broken_bank[-1] = value
+        assert arm.nearest(queries, broken_bank, k, stretch)[2]
+        # Lanes beyond the last query repeat it: their scores are no candidates of anybody's, Inf neither.
+        assert arm.nearest(broken_queries, bank, k, stretch)[2]
 
 
 def test_the_manifest_describes_what_lies_there() -> None:

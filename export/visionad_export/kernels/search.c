@@ -262,7 +262,7 @@ EXPORTED void visionad_search(Search *s, double *score, int64_t *row, float *pan
             if (l < count)
                 __atomic_load(s->cut + query + l, c.cut + l, __ATOMIC_RELAXED);
             else
-                c.cut[l] = __builtin_inff();
+                c.cut[l] = __builtin_nanf("");  // nothing compares with it, not even Inf
         }
         sweep(s, &c, panel, query, start, start + (left < s->stretch ? left : s->stretch), best);
         for (int l = 0; l < count; l++) {

@@ -39,3 +39,9 @@ from visionad_runtime.cuda.kernels import read_manifest, read_target  # noqa: E4
 for target in read_manifest()["targets"]:
     assert read_target(target)  # digests checked
 print(f"lean install carries the kernels of {', '.join(read_manifest()['targets'])}")
+
+from visionad_runtime.search import machine_code  # noqa: E402
+
+library, unfit = machine_code()
+assert library is not None and not unfit, unfit
+print(f"lean install searches by machine code {library.name}")

@@ -64,7 +64,7 @@ class Int8Bank:
     """A bank to be searched by an int8 first pass: faster, and with a quarter of the bank in memory. Finds the same rows.
 
     Row ``b`` is held as ``centre + scale · codes``, codes -127..127, with the length of what that leaves out. ``rows`` is kept
-    as given, read only where a row may be a winner, and may be memory-mapped.
+    as given (copied only if it isn't C-contiguous), read only where a row may be a winner, and may be memory-mapped.
 
     Args:
         rows: float32 (N, D), unit rows, N >= 1.
@@ -236,7 +236,8 @@ def _search_numpy(queries: F32, rows: F32, k: int) -> tuple[F64, I64]:
     floor = np.full(len(queries), -np.inf)  # float32 score of the k-th best row of a tile
     for start, end in _tiles(len(rows), TILE_ROWS):
         tile = _plain(rows[start:end])
-        scores = queries @ tile.T
+        with np.errstate(invalid="ignore", over="ignore"):  # refused below, in words
+            scores = queries @ tile.T
         if not np.isfinite(scores).all():
             raise _not_finite(queries)
         if k <= len(tile):

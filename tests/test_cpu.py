@@ -1,12 +1,19 @@
 """The search's machine code: which build a CPU takes, that the product is what the source gives, that a wrong one is not used, and
-the build for Arm in an emulator. What the builds find is tested in ``test_search.py``."""
+the builds for other systems and for Arm, whose code runs here too: as it lies in the file, called as its own system would call it,
+Arm's in an emulator. What the builds find is tested in ``test_search.py``."""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import json
+import mmap
+import platform
 import shutil
 import struct
+import subprocess
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,40 +27,67 @@ from visionad_runtime import cpu, doctor, search
 from visionad_runtime.errors import VisionADError
 
 F32 = NDArray[np.float32]
-V3 = "fpu sse2 avx avx2 bmi1 bmi2 f16c fma abm movbe"
-needs_build = pytest.mark.skipif(not cpu.here(), reason="no build runs on this CPU and system")
+FILES = [cpu.file_name(name, system) for name, build in cpu.BUILDS.items() for system in build.systems]
+FUNCTIONS = {f"visionad_{name}" for name in ("level", "panel", "scratch", "search", "merge", "exact")}
+SYSTEM = {ending: system for system, ending in cpu.SYSTEMS.items()}
+V3 = "pni ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt osxsave avx f16c bmi1 avx2 bmi2 lahf_lm abm"
+V4 = V3 + " avx512f avx512bw avx512cd avx512dq avx512vl"
+here = cpu.here()
+needs_build = pytest.mark.skipif(not here, reason="no build runs on this CPU and system")
 
 
 @pytest.mark.parametrize(
-    ("machine", "flags", "wanted"),
+    ("machine", "system", "level", "wanted"),
     [
-        ("x86_64", V3 + " avx512f avx512bw avx512cd avx512dq avx512vl", ["x86-64-v4", "x86-64-v3", "x86-64"]),
-        ("x86_64", V3 + " avx512f avx512cd avx512er avx512pf", ["x86-64-v3", "x86-64"]),  # Xeon Phi
-        ("x86_64", V3, ["x86-64-v3", "x86-64"]),
-        ("x86_64", "fpu sse2 avx", ["x86-64"]),
-        ("x86_64", "", ["x86-64"]),
-        ("aarch64", "", ["aarch64"]),
-        ("armv7l", "neon", []),
-        ("riscv64", "", []),
+        ("x86_64", "linux", 4, ["x86-64-v4", "x86-64-v3", "x86-64"]),
+        ("x86_64", "win32", 4, ["x86-64-v4", "x86-64-v3", "x86-64"]),
+        ("x86_64", "darwin", 4, ["x86-64-v3", "x86-64"]),
+        ("x86_64", "linux", 3, ["x86-64-v3", "x86-64"]),
+        ("x86_64", "linux", 1, ["x86-64"]),
+        ("aarch64", "linux", 1, ["aarch64"]),
+        ("aarch64", "darwin", 1, ["aarch64"]),
+        ("x86_64", "freebsd14", 1, []),
+        ("armv7l", "linux", 1, []),
+        ("riscv64", "linux", 1, []),
+        ("", "linux", 1, []),
     ],
 )
-def test_a_cpu_takes_the_best_build_that_it_can_run(machine: str, flags: str, wanted: list[str]) -> None:
-    assert cpu.fitting(machine, flags.split()) == wanted
+def test_a_cpu_takes_the_best_build_that_it_can_run(machine: str, system: str, level: int, wanted: list[str]) -> None:
+    assert cpu.fitting(machine, system, level) == wanted
 
 
-def test_nothing_is_loaded_off_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    assert cpu.here() == []
+@pytest.mark.parametrize(
+    ("system", "says", "process", "wanted"),
+    [
+        ("linux", "x86_64", "linux-x86_64", "x86_64"),
+        ("linux", "aarch64", "linux-aarch64", "aarch64"),
+        ("darwin", "arm64", "macosx-10.13-universal2", "aarch64"),
+        ("darwin", "x86_64", "macosx-10.13-universal2", "x86_64"),
+        ("win32", "AMD64", "win-amd64", "x86_64"),
+        ("win32", "ARM64", "win-arm64", "aarch64"),
+        ("win32", "ARM64", "win-amd64", "x86_64"),  # emulated
+        ("win32", "AMD64", "win32", ""),
+    ],
+)
+def test_the_machine_is_the_one_of_this_process(
+    system: str, says: str, process: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: says)
+    monkeypatch.setattr(sysconfig, "get_platform", lambda: process)
+    assert cpu.machine() == wanted
+    monkeypatch.setattr(sys, "maxsize", 2**31 - 1)
+    assert cpu.machine() == ""
 
 
 def test_the_product_is_what_the_source_gives() -> None:
     pytest.importorskip("ziglang", reason="the compiler is not installed")
     builder = pytest.importorskip("visionad_export.kernels.cpu")
     built = builder.build()
-    assert set(built) == set(cpu.BUILDS)
+    assert list(built) == FILES
     assert builder.check(built) == []
     if builder.compiler() == builder.committed()["compiler"]:  # else their bytes differ anyway
-        assert builder.check(built | {"aarch64": built["x86-64"]}) == ["aarch64.so is not what search.c gives"]
+        assert builder.check(built | {"aarch64.so": built["x86-64.so"]}) == ["aarch64.so is not what search.c gives"]
 
 
 def test_a_changed_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,18 +96,17 @@ def test_a_changed_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     source = tmp_path / "search.c"
     source.write_text(builder.SOURCE.read_text().replace("ROOM = 64", "ROOM = 65"))
     monkeypatch.setattr(builder, "SOURCE", source)
-    assert any("source_sha256" in line for line in builder.check(builder.build(("x86-64",))))
+    assert any("source_sha256" in line for line in builder.check(builder.build([("x86-64", "linux")])))
     source.write_text("int error")
-    with pytest.raises(VisionADError, match=r"search\.c for x86-64: .*error"):
-        builder.build(("x86-64",))
+    with pytest.raises(VisionADError, match=r"search\.c for x86-64\.so: .*error"):
+        builder.build([("x86-64", "linux")])
 
 
-def test_no_build_needs_another_library() -> None:
-    """Then any libc will do, and none at all in an emulator."""
-    for name in cpu.BUILDS:
-        elf = Elf((cpu.FOLDER / f"{name}.so").read_bytes())
-        assert elf.undefined == [] and elf.needed == 0
-        assert {"visionad_panel", "visionad_search", "visionad_merge", "visionad_exact"} == set(elf.symbols)
+def test_the_manifest_describes_what_lies_there() -> None:
+    builds = json.loads((cpu.FOLDER / "manifest.json").read_bytes())["builds"]
+    assert set(builds) == set(FILES) == {p.name for p in cpu.FOLDER.iterdir() if p.suffix[1:] in SYSTEM}
+    for name, record in builds.items():
+        assert record["sha256"] == hashlib.sha256((cpu.FOLDER / name).read_bytes()).hexdigest()
 
 
 @needs_build
@@ -85,8 +118,8 @@ def test_a_damaged_or_missing_build_is_named_and_the_next_one_used(
     monkeypatch.setattr(cpu, "FOLDER", folder)
     queries, bank = unit(0, 9, 40), unit(1, 70, 40)
     wanted = search.nearest(queries, bank)
-    for name in cpu.here():
-        library = folder / f"{name}.so"
+    for i, name in enumerate(here):
+        library = folder / cpu.file_name(name, sys.platform)
         library.write_bytes(library.read_bytes()[:-1] + b"?")
         with pytest.raises(VisionADError, match=rf"{name}\.so is damaged; install visionad again"):
             cpu.Library(name)
@@ -94,7 +127,7 @@ def test_a_damaged_or_missing_build_is_named_and_the_next_one_used(
         with pytest.raises(VisionADError, match=rf"{name}\.so cannot be loaded .*; install visionad again"):
             cpu.Library(name)
         found, unfit = search.machine_code.__wrapped__()
-        rest = cpu.here()[cpu.here().index(name) + 1 :]
+        rest = here[i + 1 :]
         assert (found.name if found else None) == (rest[0] if rest else None)
         assert f"{name}.so cannot be loaded" in unfit[-1]
         with pytest.MonkeyPatch.context() as patch:
@@ -106,7 +139,19 @@ def test_a_damaged_or_missing_build_is_named_and_the_next_one_used(
         assert (f"Search   machine code {rest[0]}" if rest else "Search   NumPy") in doctor.format_report(report)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(VisionADError, match="cannot be loaded"):
-        cpu.Library(cpu.here()[0])
+        cpu.Library(here[0])
+
+
+@needs_build
+def test_without_the_build_that_tells_what_the_cpu_is_none_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cpu"
+    shutil.copytree(cpu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / cpu.file_name(here[-1], sys.platform)).unlink()
+    monkeypatch.setattr(cpu, "FOLDER", folder)
+    found, unfit = search.machine_code.__wrapped__()
+    assert found is None and len(unfit) == 1 and f"{here[-1]}.so cannot be loaded" in unfit[0]
 
 
 @needs_build
@@ -124,13 +169,13 @@ def test_a_build_that_errs_here_is_not_used(part: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(cpu.Library, "nearest", wrong)
     found, unfit = search.machine_code.__wrapped__()
-    assert found is None and [line.split()[3] for line in unfit] == cpu.here()
+    assert found is None and [line.split()[3] for line in unfit] == here
     assert "gives other neighbours than NumPy on this box" in unfit[0]
 
 
 @needs_build
 def test_several_searches_at_once_do_not_disturb_each_other() -> None:
-    library = cpu.Library(cpu.here()[0])
+    library = cpu.Library(here[0])
     queries, banks = patches(1, 70, 96), [patches(i, 500 + i, 96) for i in range(4)]
     wanted = [library.nearest(queries, bank, 2, search._slack(96), 1) for bank in banks]
     failed = []
@@ -149,59 +194,56 @@ def test_several_searches_at_once_do_not_disturb_each_other() -> None:
     assert failed == []
 
 
-class Elf:
-    """What the tests need of a 64-bit shared library."""
+class Image:
+    """A library's code and constants as they lie in memory, whatever system it is for, and where its functions are."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.segments: list[tuple[int, bytes, int]] = []  # address, content, size
-        self.symbols: dict[str, int] = {}
-        self.undefined: list[str] = []
-        self.needed = 0
-        programs, sections = struct.unpack_from("<QQ", data, 32)
-        size, count, section_size, section_count = struct.unpack_from("<HHHH", data, 54)
-        for i in range(count):
-            kind, _, offset, address, _, in_file, in_memory = struct.unpack_from("<IIQQQQQ", data, programs + i * size)
-            if kind == 1:  # PT_LOAD
-                self.segments.append((address, data[offset : offset + in_file], in_memory))
-            if kind == 2:  # PT_DYNAMIC
-                tags = struct.unpack_from(f"<{in_file // 8}Q", data, offset)[::2]
-                self.needed = tags[: tags.index(0)].count(1)
-                assert not {7, 17, 23} & set(tags[: tags.index(0)])  # RELA, REL, JMPREL: nothing to relocate
-        headers = [struct.unpack_from("<IIQQQQIIQQ", data, sections + i * section_size) for i in range(section_count)]
-        for _, kind, _, _, offset, length, link, *_ in headers:
-            if kind != 11:  # SHT_DYNSYM
-                continue
-            names = headers[link][4]
-            for at in range(offset + 24, offset + length, 24):
-                name, _, _, section, value, _ = struct.unpack_from("<IBBHQQ", data, at)
-                text = data[names + name : data.index(b"\0", names + name)].decode()
-                if section:
-                    self.symbols[text] = value
-                else:
-                    self.undefined.append(text)
+    def __init__(self, name: str) -> None:
+        lief = pytest.importorskip("lief", reason="what reads other systems' libraries is not installed")
+        library = lief.parse(cpu.FOLDER / name)
+        assert not list(library.relocations)
+        self.libraries = [str(getattr(needed, "name", needed)) for needed in library.libraries]
+        prefix = "_" if name.endswith(".dylib") else ""
+        self.functions = {
+            f.name.removeprefix(prefix): f.address for f in library.exported_functions if "visionad" in f.name
+        }
+        if name.endswith(".dll"):
+            parts = list(library.sections)
+        else:
+            parts = [s for s in library.segments if name.endswith(".dylib") or s.type == lief.ELF.Segment.TYPE.LOAD]
+        self.parts = [(p.virtual_address, bytes(p.content)) for p in parts]
+        self.size = max(p.virtual_address + p.virtual_size for p in parts)
 
 
-class Arm:
-    """The build for 64-bit Arm in an emulator. Arrays end where memory does: reading one number too far fails."""
+@pytest.mark.parametrize("name", FILES)
+def test_no_build_needs_another_library(name: str) -> None:
+    """Then any C library will do, and none at all in an emulator. macOS wants its own named by every library."""
+    image = Image(name)
+    assert set(image.functions) == FUNCTIONS
+    assert image.libraries == ([name, "/usr/lib/libSystem.B.dylib"] if name.endswith(".dylib") else [])
+
+
+class Emulator:
+    """A build in an emulator. Arrays end where memory does: reading one number too far fails."""
 
     PAGE = 4096
 
-    def __init__(self) -> None:
-        unicorn = pytest.importorskip("unicorn", reason="the emulator is not installed")
-        from unicorn import arm64_const
+    def __init__(self, name: str) -> None:
+        self.unicorn = unicorn = pytest.importorskip("unicorn", reason="the emulator is not installed")
+        from unicorn import arm64_const, x86_const
 
-        self.registers = arm64_const
-        self.emulator = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
-        self.emulator.reg_write(arm64_const.UC_ARM64_REG_CPACR_EL1, 3 << 20)  # vectors are allowed
-        self.elf = Elf((cpu.FOLDER / "aarch64.so").read_bytes())
+        self.arm, self.x86 = arm64_const, x86_const
+        self.is_arm, self.linux = name.startswith("aarch64"), name.endswith(".so")
+        if self.is_arm:
+            self.emulator = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+            self.emulator.reg_write(arm64_const.UC_ARM64_REG_CPACR_EL1, 3 << 20)  # vectors are allowed
+        else:
+            self.emulator = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        self.image = Image(name)
         self.base, self.free = 0x10000000, 0x40000000
-        for address, content, size in self.elf.segments:
-            start = (self.base + address) // self.PAGE * self.PAGE
-            end = -(-(self.base + address + size) // self.PAGE) * self.PAGE
-            self.emulator.mem_map(start, end - start)
+        self.emulator.mem_map(self.base, -(-self.image.size // self.PAGE) * self.PAGE)
+        for address, content in self.image.parts:
             self.emulator.mem_write(self.base + address, content)
-        self.stack = self.room(1 << 20) + (1 << 20) - 4096
+        self.stack = self.room(1 << 16) + (1 << 16) - 4096  # less than the threads of any system have
         self.end = self.room(16)
 
     def room(self, size: int) -> int:
@@ -220,12 +262,26 @@ class Arm:
         return np.frombuffer(bytes(self.emulator.mem_read(address, like.nbytes)), like.dtype).reshape(like.shape)
 
     def call(self, name: str, *args: int) -> int:
+        write, read = self.emulator.reg_write, self.emulator.reg_read
+        start = self.base + self.image.functions[name]
+        if not self.is_arm:
+            assert not args
+            self.emulator.mem_write(self.stack - 8, struct.pack("<Q", self.end))
+            write(self.x86.UC_X86_REG_RSP, self.stack - 8)
+            self.emulator.emu_start(start, self.end)
+            return int(read(self.x86.UC_X86_REG_RAX))
+        own = () if self.linux else ("X18",)  # the system's, on Windows and macOS
+        names = (*own, *(f"X{i}" for i in range(19, 30)), *(f"D{i}" for i in range(8, 16)))
+        kept = {getattr(self.arm, f"UC_ARM64_REG_{n}"): 0xABCD0000 + i for i, n in enumerate(names)}
+        for register, value in kept.items():
+            write(register, value)
         for i, value in enumerate(args):
-            self.emulator.reg_write(getattr(self.registers, f"UC_ARM64_REG_X{i}"), value)
-        self.emulator.reg_write(self.registers.UC_ARM64_REG_SP, self.stack)
-        self.emulator.reg_write(self.registers.UC_ARM64_REG_LR, self.end)
-        self.emulator.emu_start(self.base + self.elf.symbols[name], self.end)
-        return int(self.emulator.reg_read(self.registers.UC_ARM64_REG_X0))
+            write(getattr(self.arm, f"UC_ARM64_REG_X{i}"), value)
+        write(self.arm.UC_ARM64_REG_SP, self.stack)
+        write(self.arm.UC_ARM64_REG_LR, self.end)
+        self.emulator.emu_start(start, self.end)
+        assert {register: read(register) for register in kept} == kept
+        return int(read(self.arm.UC_ARM64_REG_X0))
 
     def nearest(
         self, queries: F32, rows: F32, k: int, stretch: int
@@ -239,29 +295,32 @@ class Arm:
             self.put(cut), 0, 0, 0,
         )  # fmt: skip
         shared = self.put(np.frombuffer(fields, np.uint8))
-        panel = self.room(self.call("visionad_panel") * rows.shape[1] * 4)
+        scratch = self.room(self.call("visionad_scratch", rows.shape[1]))
         mine, other = ((self.put(score), self.put(row)) for _ in range(2))
-        self.call("visionad_search", shared, *mine, panel)
-        self.call("visionad_search", shared, *other, panel)
+        self.call("visionad_search", shared, *mine, scratch)
+        self.call("visionad_search", shared, *other, scratch)
         self.call("visionad_merge", len(queries), k, *mine, *other)
         broken = struct.unpack("<q", self.emulator.mem_read(shared + len(fields) - 8, 8))[0]
         return self.get(mine[0], score), self.get(mine[1], row), bool(broken)
 
 
+SIZES = [
+    (1, 1, 1, 1, 1),
+    (15, 7, 3, 2, 2),
+    (16, 64, 97, 1, 64),
+    (17, 100, 40, 9, 13),
+    (50, 301, 64, 1, 100),
+    (33, 200, 384, 3, 200),
+]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("aarch64")])
 @pytest.mark.parametrize("make", [unit, near_ties, patches])
-@pytest.mark.parametrize(
-    ("count", "rows", "dim", "k", "stretch"),
-    [
-        (1, 1, 1, 1, 1),
-        (15, 7, 3, 2, 2),
-        (16, 64, 97, 1, 64),
-        (17, 100, 40, 9, 13),
-        (50, 301, 64, 1, 100),
-        (33, 200, 384, 3, 200),
-    ],
-)
-def test_the_build_for_arm_finds_the_same(make: Any, count: int, rows: int, dim: int, k: int, stretch: int) -> None:
-    arm = Arm()
+@pytest.mark.parametrize(("count", "rows", "dim", "k", "stretch"), SIZES)
+def test_the_builds_for_arm_find_the_same(
+    make: Any, count: int, rows: int, dim: int, k: int, stretch: int, name: str
+) -> None:
+    arm = Emulator(name)
     queries, bank = make(1, count, dim), make(2, rows, dim)
     score, row, broken = arm.nearest(queries, bank, k, stretch)
     wanted_score, wanted_row = search._search_numpy(queries, bank, k)
@@ -279,8 +338,149 @@ def test_the_build_for_arm_finds_the_same(make: Any, count: int, rows: int, dim:
         assert arm.nearest(queries, broken_bank, k, stretch)[2]
         # Lanes beyond the last query repeat it: their scores are no candidates of anybody's, Inf neither.
         assert arm.nearest(broken_queries, bank, k, stretch)[2]
+    assert arm.call("visionad_level") == 1
 
 
-def test_the_manifest_describes_what_lies_there() -> None:
-    builds = json.loads((cpu.FOLDER / "manifest.json").read_bytes())["builds"]
-    assert set(builds) == set(cpu.BUILDS) == {path.stem for path in cpu.FOLDER.glob("*.so")}
+CPUID = {
+    1: {"ecx": {"pni": 0, "ssse3": 9, "fma": 12, "cx16": 13, "sse4_1": 19, "sse4_2": 20, "movbe": 22, "popcnt": 23,
+                "osxsave": 27, "avx": 28, "f16c": 29}},
+    7: {"ebx": {"bmi1": 3, "avx2": 5, "bmi2": 8, "avx512f": 16, "avx512dq": 17, "avx512cd": 28, "avx512bw": 30,
+                "avx512vl": 31}},
+    0x80000001: {"ecx": {"lahf_lm": 0, "abm": 5}},
+}  # fmt: skip
+"""Where a CPU says what it has, by Linux's names (arch/x86/include/asm/cpufeatures.h)."""
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("x86-64.")])
+@pytest.mark.parametrize(
+    ("flags", "kept", "leaves", "level"),
+    [
+        (V4, 0xE7, 0x1F, 4),
+        (V4 + " avx512_vnni amx_tile", 0x602E7, 0x20, 4),
+        (V4, 0x07, 0x1F, 3),  # a system that does not keep AVX-512's registers
+        (V4, 0x67, 0x1F, 3),  # ... not all of them
+        (V4, 0x03, 0x1F, 1),
+        (V4.replace(" osxsave", ""), 0, 0x1F, 1),
+        (V3 + " avx512f avx512cd", 0xE7, 0x1F, 3),  # Xeon Phi
+        (V3, 0x07, 0x0D, 3),
+        (V3.replace(" fma", ""), 0x07, 0x0D, 1),  # VIA's
+        (V3.replace(" avx2 bmi2", "").replace(" bmi1", ""), 0x07, 0x0D, 1),
+        (V4, 0xE7, 6, 1),
+        ("pni", 0, 1, 1),
+        *((V3.replace(flag, "-"), 0x07, 0x0D, 1) for flag in ("movbe", "bmi1", "bmi2", "f16c", "abm", "popcnt")),
+        *((V4.replace(flag, "-"), 0xE7, 0x1F, 3) for flag in ("avx512bw", "avx512cd", "avx512dq", "avx512vl")),
+    ],
+)
+def test_the_level_of_a_cpu(flags: str, kept: int, leaves: int, level: int, name: str) -> None:
+    run = Emulator(name)
+    x86 = run.x86
+    has, asked = set(flags.split()), []
+
+    def step(emulator: Any, address: int, size: int, _: Any) -> None:
+        """In the place of the emulator's CPU, which has neither AVX2 nor AVX-512."""
+        code = bytes(emulator.mem_read(address, size))
+        if code == b"\x0f\xa2":  # cpuid
+            leaf = emulator.reg_read(x86.UC_X86_REG_EAX)
+            assert leaf in (0, 0x80000000) or emulator.reg_read(x86.UC_X86_REG_ECX) == 0
+            asked.append(leaf)
+            found = {"eax": {0: leaves, 0x80000000: 0x80000008}.get(leaf, 0)}
+            for register, bits in CPUID.get(leaf, {}).items():
+                found[register] = sum(1 << bit for flag, bit in bits.items() if flag in has)
+            for register in ("eax", "ebx", "ecx", "edx"):
+                emulator.reg_write(getattr(x86, f"UC_X86_REG_R{register[1].upper()}X"), found.get(register, 0))
+        elif code == b"\x0f\x01\xd0":  # xgetbv
+            assert "osxsave" in has and emulator.reg_read(x86.UC_X86_REG_ECX) == 0
+            emulator.reg_write(x86.UC_X86_REG_RAX, kept)
+            emulator.reg_write(x86.UC_X86_REG_RDX, 0)
+        else:
+            return
+        emulator.reg_write(x86.UC_X86_REG_RIP, address + size)
+
+    run.emulator.hook_add(run.unicorn.UC_HOOK_CODE, step)
+    assert run.call("visionad_level") == level
+    assert 0 in asked
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64", reason="Linux on x86-64 only")
+def test_the_level_of_this_cpu_is_what_linux_says() -> None:
+    line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    flags = set(line.split()) | {"osxsave"}  # Linux lists the others only if this is there
+    levels = [level for level, wanted in ((1, ""), (3, V3), (4, V4)) if set(wanted.split()) <= flags]
+    assert cpu.Library("x86-64").level == max(levels)
+
+
+TO_WINDOWS = """
+typedef long long word;
+typedef word __attribute__((ms_abi)) function(word, word, word, word, word, word, word);
+word call(function *f, word a, word b, word c, word d, word e, word g, word h) { return f(a, b, c, d, e, g, h); }
+"""
+
+
+class Mapped:
+    """A library of another system in this process: what ``ctypes.CDLL`` would be there."""
+
+    def __init__(self, path: str, caller: ctypes.CDLL | None) -> None:
+        image = Image(Path(path).name)
+        self.memory = mmap.mmap(-1, image.size, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        for address, content in image.parts:
+            self.memory[address : address + len(content)] = content
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        for name, address in image.functions.items():
+            function: Any = ctypes.CFUNCTYPE(None)(base + address)
+            if caller:
+                function = FromWindows(base + address, caller)
+            function.memory = self.memory  # lives as long as it does
+            setattr(self, name, function)
+
+
+class FromWindows:
+    """A function that is called as Windows does."""
+
+    def __init__(self, address: int, caller: ctypes.CDLL) -> None:
+        self.address, self.caller = address, caller
+        self.argtypes: tuple[Any, ...] = ()
+        self.restype: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        call = self.caller["call"]  # a function object of its own
+        call.argtypes = (ctypes.c_void_p, *self.argtypes, *[ctypes.c_int64] * (7 - len(self.argtypes)))
+        call.restype = self.restype
+        return call(self.address, *args, *[0] * (7 - len(args)))
+
+
+@pytest.fixture(scope="session")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    pytest.importorskip("ziglang", reason="the compiler is not installed")
+    folder = tmp_path_factory.mktemp("caller")
+    (folder / "call.c").write_text(TO_WINDOWS)
+    command = [sys.executable, "-m", "ziglang", "cc", "-O1", "-shared", "-nostdlib", "call.c", "-o", "call.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    return ctypes.CDLL(str(folder / "call.so"))
+
+
+@pytest.mark.skipif(cpu.machine() != "x86_64" or sys.platform != "linux", reason="x86-64 Linux only")
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("x86-64") and not name.endswith(".so")])
+def test_the_builds_for_other_systems_find_the_same(
+    name: str, caller: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, system = name.split(".")[0], SYSTEM[name.split(".")[1]]
+    if build not in here:
+        pytest.skip(f"this CPU cannot run {build}")
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: Mapped(path, caller if system == "win32" else None))
+    library = cpu.Library(build)
+    monkeypatch.undo()
+    assert library.level == cpu.Library("x86-64").level
+    for make in (unit, near_ties, patches):
+        for count, rows, dim, k, _ in (*SIZES, (100, 3000, 192, 2, 0)):
+            queries, bank = make(1, count, dim), make(2, rows, dim)
+            wanted_score, wanted_row = search._search_numpy(queries, bank, k)
+            for threads in (1, 3):
+                found = library.nearest(queries, bank, k, search._slack(dim), threads)
+                np.testing.assert_array_equal(found.row, wanted_row)
+                np.testing.assert_array_equal(found.score, wanted_score)
+                assert found.finite
+            pairs = np.random.default_rng(0).integers(0, [[count], [rows]], (2, 20))
+            np.testing.assert_array_equal(
+                library.exact(queries, bank, *pairs), search._exact_numpy(queries, bank, *pairs)
+            )

@@ -1,10 +1,11 @@
 """Exact search against float64 brute force and faiss: ties, near-ties, tiles, threads, int8 banks, banks that lie on disk.
 
-Every build of the machine code that this CPU can run, and NumPy in its place; ``test_cpu.py`` runs the one for Arm.
+Every build of the machine code that this CPU can run, and NumPy in its place; ``test_cpu.py`` runs those for Arm and for other systems.
 """
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,19 @@ def test_threads_tiles_and_company_change_no_bit(bank_of: Bank, monkeypatch: pyt
         alone = search.nearest(queries[i : i + 1], bank_of(bank), 3)
         np.testing.assert_array_equal(alone.row[0], whole.row[i])
         np.testing.assert_array_equal(alone.distance[0], whole.distance[i])
+
+
+def test_memory_does_not_grow_with_queries(bank_of: Bank) -> None:
+    """A crop of 1022 has 5329 of them."""
+    bank, queries = bank_of(patches(1, 4096, 16)), patches(2, 4096, 16)
+    peaks = []
+    for count in (1024, 4096):
+        search.nearest(queries[:count], bank, threads=1)  # what is kept
+        tracemalloc.start()
+        search.nearest(queries[:count], bank, threads=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] + 3072 * 64
 
 
 @pytest.mark.parametrize("k", [1, 2])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -587,18 +588,17 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-try:
-    import fcntl
-except ImportError:  # Windows
+if sys.platform == "win32":
     import msvcrt
 
     def _try_lock(fd: int) -> bool:
         try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
         return True
 else:
+    import fcntl
 
     def _try_lock(fd: int) -> bool:
         try:

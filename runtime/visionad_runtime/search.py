@@ -187,8 +187,12 @@ def machine_code() -> tuple[cpu.Library | None, tuple[str, ...]]:
 
     A build is used only if it finds on this box what NumPy does: a compiler or a hypervisor may have got an instruction wrong.
     """
+    try:
+        names = cpu.here()
+    except VisionADError as exc:
+        return None, (f"search: {exc}",)
     unfit = []
-    for name in cpu.here():
+    for name in names:
         try:
             library = cpu.Library(name)
         except VisionADError as exc:
@@ -231,6 +235,13 @@ def _search(queries: F32, rows: F32, k: int, workers: int) -> tuple[F64, I64]:
 
 def _search_numpy(queries: F32, rows: F32, k: int) -> tuple[F64, I64]:
     """The same without machine code."""
+    score, row = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+    for start, end in _tiles(len(queries), BLOCK_QUERIES):
+        score[start:end], row[start:end] = _block_numpy(queries[start:end], rows, k)
+    return score, row
+
+
+def _block_numpy(queries: F32, rows: F32, k: int) -> tuple[F64, I64]:
     slack = 2 * _slack(rows.shape[1])
     best = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
     floor = np.full(len(queries), -np.inf)  # float32 score of the k-th best row of a tile

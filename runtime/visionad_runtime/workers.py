@@ -73,6 +73,8 @@ class _Crew:
 
     def keep_off_this_core(self) -> None:
         """Let the threads run on any core that this thread may use but the one it is on."""
+        if sys.platform != "linux":
+            return
         here = _here()
         known = here, len(self._threads)
         if here is None or known == self._kept_off:
@@ -91,8 +93,6 @@ def _crew() -> _Crew:
 
 def _here() -> int | None:
     """Number of the core that this thread is on, where the system tells."""
-    if sys.platform != "linux":
-        return None
     get = _getcpu()
     return None if get is None or (number := get()) < 0 else int(number)
 

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ FLAGS = (
 )  # fmt: skip
 CPUS = {"x86-64-v4": "x86_64_v4", "x86-64-v3": "x86_64_v3", "x86-64": "x86_64", "aarch64": "generic"}
 """The compiler's names for the runtime's builds. 64-bit Arm has its vectors always."""
+SYSTEMS = {"linux": "linux-musl", "win32": "windows-gnu", "darwin": "macos.11.0"}
+"""...and for the systems: no C library is used, whatever the name says; macOS 11 is the first for Arm."""
+BUILDS = tuple((name, system) for name, build in cpu.BUILDS.items() for system in build.systems)
 
 
 def compiler() -> str:
@@ -41,8 +44,8 @@ def compiler() -> str:
         raise VisionADError("compiling the search for CPUs needs Zig's compiler: pip install 'visionad[dev]'") from None
 
 
-def build(names: tuple[str, ...] = tuple(cpu.BUILDS)) -> dict[str, bytes]:
-    """Compile: name of a build → shared library.
+def build(builds: Iterable[tuple[str, str]] = BUILDS) -> dict[str, bytes]:
+    """Compile builds, each for a system: file name → shared library.
 
     Raises:
         VisionADError: no compiler; what it says of the source; a library that would need another.
@@ -51,16 +54,17 @@ def build(names: tuple[str, ...] = tuple(cpu.BUILDS)) -> dict[str, bytes]:
     built = {}
     with tempfile.TemporaryDirectory() as scratch:
         caches = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}
-        for name in names:
-            out = Path(scratch, f"{name}.so")
-            target = f"-target {cpu.BUILDS[name].machine}-linux-musl -mcpu={CPUS[name]}".split()
-            command = [sys.executable, "-m", "ziglang", "cc", *target, *FLAGS, SOURCE.name, "-o", str(out)]
+        for name, system in builds:
+            out = Path(scratch, cpu.file_name(name, system))
+            target = f"-target {cpu.BUILDS[name].machine}-{SYSTEMS[system]} -mcpu={CPUS[name]}".split()
+            named = ("-install_name", out.name) if system == "darwin" else ()  # else macOS libraries hold their path
+            command = [sys.executable, "-m", "ziglang", "cc", *target, *FLAGS, *named, SOURCE.name, "-o", str(out)]
             done = subprocess.run(
                 command, cwd=SOURCE.parent, env=os.environ | caches, capture_output=True, text=True
             )  # a relative path: none of this machine gets into the product
             if done.returncode:
-                raise VisionADError(f"{SOURCE} for {name}: {done.stderr.strip()}")
-            built[name] = out.read_bytes()
+                raise VisionADError(f"{SOURCE} for {out.name}: {done.stderr.strip()}")
+            built[out.name] = out.read_bytes()
     return built
 
 
@@ -78,7 +82,7 @@ def manifest(built: Mapping[str, bytes]) -> dict[str, Any]:
 def write(built: Mapping[str, bytes], folder: Path = cpu.FOLDER) -> None:
     """Write ``manifest.json`` and the libraries."""
     for name, library in built.items():
-        (folder / f"{name}.so").write_bytes(library)
+        (folder / name).write_bytes(library)
     (folder / "manifest.json").write_text(json.dumps(manifest(built), indent=1) + "\n")
 
 
@@ -100,14 +104,14 @@ def check(built: Mapping[str, bytes], folder: Path = cpu.FOLDER) -> list[str]:
     if wanted["compiler"] != have["compiler"]:
         return lines
     for name, library in built.items():
-        if have["builds"].get(name) != wanted["builds"][name] or (folder / f"{name}.so").read_bytes() != library:
-            lines.append(f"{name}.so is not what {SOURCE.name} gives")
+        if have["builds"].get(name) != wanted["builds"][name] or (folder / name).read_bytes() != library:
+            lines.append(f"{name} is not what {SOURCE.name} gives")
     return lines
 
 
 def report(description: Mapping[str, Any]) -> str:
     """The builds and their sizes, as a table."""
-    lines = [f"{'CPU':10} {'bytes':>7}"]
-    lines += [f"{name:10} {record['bytes']:7}" for name, record in description["builds"].items()]
+    lines = [f"{'search':15} {'bytes':>7}"]
+    lines += [f"{name:15} {record['bytes']:7}" for name, record in description["builds"].items()]
     lines.append(f"{description['compiler']}, source {description['source_sha256'][:12]}")
     return "\n".join(lines)

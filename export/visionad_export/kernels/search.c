@@ -17,7 +17,7 @@ enum { LANES = 4, VECTORS = 4, ROWS = 6 };
 #else
 enum { LANES = 4, VECTORS = 2, ROWS = 6 };
 #endif
-enum { PANEL = LANES * VECTORS, COLUMNS = 4, PARTS = 8, ROOM = 64 };
+enum { PANEL = LANES * VECTORS, COLUMNS = 4, PARTS = 8, ROOM = 64, LINE = 64 };
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t mask __attribute__((vector_size(4 * LANES)));
@@ -27,7 +27,17 @@ typedef float parts __attribute__((vector_size(4 * PARTS), aligned(4)));
 typedef int32_t words __attribute__((vector_size(4 * PARTS), aligned(4)));
 typedef double wide __attribute__((vector_size(8 * PARTS)));
 
+#ifdef _WIN32
+#define EXPORTED __declspec(dllexport)
+// What Windows calls when it has loaded a library, which a C library would bring.
+int __stdcall DllMainCRTStartup(void *library, uint32_t reason, void *reserved)
+{
+    (void)library, (void)reason, (void)reserved;
+    return 1;
+}
+#else
 #define EXPORTED __attribute__((visibility("default")))
+#endif
 #define EVERY(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
 
 // One search, shared by its threads; cpu/__init__.py has the same.
@@ -42,13 +52,15 @@ typedef struct {
     int64_t broken;   // not 0 once a score was NaN or Inf
 } Search;
 
-// What a thread found for the queries of its panel, and has not scored in float64 yet.
+// What a thread found for the queries of its panel, and has not scored in float64 yet. Beside the panel in memory that the caller
+// gives: too large for the stack of every system's threads.
 typedef struct {
     float cut[PANEL];
     int32_t found[PANEL];
     int64_t row[PANEL][ROOM];
     float score[PANEL][ROOM];
     int64_t scored;
+    float panel[] __attribute__((aligned(LINE)));  // (dim, PANEL)
 } Candidates;
 
 // A thread's best: (count, k), highest score first, of equal scores the lowest row.
@@ -178,7 +190,7 @@ static unsigned lanes(mask m)
 }
 
 // A panel's scores with the rows from start to end. Compares ROWS rows with all queries at once; almost always none of them is near.
-static void sweep(Search *s, Candidates *c, const float *panel, int64_t query, int64_t start, int64_t end, Best best)
+static void sweep(Search *s, Candidates *c, int64_t query, int64_t start, int64_t end, Best best)
 {
     const vector zero = {0};
     vector cut[VECTORS], bad = zero;
@@ -195,9 +207,9 @@ static void sweep(Search *s, Candidates *c, const float *panel, int64_t query, i
         int64_t d = 0;
         for (; d + COLUMNS <= s->dim; d += COLUMNS)
             EVERY(u, COLUMNS)
-                add_column(panel + (d + u) * PANEL, row, d + u, sum);
+                add_column(c->panel + (d + u) * PANEL, row, d + u, sum);
         for (; d < s->dim; d++)
-            add_column(panel + d * PANEL, row, d, sum);
+            add_column(c->panel + d * PANEL, row, d, sum);
 
         mask near = {0};
         EVERY(v, VECTORS) {
@@ -235,19 +247,65 @@ static void raise(float *shared, float cut)
         ;
 }
 
+#ifdef __x86_64__
+static void cpuid(uint32_t leaf, uint32_t out[4])
+{
+    __asm__ volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(0));
+}
+
+static bool has(uint32_t found, uint32_t wanted)
+{
+    return (found & wanted) == wanted;
+}
+#endif
+
+// The level of the x86-64 psABI that this CPU has under this system: 1, 3 or 4. On other CPUs 1. (Intel's manual, volume 2, CPUID.)
+EXPORTED int64_t visionad_level(void)
+{
+#ifdef __x86_64__
+    enum { EAX, EBX, ECX, EDX };
+    uint32_t most[4], basic[4], more[4], extended[4], kept, upper;
+    cpuid(0, most);
+    cpuid(0x80000000, extended);
+    if (most[EAX] < 7 || extended[EAX] < 0x80000001)
+        return 1;
+    cpuid(1, basic);
+    cpuid(7, more);
+    cpuid(0x80000001, extended);
+    // SSE3, SSSE3, FMA, CMPXCHG16B, SSE4.1, SSE4.2, MOVBE, POPCNT, OSXSAVE, AVX, F16C; BMI1, AVX2, BMI2; LAHF, LZCNT
+    if (!has(basic[ECX], 1 << 0 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 27 | 1 << 28 | 1 << 29)
+        || !has(more[EBX], 1 << 3 | 1 << 5 | 1 << 8) || !has(extended[ECX], 1 << 0 | 1 << 5))
+        return 1;
+    // Whether the system keeps a thread's registers: SSE and AVX; AVX-512's masks and its two halves.
+    __asm__ volatile("xgetbv" : "=a"(kept), "=d"(upper) : "c"(0));
+    if (!has(kept, 0x06))
+        return 1;
+    // AVX512F, DQ, CD, BW, VL
+    return has(kept, 0xe6) && has(more[EBX], 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1u << 31) ? 4 : 3;
+#else
+    return 1;
+#endif
+}
+
 // Queries of a panel.
 EXPORTED int64_t visionad_panel(void)
 {
     return PANEL;
 }
 
-// Takes pieces of work until none is left. score, row: (count, k), this thread's best. panel: room for dim * PANEL numbers.
-EXPORTED void visionad_search(Search *s, double *score, int64_t *row, float *panel)
+// Bytes of scratch memory that a thread needs.
+EXPORTED int64_t visionad_scratch(int64_t dim)
 {
+    return sizeof(Candidates) + dim * PANEL * sizeof(float) + LINE;
+}
+
+// Takes pieces of work until none is left. score, row: (count, k), this thread's best.
+EXPORTED void visionad_search(Search *s, double *score, int64_t *row, char *scratch)
+{
+    Candidates *c = (Candidates *)(scratch + -(uintptr_t)scratch % LINE);
     const Best best = {score, row, s->k};
     const int64_t panels = (s->count + PANEL - 1) / PANEL, pieces = panels * ((s->length + s->stretch - 1) / s->stretch);
-    Candidates c;
-    c.scored = 0;
+    c->scored = 0;
     for (int64_t i = 0; i < s->count * s->k; i++) {
         score[i] = -__builtin_inf();
         row[i] = INT64_MAX;
@@ -256,21 +314,21 @@ EXPORTED void visionad_search(Search *s, double *score, int64_t *row, float *pan
     for (int64_t piece; (piece = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED)) < pieces;) {
         const int64_t query = piece % panels * PANEL, count = s->count - query < PANEL ? s->count - query : PANEL;
         const int64_t start = piece / panels * s->stretch, left = s->length - start;
-        turn(s->queries + query * s->dim, count, s->dim, panel);
+        turn(s->queries + query * s->dim, count, s->dim, c->panel);
         for (int l = 0; l < PANEL; l++) {
-            c.found[l] = 0;
+            c->found[l] = 0;
             if (l < count)
-                __atomic_load(s->cut + query + l, c.cut + l, __ATOMIC_RELAXED);
+                __atomic_load(s->cut + query + l, c->cut + l, __ATOMIC_RELAXED);
             else
-                c.cut[l] = __builtin_nanf("");  // nothing compares with it, not even Inf
+                c->cut[l] = __builtin_nanf("");  // nothing compares with it, not even Inf
         }
-        sweep(s, &c, panel, query, start, start + (left < s->stretch ? left : s->stretch), best);
+        sweep(s, c, query, start, start + (left < s->stretch ? left : s->stretch), best);
         for (int l = 0; l < count; l++) {
-            settle(s, &c, l, query + l, best);
-            raise(s->cut + query + l, c.cut[l]);
+            settle(s, c, l, query + l, best);
+            raise(s->cut + query + l, c->cut[l]);
         }
     }
-    __atomic_fetch_add(&s->scored, c.scored, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&s->scored, c->scored, __ATOMIC_RELAXED);
 }
 
 // Puts another thread's best among a thread's own.

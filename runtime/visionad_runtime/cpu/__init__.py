@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Collection
+import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,21 +28,26 @@ I64 = NDArray[np.int64]
 FOLDER = Path(__file__).parent
 
 
+SYSTEMS = {"linux": "so", "win32": "dll", "darwin": "dylib"}
+"""How a library's name ends under each system, as ``sys.platform`` names it."""
+
+
 class Build(NamedTuple):
-    """What a build runs on: a machine, and the features it asks of its CPU, in Linux's names."""
+    """What a build runs on: a machine, the level that it asks of its CPU, and systems."""
 
     machine: str
-    features: frozenset[str] = frozenset()
+    level: int = 1
+    systems: tuple[str, ...] = tuple(SYSTEMS)
 
 
-_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
 BUILDS = {
-    "x86-64-v4": Build("x86_64", frozenset((*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"))),
-    "x86-64-v3": Build("x86_64", frozenset(_V3)),
+    # macOS keeps AVX-512's registers for those threads alone that have used them, so no CPU shows it there.
+    "x86-64-v4": Build("x86_64", 4, ("linux", "win32")),
+    "x86-64-v3": Build("x86_64", 3),
     "x86-64": Build("x86_64"),
     "aarch64": Build("aarch64"),
 }
-"""Best first. The names are the x86-64 psABI's."""
+"""Best first, the last of a machine for any CPU of its kind. Names and levels are the x86-64 psABI's."""
 STRETCH = 1024
 """Most bank rows of a piece of work. Many, so that turning the queries of its other side costs little (0.5 %); few enough that they
 stay in the last cache, where every thread reads them again for other queries (1.5 MiB of 384 columns)."""
@@ -78,6 +83,7 @@ class Library:
 
     Attributes:
         name: of :data:`BUILDS`.
+        level: of this CPU under this system, as :data:`BUILDS` counts.
     """
 
     def __init__(self, name: str) -> None:
@@ -87,17 +93,20 @@ class Library:
             VisionADError: missing, damaged, or refused by the system.
         """
         self.name = name
-        path = FOLDER / f"{name}.so"
+        path = FOLDER / file_name(name, sys.platform)
         try:
-            record = json.loads((FOLDER / "manifest.json").read_bytes())["builds"][name]
+            record = json.loads((FOLDER / "manifest.json").read_bytes())["builds"][path.name]
             if hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
                 raise VisionADError(f"{path} is damaged; install visionad again")
             library = ctypes.CDLL(str(path))
         except (OSError, ValueError, KeyError) as exc:
             raise VisionADError(f"{path} cannot be loaded ({exc}); install visionad again") from None
         address, integer = ctypes.c_void_p, ctypes.c_int64
-        library.visionad_panel.restype = integer
-        self._panel = int(library.visionad_panel())
+        for function in (library.visionad_level, library.visionad_panel, library.visionad_scratch):
+            function.restype = integer
+        library.visionad_scratch.argtypes = (integer,)
+        self.level, self._panel = int(library.visionad_level()), int(library.visionad_panel())
+        self._scratch = library.visionad_scratch
         self._search, self._merge, self._exact = library.visionad_search, library.visionad_merge, library.visionad_exact
         self._search.argtypes = (ctypes.POINTER(_Search), address, address, address)
         self._merge.argtypes = (integer, integer, address, address, address, address)
@@ -121,14 +130,13 @@ class Library:
         stretch = -(-len(rows) // parts)
         cut = np.full(count, -np.inf, np.float32)
         score, row = np.empty((threads, count, k)), np.empty((threads, count, k), np.int64)
-        panel = np.empty((threads, dim * self._panel + 16), np.float32)
+        scratch = np.empty((threads, self._scratch(dim)), np.uint8)
         search = _Search(
             queries.ctypes.data, rows.ctypes.data, count, len(rows), dim, k, stretch, slack, cut.ctypes.data, 0, 0, 0
         )
 
         def work(thread: int) -> None:
-            aligned = -(-panel[thread].ctypes.data // 64) * 64
-            self._search(search, score[thread].ctypes.data, row[thread].ctypes.data, aligned)
+            self._search(search, *(a[thread].ctypes.data for a in (score, row, scratch)))
 
         spread(work, range(threads), threads)
         for other in range(1, threads):
@@ -145,31 +153,37 @@ class Library:
         return score
 
 
-def fitting(machine: str, features: Collection[str]) -> list[str]:
+def file_name(name: str, system: str) -> str:
+    """Of a build for a system, in this folder."""
+    return f"{name}.{SYSTEMS[system]}"
+
+
+def fitting(machine: str, system: str, level: int) -> list[str]:
     """Builds that a CPU can run, best first.
 
     Args:
-        machine: as ``platform.machine()`` says.
-        features: as ``/proc/cpuinfo`` lists them.
+        machine: ``x86_64``, ``aarch64`` or another.
+        system: as ``sys.platform`` says.
+        level: of the CPU (:attr:`Library.level`).
     """
-    return [name for name, b in BUILDS.items() if b.machine == machine and b.features <= set(features)]
+    return [n for n, b in BUILDS.items() if b.machine == machine and system in b.systems and b.level <= level]
+
+
+def machine() -> str:
+    """What this process runs on, by Linux's name; empty if it is not a 64-bit one."""
+    if sys.maxsize < 2**32 or sys.byteorder != "little":
+        return ""
+    if sys.platform == "win32":  # may emulate one for a process, and then tells of the other
+        return {"win-amd64": "x86_64", "win-arm64": "aarch64"}.get(sysconfig.get_platform(), "")
+    name = platform.machine()
+    return "aarch64" if name == "arm64" else name
 
 
 def here() -> list[str]:
-    """Builds that this CPU can run under this system, best first; none off Linux."""
-    return fitting(platform.machine(), _features()) if sys.platform == "linux" and sys.byteorder == "little" else []
+    """Builds that this CPU can run under this system, best first.
 
-
-def _features() -> set[str]:
-    """What Linux says the first core has; where it says nothing, nothing."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:  # of all cores: the first one's will do
-                key, _, value = line.partition(":")
-                if key.strip() == "flags":
-                    return set(value.split())
-                if not key.strip():
-                    break
-    except OSError:
-        pass
-    return set()
+    Raises:
+        VisionADError: the build for any CPU, which tells what the CPU is, cannot be loaded.
+    """
+    plain = fitting(machine(), sys.platform, 1)
+    return fitting(machine(), sys.platform, Library(plain[0]).level) if plain else []

@@ -24,11 +24,12 @@ from conftest import unit
 from numpy.typing import NDArray
 from test_search import near_ties, patches
 from visionad_runtime import cpu, doctor, search
+from visionad_runtime.axes import _orthonormal
 from visionad_runtime.errors import VisionADError
 
 F32 = NDArray[np.float32]
 FILES = [cpu.file_name(name, system) for name, build in cpu.BUILDS.items() for system in build.systems]
-FUNCTIONS = {f"visionad_{name}" for name in ("level", "panel", "scratch", "search", "merge", "exact")}
+FUNCTIONS = {f"visionad_{name}" for name in ("level", "panel", "scratch", "search", "merge", "product", "exact")}
 SYSTEM = {ending: system for system, ending in cpu.SYSTEMS.items()}
 V3 = "pni ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt osxsave avx f16c bmi1 avx2 bmi2 lahf_lm abm"
 V4 = V3 + " avx512f avx512bw avx512cd avx512dq avx512vl"
@@ -284,15 +285,16 @@ class Emulator:
         return int(read(self.arm.UC_ARM64_REG_X0))
 
     def nearest(
-        self, queries: F32, rows: F32, k: int, stretch: int
+        self, queries: F32, rows: F32, k: int, stretch: int, heads: tuple[int, int, int] = (0, 0, 0)
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], bool]:
         """By two "threads", of which the second finds nothing left to do but what the first left."""
         score, row = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
         cut = np.full(len(queries), -np.inf, np.float32)
         slack = search._slack(rows.shape[1])
+        panels = -(-len(queries) // self.call("visionad_panel"))
         fields = struct.pack(
-            "<QQqqqqqdQqqq", self.put(queries), self.put(rows), len(queries), len(rows), rows.shape[1], k, stretch, slack,
-            self.put(cut), 0, 0, 0,
+            "<QQqQQqqqqqdQQqqq", self.put(queries), self.put(rows), rows.shape[1], *heads, len(queries), len(rows), k, stretch,
+            slack, self.put(cut), self.put(np.zeros(panels, np.uint8)), 0, 0, 0,
         )  # fmt: skip
         shared = self.put(np.frombuffer(fields, np.uint8))
         scratch = self.room(self.call("visionad_scratch", rows.shape[1]))
@@ -302,6 +304,22 @@ class Emulator:
         self.call("visionad_merge", len(queries), k, *mine, *other)
         broken = struct.unpack("<q", self.emulator.mem_read(shared + len(fields) - 8, 8))[0]
         return self.get(mine[0], score), self.get(mine[1], row), bool(broken)
+
+    def heads(self, rows: F32, axes: NDArray[np.float64]) -> int:
+        out = self.room(len(rows) * axes.shape[1] * 4)
+        self.call("visionad_product", self.put(rows), *rows.shape, self.put(axes), axes.shape[1], 1, out)
+        return out
+
+
+def some_axes(dim: int) -> NDArray[np.float64]:
+    axes = np.zeros((dim, 16))
+    axes[:, :-1] = _orthonormal(np.random.default_rng(0).standard_normal((dim, 15)))
+    return axes
+
+
+def rest(rows: F32, axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What axes leave of rows: lengths."""
+    return np.asarray(np.linalg.norm(rows - rows @ axes @ axes.T, axis=1))
 
 
 SIZES = [
@@ -327,6 +345,15 @@ def test_the_builds_for_arm_find_the_same(
     np.testing.assert_array_equal(row, wanted_row)
     np.testing.assert_array_equal(score, wanted_score)
     assert not broken
+    if dim > 24:
+        axes = some_axes(dim)
+        heads = [arm.heads(x, axes) for x in (queries, bank)]
+        for address, x in zip(heads, (queries, bank), strict=True):
+            made = arm.get(address, np.empty((len(x), 16), np.float32))
+            np.testing.assert_allclose(made, np.column_stack([x @ axes[:, :-1], rest(x, axes)]), rtol=0, atol=4e-6)
+        score, row, _ = arm.nearest(queries, bank, k, stretch, (*heads, 16))
+        np.testing.assert_array_equal(row, wanted_row)
+        np.testing.assert_array_equal(score, wanted_score)
     pairs = np.random.default_rng(0).integers(0, [[count], [rows]], (2, 20))
     exact = np.empty(20)
     at = arm.put(exact)
@@ -420,7 +447,7 @@ class Mapped:
     """A library of another system in this process: what ``ctypes.CDLL`` would be there."""
 
     def __init__(self, path: str, caller: ctypes.CDLL | None) -> None:
-        image = Image(Path(path).name)
+        image, self.functions = Image(Path(path).name), dict[str, Any]()
         self.memory = mmap.mmap(-1, image.size, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         for address, content in image.parts:
             self.memory[address : address + len(content)] = content
@@ -430,7 +457,10 @@ class Mapped:
             if caller:
                 function = FromWindows(base + address, caller)
             function.memory = self.memory  # lives as long as it does
-            setattr(self, name, function)
+            self.functions[name] = function
+
+    def __getitem__(self, name: str) -> Any:
+        return self.functions[name]
 
 
 class FromWindows:
@@ -480,6 +510,13 @@ def test_the_builds_for_other_systems_find_the_same(
                 np.testing.assert_array_equal(found.row, wanted_row)
                 np.testing.assert_array_equal(found.score, wanted_score)
                 assert found.finite
+                if dim > 24:
+                    axes = some_axes(dim)
+                    heads = [library.product(x, axes, threads, heads=True) for x in (queries, bank)]
+                    np.testing.assert_allclose(heads[1][:, -1], rest(bank, axes), rtol=0, atol=4e-6)
+                    found = library.nearest(queries, bank, k, search._slack(dim), threads, (heads[0], heads[1]))
+                    np.testing.assert_array_equal(found.row, wanted_row)
+                    np.testing.assert_array_equal(found.score, wanted_score)
             pairs = np.random.default_rng(0).integers(0, [[count], [rows]], (2, 20))
             np.testing.assert_array_equal(
                 library.exact(queries, bank, *pairs), search._exact_numpy(queries, bank, *pairs)

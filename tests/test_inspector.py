@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 from conftest import part
-from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError
+from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError, cpu
 from visionad_runtime.artefacts import sha256_file
+from visionad_runtime.axes import TurnedBank
 from visionad_runtime.bank import Bank
 from visionad_runtime.calibrate import calibrate_class
 from visionad_runtime.engine import open_engine
@@ -350,22 +351,32 @@ def test_the_first_picture_imports_no_package(tiny_model: Path, good: list[Path]
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_large_bank_is_searched_in_int8_and_gives_the_same(
+def test_a_large_bank_is_prepared_and_gives_the_same(
     tiny_model: Path, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inspector = Inspector.open(tiny_model, tmp_path / "bank")
     inspector.enroll_files("disc", good[:3])
     image = part(7, defect=True)
     plain = inspector.inspect(image, class_name="disc")
-    monkeypatch.setattr("visionad_runtime.bank.worth_coding", lambda rows: rows >= 3 * 6 * 16)
+    monkeypatch.setattr("visionad_runtime.bank.FEWEST_ROWS", 3 * 6 * 16)
+    monkeypatch.setattr("visionad_runtime.search.worth_coding", lambda rows: True)
     assert inspector.bank is not None
     matched = inspector.bank.classes["disc"]
-    assert not isinstance(matched.searchable("flip"), Int8Bank)
-    assert isinstance(matched.searchable("flip"), Int8Bank)
-    assert matched.searchable("flip") is matched.searchable("flip")
-    assert not isinstance(matched.without(0).searchable("flip"), Int8Bank)  # 96 rows fewer
+    queries = matched.rows("flip")[:16]
+    assert not isinstance(matched.searchable("flip", queries), Int8Bank)
+    assert isinstance(matched.searchable("flip", queries), Int8Bank)
+    assert matched.searchable("flip", queries) is matched.searchable("flip", queries)
+    assert not isinstance(matched.without(0).searchable("flip", queries), Int8Bank)  # 96 rows fewer
     coded = [inspector.inspect(image, class_name="disc") for _ in range(3)][-1]
     assert same(coded, plain)
+    monkeypatch.setattr("visionad_runtime.axes.FEWEST_ROWS", 3 * 6 * 16)
+    monkeypatch.setattr("visionad_runtime.axes.WORTH", 1000)
+    again = Inspector.open(tiny_model, tmp_path / "bank")
+    found = [again.inspect(image, class_name="disc") for _ in range(3)]
+    assert again.bank is not None
+    if cpu.here():
+        assert isinstance(again.bank.classes["disc"].searchable("flip", queries), TurnedBank)
+    assert all(same(one, plain) for one in found)
 
 
 def test_no_threshold_for_supports_that_were_not_scored(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:

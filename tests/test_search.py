@@ -1,6 +1,6 @@
 """Exact search against float64 brute force and faiss: ties, near-ties, tiles, threads, int8 banks, banks that lie on disk.
 
-Every build of the machine code that this CPU can run, and NumPy in its place; ``test_cpu.py`` runs those for Arm and for other systems.
+Every build of the machine code that this CPU can run, and NumPy in its place; ``test_cpu.py`` runs those for Arm and other systems.
 """
 
 from __future__ import annotations
@@ -16,13 +16,30 @@ from conftest import unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from visionad_runtime import cpu, products, search
+from visionad_runtime import axes, cpu, products, search
+from visionad_runtime.axes import TurnedBank, _orthonormal
 from visionad_runtime.errors import VisionADError
 
 F32 = NDArray[np.float32]
-Bank = Callable[[F32], F32 | search.Int8Bank]
-KINDS: dict[str, Bank] = {"float32": lambda rows: rows, "int8": search.Int8Bank}
 CODES = {"numpy": None, **{name: cpu.Library(name) for name in cpu.here()}}
+
+
+def turned(rows: F32) -> F32 | TurnedBank:
+    """With good axes or with bad ones; plain where it is too narrow for any."""
+    dim = rows.shape[1]
+    library = next((library for library in CODES.values() if library), None)
+    if library is None or dim < 17:
+        return rows
+    width = 8 * min(4, (dim - 9) // 8)
+    made = np.linalg.svd(rows[:500], full_matrices=False)[2].T[:, : width - 1] if len(rows) % 3 else np.empty((dim, 0))
+    axes = np.zeros((dim, width))
+    more = np.random.default_rng(len(rows)).standard_normal((dim, width - 1 - made.shape[1]))
+    axes[:, :-1] = _orthonormal(np.concatenate([made.astype(np.float64), more], axis=1))
+    return TurnedBank(search._plain(rows), axes, library, 2)
+
+
+Bank = Callable[[F32], F32 | search.Int8Bank | TurnedBank]
+KINDS: dict[str, Bank] = {"float32": lambda rows: rows, "int8": search.Int8Bank, "turned": turned}
 WAYS = [(kind, code) for kind in KINDS for code in CODES]
 
 
@@ -39,12 +56,15 @@ def bank_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return KINDS[kind]
 
 
+def normed(x: NDArray[np.float64]) -> F32:
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
 def near_ties(seed: int, rows: int, dim: int, scale: float = 1e-7) -> F32:
     """Rows that float32 scores cannot tell apart, and exact repeats among them."""
     rng = np.random.default_rng(seed)
     x = unit(seed, 1, dim) + scale * rng.standard_normal((max(1, rows // 2), dim))
-    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    return x[rng.integers(0, len(x), rows)]
+    return normed(x)[rng.integers(0, len(x), rows)]
 
 
 def patches(seed: int, rows: int, dim: int) -> F32:
@@ -53,8 +73,7 @@ def patches(seed: int, rows: int, dim: int) -> F32:
     common = 0.1 * rng.standard_normal(dim) + 2 * (rng.random(dim) < 0.02)
     kinds_of_patch = rng.standard_normal((10, dim)) / dim**0.5
     own = 0.2 * rng.standard_normal((rows, dim)) / dim**0.5
-    x = common + kinds_of_patch[rng.integers(0, 10, rows)] + own
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return normed(common + kinds_of_patch[rng.integers(0, 10, rows)] + own)
 
 
 def oracle(queries: F32, bank: F32, k: int = 1) -> tuple[F32, NDArray[np.int64]]:
@@ -334,3 +353,122 @@ def test_more_neighbours_than_rows(k: int) -> None:
 def test_int8_bank_refusals(bank: F32, words: str) -> None:
     with pytest.raises(VisionADError, match=words):
         search.Int8Bank(bank)
+
+
+needs_code = pytest.mark.skipif(len(CODES) == 1, reason="no build of the search runs on this CPU and system")
+
+
+@pytest.mark.parametrize("code", list(CODES)[1:])
+@pytest.mark.parametrize("make", [unit, patches, near_ties])
+@pytest.mark.parametrize(("dim", "width"), [(17, 8), (97, 16), (384, 64), (1024, 128)])
+def test_products_of_heads_are_upper_bounds(
+    make: Callable[[int, int, int], F32], dim: int, width: int, code: str
+) -> None:
+    """Less than them by no more than the search allows for, whether the rows lie along the axes or not; and NumPy's sums."""
+    library = CODES[code]
+    rows, queries = make(1, 300, dim), np.concatenate([make(2, 29, dim), unit(3, 10, dim)])
+    for seed in (None, 0):
+        axes_ = np.zeros((dim, width))
+        made = (
+            rows[: width - 1].T
+            if seed is None and make is unit
+            else np.random.default_rng(0).standard_normal((dim, width - 1))
+        )
+        axes_[:, :-1] = _orthonormal(made.astype(np.float64))
+        heads, asked = (library.product(x, axes_, 2, heads=True) for x in (rows, queries))
+        product = asked @ heads.T
+        true = queries.astype(np.float64) @ rows.astype(np.float64).T
+        assert (product >= true - search._slack(dim)).all()
+        np.testing.assert_allclose(heads[:, :-1], rows @ axes_[:, :-1], rtol=0, atol=1e-6)
+        left = np.linalg.norm(rows - rows @ axes_ @ axes_.T, axis=1)
+        assert (heads[:, -1] >= left).all() and (heads[:, -1] <= left + 4e-6).all()
+    for count in (1, 2, 3, 4, 5, 300):
+        np.testing.assert_array_equal(library.product(rows[:count], axes_, 3, heads=True), heads[:count])
+    plain = library.product(rows, np.ascontiguousarray(queries[:32].T, np.float64), 2)
+    np.testing.assert_allclose(plain, true[:32].T, rtol=0, atol=1e-7)
+
+
+def alike(found: search.Neighbours, wanted: search.Neighbours) -> None:
+    np.testing.assert_array_equal(found.row, wanted.row)
+    np.testing.assert_array_equal(found.distance, wanted.distance)
+
+
+def along_few(seed: int, rows: int, dim: int) -> F32:
+    """Rows near twelve directions, the same for every seed."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, 12)) @ np.random.default_rng(0).standard_normal((12, dim))
+    return normed(x + 0.3 * rng.standard_normal((rows, dim)))
+
+
+@needs_code
+def test_a_bank_is_turned_where_that_rules_most_rows_out() -> None:
+    queries, rows = along_few(5, 700, 256), along_few(6, 5000, 256)
+    bank = search.prepared(rows, queries)
+    assert isinstance(bank, TurnedBank) and bank.rows is rows
+    width = bank.axes.shape[1]
+    assert (
+        width in axes.HEADS and bank.heads.shape == (5000, width) and bank.nbytes == 4 * 5000 * width + 8 * 256 * width
+    )
+    library = search.machine_code()[0]
+    assert library is not None
+    asked = library.product(queries, bank.axes, 1, heads=True)
+    found = library.nearest(queries, rows, 1, search._slack(256), 1, (asked, bank.heads))
+    assert found.scored < len(queries) * len(rows) / 20
+    for k in (1, 3):
+        alike(search.nearest(queries, bank, k), search.nearest(queries, rows, k))
+    # Nothing is turned in vain: rows that lie along no directions, few rows, narrow ones.
+    for plain, like in (
+        (unit(1, 5000, 256), unit(2, 700, 256)),
+        (rows[:2000], queries),
+        (np.ascontiguousarray(rows[:, :20]), queries[:, :20]),
+        (rows, queries[:0]),
+    ):
+        assert search.prepared(plain, like) is plain
+
+
+@needs_code
+def test_axes_that_rule_nothing_out_cost_little() -> None:
+    """Then each group of queries is searched without after a while, with the same result, and pairs are not scored one by one."""
+    rows, queries = unit(1, 6000, 128), unit(2, 300, 128)
+    bank = turned(rows)
+    assert isinstance(bank, TurnedBank)
+    library = search.machine_code()[0]
+    assert library is not None
+    asked = library.product(queries, bank.axes, 1, heads=True)
+    for threads in (1, 3):
+        found = library.nearest(queries, rows, 1, search._slack(128), threads, (asked, bank.heads))
+        assert found.scored < len(queries) * len(rows) / 20
+        np.testing.assert_array_equal(found.row, search._search_numpy(queries, rows, 1)[1])
+
+
+@needs_code
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_bank_to_be_turned_is_refused_if_broken(value: float) -> None:
+    rows, queries = along_few(5, 2100, 64), along_few(6, 50, 64)
+    bank = search.prepared(rows, queries)
+    broken_rows, broken_queries = rows.copy(), queries.copy()
+    broken_rows[-1, -1] = broken_queries[-1, -1] = value
+    with pytest.raises(VisionADError, match="NaN or Inf among the bank rows"):
+        search.prepared(broken_rows, queries)
+    with pytest.raises(VisionADError, match="NaN or Inf among the patch tokens"):
+        search.prepared(rows, broken_queries)
+    assert isinstance(bank, TurnedBank)
+    with pytest.raises(VisionADError, match="NaN or Inf among the patch tokens"):
+        search.nearest(broken_queries, bank)
+
+
+@needs_code
+@pytest.mark.parametrize("dim", [64, 1024])
+def test_rows_that_are_all_alike_have_axes(dim: int) -> None:
+    """Flat pictures; and rows that lie along one coordinate."""
+    library = search.machine_code()[0]
+    assert library is not None
+    for row in (unit(1, 1, dim), np.eye(dim, dtype=np.float32)[:1]):
+        rows = np.repeat(row, 2500, axis=0)
+        axes_ = axes._principal(rows[:2048], 48, library, 2)
+        assert axes._are_orthonormal(axes_)
+        assert abs(float(row[0] @ axes_[:, 0])) > 1 - 1e-6
+        queries = np.concatenate([unit(2, 50, dim), row, -row])
+        alike(search.nearest(queries, search.prepared(rows, queries)), search.nearest(queries, rows))
+    assert axes._are_orthonormal(_orthonormal(np.zeros((20, 3))))
+    assert not axes._are_orthonormal(_orthonormal(np.zeros((20, 3))) * (1 + 1e-11))

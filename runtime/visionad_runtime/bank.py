@@ -39,9 +39,10 @@ from .artefacts import (
     sha256_file,
     to_json,
 )
+from .axes import FEWEST_ROWS, TurnedBank
 from .errors import BankError, LostManifestError
 from .preprocess import bank_blocks, upright_block, view_blocks
-from .search import Int8Bank, worth_coding
+from .search import Int8Bank, prepared
 
 F32 = NDArray[np.float32]
 
@@ -65,26 +66,28 @@ class ClassBank:
     blocks: tuple[str, ...]
     features: F32
     class_tokens: F32
-    _coded: dict[ViewName, Int8Bank | None] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _prepared: dict[ViewName, F32 | Int8Bank | TurnedBank | None] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def rows(self, view: ViewName) -> F32:
         """The view's bank, float32 (6·K·P, D): a slice of ``features``, not a copy."""
         part = self.features[view_blocks(self.blocks, view)]
         return part.reshape(-1, part.shape[-1])
 
-    def searchable(self, view: ViewName) -> F32 | Int8Bank:
-        """:meth:`rows` as they are searched fastest, which finds the same. Large banks are coded in int8 when asked for the second
-        time: what is searched once (leave-one-out) is not worth it."""
+    def searchable(self, view: ViewName, queries: F32) -> F32 | Int8Bank | TurnedBank:
+        """:meth:`rows` as they are searched fastest, for ``queries`` (Q, D) and their like, which finds the same. Prepared for
+        that when asked for the second time: what is searched once (leave-one-out) is not worth it."""
         rows = self.rows(view)
-        if not worth_coding(len(rows)):
+        if len(rows) < FEWEST_ROWS:
             return rows
-        if view not in self._coded:
-            self._coded[view] = None
+        if view not in self._prepared:
+            self._prepared[view] = None
             return rows
-        coded = self._coded[view]
-        if coded is None:
-            coded = self._coded[view] = Int8Bank(rows)
-        return coded
+        bank = self._prepared[view]
+        if bank is None:
+            bank = self._prepared[view] = prepared(rows, queries)
+        return bank
 
     def tokens(self, view: ViewName) -> F32:
         """Class tokens (K, Dc) of the support pictures, unturned, in ``view``. The first one routes (method, section 5)."""

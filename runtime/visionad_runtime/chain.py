@@ -153,7 +153,7 @@ class HostChain:
         clock, side = Clock(), self._identity.grid
         grids: dict[ViewName, F32] = {}
         for i, view in enumerate(views):
-            distance = nearest(patch[i], bank.searchable(view), threads=self._threads).distance
+            distance = nearest(patch[i], bank.searchable(view, patch[i]), threads=self._threads).distance
             if self._rarity:
                 distance = distance * rarity(patch[i], side, self._threads)
             grids[view] = distance.reshape(side, side)

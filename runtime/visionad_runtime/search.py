@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import cpu
+from .axes import TurnedBank, find_axes
 from .errors import VisionADError
 from .products import scores_int8, zero_point
 from .workers import cores, spread
@@ -58,6 +59,27 @@ def worth_coding(rows: int) -> bool:
     """Whether a bank of that many rows is searched faster as an :class:`Int8Bank` on this CPU (``benchmarks/search.py``): one that
     adds up products of bytes in 32 bits (VNNI and its like), from 16 k rows on."""
     return rows >= INT8_ROWS and zero_point() == 128
+
+
+def prepared(rows: F32, queries: F32) -> F32 | Int8Bank | TurnedBank:
+    """A bank as it is searched fastest on this CPU, which finds the same. Takes about as long as a search of it.
+
+    Args:
+        rows: float32 (N, D), unit rows.
+        queries: float32 (Q, D), unit rows such as it will be searched for.
+
+    Raises:
+        VisionADError: NaN or Inf among them.
+    """
+    for x, message in ((rows, NOT_FINITE), (queries, BROKEN_TOKENS)):
+        if not np.isfinite(x).all():
+            raise VisionADError(message)
+    library = machine_code()[0]
+    if library is not None:
+        axes = find_axes(rows, queries, library, cores())
+        if axes is not None:
+            return TurnedBank(_plain(rows), axes, library, cores())
+    return Int8Bank(rows) if worth_coding(len(rows)) else rows
 
 
 class Int8Bank:
@@ -116,30 +138,31 @@ class _Codes(NamedTuple):
     rest: F32
 
 
-def nearest(queries: F32, bank: F32 | Int8Bank, k: int = 1, *, threads: int | None = None) -> Neighbours:
+def nearest(queries: F32, bank: F32 | Int8Bank | TurnedBank, k: int = 1, *, threads: int | None = None) -> Neighbours:
     """The ``k`` bank rows of smallest cosine distance ``1 - cos(q, row)`` of each query (method, section 4).
 
     The score matrix is never held: not at all for a float32 bank, one tile a thread for an int8 one.
 
     Args:
         queries: float32 (Q, D), unit rows.
-        bank: float32 (N, D), unit rows, N >= k; may be memory-mapped. Or an :class:`Int8Bank` of such rows.
+        bank: float32 (N, D), unit rows, N >= k; may be memory-mapped. Or one of :func:`prepared`'s of such rows.
         threads: default all cores. The result does not depend on it.
 
     Raises:
         VisionADError: empty bank, other widths or types, more neighbours wanted than rows, NaN or Inf.
     """
-    rows = bank.rows if isinstance(bank, Int8Bank) else bank
+    rows = bank if isinstance(bank, np.ndarray) else bank.rows
     _check(queries, rows, k)
     queries = _plain(queries)
+    width = bank.heads.shape[1] if isinstance(bank, TurnedBank) else rows.shape[1]
     workers = max(1, threads if threads is not None else cores())
-    workers = int(min(workers, max(1, queries.size * len(rows) / SMALL_WORK)))
+    workers = int(min(workers, max(1, len(queries) * width * len(rows) / SMALL_WORK)))
     if isinstance(bank, Int8Bank):
         score, row = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
         for start, end in _tiles(len(queries), BLOCK_QUERIES):
             score[start:end], row[start:end] = _search_codes(queries[start:end], bank, k, workers)
     else:
-        score, row = _search(queries, rows, k, workers)
+        score, row = _search(queries, rows, k, workers, bank if isinstance(bank, TurnedBank) else None)
     shape = (len(queries),) if k == 1 else (len(queries), k)
     return Neighbours((1.0 - score).astype(np.float32).reshape(shape), row.reshape(shape))
 
@@ -213,21 +236,29 @@ def _agrees(library: cpu.Library) -> bool:
     x[60:] = x[20:50]
     rows = (x / np.sqrt((x * x).sum(axis=1, keepdims=True))).astype(np.float32)
     queries = np.concatenate([rows[::2], -rows[:5]])
+    axes = np.zeros((43, 16))
+    axes[:, :15] = np.linalg.qr(x[:15].T)[0]
+    heads = library.product(queries, axes, 1, heads=True), library.product(rows, axes, 1, heads=True)
     for k in (1, 3):
-        found = library.nearest(queries, rows, k, _slack(43), 1)
         score, row = _search_numpy(queries, rows, k)
-        if not (found.finite and np.array_equal(found.row, row) and np.array_equal(found.score, score)):
-            return False
+        for beside in (None, heads):
+            found = library.nearest(queries, rows, k, _slack(43), 1, beside)
+            if not (found.finite and np.array_equal(found.row, row) and np.array_equal(found.score, score)):
+                return False
     return True
 
 
-def _search(queries: F32, rows: F32, k: int, workers: int) -> tuple[F64, I64]:
+def _search(queries: F32, rows: F32, k: int, workers: int, turned: TurnedBank | None = None) -> tuple[F64, I64]:
     """Scores float64 (Q, k) and rows (Q, k), by machine code or NumPy."""
     library = machine_code()[0]
     if library is None:
         return _search_numpy(queries, rows, k)
-    rows = _plain(rows)
-    found = library.nearest(queries, rows, k, _slack(rows.shape[1]), workers)
+    rows, heads = _plain(rows), None
+    if turned is not None:
+        if not np.isfinite(queries).all():
+            raise _not_finite(queries)
+        heads = library.product(queries, turned.axes, workers, heads=True), turned.heads
+    found = library.nearest(queries, rows, k, _slack(rows.shape[1]), workers, heads)
     if not found.finite:
         raise _not_finite(queries)
     return found.score, found.row

@@ -22,7 +22,7 @@ from visionad_runtime.errors import VisionADError
 
 SOURCE = Path(__file__).with_name("search.c")
 FLAGS = (
-    "-std=c11", "-O3", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast", "-fno-strict-aliasing",
+    "-std=c11", "-O3", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast", "-fno-math-errno", "-fno-strict-aliasing",
     "-ffreestanding", "-nostdlib", "-fno-stack-protector", "-fvisibility=hidden", "-fPIC", "-shared", "-s", "-g0",
 )  # fmt: skip
 CPUS = {"x86-64-v4": "x86_64_v4", "x86-64-v3": "x86_64_v3", "x86-64": "x86_64", "aarch64": "generic"}

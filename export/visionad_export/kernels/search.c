@@ -3,6 +3,9 @@
 // One source for every instruction set (cpu.py builds it), without a C library. Queries are taken a panel at a time, turned so
 // that a vector holds one column of several queries; bank rows are read where they lie, one number for all queries of the panel. A
 // score leaves its register only if it may be among the k best, so there is no matrix of scores, not even a tile of one.
+//
+// With heads (axes.py), what is multiplied is a few columns that give an upper bound of each score, and the rows themselves are
+// read only where it does not rule them out.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -18,6 +21,8 @@ enum { LANES = 4, VECTORS = 4, ROWS = 6 };
 enum { LANES = 4, VECTORS = 2, ROWS = 6 };
 #endif
 enum { PANEL = LANES * VECTORS, COLUMNS = 4, PARTS = 8, ROOM = 64, LINE = 64 };
+// With bounds, what may be scored of a piece of work before it is done without: so many pairs a query, and one of so many beyond.
+enum { FREE = 128, FEW = 32 };
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t mask __attribute__((vector_size(4 * LANES)));
@@ -25,7 +30,7 @@ typedef bool bits __attribute__((ext_vector_type(LANES)));
 typedef float four __attribute__((vector_size(16), aligned(4)));
 typedef float parts __attribute__((vector_size(4 * PARTS), aligned(4)));
 typedef int32_t words __attribute__((vector_size(4 * PARTS), aligned(4)));
-typedef double wide __attribute__((vector_size(8 * PARTS)));
+typedef double wide __attribute__((vector_size(8 * PARTS), aligned(8)));
 
 #ifdef _WIN32
 #define EXPORTED __declspec(dllexport)
@@ -40,13 +45,20 @@ int __stdcall DllMainCRTStartup(void *library, uint32_t reason, void *reserved)
 #endif
 #define EVERY(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
 
-// One search, shared by its threads; cpu/__init__.py has the same.
+// What is multiplied.
 typedef struct {
     const float *queries, *rows;  // (count, dim), (length, dim)
-    int64_t count, length, dim, k;
+    int64_t dim;
+} Sides;
+
+// One search, shared by its threads; cpu/__init__.py has the same.
+typedef struct {
+    Sides whole, head;  // head.dim: 0 for none, else at most that of the whole
+    int64_t count, length, k;
     int64_t stretch;  // rows of a piece of work, whose other side is a panel
-    double slack;     // bound of the error of a float32 score
+    double slack;     // bound of the error of a float32 score, and of a bound
     float *cut;       // (count,): rows whose float32 score is below are not among the k best
+    char *hard;       // (panels,): not 0 where bounds have ruled out too little
     int64_t next;     // piece of work to be taken next
     int64_t scored;   // pairs that were scored in float64
     int64_t broken;   // not 0 once a score was NaN or Inf
@@ -112,17 +124,24 @@ static bool same(const float *a, const float *b, int64_t dim)
     return true;
 }
 
-// Scores the candidates of one query in float64. Of a row that comes again and again, as it does in flat pictures, only one is.
+// Scores the candidates of one query in float64, the likeliest first. Of a row that comes again and again, as it does in flat
+// pictures, only one is.
 static void settle(const Search *s, Candidates *c, int lane, int64_t query, Best best)
 {
+    const int64_t dim = s->whole.dim;
     const float *last = 0;
     double score = 0;
-    for (int i = 0; i < c->found[lane]; i++) {
+    int first = 0;
+    for (int i = 1; i < c->found[lane]; i++)
+        if (c->score[lane][i] > c->score[lane][first])
+            first = i;
+    for (int n = 0; n < c->found[lane]; n++) {
+        const int i = n == 0 ? first : n <= first ? n - 1 : n;
         if (c->score[lane][i] < c->cut[lane])
             continue;
-        const float *row = s->rows + c->row[lane][i] * s->dim;
-        if (!last || !same(row, last, s->dim)) {
-            score = exact(s->queries + query * s->dim, row, s->dim);
+        const float *row = s->whole.rows + c->row[lane][i] * dim;
+        if (!last || !same(row, last, dim)) {
+            score = exact(s->whole.queries + query * dim, row, dim);
             c->scored++;
         }
         last = row;
@@ -134,14 +153,17 @@ static void settle(const Search *s, Candidates *c, int lane, int64_t query, Best
     c->found[lane] = 0;
 }
 
-static void note(const Search *s, Candidates *c, int lane, int64_t query, int64_t row, float score, Best best)
+static void note(const Search *s, Candidates *c, bool bounds, int lane, int64_t query, int64_t row, float score, Best best)
 {
     if (c->found[lane] == ROOM)
         settle(s, c, lane, query, best);
+    if (bounds)  // it will be read
+        for (int64_t d = 0; d < s->whole.dim; d += LINE / sizeof(float))
+            __builtin_prefetch(s->whole.rows + row * s->whole.dim + d);
     c->row[lane][c->found[lane]] = row;
     c->score[lane][c->found[lane]++] = score;
     float cut = (float)(score - 2 * s->slack);
-    if (s->k == 1 && cut > c->cut[lane])
+    if (!bounds && s->k == 1 && cut > c->cut[lane])
         c->cut[lane] = cut;
 }
 
@@ -189,26 +211,30 @@ static unsigned lanes(mask m)
     return out & ((1u << LANES) - 1);
 }
 
-// A panel's scores with the rows from start to end. Compares ROWS rows with all queries at once; almost always none of them is near.
-static void sweep(Search *s, Candidates *c, int64_t query, int64_t start, int64_t end, Best best)
+// A panel's scores with the rows from start to end, or bounds of them. Compares ROWS rows with all queries at once; almost always
+// none of them is near. Returns where it ended: earlier if bounds rule out too little.
+static inline __attribute__((always_inline)) int64_t sweep_with(
+    Search *s, Candidates *c, const Sides *sides, bool bounds, int64_t query, int64_t start, int64_t end, Best best)
 {
     const vector zero = {0};
+    const int64_t dim = sides->dim, scored = c->scored;
     vector cut[VECTORS], bad = zero;
     EVERY(v, VECTORS)
         cut[v] = *(const vector *)(c->cut + v * LANES);
-    for (int64_t r = start; r < end; r += ROWS) {
+    int64_t r = start;
+    for (; r < end; r += ROWS) {
         const float *row[ROWS];
         EVERY(i, ROWS)
-            row[i] = s->rows + (r + i < end ? r + i : end - 1) * s->dim;
+            row[i] = sides->rows + (r + i < end ? r + i : end - 1) * dim;
         vector sum[ROWS][VECTORS];
         EVERY(i, ROWS)
             EVERY(v, VECTORS)
                 sum[i][v] = zero;
         int64_t d = 0;
-        for (; d + COLUMNS <= s->dim; d += COLUMNS)
+        for (; d + COLUMNS <= dim; d += COLUMNS)
             EVERY(u, COLUMNS)
                 add_column(c->panel + (d + u) * PANEL, row, d + u, sum);
-        for (; d < s->dim; d++)
+        for (; d < dim; d++)
             add_column(c->panel + d * PANEL, row, d, sum);
 
         mask near = {0};
@@ -216,7 +242,8 @@ static void sweep(Search *s, Candidates *c, int64_t query, int64_t start, int64_
             vector all = zero;
             EVERY(i, ROWS) {
                 near |= sum[i][v] >= cut[v];
-                all += sum[i][v];
+                if (!bounds)
+                    all += sum[i][v];
             }
             bad += all * zero;  // NaN, once any of them is NaN or Inf
         }
@@ -228,15 +255,56 @@ static void sweep(Search *s, Candidates *c, int64_t query, int64_t start, int64_
             EVERY(v, VECTORS)
                 for (unsigned left = lanes(sum[i][v] >= *(const vector *)(c->cut + v * LANES)); left; left &= left - 1) {
                     int lane = v * LANES + __builtin_ctz(left);
-                    note(s, c, lane, query + lane, r + i, sum[i][v][lane % LANES], best);
+                    note(s, c, bounds, lane, query + lane, r + i, sum[i][v][lane % LANES], best);
                 }
         }
         EVERY(v, VECTORS)
             cut[v] = *(const vector *)(c->cut + v * LANES);
+        if (bounds && c->scored - scored > PANEL * (s->length / FREE + (r - start) / FEW)) {
+            r += ROWS;
+            break;
+        }
     }
     EVERY(l, LANES)
         if (bad[l] != 0)
             __atomic_store_n(&s->broken, 1, __ATOMIC_RELAXED);
+    return r < end ? r : end;
+}
+
+// Not inlined, so that each has a frame of its own: Windows wants a C library for one of more than 4 kB.
+static __attribute__((noinline)) int64_t sweep_bounds(Search *s, Candidates *c, int64_t query, int64_t start, int64_t end, Best best)
+{
+    return sweep_with(s, c, &s->head, true, query, start, end, best);
+}
+
+static __attribute__((noinline)) void sweep(Search *s, Candidates *c, int64_t query, int64_t start, int64_t end, Best best)
+{
+    sweep_with(s, c, &s->whole, false, query, start, end, best);
+}
+
+// A first cut for a query whose nearest row is wanted: the score of one row that is likely near it, the best by bounds of those at
+// the query's own place if the bank's rows are those of pictures like the queries'.
+static float first_cut(const Search *s, int64_t query)
+{
+    const int64_t dim = s->head.dim;
+    const float *q = s->head.queries + query * dim;
+    int64_t likely = -1;
+    float most = -__builtin_inff();
+    for (int64_t r = query; r < s->length; r += s->count) {
+        parts sum = {0};
+        for (int64_t d = 0; d < dim; d += PARTS)
+            sum += *(const parts *)(q + d) * *(const parts *)(s->head.rows + r * dim + d);
+        float bound = 0;
+        EVERY(i, PARTS)
+            bound += sum[i];
+        if (bound > most) {
+            most = bound;
+            likely = r;
+        }
+    }
+    if (likely < 0)
+        return most;
+    return (float)(exact(s->whole.queries + query * s->whole.dim, s->whole.rows + likely * s->whole.dim, s->whole.dim) - s->slack);
 }
 
 static void raise(float *shared, float cut)
@@ -314,7 +382,8 @@ EXPORTED void visionad_search(Search *s, double *score, int64_t *row, char *scra
     for (int64_t piece; (piece = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED)) < pieces;) {
         const int64_t query = piece % panels * PANEL, count = s->count - query < PANEL ? s->count - query : PANEL;
         const int64_t start = piece / panels * s->stretch, left = s->length - start;
-        turn(s->queries + query * s->dim, count, s->dim, c->panel);
+        const int64_t end = start + (left < s->stretch ? left : s->stretch);
+        char *hard = s->hard + piece % panels;
         for (int l = 0; l < PANEL; l++) {
             c->found[l] = 0;
             if (l < count)
@@ -322,13 +391,59 @@ EXPORTED void visionad_search(Search *s, double *score, int64_t *row, char *scra
             else
                 c->cut[l] = __builtin_nanf("");  // nothing compares with it, not even Inf
         }
-        sweep(s, c, query, start, start + (left < s->stretch ? left : s->stretch), best);
+        int64_t done = start;
+        if (s->head.dim && !__atomic_load_n(hard, __ATOMIC_RELAXED)) {
+            if (start == 0 && s->k == 1)
+                for (int l = 0; l < count; l++)
+                    c->cut[l] = first_cut(s, query + l);
+            turn(s->head.queries + query * s->head.dim, count, s->head.dim, c->panel);
+            done = sweep_bounds(s, c, query, start, end, best);
+            if (done < end)
+                __atomic_store_n(hard, 1, __ATOMIC_RELAXED);
+        }
+        if (done < end) {
+            turn(s->whole.queries + query * s->whole.dim, count, s->whole.dim, c->panel);
+            sweep(s, c, query, done, end, best);
+        }
         for (int l = 0; l < count; l++) {
             settle(s, c, l, query + l, best);
             raise(s->cut + query + l, c->cut[l]);
         }
     }
     __atomic_fetch_add(&s->scored, c->scored, __ATOMIC_RELAXED);
+}
+
+// Rows (count, dim) times columns (dim, width), width a multiple of PARTS, summed in float64. With heads, the columns are axes of
+// which the last is zero, and in its place comes the length of what they leave of the row, or a little more (axes.py).
+EXPORTED void visionad_product(
+    const float *rows, int64_t count, int64_t dim, const double *columns, int64_t width, int64_t heads, float *out)
+{
+    enum { BLOCK = 4 };
+    for (int64_t r = 0; r < count; r += BLOCK) {
+        const float *row[BLOCK];
+        double left[BLOCK];
+        EVERY(i, BLOCK) {
+            row[i] = rows + (r + i < count ? r + i : count - 1) * dim;
+            left[i] = heads ? exact(row[i], row[i], dim) : 0;
+        }
+        for (int64_t w = 0; w < width; w += PARTS) {
+            wide sum[BLOCK] = {0};
+            for (int64_t d = 0; d < dim; d++) {
+                const wide column = *(const wide *)(columns + d * width + w);
+                EVERY(i, BLOCK)
+                    sum[i] += column * (double)row[i][d];
+            }
+            EVERY(i, BLOCK) {
+                if (r + i < count)
+                    *(parts *)(out + (r + i) * width + w) = __builtin_convertvector(sum[i], parts);
+                EVERY(p, PARTS)
+                    left[i] -= sum[i][p] * sum[i][p];
+            }
+        }
+        EVERY(i, BLOCK)
+            if (heads && r + i < count)
+                out[(r + i) * width + width - 1] = (float)(__builtin_sqrt((left[i] > 0 ? left[i] : 0) + 1e-11) * (1 + 1e-7));
+    }
 }
 
 // Puts another thread's best among a thread's own.

@@ -13,7 +13,7 @@ import platform
 import sys
 import sysconfig
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +61,25 @@ class _Search(ctypes.Structure):
     """``Search`` of ``search.c``."""
 
     _fields_ = (
-        ("queries", ctypes.c_void_p), ("rows", ctypes.c_void_p),
-        ("count", ctypes.c_int64), ("length", ctypes.c_int64), ("dim", ctypes.c_int64), ("k", ctypes.c_int64),
-        ("stretch", ctypes.c_int64), ("slack", ctypes.c_double), ("cut", ctypes.c_void_p),
+        ("queries", ctypes.c_void_p), ("rows", ctypes.c_void_p), ("dim", ctypes.c_int64),
+        ("head_queries", ctypes.c_void_p), ("head_rows", ctypes.c_void_p), ("head_dim", ctypes.c_int64),
+        ("count", ctypes.c_int64), ("length", ctypes.c_int64), ("k", ctypes.c_int64), ("stretch", ctypes.c_int64),
+        ("slack", ctypes.c_double), ("cut", ctypes.c_void_p), ("hard", ctypes.c_void_p),
         ("next", ctypes.c_int64), ("scored", ctypes.c_int64), ("broken", ctypes.c_int64),
     )  # fmt: skip
+
+
+_ADDRESS, _INTEGER = ctypes.c_void_p, ctypes.c_int64
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "level": (_INTEGER,),
+    "panel": (_INTEGER,),
+    "scratch": (_INTEGER, _INTEGER),
+    "search": (None, ctypes.POINTER(_Search), *[_ADDRESS] * 3),
+    "merge": (None, *[_INTEGER] * 2, *[_ADDRESS] * 4),
+    "product": (None, _ADDRESS, *[_INTEGER] * 2, _ADDRESS, *[_INTEGER] * 2, _ADDRESS),
+    "exact": (None, *[_ADDRESS] * 2, _INTEGER, *[_ADDRESS] * 2, _INTEGER, _ADDRESS),
+}
+"""What each function returns and takes."""
 
 
 class Found(NamedTuple):
@@ -99,28 +113,24 @@ class Library:
             if hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
                 raise VisionADError(f"{path} is damaged; install visionad again")
             library = ctypes.CDLL(str(path))
-        except (OSError, ValueError, KeyError) as exc:
+            functions = [library[f"visionad_{name}"] for name in _ARGUMENTS]
+        except (OSError, ValueError, KeyError, AttributeError) as exc:
             raise VisionADError(f"{path} cannot be loaded ({exc}); install visionad again") from None
-        address, integer = ctypes.c_void_p, ctypes.c_int64
-        for function in (library.visionad_level, library.visionad_panel, library.visionad_scratch):
-            function.restype = integer
-        library.visionad_scratch.argtypes = (integer,)
-        self.level, self._panel = int(library.visionad_level()), int(library.visionad_panel())
-        self._scratch = library.visionad_scratch
-        self._search, self._merge, self._exact = library.visionad_search, library.visionad_merge, library.visionad_exact
-        self._search.argtypes = (ctypes.POINTER(_Search), address, address, address)
-        self._merge.argtypes = (integer, integer, address, address, address, address)
-        self._exact.argtypes = (address, address, integer, address, address, integer, address)
-        for function in (self._search, self._merge, self._exact):
-            function.restype = None
+        for function, (result, *arguments) in zip(functions, _ARGUMENTS.values(), strict=True):
+            function.restype, function.argtypes = result, arguments
+        level, panel, self._scratch, self._search, self._merge, self._product, self._exact = functions
+        self.level, self._panel = int(level()), int(panel())
 
-    def nearest(self, queries: F32, rows: F32, k: int, slack: float, threads: int) -> Found:
+    def nearest(
+        self, queries: F32, rows: F32, k: int, slack: float, threads: int, heads: tuple[F32, F32] | None = None
+    ) -> Found:
         """The k best rows of each query by float64 score, of equal scores the lowest.
 
         Args:
             queries, rows: float32 (Q, D) and (N, D), C-contiguous, N >= k >= 1.
-            slack: bound of the error of a float32 score.
+            slack: bound of the error of a float32 score, and by how much less than it a product of heads can be.
             threads: how many share the work. Nothing depends on it.
+            heads: of queries and rows (:meth:`product`), to rule out most rows by. Nothing depends on them.
         """
         count, dim = queries.shape
         panels = -(-count // self._panel)
@@ -131,9 +141,12 @@ class Library:
         cut = np.full(count, -np.inf, np.float32)
         score, row = np.empty((threads, count, k)), np.empty((threads, count, k), np.int64)
         scratch = np.empty((threads, self._scratch(dim)), np.uint8)
+        hard = np.zeros(panels, np.bool_)
+        head = (heads[0].ctypes.data, heads[1].ctypes.data, heads[0].shape[1]) if heads else (0, 0, 0)
         search = _Search(
-            queries.ctypes.data, rows.ctypes.data, count, len(rows), dim, k, stretch, slack, cut.ctypes.data, 0, 0, 0
-        )
+            queries.ctypes.data, rows.ctypes.data, dim, *head, count, len(rows), k, stretch, slack, cut.ctypes.data,
+            hard.ctypes.data, 0, 0, 0,
+        )  # fmt: skip
 
         def work(thread: int) -> None:
             self._search(search, *(a[thread].ctypes.data for a in (score, row, scratch)))
@@ -142,6 +155,29 @@ class Library:
         for other in range(1, threads):
             self._merge(count, k, score.ctypes.data, row.ctypes.data, score[other].ctypes.data, row[other].ctypes.data)
         return Found(score[0], row[0], search.scored, not search.broken)
+
+    def product(self, rows: F32, columns: F64, threads: int, *, heads: bool = False) -> F32:
+        """``rows @ columns``, (N, W), summed in float64. What NumPy would do as well, in threads that are left spinning.
+
+        Args:
+            rows: float32 (N, D), C-contiguous.
+            columns: float64 (D, W), C-contiguous, W a multiple of 8.
+            threads: how many share the work.
+            heads: give what :meth:`nearest` takes as heads. Then rows have length 1 within 0.1 %, and columns are orthonormal axes
+                but for the last, which is zero: in its place comes the length of what the axes leave of a row, rounded up.
+        """
+        (count, dim), width = rows.shape, columns.shape[1]
+        out = np.empty((count, width), np.float32)
+        step = max(1, min(STRETCH, -(-count // (PIECES * threads))))
+
+        def work(start: int) -> None:
+            some = min(step, count - start)
+            self._product(
+                rows[start:].ctypes.data, some, dim, columns.ctypes.data, width, heads, out[start:].ctypes.data
+            )
+
+        spread(work, range(0, count, step), threads)
+        return out
 
     def exact(self, queries: F32, rows: F32, query: I64, row: I64) -> F64:
         """Float64 score of each pair ``queries[query[i]]``, ``rows[row[i]]``; all C-contiguous."""

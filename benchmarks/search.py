@@ -1,8 +1,10 @@
 """Exact search side by side with NumPy and faiss: `python benchmarks/search.py`.
 
 Nearest bank row of 784 patch tokens, in turn within one process: NumPy's product with the whole bank, NumPy in tiles, faiss
-`IndexFlatIP`, `nearest` on the float32 bank, `nearest` on an `Int8Bank`. All with the same number of threads. A ratio is the median
-over rounds of time over the time of the other in that round. NumPy and faiss each bring an OpenBLAS; where variables
+`IndexFlatIP`, `nearest` on the float32 bank, on the bank as `prepared` for those queries (as an inspector searches it from the
+second time on), and on an `Int8Bank`. All with the same number of threads. Banks are drawn at random, or with `--sets` hold the tokens of
+four real good parts (DeiT-Tiny with its real weights), searched for those of another picture, the last of the set's. A ratio is the
+median over rounds of time over the time of the other in that round. NumPy and faiss each bring an OpenBLAS; where variables
 choose its kernel (OPENBLAS_CORETYPE), everything is measured with them and without, and each result says which kernel ran.
 """
 
@@ -14,15 +16,17 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
 
 CHOOSERS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-OURS, PEERS = ("float32", "int8"), ("numpy", "numpy_tiled", "faiss")
+OURS, PEERS = ("float32", "prepared", "int8"), ("numpy", "numpy_tiled", "faiss")
 SETTLE = 0.3
 """Seconds between measurements: a peer's threads go on spinning for a while (OpenBLAS longer than 0.1 s on a slow clock) and would
 slow whatever comes next."""
@@ -34,6 +38,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--rows", type=int, nargs="+", default=[1000, 5000, 50_000, 500_000])
     options.add_argument("--dims", type=int, nargs="+", default=[192, 384, 1024])
+    options.add_argument("--sets", action="store_true", help="tokens of real pictures too")
     options.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     options.add_argument("--queries", type=int, default=784)
     options.add_argument("--rounds", type=int, default=21, help="most rounds per size")
@@ -46,16 +51,21 @@ def main() -> None:
         return
     rows = []
     print(
-        "| kernel of NumPy, faiss | threads | rows x dim | " + " | ".join(f"{p}, ms" for p in (*PEERS, *OURS)) + " | ",
+        "| kernel of NumPy, faiss | threads | tokens | rows x dim | "
+        + " | ".join(f"{p}, ms" for p in (*PEERS, *OURS))
+        + " | ",
         end="",
     )
     print(" | ".join(f"{o} / {p}" for o in OURS for p in PEERS) + " |")
-    print("|---" * (3 + len(PEERS) + len(OURS) + len(OURS) * len(PEERS)) + "|")
+    print("|---" * (4 + len(PEERS) + len(OURS) + len(OURS) * len(PEERS)) + "|")
+    folder = Path(tempfile.mkdtemp())
+    if args.sets:
+        save_sets(folder)
     plain = {k: v for k, v in os.environ.items() if k not in CHOOSERS}
     for env in (dict(os.environ), plain) if len(plain) < len(os.environ) else (plain,):
         for threads in args.threads:
             limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-            command = [sys.executable, *sys.argv, "--worker", json.dumps({"threads": threads})]
+            command = [sys.executable, *sys.argv, "--worker", json.dumps({"threads": threads, "folder": str(folder)})]
             with subprocess.Popen(command, env={**env, **limits}, stdout=subprocess.PIPE, text=True) as worker:
                 assert worker.stdout is not None
                 for line in worker.stdout:
@@ -64,20 +74,43 @@ def main() -> None:
                     times = " | ".join(f"{row['ms'][m]:.4g}" for m in (*PEERS, *OURS))
                     ratios = " | ".join(f"{r:.2f}" for r in row["ratios"].values())
                     kernels = ", ".join(row["kernels"].values())
-                    print(f"| {kernels} | {threads} | {row['rows']} x {row['dim']} | {times} | {ratios} |", flush=True)
+                    size = f"{row['tokens']} | {row['rows']} x {row['dim']}"
+                    print(f"| {kernels} | {threads} | {size} | {times} | {ratios} |", flush=True)
             if worker.returncode:
                 raise SystemExit(worker.returncode)
     worst = {f"{o} / {p}": max(r["ratios"][f"{o} / {p}"] for r in rows) for o in OURS for p in PEERS}
     print("largest ratios:", ", ".join(f"{k} {v:.2f}" for k, v in worst.items()))
-    path = common.write(args.name, {"queries": args.queries, "largest ratios": worst, "rows": rows})
+    path = common.write(args.name, {"largest ratios": worst, "rows": rows})
     print(f"written to {path.relative_to(common.ROOT)}")
 
 
-def measure(args: argparse.Namespace, threads: int) -> None:
+def save_sets(folder: Path) -> None:
+    """Banks and queries of the real sets, a file each."""
+    for name, dataset, part, inspector in common.real_sets(folder):
+        inspector.enroll_files(part, dataset.train(part)[:4])
+        (result,) = inspector.inspect_files([dataset.test(part)[-1].path], class_name=part, trace=True)
+        patch = np.asarray(result.trace.tokens.patch)
+        queries = patch.reshape(-1, *patch.shape[-2:])[0]
+        np.savez(folder / f"{name}.npz", bank=inspector.bank.classes[part].rows("original"), queries=queries)
+
+
+def cases(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Where tokens come from, queries, bank."""
+    for path in sorted(folder.glob("*.npz")):
+        held = np.load(path)
+        yield path.stem, held["queries"], held["bank"]
+    for dim in args.dims:
+        tokens = common.Tokens(dim)
+        queries = tokens.draw(args.queries)
+        for count in args.rows:
+            yield "drawn", queries, tokens.draw(count)
+
+
+def measure(args: argparse.Namespace, threads: int, folder: str) -> None:
     """All sizes in this process; a line of JSON each."""
     import faiss
     from threadpoolctl import threadpool_info
-    from visionad_runtime.search import Int8Bank
+    from visionad_runtime.search import Int8Bank, prepared
 
     faiss.omp_set_num_threads(threads)
     blas = [lib for lib in threadpool_info() if lib["internal_api"] == "openblas"]
@@ -87,41 +120,42 @@ def measure(args: argparse.Namespace, threads: int) -> None:
         for lib in blas
         if name in lib["filepath"]
     }
-    for dim in args.dims:
-        tokens = common.Tokens(dim)
-        queries = tokens.draw(args.queries)
-        for count in args.rows:
-            bank = tokens.draw(count)
-            index = faiss.IndexFlatIP(dim)
-            index.add(bank)
+    for tokens, queries, bank in cases(args, Path(folder)):
+        count, dim = bank.shape
+        index = faiss.IndexFlatIP(dim)
+        index.add(bank)
+        held, made_in = {"float32": bank}, {}
+        for name, make in (("prepared", lambda rows: prepared(rows, queries)), ("int8", Int8Bank)):  # noqa: B023 - called at once
             start = time.perf_counter()
-            held = Int8Bank(bank)
-            prepare = (time.perf_counter() - start) * 1e3
-            methods = contenders(queries, bank, index, held, threads)
-            start = time.perf_counter()
-            scores = [call() for call in methods.values()]  # warm
-            for score in scores:
-                np.testing.assert_allclose(score, scores[0], rtol=0, atol=1e-5)
-            rounds = int(min(args.rounds, max(3, args.seconds / (time.perf_counter() - start))))
-            times: dict[str, list[float]] = {name: [] for name in methods}
-            for _ in range(rounds):
-                for name, call in methods.items():
-                    time.sleep(SETTLE)
-                    start = time.perf_counter()
-                    call()
-                    times[name].append((time.perf_counter() - start) * 1e3)
-            result = {
-                "threads": threads, "rows": count, "dim": dim, "rounds": rounds, "kernels": kernels,
-                "ms": {name: statistics.median(t) for name, t in times.items()},
-                "ratios": {f"{o} / {p}": ratio(times[o], times[p]) for o in OURS for p in PEERS},
-                "MB": {"bank": bank.nbytes / 1e6, "int8, besides": held.nbytes / 1e6},
-                "int8 bank made in, ms": prepare,
-            }  # fmt: skip
-            print(json.dumps(result), flush=True)
+            held[name] = make(bank)
+            made_in[name] = (time.perf_counter() - start) * 1e3
+        methods = contenders(queries, bank, index, held, threads)
+        start = time.perf_counter()
+        scores = [call() for call in methods.values()]  # warm
+        for score in scores:
+            np.testing.assert_allclose(score, scores[0], rtol=0, atol=1e-5)
+        rounds = int(min(args.rounds, max(3, args.seconds / (time.perf_counter() - start))))
+        times: dict[str, list[float]] = {name: [] for name in methods}
+        for _ in range(rounds):
+            for name, call in methods.items():
+                time.sleep(SETTLE)
+                start = time.perf_counter()
+                call()
+                times[name].append((time.perf_counter() - start) * 1e3)
+        kind = "plain" if held["prepared"] is bank else type(held["prepared"]).__name__
+        result = {
+            "threads": threads, "tokens": tokens, "queries": len(queries), "rows": count, "dim": dim, "rounds": rounds,
+            "kernels": kernels, "ms": {name: statistics.median(t) for name, t in times.items()},
+            "ratios": {f"{o} / {p}": ratio(times[o], times[p]) for o in OURS for p in PEERS},
+            "prepared as": kind,
+            "MB": {"bank": bank.nbytes / 1e6, **{f"{n}, besides": 0 if held[n] is bank else held[n].nbytes / 1e6 for n in made_in}},
+            "made in, ms": made_in,
+        }  # fmt: skip
+        print(json.dumps(result), flush=True)
 
 
 def contenders(
-    queries: np.ndarray, bank: np.ndarray, index: Any, held: Any, threads: int
+    queries: np.ndarray, bank: np.ndarray, index: Any, held: dict[str, Any], threads: int
 ) -> dict[str, Callable[[], Any]]:
     """Each gives the best score (Q,)."""
     from visionad_runtime.search import nearest
@@ -130,8 +164,7 @@ def contenders(
         "numpy": lambda: (queries @ bank.T).max(axis=1),
         "numpy_tiled": lambda: tiled(queries, bank),
         "faiss": lambda: index.search(queries, 1)[0][:, 0],
-        "float32": lambda: 1 - nearest(queries, bank, threads=threads).distance,
-        "int8": lambda: 1 - nearest(queries, held, threads=threads).distance,
+        **{name: lambda one=one: 1 - nearest(queries, one, threads=threads).distance for name, one in held.items()},
     }
 
 

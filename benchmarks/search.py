@@ -2,10 +2,11 @@
 
 Nearest bank row of 784 patch tokens, in turn within one process: NumPy's product with the whole bank, NumPy in tiles, faiss
 `IndexFlatIP`, `nearest` on the float32 bank, on the bank as `prepared` for those queries (as an inspector searches it from the
-second time on), and on an `Int8Bank`. All with the same number of threads. Banks are drawn at random, or with `--sets` hold the tokens of
-four real good parts (DeiT-Tiny with its real weights), searched for those of another picture, the last of the set's. A ratio is the
-median over rounds of time over the time of the other in that round. NumPy and faiss each bring an OpenBLAS; where variables
-choose its kernel (OPENBLAS_CORETYPE), everything is measured with them and without, and each result says which kernel ran.
+second time on), and on an `Int8Bank`. All with the same number of threads. Banks are drawn at random, or with `--sets` hold the
+tokens of four real good parts (DeiT-Tiny with its real weights), searched for those of another picture, the last of the set's.
+A ratio is the median over rounds of time over the time of the other in that round. NumPy and faiss each bring an OpenBLAS;
+where variables choose its kernel (OPENBLAS_CORETYPE), everything is measured with them and without, and each result says which
+kernel ran.
 """
 
 from __future__ import annotations

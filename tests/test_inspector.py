@@ -370,7 +370,7 @@ def test_a_large_bank_is_prepared_and_gives_the_same(
     coded = [inspector.inspect(image, class_name="disc") for _ in range(3)][-1]
     assert same(coded, plain)
     monkeypatch.setattr("visionad_runtime.axes.FEWEST_ROWS", 3 * 6 * 16)
-    monkeypatch.setattr("visionad_runtime.axes.WORTH", 1000)
+    monkeypatch.setattr("visionad_runtime.search.WORTH_BESIDE_INT8", 1000)
     again = Inspector.open(tiny_model, tmp_path / "bank")
     found = [again.inspect(image, class_name="disc") for _ in range(3)]
     assert again.bank is not None

@@ -424,6 +424,8 @@ def test_a_bank_is_turned_where_that_rules_most_rows_out() -> None:
         (rows, queries[:0]),
     ):
         assert search.prepared(plain, like) is plain
+    assert axes.find_axes(rows, queries, 1, library, 1) is not None
+    assert axes.find_axes(rows, queries, 0.01, library, 1) is None
 
 
 @needs_code

@@ -32,8 +32,6 @@ SAMPLE_ROWS, SAMPLE_QUERIES = 2048, 64
 ITERATIONS = 3
 EXACT_COST = 12.0
 """Numbers of a float32 product in the time of one in float64, pair by pair; and to get at a pair takes 80 such."""
-WORTH = 0.75
-"""Most of the float32 search's work that heads may be expected to leave."""
 
 
 class TurnedBank:
@@ -55,12 +53,13 @@ class TurnedBank:
         return self.heads.nbytes + self.axes.nbytes
 
 
-def find_axes(rows: F32, queries: F32, library: Library, threads: int) -> F64 | None:
+def find_axes(rows: F32, queries: F32, worth: float, library: Library, threads: int) -> F64 | None:
     """Axes for a bank, as :attr:`TurnedBank.axes`; None if none are expected to be worth it.
 
     Args:
         rows: float32 (N, D), unit rows without NaN or Inf.
         queries: float32 (Q, D), unit rows such as will be searched for.
+        worth: most of the float32 search's work that they may be expected to leave.
         library: that will search.
     """
     dim = rows.shape[1]
@@ -81,7 +80,7 @@ def find_axes(rows: F32, queries: F32, library: Library, threads: int) -> F64 | 
         left = float((bounds >= best).mean())
         costs.append((width + EXACT_COST * left * (dim + 80), width))
     cost, width = min(costs)
-    if cost > WORTH * dim:
+    if cost > worth * dim:
         return None
     axes = axes[:, :width].copy()
     axes[:, -1] = 0

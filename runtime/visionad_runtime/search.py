@@ -43,6 +43,8 @@ PARTS = 8
 """Partial sums of a float64 score (``exact`` of ``search.c``)."""
 INT8_ROWS = 16384
 """Bank rows from which an int8 first pass is the faster one, on a CPU that has instructions for it."""
+WORTH, WORTH_BESIDE_INT8 = 0.75, 0.4
+"""Most of the float32 search's work that a bank's heads may be expected to leave; where int8 codes leave about half, less."""
 SMALL_WORK = 4e6
 """Multiplications that are not worth another thread (about 0.05 ms)."""
 
@@ -76,7 +78,7 @@ def prepared(rows: F32, queries: F32) -> F32 | Int8Bank | TurnedBank:
             raise VisionADError(message)
     library = machine_code()[0]
     if library is not None:
-        axes = find_axes(rows, queries, library, cores())
+        axes = find_axes(rows, queries, WORTH_BESIDE_INT8 if worth_coding(len(rows)) else WORTH, library, cores())
         if axes is not None:
             return TurnedBank(_plain(rows), axes, library, cores())
     return Int8Bank(rows) if worth_coding(len(rows)) else rows

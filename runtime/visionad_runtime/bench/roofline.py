@@ -74,7 +74,7 @@ def search_work(queries: int, rows: float, dim: int, size: int = 4) -> Work:
     """``queries`` patches against ``rows`` bank rows as one exhaustive product: ``2·P·N·D`` FLOPs, both read once, ``size`` bytes
     a number: 4 are float32, 2 the 16 bits that the GPU searches in.
 
-    A search that rules rows out in int8 first does less; its FLOP/s by this count may then pass the float32 peak.
+    A search that rules rows out by their heads or in int8 does less; its FLOP/s by this count may then pass the float32 peak.
     """
     return Work(2.0 * queries * rows * dim, float(size) * (queries * dim + rows * dim) + 8.0 * queries)
 

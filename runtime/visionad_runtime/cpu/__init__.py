@@ -114,7 +114,7 @@ class Library:
                 raise VisionADError(f"{path} is damaged; install visionad again")
             library = ctypes.CDLL(str(path))
             functions = [library[f"visionad_{name}"] for name in _ARGUMENTS]
-        except (OSError, ValueError, KeyError, AttributeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             raise VisionADError(f"{path} cannot be loaded ({exc}); install visionad again") from None
         for function, (result, *arguments) in zip(functions, _ARGUMENTS.values(), strict=True):
             function.restype, function.argtypes = result, arguments

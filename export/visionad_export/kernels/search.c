@@ -21,7 +21,8 @@ enum { LANES = 4, VECTORS = 4, ROWS = 6 };
 enum { LANES = 4, VECTORS = 2, ROWS = 6 };
 #endif
 enum { PANEL = LANES * VECTORS, COLUMNS = 4, PARTS = 8, ROOM = 64, LINE = 64 };
-// With bounds, what may be scored of a piece of work before it is done without: so many pairs a query, and one of so many beyond.
+// With bounds, what a query may have scored of a piece of work before that is done without: one of FREE of the bank's rows, and one
+// of FEW of those so far.
 enum { FREE = 128, FEW = 32 };
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 from conftest import part
-from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError, cpu
+from numpy.typing import NDArray
+from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError, cpu, workers
 from visionad_runtime.artefacts import sha256_file
 from visionad_runtime.axes import TurnedBank
 from visionad_runtime.bank import Bank
@@ -351,6 +352,15 @@ def test_the_first_picture_imports_no_package(tiny_model: Path, good: list[Path]
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def inspected(inspector: Inspector, image: NDArray[np.uint8], times: int) -> list[Result]:
+    """By the same bank, plain at first and then prepared."""
+    found = []
+    for _ in range(times):
+        found.append(inspector.inspect(image, class_name="disc"))
+        workers.settle()
+    return found
+
+
 def test_a_large_bank_is_prepared_and_gives_the_same(
     tiny_model: Path, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,20 +373,41 @@ def test_a_large_bank_is_prepared_and_gives_the_same(
     assert inspector.bank is not None
     matched = inspector.bank.classes["disc"]
     queries = matched.rows("flip")[:16]
-    assert not isinstance(matched.searchable("flip", queries), Int8Bank)
+    done = threading.Event()
+    workers.aside(lambda: done.wait(60))  # so that nothing is prepared yet
+    for _ in range(3):
+        assert not isinstance(matched.searchable("flip", queries), Int8Bank)
+    assert same(inspector.inspect(image, class_name="disc"), plain)
+    done.set()
+    workers.settle()
     assert isinstance(matched.searchable("flip", queries), Int8Bank)
     assert matched.searchable("flip", queries) is matched.searchable("flip", queries)
     assert not isinstance(matched.without(0).searchable("flip", queries), Int8Bank)  # 96 rows fewer
-    coded = [inspector.inspect(image, class_name="disc") for _ in range(3)][-1]
-    assert same(coded, plain)
+    assert all(same(one, plain) for one in inspected(inspector, image, 3))
+    assert all(isinstance(matched.searchable(view, queries), Int8Bank) for view in inspector.views)
     monkeypatch.setattr("visionad_runtime.axes.FEWEST_ROWS", 3 * 6 * 16)
     monkeypatch.setattr("visionad_runtime.search.WORTH_BESIDE_INT8", 1000)
     again = Inspector.open(tiny_model, tmp_path / "bank")
-    found = [again.inspect(image, class_name="disc") for _ in range(3)]
+    found = inspected(again, image, 3)
     assert again.bank is not None
     if cpu.here():
         assert isinstance(again.bank.classes["disc"].searchable("flip", queries), TurnedBank)
     assert all(same(one, plain) for one in found)
+
+
+def test_a_bank_that_cannot_be_prepared_is_searched_as_it_is(
+    tiny_model: Path, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspector = Inspector.open(tiny_model, tmp_path / "bank")
+    inspector.enroll_files("disc", good[:1])
+    monkeypatch.setattr("visionad_runtime.bank.FEWEST_ROWS", 1)
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("visionad_runtime.bank.prepared", full)
+    found = inspected(inspector, part(7, defect=True), 3)
+    assert same(found[0], found[1]) and same(found[0], found[2])
 
 
 def test_no_threshold_for_supports_that_were_not_scored(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -102,11 +103,47 @@ def test_the_callers_core_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def nice() -> int:
+    """Of this thread."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def test_what_is_put_aside_is_done_in_turn(caplog: pytest.LogCaptureFixture) -> None:
+    done, caller, release, priority = list[int](), threading.get_ident(), threading.Event(), nice()
+
+    def work(number: int) -> None:
+        assert threading.get_ident() != caller and threading.current_thread().daemon
+        if number == 0:
+            assert release.wait(30)
+        if number == 2:
+            raise OSError("no space")
+        if sys.platform == "linux":
+            assert nice() == min(19, priority + workers.ASIDE_NICE)
+        done.append(number)
+
+    for i in range(5):
+        workers.aside(lambda i=i: work(i))  # type: ignore[misc]
+    assert done == []  # nobody waits
+    release.set()
+    workers.settle()
+    assert done == [0, 1, 3, 4]
+    assert "put aside" in caplog.text and "no space" in caplog.text
+    assert nice() == priority
+
+
+def test_a_process_does_not_wait_for_what_was_put_aside() -> None:
+    code = "import time; from visionad_runtime import workers; workers.aside(lambda: time.sleep(300)); time.sleep(0.05)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_a_fork_has_threads_of_its_own() -> None:
     workers.spread(lambda _: None, range(4), 2)
+    workers.settle()
     child = os.fork()
     if not child:
         done: list[int] = []
         workers.spread(done.append, range(4), 2)
-        os._exit(0 if len(done) == 4 else 1)
+        workers.aside(lambda: done.append(4))
+        workers.settle()
+        os._exit(0 if len(done) == 5 else 1)
     assert os.waitpid(child, 0)[1] == 0

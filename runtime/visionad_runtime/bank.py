@@ -40,9 +40,10 @@ from .artefacts import (
     to_json,
 )
 from .axes import FEWEST_ROWS, TurnedBank
-from .errors import BankError, LostManifestError
+from .errors import BankError, LostManifestError, VisionADError
 from .preprocess import bank_blocks, upright_block, view_blocks
 from .search import Int8Bank, prepared
+from .workers import aside
 
 F32 = NDArray[np.float32]
 
@@ -76,8 +77,10 @@ class ClassBank:
         return part.reshape(-1, part.shape[-1])
 
     def searchable(self, view: ViewName, queries: F32) -> F32 | Int8Bank | TurnedBank:
-        """:meth:`rows` as they are searched fastest, for ``queries`` (Q, D) and their like, which finds the same. Prepared for
-        that when asked for the second time: what is searched once (leave-one-out) is not worth it."""
+        """:meth:`rows` as they are searched fastest, for ``queries`` (Q, D) and their like, which finds the same.
+
+        They are prepared for that from the second time on that they are asked for (what is searched once, leave-one-out, is not
+        worth it), on one core beside all inspections, which go on with the plain rows until it is done."""
         rows = self.rows(view)
         if len(rows) < FEWEST_ROWS:
             return rows
@@ -85,9 +88,18 @@ class ClassBank:
             self._prepared[view] = None
             return rows
         bank = self._prepared[view]
-        if bank is None:
-            bank = self._prepared[view] = prepared(rows, queries)
-        return bank
+        if bank is not None:
+            return bank
+
+        def prepare() -> None:
+            with contextlib.suppress(
+                VisionADError, MemoryError
+            ):  # the search itself says what is wrong with rows or tokens
+                self._prepared[view] = prepared(rows, queries, 1)
+
+        self._prepared[view] = rows
+        aside(prepare)
+        return rows
 
     def tokens(self, view: ViewName) -> F32:
         """Class tokens (K, Dc) of the support pictures, unturned, in ``view``. The first one routes (method, section 5)."""

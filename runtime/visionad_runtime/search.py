@@ -63,13 +63,13 @@ def worth_coding(rows: int) -> bool:
     return rows >= INT8_ROWS and zero_point() == 128
 
 
-def prepared(rows: F32, queries: F32) -> F32 | Int8Bank | TurnedBank:
-    """A bank as it is searched fastest on this CPU, which finds the same. Takes 0.1 to 0.5 s up to 50 000 rows, on all
-    cores.
+def prepared(rows: F32, queries: F32, threads: int | None = None) -> F32 | Int8Bank | TurnedBank:
+    """A bank as it is searched fastest on this CPU, which finds the same. Takes 0.1 to 0.5 s up to 50 000 rows, on two cores.
 
     Args:
         rows: float32 (N, D), unit rows.
         queries: float32 (Q, D), unit rows such as it will be searched for.
+        threads: default all cores. The result does not depend on it.
 
     Raises:
         VisionADError: NaN or Inf among them.
@@ -77,11 +77,11 @@ def prepared(rows: F32, queries: F32) -> F32 | Int8Bank | TurnedBank:
     for x, message in ((rows, NOT_FINITE), (queries, BROKEN_TOKENS)):
         if not np.isfinite(x).all():
             raise VisionADError(message)
-    library = machine_code()[0]
+    library, threads = machine_code()[0], threads or cores()
     if library is not None:
-        axes = find_axes(rows, queries, WORTH_BESIDE_INT8 if worth_coding(len(rows)) else WORTH, library, cores())
+        axes = find_axes(rows, queries, WORTH_BESIDE_INT8 if worth_coding(len(rows)) else WORTH, library, threads)
         if axes is not None:
-            return TurnedBank(_plain(rows), axes, library, cores())
+            return TurnedBank(_plain(rows), axes, library, threads)
     return Int8Bank(rows) if worth_coding(len(rows)) else rows
 
 

@@ -1,5 +1,7 @@
 """Threads that stay, beside the caller's own, for work that lets go of Python's lock.
 
+Some share a caller's work (:func:`spread`), one does what nobody waits for (:func:`aside`).
+
 A search is over in milliseconds. Threads made for each would cost a tenth of that, and a thread that the system wakes on its
 waker's core, as kernels in virtual machines are seen to do, would halve the speed until a balancing tick that comes too late.
 """
@@ -8,7 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
+import queue
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -16,6 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+log = logging.getLogger("visionad")
+
+ASIDE_NICE = 10
+"""How much lower than the others' is the priority of the thread for what nobody waits for: a tenth of a core that both want."""
 
 
 def cores() -> int:
@@ -91,6 +99,35 @@ def _crew() -> _Crew:
     return _Crew()
 
 
+def aside(work: Callable[[], object]) -> None:
+    """Call ``work`` in a thread beside all others, after what was handed in before. The process does not wait for it to end."""
+    _beside().put(work)
+
+
+def settle() -> None:
+    """Wait until all that was put aside is done."""
+    done = threading.Event()
+    aside(done.set)
+    done.wait()
+
+
+@functools.cache
+def _beside() -> queue.SimpleQueue[Callable[[], object]]:
+    waiting = queue.SimpleQueue[Callable[[], object]]()
+
+    def run() -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own: it takes what the others leave
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + ASIDE_NICE)
+        while True:
+            try:
+                waiting.get()()
+            except Exception:  # whoever handed it in is gone, and the next one waits
+                log.exception("work put aside failed")
+
+    threading.Thread(target=run, name="visionad-aside", daemon=True).start()
+    return waiting
+
+
 def _here() -> int | None:
     """Number of the core that this thread is on, where the system tells."""
     get = _getcpu()
@@ -108,3 +145,4 @@ def _getcpu() -> Callable[[], int] | None:
 
 if hasattr(os, "register_at_fork"):  # a fork has none of its parent's threads
     os.register_at_fork(after_in_child=_crew.cache_clear)
+    os.register_at_fork(after_in_child=_beside.cache_clear)

@@ -18,6 +18,7 @@ from ..engine import AUTO, check_built
 from ..errors import VisionADError
 from ..inspector import Inspector, choose_views, read_model
 from ..picture import find_pictures
+from ..workers import settle
 from . import box, measure, roofline
 from .measure import Entrant
 
@@ -184,6 +185,8 @@ class _Run:
         batches: dict[str, dict[str, Any]] = {name: {} for name in self.opened}
         stages: dict[str, dict[str, Any]] = {}
         report: dict[str, Any] = {}
+        for inspector in self.opened.values():
+            self._as_after_a_while(inspector)
         with progress("measuring", len(settings.batches) * settings.rounds) as step:
             for batch in settings.batches:
                 laps: dict[str, dict[str, list[Mapping[str, float]]]]
@@ -232,6 +235,13 @@ class _Run:
                 else {"joules_per_picture": None, "watts": None, "why_null": NO_GPU},
             }
         return {**self._describe(first, temporary), "backends": entries, **report}
+
+    def _as_after_a_while(self, inspector: Inspector) -> None:
+        """Have the banks prepared that the pictures are compared with: beside the first calls, it would be measured."""
+        for rgb in {name: self.pictures.pixels[i] for i, name in enumerate(self.pictures.classes)}.values():
+            for _ in range(2):
+                inspector.inspect(rgb, class_name=self.settings.class_name)
+        settle()
 
     def _describe(self, first: Inspector, temporary: bool) -> dict[str, Any]:
         assert first.bank is not None

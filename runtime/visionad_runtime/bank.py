@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,6 +131,7 @@ class Bank:
     def __init__(self, folder: Path, manifest: BankManifest, classes: dict[str, ClassBank]) -> None:
         self.folder = folder
         self.snapshot = Snapshot(manifest, classes)
+        self._renewing = threading.Lock()
 
     @property
     def manifest(self) -> BankManifest:
@@ -389,20 +391,33 @@ class Bank:
             self.refresh()
             yield
 
+    def stamp(self) -> tuple[int, ...] | None:
+        """Another one whenever a change was committed, by whichever process; None where there is no manifest."""
+        try:
+            found = (self.folder / MANIFEST).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
     def refresh(self) -> bool:
-        """Take over what another process has committed since. Returns whether anything changed."""
-        if not (self.folder / MANIFEST).exists():
-            return False
-        manifest = read_manifest(self.folder, BankManifest)
-        if manifest == self.manifest:
-            return False
-        check_identity(self.folder, manifest.identity, self.manifest.identity)
-        known = self.classes
-        fresh = {
-            n: known[n] if n in known and known[n].entry == e else _read_class(self.folder, manifest, n)
-            for n, e in manifest.classes.items()
-        }
-        self.snapshot = Snapshot(manifest, fresh)
+        """Take over what another process has committed since. Returns whether anything changed.
+
+        Raises:
+            BankError: it cannot be read, or is another model's. What was in force stays so.
+        """
+        with self._renewing:  # a change of this process may come between reading and taking over, and is newer then
+            if not (self.folder / MANIFEST).exists():
+                return False
+            manifest = read_manifest(self.folder, BankManifest)
+            if manifest == self.manifest:
+                return False
+            check_identity(self.folder, manifest.identity, self.manifest.identity)
+            known = self.classes
+            fresh = {
+                n: known[n] if n in known and known[n].entry == e else _read_class(self.folder, manifest, n)
+                for n, e in manifest.classes.items()
+            }
+            self.snapshot = Snapshot(manifest, fresh)
         return True
 
     def _write_class(self, name: str, images: Sequence[SupportImage], features: F32, class_tokens: F32) -> ClassEntry:
@@ -416,8 +431,9 @@ class Bank:
 
     def _commit(self, change: str, classes: dict[str, ClassBank]) -> None:
         fresh = _successor(self.manifest, change, {name: classes[name].entry for name in sorted(classes)})
-        _write_version(self.folder, fresh)
-        self.snapshot = Snapshot(fresh, classes)
+        with self._renewing:
+            _write_version(self.folder, fresh)
+            self.snapshot = Snapshot(fresh, classes)
 
 
 def _successor(old: BankManifest, change: str, classes: dict[str, ClassEntry]) -> BankManifest:

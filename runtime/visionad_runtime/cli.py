@@ -6,10 +6,12 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +22,11 @@ from . import __version__
 from .bench.command import bench_command
 from .build import build_command
 from .entry import does_not_import, is_own
-from .errors import VisionADError
+from .errors import BankError, VisionADError
 from .evaluation.command import eval_command
 
 if TYPE_CHECKING:
+    from .inspector import FileResult
     from .picture import Found
 
 app = typer.Typer(
@@ -70,6 +73,14 @@ ThreadsOption = Annotated[
 ]
 BitDepth = Annotated[
     int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files")
+]
+KeepAlive = Annotated[
+    float | None,
+    typer.Option(
+        "--keep-alive",
+        metavar="SECONDS",
+        help="a GPU runs its last picture again when none came for so long, so that its clocks stay up [default: never]",
+    ),
 ]
 ViewsOption = Annotated[
     str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
@@ -222,7 +233,7 @@ def predict(
         _check_names([f.name for f in pictures])
         _check_targets(pictures, [(maps, ".npy"), (overlays, ".png")])
     _require_bank(bank)
-    counts: Counter[str] = Counter()
+    report = _Report(as_json, maps, overlays)
     with (
         Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views)) as inspector,
         progress("inspecting", len(pictures)) as step,
@@ -234,29 +245,187 @@ def predict(
         )
         for item in inputs:
             if not isinstance(item, Found):
-                _report_error(*item, as_json)
+                report.error(*item)
                 continue
-            one = next(results)
-            if one.result is None or one.rgb is None:
-                counts["unreadable"] += 1
-                _report_error(item.path, one.error, as_json)
-                step()
-                continue
-            counts[one.result.verdict] += 1
-            if maps:
-                _save_map(maps / item.name.with_suffix(".npy"), one.result.anomaly_map)
-            if overlays:
-                from .overlay import save_overlay
-
-                save_overlay(overlays / item.name.with_suffix(".png"), one.rgb, one.result)
-            if as_json:
-                _say(json.dumps(one.result.to_dict(str(item.path)), ensure_ascii=False))
-            else:
-                _say(_verdict_line(item.path, one.result))
+            report.add(next(results), item.name)
             step()
     if not as_json:
-        _say("  ".join(f"{n} {what}" for what, n in sorted(counts.items())))
-    return 2 if counts["unreadable"] or len(pictures) < len(inputs) else 0
+        _say(report.summary())
+    return 2 if report.counts["unreadable"] or len(pictures) < len(inputs) else 0
+
+
+@app.command()
+def watch(
+    model: ModelArg,
+    bank: BankArg,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder in which pictures arrive")],
+    class_name: MaybeClass = None,
+    as_json: JsonFlag = False,
+    journal: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="note every picture here; a restart then inspects what arrived meanwhile"),
+    ] = None,
+    existing: Annotated[bool, typer.Option("--existing", help="also the pictures that lie there already")] = False,
+    settle: Annotated[
+        float, typer.Option(min=0.0, max=3600.0, help="a file is whole when it has not changed for so many seconds")
+    ] = 0.2,
+    maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
+    backend: BackendOption = "auto",
+    views: ViewsOption = None,
+    threads: ThreadsOption = None,
+    bit_depth: BitDepth = None,
+    keep_alive: KeepAlive = None,
+) -> None:
+    """Inspect pictures as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
+    from .inspector import Inspector
+    from .watch import Arrivals, Journal
+
+    if journal is not None and existing:
+        raise VisionADError("--existing and --journal: with a journal, what lies there and is not in it is inspected")
+    if overlays is not None and Path(os.path.realpath(overlays)).is_relative_to(os.path.realpath(folder)):
+        raise VisionADError(
+            f"--overlays {overlays} lies in {folder} and would be inspected itself; choose another folder"
+        )
+    for target in (maps, overlays):
+        if target is not None and target.exists() and not target.is_dir():
+            raise VisionADError(f"{target}: wanted a folder for the results, found a file; choose another place")
+    _require_bank(bank)
+    report = _Report(as_json, maps, overlays)
+    with (
+        _until_stopped() as stop,
+        ExitStack() as stack,
+        Inspector.open(
+            model, bank, backend=backend, threads=threads, views=_split(views), keep_alive=keep_alive
+        ) as inspector,
+    ):
+        inspector.enrolled(class_name)
+        book = None if journal is None else stack.enter_context(closing(Journal(journal)))
+        done = (lambda here: () if existing else here) if book is None else book.noted
+        arrivals = Arrivals(folder, done, settle, stop.wait)
+        for line in inspector.uncalibrated():
+            _complain(line)
+        passed = (
+            f", passing over {arrivals.passed_over} of the {arrivals.there} pictures there" if arrivals.there else ""
+        )
+        _complain(f"watching {folder} with {inspector.engine.name}{passed}")
+        for one in arrivals:
+            if inspector.refresh():
+                assert inspector.bank is not None
+                manifest = inspector.bank.manifest
+                _complain(f"bank version {manifest.version} from here on: {manifest.change}")
+            try:
+                (found,) = inspector.inspect_files([one.picture.path], class_name=class_name, bit_depth=bit_depth)
+            except BankError as exc:  # the class was removed; it may come back
+                report.error(one.picture.path, exc)
+            else:
+                facts = report.add(found, one.picture.name)
+                if book is not None:
+                    book.add(one, facts)
+            if stop.is_set():
+                break
+    if not as_json:
+        _say(report.summary())
+
+
+@app.command()
+def serve(
+    model: ModelArg,
+    bank: BankArg,
+    host: Annotated[str, typer.Option(help="address to listen at; 0.0.0.0 lets other boxes in")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    read_only: Annotated[bool, typer.Option("--read-only", help="nobody may enrol over HTTP")] = False,
+    backend: BackendOption = "auto",
+    views: ViewsOption = None,
+    threads: ThreadsOption = None,
+    keep_alive: KeepAlive = None,
+) -> None:
+    """Inspect and enrol over HTTP, until Ctrl-C or a service's stop: /inspect, /overlay, /classes, /health, /metrics."""
+    try:
+        from .serve import listen
+        from .serve import serve as answer_requests
+    except ModuleNotFoundError as exc:
+        if is_own(exc):
+            raise
+        raise VisionADError(f"serving needs {exc.name}: pip install 'visionad[serve]'") from None
+    from .inspector import Inspector
+
+    with (
+        _until_stopped() as stop,
+        closing(listen(host, port)) as waiting,
+        Inspector.open(
+            model, bank, backend=backend, threads=threads, views=_split(views), keep_alive=keep_alive
+        ) as inspector,
+    ):
+        for line in inspector.uncalibrated():
+            _complain(line)
+        assert inspector.bank is not None
+        place = f"[{host}]" if ":" in host else host
+        classes = ", ".join(inspector.bank.classes) or "no class yet"
+        _say(
+            f"serving on http://{place}:{waiting.getsockname()[1]} with {inspector.engine.name}, "
+            f"bank version {inspector.bank.manifest.version} ({classes})"
+        )
+        answer_requests(inspector, waiting, stop, read_only=read_only)
+
+
+@contextmanager
+def _until_stopped() -> Iterator[threading.Event]:
+    """Set by Ctrl-C or a service's stop, so that what is being inspected is finished. A second Ctrl-C does not wait for that."""
+    stop, before = threading.Event(), dict[signal.Signals, Any]()
+
+    def end(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, end)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Report:
+    """What is said and written of pictures.
+
+    Attributes:
+        counts: pictures by verdict, and the ``unreadable`` ones.
+    """
+
+    def __init__(self, as_json: bool, maps: Path | None, overlays: Path | None) -> None:
+        self.as_json, self.maps, self.overlays = as_json, maps, overlays
+        self.counts: Counter[str] = Counter()
+
+    def add(self, one: FileResult, name: Path) -> dict[str, Any]:
+        """Say and write what was found of a picture, which the files are named after. Returns what ``--json`` says."""
+        if one.result is None or one.rgb is None:
+            self.counts["unreadable"] += 1
+            return self.error(one.path, one.error)
+        self.counts[one.result.verdict] += 1
+        if self.maps:
+            _save_map(self.maps / name.with_suffix(".npy"), one.result.anomaly_map)
+        if self.overlays:
+            from .overlay import save_overlay
+
+            save_overlay(self.overlays / name.with_suffix(".png"), one.rgb, one.result)
+        facts = one.result.to_dict(str(one.path))
+        _say(json.dumps(facts, ensure_ascii=False) if self.as_json else _verdict_line(one.path, one.result))
+        return facts
+
+    def error(self, path: Path, error: Exception | None) -> dict[str, Any]:
+        """Say why there is no result. Returns what ``--json`` says."""
+        facts = {"image": str(path), "error": str(error)}
+        if self.as_json:
+            _say(json.dumps(facts, ensure_ascii=False))
+        else:
+            _complain(str(error))
+        return facts
+
+    def summary(self) -> str:
+        """How many pictures of each kind."""
+        return "  ".join(f"{n} {what}" for what, n in sorted(self.counts.items()))
 
 
 def _split(views: str | None) -> list[str] | None:
@@ -268,13 +437,6 @@ def _verdict_line(path: Path, result: Any) -> str:
     name = result.class_name or "unknown class"
     place = f"  at {','.join(map(str, result.regions[0].bbox))}" if result.verdict == "anomalous" else ""
     return f"{result.verdict:<9}  {result.score:.4f} {against}  {name}  {path}{place}"
-
-
-def _report_error(path: Path, error: Exception | None, as_json: bool) -> None:
-    if as_json:
-        _say(json.dumps({"image": str(path), "error": str(error)}, ensure_ascii=False))
-    else:
-        _complain(str(error))
 
 
 def _check_names(names: Sequence[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ from .maps import Geometry, Region, regions
 from .preprocess import prepare, support_encodings
 from .routing import LIMITS, Route, Router
 from .workers import cores, spread
+
+log = logging.getLogger("visionad")
 
 F32 = NDArray[np.float32]
 Verdict = Literal["ok", "anomalous", "unknown"]
@@ -132,6 +135,7 @@ class Inspector:
         self._threads = threads or cores()
         self._kept: Snapshot | None = None
         self._router: tuple[Snapshot, Router] | None = None
+        self._seen: tuple[int, ...] | None = None
         self._keeping = threading.Lock()
         self._life = threading.Condition()
         self._under_way = 0
@@ -362,6 +366,25 @@ class Inspector:
             timings={**laps, "total": sum(laps.values())},
             backend=self.engine.name,
         )
+
+    def refresh(self) -> bool:
+        """Take over what another process has committed to the bank folder, a new class or a threshold. Costs a look at one file's
+        date where nothing was. Returns whether anything was taken over.
+
+        A bank that cannot be read any more is said in the log, once, and the version in memory stays in force."""
+        if self.bank is None or (stamp := self.bank.stamp()) == self._seen:
+            return False
+        self._seen = stamp  # of before the bank is read: what is committed meanwhile is seen the next time
+        try:
+            if stamp is not None:
+                return self.bank.refresh()
+            trouble = "it has no manifest any more"
+        except VisionADError as exc:
+            trouble = str(exc)
+        log.warning(
+            "bank %s: %s; going on with version %d in memory", self.bank.folder, trouble, self.bank.manifest.version
+        )
+        return False
 
     def _calibrated_for(self, matched: ClassBank) -> bool:
         record = matched.entry.calibration

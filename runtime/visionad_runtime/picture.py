@@ -57,15 +57,23 @@ def find_pictures(paths: Iterable[Path]) -> list[Found]:
         if not path.is_dir():
             found.append(Found(path, Path(path.name)))
             continue
-        below = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
+        below = sorted(walk(path), key=lambda p: p.relative_to(path).as_posix())
         if not below:
             raise VisionADError(f"folder {path} holds no picture (looked for {', '.join(sorted(SUFFIXES))})")
         found += [Found(p, p.relative_to(path)) for p in below]
     return found
 
 
-def _walk(folder: Path) -> list[Path]:
+def walk(folder: Path) -> list[Path]:
+    """Pictures below a folder, in any order: by :data:`SUFFIXES`, hidden ones passed over.
+
+    Raises:
+        VisionADError: it cannot be listed.
+    """
+
     def refuse(exc: OSError) -> None:
+        if isinstance(exc, FileNotFoundError) and exc.filename != str(folder):
+            return  # deleted since it was seen
         raise VisionADError(f"folder {exc.filename} cannot be listed: {exc.strerror}")
 
     found: list[Path] = []

@@ -1,0 +1,355 @@
+"""The service: what it answers is what the inspector says, whoever asks, and every mistake has its status and one line."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import io
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+from conftest import part
+from numpy.typing import NDArray
+from PIL import Image
+from visionad_runtime import Inspector, VisionADError
+from visionad_runtime.artefacts import sha256_bytes
+from visionad_runtime.bank import Bank
+from visionad_runtime.cli import run
+from visionad_runtime.overlay import overlay_png
+
+pytest.importorskip("fastapi", reason="serving takes the serve extra")
+
+from visionad_runtime import serve
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(app: Any, method: str, url: str, body: bytes = b"", chunk: int = 1 << 16, gone: bool = False) -> Answer:
+    """One request, without a network in between. ``gone``: the sender goes away after the first piece."""
+    path, _, query = url.partition("?")
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+        "path": urllib.parse.unquote(path), "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
+        "headers": [(b"content-length", str(len(body)).encode())], "client": ("test", 1), "server": ("test", 2), "state": {},
+    }  # fmt: skip
+    pieces = [body[i : i + chunk] for i in range(0, len(body), chunk)] or [b""]
+    messages = [
+        {"type": "http.request", "body": piece, "more_body": i + 1 < len(pieces)} for i, piece in enumerate(pieces)
+    ]
+    if gone:
+        messages = [{"type": "http.request", "body": pieces[0], "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def talk() -> None:
+        done = asyncio.Event()
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop(0)
+            await done.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                done.set()
+
+        await app(scope, receive, send)
+
+    asyncio.run(talk())
+    headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
+    return Answer(sent[0]["status"], headers, b"".join(m.get("body", b"") for m in sent[1:]))
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    ok, data = cv2.imencode(".png", image)
+    assert ok
+    return data.tobytes()
+
+
+@pytest.fixture(scope="module")
+def filled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank of two classes."""
+    folder = tmp_path_factory.mktemp("serve") / "bank"
+    with Inspector.open(tiny_model, folder) as inspector:
+        inspector.enroll("disc", [part(0), part(1)])
+        inspector.enroll("grid", [part(0, kind="grid")])
+        assert inspector.bank is not None
+    return folder
+
+
+@pytest.fixture
+def bank(filled: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(filled, tmp_path / "bank")
+
+
+@pytest.fixture
+def line(tiny_model: Path, bank: Path) -> Iterator[serve.Line]:
+    with Inspector.open(tiny_model, bank) as inspector:
+        opened = serve.Line(inspector)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def app(line: serve.Line) -> Any:
+    return serve.make_app(line)
+
+
+def untimed(facts: dict[str, Any]) -> dict[str, Any]:
+    return {**facts, "timings_ms": 0}
+
+
+def test_an_answer_is_what_the_inspector_says(app: Any, line: serve.Line) -> None:
+    for seed in range(3):
+        image = part(seed, defect=seed == 1, kind="grid" if seed == 2 else "disc")
+        for class_name in (None, "disc"):
+            wanted = line.inspector.inspect(image, class_name=class_name).to_dict(f"{seed}.png")
+            answer = ask(
+                app, "POST", f"/inspect?name={seed}.png&{f'class={class_name}' if class_name else ''}", png(image)
+            )
+            assert answer.status == 200
+            assert untimed(answer.json) == untimed(json.loads(json.dumps(wanted)))
+            assert set(answer.json["timings_ms"]) == set(wanted["timings_ms"])
+
+
+def test_bare_pixels_are_the_same_picture(app: Any) -> None:
+    image = part(3, defect=True)
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    size = "width=128&height=96"
+    file, grey_file = (ask(app, "POST", "/inspect", png(i)).json for i in (image, grey))
+    for pixels, data, wanted in (
+        ("bgr8", image, file),
+        ("rgb8", image[:, :, ::-1], file),
+        ("mono8", grey, grey_file),
+    ):
+        found = ask(app, "POST", f"/inspect?pixels={pixels}&{size}", np.ascontiguousarray(data).tobytes(), chunk=1000)
+        assert untimed(found.json) == untimed(wanted)
+
+
+def test_an_overlay_is_a_picture(app: Any, line: serve.Line) -> None:
+    image = part(4, defect=True)
+    result = line.inspector.inspect(image)
+    answer = ask(app, "POST", "/overlay", png(image))
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
+    assert answer.body == overlay_png(np.ascontiguousarray(image[:, :, ::-1]), result)
+    grey = ask(app, "POST", "/overlay?pixels=mono8&width=128&height=96", image[:, :, 0].tobytes())
+    assert Image.open(io.BytesIO(grey.body)).mode == "RGB"
+
+
+def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: serve.Line, bank: Path) -> None:
+    image, data = part(5), png(part(5))
+    image[:, :, 0] = 0
+    assert ask(app, "POST", "/inspect?class=new%20one", data).status == 409
+    answer = ask(app, "POST", "/classes/new%20one?name=first.png", data)
+    assert (answer.status, answer.json) == (201, {"class": "new one", "bank_version": 3})
+    assert ask(app, "POST", "/inspect?class=new%20one", data).json["bank_version"] == 3
+    again = ask(app, "POST", "/classes/new%20one", data)
+    assert again.status == 409 and "enrolled already" in again.json["error"]
+    assert ask(app, "POST", "/classes/new%20one", png(image)).status == 201
+    assert ask(app, "GET", "/classes").json == {
+        "bank_version": 4,
+        "classes": {
+            "disc": {"shots": 2, "threshold": None},
+            "grid": {"shots": 1, "threshold": None},
+            "new one": {"shots": 2, "threshold": None},
+        },
+    }
+    images = Bank.open(bank).classes["new one"].entry.images
+    assert [i.source for i in images] == ["first.png", "sent to visionad serve"]
+    assert images[0].sha256 == sha256_bytes(data)  # as a file's, so that `bank add` knows it again
+    assert ask(app, "POST", "/classes/%20", data).status == 409
+    # Another process takes it out again.
+    Bank.drop(bank, "new one")
+    assert list(ask(app, "GET", "/classes").json["classes"]) == ["disc", "grid"]
+    assert ask(app, "POST", "/inspect", data).json["bank_version"] == 5
+    locked = serve.make_app(line, read_only=True)
+    refused = ask(locked, "POST", "/classes/more", data)
+    assert refused.status == 403 and "--read-only" in refused.json["error"]
+    assert ask(locked, "POST", "/inspect", data).status == 200
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "status", "message"),
+    [
+        ("/inspect", b"", 400, "found nothing"),
+        ("/inspect?name=a.png", b"notes", 400, "a.png: is no picture"),
+        ("/inspect", png(part(0))[:300], 400, "truncated"),
+        ("/inspect?class=bolt", png(part(0)), 409, "no class 'bolt'"),
+        ("/inspect?pixels=mono8&width=3&height=4", b"x" * 11, 400, "wanted 12 bytes for 3 x 4"),
+        ("/inspect?pixels=rgb8&width=3", b"x" * 12, 400, "need width and height"),
+        ("/inspect?pixels=mono8&width=3&height=4&bit_depth=12", b"x" * 12, 400, "8 bits"),
+        ("/inspect?pixels=bayer&width=3&height=4", b"x" * 12, 400, "query.pixels"),
+        ("/inspect?pixels=mono8&width=0&height=4", b"", 400, "query.width"),
+        ("/inspect?width=3&height=4", png(part(0)), 400, "go with bare pixels"),
+        ("/inspect?bit_depth=12", png(part(0)), 400, "8 bits"),
+        ("/overlay?class=bolt", png(part(0)), 409, "no class 'bolt'"),
+        ("/nothing", b"", 404, "Not Found; there are /inspect"),
+    ],
+)
+def test_mistakes_have_a_status_and_a_line(app: Any, url: str, body: bytes, status: int, message: str) -> None:
+    answer = ask(app, "POST", url, body)
+    assert (answer.status, list(answer.json)) == (status, ["error"])
+    assert message in answer.json["error"] and "\n" not in answer.json["error"]
+    assert ask(app, "POST", "/inspect", png(part(0))).status == 200
+    assert f'visionad_refused_total{{status="{status}"}} 1.0' in ask(app, "GET", "/metrics").body.decode()
+
+
+def test_too_much_and_too_many_are_refused(app: Any, line: serve.Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = png(part(0))
+    monkeypatch.setattr(serve, "MOST_BYTES", 1000)
+    assert ask(app, "POST", "/inspect", b"x" * 1_000_000).status == 413
+    monkeypatch.setattr(serve, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(serve, "MOST_WAITING", 2)
+    with line.place(), line.place():
+        answer = ask(app, "POST", "/inspect", data)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert "2 pictures wait" in answer.json["error"]
+    assert ask(app, "POST", "/inspect", data, gone=True).status == 400
+    assert ask(app, "POST", "/inspect", data).status == 200  # and all places are free again
+    assert "visionad_waiting 0.0" in ask(app, "GET", "/metrics").body.decode()
+
+
+def test_an_engine_that_fails_is_the_services_fault(
+    app: Any, line: serve.Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise VisionADError("the GPU is gone")
+
+    monkeypatch.setattr(line.inspector, "trace_batch", broken)
+    answer = ask(app, "POST", "/inspect", png(part(0)))
+    assert (answer.status, answer.json) == (500, {"error": "the GPU is gone"})
+    assert "the GPU is gone" in caplog.text
+
+
+def test_health_and_metrics(app: Any, line: serve.Line, bank: Path) -> None:
+    health = ask(app, "GET", "/health")
+    assert health.status == 200
+    assert health.json["ready"] and health.json["bank_version"] == 2 and health.json["backend"] == "onnxruntime-cpu"
+    assert line.inspector.bank is not None
+    line.inspector.bank.calibrate("disc", 1e-9, (0.0, 1.0), None)  # type: ignore[arg-type]
+    for i in range(2):
+        assert ask(app, "POST", "/inspect?class=disc", png(part(i))).json["verdict"] == "anomalous"
+    assert ask(app, "POST", "/inspect?class=grid", png(part(2, kind="grid"))).json["verdict"] == "unknown"
+    text = ask(app, "GET", "/metrics").body.decode()
+    for row in (
+        'visionad_pictures_total{class_name="disc",verdict="anomalous"} 2.0',
+        'visionad_pictures_total{class_name="grid",verdict="unknown"} 1.0',
+        "visionad_inspection_seconds_count 3.0",
+        'visionad_stage_seconds_count{stage="search"} 3.0',
+        'visionad_score_ratio_count{class_name="disc"} 2.0',
+        "visionad_bank_version 3.0",
+        "visionad_waiting 0.0",
+    ):
+        assert row in text.splitlines(), row
+    for name in ("disc", "grid"):
+        Bank.drop(bank, name)
+    health = ask(app, "GET", "/health")
+    assert health.status == 503 and health.json["notes"] == ["no class is enrolled"]
+    answer = ask(app, "POST", "/inspect", png(part(0)))
+    assert answer.status == 409 and "holds no class yet" in answer.json["error"]
+
+
+def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:
+    """Clients' sockets have TCP_NODELAY, or the second packet of each answer comes 40 ms late."""
+
+    async def look() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def client(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with serve.listen("127.0.0.1", 0) as waiting:
+            server = await asyncio.start_server(client, sock=waiting)
+            await asyncio.open_connection(*waiting.getsockname())
+            option = await asyncio.wait_for(found, 30)
+            server.close()
+            return option
+
+    assert asyncio.run(look())
+
+
+def test_a_place_to_listen_that_is_not_to_be_had_is_said() -> None:
+    with serve.listen("127.0.0.1", 0) as waiting, pytest.raises(VisionADError, match=r"cannot listen .* --port"):
+        serve.listen("127.0.0.1", waiting.getsockname()[1])
+    with pytest.raises(VisionADError, match="no such address"):
+        serve.listen("no such host.invalid", 0)
+
+
+def test_what_is_missing_is_named(
+    tiny_model: Path, bank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "visionad_runtime.serve")
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert run(["serve", str(tiny_model), str(bank)]) == 2
+    assert capsys.readouterr().err == "visionad: serving needs fastapi: pip install 'visionad[serve]'\n"
+
+
+def test_the_service_from_start_to_stop(tiny_model: Path, bank: Path) -> None:
+    command = [sys.executable, "-c", "from visionad_runtime.entry import main; main()", "serve", tiny_model, bank]
+    process = subprocess.Popen(
+        [*map(str, command), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        ready = process.stdout.readline()
+        assert "bank version 2 (disc, grid)" in ready, process.stderr.read()
+        address = urllib.parse.urlparse(ready.split()[2])
+        assert address.hostname == "127.0.0.1" and address.port is not None
+        pictures = [png(part(i)) for i in range(12)]
+
+        def connect() -> http.client.HTTPConnection:
+            return http.client.HTTPConnection("127.0.0.1", address.port or 0, timeout=60)
+
+        def inspect(number: int) -> dict[str, Any]:
+            connection = connect()
+            connection.request("POST", f"/inspect?name={number}", pictures[number])
+            response = connection.getresponse()
+            assert response.status == 200
+            return dict(json.loads(response.read()))
+
+        alone = [inspect(i) for i in range(12)]
+        with ThreadPoolExecutor(6) as clients:
+            together = list(clients.map(inspect, range(12)))
+        assert list(map(untimed, alone)) == list(map(untimed, together))
+
+        # What is under way when the service is stopped is still answered.
+        late, asking = connect(), connect()
+        late.putrequest("POST", "/inspect?name=0")
+        late.putheader("Content-Length", str(len(pictures[0])))
+        late.endheaders(pictures[0][:100])
+        for _ in range(600):
+            asking.request("GET", "/metrics")
+            if b"visionad_waiting 1.0" in asking.getresponse().read():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        late.send(pictures[0][100:])
+        assert untimed(json.loads(late.getresponse().read())) == untimed(alone[0])
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    assert process.stderr.read() == ""

@@ -93,9 +93,8 @@ class ClassBank:
             return bank
 
         def prepare() -> None:
-            with contextlib.suppress(
-                VisionADError, MemoryError
-            ):  # the search itself says what is wrong with rows or tokens
+            # Then they are searched as they are, and a search says what is wrong with rows or tokens.
+            with contextlib.suppress(VisionADError, MemoryError):
                 self._prepared[view] = prepared(rows, queries, 1)
 
         self._prepared[view] = rows

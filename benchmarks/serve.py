@@ -1,0 +1,162 @@
+"""What HTTP adds to an inspection: `python benchmarks/serve.py`.
+
+A `visionad serve` of its own, and clients that keep their connection. In turns with them, the same pixels are given to
+`Inspector.inspect` in this process. ``around`` is what a request takes beyond the inspection that its answer tells of: sending,
+decoding, queue, answer. Then several clients at once: pictures a second, beside one caller of the inspector.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import common
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from visionad_runtime import Inspector
+from visionad_runtime.bench.measure import summarise
+from visionad_runtime.demo.parts import render
+from visionad_runtime.workers import settle
+
+SIZES = ((512, 512), (1024, 1024), (2448, 2048))
+WAYS = ("bgr8", "mono8", "png", "jpg")
+SETTLE = 0.2
+"""Seconds between measurements: threads of the one before may still spin."""
+MANY = 4
+
+
+def main() -> None:
+    """Measure, print a table, write ``benchmarks/results/serve.json``."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--backbone", default="deit_tiny_patch16_224")
+    options.add_argument("--rounds", type=int, default=40)
+    options.add_argument("--threads", type=int, default=2)
+    args = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), args.backbone, args.rounds, args.threads)
+    path = common.write("serve", {"backbone": args.backbone, "threads": args.threads, **result})
+    print(f"written to {path.relative_to(common.ROOT)}")
+
+
+def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str, Any]:
+    """All figures."""
+    model, bank = common.export_random(backbone, folder / "model"), folder / "bank"
+    inspector = Inspector.open(model, bank, threads=threads)
+    inspector.enroll("gear", [render("gear", 0, size=512)[0]], colour="rgb")
+    command = [sys.executable, "-c", "from visionad_runtime.entry import main; main()", "serve", str(model), str(bank)]
+    server = subprocess.Popen([*command, "--port", "0", "--threads", str(threads)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        port = urlparse(server.stdout.readline().split()[2]).port or 0
+        cells = []
+        print(f"{'picture':>12} {'sent as':>8} {'kB':>7} {'inspect':>8} {'request':>8} {'around':>7} ms, medians")
+        for width, height in SIZES:
+            image = cv2.resize(render("gear", 1, size=max(width, height))[0], (width, height))[:, :, ::-1].copy()
+            for way in WAYS:
+                cell = _cell(inspector, port, image, way, rounds)
+                cells.append(cell)
+                print(
+                    f"{cell['size']:>12} {way:>8} {cell['kb']:>7} {cell['inspect']['p50']:>8.1f} {cell['request']['p50']:>8.1f} "
+                    f"{cell['around']['p50']:>7.1f}"
+                )
+        many = _many(inspector, port, render("gear", 1, size=512)[0], rounds)
+        print(", ".join(f"{name} {value}" for name, value in many.items()))
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
+    return {"cells": cells, "several clients": many, "rounds": rounds}
+
+
+def _request(image: NDArray[np.uint8], way: str) -> tuple[str, bytes]:
+    height, width = image.shape[:2]
+    if way in ("png", "jpg"):
+        return "/inspect?class=gear", cv2.imencode(f".{way}", image)[1].tobytes()
+    pixels = image if way == "bgr8" else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    return f"/inspect?class=gear&pixels={way}&width={width}&height={height}", pixels.tobytes()
+
+
+def _client(port: int, url: str, body: bytes) -> Callable[[], dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+
+    def ask() -> dict[str, Any]:
+        connection.request("POST", url, body)
+        response = connection.getresponse()
+        found: dict[str, Any] = json.loads(response.read())
+        assert response.status == 200, found
+        return found
+
+    return ask
+
+
+def _cell(inspector: Inspector, port: int, image: NDArray[np.uint8], way: str, rounds: int) -> dict[str, Any]:
+    url, body = _request(image, way)
+    ask = _client(port, url, body)
+    given = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if way == "mono8" else image
+    for _ in range(3):  # the bank is prepared beside the first ones
+        score = ask()["score"]
+        if way != "jpg":
+            assert inspector.inspect(given, class_name="gear").score == score
+    settle()
+    time.sleep(1)
+    direct, request, around = list[float](), list[float](), list[float]()
+    for _ in range(rounds):
+        time.sleep(SETTLE)
+        start = time.perf_counter()
+        inspector.inspect(given, class_name="gear")
+        direct.append((time.perf_counter() - start) * 1e3)
+        time.sleep(SETTLE)
+        start = time.perf_counter()
+        found = ask()
+        request.append((time.perf_counter() - start) * 1e3)
+        around.append(request[-1] - found["timings_ms"]["total"])
+    return {
+        "size": f"{image.shape[1]} x {image.shape[0]}",
+        "sent as": way,
+        "kb": len(body) // 1000,
+        "inspect": summarise(direct),
+        "request": summarise(request),
+        "around": summarise(around),
+        "request_to_inspect": round(statistics.median(r / d for r, d in zip(request, direct, strict=True)), 3),
+    }
+
+
+def _many(inspector: Inspector, port: int, image: NDArray[np.uint8], rounds: int) -> dict[str, float]:
+    url, body = _request(image, "bgr8")
+    rates: dict[str, list[float]] = {"one caller": [], "one client": [], f"{MANY} clients": []}
+    count = max(MANY, rounds)
+    for _ in range(3):
+        time.sleep(SETTLE)
+        start = time.perf_counter()
+        for _ in range(count):
+            inspector.inspect(image, class_name="gear")
+        rates["one caller"].append(count / (time.perf_counter() - start))
+        for name, clients in (("one client", 1), (f"{MANY} clients", MANY)):
+            time.sleep(SETTLE)
+            with ThreadPoolExecutor(clients) as pool:
+                start = time.perf_counter()
+                for done in [pool.submit(_burst, port, url, body, count // clients) for _ in range(clients)]:
+                    done.result()
+                rates[name].append(count // clients * clients / (time.perf_counter() - start))
+    return {f"{name}, pictures/s": round(statistics.median(values), 1) for name, values in rates.items()}
+
+
+def _burst(port: int, url: str, body: bytes, count: int) -> None:
+    ask = _client(port, url, body)
+    for _ in range(count):
+        ask()
+
+
+if __name__ == "__main__":
+    main()

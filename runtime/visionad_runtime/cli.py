@@ -319,9 +319,10 @@ def watch(
             except BankError as exc:  # the class was removed; it may come back
                 report.error(one.picture.path, exc)
             else:
-                facts = report.add(found, one.picture.name)
-                if book is not None:
-                    book.add(one, facts)
+                if found.error is None or not arrivals.again(one):
+                    facts = report.add(found, one.picture.name)
+                    if book is not None:
+                        book.add(one, facts)
             if stop.is_set():
                 break
     if not as_json:

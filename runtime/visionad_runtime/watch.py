@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +29,8 @@ LOST_SECONDS = 1.0
 """Between two looks at a folder that cannot be listed, such as a share that is away."""
 EMPTY_SECONDS = 10.0
 """For how long an empty file may be one that a writer has only opened."""
+PATIENCE_SECONDS, RETRY_SECONDS = 3.0, 0.5
+"""For how long a picture that cannot be read is tried again, and how often: its writer may pause, or not have let go of it."""
 
 
 class Stamp(NamedTuple):
@@ -41,6 +45,15 @@ class Arrival(NamedTuple):
 
     picture: Found
     stamp: Stamp
+
+
+@dataclass
+class _File:
+    """What was seen of a file: since when it is as it is, and when it is to be handed over; never again: infinity."""
+
+    stamp: Stamp
+    since: float
+    due: float
 
 
 class Arrivals:
@@ -71,7 +84,11 @@ class Arrivals:
         here = [self._arrival(path, stamp) for path, stamp in self._look(walk(folder)).items()]
         self._device = file_system(folder)
         old = set(done(here))
-        self._files = {one.picture.path: (one.stamp, clock(), one in old) for one in here}
+        now = clock()
+        self._files = {
+            one.picture.path: _File(one.stamp, now, math.inf if one in old else self._due(one.stamp, now))
+            for one in here
+        }
         self.there, self.passed_over = len(here), len(old)
 
     def __iter__(self) -> Iterator[Arrival]:
@@ -98,17 +115,35 @@ class Arrivals:
         if self._lost:
             log.warning("folder %s is back", self.folder)
         self._lost, self._device = False, device
-        now, files, whole = self._clock(), {}, []
+        now, files, whole = self._clock(), dict[Path, _File](), []
         for path, stamp in here.items():
-            old = self._files.get(path)
-            since, done = old[1:] if old is not None and old[0] == stamp else (now, False)
-            if not done and now - since >= (self.settle if stamp.bytes else max(self.settle, EMPTY_SECONDS)):
+            file = self._files.get(path)
+            if file is None or file.stamp != stamp:
+                file = _File(stamp, now, self._due(stamp, now))
+            if now >= file.due:
+                file.due = math.inf
                 whole.append(self._arrival(path, stamp))
-                done = True
-            files[path] = stamp, since, done
+            files[path] = file
         self._files = files
         self._pause = max(POLL_SECONDS, 4 * (now - began))
         yield from sorted(whole, key=lambda one: (one.stamp.modified_ns, one.picture.path))
+
+    def again(self, one: Arrival) -> bool:
+        """Hand a picture that could not be read over once more, unless it is gone or has been as it is for
+        :data:`PATIENCE_SECONDS`. Returns whether it will be."""
+        file, now = self._files.get(one.picture.path), self._clock()
+        if (
+            file is None
+            or file.stamp != one.stamp
+            or now - file.since >= PATIENCE_SECONDS
+            or not one.picture.path.exists()
+        ):
+            return False
+        file.due = now + RETRY_SECONDS
+        return True
+
+    def _due(self, stamp: Stamp, now: float) -> float:
+        return now + (self.settle if stamp.bytes else max(self.settle, EMPTY_SECONDS))
 
     @staticmethod
     def _look(paths: list[Path]) -> dict[Path, Stamp]:

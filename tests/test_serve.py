@@ -45,8 +45,11 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-def ask(app: Any, method: str, url: str, body: bytes = b"", chunk: int = 1 << 16, gone: bool = False) -> Answer:
-    """One request, without a network in between. ``gone``: the sender goes away after the first piece."""
+def ask(
+    app: Any, method: str, url: str, body: bytes = b"", chunk: int = 1 << 16, gone: bool = False, stuck: bool = False
+) -> Answer:
+    """One request, without a network in between. ``gone``: the sender goes away after the first piece; ``stuck``: it sends no more,
+    and waits."""
     path, _, query = url.partition("?")
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
@@ -57,8 +60,10 @@ def ask(app: Any, method: str, url: str, body: bytes = b"", chunk: int = 1 << 16
     messages = [
         {"type": "http.request", "body": piece, "more_body": i + 1 < len(pieces)} for i, piece in enumerate(pieces)
     ]
+    if gone or stuck:
+        messages = [{"type": "http.request", "body": pieces[0], "more_body": True}]
     if gone:
-        messages = [{"type": "http.request", "body": pieces[0], "more_body": True}, {"type": "http.disconnect"}]
+        messages.append({"type": "http.disconnect"})
     sent: list[Any] = []
 
     async def talk() -> None:
@@ -227,6 +232,8 @@ def test_too_much_and_too_many_are_refused(app: Any, line: serve.Line, monkeypat
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert "2 pictures wait" in answer.json["error"]
     assert ask(app, "POST", "/inspect", data, gone=True).status == 400
+    monkeypatch.setattr(serve, "MOST_SECONDS", 0.2)
+    assert ask(app, "POST", "/inspect", data, stuck=True).status == 408
     assert ask(app, "POST", "/inspect", data).status == 200  # and all places are free again
     assert "visionad_waiting 0.0" in ask(app, "GET", "/metrics").body.decode()
 

@@ -41,6 +41,8 @@ MOST_BYTES = 256 << 20
 """Of a request. Larger ones are refused before they are read to the end."""
 MOST_WAITING = 32
 """Pictures that may wait, decoded. More would be answered so late that nobody wants to know, and fill the memory."""
+MOST_SECONDS = 30.0
+"""For a picture to arrive: it has a place of those that others wait for."""
 GRACE_SECONDS = 10
 """For requests under way when the service is stopped."""
 LATENCIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
@@ -59,11 +61,11 @@ class RefusalError(Exception):
 
 
 class Given(NamedTuple):
-    """A picture that was sent, what its sender calls it, and the sha256 of what was sent."""
+    """A picture that was sent, what its sender calls it, and the bytes that it was sent as."""
 
     rgb: RGB8
     name: str
-    sha256: str
+    body: bytes
 
 
 Size = Annotated[int | None, Query(ge=1, le=1 << 20)]
@@ -85,10 +87,13 @@ async def received(
     with line.place():
         body = bytearray()
         try:
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MOST_BYTES:
-                    raise RefusalError(413, f"wanted a picture of at most {MOST_BYTES >> 20} MiB, found more")
+            async with asyncio.timeout(MOST_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > MOST_BYTES:
+                        raise RefusalError(413, f"wanted a picture of at most {MOST_BYTES >> 20} MiB, found more")
+        except TimeoutError:
+            raise RefusalError(408, f"the picture was not all there after {MOST_SECONDS} s; send it again") from None
         except ClientDisconnect:
             raise RefusalError(400, "the sender went away before all of the picture was sent") from None
         yield await asyncio.to_thread(_decoded, bytes(body), name, pixels, width, height, bit_depth)
@@ -103,7 +108,7 @@ def _decoded(
     if pixels is None:
         if width is not None or height is not None:
             raise PictureError(f"{label}: width and height go with bare pixels; say which: {', '.join(CHANNELS)}")
-        return Given(decode(body, label, bit_depth), name, sha256_bytes(body))
+        return Given(decode(body, label, bit_depth), name, body)
     if width is None or height is None or bit_depth is not None:
         raise PictureError(f"{label}: bare pixels have 8 bits and need width and height")
     wanted = width * height * CHANNELS[pixels]
@@ -113,7 +118,7 @@ def _decoded(
         )
     shape = (height, width) if pixels == "mono8" else (height, width, 3)
     rgb = from_array(np.frombuffer(body, np.uint8).reshape(shape), "bgr" if pixels == "bgr8" else "rgb")
-    return Given(rgb, name, sha256_bytes(body))
+    return Given(rgb, name, body)
 
 
 class Metrics:
@@ -181,9 +186,9 @@ class Line:
 
     async def enroll(self, class_name: str, given: Given) -> int:
         """Enrol a good part; the bank's new version."""
-        support = SupportImage(sha256=given.sha256, source=given.name or "sent to visionad serve")
 
         def work() -> int:
+            support = SupportImage(sha256=sha256_bytes(given.body), source=given.name or "sent to visionad serve")
             tokens = self.inspector.encode_support(given.rgb)
             return self.inspector.enroll_encoded(class_name, [support], [tokens])
 

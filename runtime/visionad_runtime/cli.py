@@ -310,6 +310,8 @@ def watch(
         )
         _complain(f"watching {folder} with {inspector.engine.name}{passed}")
         for one in arrivals:
+            if stop.is_set():
+                break
             if inspector.refresh():
                 assert inspector.bank is not None
                 manifest = inspector.bank.manifest
@@ -318,13 +320,12 @@ def watch(
                 (found,) = inspector.inspect_files([one.picture.path], class_name=class_name, bit_depth=bit_depth)
             except BankError as exc:  # the class was removed; it may come back
                 report.error(one.picture.path, exc)
-            else:
-                if found.error is None or not arrivals.again(one):
-                    facts = report.add(found, one.picture.name)
-                    if book is not None:
-                        book.add(one, facts)
-            if stop.is_set():
-                break
+                continue
+            if found.error is not None and arrivals.again(one):
+                continue
+            facts = report.add(found, one.picture.name)
+            if book is not None:
+                book.add(one, facts)
     if not as_json:
         _say(report.summary())
 
@@ -426,7 +427,7 @@ class _Report:
 
     def summary(self) -> str:
         """How many pictures of each kind."""
-        return "  ".join(f"{n} {what}" for what, n in sorted(self.counts.items()))
+        return "  ".join(f"{n} {what}" for what, n in sorted(self.counts.items())) or "no picture"
 
 
 def _split(views: str | None) -> list[str] | None:

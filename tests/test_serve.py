@@ -46,15 +46,26 @@ class Answer(NamedTuple):
 
 
 def ask(
-    app: Any, method: str, url: str, body: bytes = b"", chunk: int = 1 << 16, gone: bool = False, stuck: bool = False
+    app: Any,
+    method: str,
+    url: str,
+    body: bytes = b"",
+    *,
+    chunk: int = 1 << 16,
+    gone: bool = False,
+    stuck: bool = False,
+    origin: str | None = None,
 ) -> Answer:
     """One request, without a network in between. ``gone``: the sender goes away after the first piece; ``stuck``: it sends no more,
     and waits."""
     path, _, query = url.partition("?")
+    headers = [(b"content-length", str(len(body)).encode()), (b"host", b"box:8000")]
+    if origin is not None:
+        headers.append((b"origin", origin.encode()))
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
         "path": urllib.parse.unquote(path), "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
-        "headers": [(b"content-length", str(len(body)).encode())], "client": ("test", 1), "server": ("test", 2), "state": {},
+        "headers": headers, "client": ("test", 1), "server": ("test", 2), "state": {},
     }  # fmt: skip
     pieces = [body[i : i + chunk] for i in range(0, len(body), chunk)] or [b""]
     messages = [
@@ -83,8 +94,8 @@ def ask(
         await app(scope, receive, send)
 
     asyncio.run(talk())
-    headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
-    return Answer(sent[0]["status"], headers, b"".join(m.get("body", b"") for m in sent[1:]))
+    told = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
+    return Answer(sent[0]["status"], told, b"".join(m.get("body", b"") for m in sent[1:]))
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
@@ -236,6 +247,17 @@ def test_too_much_and_too_many_are_refused(app: Any, line: serve.Line, monkeypat
     assert ask(app, "POST", "/inspect", data, stuck=True).status == 408
     assert ask(app, "POST", "/inspect", data).status == 200  # and all places are free again
     assert "visionad_waiting 0.0" in ask(app, "GET", "/metrics").body.decode()
+
+
+def test_a_page_of_another_site_cannot_enrol(app: Any) -> None:
+    """Whoever reads a web page on the line's box would otherwise enrol what that page sends."""
+    data = png(part(0))
+    for origin in ("https://elsewhere.example", "null", "http://box:9000"):
+        for url in ("/classes/disc", "/inspect", "/overlay"):
+            answer = ask(app, "POST", url, data, origin=origin)
+            assert answer.status == 403 and origin in answer.json["error"]
+    assert ask(app, "POST", "/inspect", data, origin="http://box:8000").status == 200
+    assert ask(app, "GET", "/classes").json["bank_version"] == 2
 
 
 def test_an_engine_that_fails_is_the_services_fault(

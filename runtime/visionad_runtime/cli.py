@@ -319,6 +319,7 @@ def watch(
             try:
                 (found,) = inspector.inspect_files([one.picture.path], class_name=class_name, bit_depth=bit_depth)
             except BankError as exc:  # the class was removed; it may come back
+                report.counts["not inspected"] += 1
                 report.error(one.picture.path, exc)
                 continue
             if found.error is not None and arrivals.again(one):
@@ -393,7 +394,7 @@ class _Report:
     """What is said and written of pictures.
 
     Attributes:
-        counts: pictures by verdict, and the ``unreadable`` ones.
+        counts: pictures by verdict, and those without one.
     """
 
     def __init__(self, as_json: bool, maps: Path | None, overlays: Path | None) -> None:

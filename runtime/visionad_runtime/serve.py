@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Annotated, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 import uvicorn
@@ -83,6 +84,9 @@ async def received(
     bit_depth: Annotated[int | None, Query(ge=9, le=16, description="bits the camera fills in 16-bit files")] = None,
 ) -> AsyncIterator[Given]:
     """The picture of a request's body: a file's bytes, or with ``pixels``, ``width`` and ``height`` the pixels themselves."""
+    origin = request.headers.get("origin")  # which browsers send, and programs do not
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise RefusalError(403, f"asked by a page of {origin}; only pages of this service's own address may")
     line: Line = request.app.state.line
     with line.place():
         body = bytearray()

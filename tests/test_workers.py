@@ -131,6 +131,19 @@ def test_what_is_put_aside_is_done_in_turn(caplog: pytest.LogCaptureFixture) -> 
     assert nice() == priority
 
 
+def test_work_is_put_aside_where_priorities_are_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    workers._beside.cache_clear()
+    done: list[int] = []
+    workers.aside(lambda: done.append(1))
+    workers.settle()
+    assert done == [1]
+    workers._beside.cache_clear()
+
+
 def test_a_process_does_not_wait_for_what_was_put_aside() -> None:
     code = "import time; from visionad_runtime import workers; workers.aside(lambda: time.sleep(300)); time.sleep(0.05)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -100,9 +100,8 @@ class Arrivals:
         try:
             here = self._look(walk(self.folder))
             device = file_system(self.folder)
-            if (
-                self._files and not here and device != self._device
-            ):  # or all of its pictures would be new when it is back
+            # Or all of its pictures would be new when it is back.
+            if self._files and not here and device != self._device:
                 raise VisionADError(
                     f"folder {self.folder} is empty, and on another file system: the share is not mounted"
                 )

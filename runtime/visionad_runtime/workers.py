@@ -8,6 +8,7 @@ waker's core, as kernels in virtual machines are seen to do, would halve the spe
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -117,7 +118,10 @@ def _beside() -> queue.SimpleQueue[Callable[[], object]]:
 
     def run() -> None:
         if sys.platform == "linux":  # where a thread has a priority of its own: it takes what the others leave
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + ASIDE_NICE)
+            with contextlib.suppress(OSError):  # a service may be forbidden to change it
+                os.setpriority(
+                    os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + ASIDE_NICE
+                )
         while True:
             try:
                 waiting.get()()

@@ -84,7 +84,7 @@ step() {
 visionad() { # STEP LIMIT ARGUMENTS…
     local name=$1 limit=$2
     shift 2
-    step "$name" "$limit" "$PYTHON" -c 'from visionad_runtime.cli import main; main()' "$@"
+    step "$name" "$limit" "$PYTHON" -c 'from visionad_runtime.cli.entry import main; main()' "$@"
 }
 
 # -- environment -------------------------------------------------------------------------------------------------------

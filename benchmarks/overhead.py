@@ -88,7 +88,7 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
     command = [
         sys.executable,
         "-c",
-        "from visionad_runtime.cli import main; main()",
+        "from visionad_runtime.cli.entry import main; main()",
         "predict",
         str(model),
         str(folder / "bank"),

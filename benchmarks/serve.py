@@ -55,7 +55,14 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
     model, bank = common.export_random(backbone, folder / "model"), folder / "bank"
     inspector = Inspector.open(model, bank, threads=threads)
     inspector.enroll("gear", [render("gear", 0, size=512)[0]], colour="rgb")
-    command = [sys.executable, "-c", "from visionad_runtime.entry import main; main()", "serve", str(model), str(bank)]
+    command = [
+        sys.executable,
+        "-c",
+        "from visionad_runtime.cli.entry import main; main()",
+        "serve",
+        str(model),
+        str(bank),
+    ]
     server = subprocess.Popen([*command, "--port", "0", "--threads", str(threads)], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

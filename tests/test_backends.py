@@ -26,7 +26,7 @@ from visionad_runtime import Inspector, doctor
 from visionad_runtime import engine as engines
 from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.chain import HostChain
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.engine import AUTO, BACKENDS, open_engine

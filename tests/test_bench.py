@@ -27,7 +27,7 @@ from visionad_runtime.bench import run as bench_run
 from visionad_runtime.bench.measure import Entrant
 from visionad_runtime.bench.report import format_report
 from visionad_runtime.bench.run import Settings, run_bench
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.kernels import choose_target, read_target

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import part
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_a_mistake_is_one_line_and_status_2(
 
 
 def visionad(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
-    code = "from visionad_runtime.cli import main; main()"
+    code = "from visionad_runtime.cli.entry import main; main()"
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
         [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs
     )
@@ -298,7 +298,7 @@ def test_foreign_and_damaged_artefacts_by_process(
 def test_no_progress_bar_in_a_pipe_and_a_reader_may_leave(tiny_model: Path, bank: Path, good: list[Path]) -> None:
     done = visionad("predict", tiny_model, bank, good[0].parent)
     assert (done.returncode, done.stderr) == (0, "")
-    code = f"{sys.executable} -c 'from visionad_runtime.cli import main; main()' predict {tiny_model} {bank} {good[0].parent}"
+    code = f"{sys.executable} -c 'from visionad_runtime.cli.entry import main; main()' predict {tiny_model} {bank} {good[0].parent}"
     piped = subprocess.run(
         f"set -o pipefail; {code} | head -n 1", shell=True, executable="/bin/bash", capture_output=True, text=True
     )
@@ -314,7 +314,7 @@ def test_no_progress_bar_in_a_pipe_and_a_reader_may_leave(tiny_model: Path, bank
 def test_streams_that_are_closed_or_full(
     tiny_model: Path, bank: Path, good: list[Path], streams: str, status: int, said: str
 ) -> None:
-    code = f"{sys.executable} -c 'from visionad_runtime.cli import main; main()' predict {tiny_model} {bank} {good[0]}"
+    code = f"{sys.executable} -c 'from visionad_runtime.cli.entry import main; main()' predict {tiny_model} {bank} {good[0]}"
     done = subprocess.run(f"{code} {streams}", shell=True, executable="/bin/bash", capture_output=True, text=True)
     assert done.returncode == status
     assert done.stderr.startswith(said) and done.stderr.count("\n") == bool(said)
@@ -326,7 +326,7 @@ def test_json_is_utf_8_whatever_the_locale_and_the_name(
     paths = [tmp_path / os.fsdecode(name) for name in (b"sch\xc3\xb6n.png", b"broken\xff.png")]
     for path in paths:
         shutil.copy(good[0], path)
-    code = "from visionad_runtime.cli import main; main()"
+    code = "from visionad_runtime.cli.entry import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "predict", tiny_model, bank, *paths, "--json"],
         capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
@@ -347,7 +347,8 @@ def test_json_is_utf_8_whatever_the_locale_and_the_name(
 )
 def test_ctrl_c_is_said_in_one_line(tiny_model: Path, tmp_path: Path, moment: str) -> None:
     code = f"""import os, signal, sys, typer
-from visionad_runtime import cli, picture
+from visionad_runtime import picture
+from visionad_runtime.cli import main as cli
 class Native:  # as pybind11 makes it
     def __getattr__(self, name):
         raise ImportError("initialization failed") from KeyboardInterrupt()
@@ -393,7 +394,7 @@ def test_a_package_that_does_not_import_is_named(
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(fault + "\n")
         code += f"sys.path.insert(0, {str(tmp_path)!r})\n"
-    code += "from visionad_runtime.entry import main\nmain()"
+    code += "from visionad_runtime.cli.entry import main\nmain()"
     args = [
         "bank",
         "add",

@@ -23,7 +23,7 @@ from conftest import part
 from fake_gpu import FakeDevice
 from visionad_runtime import Inspector, doctor
 from visionad_runtime.bench import run as bench
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda import inspect
 from visionad_runtime.cuda.device import Owner

@@ -13,9 +13,9 @@ import pytest
 from conftest import part
 from typer.testing import CliRunner
 from visionad_runtime.artefacts import ModelManifest, read_manifest
+from visionad_runtime.cli.commands.evaluate import eval_command
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.evaluation import judge as judging
-from visionad_runtime.evaluation.command import eval_command
 from visionad_runtime.evaluation.datasets import load_mask, open_dataset
 from visionad_runtime.evaluation.evaluate import Evaluation, best_threshold, evaluate
 from visionad_runtime.evaluation.published import METRICS, published, same_model
@@ -75,7 +75,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def command(*args: object) -> Any:
-    """The command as ``visionad eval`` runs it; the exit status as ``visionad_runtime.cli.run`` sets it."""
+    """The command as ``visionad eval`` runs it; the exit status as ``visionad_runtime.cli.main.run`` sets it."""
     import typer
 
     app = typer.Typer(pretty_exceptions_enable=False)

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 from visionad_export import exporter
-from visionad_export.cli import describe
 from visionad_export.config import ExportConfig, load_config, parse_layers, parse_views
+from visionad_export.describe import describe
 from visionad_export.exporter import export_model
 from visionad_ref.method import normalise, stranger
 from visionad_runtime.artefacts import ModelManifest, read_manifest
@@ -307,7 +307,7 @@ def test_presets_fit_every_backbone() -> None:
 
 def test_command_line_wins_over_config(no_export: None, weights: Path, tmp_path: Path) -> None:
     import typer
-    from visionad_export.cli import export_command
+    from visionad_runtime.cli.commands.export import export_command
 
     app = typer.Typer()
     app.command()(export_command)

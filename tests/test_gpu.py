@@ -26,7 +26,7 @@ from visionad_runtime import Inspector, maps, preprocess, search
 from visionad_runtime.artefacts import FeatureIdentity, ModelManifest, PreprocessSpec, ViewName, read_manifest
 from visionad_runtime.bank import ClassBank
 from visionad_runtime.chain import HostChain
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import chain as chain_module
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.chain import Chain, Encoded, Matched

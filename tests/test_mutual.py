@@ -12,7 +12,7 @@ from conftest import part
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime import VisionADError
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.mutual import SHORTLIST, choose_covering, spread, standings
 

@@ -26,13 +26,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 from visionad_export import exporter, precision
-from visionad_export.cli import describe
+from visionad_export.describe import describe
 from visionad_export.exporter import export_model
 from visionad_export.parity import _auroc, _order, tolerances
 from visionad_export.precision import emulate, lower, lower_file, realised
 from visionad_runtime.artefacts import Calibration, ModelManifest, Precision, read_manifest
 from visionad_runtime.bank import Bank
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.engine.selftest import GOLDEN_TOLERANCE, read_golden, self_test
 from visionad_runtime.errors import ModelError
 from visionad_runtime.inspector import Inspector

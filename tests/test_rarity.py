@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from visionad_runtime import rarity as module
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.mutual import choose_covering, standings

@@ -27,7 +27,7 @@ from PIL import Image
 from visionad_runtime import Inspector, VisionADError
 from visionad_runtime.artefacts import sha256_bytes
 from visionad_runtime.bank import Bank
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.overlay import overlay_png
 
 pytest.importorskip("fastapi", reason="serving takes the serve extra")
@@ -337,7 +337,7 @@ def test_what_is_missing_is_named(
 
 
 def test_the_service_from_start_to_stop(tiny_model: Path, bank: Path) -> None:
-    command = [sys.executable, "-c", "from visionad_runtime.entry import main; main()", "serve", tiny_model, bank]
+    command = [sys.executable, "-c", "from visionad_runtime.cli.entry import main; main()", "serve", tiny_model, bank]
     process = subprocess.Popen(
         [*map(str, command), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

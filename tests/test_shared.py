@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from visionad_runtime import Inspector
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.evaluation.metrics import image_metrics
 from visionad_runtime.picture import load
 

@@ -21,7 +21,7 @@ from conftest import part
 from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
 from visionad_runtime.artefacts import ModelManifest, read_manifest
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.engine import nvidia, open_engine

@@ -169,7 +169,7 @@ def test_a_damaged_graph_is_one_line(models: Any, tmp_path: Path) -> None:
 def test_the_command_prints_json_alone_on_stdout(models: Any) -> None:
     """TensorRT-RTX writes warnings on stdout by itself; none may get between a command and its reader."""
     model, _ = models("small")
-    command = [sys.executable, "-c", "from visionad_runtime.cli import main; main()", "build", str(model)]
+    command = [sys.executable, "-c", "from visionad_runtime.cli.entry import main; main()", "build", str(model)]
     done = subprocess.run(
         [*command, "--backend", "tensorrt-rtx", "--rebuild", "--json"], capture_output=True, text=True
     )

@@ -17,7 +17,7 @@ import cv2
 import pytest
 from conftest import part
 from visionad_runtime import VisionADError, watch
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.picture import Found
 from visionad_runtime.watch import Arrival, Arrivals, Journal, Stamp
 
@@ -311,7 +311,13 @@ class Running:
 
     def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from visionad_runtime.entry import main; main()", "watch", *map(str, arguments)],
+            [
+                sys.executable,
+                "-c",
+                "from visionad_runtime.cli.entry import main; main()",
+                "watch",
+                *map(str, arguments),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

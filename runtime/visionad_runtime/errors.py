@@ -27,3 +27,22 @@ class BankError(VisionADError):
 
 class LostManifestError(BankError):
     """A bank's manifest is gone or damaged, and its history holds it."""
+
+
+def is_own(exc: ImportError) -> bool:
+    """Whether it is a module of the runtime's that is missing: a fault of this program's."""
+    return (exc.name or "").startswith("visionad")
+
+
+def does_not_import(exc: ImportError) -> str:
+    """Which package it is, why, and what mends that."""
+    import traceback
+    from importlib.metadata import packages_distributions
+
+    importers = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    package = importers[-1].partition(".")[0]
+    if package.startswith(("visionad", "importlib")):  # it is not there at all
+        package = (exc.name or "visionad").partition(".")[0]
+    owners = packages_distributions().get(package)
+    way = f"--force-reinstall {owners[0]}" if owners else "visionad"
+    return f"{package} does not import ({' '.join(str(exc).split())[:300]}): pip install {way}"

@@ -3,12 +3,12 @@ gives."""
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Annotated
 
 import typer
-from visionad_runtime.cli import progress
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.workers import cores
 
@@ -36,11 +36,11 @@ def main(
         # Each in a process of its own: the compiler keeps to one core.
         with (
             ProcessPoolExecutor(min(cores(), len(targets)), get_context("spawn")) as pool,
-            progress("compiling", len(targets)) as step,
+            typer.progressbar(length=len(targets), label="compiling", file=sys.stderr) as bar,
         ):
             for name, product in zip(targets, pool.map(builder.build, targets), strict=True):
                 built[name] = product
-                step()
+                bar.update(1)
         # With --target, GPUs alone are asked for.
         for_cpus = {} if target else cpu.build()
         if build:

@@ -82,14 +82,14 @@ print(child.returncode, peak, flush=True)
 
 _OPEN = """
 import json, sys
-from visionad_runtime import Inspector
+from .. import Inspector
 settings = json.loads(sys.argv[1])
 with Inspector.open(settings.pop("model"), **settings):  # its memory is read meanwhile
     print("open", flush=True)
     sys.stdin.readline()
 """
 
-_PREDICT = "from visionad_runtime.cli import main; main()"
+_PREDICT = "from visionad_runtime.cli.entry import main; main()"
 
 
 class Start(NamedTuple):

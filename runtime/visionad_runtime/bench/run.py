@@ -179,7 +179,7 @@ class _Run:
 
     def measure(self, temporary: bool) -> dict[str, Any]:
         """All that is timed side by side, and energy."""
-        from ..cli import progress
+        from ..cli.console import progress
 
         settings, first = self.settings, next(iter(self.opened.values()))
         batches: dict[str, dict[str, Any]] = {name: {} for name in self.opened}

@@ -359,7 +359,7 @@ class TensorRTEngine:
 
     def _entry(self, folder: Path) -> tuple[Entry, bool]:
         """The engine of this GPU, and whether it was built now. One for its compute capability alone comes first."""
-        from ..cli import progress  # a bar on a terminal, nothing in a pipe
+        from ..cli.console import progress  # a bar on a terminal, nothing in a pipe
 
         cache = EngineCache(folder)
         default = self._owner.run(_rtx_target if self._api.rtx else capability_of)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import VisionADError
+from ...errors import VisionADError
 
 
 def bench_command(
@@ -50,16 +50,16 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
-    from ..engine import BACKENDS
-    from .plots import draw, make_folder, require_matplotlib
-    from .report import format_report
-    from .run import Settings, run_bench
+    from ...bench.plots import draw, make_folder, require_matplotlib
+    from ...bench.report import format_report
+    from ...bench.run import Settings, run_bench
+    from ...engine import BACKENDS
 
     wanted = [name.strip() for one in backend or [] for name in one.split(",")]
     for name in wanted:
         if name not in BACKENDS:
             raise VisionADError(f"--backend {name}: not known; choose of {', '.join(BACKENDS)}")
-    from ..cli import as_stored  # which imports this module
+    from ..options import as_stored  # which imports this module
 
     if plots is not None:
         require_matplotlib()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import VisionADError
+from ...errors import VisionADError
 
 if TYPE_CHECKING:
-    from .artefacts import ModelManifest
+    from ...artefacts import ModelManifest
 
 
 def build_command(
@@ -35,10 +35,10 @@ def build_command(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Build the model's TensorRT engine, check what was built, and keep it in MODEL.engines beside the model."""
-    from .cli import progress
-    from .engine.nvidia import MODULES
-    from .engine.tensorrt import build
-    from .inspector import read_model
+    from ...engine.nvidia import MODULES
+    from ...engine.tensorrt import build
+    from ...inspector import read_model
+    from ..console import progress
 
     if backend not in MODULES:
         raise VisionADError(f"--backend {backend}: wanted {' or '.join(MODULES)}; the others need no build")
@@ -62,8 +62,8 @@ def build_command(
 
 def _self_test(model: Path, manifest: ModelManifest, backend: str) -> str | None:
     """On a box that can run the engine it is tested at once; where there is no GPU, at the first start on the target."""
-    from .cuda.device import Owner
-    from .engine import open_engine
+    from ...cuda.device import Owner
+    from ...engine import open_engine
 
     try:
         Owner.of(0).run(lambda device: device.name)

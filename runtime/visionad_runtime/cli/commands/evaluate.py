@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import VisionADError
+from ...errors import VisionADError
 
 if TYPE_CHECKING:
-    from .datasets import Dataset
-    from .evaluate import EngineName, Mode
+    from ...evaluation.datasets import Dataset
+    from ...evaluation.evaluate import EngineName, Mode
 
 
 def eval_command(
@@ -73,11 +73,11 @@ def eval_command(
     ] = None,
 ) -> None:
     """Measure a model on a data set: the seven metrics, per class, mean and spread over seeds. Resumes where it stopped."""
-    from ..artefacts import atomic_write
-    from ..cli import progress
-    from .datasets import open_dataset
-    from .evaluate import evaluate
-    from .report import html_page, markdown, plain, remarks
+    from ...artefacts import atomic_write
+    from ...evaluation.datasets import open_dataset
+    from ...evaluation.evaluate import evaluate
+    from ...evaluation.report import html_page, markdown, plain, remarks
+    from ..console import progress
 
     chosen_mode, chosen_engine = _mode(mode), _engine(engine)
     chosen_seeds = None if seeds is None else _seeds(seeds)

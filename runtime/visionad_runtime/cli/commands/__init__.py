@@ -1,0 +1,1 @@
+"""One module a command; everything heavy is imported when the command runs."""

@@ -1,0 +1,208 @@
+"""``visionad bank``: enroll, remove, undo, inspect and check good parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...errors import VisionADError
+from ..console import progress, say
+from ..options import (
+    BackendOption,
+    BankArg,
+    BitDepth,
+    ClassOption,
+    JsonFlag,
+    ModelArg,
+    PathsArg,
+    ThreadsOption,
+    as_stored,
+)
+
+# -- bank -------------------------------------------------------------------------------------------------------------
+
+
+def bank_add(
+    model: ModelArg,
+    bank: BankArg,
+    paths: PathsArg,
+    class_name: ClassOption,
+    shots: Annotated[int | None, typer.Option(min=1, help="enrol only this many of the pictures")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="choose them at random as the paper's runs do [default: the first by name]")
+    ] = None,
+    choose: Annotated[
+        int | None,
+        typer.Option("--choose", min=1, help="enrol those from which the other good pictures differ least [1 to 24]"),
+    ] = None,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    bit_depth: BitDepth = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Enrol good pictures in a class (new or existing). All or none of them."""
+    from ...bank import check_class_name
+    from ...inspector import Inspector, read_supports
+    from ...mutual import choose_covering, standings
+    from ...picture import find_pictures
+    from ...support import choose_support_paths
+
+    class_name = check_class_name(class_name)
+    if seed is not None and shots is None:
+        raise VisionADError("--seed chooses among pictures; say how many with --shots")
+    if choose is not None and shots is not None:
+        raise VisionADError("--choose and --shots both say how many pictures to enrol; give one of them")
+    pictures = [f.path for f in find_pictures(paths)]
+    if shots is not None:
+        if shots > len(pictures):
+            raise VisionADError(f"--shots {shots}: only {len(pictures)} pictures were found")
+        pictures = choose_support_paths(pictures, shots, seed)
+    read_supports(pictures, bit_depth)  # a bad file is found before the model is loaded
+    with Inspector.open(model, bank, backend=backend, threads=threads) as inspector:
+        assert inspector.bank is not None
+        known = inspector.bank.classes.get(class_name)
+        if choose is not None:
+            with progress(f"comparing {class_name}", len(pictures)) as step:
+                pictures = choose_covering(inspector, class_name, pictures, choose, bit_depth=bit_depth, step=step)
+        with progress(f"enrolling {class_name}", len(pictures)) as step:
+            version = inspector.enroll_files(class_name, pictures, bit_depth=bit_depth, step=step)
+    enrolled = inspector.bank.classes[class_name]
+    total = len(enrolled.entry.images)
+    odd = [s for s in standings(enrolled, inspector.views, inspector.manifest) if s.odd]
+    if as_json:
+        facts = {"class": class_name, "added": len(pictures), "shots": total, "bank_version": version}
+        named = [{"sha256": s.image.sha256, "source": s.image.source, "ratio": s.ratio} for s in odd]
+        say(json.dumps({**facts, "images": [str(p) for p in pictures], "odd": named}, ensure_ascii=False))
+        return
+    if choose is not None:
+        for path in pictures:
+            say(f"chosen: {path}")
+    lost = (
+        "; its threshold was dropped, calibrate again"
+        if known is not None and known.entry.threshold is not None
+        else ""
+    )
+    say(f"enrolled {len(pictures)} in class {class_name} ({total} in all), bank version {version}{lost}")
+    for s in odd:
+        say(outlier_line(bank, class_name, s))
+
+
+def outlier_line(bank: Path, class_name: str, standing: Any) -> str:
+    return (
+        f"look at {standing.image.source}: it differs from the others {standing.ratio:.1f} times as much as they do; "
+        f"if it is not good, `visionad bank remove {bank} --class {class_name} --image {standing.image.sha256[:12]}`"
+    )
+
+
+def bank_remove(
+    bank: BankArg,
+    class_name: ClassOption,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--image", metavar="SHA", help="only the support picture whose sha256 begins so, 4 digits or more"
+        ),
+    ] = None,
+) -> None:
+    """Remove a class, or one support picture of it."""
+    from ...bank import Bank
+
+    if image is None:
+        version, change = Bank.drop(bank, class_name), f"remove {class_name}"
+    else:
+        opened = Bank.open(bank)
+        version, change = opened.remove(class_name, image), opened.manifest.change
+    say(f"bank version {version}: {change} (`visionad bank undo` takes it back)")
+
+
+def bank_undo(
+    bank: BankArg,
+    to: Annotated[
+        int | None, typer.Option("--to", min=1, metavar="VERSION", help="any that `bank info` lists, undone ones too")
+    ] = None,
+) -> None:
+    """Take back the last change, or all since a version."""
+    from ...bank import Bank
+
+    now = Bank.undo(bank, to)
+    say(f"bank version {now.version}: {now.change}; classes: {', '.join(now.classes) or 'none'}")
+
+
+def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
+    """What a bank holds."""
+    from ...artefacts import BankManifest, as_dict, read_manifest
+    from ...bank import Bank
+
+    manifest = read_manifest(bank, BankManifest)
+    kept = [v for v in Bank.kept(bank) if v != manifest.version]
+    if as_json:
+        classes = {
+            n: {"shots": len(e.images), "bytes": file_size(bank / e.file), **as_dict(e)}
+            for n, e in manifest.classes.items()
+        }
+        say(
+            json.dumps(
+                {**as_dict(manifest), "kept": kept, "model_digest": manifest.identity.digest(), "classes": classes},
+                ensure_ascii=False,
+            )
+        )
+        return
+    say(f"version {manifest.version} ({manifest.created}): {manifest.change}")
+    say(f"made with {manifest.identity.describe()}, views {', '.join(manifest.views)}")
+    for name, entry in manifest.classes.items():
+        threshold = f"threshold {entry.threshold:.4f}" if entry.threshold is not None else "no threshold"
+        say(f"{name}: {len(entry.images)} shots, {file_size(bank / entry.file) / 1e6:.1f} MB, {threshold}")
+        for image in entry.images:
+            say(f"  {image.sha256[:12]}  {image.source}")
+    if kept:
+        say(f"`visionad bank undo {bank} --to VERSION` brings back any of: {', '.join(map(str, kept))}")
+
+
+def file_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def bank_verify(bank: BankArg) -> None:
+    """Read everything and check every digest, shape and row."""
+    from ...bank import verify
+
+    manifest = verify(bank)
+    say(f"sound: version {manifest.version}, {len(manifest.classes)} classes")
+
+
+def bank_audit(
+    model: ModelArg,
+    bank: BankArg,
+    class_name: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", callback=as_stored, help="[default: every class]")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Score each enrolled picture against the others of its class, to find one that should not have been enrolled."""
+    from ...artefacts import ModelManifest, read_manifest
+    from ...bank import Bank, unknown_class
+    from ...mutual import standings
+
+    manifest = read_manifest(model, ModelManifest)
+    opened = Bank.open(bank, manifest.identity)
+    if class_name is not None and class_name not in opened.classes:
+        raise VisionADError(unknown_class(bank, class_name, opened.classes))
+    for name in opened.classes if class_name is None else [class_name]:
+        found = standings(opened.classes[name], opened.manifest.views, manifest)
+        if as_json:
+            rows = [
+                {"sha256": s.image.sha256, "source": s.image.source, "score": s.score, "ratio": s.ratio, "odd": s.odd}
+                for s in found
+            ]
+            say(json.dumps({"class": name, "pictures": rows}, ensure_ascii=False))
+            continue
+        if not found:
+            say(f"{name}: fewer than three pictures; none can be told from the others")
+        for s in sorted(found, key=lambda s: -s.ratio):
+            say(f"{name}: {s.score:.4f}, {s.ratio:.2f} times the others' median  {s.image.source}")
+        for s in found:
+            if s.odd:
+                say(outlier_line(bank, name, s))

@@ -1,0 +1,69 @@
+"""``visionad calibrate``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from ..console import progress, say
+from ..options import (
+    BackendOption,
+    BankArg,
+    BitDepth,
+    ClassOption,
+    JsonFlag,
+    ModelArg,
+    PathsArg,
+    ThreadsOption,
+    ViewsOption,
+    split_views,
+)
+from ..results import require_bank
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def calibrate(
+    model: ModelArg,
+    bank: BankArg,
+    paths: PathsArg,
+    class_name: ClassOption,
+    max_false_reject: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.01,
+    backend: BackendOption = "auto",
+    views: ViewsOption = None,
+    threads: ThreadsOption = None,
+    bit_depth: BitDepth = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Set a class's threshold from good parts only."""
+    from ...artefacts import as_dict
+    from ...calibrate import calibrate_class
+    from ...inspector import Inspector
+    from ...picture import find_pictures
+
+    pictures = [f.path for f in find_pictures(paths)]
+    require_bank(bank)
+    with (
+        Inspector.open(model, bank, backend=backend, threads=threads, views=split_views(views)) as inspector,
+        progress(f"calibrating {class_name}", len(pictures)) as step,
+    ):
+        done = calibrate_class(inspector, class_name, pictures, max_false_reject, bit_depth, step)
+    threshold = done.threshold
+    if as_json:
+        facts = {"class": class_name, "threshold": threshold.value, "bank_version": done.bank_version}
+        say(json.dumps({**facts, "skipped": done.skipped, **as_dict(done.record)}, ensure_ascii=False))
+        return
+    say(
+        f"class {class_name}: threshold {threshold.value:.4f} from {threshold.normals} good pictures ({done.record.method})"
+    )
+    say(
+        f"a further good part is rejected with probability at most {threshold.guaranteed:.4f} on average over calibrations; "
+        f"this threshold's own rate is below {threshold.bound:.4f} at {done.record.confidence:.0%} confidence"
+    )
+    if done.record.method != "held-out":
+        say("enrolled pictures were scored as if they were not enrolled; for a rate that you must defend, give others")
+    for path in done.skipped:
+        say(f"passed over, it is the class's only support picture: {path}")
+    say(f"bank version {done.bank_version}")

@@ -1,0 +1,24 @@
+"""``visionad doctor``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import say
+from ..options import JsonFlag
+
+
+def doctor(
+    as_json: JsonFlag = False,
+    model: Annotated[Path | None, typer.Option(metavar="MODEL", help="also self-test this model here")] = None,
+) -> int:
+    """What this box can run, and what to install. Exit status 2 when something is broken."""
+    from ...doctor import diagnose, format_report
+
+    report = diagnose(model)
+    say(json.dumps(report, ensure_ascii=False) if as_json else format_report(report))
+    return 2 if report["problems"] else 0

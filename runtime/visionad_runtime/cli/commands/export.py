@@ -1,0 +1,82 @@
+"""``visionad export``: torch is imported only when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from visionad_export.describe import describe
+
+from ...errors import VisionADError
+
+
+def export_command(
+    out: Annotated[Path, typer.Option("--out", metavar="MODEL", help="model folder to write")],
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", metavar="NAME", help="e.g. dinov2_vitl14_reg, or timm:<model>")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="NAME", help="paper, sharp or keen (docs/presets.md) [default: paper]"),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="weights file [default: download or package]")
+    ] = None,
+    resize: Annotated[int | None, typer.Option("--resize", min=8, help="side of the resized picture")] = None,
+    crop: Annotated[
+        int | None, typer.Option("--crop", min=8, help="side of the centre crop, a multiple of the patch")
+    ] = None,
+    layers: Annotated[str | None, typer.Option("--layers", metavar="A-B", help="blocks to average, from 0")] = None,
+    views: Annotated[
+        str | None,
+        typer.Option("--views", metavar="original,flip,clamp", help="views of a picture [default: all three]"),
+    ] = None,
+    top_share: Annotated[
+        float | None,
+        typer.Option(
+            "--top-share", metavar="SHARE", help="of the map's largest pixels whose mean is the score [default: 0.01]"
+        ),
+    ] = None,
+    rarity: Annotated[
+        bool | None,
+        typer.Option("--rarity/--no-rarity", help="weigh patches by how unlike the rest of the picture they are"),
+    ] = None,
+    class_token: Annotated[
+        str | None, typer.Option("--class-token", metavar="fused|final", help="token that finds the class")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="of the products: fp32, tf32, bf16 or fp16")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="YAML with these options; the command line wins")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+) -> None:
+    """Export a backbone to a model folder: ONNX, manifest and golden tensors, checked against PyTorch."""
+    try:
+        from visionad_export.config import ExportConfig, load_config, parse_layers, parse_views
+        from visionad_export.exporter import export_model
+    except ModuleNotFoundError as exc:
+        raise VisionADError(f"`visionad export` needs {exc.name}: pip install 'visionad[export]'") from None
+
+    settings = (load_config(config) if config else ExportConfig()).override(
+        backbone=backbone,
+        preset=preset,
+        weights=weights,
+        resize=resize,
+        crop=crop,
+        layers=layers,
+        views=None if views is None else parse_views(views),
+        top_share=top_share,
+        rarity=rarity,
+        class_token=class_token,
+        precision=precision,
+    )
+    settings = settings.resolved()
+    given: dict[str, Any] = settings.model_dump(exclude={"backbone", "preset", "layers"}, exclude_none=True)
+    if settings.layers is not None:
+        given["layers"] = parse_layers(settings.layers)
+    summary = export_model(str(settings.backbone), out, **given)
+    typer.echo(json.dumps(summary) if as_json else describe(summary))

@@ -1,0 +1,55 @@
+"""``visionad parity``: torch is imported only when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import VisionADError
+
+
+def parity_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder")],
+    bank: Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files or folders")],
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="weights file [default: where export found it]")
+    ] = None,
+    class_name: Annotated[str | None, typer.Option("--class", metavar="NAME", help="class; skips routing")] = None,
+    backend: Annotated[str, typer.Option("--backend", help="runtime backend to compare")] = "auto",
+    views: Annotated[
+        str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
+    ] = None,
+    bit_depth: Annotated[
+        int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files, grey ones")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads [default: all cores]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+) -> int:
+    """Compare the runtime with the PyTorch reference, stage by stage. Exit status 1 when they differ."""
+    try:
+        from visionad_export.config import parse_views
+        from visionad_export.parity import check_parity
+        from visionad_export.parity import describe as describe_parity
+    except ModuleNotFoundError as exc:
+        raise VisionADError(f"`visionad parity` needs {exc.name}: pip install 'visionad[export]'") from None
+    from ...inspector import Inspector
+    from ...picture import find_pictures
+    from ..console import progress
+    from ..options import as_stored
+
+    pictures = [found.path for found in find_pictures(paths)]
+    chosen = None if views is None else parse_views(views)
+    with (
+        Inspector.open(model, bank, backend=backend, threads=threads, views=chosen) as inspector,
+        progress("comparing", len(pictures)) as step,
+    ):
+        name = as_stored(class_name)
+        report = check_parity(
+            inspector, pictures, weights=weights, class_name=name, bit_depth=bit_depth, threads=threads, step=step
+        )
+    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else describe_parity(report))
+    return 0 if report["pass"] else 1

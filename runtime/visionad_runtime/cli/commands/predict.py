@@ -1,0 +1,80 @@
+"""``visionad predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...errors import VisionADError
+
+if TYPE_CHECKING:
+    from ...picture import Found
+
+from ..console import complain, progress, say
+from ..options import (
+    BackendOption,
+    BankArg,
+    BitDepth,
+    JsonFlag,
+    MaybeClass,
+    ModelArg,
+    PathsArg,
+    ThreadsOption,
+    ViewsOption,
+    split_views,
+)
+from ..results import ResultWriter, check_names, check_targets, require_bank
+
+# -- predict ----------------------------------------------------------------------------------------------------------
+
+
+def predict(
+    model: ModelArg,
+    bank: BankArg,
+    paths: PathsArg,
+    class_name: MaybeClass = None,
+    as_json: JsonFlag = False,
+    maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
+    backend: BackendOption = "auto",
+    views: ViewsOption = None,
+    threads: ThreadsOption = None,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="pictures an engine call; never changes a result")] = 1,
+    bit_depth: BitDepth = None,
+) -> int:
+    """Inspect pictures: score, verdict and regions of each, in input order."""
+    from ...inspector import Inspector
+    from ...picture import Found, find_pictures
+
+    inputs: list[Found | tuple[Path, VisionADError]] = []
+    for path in paths:  # a folder without pictures is reported like an unreadable picture: the rest goes on
+        try:
+            inputs += find_pictures([path])
+        except VisionADError as exc:
+            inputs.append((path, exc))
+    pictures = [item for item in inputs if isinstance(item, Found)]
+    if maps or overlays:
+        check_names([f.name for f in pictures])
+        check_targets(pictures, [(maps, ".npy"), (overlays, ".png")])
+    require_bank(bank)
+    report = ResultWriter(as_json, maps, overlays)
+    with (
+        Inspector.open(model, bank, backend=backend, threads=threads, views=split_views(views)) as inspector,
+        progress("inspecting", len(pictures)) as step,
+    ):
+        for line in inspector.uncalibrated():
+            complain(line)
+        results = inspector.inspect_files(
+            [f.path for f in pictures], class_name=class_name, batch=batch, bit_depth=bit_depth
+        )
+        for item in inputs:
+            if not isinstance(item, Found):
+                report.error(*item)
+                continue
+            report.add(next(results), item.name)
+            step()
+    if not as_json:
+        say(report.summary())
+    return 2 if report.counts["unreadable"] or len(pictures) < len(inputs) else 0

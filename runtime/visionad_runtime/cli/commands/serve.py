@@ -1,0 +1,60 @@
+"""``visionad serve``."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from ...errors import VisionADError, is_own
+from ..console import complain, say, until_stopped
+from ..options import (
+    BackendOption,
+    BankArg,
+    KeepAlive,
+    ModelArg,
+    ThreadsOption,
+    ViewsOption,
+    split_views,
+)
+
+
+def serve(
+    model: ModelArg,
+    bank: BankArg,
+    host: Annotated[str, typer.Option(help="address to listen at; 0.0.0.0 lets other boxes in")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    read_only: Annotated[bool, typer.Option("--read-only", help="nobody may enrol over HTTP")] = False,
+    backend: BackendOption = "auto",
+    views: ViewsOption = None,
+    threads: ThreadsOption = None,
+    keep_alive: KeepAlive = None,
+) -> None:
+    """Inspect and enrol over HTTP, until Ctrl-C or a service's stop: /inspect, /overlay, /classes, /health, /metrics."""
+    try:
+        from ...serve import listen
+        from ...serve import serve as answer_requests
+    except ModuleNotFoundError as exc:
+        if is_own(exc):
+            raise
+        raise VisionADError(f"serving needs {exc.name}: pip install 'visionad[serve]'") from None
+    from ...inspector import Inspector
+
+    with (
+        until_stopped() as stop,
+        closing(listen(host, port)) as waiting,
+        Inspector.open(
+            model, bank, backend=backend, threads=threads, views=split_views(views), keep_alive=keep_alive
+        ) as inspector,
+    ):
+        for line in inspector.uncalibrated():
+            complain(line)
+        assert inspector.bank is not None
+        place = f"[{host}]" if ":" in host else host
+        classes = ", ".join(inspector.bank.classes) or "no class yet"
+        say(
+            f"serving on http://{place}:{waiting.getsockname()[1]} with {inspector.engine.name}, "
+            f"bank version {inspector.bank.manifest.version} ({classes})"
+        )
+        answer_requests(inspector, waiting, stop, read_only=read_only)

@@ -1,0 +1,102 @@
+"""``visionad watch``."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import BankError, VisionADError
+from ..console import complain, say, until_stopped
+from ..options import (
+    BackendOption,
+    BankArg,
+    BitDepth,
+    JsonFlag,
+    KeepAlive,
+    MaybeClass,
+    ModelArg,
+    ThreadsOption,
+    ViewsOption,
+    split_views,
+)
+from ..results import ResultWriter, require_bank
+
+
+def watch(
+    model: ModelArg,
+    bank: BankArg,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder in which pictures arrive")],
+    class_name: MaybeClass = None,
+    as_json: JsonFlag = False,
+    journal: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="note every picture here; a restart then inspects what arrived meanwhile"),
+    ] = None,
+    existing: Annotated[bool, typer.Option("--existing", help="also the pictures that lie there already")] = False,
+    settle: Annotated[
+        float, typer.Option(min=0.0, max=3600.0, help="a file is whole when it has not changed for so many seconds")
+    ] = 0.2,
+    maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
+    backend: BackendOption = "auto",
+    views: ViewsOption = None,
+    threads: ThreadsOption = None,
+    bit_depth: BitDepth = None,
+    keep_alive: KeepAlive = None,
+) -> None:
+    """Inspect pictures as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
+    from ...inspector import Inspector
+    from ...watch import Arrivals, Journal
+
+    if journal is not None and existing:
+        raise VisionADError("--existing and --journal: with a journal, what lies there and is not in it is inspected")
+    if overlays is not None and Path(os.path.realpath(overlays)).is_relative_to(os.path.realpath(folder)):
+        raise VisionADError(
+            f"--overlays {overlays} lies in {folder} and would be inspected itself; choose another folder"
+        )
+    for target in (maps, overlays):
+        if target is not None and target.exists() and not target.is_dir():
+            raise VisionADError(f"{target}: wanted a folder for the results, found a file; choose another place")
+    require_bank(bank)
+    report = ResultWriter(as_json, maps, overlays)
+    with (
+        until_stopped() as stop,
+        ExitStack() as stack,
+        Inspector.open(
+            model, bank, backend=backend, threads=threads, views=split_views(views), keep_alive=keep_alive
+        ) as inspector,
+    ):
+        inspector.enrolled(class_name)
+        book = None if journal is None else stack.enter_context(closing(Journal(journal)))
+        done = (lambda here: () if existing else here) if book is None else book.noted
+        arrivals = Arrivals(folder, done, settle, stop.wait)
+        for line in inspector.uncalibrated():
+            complain(line)
+        passed = (
+            f", passing over {arrivals.passed_over} of the {arrivals.there} pictures there" if arrivals.there else ""
+        )
+        complain(f"watching {folder} with {inspector.engine.name}{passed}")
+        for one in arrivals:
+            if stop.is_set():
+                break
+            if inspector.refresh():
+                assert inspector.bank is not None
+                manifest = inspector.bank.manifest
+                complain(f"bank version {manifest.version} from here on: {manifest.change}")
+            try:
+                (found,) = inspector.inspect_files([one.picture.path], class_name=class_name, bit_depth=bit_depth)
+            except BankError as exc:  # the class was removed; it may come back
+                report.counts["not inspected"] += 1
+                report.error(one.picture.path, exc)
+                continue
+            if found.error is not None and arrivals.again(one):
+                continue
+            facts = report.add(found, one.picture.name)
+            if book is not None:
+                book.add(one, facts)
+    if not as_json:
+        say(report.summary())

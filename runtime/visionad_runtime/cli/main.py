@@ -1,0 +1,141 @@
+"""The ``visionad`` command. Exit status: 0 good, 2 the user's mistake (one line on stderr), 1 the program's own fault."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..errors import VisionADError, does_not_import, is_own
+from .commands.bank import bank_add, bank_audit, bank_info, bank_remove, bank_undo, bank_verify
+from .commands.bench import bench_command
+from .commands.build import build_command
+from .commands.calibrate import calibrate
+from .commands.demo import demo
+from .commands.doctor import doctor
+from .commands.evaluate import eval_command
+from .commands.export import export_command
+from .commands.parity import parity_command  # light: torch is imported only when it runs
+from .commands.predict import predict
+from .commands.serve import serve
+from .commands.watch import watch
+from .console import complain, say, set_verbosity
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+bank_app = typer.Typer(help="Enrol, remove and check good parts.", rich_markup_mode=None)
+app.add_typer(bank_app, name="bank")
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "predict": predict,
+    "watch": watch,
+    "serve": serve,
+    "calibrate": calibrate,
+    "doctor": doctor,
+    "demo": demo,
+    "export": export_command,
+    "parity": parity_command,
+    "build": build_command,
+    "eval": eval_command,
+    "bench": bench_command,
+}
+BANK_COMMANDS: dict[str, Callable[..., Any]] = {
+    "add": bank_add,
+    "remove": bank_remove,
+    "undo": bank_undo,
+    "info": bank_info,
+    "verify": bank_verify,
+    "audit": bank_audit,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+for name, command in BANK_COMMANDS.items():
+    bank_app.command(name)(command)
+
+INTERRUPTED = 130
+"""Exit status that the parser returns after Ctrl-C."""
+INTERRUPTION = "interrupted; what was finished is kept"
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"visionad {__version__}")
+        raise typer.Exit
+
+
+def global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", callback=set_verbosity, help="Say on stderr what is chosen and why, such as the backend."
+        ),
+    ] = False,
+) -> None:
+    """Few-shot visual inspection: show 1 to 8 good parts, start inspecting."""
+
+
+app.callback()(global_options)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this (>&-, a service)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process lives
+        else:  # JSON is UTF-8 wherever it goes; a file name that is no UTF-8 is escaped as JSON escapes it
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line; returns the exit status."""
+    args = list(args)
+    if args in ([], ["bank"]):
+        args.append("--help")
+    if "" in args:  # as a path it would mean the working folder and everything below
+        return complain("an argument is empty (a variable that is not set?); give a path or a name in its place")
+    try:
+        status = app(args=args, prog_name="visionad", standalone_mode=False)
+        sys.stdout.flush()
+    except VisionADError as exc:
+        return complain(str(exc))
+    except (BrokenPipeError, SystemExit):
+        drop_stdout()  # the reader went away (| head), which the parser makes an exit; that is its right
+        return 0
+    except KeyboardInterrupt:  # before or after the parser takes care of it
+        status = INTERRUPTED
+    except MemoryError:
+        return complain("out of memory; use smaller pictures, a smaller bank or a smaller --batch")
+    except Exception as exc:
+        # A native library that was being imported makes an ImportError of it.
+        if isinstance(exc.__cause__, KeyboardInterrupt):
+            return complain(INTERRUPTION, INTERRUPTED)
+        if hasattr(exc, "format_message"):  # a usage error of the command-line parser
+            return complain(exc.format_message())
+        if isinstance(exc, ImportError) and not is_own(exc):
+            return complain(does_not_import(exc))
+        if isinstance(exc, OSError) and exc.filename:
+            return complain(f"{exc.filename}: {exc.strerror}")
+        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+            drop_stdout()
+            return complain("the output could not be written: no space left where it goes; free some and run again")
+        raise
+    if status == INTERRUPTED:
+        return complain(INTERRUPTION, INTERRUPTED)
+    return status if isinstance(status, int) else 0
+
+
+def drop_stdout() -> None:
+    """What is left to write goes nowhere, or the interpreter would fail on it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,52 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
+BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
+# readable=False: the parser must not refuse a whole run for one file; reading it says what is wrong, per file
+PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files or folders", readable=False)]
+JsonFlag = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def as_stored(name: str | None) -> str | None:
+    """A class name in the form in which banks store it, however the terminal composes its letters."""
+    if name is None:
+        return None
+    from ..bank import stored_name
+
+    return stored_name(name)
+
+
+ClassOption = Annotated[str, typer.Option("--class", metavar="NAME", callback=as_stored, help="class of the parts")]
+MaybeClass = Annotated[
+    str | None,
+    typer.Option("--class", metavar="NAME", callback=as_stored, help="class of the parts; skips routing"),
+]
+BackendOption = Annotated[str, typer.Option("--backend", help="auto, or one that `visionad doctor` lists")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default, and at most: all cores]")
+]
+BitDepth = Annotated[
+    int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files")
+]
+KeepAlive = Annotated[
+    float | None,
+    typer.Option(
+        "--keep-alive",
+        metavar="SECONDS",
+        help="a GPU runs its last picture again when none came for so long, so that its clocks stay up [default: never]",
+    ),
+]
+ViewsOption = Annotated[
+    str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
+]
+
+
+def split_views(views: str | None) -> list[str] | None:
+    return None if views is None else [v.strip() for v in views.split(",")]

@@ -20,8 +20,8 @@ from visionad_runtime.artefacts import sha256_file
 from visionad_runtime.axes import TurnedBank
 from visionad_runtime.bank import Bank
 from visionad_runtime.calibrate import calibrate_class
-from visionad_runtime.engine import open_engine
 from visionad_runtime.inspector import Result
+from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.search import Int8Bank
 from visionad_runtime.workers import cores
 

@@ -50,15 +50,14 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
-    from ..engine import BACKENDS
+    from ..engine.registry import backend_spec
     from .plots import draw, make_folder, require_matplotlib
     from .report import format_report
     from .run import Settings, run_bench
 
     wanted = [name.strip() for one in backend or [] for name in one.split(",")]
     for name in wanted:
-        if name not in BACKENDS:
-            raise VisionADError(f"--backend {name}: not known; choose of {', '.join(BACKENDS)}")
+        backend_spec(name)
     from ..cli import as_stored  # which imports this module
 
     if plots is not None:

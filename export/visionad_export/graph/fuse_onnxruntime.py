@@ -91,7 +91,7 @@ def _refer_to_weights(model: ir.Model, source: Path) -> None:
                 begin,
                 len(raw),
                 tensor.dtype,
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name or "",
                 base_dir=source.parent,
             )
@@ -132,7 +132,7 @@ def _attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 def _add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -207,7 +207,7 @@ def _heads(value: ir.Value) -> tuple[ir.Value, int] | None:
     """Return the tensor (B, N, 3 · heads · width) of which this is (3, B, heads, N, width), and its number of heads."""
     turned = _made_by(value, "Transpose")
     split = turned and _made_by(turned.inputs[0], "Reshape")
-    shape = split and _constant(split.inputs[1])
+    shape = None if split is None else _constant(split.inputs[1])
     if turned is None or split is None or shape is None or _attribute(turned, "perm", None) != [2, 0, 3, 1, 4]:
         return None
     sizes, linear = shape.tolist(), split.inputs[0]

@@ -102,7 +102,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
             "model": inspector.manifest.identity.describe(),
             "precision": inspector.manifest.precision,
             "backend": inspector.engine.name,
-            "details": dict(inspector.engine.details),
+            "details": dict(inspector.engine.info),
             "sizes": sizes(inspector, folder, seconds["sizes"]),
             "cameras": [cameras(line, n, seconds["cameras"] / len(args.cameras)) for n in args.cameras],
             "steady": steady(line, args.calls, seconds["steady"], gpu_used),

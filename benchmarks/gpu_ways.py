@@ -23,11 +23,11 @@ from visionad_runtime.bench import measure
 from visionad_runtime.cuda.device import Device, Owner
 from visionad_runtime.cuda.memory import Memory
 from visionad_runtime.engine import Tokens
-from visionad_runtime.engine import ort as leaf
+from visionad_runtime.engine.onnxruntime import cuda as leaf
+from visionad_runtime.engine.onnxruntime.providers import CUDA
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.inspector import read_model
 
-BACKEND = "onnxruntime-cuda"
 WARM, PROFILED, MOST_KERNELS = 20, 5, 20
 F32 = NDArray[np.float32]
 
@@ -61,15 +61,14 @@ def measure_all(folder: Path, seconds: float, kernels: bool) -> dict[str, Any]:
     identity, group = manifest.identity, len(manifest.views)
     side = identity.preprocess.crop
     images = np.random.default_rng(0).standard_normal((group, 3, side, side)).astype(np.float32)
-    options = leaf.provider_options(folder, manifest, BACKEND, group)
-    ways = leaf.ways_to_run(folder, manifest, None, options, group)
+    ways = leaf.session_variants(folder, manifest, None, group)
     rows: list[dict[str, Any]] = []
     plain: F32 | None = None
     for way in ways[:1] if kernels else reversed(ways):  # the file's own operators come first
-        row: dict[str, Any] = {"way": way.words}
+        row: dict[str, Any] = {"way": way.description}
         rows.append(row)
         try:
-            engine = leaf.OrtStreamEngine([way], BACKEND, manifest, group)
+            engine = leaf.OrtStreamEngine([way], CUDA, manifest, group)
         except VisionADError as exc:
             row["fails"] = str(exc)
             continue

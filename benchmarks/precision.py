@@ -34,7 +34,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from sklearn.metrics import roc_auc_score
 from visionad_export.exporter import export_model
-from visionad_export.precision import emulate, lower
+from visionad_export.graph.precision import emulate, lower
 from visionad_runtime import picture
 from visionad_runtime.artefacts import ModelManifest, Precision, read_manifest
 from visionad_runtime.maps import fuse, image_score, upsample

@@ -16,10 +16,10 @@ import numpy as np
 from visionad_runtime.artefacts import ClassEntry
 from visionad_runtime.bank import ClassBank
 from visionad_runtime.demo.parts import CLASSES, UNKNOWN, render
-from visionad_runtime.engine import open_engine
-from visionad_runtime.engine.selftest import read_golden
 from visionad_runtime.inspector import read_model
 from visionad_runtime.picture import load
+from visionad_runtime.pipeline.opening import open_engine
+from visionad_runtime.pipeline.self_test import read_golden
 from visionad_runtime.preprocess import prepare
 from visionad_runtime.routing import LIMITS, Router
 

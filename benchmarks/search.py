@@ -1,8 +1,8 @@
 """Exact search side by side with NumPy and faiss: `python benchmarks/search.py`.
 
 Nearest bank row of 784 patch tokens, in turn within one process: NumPy's product with the whole bank, NumPy in tiles, faiss
-`IndexFlatIP`, `nearest` on the float32 bank, on the bank as `prepared` for those queries (as an inspector searches it from the
-second time on), and on an `Int8Bank`. All with the same number of threads. Banks are drawn at random, or with `--sets` hold the
+`IndexFlatIP`, `nearest` on the float32 bank, and on the bank as `prepared` for those queries (as an inspector searches it from the
+second time on). All with the same number of threads. Banks are drawn at random, or with `--sets` hold the
 tokens of four real good parts (DeiT-Tiny with its real weights), searched for those of another picture, the last of the set's.
 A ratio is the median over rounds of time over the time of the other in that round. NumPy and faiss each bring an OpenBLAS;
 where variables choose its kernel (OPENBLAS_CORETYPE), everything is measured with them and without, and each result says which
@@ -27,7 +27,7 @@ import common
 import numpy as np
 
 CHOOSERS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-OURS, PEERS = ("float32", "prepared", "int8"), ("numpy", "numpy_tiled", "faiss")
+OURS, PEERS = ("float32", "prepared"), ("numpy", "numpy_tiled", "faiss")
 SETTLE = 0.3
 """Seconds between measurements: a peer's threads go on spinning for a while (OpenBLAS longer than 0.1 s on a slow clock) and would
 slow whatever comes next."""
@@ -111,7 +111,7 @@ def measure(args: argparse.Namespace, threads: int, folder: str) -> None:
     """All sizes in this process; a line of JSON each."""
     import faiss
     from threadpoolctl import threadpool_info
-    from visionad_runtime.search import Int8Bank, prepared
+    from visionad_runtime.search import prepared
 
     faiss.omp_set_num_threads(threads)
     blas = [lib for lib in threadpool_info() if lib["internal_api"] == "openblas"]
@@ -125,11 +125,9 @@ def measure(args: argparse.Namespace, threads: int, folder: str) -> None:
         count, dim = bank.shape
         index = faiss.IndexFlatIP(dim)
         index.add(bank)
-        held, made_in = {"float32": bank}, {}
-        for name, make in (("prepared", lambda rows: prepared(rows, queries)), ("int8", Int8Bank)):  # noqa: B023 - called at once
-            start = time.perf_counter()
-            held[name] = make(bank)
-            made_in[name] = (time.perf_counter() - start) * 1e3
+        start = time.perf_counter()
+        held = {"float32": bank, "prepared": prepared(bank, queries)}
+        made_in = {"prepared": (time.perf_counter() - start) * 1e3}
         methods = contenders(queries, bank, index, held, threads)
         start = time.perf_counter()
         scores = [call() for call in methods.values()]  # warm

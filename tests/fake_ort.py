@@ -10,9 +10,10 @@ import onnxruntime as ort
 import pytest
 from conftest import cpu_session
 from fake_gpu import FakeDevice
-from visionad_runtime.artefacts import ModelManifest
+from visionad_runtime.artefacts import CUDA_ONNX_FILE, ONNX_FILE, ModelManifest
 from visionad_runtime.cuda.device import Owner
-from visionad_runtime.engine import ort as leaf
+from visionad_runtime.engine.onnxruntime import cuda as leaf
+from visionad_runtime.engine.onnxruntime.providers import Provider
 from visionad_runtime.errors import ModelError
 
 CUDA = "CUDAExecutionProvider"
@@ -103,19 +104,16 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     def session(
         folder: Path,
         manifest: ModelManifest,
-        backend: str,
+        provider: Provider,
         threads: int | None,
         options: dict[str, str],
         rows: int | None = None,
-        model: bytes | None = None,
+        file: str = ONNX_FILE,
     ) -> Any:
-        if backend == "onnxruntime-cpu":
-            return plain(folder, manifest, backend, threads, options)
         assert rows is not None
-        return Session(folder, options, rows, model is not None)
+        return Session(folder, options, rows, file == CUDA_ONNX_FILE)
 
-    plain = leaf._session
     monkeypatch.setattr(Session, "refused", set())
     monkeypatch.setattr(Session, "opened", [])
-    monkeypatch.setattr(leaf, "_session", session)
-    monkeypatch.setattr(leaf, "_check_provider", lambda _: None)
+    monkeypatch.setattr(leaf, "create_session", session)
+    monkeypatch.setattr(leaf, "check_provider", lambda _: None)

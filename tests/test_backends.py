@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _ctypes
+import importlib.util
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,20 +25,27 @@ from conftest import part
 from fake_gpu import FakeDevice
 from numpy.typing import NDArray
 from visionad_runtime import Inspector, doctor
-from visionad_runtime import engine as engines
 from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.chain import HostChain
 from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
-from visionad_runtime.engine import AUTO, BACKENDS, open_engine
-from visionad_runtime.engine import ort as leaf
-from visionad_runtime.engine.cache import EngineCache
-from visionad_runtime.engine.native import STDERR, STDOUT, captured
-from visionad_runtime.engine.ort import CPU, OrtDeviceEngine, OrtStreamEngine, Way, provider_options
-from visionad_runtime.engine.selftest import read_golden, self_test
+from visionad_runtime.engine import onnxruntime, registry, tensorrt
+from visionad_runtime.engine.base import Engine, Probe, Tokens
+from visionad_runtime.engine.native import STDERR, STDOUT, capture_fd
+from visionad_runtime.engine.onnxruntime import cuda as leaf
+from visionad_runtime.engine.onnxruntime import providers
+from visionad_runtime.engine.onnxruntime import session as sessions
+from visionad_runtime.engine.onnxruntime.cpu import OrtCpuEngine
+from visionad_runtime.engine.onnxruntime.cuda import OrtDeviceEngine, OrtStreamEngine, SessionVariant
+from visionad_runtime.engine.registry import auto_backends, backends
+from visionad_runtime.engine.tensorrt.cache import EngineCache
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.inspector import read_model
+from visionad_runtime.pipeline.opening import open_engine
+from visionad_runtime.pipeline.self_test import read_golden, self_test
+
+CPU = providers.CPU.name
 
 
 @pytest.fixture
@@ -47,12 +56,13 @@ def manifest(tiny_model: Path) -> ModelManifest:
 def bound(model: Path, manifest: ModelManifest, group: int) -> OrtDeviceEngine:
     """The path for GPUs, with its buffers bound on the CPU."""
     session = ort.InferenceSession(str(model / "backbone.onnx"), providers=[CPU])
-    return OrtDeviceEngine([Way("", False, lambda _: session)], "onnxruntime-cuda", manifest, group, device="cpu")
+    variants = [SessionVariant("", False, lambda _: session)]
+    return OrtDeviceEngine(variants, providers.CUDA, manifest, group, device="cpu")
 
 
 def gives_the_cpus_tokens(
-    engine: engines.Engine, model: Path, manifest: ModelManifest, count: int
-) -> tuple[NDArray[np.float32], engines.Tokens]:
+    engine: Engine, model: Path, manifest: ModelManifest, count: int
+) -> tuple[NDArray[np.float32], Tokens]:
     """The pictures that were encoded, and their tokens."""
     images = np.random.default_rng(0).standard_normal((count, 3, 64, 64)).astype(np.float32)
     right = open_engine(model, manifest, "onnxruntime-cpu").encode(images)
@@ -87,7 +97,7 @@ def test_a_short_group_has_no_neighbour_from_the_call_before(tiny_model: Path, m
 
 def test_bound_buffers_pass_the_self_test(tiny_model: Path, manifest: ModelManifest) -> None:
     worst = self_test(bound(tiny_model, manifest, 3), manifest, read_golden(tiny_model))
-    assert set(worst) == {"patch_tokens", "class_token", "rows", "score", "usual"}
+    assert set(worst) == {"patch_tokens", "class_token", "rows", "score", "rms"}
 
 
 @pytest.fixture
@@ -104,7 +114,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_stream_of_ones_own_gives_the_same_tokens(
     tiny_model: Path, manifest: ModelManifest, fake_gpu: None, group: int, count: int
 ) -> None:
-    engine = open_engine(tiny_model, manifest, "onnxruntime-cuda", group=group)
+    engine = open_engine(tiny_model, manifest, "onnxruntime-cuda", batch_size=group)
     assert isinstance(engine, OrtStreamEngine) and engine.device_engine is not None
     images, _ = gives_the_cpus_tokens(engine, tiny_model, manifest, count)
     engine.close()
@@ -122,9 +132,9 @@ def test_where_the_runtime_cannot_use_the_gpu_the_chain_is_the_hosts(
     caplog.set_level(logging.INFO, "visionad")
     monkeypatch.setattr(leaf, "OrtDeviceEngine", partial(OrtDeviceEngine, device="cpu"))
     plain = ort.InferenceSession(str(tiny_model / "backbone.onnx"), providers=[CPU])
-    monkeypatch.setattr(leaf, "_session", lambda *_: plain)
+    monkeypatch.setattr(leaf, "create_session", lambda *_: plain)
     for gpu, why in (
-        ({"capability": (7, 5)}, "wanted compute capability 8.0"),
+        ({"capability": (7, 5)}, "expected compute capability 8.0"),
         ({}, "the GPU is reached by pycuda, which is missing"),
     ):
         Owner.of(0).close()
@@ -133,7 +143,7 @@ def test_where_the_runtime_cannot_use_the_gpu_the_chain_is_the_hosts(
         with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:
             assert isinstance(inspector.engine, OrtDeviceEngine) and isinstance(inspector.chain, HostChain)
             # any thread may call it, and ONNX Runtime keeps each thread's graphs
-            assert inspector.engine.details["operators"] == "operators as in the file, no CUDA graph"
+            assert inspector.engine.info["operators"] == "operators as in the file, no CUDA graph"
         assert f"stay on the CPU: {why}" in caplog.text
         caplog.clear()
 
@@ -147,7 +157,7 @@ def test_a_chain_that_differs_from_the_hosts_is_not_used(
     monkeypatch.setitem(FakeDevice.kernels, "top_mean", wrong)
     with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:
         assert isinstance(inspector.engine, OrtStreamEngine) and isinstance(inspector.chain, HostChain)
-        assert "self-test of the device chain failed at score" in inspector.engine.details["chain"]
+        assert "self-test of the device chain failed at score" in inspector.engine.info["chain"]
     assert "stay on the CPU: self-test of the device chain failed at score" in caplog.text
 
 
@@ -164,7 +174,8 @@ class Session:
 @pytest.fixture
 def cuda_box(monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver, and an ONNX Runtime that has the provider for it."""
-    monkeypatch.setattr(leaf, "gpu_here", lambda: True)
+    for module in (sessions, onnxruntime):
+        monkeypatch.setattr(module, "has_nvidia_driver", lambda: True)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
     monkeypatch.setattr(ort, "preload_dlls", lambda **_: None, raising=False)
 
@@ -186,7 +197,7 @@ def test_a_fall_back_to_the_cpu_is_an_error(
 ) -> None:
     monkeypatch.setattr(ort, "InferenceSession", Session)
     with pytest.raises(
-        VisionADError, match="wanted CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider;"
+        VisionADError, match="expected CUDAExecutionProvider, ONNX Runtime fell back to CPUExecutionProvider;"
     ):
         open_engine(tiny_model, manifest, "onnxruntime-cuda")
     cases = {
@@ -236,10 +247,7 @@ def test_doctor_loads_what_a_provider_is_linked_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_box: None
 ) -> None:
     """ONNX Runtime offers CUDA on every box with its GPU package: where CUDA is missing, that would be said to run."""
-    monkeypatch.setattr(doctor, "gpu_here", lambda: True)
-    monkeypatch.setattr(
-        doctor, "_in_a_process", lambda code: None if "tensorrt" in code else leaf.provider_problem("onnxruntime-cuda")
-    )
+    monkeypatch.setattr(onnxruntime, "run_isolated", lambda _: sessions.provider_problem(providers.CUDA))
     library = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
     library.parent.mkdir()
     monkeypatch.setattr(ort, "__file__", str(tmp_path / "__init__.py"))
@@ -274,7 +282,7 @@ def test_cuda_of_an_environment_below_is_loaded(
 def test_without_a_driver_onnx_runtime_is_not_asked(
     tiny_model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch, cuda_box: None
 ) -> None:
-    monkeypatch.setattr(leaf, "gpu_here", lambda: False)
+    monkeypatch.setattr(sessions, "has_nvidia_driver", lambda: False)
     monkeypatch.setattr(ort, "preload_dlls", None, raising=False)
     with pytest.raises(VisionADError, match="no NVIDIA driver is loaded here, and onnxruntime-cuda needs one; install"):
         open_engine(tiny_model, manifest, "onnxruntime-cuda")
@@ -283,7 +291,7 @@ def test_without_a_driver_onnx_runtime_is_not_asked(
 @pytest.mark.parametrize("stream", [STDOUT, STDERR])
 def test_what_native_code_prints_does_not_reach_the_stream(stream: int, capfd: pytest.CaptureFixture[str]) -> None:
     printed: list[str] = []
-    with captured(stream, printed):
+    with capture_fd(stream, printed):
         os.write(stream, b"WARNING: in op node_clamp\n")
         os.write(3 - stream, b"the other\n")
     os.write(stream, b"after\n")
@@ -295,7 +303,7 @@ def test_what_native_code_prints_does_not_reach_the_stream(stream: int, capfd: p
 def test_python_without_the_stream_is_no_reason_to_fail(stream: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, {STDOUT: "stdout", STDERR: "stderr"}[stream], None)  # as a service's Python has it
     printed: list[str] = []
-    with captured(stream, printed):
+    with capture_fd(stream, printed):
         os.write(stream, b"WARNING\n")
     assert printed == ["WARNING"]
 
@@ -309,7 +317,7 @@ def test_the_real_onnx_runtime_would_have_fallen_back(tiny_model: Path) -> None:
     assert session.get_providers() == [CPU]
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"])
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
 def test_a_provider_that_is_not_in_this_build(
     tiny_model: Path, manifest: ModelManifest, backend: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,25 +325,22 @@ def test_a_provider_that_is_not_in_this_build(
         pytest.skip("CUDA is here")
     other = manifest.model_copy(update={"precision": "tf32"})
     way = "pip uninstall onnxruntime onnxruntime-gpu"
-    if backend == "onnxruntime-tensorrt-rtx":  # no package brings it: nothing to reinstall
-        way = "no onnxruntime-gpu on PyPI has it.*, or use --backend tensorrt-rtx"
     with pytest.raises(VisionADError, match=rf"has no \w+ExecutionProvider .*{way}"):
         open_engine(tiny_model, other, backend)
 
 
 def test_what_the_providers_are_told(tiny_model: Path, manifest: ModelManifest) -> None:
-    def told(backend: str, precision: str) -> dict[str, str]:
-        return provider_options(tiny_model, manifest.model_copy(update={"precision": precision}), backend, 3)
+    def of(precision: str) -> ModelManifest:
+        return manifest.model_copy(update={"precision": precision})
 
-    assert told("onnxruntime-cuda", "fp32")["use_tf32"] == told("onnxruntime-cuda", "fp16")["use_tf32"] == "0"
-    assert told("onnxruntime-cuda", "tf32")["use_tf32"] == "1"
-    trt = told("onnxruntime-tensorrt", "fp16")
+    assert leaf.cuda_options(of("fp32"))["use_tf32"] == leaf.cuda_options(of("fp16"))["use_tf32"] == "0"
+    assert leaf.cuda_options(of("tf32"))["use_tf32"] == "1"
+    trt = leaf.tensorrt_options(tiny_model, of("fp16"), 3)
     assert (trt["trt_fp16_enable"], trt["trt_bf16_enable"]) == ("1", "0")
     assert trt["trt_profile_min_shapes"] == trt["trt_profile_max_shapes"] == "images:3x3x64x64"
     assert ".engines" in trt["trt_engine_cache_path"]
-    for backend in ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"):
-        with pytest.raises(VisionADError, match="cannot promise fp32: it has no switch for TF32"):
-            told(backend, "fp32")
+    with pytest.raises(VisionADError, match="cannot promise fp32: it has no switch for TF32"):
+        leaf.tensorrt_options(tiny_model, of("fp32"), 3)
 
 
 @pytest.mark.parametrize(
@@ -372,12 +377,12 @@ def test_auto_says_what_it_took_and_why(
     caplog.set_level(logging.INFO, "visionad")
     engine = open_engine(tiny_model, manifest)
     assert engine.name == "onnxruntime-cpu"
-    assert "passes its self-test" in engine.details["chosen because"]
-    for name in AUTO[:3]:
-        assert f"{name}: " in engine.details["passed over"] and f"not {name}: " in caplog.text
+    assert "passes its self-test" in engine.info["chosen because"]
+    for name in [spec.name for spec in auto_backends()][:3]:
+        assert f"{name}: " in engine.info["passed over"] and f"not {name}: " in caplog.text
     assert [r.levelname for r in caplog.records] == ["INFO"]
     caplog.clear()
-    monkeypatch.setattr(engines, "gpu_here", lambda: True)  # a GPU that is not used is worth a warning
+    monkeypatch.setattr(registry, "has_nvidia_driver", lambda: True)  # a GPU that is not used is worth a warning
     open_engine(tiny_model, manifest)
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
@@ -430,21 +435,16 @@ def test_verbose_tells_on_stderr(
     assert json.loads(out)["backend"] == "onnxruntime-cpu" and not err
 
 
-def test_doctor_knows_every_backend() -> None:
-    assert tuple(doctor.BACKENDS) == BACKENDS
-    assert {n: p for n, (p, _) in doctor.BACKENDS.items() if n in leaf.PROVIDERS} == leaf.PROVIDERS
-
-
 def test_doctor_says_what_runs_and_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = doctor.importlib.util.find_spec
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda n: None if n == "tensorrt" else real(n))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *_: None if n == "tensorrt" else real(n, *_))
     report = doctor.diagnose()
     states = report["backends"]
-    assert list(states) == list(BACKENDS)
+    assert list(states) == list(backends())
     assert states["onnxruntime-cpu"] == {"runs": True, "why": "ONNX Runtime has CPUExecutionProvider"}
     assert not states["tensorrt"]["runs"] and "pip install 'visionad[tensorrt]'; on Jetson" in states["tensorrt"]["why"]
     text = doctor.format_report(report)
-    for name in BACKENDS:
+    for name in backends():
         assert name in text
     assert "not yet run on a GPU" in text
     assert json.loads(json.dumps(report)) == report
@@ -453,29 +453,27 @@ def test_doctor_says_what_runs_and_what_to_install(monkeypatch: pytest.MonkeyPat
 def test_doctor_names_tensorrt_only_once_there_is_an_engine(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = {name: {"runs": True, "why": ""} for name in BACKENDS}
-    monkeypatch.setattr(doctor, "_backends", lambda *_: every)
+    cannot: set[str] = set()
+    specs = {
+        name: replace(spec, probe=lambda name=name: Probe(name not in cannot, "")) for name, spec in backends().items()
+    }
+    monkeypatch.setattr(registry, "backends", lambda: specs)
+    monkeypatch.setattr(doctor, "backends", lambda: specs)
     monkeypatch.setattr(doctor, "_self_test", lambda *_: "")
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
     assert doctor.diagnose()["chosen"] == doctor.diagnose(model)["chosen"] == "onnxruntime-cuda"
-    monkeypatch.setattr(EngineCache, "holds", lambda _, name: name == "tensorrt-rtx")
+    monkeypatch.setattr(EngineCache, "has_engine_for", lambda _, name: name == "tensorrt-rtx")
     assert (doctor.diagnose()["chosen"], doctor.diagnose(model)["chosen"]) == ("onnxruntime-cuda", "tensorrt-rtx")
-    every["onnxruntime-cuda"]["runs"] = every["onnxruntime-cpu"]["runs"] = False
+    cannot |= {"onnxruntime-cuda", "onnxruntime-cpu"}
     assert doctor.diagnose()["chosen"] is None  # those that auto never takes are no choice either
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime-cpu", "on a device"])
 def test_a_closed_engine_says_so(tiny_model: Path, backend: str) -> None:
     manifest = read_model(tiny_model)
-    session = ort.InferenceSession(str(tiny_model / "backbone.onnx"), providers=[leaf.CPU])
-    engine = (
-        leaf.OrtCpuEngine(session, 1)
-        if backend == "onnxruntime-cpu"
-        else leaf.OrtDeviceEngine(
-            [Way("", False, lambda _: session)], "onnxruntime-tensorrt", manifest, 1, device="cpu"
-        )
-    )
+    session = ort.InferenceSession(str(tiny_model / "backbone.onnx"), providers=[CPU])
+    engine = OrtCpuEngine(session, manifest, 1) if backend == "onnxruntime-cpu" else bound(tiny_model, manifest, 1)
     crop = manifest.identity.preprocess.crop
     images = np.zeros((1, 3, crop, crop), np.float32)
     assert len(engine.encode(images).patch) == 1
@@ -503,9 +501,10 @@ def test_doctor_asks_for_the_driver_as_the_backends_do(
 ) -> None:
     """The tool may be here without the driver, and a container may have the driver without the tool."""
     monkeypatch.setattr(doctor.shutil, "which", lambda _: tool)
-    monkeypatch.setattr(doctor, "gpu_here", lambda: driver)
-    monkeypatch.setattr(doctor, "_in_a_process", lambda _: "")
-    monkeypatch.setattr(doctor, "_try_tensorrt", lambda *_: (False, ""))
+    for module in (doctor, onnxruntime):
+        monkeypatch.setattr(module, "has_nvidia_driver", lambda: driver)
+    monkeypatch.setattr(onnxruntime, "run_isolated", lambda _: "")
+    monkeypatch.setattr(tensorrt, "run_isolated", lambda _: None)
     report = doctor.diagnose()
     assert report["gpus"] == [f"driver present, but nvidia-smi {'does not answer' if tool else 'is not here'}"] * driver
     state = report["backends"]["onnxruntime-cuda"]
@@ -513,13 +512,13 @@ def test_doctor_asks_for_the_driver_as_the_backends_do(
 
 
 def test_doctor_knows_which_gpus_tensorrt_rtx_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     for capability, runs in (("8.9", True), ("9.0", False)):
-        said = {"version": "1.7.1", "gpu": f"NVIDIA, compute capability {capability}", "capability": capability}
-        monkeypatch.setattr(doctor, "_in_a_process", lambda _, said=said: said)
-        found, why = doctor._try_tensorrt("tensorrt-rtx", "tensorrt_rtx", "")
-        assert found is runs and ("runs on compute capability 7.5, 8.0," in why) is not runs
-        assert doctor._try_tensorrt("tensorrt", "tensorrt", "")[0]
+        facts = {"version": "1.7.1", "gpu": f"NVIDIA, compute capability {capability}", "capability": capability}
+        monkeypatch.setattr(tensorrt, "run_isolated", lambda _, facts=facts: facts)
+        found = backends()["tensorrt-rtx"].probe()
+        assert found.runs is runs and ("runs on compute capability 7.5, 8.0," in found.why) is not runs
+        assert backends()["tensorrt"].probe().runs
 
 
 def test_doctor_names_what_an_extra_lacks() -> None:

@@ -140,8 +140,8 @@ def test_no_room_at_any_taking_leaves_nothing_behind(backend: str, own_model: Pa
         device.made, FakeDevice.fail_at = 0, number
         try:
             with Inspector.open(own_model, tmp_path / "bank", backend=backend) as inspector:
-                without_graph += inspector.engine.details.get("cuda graph") not in ("yes", None)
-                on_the_host += inspector.engine.details["chain"].startswith("on the host: out of GPU memory")
+                without_graph += inspector.engine.info.get("cuda graph") not in ("yes", None)
+                on_the_host += inspector.engine.info["chain"].startswith("on the host: out of GPU memory")
         except VisionADError as exc:
             assert "out of GPU memory" in str(exc)
             assert not left(), f"while the failure at taking {number} is still being told"
@@ -174,7 +174,7 @@ def test_cameras_are_served_while_a_picture_is_enrolled(
         enroller = threading.Thread(target=lambda: inspector.enroll("disc", [part(0)]))
         enroller.start()
         enroller.join()
-        groups = -(-len(inspector.bank.manifest.blocks) // inspector.engine.group) if inspector.bank else 0
+        groups = -(-len(inspector.bank.manifest.blocks) // inspector.engine.batch_size) if inspector.bank else 0
         assert groups > 1 and order == ["group", "other"] * groups
 
 

@@ -125,7 +125,7 @@ def test_who_is_interrupted_keeps_no_camera(handed: bool, monkeypatch: pytest.Mo
 def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> None:
     on_gpu, on_cpu = both
     assert isinstance(on_gpu.chain, DeviceChain) and isinstance(on_cpu.chain, HostChain)
-    assert on_gpu.engine.details["chain"].startswith("on the GPU")
+    assert on_gpu.engine.info["chain"].startswith("on the GPU")
     pictures = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(4)]
     pictures.append(np.repeat(np.repeat(part(4), 12, axis=0), 16, axis=1))  # 1152 x 2048: room is made for it
     pictures.append(part(6)[:, :, 0])  # grey
@@ -143,7 +143,7 @@ def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> 
     np.testing.assert_array_equal(stages.tokens.cls, wanted_stages.tokens.cls)
 
 
-def test_parts_of_one_class_are_matched_at_once_and_another_class_again(
+def test_engine_key_one_class_are_matched_at_once_and_another_class_again(
     both: tuple[Inspector, Inspector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu, on_cpu = both
@@ -237,7 +237,7 @@ def test_all_memory_is_told(both: tuple[Inspector, Inspector]) -> None:
         return device.total_memory - Owner.of(0).run(lambda device: device.free_memory())
 
     buffers = 4 * 3 * (3 * 64 * 64 + 16 * 192 + on_gpu.manifest.identity.class_token_dim)
-    assert on_gpu.engine.details["memory"] == "activation 2 x 0 MiB, weights 0 MiB"
+    assert on_gpu.engine.info["memory"] == "activation 2 x 0 MiB, weights 0 MiB"
     for _ in range(2):
         told = on_gpu.chain.memory()
         assert told["chain"] + told["banks"] + buffers + 8192 + 2 * 4096 == taken()
@@ -247,7 +247,7 @@ def test_all_memory_is_told(both: tuple[Inspector, Inspector]) -> None:
     on_gpu.enroll("more", [part(40)])
     on_gpu.inspect(part(40))
     assert on_gpu.chain.memory()["banks"] > told["banks"]
-    assert on_gpu.engine.details["chain memory"].endswith("MiB page-locked on the host; banks are added")
+    assert on_gpu.engine.info["chain memory"].endswith("MiB page-locked on the host; banks are added")
 
 
 def test_leave_one_out_calibrates_alike(both: tuple[Inspector, Inspector]) -> None:

@@ -16,9 +16,9 @@ from fake_gpu import FakeDevice
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.artefacts import ModelManifest, read_manifest
-from visionad_runtime.engine.cache import KEEP, EngineCache, NoEngineError, digest
-from visionad_runtime.engine.nvidia import PORTABLE, Api, Collector
-from visionad_runtime.engine.tensorrt import parts_of
+from visionad_runtime.engine.tensorrt.api import PORTABLE, LogCollector, TensorRT
+from visionad_runtime.engine.tensorrt.builder import engine_key
+from visionad_runtime.engine.tensorrt.cache import KEEP, EngineCache, EngineNotFoundError, digest
 from visionad_runtime.errors import VisionADError
 
 PARTS: dict[str, Any] = {"backend": "tensorrt", "builder": "10.3.0", "gpu": "Orin", "profile": [1, 3, 3]}
@@ -42,7 +42,7 @@ def test_an_engine_comes_back_as_it_was(cache: EngineCache) -> None:
     assert cache.folder.name == "model.engines" and not any((cache.folder.parent / "model").iterdir())
     assert sorted(p.name for p in cache.folder.iterdir()) == [digest(PARTS)]
     assert (folder / "build.log").read_text() == "a log\n"
-    assert cache.holds("tensorrt") and not cache.holds("tensorrt-rtx")
+    assert cache.has_engine_for("tensorrt") and not cache.has_engine_for("tensorrt-rtx")
 
 
 json_values = st.recursive(
@@ -59,8 +59,8 @@ def test_equal_parts_and_only_they_have_equal_keys(a: dict[str, Any], b: dict[st
     assert digest(dict(reversed(a.items()))) == digest(a)
 
 
-def api(backend: str = "tensorrt", version: str = "10.3.0") -> Api:
-    return Api(backend, None, version, None, Collector())
+def api(backend: str = "tensorrt", version: str = "10.3.0") -> TensorRT:
+    return TensorRT(backend, None, version, None, LogCollector())
 
 
 def gpu(**changes: Any) -> Any:
@@ -69,8 +69,8 @@ def gpu(**changes: Any) -> Any:
     return FakeDevice()
 
 
-def key(manifest: ModelManifest, api: Api | None = None, device: Any = None, capability: str = "8.9") -> str:
-    return digest(parts_of(api or globals()["api"](), manifest, device or gpu(), capability))
+def key(manifest: ModelManifest, api: TensorRT | None = None, device: Any = None, capability: str = "8.9") -> str:
+    return digest(engine_key(api or globals()["api"](), manifest, device or gpu(), capability))
 
 
 @pytest.fixture
@@ -117,18 +117,18 @@ def test_the_key_changes_with_nothing_else(manifest: ModelManifest) -> None:
     assert key(manifest, rtx, gpu(name="A"), PORTABLE) == key(
         manifest, rtx, gpu(name="B", total_memory=1 << 32), PORTABLE
     )
-    assert digest(parts_of(rtx, manifest, None, PORTABLE)) == key(manifest, rtx, gpu(), PORTABLE)
+    assert digest(engine_key(rtx, manifest, None, PORTABLE)) == key(manifest, rtx, gpu(), PORTABLE)
 
 
 def test_another_gpu_or_version_is_refused_with_what_differs(cache: EngineCache) -> None:
-    with pytest.raises(NoEngineError, match="no engine has been built"):
+    with pytest.raises(EngineNotFoundError, match="no engine has been built"):
         cache.find(PARTS)
     keep(cache)
     with pytest.raises(
-        NoEngineError, match=r"something else \(builder 10\.3\.0, here 10\.8\.0; gpu Orin, here NVIDIA L4\)"
+        EngineNotFoundError, match=r"something else \(builder 10\.3\.0, here 10\.8\.0; gpu Orin, here NVIDIA L4\)"
     ):
         cache.find({**PARTS, "builder": "10.8.0", "gpu": "NVIDIA L4"})
-    with pytest.raises(NoEngineError, match="no engine has been built"):
+    with pytest.raises(EngineNotFoundError, match="no engine has been built"):
         cache.find({**PARTS, "backend": "tensorrt-rtx"})
 
 
@@ -176,7 +176,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 )
 def test_damage_is_found_and_mended_by_the_next_build(cache: EngineCache, harm: Any, said: str) -> None:
     harm(keep(cache))
-    with pytest.raises(NoEngineError, match=said):
+    with pytest.raises(EngineNotFoundError, match=said):
         cache.find(PARTS)
     keep(cache)
     assert cache.find(PARTS).plan.read_bytes() == PLAN
@@ -186,7 +186,7 @@ def test_damage_is_found_and_mended_by_the_next_build(cache: EngineCache, harm: 
 def test_a_foreign_engine_put_in_its_place_is_refused(cache: EngineCache) -> None:
     other = {**PARTS, "gpu": "NVIDIA L4"}
     shutil.move(keep(cache, other), cache.folder / digest(PARTS))
-    with pytest.raises(NoEngineError, match=r"for something else \(gpu NVIDIA L4, here Orin\)"):
+    with pytest.raises(EngineNotFoundError, match=r"for something else \(gpu NVIDIA L4, here Orin\)"):
         cache.find(PARTS)
 
 
@@ -219,7 +219,7 @@ def test_old_entries_go_and_used_ones_stay(cache: EngineCache) -> None:
     young = cache.folder / ".0123.1.99.tmp"
     young.mkdir()
     keep(cache, {**PARTS, "n": KEEP})
-    left = {e.parts["n"] for e in cache._entries()}
+    left = {e.key["n"] for e in cache._entries()}
     assert left == set(range(KEEP + 1)) - {1}
     assert young.exists() and not old.exists()
 
@@ -227,7 +227,7 @@ def test_old_entries_go_and_used_ones_stay(cache: EngineCache) -> None:
 STORE = """
 import os, signal, sys
 from pathlib import Path
-from visionad_runtime.engine import cache
+from visionad_runtime.engine.tensorrt import cache
 folder, moment, mark = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].encode()
 seen = 0
 def touches(event, args):  # dies right before the n-th time it touches the engines' folder in any way
@@ -256,7 +256,7 @@ def test_a_kill_at_any_moment_leaves_all_or_nothing(cache: EngineCache) -> None:
         assert ended in (0, -9)
         try:
             entry = cache.find(PARTS)
-        except NoEngineError as miss:
+        except EngineNotFoundError as miss:
             assert "no engine has been built" in str(miss)  # nothing that could be taken for one
         else:
             assert entry.plan.read_bytes() == b"x" * 100000

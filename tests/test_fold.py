@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from timm.models.vision_transformer import Attention, LayerScale, VisionTransformer
 from torch import nn
-from visionad_export.fold import cut_once, folded
+from visionad_export.graph.fold import folded, slice_after_sum
 
 SMALL: dict[str, Any] = {
     "img_size": 28,
@@ -168,11 +168,11 @@ def count(model: Any, kind: str) -> int:
     return sum(node.op_type == kind for node in model.graph)
 
 
-def test_layers_are_added_whole_and_cut_once(tmp_path: Path) -> None:
+def test_layers_are_added_whole_and_slice_after_sum(tmp_path: Path) -> None:
     model = exported(Layers())
     before = run(model, tmp_path / "before.onnx")
     assert (count(model, "Slice"), count(model, "Add")) == (6, 4)
-    cut_once(model)
+    slice_after_sum(model)
     assert (count(model, "Slice"), count(model, "Add")) == (2, 2)
     for ours, theirs in zip(run(model, tmp_path / "after.onnx"), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -182,7 +182,7 @@ def test_what_is_cut_elsewhere_is_added_as_before(tmp_path: Path) -> None:
     """The third layer's patches begin at another token."""
     model = exported(Layers((2, 2, 1)))
     before = run(model, tmp_path / "before.onnx")
-    cut_once(model)
+    slice_after_sum(model)
     assert (count(model, "Slice"), count(model, "Add")) == (3, 3)
     for ours, theirs in zip(run(model, tmp_path / "after.onnx"), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)

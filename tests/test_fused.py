@@ -5,53 +5,72 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fake_ort
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from fake_gpu import FakeDevice
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from visionad_export.precision import HALF, lower
-from visionad_runtime import onnxfile
-from visionad_runtime.artefacts import ModelManifest, Precision, read_manifest
+from visionad_export.exporter import export_model
+from visionad_export.graph.fuse_onnxruntime import write_fused
+from visionad_export.graph.precision import HALF, lower
+from visionad_runtime.artefacts import CUDA_ONNX_FILE, ModelManifest, Precision, read_manifest, sha256_file
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
-from visionad_runtime.engine import open_engine
-from visionad_runtime.engine.fused import fuse
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.pipeline.opening import open_engine
 
 FILE = "backbone.onnx"
 F32 = NDArray[np.float32]
 
 
-def tokens(model: bytes, folder: Path) -> list[F32]:
-    """Of two pictures of noise, patch tokens and class token, by a model whose weights may lie in the folder's file."""
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+class Result(NamedTuple):
+    """The fused model and how many operators were replaced."""
+
+    model: bytes
+    attentions: int
+    norms: int
+
+
+def fuse(plain: bytes, folder: Path) -> Result:
+    """Fuse a model as export does, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    (folder / FILE).write_bytes(plain)
+    counts = write_fused(folder / FILE, folder / CUDA_ONNX_FILE)
+    assert counts is not None
+    return Result((folder / CUDA_ONNX_FILE).read_bytes(), *counts)
+
+
+def tokens(path: Path) -> list[F32]:
+    """Of two images of noise: patch tokens and class token."""
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     side = session.get_inputs()[0].shape[2]
     images = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
     return session.run(None, {"images": images})  # type: ignore[no-any-return]
+
+
+def assert_same_tokens(folder: Path, count: int | None = None) -> None:
+    fused, plain = tokens(folder / CUDA_ONNX_FILE)[:count], tokens(folder / FILE)[:count]
+    for ours, theirs in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def kinds(model: bytes) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
 
 
-def test_attention_and_residuals_are_replaced_and_tokens_stay(tiny_model: Path) -> None:
+def test_attention_and_residuals_are_replaced_and_tokens_stay(tiny_model: Path, tmp_path: Path) -> None:
     plain = (tiny_model / FILE).read_bytes()
-    found = fuse(memoryview(plain), FILE)
+    found = fuse(plain, tmp_path)
     before, after = kinds(plain), kinds(found.model)
     assert found.attentions == before["Softmax"] == after["MultiHeadAttention"] > 0
     assert (
@@ -59,13 +78,12 @@ def test_attention_and_residuals_are_replaced_and_tokens_stay(tiny_model: Path) 
     )  # the first has no sum before it
     assert after["BiasGelu"] == before["Gelu"] > 0 == after["Gelu"]
     assert not after["Softmax"] and after["MatMul"] == before["MatMul"] - 2 * found.attentions
-    for ours, theirs in zip(tokens(found.model, tiny_model), tokens(plain, tiny_model), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert_same_tokens(tmp_path)
 
 
-def test_only_the_query_is_given_its_bias(tiny_model: Path) -> None:
+def test_only_the_query_is_given_its_bias(tiny_model: Path, tmp_path: Path) -> None:
     plain = (tiny_model / FILE).read_bytes()
-    model = onnx.load_from_string(fuse(memoryview(plain), FILE).model)
+    model = onnx.load_from_string(fuse(plain, tmp_path).model)
     for split in (n for n in model.graph.node if n.op_type == "Split"):
         assert maker(model.graph, split.input[0]).op_type == "MatMul"
         (added,) = [n for n in model.graph.node if n.input[0] == split.output[0]]
@@ -75,13 +93,14 @@ def test_only_the_query_is_given_its_bias(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
-def test_the_query_s_bias_keeps_its_type(tiny_model: Path, kind: Precision) -> None:
+def test_the_query_s_bias_keeps_its_type(tiny_model: Path, tmp_path: Path, kind: Precision) -> None:
     half = ir.load(tiny_model / FILE)
     lower(half, kind)
     plain = ir.to_proto(half).SerializeToString()
-    model = onnx.load_from_string(fuse(memoryview(plain), FILE).model)
+    model = onnx.load_from_string(fuse(plain, tmp_path).model)
     stored = {w.name: w for w in model.graph.initializer}
-    found = [stored[n.input[1]] for n in model.graph.node if n.op_type == "Add" and n.input[0].endswith("without bias")]
+    queries = {n.output[0] for n in splits(model.SerializeToString())}
+    found = [stored[n.input[1]] for n in model.graph.node if n.op_type == "Add" and n.input[0] in queries]
     whole = [w for w in onnx.load_from_string(plain).graph.initializer if list(w.dims) == [3 * 192]]
     thirds = {w.raw_data[: len(w.raw_data) // 3] for w in whole if w.data_type != onnx.TensorProto.FLOAT}
     assert len(found) == 2 and {w.raw_data for w in found} == thirds
@@ -89,13 +108,13 @@ def test_the_query_s_bias_keeps_its_type(tiny_model: Path, kind: Precision) -> N
 
 
 @pytest.mark.parametrize("third", [1, 2])
-def test_another_third_s_bias_is_added_before_they_are_parted(tiny_model: Path, third: int) -> None:
+def test_another_third_s_bias_is_added_before_they_are_parted(tiny_model: Path, tmp_path: Path, third: int) -> None:
     model = onnx.load(tiny_model / FILE)
     weight = next(w for w in model.graph.initializer if list(w.dims) == [3 * 192])
     values = numpy_helper.to_array(weight).copy()
     values[third * 192 + 191] = 1e-3
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-    found = splits(fuse(memoryview(model.SerializeToString()), FILE).model)
+    found = splits(fuse(model.SerializeToString(), tmp_path).model)
     assert sorted(maker(model.graph, n.input[0]).op_type for n in found) == ["Add", "MatMul"]
 
 
@@ -114,12 +133,10 @@ def test_a_model_exported_before_is_fused_too(tiny_model: Path, tmp_path: Path) 
         if list(weight.dims) == [3 * 192]:
             weight.CopyFrom(numpy_helper.from_array(rng.standard_normal(3 * 192).astype(np.float32), weight.name))
     plain = model.SerializeToString()
-    (tmp_path / FILE).write_bytes(plain)
-    found = fuse(memoryview(plain), FILE)
+    found = fuse(plain, tmp_path)
     assert found[1:] == (2, 3) and kinds(found.model)["Mul"] == 3 + 1  # the last sum has no LayerNorm behind it
     assert all(maker(graph, n.input[0]).op_type == "Add" for n in splits(found.model))
-    for ours, theirs in zip(tokens(found.model, tmp_path), tokens(plain, tmp_path), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert_same_tokens(tmp_path)
 
 
 def splits(model: bytes) -> list[onnx.NodeProto]:
@@ -136,9 +153,9 @@ def is_branch(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
     return node.op_type == "Add" and any(is_biased(graph, name) for name in node.input)
 
 
-def test_weights_stay_in_the_file(tiny_model: Path) -> None:
+def test_weights_stay_in_the_file(tiny_model: Path, tmp_path: Path) -> None:
     plain = (tiny_model / FILE).read_bytes()
-    model = fuse(memoryview(plain), FILE).model
+    model = fuse(plain, tmp_path).model
     assert len(model) < len(plain) / 20
     weights = onnx.load_from_string(plain).graph.initializer
     stored = {w.name: w for w in onnx.load_from_string(model).graph.initializer}
@@ -153,24 +170,15 @@ def test_weights_stay_in_the_file(tiny_model: Path) -> None:
             assert list(stored[weight.name].dims) == list(weight.dims)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int64])
-def test_constants_are_read_in_every_type(dtype: Any) -> None:
-    values = np.array([[0.125, -3.0], [1e-3, 2.0]]).astype(dtype)
-    data = memoryview(numpy_helper.from_array(values, "c").SerializeToString())
-    tensor = onnxfile.read_tensor(data, slice(0, len(data)))
-    found = onnxfile.constant(data, tensor)
-    assert tensor.name == "c" and tensor.shape == [2, 2] and found is not None
-    np.testing.assert_array_equal(found.astype(np.float64), values.astype(np.float64))
-
-
-@given(st.dictionaries(st.text(min_size=1), st.integers(-(2**63), 2**63 - 1) | st.floats(width=32, allow_nan=False)))
-def test_nodes_are_read_as_they_were_written(attributes: dict[str, int | float]) -> None:
-    node = onnxfile.Node("Kind", ["a", "", "ä"], ["y"], attributes, "some.domain")
-    written = memoryview(onnxfile.write_node(node))
-    assert onnxfile.read_node(written, slice(0, len(written))) == node._replace(place=slice(0, len(written)))
-    theirs = onnx.NodeProto.FromString(bytes(written))
-    assert (theirs.op_type, list(theirs.input), theirs.domain) == ("Kind", ["a", "", "ä"], "some.domain")
-    assert {a.name: helper.get_attribute_value(a) for a in theirs.attribute} == attributes
+def test_weights_of_a_data_file_stay_there(tiny_model: Path, tmp_path: Path) -> None:
+    """A large model has its weights in ``backbone.onnx.data``."""
+    ir.save(ir.load(tiny_model / FILE), tmp_path / FILE, external_data=f"{FILE}.data")
+    assert write_fused(tmp_path / FILE, tmp_path / CUDA_ONNX_FILE) == (2, 3)
+    assert (tmp_path / CUDA_ONNX_FILE).stat().st_size < (tiny_model / FILE).stat().st_size / 20
+    stored = onnx.load(tmp_path / CUDA_ONNX_FILE, load_external_data=False).graph.initializer
+    places = {e.value for w in stored for e in w.external_data if e.key == "location"}
+    assert places == {f"{FILE}.data"}
+    assert_same_tokens(tmp_path)
 
 
 # -- what is no attention ----------------------------------------------------------------------------------------------
@@ -238,20 +246,16 @@ def third_cut_short(graph: onnx.GraphProto) -> None:
 @pytest.mark.parametrize(
     "spoil", [value_before_query, scale_by_column, softmax_over_queries, scores_used_elsewhere, third_cut_short]
 )
-def test_what_only_looks_like_attention_is_left_alone(tiny_model: Path, spoil: Spoil) -> None:
+def test_what_only_looks_like_attention_is_left_alone(tiny_model: Path, tmp_path: Path, spoil: Spoil) -> None:
     model = onnx.load(tiny_model / FILE)
     spoil(model.graph)
     plain = model.SerializeToString()
-    found = fuse(memoryview(plain), FILE)
+    found = fuse(plain, tmp_path)
     assert found.attentions == kinds(plain)["Softmax"] - 1
-    folder = tiny_model.parent / f"spoilt-{spoil.__name__}"
-    folder.mkdir()
-    (folder / FILE).write_bytes(plain)
-    for ours, theirs in zip(tokens(found.model, folder), tokens(plain, folder), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert_same_tokens(tmp_path)
 
 
-def test_a_model_without_attention_is_left_as_it_is() -> None:
+def test_a_model_without_attention_is_left_as_it_is(tmp_path: Path) -> None:
     """LayerNorm after a sum of pictures is nothing that ONNX Runtime's operator takes."""
     value = helper.make_tensor_value_info
     shape = [1, 4, 4, 8]
@@ -261,13 +265,13 @@ def test_a_model_without_attention_is_left_as_it_is() -> None:
     ]
     weights = [numpy_helper.from_array(np.ones(8, np.float32), n) for n in "wb"]
     graph = helper.make_graph(nodes, "g", [value("x", 1, shape)], [value("y", 1, shape)], weights)
-    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString()
-    found = fuse(memoryview(plain), FILE)
-    assert found[1:] == (0, 0) and kinds(found.model) == kinds(plain)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / FILE)
+    assert write_fused(tmp_path / FILE, tmp_path / CUDA_ONNX_FILE) is None
+    assert not (tmp_path / CUDA_ONNX_FILE).exists()
 
 
 @pytest.mark.parametrize("spoilt", ["tanh", "used twice"])
-def test_another_gelu_is_left_alone(tiny_model: Path, spoilt: str) -> None:
+def test_another_gelu_is_left_alone(tiny_model: Path, tmp_path: Path, spoilt: str) -> None:
     model = onnx.load(tiny_model / FILE)
     gelu = first(model.graph, "Gelu")
     if spoilt == "tanh":
@@ -276,97 +280,98 @@ def test_another_gelu_is_left_alone(tiny_model: Path, spoilt: str) -> None:
     else:
         model.graph.output.append(helper.make_tensor_value_info(gelu.input[0], onnx.TensorProto.FLOAT, None))
     plain = model.SerializeToString()
-    found = fuse(memoryview(plain), FILE)
+    found = fuse(plain, tmp_path)
     assert (kinds(found.model)["Gelu"], kinds(found.model)["BiasGelu"]) == (1, kinds(plain)["Gelu"] - 1)
-    folder = tiny_model.parent / f"gelu-{spoilt}"
-    folder.mkdir()
-    (folder / FILE).write_bytes(plain)
-    for ours, theirs in zip(tokens(found.model, folder)[:2], tokens(plain, folder)[:2], strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert_same_tokens(tmp_path, 2)
 
 
-@given(st.data())
-def test_damaged_bytes_are_no_traceback(tiny_model: Path, data: st.DataObject) -> None:
-    plain = (tiny_model / FILE).read_bytes()
-    head = bytearray(plain[: data.draw(st.integers(0, 20_000))])
-    for at in data.draw(st.lists(st.integers(0, max(0, len(head) - 1)), max_size=4)) if head else ():
-        head[at] = data.draw(st.integers(0, 255))
-    try:
-        fuse(memoryview(bytes(head)), FILE)
-    except ValueError as exc:
-        assert str(exc)
+@pytest.mark.parametrize(("precision", "has_fused_file"), [("fp32", False), ("tf32", True), ("fp16", True)])
+def test_export_writes_it_beside_the_model(
+    tiny_weights: Path, tmp_path: Path, precision: str, has_fused_file: bool
+) -> None:
+    out = tmp_path / "model"
+    summary = export_model(
+        "deit_tiny_patch16_224", out, weights=tiny_weights, resize=72, crop=64, layers=(0, 1), precision=precision
+    )
+    manifest = read_manifest(out, ModelManifest)
+    assert (CUDA_ONNX_FILE in manifest.files) is (out / CUDA_ONNX_FILE).exists() is has_fused_file
+    assert summary["fused"] == ({"attentions": 2, "norms": 3} if has_fused_file else None)
+    if has_fused_file:
+        assert manifest.files[CUDA_ONNX_FILE] == sha256_file(out / CUDA_ONNX_FILE)
+    if precision == "tf32":  # ONNX Runtime has these operators in float32 on a CPU
+        assert_same_tokens(out)
 
 
 # -- the engine's choice -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def half(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelManifest]:
+def half_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model folder with the fused file."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "half"))
+    write_fused(model / FILE, model / CUDA_ONNX_FILE)
+    return model
+
+
+@pytest.fixture
+def half(half_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelManifest]:
     """A box with a GPU, and a model that says it is of 16 bits."""
     FakeDevice.reset()
     monkeypatch.setattr(cuda, "Device", FakeDevice)
     fake_ort.install(monkeypatch)
-    yield read_manifest(tiny_model, ModelManifest).model_copy(update={"precision": "fp16"})
+    manifest = read_manifest(half_model, ModelManifest)
+    files = manifest.files | {CUDA_ONNX_FILE: sha256_file(half_model / CUDA_ONNX_FILE)}
+    yield manifest.model_copy(update={"precision": "fp16", "files": files})
     Owner.of(0).close()
 
 
 CASES = {
-    "": ([(True, True)], "2 attentions and 3 residual norms fused, a CUDA graph"),
-    "graph": ([(True, True), (True, False)], "2 attentions and 3 residual norms fused, no CUDA graph"),
+    "": ([(True, True)], "attention and residual norms fused, a CUDA graph"),
+    "graph": ([(True, True), (True, False)], "attention and residual norms fused, no CUDA graph"),
     "fused": ([(True, True), (True, False), (False, False)], "operators as in the file, no CUDA graph"),
 }
 
 
 @pytest.mark.parametrize("refused", CASES)
 def test_the_fastest_way_that_runs_is_taken(
-    tiny_model: Path, half: ModelManifest, refused: str, caplog: pytest.LogCaptureFixture
+    half_model: Path, half: ModelManifest, refused: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "visionad")
     fake_ort.Session.refused.add(refused)
-    engine = open_engine(tiny_model, half, "onnxruntime-cuda", group=3)
-    assert (fake_ort.Session.opened, engine.details["operators"]) == CASES[refused]
+    engine = open_engine(half_model, half, "onnxruntime-cuda", batch_size=3)
+    assert (fake_ort.Session.opened, engine.info["operators"]) == CASES[refused]
     assert caplog.text.count("onnxruntime-cuda, ") == len(CASES[refused][0]) - 1
     images = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32)
-    right = open_engine(tiny_model, half, "onnxruntime-cpu").encode(images)
+    right = open_engine(half_model, half, "onnxruntime-cpu").encode(images)
     np.testing.assert_allclose(engine.encode(images).patch, right.patch, atol=2e-6)
     engine.close()
 
 
-def test_float32_is_run_as_it_stands(tiny_model: Path, half: ModelManifest) -> None:
-    engine = open_engine(tiny_model, half.model_copy(update={"precision": "fp32"}), "onnxruntime-cuda", group=3)
-    assert engine.details["operators"] == "operators as in the file, a CUDA graph"
+def test_a_folder_without_the_fused_file_runs_as_it_stands(half_model: Path, half: ModelManifest) -> None:
+    """One exported before, in fp32, or without attention."""
+    files = {name: digest for name, digest in half.files.items() if name != CUDA_ONNX_FILE}
+    engine = open_engine(half_model, half.model_copy(update={"files": files}), "onnxruntime-cuda", batch_size=3)
+    assert engine.info["operators"] == "operators as in the file, a CUDA graph"
     assert fake_ort.Session.opened == [(False, True)]
     engine.close()
 
 
-def test_what_cannot_be_read_is_run_as_it_stands(
-    tiny_model: Path, half: ModelManifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise ValueError("a node has a graph within it")
-
-    monkeypatch.setattr("visionad_runtime.engine.ort.fuse", broken)
-    engine = open_engine(tiny_model, half, "onnxruntime-cuda", group=3)
-    assert engine.details["operators"] == "operators as in the file, a CUDA graph"
-    engine.close()
-
-
-def test_no_way_runs(tiny_model: Path, half: ModelManifest) -> None:
+def test_no_way_runs(half_model: Path, half: ModelManifest) -> None:
     fake_ort.Session.refused |= {"graph", "fused", "plain"}
     with pytest.raises(VisionADError, match="onnxruntime-cuda failed to run: it runs nothing"):
-        open_engine(tiny_model, half, "onnxruntime-cuda", group=3)
+        open_engine(half_model, half, "onnxruntime-cuda", batch_size=3)
     assert len(fake_ort.Session.opened) == 3
     assert not Owner.of(0).run(lambda d: {k: n for k, n in d.live().items() if k != "streams"})
 
 
-def test_a_graph_is_of_the_addresses_that_it_was_captured_with(tiny_model: Path, half: ModelManifest) -> None:
+def test_a_graph_is_of_the_addresses_that_it_was_captured_with(half_model: Path, half: ModelManifest) -> None:
     """Two cameras in turn: each gets its own tokens (the stand-in plays back what was captured, whatever is bound)."""
-    from visionad_runtime.engine.ort import OrtStreamEngine
+    from visionad_runtime.engine.onnxruntime.cuda import OrtStreamEngine
 
-    engine = open_engine(tiny_model, half, "onnxruntime-cuda", group=1)
+    engine = open_engine(half_model, half, "onnxruntime-cuda", batch_size=1)
     assert isinstance(engine, OrtStreamEngine)
     pictures = np.random.default_rng(0).standard_normal((2, 1, 3, 64, 64)).astype(np.float32)
-    right = [open_engine(tiny_model, half, "onnxruntime-cpu").encode(p) for p in pictures]
+    right = [open_engine(half_model, half, "onnxruntime-cpu").encode(p) for p in pictures]
 
     def work(device: Any) -> list[F32]:
         stream, found = device.stream(), []
@@ -393,7 +398,7 @@ def test_a_graph_is_of_the_addresses_that_it_was_captured_with(tiny_model: Path,
 
 
 def test_the_race_of_the_ways_times_each_and_names_what_fails(
-    tiny_model: Path,
+    half_model: Path,
     half: ModelManifest,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -406,7 +411,7 @@ def test_the_race_of_the_ways_times_each_and_names_what_fails(
     monkeypatch.setattr(gpu_ways, "_kernels", lambda call: call() and [kernel])
     monkeypatch.setattr(gpu_ways, "WARM", 1)
     fake_ort.Session.refused.add("graph")
-    assert gpu_ways.main([str(tiny_model), "--seconds", "0.01", "--out", str(tmp_path / "ways.json")]) == 0
+    assert gpu_ways.main([str(half_model), "--seconds", "0.01", "--out", str(tmp_path / "ways.json")]) == 0
     ways = json.loads((tmp_path / "ways.json").read_text())["ways"]
     assert fake_ort.Session.opened == [(False, False), (True, False), (True, True)]
     assert ["fails" in way for way in ways] == [False, False, True]
@@ -414,8 +419,8 @@ def test_the_race_of_the_ways_times_each_and_names_what_fails(
     out = capsys.readouterr().out
     assert "fails: cannot use the graph" in out and "flash" not in out
     fake_ort.Session.refused.clear()
-    assert gpu_ways.main([str(tiny_model), "--seconds", "0.01", "--kernels"]) == 0
+    assert gpu_ways.main([str(half_model), "--seconds", "0.01", "--kernels"]) == 0
     out = capsys.readouterr().out
     assert "0.500 ms   12.0 x  flash" in out and len(out.splitlines()) == 2
     fake_ort.Session.refused.add("plain")
-    assert gpu_ways.main([str(tiny_model)]) == 2 and "runs in no way" in capsys.readouterr().err
+    assert gpu_ways.main([str(half_model)]) == 2 and "runs in no way" in capsys.readouterr().err

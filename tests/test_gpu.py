@@ -34,11 +34,11 @@ from visionad_runtime.cuda.device import Device, Owner
 from visionad_runtime.cuda.inspect import DeviceChain
 from visionad_runtime.cuda.kernels import Kernels
 from visionad_runtime.cuda.memory import Memory
-from visionad_runtime.engine import BACKENDS, Engine, gpu_here, open_engine
-from visionad_runtime.engine.nvidia import MODULES, RTX_CAPABILITIES, load_api
-from visionad_runtime.engine.ort import PROVIDERS
-from visionad_runtime.engine.selftest import GOLDEN_TOLERANCE, ROWS
+from visionad_runtime.engine.base import NVIDIA_GPU, Engine, has_nvidia_driver
+from visionad_runtime.engine.registry import backend_spec, backends
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.pipeline.opening import open_engine
+from visionad_runtime.pipeline.self_test import GOLDEN_TOLERANCE, POSITION_TOLERANCE
 from visionad_runtime.preprocess import normalise
 from visionad_runtime.rarity import FLOOR, rarity
 
@@ -48,9 +48,9 @@ I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 OnDevice = Callable[[Callable[[Device], T]], T]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
-ON_GPU = tuple(b for b in BACKENDS if b != "onnxruntime-cpu")
+ON_GPU = tuple(spec.name for spec in backends().values() if spec.device == NVIDIA_GPU)
 VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
-on_hardware = pytest.mark.skipif(not gpu_here(), reason="no GPU")
+on_hardware = pytest.mark.skipif(not has_nvidia_driver(), reason="no GPU")
 
 
 # -- where -------------------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ SIZES = {
     "driver": {"queries": 9, "rows": 100_000, "side": 4096, "grid": 4, "patch": 4, "calls": 40},
 }
 PRETENDED = "VISIONAD_PRETENDED_DRIVER" in os.environ
-PLACES = ("hardware",) if gpu_here() else ("driver",) if PRETENDED else ("numpy", "interpreter")
+PLACES = ("hardware",) if has_nvidia_driver() else ("driver",) if PRETENDED else ("numpy", "interpreter")
 not_interpreted = pytest.mark.parametrize("place", [p for p in PLACES if SIZES[p]["calls"]], indirect=True)
 """What takes too long there, and is interpreted elsewhere."""
 
@@ -574,12 +574,12 @@ def test_thousands_of_calls_take_no_memory(line: Callable[..., Line], place: Pla
 # -- inspector ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=("tensorrt", "tensorrt-rtx", "onnxruntime-cuda") if gpu_here() else ("tensorrt",))
+@pytest.fixture(params=("tensorrt", "tensorrt-rtx", "onnxruntime-cuda") if has_nvidia_driver() else ("tensorrt",))
 def whole(
     request: pytest.FixtureRequest, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Inspector]:
     """The inspector with its chain on the GPU, two classes enrolled. Without a GPU: TensorRT's stand-in, kernels in numpy."""
-    if not gpu_here():
+    if not has_nvidia_driver():
         pytest.importorskip("onnx", reason="the stand-in parses with it")
         fake_tensorrt = importlib.import_module("fake_tensorrt")
         monkeypatch.setattr(Owner, "_all", {})
@@ -591,7 +591,7 @@ def whole(
         one.enroll("disc", [part(0), part(1)])
         one.enroll("grid", [part(0, kind="grid")])
         yield one
-    if not gpu_here():
+    if not has_nvidia_driver():
         Owner.of(0).close()
 
 
@@ -600,7 +600,7 @@ def _given(banks: list[ClassBank], _: F32 | None) -> list[ClassBank]:
 
 
 def test_the_whole_chain_gives_what_the_host_gives_around_the_same_engine(whole: Inspector) -> None:
-    assert isinstance(whole.chain, DeviceChain) and whole.engine.details["chain"].startswith("on the GPU")
+    assert isinstance(whole.chain, DeviceChain) and whole.engine.info["chain"].startswith("on the GPU")
     bank = whole.bank
     assert bank is not None
     host = HostChain(whole.engine, whole.manifest.identity, whole.manifest.top_share, threads=1)
@@ -673,24 +673,15 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> dict
 
 def _needs(backend: str) -> None:
     """Skips what is not installed, or what this GPU is not made for."""
-    if backend not in MODULES:
-        ort = pytest.importorskip("onnxruntime")
-        if PROVIDERS[backend] not in ort.get_available_providers():
-            pytest.skip(f"ONNX Runtime {ort.__version__} has no {PROVIDERS[backend]}")
-        return
-    try:
-        load_api(backend)
-        major, minor = Owner.of(0).run(lambda device: device.capability)
-    except VisionADError as exc:
-        pytest.skip(str(exc))
-    if backend == "tensorrt-rtx" and f"{major}.{minor}" not in RTX_CAPABILITIES:
-        pytest.skip(f"tensorrt-rtx is not made for compute capability {major}.{minor}")
+    runs, why = backend_spec(backend).probe()
+    if not runs:
+        pytest.skip(why)
 
 
 def _open(backend: str, model: Path, manifest: ModelManifest) -> Engine:
     """Built where that is needed, and self-tested."""
     _needs(backend)
-    if backend in MODULES:
+    if backend_spec(backend).needs_build:
         assert run(["build", str(model), "--backend", backend]) == 0
     elif manifest.precision == "fp32" and backend != "onnxruntime-cuda":
         with pytest.raises(VisionADError, match="cannot promise fp32"):
@@ -711,9 +702,9 @@ def test_an_engine_computes_what_the_cpu_computes(backend: str, precision: str, 
     model = models[precision]
     manifest = read_manifest(model, ModelManifest)
     plain = models["fp32"]
-    cpu = open_engine(plain, read_manifest(plain, ModelManifest), "onnxruntime-cpu", 1)
+    cpu = open_engine(plain, read_manifest(plain, ModelManifest), "onnxruntime-cpu", threads=1)
     engine = _open(backend, model, manifest)
-    assert engine.name == backend and engine.details["self-test"]
+    assert engine.name == backend and engine.info["self-test"]
     try:
         spec = manifest.identity.preprocess
         noise = np.random.default_rng(1).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
@@ -725,7 +716,7 @@ def test_an_engine_computes_what_the_cpu_computes(backend: str, precision: str, 
             one, right = getattr(found, name), getattr(wanted, name)
             np.testing.assert_allclose(one, right, rtol=0, atol=GOLDEN_TOLERANCE[precision])
             np.testing.assert_array_equal(one, getattr(again, name))  # the same input, the same bits
-            near = ROWS * GOLDEN_TOLERANCE[precision]
+            near = POSITION_TOLERANCE * GOLDEN_TOLERANCE[precision]
             np.testing.assert_allclose(getattr(turned, name)[::-1], one, rtol=0, atol=near)
     finally:
         engine.close()

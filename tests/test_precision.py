@@ -28,14 +28,14 @@ from safetensors.torch import save_file
 from visionad_export import exporter, precision
 from visionad_export.describe import describe
 from visionad_export.exporter import export_model
+from visionad_export.graph.precision import emulate, lower, lower_file, realised
 from visionad_export.parity import _auroc, _order, tolerances
-from visionad_export.precision import emulate, lower, lower_file, realised
 from visionad_runtime.artefacts import Calibration, ModelManifest, Precision, read_manifest
 from visionad_runtime.bank import Bank
 from visionad_runtime.cli.main import run
-from visionad_runtime.engine.selftest import GOLDEN_TOLERANCE, read_golden, self_test
 from visionad_runtime.errors import ModelError
 from visionad_runtime.inspector import Inspector
+from visionad_runtime.pipeline.self_test import GOLDEN_TOLERANCE, read_golden, self_test
 
 from visionad_ref import REGISTRY, Reference
 

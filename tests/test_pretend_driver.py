@@ -25,14 +25,14 @@ from visionad_runtime.cuda.chain import Chain
 from visionad_runtime.cuda.device import Device, Owner
 from visionad_runtime.cuda.inspect import DeviceChain
 from visionad_runtime.cuda.kernels import choose_target, read_manifest, read_target
-from visionad_runtime.engine import gpu_here
-from visionad_runtime.engine import ort as leaf
+from visionad_runtime.engine import has_nvidia_driver
+from visionad_runtime.engine.onnxruntime import cuda as leaf
 from visionad_runtime.errors import VisionADError
 
 in_its_process = pytest.mark.skipif(not PRETENDED, reason="runs in a process of its own")
 
 
-@pytest.mark.skipif(gpu_here(), reason="there is a GPU")
+@pytest.mark.skipif(has_nvidia_driver(), reason="there is a GPU")
 @pytest.mark.skipif(PRETENDED, reason="this is that process")
 def test_pycuda_on_a_pretended_driver() -> None:
     if not (pretend_driver.FOLDER / pretend_driver.DRIVER).exists():
@@ -186,14 +186,13 @@ def test_an_inspector_with_onnx_runtime_amid_the_chain(
     streams: list[str] = []
 
     def session(
-        folder: Path, _: object, backend: str, __: object, options: dict[str, str], *___: object
+        folder: Path, _: object, provider: object, __: object, options: dict[str, str], *___: object
     ) -> ort.InferenceSession:
-        if backend == "onnxruntime-cuda":
-            streams.append(options["user_compute_stream"])
-        return ort.InferenceSession(str(folder / "backbone.onnx"), providers=[leaf.CPU])
+        streams.append(options["user_compute_stream"])
+        return ort.InferenceSession(str(folder / "backbone.onnx"), providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(leaf, "_session", session)
-    monkeypatch.setattr(leaf, "_check_provider", lambda _: None)
+    monkeypatch.setattr(leaf, "create_session", session)
+    monkeypatch.setattr(leaf, "check_provider", lambda _: None)
     runs: list[None] = []
     enqueue = leaf.OrtStreamEngine.enqueue
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from visionad_runtime import products
 from visionad_runtime import rarity as module
 from visionad_runtime.cli.main import run
 from visionad_runtime.errors import VisionADError
@@ -106,3 +107,12 @@ def test_good_parts_among_themselves_score_as_inspection_scores_them(
         seen = alone.inspect_files([p for p in good if p != path], class_name="disc")
         others[path] = np.mean([one.result.score for one in seen if one.result is not None])
     assert first == [min(good, key=lambda p: others[p])]
+
+
+def test_the_shipped_product_is_what_export_writes() -> None:
+    product = pytest.importorskip("visionad_export.graph.product", reason="exporting takes the export extra")
+    assert product.product_model() == products.MODEL_FILE.read_bytes()
+    queries, rows = tokens(0, 3, 32), tokens(1, 4, 32)
+    out = np.empty((9, 16), np.float32)
+    products.scores_float32(queries, rows, out)
+    np.testing.assert_allclose(out, queries @ rows.T, atol=1e-6)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from visionad_runtime.engine import realised
-from visionad_runtime.engine.realised import (
+from visionad_runtime.engine.tensorrt import inspection
+from visionad_runtime.engine.tensorrt.inspection import (
     Layer,
     check_engine,
     check_graph,
-    from_json,
-    from_log,
     io_from_log,
-    summarise,
+    layers_from_build_log,
+    layers_from_inspector,
+    summarize,
 )
 from visionad_runtime.errors import ModelError
 
@@ -31,15 +31,15 @@ I/O Tensors:
 
 
 def test_the_builders_own_listing() -> None:
-    layers = from_log(["something else", RTX_LOG])
+    layers = layers_from_build_log(["something else", RTX_LOG])
     assert [(x.name, x.inputs, x.multiplies, x.fused_attention) for x in layers] == [
         ("__myl_CastReplConc_myl0_1", ("fp32",), False, False),
         ("node_conv2d_myl0_2", ("fp16",), True, False),
         ("__myl_FcAdd_myl0_4", ("fp16",), True, False),
         ("_gemm_mha_v2_myl0_8", ("fp16", "fp16"), True, True),
     ]
-    built = summarise(
-        layers, realised.memory_from_log(["Total Activation Memory: 5 bytes", "Total Weights Memory: 7 bytes"])
+    built = summarize(
+        layers, inspection.memory_from_log(["Total Activation Memory: 5 bytes", "Total Weights Memory: 7 bytes"])
     )
     assert (dict(built.matrix_types), built.fused_attention) == ({"fp16": 3}, 1)
     assert built.memory == {"activation_bytes": 5, "weights_bytes": 7}
@@ -73,7 +73,7 @@ def test_the_inspectors_spellings(tensor: dict[str, str]) -> None:
         "TacticName": "sm80_xmma_gemm_f16f16",
         "Inputs": [scalar, {"Dimensions": [-1, 4], **tensor}],
     }
-    assert from_json(json.dumps({"Layers": [layer]}))[0].inputs == ("fp16",)
+    assert layers_from_inspector(json.dumps({"Layers": [layer]}))[0].inputs == ("fp16",)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ def test_the_inspectors_spellings(tensor: dict[str, str]) -> None:
     ],
 )  # fmt: skip
 def test_names_of_types(text: str, type_: str) -> None:
-    assert realised.type_name(text) == type_
+    assert inspection.type_name(text) == type_
 
 
 @pytest.mark.parametrize("text", ["not json", "{}", '{"Layers": ["a", "b"]}', '{"Layers": [{"Name": "a"}]}'])
 def test_an_engine_without_details_is_refused(text: str) -> None:
     with pytest.raises(ModelError, match="realised precision is unknown"):
-        from_json(text)
+        layers_from_inspector(text)
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_weights_are_constants_of_two_dimensions() -> None:
         "Inputs": [{"Dimensions": [-1, 384], "Datatype": "Float"}, {"Dimensions": [-1, 1536], "Datatype": "Half"}],
         "Constants": [{"Dimensions": [1, 384], "Datatype": "Float"}, {"Dimensions": [1536, 384], "Datatype": "Half"}],
     }  # fmt: skip
-    (found,) = from_json(json.dumps({"Layers": [layer]}))
+    (found,) = layers_from_inspector(json.dumps({"Layers": [layer]}))
     assert (found.inputs, found.weights, found.type, found.multiplies) == (("fp32", "fp16"), ("fp16",), "fp16", True)
 
 
-def engine(*layers: tuple[str, str]) -> realised.Realised:
-    return summarise([Layer(f"x{i}", "gemm", tactic, (t,)) for i, (t, tactic) in enumerate(layers)], {})
+def engine(*layers: tuple[str, str]) -> inspection.EngineSummary:
+    return summarize([Layer(f"x{i}", "gemm", tactic, (t,)) for i, (t, tactic) in enumerate(layers)], {})
 
 
 @pytest.mark.parametrize(

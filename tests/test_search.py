@@ -1,4 +1,4 @@
-"""Exact search against float64 brute force and faiss: ties, near-ties, tiles, threads, int8 banks, banks that lie on disk.
+"""Exact search against float64 brute force and faiss: ties, near-ties, tiles, threads, banks that lie on disk.
 
 Every build of the machine code that this CPU can run, and NumPy in its place; ``test_cpu.py`` runs those for Arm and other systems.
 """
@@ -16,7 +16,7 @@ from conftest import unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from visionad_runtime import axes, cpu, products, search
+from visionad_runtime import axes, cpu, search
 from visionad_runtime.axes import TurnedBank, _orthonormal
 from visionad_runtime.errors import VisionADError
 
@@ -38,8 +38,8 @@ def turned(rows: F32) -> F32 | TurnedBank:
     return TurnedBank(search._plain(rows), axes, library, 2)
 
 
-Bank = Callable[[F32], F32 | search.Int8Bank | TurnedBank]
-KINDS: dict[str, Bank] = {"float32": lambda rows: rows, "int8": search.Int8Bank, "turned": turned}
+Bank = Callable[[F32], F32 | TurnedBank]
+KINDS: dict[str, Bank] = {"float32": lambda rows: rows, "turned": turned}
 WAYS = [(kind, code) for kind in KINDS for code in CODES]
 
 
@@ -123,7 +123,6 @@ def test_against_brute_force(
     with pytest.MonkeyPatch.context() as patch:
         use(way[1], patch)
         patch.setattr(search, "TILE_ROWS", max(tile, rows // 20))
-        patch.setattr(search, "CODE_ROWS", max(tile, rows // 20))
         patch.setattr(cpu, "STRETCH", max(tile, rows // 20))
         patch.setattr(cpu, "FEWEST_ROWS", 5)
         patch.setattr(search, "SMALL_WORK", 1)
@@ -156,7 +155,6 @@ def test_threads_tiles_and_company_change_no_bit(bank_of: Bank, monkeypatch: pyt
     for tile in (1, 13, 349, 1399, 1400):
         monkeypatch.setattr(search, "TILE_ROWS", tile)
         monkeypatch.setattr(cpu, "STRETCH", tile)
-        monkeypatch.setattr(search, "CODE_ROWS", tile)
         for threads in (1, 2, 5):
             found = search.nearest(queries, bank_of(bank), 3, threads=threads)
             np.testing.assert_array_equal(found.row, whole.row)
@@ -190,7 +188,7 @@ def test_a_bank_of_repeats_stays_cheap(way: tuple[str, str], k: int, monkeypatch
     bank, queries = np.repeat(patches(8, 2, 64), 10_000, axis=0), patches(9, 200, 64)
     use(way[1], monkeypatch)
     scored = 0
-    library, nearest, exact_numpy = CODES[way[1]], cpu.Library.nearest, search._exact_numpy
+    nearest, exact_numpy = cpu.Library.nearest, search._exact_numpy
 
     def count(pairs: int) -> None:
         nonlocal scored
@@ -202,8 +200,6 @@ def test_a_bank_of_repeats_stays_cheap(way: tuple[str, str], k: int, monkeypatch
         return found
 
     monkeypatch.setattr(cpu.Library, "nearest", counted)
-    if library:
-        monkeypatch.setattr(library, "exact", lambda *args: (count(len(args[2])), cpu.Library.exact(library, *args))[1])
     monkeypatch.setattr(search, "_exact_numpy", lambda *args: (count(len(args[2])), exact_numpy(*args))[1])
     found = search.nearest(queries, KINDS[way[0]](bank), k)
     monkeypatch.undo()
@@ -214,47 +210,10 @@ def test_a_bank_of_repeats_stays_cheap(way: tuple[str, str], k: int, monkeypatch
 def test_error_bound_of_float32_scores_holds_and_is_needed() -> None:
     """Not only not violated: a search that took the float32 winner would be wrong on these rows."""
     bank, queries = near_ties(3, 3000, 384), near_ties(4, 50, 384, 1e-2)
-    scores = np.empty((50, 3000), np.float32)
-    products.scores_float32(queries, bank, scores)
+    scores = queries @ bank.T
     true = queries.astype(np.float64) @ bank.astype(np.float64).T
     assert 0 < np.abs(scores - true).max() < search._slack(384)
     assert (scores.argmax(axis=1) != oracle(queries, bank)[1][:, 0]).any()
-
-
-@pytest.mark.parametrize("zero", [128, 64])
-@pytest.mark.parametrize("dim", [1, 3, 97, 384])
-def test_int8_scores_are_upper_bounds(dim: int, zero: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if zero > products.zero_point():
-        pytest.skip("this CPU cuts off sums of such codes")
-    monkeypatch.setattr(search, "zero_point", lambda: zero)
-    bank, queries = patches(1, 500, dim), patches(2, 40, dim)
-    true = queries.astype(np.float64) @ bank.astype(np.float64).T
-    held = search.Int8Bank(bank)
-    seen: list[F32] = []
-    product = search.scores_int8
-    monkeypatch.setattr(search, "scores_int8", lambda *args: (product(*args), seen.append(args[-1].copy())))
-    check(search.nearest(queries, held), queries, bank)
-    upper = seen[0] + (queries @ held.centre)[:, None]
-    assert (upper >= true).all()
-    assert (upper - true).max() < 0.05  # and tight enough to rule most rows out
-    assert held.nbytes < 500 * (dim + 16) + 1
-
-
-def test_banks_are_coded_from_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    for zero, wanted in ((128, [False, False, True, True]), (64, [False] * 4)):
-        monkeypatch.setattr(search, "zero_point", lambda zero=zero: zero)
-        assert [search.worth_coding(n) for n in (1, 16_383, 16_384, 4_000_000)] == wanted
-
-
-def test_int8_product_is_exact_at_its_ends() -> None:
-    zero = products.zero_point()
-    ends = np.array([1, 2 * zero - 1], np.uint8)
-    rng = np.random.default_rng(0)
-    queries, codes = rng.choice(ends, (33, 1000)), rng.choice(np.array([-127, 127], np.int8), (1000, 65))
-    queries[0], codes[:, 0] = ends[1], 127  # the largest sum
-    out, one = np.empty((33, 65), np.float32), np.ones(65, np.float32)
-    products.scores_int8(queries, zero, codes, np.float32(1), one, 0 * one, out)
-    np.testing.assert_array_equal(out, (queries.astype(np.int64) - zero) @ codes.astype(np.int64))
 
 
 @pytest.mark.parametrize(("dim", "rows"), [(3, 7), (97, 1000), (192, 3000), (384, 1000)])
@@ -338,21 +297,6 @@ def test_refusals(code: str, queries: F32, bank: F32, words: str, monkeypatch: p
 def test_more_neighbours_than_rows(k: int) -> None:
     with pytest.raises(VisionADError, match=f"wanted {k} neighbours, found 4 bank rows; k is 1 to 4"):
         search.nearest(unit(0, 3, 8), unit(1, 4, 8), k)
-
-
-@pytest.mark.parametrize(
-    ("bank", "words"),
-    [
-        (with_value(np.nan), "NaN or Inf"),
-        (with_value(np.inf), "NaN or Inf"),
-        (np.empty((0, 8), np.float32), "no rows"),
-        (unit(0, 3, 8)[0], r"found float32 \(8,\)"),
-        (unit(0, 3, 8).astype(np.float64), "found float64"),
-    ],
-)
-def test_int8_bank_refusals(bank: F32, words: str) -> None:
-    with pytest.raises(VisionADError, match=words):
-        search.Int8Bank(bank)
 
 
 needs_code = pytest.mark.skipif(len(CODES) == 1, reason="no build of the search runs on this CPU and system")

@@ -13,11 +13,18 @@ from onnxruntime import InferenceSession
 from safetensors.numpy import load_file, save
 from visionad_runtime import Inspector
 from visionad_runtime.artefacts import GOLDEN_FILE, MANIFEST, ModelManifest, read_manifest, sha256_file, to_json
-from visionad_runtime.engine import Engine, Tokens, open_engine
-from visionad_runtime.engine import selftest as module
-from visionad_runtime.engine.ort import OrtCpuEngine
-from visionad_runtime.engine.selftest import GOLDEN_TOLERANCE, ROWS, USUAL_TOLERANCE, read_golden, self_test
+from visionad_runtime.engine.base import Engine, Tokens
+from visionad_runtime.engine.onnxruntime.cpu import OrtCpuEngine
 from visionad_runtime.errors import ModelError
+from visionad_runtime.pipeline import self_test as module
+from visionad_runtime.pipeline.opening import open_engine
+from visionad_runtime.pipeline.self_test import (
+    GOLDEN_TOLERANCE,
+    POSITION_TOLERANCE,
+    RMS_TOLERANCE,
+    read_golden,
+    self_test,
+)
 
 onnx = pytest.importorskip("onnx", reason="faults are put into the graph with it")
 
@@ -45,9 +52,9 @@ def resealed(model: Path) -> ModelManifest:
 def test_a_sound_model_passes_close_to_the_reference(model: Path, manifest: ModelManifest) -> None:
     engine = open_engine(model, manifest, "onnxruntime-cpu")
     worst = self_test(engine, manifest, read_golden(model))
-    assert set(worst) == {"patch_tokens", "class_token", "score", "usual"}
+    assert set(worst) == {"patch_tokens", "class_token", "score", "rms"}
     assert max(worst.values()) < GOLDEN_TOLERANCE["fp32"] / 20  # the tolerance is not what makes it pass
-    assert worst["usual"] < USUAL_TOLERANCE["fp32"] / 20
+    assert worst["rms"] < RMS_TOLERANCE["fp32"] / 20
 
 
 def test_the_golden_pictures_are_worth_comparing(model: Path) -> None:
@@ -144,18 +151,19 @@ def test_outputs_in_the_wrong_place_are_refused(model: Path) -> None:
         first, second = last_node(graph, "patch_tokens"), last_node(graph, "class_token")
         first.output[0], second.output[0] = "class_token", "patch_tokens"
 
-    with pytest.raises(ModelError, match=r"wanted inputs .* and outputs"):
+    with pytest.raises(ModelError, match=r"expected inputs .* and outputs"):
         open_engine(model, edit(model, swap), "onnxruntime-cpu")
 
 
 class Faulty:
-    """A right engine with a fault behind it. Groups of three, as on a GPU."""
+    """A right engine with a fault behind it. Batches of three, as on a GPU."""
 
-    name, group, device_engine = "faulty", 3, None
+    name, batch_size, device_engine, requires_device_pipeline = "faulty", 3, None, False
 
-    def __init__(self, engine: Engine, fault: Any) -> None:
+    def __init__(self, engine: Engine, fault: Any, precision: str = "fp32") -> None:
         self._engine, self._fault = engine, fault
-        self.details: dict[str, str] = {}
+        self.precision = precision
+        self.info: dict[str, str] = {}
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         tokens = self._engine.encode(images)
@@ -165,7 +173,7 @@ class Faulty:
 
 def last_row(patch: Any, cls: Any) -> Any:
     if len(patch) == 3:
-        patch[2] += np.float32(4 * ROWS * GOLDEN_TOLERANCE["fp32"])
+        patch[2] += np.float32(4 * POSITION_TOLERANCE * GOLDEN_TOLERANCE["fp32"])
     return patch, cls
 
 
@@ -187,7 +195,7 @@ def too_few(patch: Any, cls: Any) -> Any:
         (last_row, "rows: one picture's tokens differ by"),
         (swapped, "patch_tokens: the rows of a call come back in another order"),
         (only_classes_swapped, "class_token: the rows of a call come back in another order"),
-        (too_few, r"patch_tokens: wanted shape \(2, 16, 192\), found \(2, 15, 192\)"),
+        (too_few, r"patch_tokens: expected shape \(2, 16, 192\), got \(2, 15, 192\)"),
     ],
 )
 def test_faults_of_a_device_are_named(model: Path, manifest: ModelManifest, fault: Any, said: str) -> None:
@@ -215,12 +223,12 @@ def spiky(patch: Any, cls: Any) -> Any:
 
 def test_a_fault_that_moves_all_tokens_a_little_is_no_rounding(model: Path, manifest: ModelManifest) -> None:
     right, half = open_engine(model, manifest, "onnxruntime-cpu"), manifest.model_copy(update={"precision": "bf16"})
-    found = self_test(Faulty(right, spiky), half, read_golden(model))
-    assert found["patch_tokens"] > 0.03 and found["usual"] < 0.02
+    found = self_test(Faulty(right, spiky, "bf16"), half, read_golden(model))
+    assert found["patch_tokens"] > 0.03 and found["rms"] < 0.02
     for length, passes in ((0.025, True), (0.035, False)):
-        faulty = Faulty(right, spread(length))
+        faulty = Faulty(right, spread(length), "bf16")
         if passes:
-            assert self_test(faulty, half, read_golden(model))["usual"] == pytest.approx(length, abs=1e-6)
+            assert self_test(faulty, half, read_golden(model))["rms"] == pytest.approx(length, abs=1e-6)
             continue
         with pytest.raises(
             ModelError, match=r"patch_tokens: differs .* by 0\.00.* \(allowed 0\.04\), tokens by 0\.035"
@@ -249,21 +257,21 @@ def test_rounding_passes_and_one_wrong_layer_of_eight_does_not(
     eight_layers: dict[str, Path], tmp_path: Path, precision: str
 ) -> None:
     ir = pytest.importorskip("onnx_ir")
-    from visionad_export.precision import emulate, lower
+    from visionad_export.graph.precision import emulate, lower
 
     right = eight_layers["right"]
     golden = read_golden(right)
     manifest = read_manifest(right, ModelManifest).model_copy(update={"precision": precision})
 
     def found(graph: Path) -> dict[str, float]:
-        engine = OrtCpuEngine(InferenceSession(str(graph), providers=["CPUExecutionProvider"]), 1)
+        engine = OrtCpuEngine(InferenceSession(str(graph), providers=["CPUExecutionProvider"]), manifest, 1)
         return self_test(engine, manifest, golden)
 
     rounded = ir.load(right / "backbone.onnx")
     lower(rounded, precision)
     emulate(rounded, precision)
     ir.save(rounded, tmp_path / "rounded.onnx")
-    assert 1e-4 < found(tmp_path / "rounded.onnx")["usual"] < USUAL_TOLERANCE[precision] / 2
+    assert 1e-4 < found(tmp_path / "rounded.onnx")["rms"] < RMS_TOLERANCE[precision] / 2
     for fault in ("missing", "other"):
         with pytest.raises(ModelError, match="failed at patch_tokens: differs from the reference"):
             found(eight_layers[fault] / "backbone.onnx")
@@ -280,7 +288,7 @@ def test_search_and_map_are_tested_too(
         return found._replace(distance=found.distance * 1.01) if stage == "nearest" else found * 1.01
 
     monkeypatch.setattr(module, stage, wrong)
-    with pytest.raises(ModelError, match=r"failed at score: wanted 0\.\d+, found 0\.\d+"):
+    with pytest.raises(ModelError, match=r"failed at score: expected 0\.\d+, got 0\.\d+"):
         open_engine(model, manifest, "onnxruntime-cpu")
 
 

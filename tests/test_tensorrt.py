@@ -24,10 +24,11 @@ from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda.device import Owner
-from visionad_runtime.engine import nvidia, open_engine
-from visionad_runtime.engine.cache import EngineCache
-from visionad_runtime.engine.tensorrt import build
+from visionad_runtime.engine.tensorrt import api as tensorrt_api
+from visionad_runtime.engine.tensorrt.builder import build
+from visionad_runtime.engine.tensorrt.cache import EngineCache
 from visionad_runtime.errors import ModelError, VisionADError
+from visionad_runtime.pipeline.opening import open_engine
 
 BACKEND = {"10": "tensorrt", "11": "tensorrt", "rtx": "tensorrt-rtx"}
 
@@ -74,8 +75,8 @@ def test_build_and_run_gives_the_cpus_tokens(
 ) -> None:
     module = install(flavour)
     engine = open_engine(model, manifest, BACKEND[flavour])
-    assert engine.group == 3 and engine.details["cuda graph"] == "yes" and "fp32 in" in engine.details["precision"]
-    assert engine.details["chosen because"] == "it was asked for" and " x " not in engine.details["memory"]
+    assert engine.batch_size == 3 and engine.info["cuda graph"] == "yes" and "fp32 in" in engine.info["precision"]
+    assert engine.info["chosen because"] == "it was asked for" and " x " not in engine.info["memory"]
     assert (
         "create_network",
         {"10": 2, "11": 0, "rtx": 1}[flavour],
@@ -202,7 +203,7 @@ def test_precision_is_the_graphs_and_read_back(
         ModelError, match=f"realised precision is not {precision}.*layer by layer: .*refused.log"
     ) as said:
         build(tmp_path / "typed", manifest, BACKEND[flavour], rebuild=True)
-    assert EngineCache(tmp_path / "typed").holds(BACKEND[flavour]) is False  # not kept
+    assert EngineCache(tmp_path / "typed").has_engine_for(BACKEND[flavour]) is False  # not kept
     told = (tmp_path / "typed.engines" / "refused.log").read_text()
     assert told.partition("\n")[0] in str(said.value) and told.count("Float") + told.count("FLOAT") > 2
 
@@ -259,16 +260,16 @@ def test_an_unsupported_gpu_says_so(install: Any, model: Path, manifest: ModelMa
 def test_rtx_targets(install: Any, model: Path, manifest: ModelManifest, gpu: type[FakeDevice]) -> None:
     module = install("rtx")
     portable, _ = build(model, manifest, "tensorrt-rtx")
-    assert (portable.parts["capability"], portable.parts["gpu"]) == ("portable", None)
+    assert (portable.key["capability"], portable.key["gpu"]) == ("portable", None)
     open_engine(model, manifest, "tensorrt-rtx")
     assert [c[0] for c in module.calls].count("build") == 1
     one, _ = build(model, manifest, "tensorrt-rtx", "8.9")
     engine = open_engine(model, manifest, "tensorrt-rtx")  # the one for just this GPU comes first
-    assert engine.details["engine"] == one.folder.name[:12]
+    assert engine.info["engine"] == one.folder.name[:12]
     Owner.of(0).close()
     gpu.gpu["capability"] = (7, 5)  # Turing: the portable engine does not run there
     entry, fresh = build(model, manifest, "tensorrt-rtx")
-    assert fresh and entry.parts["capability"] == "7.5"
+    assert fresh and entry.key["capability"] == "7.5"
     with pytest.raises(VisionADError, match=r"cannot build for compute capability 9\.0; it knows 7\.5"):
         build(model, manifest, "tensorrt-rtx", "9.0")
 
@@ -303,7 +304,7 @@ def test_build_on_a_gpu_tests_the_engine(install: Any, model: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--backend", "onnxruntime-cpu"], "wanted tensorrt or tensorrt-rtx"),
+        (["--backend", "onnxruntime-cpu"], "expected tensorrt or tensorrt-rtx"),
         (["--backend", "tensorrt", "--precision", "fp16"], "was exported in fp32.*visionad export --precision fp16"),
         (["--backend", "tensorrt", "--capability", "8.6"], "--capability is for tensorrt-rtx"),
     ],
@@ -333,7 +334,7 @@ def test_the_library_missing_too_old_or_only_its_stubs(
     ):
         build(model, manifest, "tensorrt")
     for driver in (True, False):
-        monkeypatch.setattr(nvidia, "gpu_here", lambda driver=driver: driver)
+        monkeypatch.setattr(tensorrt_api, "has_nvidia_driver", lambda driver=driver: driver)
         with pytest.raises(VisionADError, match="is not installed") as caught:
             build(model, manifest, "tensorrt")
         assert ("needs an NVIDIA driver as well, and none is loaded here" in str(caught.value)) is not driver
@@ -371,14 +372,14 @@ def test_auto_takes_tensorrt_once_it_was_built(
     module = install("10")
     caplog.set_level(logging.INFO, "visionad")
     engine = open_engine(model, manifest)
-    assert engine.name == "onnxruntime-cpu" and "`visionad build" in engine.details["passed over"]
+    assert engine.name == "onnxruntime-cpu" and "`visionad build" in engine.info["passed over"]
     assert not module.calls  # nobody asked for a build of minutes
     build(model, manifest, "tensorrt")
     assert open_engine(model, manifest).name == "tensorrt"
     assert "backend tensorrt: the best that runs here" in caplog.text
     module.fault = fake_tensorrt.overflow
     engine = open_engine(model, manifest)  # the best that passes
-    assert engine.name == "onnxruntime-cpu" and "NaN or Inf" in engine.details["passed over"]
+    assert engine.name == "onnxruntime-cpu" and "NaN or Inf" in engine.info["passed over"]
     with pytest.raises(ModelError, match="self-test of tensorrt failed at patch_tokens: NaN or Inf"):
         open_engine(model, manifest, "tensorrt")  # by name there is no way around
 
@@ -425,7 +426,7 @@ def test_one_logger_a_process(install: Any, model: Path, manifest: ModelManifest
     """TensorRT ignores every logger but the first; a second one would lose the words that explain a failure."""
     module = install("10")
     build(model, manifest, "tensorrt")
-    api = nvidia.load_api("tensorrt")
+    api = tensorrt_api.load_api("tensorrt")
     with api.collector.collect() as messages:
         build(model, manifest, "tensorrt", rebuild=True)
     assert messages and not [m for m in messages if "ignored" in m.text]

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 from visionad_runtime.artefacts import MANIFEST, ModelManifest, read_manifest, sha256_file, to_json
-from visionad_runtime.engine.cache import EngineCache, NoEngineError
-from visionad_runtime.engine.nvidia import load_api
-from visionad_runtime.engine.tensorrt import build, parts_of
+from visionad_runtime.engine.tensorrt.api import load_api
+from visionad_runtime.engine.tensorrt.builder import build, engine_key
+from visionad_runtime.engine.tensorrt.cache import EngineCache, EngineNotFoundError
 from visionad_runtime.errors import ModelError
 
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="takes the rtx extra (Linux x86-64)")
@@ -33,7 +33,7 @@ BLOCKS = {"small": 10, "base": 10, "large": 19}
 def lowered(model: Path, out: Path, precision: str) -> ModelManifest:
     """A model folder with its graph typed as `export --precision` types it."""
     import onnx_ir
-    from visionad_export.precision import lower, save_onnx
+    from visionad_export.graph.precision import lower, save_onnx
 
     shutil.copytree(model, out)
     proto = onnx_ir.load(model / "backbone.onnx")
@@ -117,7 +117,7 @@ def test_what_is_built_is_what_was_asked_for(models: Any, size: str, precision: 
         grown = manifest.model_copy(update={"views": ("original", "flip")})
         assert build(model, grown, "tensorrt-rtx")[0].folder != entry.folder
         alone = manifest.model_copy(update={"views": ("original",)})  # nothing is dynamic then (preset sharp)
-        assert build(model, alone, "tensorrt-rtx")[0].parts["profile"] == [1, 1, 1]
+        assert build(model, alone, "tensorrt-rtx")[0].key["profile"] == [1, 1, 1]
     log = (entry.folder / "build.log").read_text()
     assert f"precision    {precision}" in log and "Building engine (" in log and "VERBOSE" not in log
     assert not build(model, manifest, "tensorrt-rtx")[1]
@@ -127,14 +127,14 @@ def test_what_is_built_is_what_was_asked_for(models: Any, size: str, precision: 
 
 def test_the_readback_is_of_the_engine_itself(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were the profile or the tensors not the model's, the build would fail."""
-    from visionad_runtime.engine import tensorrt
+    from visionad_runtime.engine.tensorrt import builder
 
     model, manifest = models("small")
-    right = tensorrt._check_listed_io
-    monkeypatch.setattr(tensorrt, "_check_listed_io", lambda found, m, profile: right(found, m, [1, 2, 2]))
+    right = builder._check_listed_io
+    monkeypatch.setattr(builder, "_check_listed_io", lambda found, m, profile: right(found, m, [1, 2, 2]))
     with pytest.raises(ModelError, match=r"the engine's own tensors are not the model's"):
         build(model, manifest, "tensorrt-rtx", "8.6")
-    assert [e.parts["capability"] for e in EngineCache(model)._entries() if e.parts["capability"] == "8.6"] == []
+    assert [e.key["capability"] for e in EngineCache(model)._entries() if e.key["capability"] == "8.6"] == []
 
 
 def test_a_float32_graph_is_not_taken_for_half(models: Any) -> None:
@@ -149,7 +149,7 @@ def test_turing_takes_an_engine_of_its_own_in_fp16(models: Any, precision: str) 
     model, manifest = models("small", precision)
     if precision == "fp16":
         turing, fresh = build(model, manifest, "tensorrt-rtx", "7.5")
-        assert fresh and turing.parts["capability"] == "7.5" and "fp16" in turing.built["matrix_types"]
+        assert fresh and turing.key["capability"] == "7.5" and "fp16" in turing.built["matrix_types"]
         assert turing.folder != build(model, manifest, "tensorrt-rtx")[0].folder
     else:
         with pytest.raises(ModelError, match="on Turing it computes in fp16 only: `visionad export --precision fp16`"):
@@ -190,5 +190,5 @@ def test_an_interrupted_build_stops_and_keeps_nothing(models: Any) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         build(model, manifest, "tensorrt-rtx", "8.6", step)
-    with pytest.raises(NoEngineError):
-        EngineCache(model).find(parts_of(load_api("tensorrt-rtx"), manifest, None, "8.6"))
+    with pytest.raises(EngineNotFoundError):
+        EngineCache(model).find(engine_key(load_api("tensorrt-rtx"), manifest, None, "8.6"))

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from safetensors.numpy import save
 from visionad_ref.method import VIEWS, normalise, stranger
 from visionad_runtime.artefacts import (
+    CUDA_ONNX_FILE,
     GOLDEN_FILE,
     MANIFEST,
     ONNX_FILE,
@@ -47,8 +48,9 @@ from visionad_runtime.maps import TOP_SHARE
 
 from visionad_ref import Backbone, MethodError, Reference, Spec, method
 
-from .fold import cut_once, folded
-from .precision import Probes, lower_file, realised, save_onnx
+from .graph.fold import folded, slice_after_sum
+from .graph.fuse_onnxruntime import Fused, write_fused
+from .graph.precision import Probes, lower_file, realised, save_onnx
 
 OPSET = 20
 """The first with GELU as one operator: fewer roundings in half precision, and TensorRT fuses it with the product before it."""
@@ -90,7 +92,8 @@ def export_model(
 
     Returns:
         A JSON-ready summary: settings; sizes; ``max_error``, the largest difference between ONNX Runtime and torch in fp32;
-        ``types``, operator → type → how often; ``accuracy``, what the precision costs (``None`` for fp32).
+        ``types``, operator → type → how often; ``fused``, what was fused in ``backbone.cuda.onnx`` (``None``: no such
+        file); ``accuracy``, what the precision costs (``None`` for fp32).
 
     Raises:
         ModelError: settings, weights or target that do not fit, an ONNX graph that does not give torch's tokens, or a precision
@@ -146,6 +149,7 @@ def export_model(
         "onnx_bytes_fp32": graph.size_fp32,
         "max_error": graph.max_error,
         "types": graph.types,
+        "fused": None if graph.fused is None else graph.fused._asdict(),
         "accuracy": None if graph.accuracy is None else graph.accuracy.model_dump(),
         "dropped_area": 1 - (spec.crop / spec.resize) ** 2,
     }
@@ -201,6 +205,7 @@ class _Graph(NamedTuple):
     max_error: float
     size: int
     size_fp32: int
+    fused: Fused | None
 
 
 def _write_graph(
@@ -215,7 +220,10 @@ def _write_graph(
     accuracy = lower_file(path, precision, probes, external_data_limit)
     model = ir.load(path)
     opset = model.graph.opset_imports[""]
-    return _Graph(precision, accuracy, realised(model), opset, max_error, _size(folder), size_fp32)
+    size = _size(folder)
+    # Nothing says which kernels ONNX Runtime's attention takes, and some use TF32: fp32 runs as it is.
+    fused = None if precision == "fp32" else write_fused(path, folder / CUDA_ONNX_FILE)
+    return _Graph(precision, accuracy, realised(model), opset, max_error, size, size_fp32, fused)
 
 
 def _size(folder: Path) -> int:
@@ -253,7 +261,7 @@ def _write_onnx(backbone: Backbone, path: Path, external_data_limit: int) -> Non
             node.doc_string = None
         for value in (*graph.inputs, *graph.outputs):
             value.doc_string = _DOCS[value.name or ""]
-        cut_once(program.model)
+        slice_after_sum(program.model)
         save_onnx(program.model, path, external_data_limit)
 
 

@@ -24,6 +24,8 @@ HISTORY = "history"
 VERSIONS = "[0-9]*.json"
 """Their names, whatever else may have been put beside them."""
 ONNX_FILE = "backbone.onnx"
+CUDA_ONNX_FILE = "backbone.cuda.onnx"
+"""The graph in ONNX Runtime's fused operators for GPUs; its weights lie in ``ONNX_FILE``. Not every model folder has it."""
 GOLDEN_FILE = "golden.safetensors"
 SCHEMA_VERSION = 1
 

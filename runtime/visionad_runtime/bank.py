@@ -43,7 +43,7 @@ from .artefacts import (
 from .axes import FEWEST_ROWS, TurnedBank
 from .errors import BankError, LostManifestError, VisionADError
 from .preprocess import bank_blocks, upright_block, view_blocks
-from .search import Int8Bank, prepared
+from .search import prepared
 from .workers import aside
 
 F32 = NDArray[np.float32]
@@ -68,7 +68,7 @@ class ClassBank:
     blocks: tuple[str, ...]
     features: F32
     class_tokens: F32
-    _prepared: dict[ViewName, F32 | Int8Bank | TurnedBank | None] = field(
+    _prepared: dict[ViewName, F32 | TurnedBank | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
 
@@ -77,7 +77,7 @@ class ClassBank:
         part = self.features[view_blocks(self.blocks, view)]
         return part.reshape(-1, part.shape[-1])
 
-    def searchable(self, view: ViewName, queries: F32) -> F32 | Int8Bank | TurnedBank:
+    def searchable(self, view: ViewName, queries: F32) -> F32 | TurnedBank:
         """:meth:`rows` as they are searched fastest, for ``queries`` (Q, D) and their like, which finds the same.
 
         They are prepared for that from the second time on that they are asked for (what is searched once, leave-one-out, is not

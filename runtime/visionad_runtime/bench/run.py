@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artefacts import BankManifest, ModelManifest, read_manifest
-from ..engine import AUTO, check_built
+from ..engine.base import CPU, NVIDIA_GPU
+from ..engine.registry import auto_backends, backend_spec
 from ..errors import VisionADError
 from ..inspector import Inspector, choose_views, read_model
 from ..picture import find_pictures
@@ -28,13 +29,14 @@ MOST_PICTURES, MOST_BYTES = 32, 512 << 20
 """Pictures in turn, and bytes that they may take. They are held as pixels, and as views for the bare engine: 5.5 MB each at a crop
 of 392."""
 PART = "gear"
-NO_GPU = "the backend uses no GPU"
+NO_GPU = "the backend uses no NVIDIA GPU"
+NO_PEAKS = "the peaks of this device are not measured"
 TORCH = ("eager", "compiled", "method")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `visionad bench` was asked. ``backends`` empty: all of ``engine.AUTO`` that run. ``views`` None: all of the bank's."""
+    """What `visionad bench` was asked. ``backends`` empty: all of ``auto``'s that run. ``views`` None: all of the bank's."""
 
     bank: Path | None = None
     images: tuple[Path, ...] = ()
@@ -130,10 +132,11 @@ def _open_all(
     start a build."""
     opened: dict[str, Inspector] = {}
     failed: dict[str, str] = {}
-    for name in settings.backends or AUTO:
+    for name in settings.backends or [spec.name for spec in auto_backends()]:
         try:
-            if not settings.backends:
-                check_built(name, model)
+            require_engine = backend_spec(name).require_engine
+            if not settings.backends and require_engine is not None:
+                require_engine(model)
             inspector = close.enter_context(
                 Inspector.open(model, bank, backend=name, threads=settings.threads, views=settings.views)
             )
@@ -225,13 +228,13 @@ class _Run:
         for name, inspector in self.opened.items():
             call = self._whole(inspector, settings.batches[0], [])
             entries[name] = {
-                "details": dict(inspector.engine.details),
+                "details": dict(inspector.engine.info),
                 "chain_memory_mb": {k: round(v / 1e6, 1) for k, v in inspector.chain.memory().items()},
-                "group": inspector.engine.group,
+                "group": inspector.engine.batch_size,
                 "stages": stages[name],
                 "batches": batches[name],
                 "energy": box.energy(self.nvml, call, settings.batches[0], settings.seconds)
-                if name != "onnxruntime-cpu"
+                if backend_spec(name).device == NVIDIA_GPU
                 else {"joules_per_picture": None, "watts": None, "why_null": NO_GPU},
             }
         return {**self._describe(first, temporary), "backends": entries, **report}
@@ -384,7 +387,9 @@ def _cold_start(
 ) -> dict[str, Any] | None:
     if not settings.starts:
         return None
-    used = NO_GPU if backend == "onnxruntime-cpu" else nvml.used if isinstance(nvml, box.Nvml) else nvml
+    used = nvml.used if isinstance(nvml, box.Nvml) else nvml
+    if backend_spec(backend).device != NVIDIA_GPU:
+        used = NO_GPU
     return box.cold_start(
         model,
         bank,
@@ -402,7 +407,7 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
     """The engine at its fastest batch and the search, against the peaks of where they run."""
     identity, settings = manifest.identity, report["settings"]
     cpu = roofline.cpu_peaks(settings["threads"])
-    on_gpu = any(name != "onnxruntime-cpu" for name in report["backends"])
+    on_gpu = any(backend_spec(name).device == NVIDIA_GPU for name in report["backends"])
     gpu = roofline.gpu_peaks(manifest.precision) if on_gpu else "no backend here runs on a GPU"
     weights = sum(p.stat().st_size for p in model.glob("backbone.onnx*"))
     rows = report["bank"]["rows_per_view"]
@@ -419,7 +424,7 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
         for where, p in listed.items()
     }
     for name, entry in report["backends"].items():
-        peaks = _known(cpu if name == "onnxruntime-cpu" else gpu)
+        peaks = _known({CPU: cpu, NVIDIA_GPU: gpu}.get(backend_spec(name).device, NO_PEAKS))
         batch, best = min(entry["batches"].items(), key=lambda item: item[1]["bare_engine"]["p50"] / int(item[0]))
         seconds = best["bare_engine"]["p50"] / 1e3 / int(batch) / views
         work = roofline.backbone_work(identity, weights, entry["group"], routed)

@@ -134,7 +134,7 @@ def run_demo(
 
 def _ran_on(inspector: Inspector) -> list[tuple[str, str]]:
     """Model, engine, box and versions that the figures are of."""
-    details = ", ".join(f"{k} {v}" for k, v in inspector.engine.details.items() if k != "passed over")
+    details = ", ".join(f"{k} {v}" for k, v in inspector.engine.info.items() if k != "passed over")
     return [
         ("Backbone", inspector.manifest.identity.describe()),
         ("Engine", f"{inspector.engine.name}, {details}"),

@@ -14,7 +14,7 @@ STDOUT, STDERR = 1, 2
 
 
 @contextmanager
-def captured(stream: int, into: list[str]) -> Iterator[None]:
+def capture_fd(stream: int, into: list[str]) -> Iterator[None]:
     """What anything in this process writes to a standard stream goes into a list, line by line: TensorRT-RTX warns amid a
     command's JSON, ONNX Runtime says on stderr alone which library it did not find."""
     python = sys.stdout if stream == STDOUT else sys.stderr
@@ -40,11 +40,11 @@ def captured(stream: int, into: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def quiet(into: list[str]) -> Iterator[None]:
-    """:func:`captured` for both, and for what Python code prints wherever ``sys.stdout`` may lead."""
+def silence(into: list[str]) -> Iterator[None]:
+    """:func:`capture_fd` for both, and for what Python code prints wherever ``sys.stdout`` may lead."""
     said = io.StringIO()
     try:
-        with captured(STDOUT, into), captured(STDERR, into), contextlib.redirect_stdout(said):
+        with capture_fd(STDOUT, into), capture_fd(STDERR, into), contextlib.redirect_stdout(said):
             yield
     finally:
         into.extend(line for line in said.getvalue().splitlines() if line.strip())

@@ -50,16 +50,15 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
+    from ...engine.registry import backend_spec
     from ...bench.plots import draw, make_folder, require_matplotlib
     from ...bench.report import format_report
     from ...bench.run import Settings, run_bench
-    from ...engine import BACKENDS
 
     wanted = [name.strip() for one in backend or [] for name in one.split(",")]
     for name in wanted:
-        if name not in BACKENDS:
-            raise VisionADError(f"--backend {name}: not known; choose of {', '.join(BACKENDS)}")
-    from ..options import as_stored  # which imports this module
+        backend_spec(name)
+    from ..options import as_stored
 
     if plots is not None:
         require_matplotlib()

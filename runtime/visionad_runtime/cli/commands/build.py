@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def build_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")],
     backend: Annotated[
-        str, typer.Option("--backend", help="tensorrt (for the GPU that is here) or tensorrt-rtx (for any PC)")
+        str,
+        typer.Option("--backend", help="one that runs engines built beforehand; `visionad doctor` lists the backends"),
     ],
     precision: Annotated[
         str | None,
@@ -28,22 +29,25 @@ def build_command(
         typer.Option(
             "--capability",
             metavar="X.Y",
-            help="tensorrt-rtx: an engine for this compute capability alone; may be repeated [default: one for 8.0 and newer]",
+            help="an engine for this compute capability alone, where the backend can build for another GPU than the one that is "
+            "here; may be repeated [default: one for 8.0 and newer]",
         ),
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="even if it is in the cache")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Build the model's TensorRT engine, check what was built, and keep it in MODEL.engines beside the model."""
-    from ...engine.nvidia import MODULES
-    from ...engine.tensorrt import build
-    from ...inspector import read_model
     from ..console import progress
+    from ...engine.registry import backend_spec, backends
+    from ...inspector import read_model
 
-    if backend not in MODULES:
-        raise VisionADError(f"--backend {backend}: wanted {' or '.join(MODULES)}; the others need no build")
-    if capability and backend != "tensorrt-rtx":
-        raise VisionADError("--capability is for tensorrt-rtx; tensorrt builds for the GPU that is here")
+    spec = backend_spec(backend)
+    if spec.build is None:
+        able = " or ".join(other.name for other in backends().values() if other.needs_build)
+        raise VisionADError(f"--backend {backend}: expected {able}; the others need no build")
+    if capability and not spec.build_targets:
+        able = " or ".join(other.name for other in backends().values() if other.build_targets)
+        raise VisionADError(f"--capability is for {able}; {backend} builds for the GPU that is here")
     manifest = read_model(model)
     exported: str = manifest.precision
     if precision not in (None, exported):
@@ -54,16 +58,15 @@ def build_command(
     targets: list[str | None] = [*capability] if capability else [None]
     for target in targets:
         with progress(f"building {backend} {target or ''}".rstrip(), 100) as step:
-            entry, fresh = build(model, manifest, backend, target, step, rebuild)
-        tested = _self_test(model, manifest, backend)
-        facts = {**entry.parts, **entry.built, "folder": str(entry.folder), "fresh": fresh, "self_test": tested}
+            built = spec.build(model, manifest, target=target, step=step, rebuild=rebuild)
+        facts = {**built, "self_test": _self_test(model, manifest, backend)}
         typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else _report(facts, manifest))
 
 
 def _self_test(model: Path, manifest: ModelManifest, backend: str) -> str | None:
     """On a box that can run the engine it is tested at once; where there is no GPU, at the first start on the target."""
     from ...cuda.device import Owner
-    from ...engine import open_engine
+    from ...pipeline.opening import open_engine
 
     try:
         Owner.of(0).run(lambda device: device.name)
@@ -71,7 +74,7 @@ def _self_test(model: Path, manifest: ModelManifest, backend: str) -> str | None
         return None
     engine = open_engine(model, manifest, backend)
     engine.close()
-    return engine.details["self-test"]
+    return engine.info["self-test"]
 
 
 def _report(facts: dict[str, Any], manifest: ModelManifest) -> str:
@@ -90,7 +93,7 @@ def _report(facts: dict[str, Any], manifest: ModelManifest) -> str:
         f"  precision  {facts['precision']}; matrix layers: {types}",
         f"  attention  {facts['fused_attention']} of {facts['attentions']} fused",
         f"  memory     {memory}",
-        f"  profile    {low} to {high} pictures a call",
+        f"  profile    {low} to {high} images a call",
         f"  self-test  {tested}",
         f"  folder     {facts['folder']}",
     ]

@@ -87,7 +87,7 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return layer
 
 
-def cut_once(model: ir.Model) -> None:
+def slice_after_sum(model: ir.Model) -> None:
     """Where two results are cut alike (``Slice``) and added, add them and cut the sum, in place; so too along a chain of sums."""
     graph = model.graph
     sums: dict[tuple[ir.Value, ...], ir.Value] = {}

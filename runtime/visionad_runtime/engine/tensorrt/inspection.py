@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ModelError
+from ...errors import ModelError
 
 _TYPES = (
     ("bf16", ("BFLOAT16", "BF16")),  # before FLOAT: it contains it
@@ -83,7 +83,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Realised:
+class EngineSummary:
     """What was built: how many layers, and how many of them multiply in each type (``matrix_types``), are a whole attention, or run
     a TF32 kernel (by its name). ``memory``: bytes by what they are for."""
 
@@ -105,7 +105,7 @@ def type_name(text: str) -> str:
     return next((ours for ours, words in _TYPES if any(w in upper for w in words)), text.strip())
 
 
-def from_json(text: str) -> list[Layer]:
+def layers_from_inspector(text: str) -> list[Layer]:
     """Layers from ``EngineInspector.get_engine_information(JSON)``.
 
     Raises:
@@ -135,7 +135,7 @@ def _json_type(tensor: Mapping[str, Any]) -> str:
     return str(found)
 
 
-def from_log(messages: Iterable[str]) -> list[Layer]:
+def layers_from_build_log(messages: Iterable[str]) -> list[Layer]:
     """Layers from the listing in a builder's log."""
 
     def tensors(text: str | None) -> Iterable[tuple[list[int], str]]:
@@ -181,10 +181,10 @@ def memory_from_log(messages: Sequence[str]) -> dict[str, int]:
     return {name: int(found[-1]) for name, pattern in _MEMORY.items() if (found := pattern.findall(text))}
 
 
-def summarise(layers: Sequence[Layer], memory: Mapping[str, int]) -> Realised:
+def summarize(layers: Sequence[Layer], memory: Mapping[str, int]) -> EngineSummary:
     """Count what matters."""
     counts = Counter(layer.type for layer in layers if layer.multiplies and layer.type)
-    return Realised(
+    return EngineSummary(
         layers=len(layers),
         matrix_types=dict(counts.most_common()),
         fused_attention=sum(layer.fused_attention for layer in layers),
@@ -208,7 +208,7 @@ def check_graph(graph_types: Mapping[str, int], precision: str, model: str) -> N
         )
 
 
-def check_engine(built: Realised, graph_types: Mapping[str, int], precision: str) -> None:
+def check_engine(built: EngineSummary, graph_types: Mapping[str, int], precision: str) -> None:
     """Whether an engine computes in the types of its graph, and not in TF32 unless that was chosen.
 
     Raises:

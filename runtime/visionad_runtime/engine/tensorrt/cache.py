@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artefacts import atomic_write, fsync_folder, sha256_file
-from ..errors import VisionADError
+from ...artefacts import atomic_write, fsync_folder, sha256_file
+from ...errors import VisionADError
 
 PLAN, FACTS, LOG = "engine.plan", "engine.json", "build.log"
-REFUSED = "refused.log"
+REJECTED_LOG = "refused.log"
 FORMAT = 2
 KEEP = 8
 """Entries kept beside a model: enough for every backend, precision and GPU of a box; the longest unused go first."""
@@ -31,20 +31,20 @@ KEEP = 8
 _ABANDONED = 24 * 3600
 """Seconds after which a half-made entry belongs to nobody: builds take minutes."""
 
-Parts = Mapping[str, Any]
+EngineKey = Mapping[str, Any]
 """All that decides an engine, as JSON types."""
 
 
-class NoEngineError(VisionADError):
+class EngineNotFoundError(VisionADError):
     """No engine that can be taken: none was built, it is for something else, or it is damaged. The message says which."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class EngineEntry:
     """An engine on disk. ``built`` is what the build reported."""
 
     folder: Path
-    parts: Parts
+    key: EngineKey
     built: Mapping[str, Any]
 
     @property
@@ -53,9 +53,9 @@ class Entry:
         return self.folder / PLAN
 
 
-def digest(parts: Parts) -> str:
-    """sha256 (hex) of the canonical JSON of ``parts``: sorted keys, no spaces."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def digest(key: EngineKey) -> str:
+    """sha256 (hex) of the canonical JSON of a key: sorted keys, no spaces."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class EngineCache:
@@ -65,41 +65,41 @@ class EngineCache:
         model = model.absolute()
         self.folder = model.with_name(f"{model.name}.engines")
 
-    def find(self, parts: Parts) -> Entry:
-        """The engine for exactly these parts.
+    def find(self, key: EngineKey) -> EngineEntry:
+        """The engine for exactly this key.
 
         Raises:
-            NoEngineError: there is none; if there is one for other parts, the message names what differs.
+            EngineNotFoundError: there is none; if there is one for another key, the message names what differs.
         """
-        folder = self.folder / digest(parts)
+        folder = self.folder / digest(key)
         if not folder.is_dir():
-            raise NoEngineError(self._why_not(parts))
+            raise EngineNotFoundError(self._why_not(key))
         entry = _read(folder)
-        if entry.parts != json.loads(json.dumps(parts)):
-            raise NoEngineError(f"{folder} holds an engine for something else ({_difference(entry.parts, parts)})")
+        if entry.key != json.loads(json.dumps(key)):
+            raise EngineNotFoundError(f"{folder} holds an engine for something else ({_difference(entry.key, key)})")
         try:
             found = sha256_file(entry.plan)
         except OSError as exc:
-            raise NoEngineError(f"{entry.plan} cannot be read: {exc.strerror}") from None
+            raise EngineNotFoundError(f"{entry.plan} cannot be read: {exc.strerror}") from None
         if found != entry.built["plan_sha256"]:
-            raise NoEngineError(
+            raise EngineNotFoundError(
                 f"{entry.plan} is damaged: wanted sha256 {entry.built['plan_sha256'][:12]}, found {found[:12]}"
             )
         with contextlib.suppress(OSError):  # a read-only cache is a good cache
             os.utime(folder / FACTS)
         return entry
 
-    def store(self, parts: Parts, plan: bytes | memoryview, built: Mapping[str, Any], log: str) -> Entry:
+    def store(self, key: EngineKey, plan: bytes | memoryview, built: Mapping[str, Any], log: str) -> EngineEntry:
         """Write an engine, whole or not at all. If another process was faster, its engine is taken.
 
         Raises:
             VisionADError: the folder beside the model cannot be written.
         """
-        name = digest(parts)
+        name = digest(key)
         target = self.folder / name
         fresh = self.folder / f".{name[:16]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
         built = {**built, "plan_sha256": hashlib.sha256(plan).hexdigest(), "plan_bytes": memoryview(plan).nbytes}
-        facts = {"format": FORMAT, "parts": dict(parts), "built": built, "built_sha256": digest(built)}
+        facts = {"format": FORMAT, "parts": dict(key), "built": built, "built_sha256": digest(built)}
         try:
             fresh.mkdir(parents=True)
             try:
@@ -107,12 +107,12 @@ class EngineCache:
                 _write(fresh / LOG, log.encode())
                 _write(fresh / FACTS, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
                 fsync_folder(fresh)
-                self._put(fresh, target, parts)
+                self._put(fresh, target, key)
                 fsync_folder(self.folder)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
             self._prune(keep=target)
-            (self.folder / REFUSED).unlink(missing_ok=True)
+            (self.folder / REJECTED_LOG).unlink(missing_ok=True)
         except OSError as exc:
             if self.folder.exists() and not self.folder.is_dir():
                 raise VisionADError(
@@ -121,55 +121,55 @@ class EngineCache:
             raise VisionADError(
                 f"cannot write {self.folder}: {exc.strerror or exc}; free space or mend its permissions; no engine was kept"
             ) from None
-        return self.find(parts)
+        return self.find(key)
 
-    def drop(self, parts: Parts) -> None:
+    def drop(self, key: EngineKey) -> None:
         """Forget an engine that does not work here."""
         with contextlib.suppress(OSError):
-            _remove(self.folder / digest(parts))
+            _remove(self.folder / digest(key))
 
-    def keep_refused(self, text: str) -> Path | None:
+    def save_rejected(self, text: str) -> Path | None:
         """Keep what is known of an engine that was built and is not to be used, in place of the last such; its place, or ``None``
         where nothing can be written."""
-        path = self.folder / REFUSED
+        path = self.folder / REJECTED_LOG
         with contextlib.suppress(OSError, VisionADError):
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(path, text.encode())
             return path
         return None
 
-    def holds(self, backend: str) -> bool:
+    def has_engine_for(self, backend: str) -> bool:
         """Whether somebody has built an engine of this backend for the model, for whatever box."""
-        return any(entry.parts.get("backend") == backend for entry in self._entries())
+        return any(entry.key.get("backend") == backend for entry in self._entries())
 
-    def _put(self, fresh: Path, target: Path, parts: Parts) -> None:
+    def _put(self, fresh: Path, target: Path, key: EngineKey) -> None:
         try:
             fresh.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
             try:
-                self.find(parts)  # another process was faster
-            except NoEngineError:  # what lies there is damaged
+                self.find(key)  # another process was faster
+            except EngineNotFoundError:  # what lies there is damaged
                 _remove(target)
                 fresh.rename(target)
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> list[EngineEntry]:
         """Every readable entry, last used first."""
         found = []
         with contextlib.suppress(OSError):
             for folder in self.folder.iterdir():
-                with contextlib.suppress(NoEngineError, OSError):
+                with contextlib.suppress(EngineNotFoundError, OSError):
                     if not folder.name.startswith("."):
                         found.append(((folder / FACTS).stat().st_mtime, _read(folder)))
         return [entry for _, entry in sorted(found, key=lambda pair: (-pair[0], pair[1].folder.name))]
 
-    def _why_not(self, parts: Parts) -> str:
-        others = [e for e in self._entries() if e.parts.get("backend") == parts.get("backend")]
+    def _why_not(self, key: EngineKey) -> str:
+        others = [e for e in self._entries() if e.key.get("backend") == key.get("backend")]
         if not others:
             return f"no engine has been built (none in {self.folder})"
-        nearest = min(others, key=lambda e: len(_different(e.parts, parts)))
-        return f"the engine in {self.folder} is for something else ({_difference(nearest.parts, parts)})"
+        nearest = min(others, key=lambda e: len(_different(e.key, key)))
+        return f"the engine in {self.folder} is for something else ({_difference(nearest.key, key)})"
 
     def _prune(self, keep: Path) -> None:
         for entry in self._entries()[KEEP:]:
@@ -181,32 +181,34 @@ class EngineCache:
                     _remove(half)
 
 
-def _read(folder: Path) -> Entry:
+def _read(folder: Path) -> EngineEntry:
     path = folder / FACTS
     try:
         facts = json.loads(path.read_bytes())
         if facts["format"] != FORMAT:
-            raise NoEngineError(f"{path}: wanted format {FORMAT}, found {facts['format']!r}")
-        entry = Entry(folder, facts["parts"], facts["built"])
+            raise EngineNotFoundError(f"{path}: wanted format {FORMAT}, found {facts['format']!r}")
+        entry = EngineEntry(folder, facts["parts"], facts["built"])
         if facts["built_sha256"] != digest(entry.built):  # whoever reads an entry may take every fact for granted
-            raise NoEngineError(f"{path} is damaged: what was built is not what was written (edited by hand?)")
+            raise EngineNotFoundError(f"{path} is damaged: what was built is not what was written (edited by hand?)")
         size = entry.plan.stat().st_size
         if size != entry.built["plan_bytes"]:
-            raise NoEngineError(f"{entry.plan} is damaged: wanted {entry.built['plan_bytes']} bytes, found {size}")
-        if not isinstance(entry.parts, dict) or not isinstance(entry.built["plan_sha256"], str):
+            raise EngineNotFoundError(
+                f"{entry.plan} is damaged: wanted {entry.built['plan_bytes']} bytes, found {size}"
+            )
+        if not isinstance(entry.key, dict) or not isinstance(entry.built["plan_sha256"], str):
             raise TypeError
     except OSError as exc:
-        raise NoEngineError(f"{exc.filename or path} cannot be read: {exc.strerror}") from None
+        raise EngineNotFoundError(f"{exc.filename or path} cannot be read: {exc.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise NoEngineError(f"{path} is damaged") from None
+        raise EngineNotFoundError(f"{path} is damaged") from None
     return entry
 
 
-def _different(theirs: Parts, ours: Parts) -> list[str]:
+def _different(theirs: EngineKey, ours: EngineKey) -> list[str]:
     return sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
 
 
-def _difference(theirs: Parts, ours: Parts) -> str:
+def _difference(theirs: EngineKey, ours: EngineKey) -> str:
     """What differs, for people: ``builder 10.3.0, here 10.8.0; gpu Orin, here NVIDIA L4``."""
     wanted = json.loads(json.dumps(ours))
     return "; ".join(f"{k} {_short(theirs.get(k))}, here {_short(wanted.get(k))}" for k in _different(theirs, wanted))

@@ -25,27 +25,44 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import ModelError, VisionADError
-from . import gpu_here
+from ...errors import ModelError, VisionADError
+from ..base import has_nvidia_driver
 
 if TYPE_CHECKING:
     import tensorrt as trt  # its published stubs (10.13) type what the releases share
 
 log = logging.getLogger("visionad")
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-REINSTALL = {
-    "tensorrt": "pip install --force-reinstall tensorrt",
-    "tensorrt-rtx": "pip install --force-reinstall tensorrt-rtx-cu13",
-}
-"""For what is installed and broken; pip would find an extra's requirements satisfied and do nothing."""
+
+class Library(NamedTuple):
+    """One of NVIDIA's two TensorRT libraries.
+
+    Attributes:
+        backend: The backend's name.
+        module: The Python module.
+        extra: The extra of this distribution that installs it.
+        reinstall: The command for a library that is installed and broken. pip would find an extra's requirements satisfied.
+        rtx: Whether it is TensorRT-RTX.
+    """
+
+    backend: str
+    module: str
+    extra: str
+    reinstall: str
+    rtx: bool
+
+
+TENSORRT = Library("tensorrt", "tensorrt", "tensorrt", "pip install --force-reinstall tensorrt", rtx=False)
+TENSORRT_RTX = Library(
+    "tensorrt-rtx", "tensorrt_rtx", "rtx", "pip install --force-reinstall tensorrt-rtx-cu13", rtx=True
+)
+LIBRARIES = {library.backend: library for library in (TENSORRT, TENSORRT_RTX)}
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 PORTABLE = "portable"
 """One TensorRT-RTX engine for compute capability 8.0 and newer; Turing (7.5) needs its own."""
 
 
-class UnfitEngineError(ModelError):
+class IncompatibleEngineError(ModelError):
     """TensorRT does not take an engine, and nothing says that a new one would fail as well."""
 
 
@@ -56,7 +73,7 @@ class Message(NamedTuple):
     text: str
 
 
-class Collector:
+class LogCollector:
     """Where the process's one TensorRT logger writes: TensorRT ignores every logger but the first."""
 
     def __init__(self) -> None:
@@ -87,19 +104,19 @@ class Collector:
 
 
 @dataclass(frozen=True)
-class Api:
+class TensorRT:
     """An installed TensorRT. ``module`` is the imported one; ``logger`` the process's logger of it, writing to ``collector``."""
 
     backend: str
     module: Any
     version: str
     logger: Any
-    collector: Collector
+    collector: LogCollector
 
     @property
     def rtx(self) -> bool:
         """Whether it is TensorRT-RTX."""
-        return self.backend == "tensorrt-rtx"
+        return LIBRARIES[self.backend].rtx
 
     def create_network(self, builder: trt.Builder) -> trt.INetworkDefinition:
         """An empty strongly typed network.
@@ -183,39 +200,40 @@ class Api:
             way = "the NVIDIA driver is missing or too old: install a newer one (`visionad doctor` says which is here)"
         else:
             way = "see `visionad doctor`, or use another --backend"
-            return UnfitEngineError(f"{self.backend} {self.version} failed {doing}{why[:400]}; {way}")
+            return IncompatibleEngineError(f"{self.backend} {self.version} failed {doing}{why[:400]}; {way}")
         return ModelError(f"{self.backend} {self.version} failed {doing}{why[:400]}; {way}")
 
 
-_APIS: dict[str, Api] = {}
+_APIS: dict[str, TensorRT] = {}
 
 
-def load_api(backend: str) -> Api:
+def load_api(backend: str) -> TensorRT:
     """Import TensorRT or TensorRT-RTX.
 
     Raises:
         VisionADError: missing, broken, only its type stubs, or too old; with the command that mends it.
     """
-    name = MODULES[backend]
-    remedy = f"pip install 'visionad[{EXTRAS[backend]}]'"
+    library = LIBRARIES[backend]
+    name = library.module
+    remedy = f"pip install 'visionad[{library.extra}]'"
     try:
         module = importlib.import_module(name)
     except Exception as exc:  # a native library of another CUDA raises anything
         if isinstance(exc, ModuleNotFoundError) and exc.name == name:
             raise VisionADError(
-                f"{backend} is not installed: {remedy}{_jetson(backend)}{_no_driver(backend)}"
+                f"{backend} is not installed: {remedy}{_jetson(library)}{_no_driver(library)}"
             ) from None
-        raise VisionADError(f"{backend} does not load ({exc}): {REINSTALL[backend]}{_jetson(backend)}") from None
+        raise VisionADError(f"{backend} does not load ({exc}): {library.reinstall}{_jetson(library)}") from None
     if not hasattr(module, "__version__"):
-        raise VisionADError(f"{backend} is not installed, only its type stubs are: {remedy}{_jetson(backend)}")
+        raise VisionADError(f"{backend} is not installed, only its type stubs are: {remedy}{_jetson(library)}")
     cached = _APIS.get(backend)
     if cached is not None and cached.module is module:
         return cached
     version = str(module.__version__)
-    if backend == "tensorrt" and major(version) < 10:
+    if not library.rtx and major(version) < 10:
         raise VisionADError(f"tensorrt {version} is too old: wanted 10.3 or newer ({remedy}; JetPack 6 brings it)")
-    collector = Collector()
-    api = _APIS[backend] = Api(backend, module, version, _logger(module, collector), collector)
+    collector = LogCollector()
+    api = _APIS[backend] = TensorRT(backend, module, version, _logger(module, collector), collector)
     return api
 
 
@@ -224,20 +242,18 @@ def major(version: str) -> int:
     return int(version.split(".", 1)[0])
 
 
-def _jetson(backend: str) -> str:
-    return (
-        " (on Jetson it comes with JetPack: make the venv with --system-site-packages)" if backend == "tensorrt" else ""
-    )
+def _jetson(library: Library) -> str:
+    return "" if library.rtx else " (on Jetson it comes with JetPack: make the venv with --system-site-packages)"
 
 
-def _no_driver(backend: str) -> str:
-    """Nobody should load gigabytes only to be told of it next. TensorRT-RTX builds without one."""
-    if backend != "tensorrt" or gpu_here():
+def _no_driver(library: Library) -> str:
+    """Nobody should load gigabytes only to be told of it next. TensorRT-RTX builds without a driver."""
+    if library.rtx or has_nvidia_driver():
         return ""
     return "; it needs an NVIDIA driver as well, and none is loaded here"
 
 
-def _logger(module: Any, collector: Collector) -> Any:
+def _logger(module: Any, collector: LogCollector) -> Any:
     class Logger(module.ILogger):  # type: ignore[misc]  # the class is only known at run time
         def __init__(self) -> None:
             module.ILogger.__init__(self)
@@ -248,7 +264,7 @@ def _logger(module: Any, collector: Collector) -> Any:
     return Logger()
 
 
-class Progress:
+class BuildProgress:
     """TensorRT's nested phases as whole percents of one build, and as lines for the build log."""
 
     def __init__(self, step: Any, cancelled: threading.Event) -> None:

@@ -15,27 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artefacts import GOLDEN_FILE, ModelManifest
+from ..engine.base import Engine, Tokens
 from ..errors import ModelError
 from ..maps import fuse, image_score, upsample
 from ..preprocess import normalise
 from ..search import nearest
-from . import Engine, Tokens
 
 GOLDEN_TOLERANCE = {"fp32": 2e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 4e-2}
 """Largest absolute difference of an element of a unit token from the fp32 one stored at export. Float32 backbones differ by about
 1e-6 from one machine to the next. Emulated on DeiT-Tiny and EfficientNet-Lite0 with real weights, tf32 and fp16 (11 significant
 bits) differ by up to 1.1e-2; bf16 (8 bits) by about 2e-2 to 3e-2 where it just passes export's accuracy gate."""
 
-USUAL_TOLERANCE = {"fp32": 2e-4, "tf32": 8e-3, "fp16": 8e-3, "bf16": 3e-2}
+RMS_TOLERANCE = {"fp32": 2e-4, "tf32": 8e-3, "fp16": 8e-3, "bf16": 3e-2}
 """Root mean square, over the tokens of a stage, of the length of what a unit token is off by. Rounding makes a few large
 differences, so the largest one tells little: DeiT-Tiny has 2.7e-2 in bf16, and 2.8e-2 where one of its eight layers is missing. A
 fault moves every token: here the same two have 1.1e-2 and 8.2e-2. One wrong layer of a ViT-S like DINOv2's (random weights) makes
 4.1e-2 or more, where the largest difference may be 1.1e-2, and bf16 makes 4.6e-3. tf32 and fp16 make 2.2e-3 at most."""
 
-ROWS = 0.1
+POSITION_TOLERANCE = 0.1
 """Share of that tolerance by which one picture's tokens may differ between places in a call: the same arithmetic, another tile."""
 
-STORED = (
+GOLDEN_TENSORS = (
     "image",
     "patch_tokens",
     "class_token",
@@ -62,7 +62,7 @@ def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
         golden = load_file(folder / GOLDEN_FILE)
     except (OSError, SafetensorError) as exc:
         raise ModelError(f"{folder / GOLDEN_FILE} cannot be read ({exc}); export the model again") from None
-    missing = [name for name in STORED if name not in golden]
+    missing = [name for name in GOLDEN_TENSORS if name not in golden]
     if missing:
         raise ModelError(
             f"{folder / GOLDEN_FILE} lacks {', '.join(missing)}: an older visionad exported this model; export it again "
@@ -76,13 +76,13 @@ def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[s
     alone, two calls where rows share one.
 
     Returns:
-        Largest absolute differences: ``patch_tokens``, ``class_token``, ``score``, and ``rows`` where rows share a call; ``usual``:
-        what :data:`USUAL_TOLERANCE` bounds, of the worse stage.
+        Largest absolute differences: ``patch_tokens``, ``class_token``, ``score``, and ``rows`` where rows share a call; ``rms``:
+        what :data:`RMS_TOLERANCE` bounds, of the worse stage.
 
     Raises:
         ModelError: naming the stage that is off.
     """
-    allowed, usual = GOLDEN_TOLERANCE[manifest.precision], USUAL_TOLERANCE[manifest.precision]
+    allowed, allowed_rms = GOLDEN_TOLERANCE[engine.precision], RMS_TOLERANCE[engine.precision]
     spec = manifest.identity.preprocess
     plain, blemished = (normalise(golden[name], spec) for name in ("image", "blemished"))
 
@@ -97,13 +97,13 @@ def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[s
     for stage, got, right in zip(("patch_tokens", "class_token"), tokens, wanted, strict=True):
         assert got is not None and right is not None
         if got.shape != right.shape:
-            raise fail(stage, f"wanted shape {right.shape}, found {got.shape}")
+            raise fail(stage, f"expected shape {right.shape}, got {got.shape}")
         if not np.isfinite(got).all():
-            raise fail(stage, f"NaN or Inf; numbers beyond the range of {manifest.precision}, or a broken kernel")
+            raise fail(stage, f"NaN or Inf; numbers beyond the range of {engine.precision}, or a broken kernel")
         worst = found[stage] = _apart(got, right)
         off = float(np.sqrt(np.square(got.astype(np.float64) - right).sum(axis=-1).mean()))
-        found["usual"] = max(found.get("usual", 0.0), off)
-        if worst <= allowed and off <= usual:
+        found["rms"] = max(found.get("rms", 0.0), off)
+        if worst <= allowed and off <= allowed_rms:
             continue
         if _apart(got[0], got[1]) <= 0.01 * _apart(right[0], right[1]):
             raise fail(stage, "the same output for two different pictures")
@@ -112,27 +112,27 @@ def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[s
         raise fail(
             stage,
             f"differs from the reference by {worst:.3g} on the golden pictures (allowed {allowed:g}), tokens by {off:.3g} in the "
-            f"root mean square (allowed {usual:g})",
+            f"root mean square (allowed {allowed_rms:g})",
         )
-    if engine.group > 1:
+    if engine.batch_size > 1:
         again = engine.encode(np.stack([blemished, plain, plain]))
         found["rows"] = max(
             _apart(a[[1, 2, 0]], b[[0, 0, 1]])
             for a, b in zip(again, tokens, strict=True)
             if a is not None and b is not None
         )
-        if not found["rows"] <= ROWS * allowed:
+        if not found["rows"] <= POSITION_TOLERANCE * allowed:
             raise fail(
                 "rows",
                 f"one picture's tokens differ by {found['rows']:.3g} between places in a call or with other pictures beside it "
-                f"(allowed {ROWS * allowed:g})",
+                f"(allowed {POSITION_TOLERANCE * allowed:g})",
             )
     side = manifest.identity.grid
     distance = nearest(tokens.patch[1], tokens.patch[0]).distance.reshape(side, side)
     score, right_score = image_score(upsample(fuse({"original": distance}))), float(golden["blemished_score"][0])
     found["score"] = abs(score - right_score)
     if not found["score"] <= allowed:
-        raise fail("score", f"wanted {right_score:.6f}, found {score:.6f} (allowed difference {allowed:g})")
+        raise fail("score", f"expected {right_score:.6f}, got {score:.6f} (allowed difference {allowed:g})")
     return found
 
 

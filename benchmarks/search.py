@@ -49,14 +49,16 @@ def main() -> None:
     options.add_argument("--queries", type=int, default=784)
     options.add_argument("--rounds", type=int, default=21, help="most rounds per size")
     options.add_argument("--seconds", type=float, default=10, help="of measuring per size; at least 3 rounds are run")
-    options.add_argument("--builds", action="store_true", help="compare the builds of the native code instead")
+    options.add_argument(
+        "--builds", nargs="*", metavar="NAME", help="compare builds of the native code instead (default: all)"
+    )
     options.add_argument("--name", help="of the result file (default: search, or search-builds)")
     options.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.worker:
-        (measure_builds if args.builds else measure)(args, **args.worker)
+        (measure if args.builds is None else measure_builds)(args, **args.worker)
         return
-    if args.builds:
+    if args.builds is not None:
         compare_builds(args)
         return
     rows = []
@@ -126,7 +128,7 @@ def measure_builds(args: argparse.Namespace, threads: int, folder: str) -> None:
     from visionad_runtime.search import PrunedIndex, build_index, native
     from visionad_runtime.search.numpy_search import error_bound
 
-    libraries = {name: native.Library(name) for name in native.supported_builds()}
+    libraries = {name: native.Library(name) for name in args.builds or native.supported_builds()}
     kernels = [f"{i['version']} {i['architecture']}" for i in threadpool_info() if i["internal_api"] == "openblas"]
     for tokens, queries, bank in cases(args, Path(folder)):
         index = build_index(bank, queries, threads)

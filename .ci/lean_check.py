@@ -46,11 +46,10 @@ for target in read_manifest()["targets"]:
     assert read_target(target)  # digests checked
 print(f"lean install carries the kernels of {', '.join(read_manifest()['targets'])}")
 
-from visionad_runtime import cpu  # noqa: E402
-from visionad_runtime.search import machine_code  # noqa: E402
+from visionad_runtime.search import native  # noqa: E402
 
-wanted = {cpu.file_name(name, system) for name, build in cpu.BUILDS.items() for system in build.systems}
-assert wanted <= {path.name for path in cpu.FOLDER.iterdir()}, wanted
-library, unfit = machine_code()
-assert library is not None and not unfit, unfit
+expected = {native.file_name(name, system) for name, build in native.BUILDS.items() for system in build.systems}
+assert expected <= {path.name for path in native.FOLDER.iterdir()}, expected
+library, problems = native.native_library()
+assert library is not None and not problems, problems
 print(f"lean install searches by machine code {library.name}")

@@ -28,7 +28,7 @@ from visionad_runtime.artefacts import Calibration, FeatureIdentity, PreprocessS
 from visionad_runtime.bank import Bank
 from visionad_runtime.preprocess import bank_blocks
 from visionad_runtime.routing import LIMITS, Router
-from visionad_runtime.search import nearest, prepared
+from visionad_runtime.search import build_index, nearest
 
 DIM, PATCHES = 384, 784
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
@@ -105,7 +105,7 @@ def search(rows: int, threads: int | None) -> dict[str, Any]:
     plain = timed(lambda: nearest(queries, bank, threads=threads))
     used = common.memory("VmHWM") - before
     start = time.perf_counter()
-    index = prepared(bank, queries, threads)
+    index = build_index(bank, queries, threads)
     built = time.perf_counter() - start
     indexed = timed(lambda: nearest(queries, index, threads=threads))
     same = np.array_equal(nearest(queries, bank).row, nearest(queries, index).row)

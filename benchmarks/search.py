@@ -1,17 +1,22 @@
 """Exact search side by side with NumPy and faiss: `python benchmarks/search.py`.
 
 Nearest bank row of 784 patch tokens, in turn within one process: NumPy's product with the whole bank, NumPy in tiles, faiss
-`IndexFlatIP`, `nearest` on the float32 bank, and on the bank as `prepared` for those queries (as an inspector searches it from the
-second time on). All with the same number of threads. Banks are drawn at random, or with `--sets` hold the
+`IndexFlatIP`, `nearest` on the plain bank, and on its index (`build_index`, which an inspector uses from the third search on). All
+with the same number of threads. Banks are drawn at random, or with `--sets` hold the
 tokens of four real good parts (DeiT-Tiny with its real weights), searched for those of another picture, the last of the set's.
 A ratio is the median over rounds of time over the time of the other in that round. NumPy and faiss each bring an OpenBLAS;
 where variables choose its kernel (OPENBLAS_CORETYPE), everything is measured with them and without, and each result says which
 kernel ran.
+
+`--builds` compares the builds of the native code that this CPU can run with each other and with NumPy instead (`benchmarks/results/
+search-builds.json`, or another `--name`). Builds are timed one right after the other, in an order that changes every round, by wall
+clock and by CPU time of the process, so that other work on the machine disturbs all of them alike.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -27,7 +32,7 @@ import common
 import numpy as np
 
 CHOOSERS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-OURS, PEERS = ("float32", "prepared"), ("numpy", "numpy_tiled", "faiss")
+OURS, PEERS = ("plain", "index"), ("numpy", "numpy_tiled", "faiss")
 SETTLE = 0.3
 """Seconds between measurements: a peer's threads go on spinning for a while (OpenBLAS longer than 0.1 s on a slow clock) and would
 slow whatever comes next."""
@@ -44,11 +49,17 @@ def main() -> None:
     options.add_argument("--queries", type=int, default=784)
     options.add_argument("--rounds", type=int, default=21, help="most rounds per size")
     options.add_argument("--seconds", type=float, default=10, help="of measuring per size; at least 3 rounds are run")
-    options.add_argument("--name", default="search", help="of the result file")
+    options.add_argument(
+        "--builds", nargs="*", metavar="NAME", help="compare builds of the native code instead (default: all)"
+    )
+    options.add_argument("--name", help="of the result file (default: search, or search-builds)")
     options.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.worker:
-        measure(args, **args.worker)
+        (measure if args.builds is None else measure_builds)(args, **args.worker)
+        return
+    if args.builds is not None:
+        compare_builds(args)
         return
     rows = []
     print(
@@ -65,24 +76,106 @@ def main() -> None:
     plain = {k: v for k, v in os.environ.items() if k not in CHOOSERS}
     for env in (dict(os.environ), plain) if len(plain) < len(os.environ) else (plain,):
         for threads in args.threads:
-            limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-            command = [sys.executable, *sys.argv, "--worker", json.dumps({"threads": threads, "folder": str(folder)})]
-            with subprocess.Popen(command, env={**env, **limits}, stdout=subprocess.PIPE, text=True) as worker:
-                assert worker.stdout is not None
-                for line in worker.stdout:
-                    row = json.loads(line)
-                    rows.append({"choosers": {k: env[k] for k in CHOOSERS if k in env}, **row})
-                    times = " | ".join(f"{row['ms'][m]:.4g}" for m in (*PEERS, *OURS))
-                    ratios = " | ".join(f"{r:.2f}" for r in row["ratios"].values())
-                    kernels = ", ".join(row["kernels"].values())
-                    size = f"{row['tokens']} | {row['rows']} x {row['dim']}"
-                    print(f"| {kernels} | {threads} | {size} | {times} | {ratios} |", flush=True)
-            if worker.returncode:
-                raise SystemExit(worker.returncode)
+            for row in worker_results(env, threads, folder):
+                rows.append({"choosers": {k: env[k] for k in CHOOSERS if k in env}, **row})
+                times = " | ".join(f"{row['ms'][m]:.4g}" for m in (*PEERS, *OURS))
+                ratios = " | ".join(f"{r:.2f}" for r in row["ratios"].values())
+                kernels = ", ".join(row["kernels"].values())
+                size = f"{row['tokens']} | {row['rows']} x {row['dim']}"
+                print(f"| {kernels} | {threads} | {size} | {times} | {ratios} |", flush=True)
     worst = {f"{o} / {p}": max(r["ratios"][f"{o} / {p}"] for r in rows) for o in OURS for p in PEERS}
     print("largest ratios:", ", ".join(f"{k} {v:.2f}" for k, v in worst.items()))
-    path = common.write(args.name, {"largest ratios": worst, "rows": rows})
+    path = common.write(args.name or "search", {"largest ratios": worst, "rows": rows})
     print(f"written to {path.relative_to(common.ROOT)}")
+
+
+def worker_results(env: dict[str, str], threads: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """Run this script as a worker with ``threads`` threads; give its results as they come."""
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    command = [sys.executable, *sys.argv, "--worker", json.dumps({"threads": threads, "folder": str(folder)})]
+    with subprocess.Popen(command, env={**env, **limits}, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            yield json.loads(line)
+    if worker.returncode:
+        raise SystemExit(worker.returncode)
+
+
+def compare_builds(args: argparse.Namespace) -> None:
+    """Measure every build that this CPU can run, print a table, write a result file."""
+    folder, rows = Path(tempfile.mkdtemp()), []
+    if args.sets:
+        save_sets(folder)
+    plain = {k: v for k, v in os.environ.items() if k not in CHOOSERS}
+    for threads in args.threads:
+        for row in worker_results(plain, threads, folder):
+            rows.append(row)
+            for kind, found in row["kinds"].items():
+                times = ", ".join(f"{name} {ms:.4g}" for name, ms in found["ms"].items())
+                ratios = "; ".join(
+                    f"{pair} {found['wall ratios'][pair]:.3f} wall, {found['CPU ratios'][pair]:.3f} CPU"
+                    for pair in found["wall ratios"]
+                )
+                size = f"{row['tokens']} {row['rows']} x {row['dim']}, {threads} threads, {row['rounds']} rounds"
+                print(f"{size}, {kind}: ms {times}; {ratios}", flush=True)
+    path = common.write(args.name or "search-builds", {"rows": rows})
+    print(f"written to {path.relative_to(common.ROOT)}")
+
+
+def measure_builds(args: argparse.Namespace, threads: int, folder: str) -> None:
+    """Time all builds on all sizes in this process; print a line of JSON for each size."""
+    from threadpoolctl import threadpool_info
+    from visionad_runtime.search import PrunedIndex, build_index, native
+    from visionad_runtime.search.numpy_search import error_bound
+
+    libraries = {name: native.Library(name) for name in args.builds or native.supported_builds()}
+    kernels = [f"{i['version']} {i['architecture']}" for i in threadpool_info() if i["internal_api"] == "openblas"]
+    for tokens, queries, bank in cases(args, Path(folder)):
+        index = build_index(bank, queries, threads)
+        kinds: dict[str, dict[str, Callable[[], Any]]] = {"plain": {}, "index": {}}
+        for name, library in libraries.items():
+            search = functools.partial(library.nearest, queries, bank, 1, error_bound(bank.shape[1]), threads)
+            kinds["plain"][name] = search
+            if isinstance(index, PrunedIndex):
+                kinds["index"][name] = functools.partial(projected, library, queries, index, search, threads)
+        result: dict[str, Any] = {
+            "threads": threads, "tokens": tokens, "queries": len(queries), "rows": len(bank), "dim": bank.shape[1],
+            "kernels": kernels, "kinds": {},
+        }  # fmt: skip
+        start = time.perf_counter()
+        for call in (call for calls in kinds.values() for call in calls.values()):  # warm
+            call()
+        rounds = int(min(args.rounds, max(5, args.seconds / (time.perf_counter() - start))))
+        for kind, calls in kinds.items():
+            wall: dict[str, list[float]] = {name: [] for name in calls}
+            cpu: dict[str, list[float]] = {name: [] for name in calls}
+            for i in range(rounds):
+                for name in list(calls) if i % 2 else list(calls)[::-1]:
+                    start, begun = time.perf_counter(), time.process_time()
+                    calls[name]()
+                    cpu[name].append((time.process_time() - begun) * 1e3)
+                    wall[name].append((time.perf_counter() - start) * 1e3)
+            pairs = list(zip(list(calls), list(calls)[1:], strict=False))
+            if calls:
+                result["kinds"][kind] = {
+                    "ms": {name: statistics.median(t) for name, t in wall.items()},
+                    "wall ratios": {f"{a} / {b}": ratio(wall[a], wall[b]) for a, b in pairs},
+                    "CPU ratios": {f"{a} / {b}": ratio(cpu[a], cpu[b]) for a, b in pairs},
+                }
+        numpy = []
+        for _ in range(min(rounds, 7)):  # last, since its threads go on spinning
+            time.sleep(SETTLE)
+            start = time.perf_counter()
+            (queries @ bank.T).max(axis=1)
+            numpy.append((time.perf_counter() - start) * 1e3)
+        time.sleep(SETTLE)
+        result |= {"rounds": rounds, "numpy, ms": statistics.median(numpy)}
+        print(json.dumps(result), flush=True)
+
+
+def projected(library: Any, queries: np.ndarray, index: Any, search: Callable[[Any], Any], threads: int) -> Any:
+    """Search by one build with the projections of an index."""
+    return search((library.project(queries, index.components, threads), index.projections))
 
 
 def save_sets(folder: Path) -> None:
@@ -111,7 +204,7 @@ def measure(args: argparse.Namespace, threads: int, folder: str) -> None:
     """All sizes in this process; a line of JSON each."""
     import faiss
     from threadpoolctl import threadpool_info
-    from visionad_runtime.search import prepared
+    from visionad_runtime.search import build_index
 
     faiss.omp_set_num_threads(threads)
     blas = [lib for lib in threadpool_info() if lib["internal_api"] == "openblas"]
@@ -126,8 +219,8 @@ def measure(args: argparse.Namespace, threads: int, folder: str) -> None:
         index = faiss.IndexFlatIP(dim)
         index.add(bank)
         start = time.perf_counter()
-        held = {"float32": bank, "prepared": prepared(bank, queries)}
-        made_in = {"prepared": (time.perf_counter() - start) * 1e3}
+        held = {"plain": bank, "index": build_index(bank, queries)}
+        built_in = {"index": (time.perf_counter() - start) * 1e3}
         methods = contenders(queries, bank, index, held, threads)
         start = time.perf_counter()
         scores = [call() for call in methods.values()]  # warm
@@ -141,14 +234,14 @@ def measure(args: argparse.Namespace, threads: int, folder: str) -> None:
                 start = time.perf_counter()
                 call()
                 times[name].append((time.perf_counter() - start) * 1e3)
-        kind = "plain" if held["prepared"] is bank else type(held["prepared"]).__name__
+        kind = "plain" if held["index"] is bank else type(held["index"]).__name__
         result = {
             "threads": threads, "tokens": tokens, "queries": len(queries), "rows": count, "dim": dim, "rounds": rounds,
             "kernels": kernels, "ms": {name: statistics.median(t) for name, t in times.items()},
             "ratios": {f"{o} / {p}": ratio(times[o], times[p]) for o in OURS for p in PEERS},
-            "prepared as": kind,
-            "MB": {"bank": bank.nbytes / 1e6, **{f"{n}, besides": 0 if held[n] is bank else held[n].nbytes / 1e6 for n in made_in}},
-            "made in, ms": made_in,
+            "index": kind,
+            "MB": {"bank": bank.nbytes / 1e6, "index": 0 if held["index"] is bank else held["index"].nbytes / 1e6},
+            "built in, ms": built_in,
         }  # fmt: skip
         print(json.dumps(result), flush=True)
 

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from conftest import part
 from numpy.typing import NDArray
-from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError, cpu, workers
+from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError, workers
 from visionad_runtime.artefacts import sha256_file
-from visionad_runtime.axes import TurnedBank
 from visionad_runtime.bank import Bank
 from visionad_runtime.calibrate import calibrate_class
-from visionad_runtime.inspector import Result
+from visionad_runtime.chain import HostChain
 from visionad_runtime.pipeline.opening import open_engine
+from visionad_runtime.inspector import Result
+from visionad_runtime.search import IndexState, PrunedIndex, native
 from visionad_runtime.workers import cores
 
 
@@ -352,7 +353,7 @@ def test_the_first_picture_imports_no_package(tiny_model: Path, good: list[Path]
 
 
 def inspected(inspector: Inspector, image: NDArray[np.uint8], times: int) -> list[Result]:
-    """By the same bank, plain at first and then prepared."""
+    """By the same bank, without an index at first and then with one."""
     found = []
     for _ in range(times):
         found.append(inspector.inspect(image, class_name="disc"))
@@ -360,45 +361,45 @@ def inspected(inspector: Inspector, image: NDArray[np.uint8], times: int) -> lis
     return found
 
 
-@pytest.mark.skipif(not cpu.here(), reason="no build of the search runs on this CPU and system")
-def test_a_large_bank_is_prepared_and_gives_the_same(
+@pytest.mark.skipif(not native.supported_builds(), reason="no build of the search runs on this CPU and system")
+def test_a_large_bank_gets_an_index_that_gives_the_same(
     tiny_model: Path, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inspector = Inspector.open(tiny_model, tmp_path / "bank")
     inspector.enroll_files("disc", good[:3])
     image = part(7, defect=True)
     plain = inspector.inspect(image, class_name="disc")
-    monkeypatch.setattr("visionad_runtime.bank.FEWEST_ROWS", 3 * 6 * 16)
-    monkeypatch.setattr("visionad_runtime.axes.FEWEST_ROWS", 3 * 6 * 16)
-    monkeypatch.setattr("visionad_runtime.search.WORTH", 1000)
-    assert inspector.bank is not None
-    matched = inspector.bank.classes["disc"]
-    queries = matched.rows("flip")[:16]
+    monkeypatch.setattr("visionad_runtime.search.pruning.MIN_ROWS", 3 * 6 * 16)
+    monkeypatch.setattr("visionad_runtime.search.pruning.MAX_RELATIVE_COST", 1000)
+    assert inspector.bank is not None and isinstance(inspector.chain, HostChain)
+    bank, index = inspector.bank.classes["disc"], inspector.chain.index
+    rows = bank.rows("flip")
     done = threading.Event()
-    workers.aside(lambda: done.wait(60))  # so that nothing is prepared yet
-    for _ in range(3):
-        assert not isinstance(matched.searchable("flip", queries), TurnedBank)
-    assert same(inspector.inspect(image, class_name="disc"), plain)
+    workers.aside(lambda: done.wait(60))  # so that no index is built yet
+    for state in (IndexState.REQUESTED, IndexState.BUILDING, IndexState.BUILDING):
+        assert same(inspector.inspect(image, class_name="disc"), plain)
+        assert {index.state(bank, view) for view in inspector.views} == {state}
+    assert index.index_for(bank, "flip", rows, rows[:16]) is rows
     done.set()
     workers.settle()
-    assert isinstance(matched.searchable("flip", queries), TurnedBank)
-    assert matched.searchable("flip", queries) is matched.searchable("flip", queries)
-    assert not isinstance(matched.without(0).searchable("flip", queries), TurnedBank)  # 96 rows fewer
+    assert {index.state(bank, view) for view in inspector.views} == {IndexState.READY}
+    assert all(
+        isinstance(index.index_for(bank, view, bank.rows(view), rows[:16]), PrunedIndex) for view in inspector.views
+    )
     assert all(same(one, plain) for one in inspected(inspector, image, 3))
-    assert all(isinstance(matched.searchable(view, queries), TurnedBank) for view in inspector.views)
 
 
-def test_a_bank_that_cannot_be_prepared_is_searched_as_it_is(
+def test_a_bank_whose_index_cannot_be_built_is_searched_as_it_is(
     tiny_model: Path, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inspector = Inspector.open(tiny_model, tmp_path / "bank")
     inspector.enroll_files("disc", good[:1])
-    monkeypatch.setattr("visionad_runtime.bank.FEWEST_ROWS", 1)
+    monkeypatch.setattr("visionad_runtime.search.pruning.MIN_ROWS", 1)
 
-    def full(*_: object) -> None:
+    def no_memory(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("visionad_runtime.bank.prepared", full)
+    monkeypatch.setattr("visionad_runtime.search.pruning.build_index", no_memory)
     found = inspected(inspector, part(7, defect=True), 3)
     assert same(found[0], found[1]) and same(found[0], found[2])
 

@@ -1,11 +1,14 @@
 """Exact search against float64 brute force and faiss: ties, near-ties, tiles, threads, banks that lie on disk.
 
-Every build of the machine code that this CPU can run, and NumPy in its place; ``test_cpu.py`` runs those for Arm and other systems.
+Every native build that this CPU can run, and NumPy in its place; ``test_search_native.py`` runs those for Arm and Windows.
 """
 
 from __future__ import annotations
 
+import gc
+import threading
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,36 +19,39 @@ from conftest import unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from visionad_runtime import axes, cpu, search
-from visionad_runtime.axes import TurnedBank, _orthonormal
+from search_data import near_ties, normed, patches
+from visionad_runtime import search, workers
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.search import IndexState, PrunedIndex, native, numpy_search, pruning
+from visionad_runtime.search.numpy_search import as_contiguous, error_bound
+from visionad_runtime.search.pruning import are_orthonormal, orthonormalized
 
 F32 = NDArray[np.float32]
-CODES = {"numpy": None, **{name: cpu.Library(name) for name in cpu.here()}}
+CODES = {"numpy": None, **{name: native.Library(name) for name in native.supported_builds()}}
 
 
-def turned(rows: F32) -> F32 | TurnedBank:
-    """With good axes or with bad ones; plain where it is too narrow for any."""
+def pruned(rows: F32) -> F32 | PrunedIndex:
+    """With good components or with bad ones; plain where it is too narrow for any."""
     dim = rows.shape[1]
     library = next((library for library in CODES.values() if library), None)
     if library is None or dim < 17:
         return rows
     width = 8 * min(4, (dim - 9) // 8)
     made = np.linalg.svd(rows[:500], full_matrices=False)[2].T[:, : width - 1] if len(rows) % 3 else np.empty((dim, 0))
-    axes = np.zeros((dim, width))
+    components = np.zeros((dim, width))
     more = np.random.default_rng(len(rows)).standard_normal((dim, width - 1 - made.shape[1]))
-    axes[:, :-1] = _orthonormal(np.concatenate([made.astype(np.float64), more], axis=1))
-    return TurnedBank(search._plain(rows), axes, library, 2)
+    components[:, :-1] = orthonormalized(np.concatenate([made.astype(np.float64), more], axis=1))
+    return PrunedIndex(as_contiguous(rows), components, library, 2)
 
 
-Bank = Callable[[F32], F32 | TurnedBank]
-KINDS: dict[str, Bank] = {"float32": lambda rows: rows, "turned": turned}
+Bank = Callable[[F32], F32 | PrunedIndex]
+KINDS: dict[str, Bank] = {"plain": lambda rows: rows, "pruned": pruned}
 WAYS = [(kind, code) for kind in KINDS for code in CODES]
 
 
 def use(code: str, patch: pytest.MonkeyPatch) -> None:
     """Search by one build, or by NumPy."""
-    patch.setattr(search, "machine_code", lambda: (CODES[code], ()))
+    patch.setattr(native, "native_library", lambda: (CODES[code], ()))
 
 
 @pytest.fixture(params=WAYS, ids=["-".join(way) for way in WAYS])
@@ -54,26 +60,6 @@ def bank_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     kind, code = request.param
     use(code, monkeypatch)
     return KINDS[kind]
-
-
-def normed(x: NDArray[np.float64]) -> F32:
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-def near_ties(seed: int, rows: int, dim: int, scale: float = 1e-7) -> F32:
-    """Rows that float32 scores cannot tell apart, and exact repeats among them."""
-    rng = np.random.default_rng(seed)
-    x = unit(seed, 1, dim) + scale * rng.standard_normal((max(1, rows // 2), dim))
-    return normed(x)[rng.integers(0, len(x), rows)]
-
-
-def patches(seed: int, rows: int, dim: int) -> F32:
-    """As tokens are: a large common part with outlying dimensions, clusters, and little of each row's own."""
-    rng = np.random.default_rng(seed)
-    common = 0.1 * rng.standard_normal(dim) + 2 * (rng.random(dim) < 0.02)
-    kinds_of_patch = rng.standard_normal((10, dim)) / dim**0.5
-    own = 0.2 * rng.standard_normal((rows, dim)) / dim**0.5
-    return normed(common + kinds_of_patch[rng.integers(0, 10, rows)] + own)
 
 
 def oracle(queries: F32, bank: F32, k: int = 1) -> tuple[F32, NDArray[np.int64]]:
@@ -92,7 +78,7 @@ def in_order(products: NDArray[np.float64]) -> NDArray[np.float64]:
     return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]))
 
 
-def check(found: search.Neighbours, queries: F32, bank: F32, k: int = 1) -> None:
+def check(found: search.SearchResult, queries: F32, bank: F32, k: int = 1) -> None:
     distance, row = oracle(queries, bank, k)
     shape = (len(queries),) if k == 1 else (len(queries), k)
     assert found.distance.dtype == np.float32 and found.row.dtype == np.int64
@@ -122,10 +108,10 @@ def test_against_brute_force(
     queries = np.concatenate([unit(seed + 1, count, dim), bank[:2], near_ties(seed, 2, dim)])
     with pytest.MonkeyPatch.context() as patch:
         use(way[1], patch)
-        patch.setattr(search, "TILE_ROWS", max(tile, rows // 20))
-        patch.setattr(cpu, "STRETCH", max(tile, rows // 20))
-        patch.setattr(cpu, "FEWEST_ROWS", 5)
-        patch.setattr(search, "SMALL_WORK", 1)
+        patch.setattr(numpy_search, "TILE_ROWS", max(tile, rows // 20))
+        patch.setattr(native, "ROW_CHUNK", max(tile, rows // 20))
+        patch.setattr(native, "MIN_CHUNK_ROWS", 5)
+        patch.setattr(search, "MIN_WORK_PER_THREAD", 1)
         k = min(k, rows)
         check(search.nearest(queries, KINDS[way[0]](bank), k, threads=threads), queries, bank, k)
 
@@ -151,15 +137,15 @@ def test_real_sizes(
 def test_threads_tiles_and_company_change_no_bit(bank_of: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     bank, queries = np.concatenate([patches(6, 700, 192), near_ties(6, 700, 192)]), patches(7, 60, 192)
     whole = search.nearest(queries, bank_of(bank), 3, threads=1)
-    monkeypatch.setattr(search, "SMALL_WORK", 1)
+    monkeypatch.setattr(search, "MIN_WORK_PER_THREAD", 1)
     for tile in (1, 13, 349, 1399, 1400):
-        monkeypatch.setattr(search, "TILE_ROWS", tile)
-        monkeypatch.setattr(cpu, "STRETCH", tile)
+        monkeypatch.setattr(numpy_search, "TILE_ROWS", tile)
+        monkeypatch.setattr(native, "ROW_CHUNK", tile)
         for threads in (1, 2, 5):
             found = search.nearest(queries, bank_of(bank), 3, threads=threads)
             np.testing.assert_array_equal(found.row, whole.row)
             np.testing.assert_array_equal(found.distance, whole.distance)
-    monkeypatch.setattr(search, "BLOCK_QUERIES", 7)
+    monkeypatch.setattr(numpy_search, "QUERY_BATCH", 7)
     found = search.nearest(queries, bank_of(bank), 3)
     np.testing.assert_array_equal(found.row, whole.row)
     for i in range(0, len(queries), 7):
@@ -188,19 +174,19 @@ def test_a_bank_of_repeats_stays_cheap(way: tuple[str, str], k: int, monkeypatch
     bank, queries = np.repeat(patches(8, 2, 64), 10_000, axis=0), patches(9, 200, 64)
     use(way[1], monkeypatch)
     scored = 0
-    nearest, exact_numpy = cpu.Library.nearest, search._exact_numpy
+    nearest, exact_numpy = native.Library.nearest, numpy_search.exact_scores
 
     def count(pairs: int) -> None:
         nonlocal scored
         scored += pairs
 
-    def counted(*args: Any) -> cpu.Found:
+    def counted(*args: Any) -> native.NativeResult:
         found = nearest(*args)
-        count(found.scored)
+        count(found.rescored)
         return found
 
-    monkeypatch.setattr(cpu.Library, "nearest", counted)
-    monkeypatch.setattr(search, "_exact_numpy", lambda *args: (count(len(args[2])), exact_numpy(*args))[1])
+    monkeypatch.setattr(native.Library, "nearest", counted)
+    monkeypatch.setattr(numpy_search, "exact_scores", lambda *args: (count(len(args[2])), exact_numpy(*args))[1])
     found = search.nearest(queries, KINDS[way[0]](bank), k)
     monkeypatch.undo()
     check(found, queries, bank, k)
@@ -212,7 +198,7 @@ def test_error_bound_of_float32_scores_holds_and_is_needed() -> None:
     bank, queries = near_ties(3, 3000, 384), near_ties(4, 50, 384, 1e-2)
     scores = queries @ bank.T
     true = queries.astype(np.float64) @ bank.astype(np.float64).T
-    assert 0 < np.abs(scores - true).max() < search._slack(384)
+    assert 0 < np.abs(scores - true).max() < error_bound(384)
     assert (scores.argmax(axis=1) != oracle(queries, bank)[1][:, 0]).any()
 
 
@@ -305,34 +291,34 @@ needs_code = pytest.mark.skipif(len(CODES) == 1, reason="no build of the search 
 @pytest.mark.parametrize("code", list(CODES)[1:])
 @pytest.mark.parametrize("make", [unit, patches, near_ties])
 @pytest.mark.parametrize(("dim", "width"), [(17, 8), (97, 16), (384, 64), (1024, 128)])
-def test_products_of_heads_are_upper_bounds(
+def test_products_of_projections_are_upper_bounds(
     make: Callable[[int, int, int], F32], dim: int, width: int, code: str
 ) -> None:
-    """Less than them by no more than the search allows for, whether the rows lie along the axes or not; and NumPy's sums."""
+    """Less than them by no more than the search allows for, whether the rows lie along the components or not; and NumPy's sums."""
     library = CODES[code]
     rows, queries = make(1, 300, dim), np.concatenate([make(2, 29, dim), unit(3, 10, dim)])
     for seed in (None, 0):
-        axes_ = np.zeros((dim, width))
+        components = np.zeros((dim, width))
         made = (
             rows[: width - 1].T
             if seed is None and make is unit
             else np.random.default_rng(0).standard_normal((dim, width - 1))
         )
-        axes_[:, :-1] = _orthonormal(made.astype(np.float64))
-        heads, asked = (library.product(x, axes_, 2, heads=True) for x in (rows, queries))
-        product = asked @ heads.T
+        components[:, :-1] = orthonormalized(made.astype(np.float64))
+        projections, asked = (library.project(x, components, 2) for x in (rows, queries))
+        product = asked @ projections.T
         true = queries.astype(np.float64) @ rows.astype(np.float64).T
-        assert (product >= true - search._slack(dim)).all()
-        np.testing.assert_allclose(heads[:, :-1], rows @ axes_[:, :-1], rtol=0, atol=1e-6)
-        left = np.linalg.norm(rows - rows @ axes_ @ axes_.T, axis=1)
-        assert (heads[:, -1] >= left).all() and (heads[:, -1] <= left + 4e-6).all()
+        assert (product >= true - error_bound(dim)).all()
+        np.testing.assert_allclose(projections[:, :-1], rows @ components[:, :-1], rtol=0, atol=1e-6)
+        left = np.linalg.norm(rows - rows @ components @ components.T, axis=1)
+        assert (projections[:, -1] >= left).all() and (projections[:, -1] <= left + 4e-6).all()
     for count in (1, 2, 3, 4, 5, 300):
-        np.testing.assert_array_equal(library.product(rows[:count], axes_, 3, heads=True), heads[:count])
+        np.testing.assert_array_equal(library.project(rows[:count], components, 3), projections[:count])
     plain = library.product(rows, np.ascontiguousarray(queries[:32].T, np.float64), 2)
     np.testing.assert_allclose(plain, true[:32].T, rtol=0, atol=1e-7)
 
 
-def alike(found: search.Neighbours, wanted: search.Neighbours) -> None:
+def alike(found: search.SearchResult, wanted: search.SearchResult) -> None:
     np.testing.assert_array_equal(found.row, wanted.row)
     np.testing.assert_array_equal(found.distance, wanted.distance)
 
@@ -345,76 +331,122 @@ def along_few(seed: int, rows: int, dim: int) -> F32:
 
 
 @needs_code
-def test_a_bank_is_turned_where_that_rules_most_rows_out() -> None:
+def test_an_index_is_built_where_it_rules_most_rows_out() -> None:
     queries, rows = along_few(5, 700, 256), along_few(6, 5000, 256)
-    bank = search.prepared(rows, queries)
-    assert isinstance(bank, TurnedBank) and bank.rows is rows
-    width = bank.axes.shape[1]
-    assert (
-        width in axes.HEADS and bank.heads.shape == (5000, width) and bank.nbytes == 4 * 5000 * width + 8 * 256 * width
-    )
-    library = search.machine_code()[0]
+    bank = search.build_index(rows, queries)
+    assert isinstance(bank, PrunedIndex) and bank.rows is rows
+    width = bank.components.shape[1]
+    assert width in pruning.PROJECTION_WIDTHS and bank.projections.shape == (5000, width)
+    assert bank.nbytes == 4 * 5000 * width + 8 * 256 * width
+    library = native.native_library()[0]
     assert library is not None
-    asked = library.product(queries, bank.axes, 1, heads=True)
-    found = library.nearest(queries, rows, 1, search._slack(256), 1, (asked, bank.heads))
-    assert found.scored < len(queries) * len(rows) / 20
+    asked = library.project(queries, bank.components, 1)
+    found = library.nearest(queries, rows, 1, error_bound(256), 1, (asked, bank.projections))
+    assert found.rescored < len(queries) * len(rows) / 20
     for k in (1, 3):
         alike(search.nearest(queries, bank, k), search.nearest(queries, rows, k))
-    # Nothing is turned in vain: rows that lie along no directions, few rows, narrow ones.
+    # No index is built in vain: rows that lie along no directions, few rows, narrow ones.
     for plain, like in (
         (unit(1, 5000, 256), unit(2, 700, 256)),
         (rows[:2000], queries),
         (np.ascontiguousarray(rows[:, :20]), queries[:, :20]),
         (rows, queries[:0]),
     ):
-        assert search.prepared(plain, like) is plain
-    assert axes.find_axes(rows, queries, 1, library, 1) is not None
-    assert axes.find_axes(rows, queries, 0.01, library, 1) is None
+        assert search.build_index(plain, like) is plain
+    assert pruning.fit_components(rows, queries, 1, library, 1) is not None
+    assert pruning.fit_components(rows, queries, 0.01, library, 1) is None
 
 
 @needs_code
-def test_axes_that_rule_nothing_out_cost_little() -> None:
+def test_components_that_rule_nothing_out_cost_little() -> None:
     """Then each group of queries is searched without after a while, with the same result, and pairs are not scored one by one."""
     rows, queries = unit(1, 6000, 128), unit(2, 300, 128)
-    bank = turned(rows)
-    assert isinstance(bank, TurnedBank)
-    library = search.machine_code()[0]
+    bank = pruned(rows)
+    assert isinstance(bank, PrunedIndex)
+    library = native.native_library()[0]
     assert library is not None
-    asked = library.product(queries, bank.axes, 1, heads=True)
+    asked = library.project(queries, bank.components, 1)
     for threads in (1, 3):
-        found = library.nearest(queries, rows, 1, search._slack(128), threads, (asked, bank.heads))
-        assert found.scored < len(queries) * len(rows) / 20
-        np.testing.assert_array_equal(found.row, search._search_numpy(queries, rows, 1)[1])
+        found = library.nearest(queries, rows, 1, error_bound(128), threads, (asked, bank.projections))
+        assert found.rescored < len(queries) * len(rows) / 20
+        np.testing.assert_array_equal(found.row, numpy_search.search_numpy(queries, rows, 1)[1])
 
 
 @needs_code
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_bank_to_be_turned_is_refused_if_broken(value: float) -> None:
+def test_an_index_of_broken_rows_is_refused(value: float) -> None:
     rows, queries = along_few(5, 2100, 64), along_few(6, 50, 64)
-    bank = search.prepared(rows, queries)
+    bank = search.build_index(rows, queries)
     broken_rows, broken_queries = rows.copy(), queries.copy()
     broken_rows[-1, -1] = broken_queries[-1, -1] = value
     with pytest.raises(VisionADError, match="NaN or Inf among the bank rows"):
-        search.prepared(broken_rows, queries)
+        search.build_index(broken_rows, queries)
     with pytest.raises(VisionADError, match="NaN or Inf among the patch tokens"):
-        search.prepared(rows, broken_queries)
-    assert isinstance(bank, TurnedBank)
+        search.build_index(rows, broken_queries)
+    assert isinstance(bank, PrunedIndex)
     with pytest.raises(VisionADError, match="NaN or Inf among the patch tokens"):
         search.nearest(broken_queries, bank)
 
 
 @needs_code
 @pytest.mark.parametrize("dim", [64, 1024])
-def test_rows_that_are_all_alike_have_axes(dim: int) -> None:
+def test_rows_that_are_all_alike_have_components(dim: int) -> None:
     """Flat pictures; and rows that lie along one coordinate."""
-    library = search.machine_code()[0]
+    library = native.native_library()[0]
     assert library is not None
     for row in (unit(1, 1, dim), np.eye(dim, dtype=np.float32)[:1]):
         rows = np.repeat(row, 2500, axis=0)
-        axes_ = axes._principal(rows[:2048], 48, library, 2)
-        assert axes._are_orthonormal(axes_)
-        assert abs(float(row[0] @ axes_[:, 0])) > 1 - 1e-6
+        components = pruning.principal_components(rows[:2048], 48, library, 2)
+        assert are_orthonormal(components)
+        assert abs(float(row[0] @ components[:, 0])) > 1 - 1e-6
         queries = np.concatenate([unit(2, 50, dim), row, -row])
-        alike(search.nearest(queries, search.prepared(rows, queries)), search.nearest(queries, rows))
-    assert axes._are_orthonormal(_orthonormal(np.zeros((20, 3))))
-    assert not axes._are_orthonormal(_orthonormal(np.zeros((20, 3))) * (1 + 1e-11))
+        alike(search.nearest(queries, search.build_index(rows, queries)), search.nearest(queries, rows))
+    assert are_orthonormal(orthonormalized(np.zeros((20, 3))))
+    assert not are_orthonormal(orthonormalized(np.zeros((20, 3))) * (1 + 1e-11))
+
+
+class Owner:
+    """Stands for a bank."""
+
+
+@needs_code
+def test_an_index_is_built_from_the_second_request_on_and_goes_with_its_bank() -> None:
+    queries, rows = along_few(5, 50, 128), along_few(6, 2100, 128)
+    index, owner, other = search.SearchIndex(), Owner(), Owner()
+    assert index.state(owner, "original") is IndexState.NOT_REQUESTED
+    done = threading.Event()
+    workers.aside(lambda: done.wait(60))
+    for state in (IndexState.REQUESTED, IndexState.BUILDING, IndexState.BUILDING):
+        assert index.index_for(owner, "original", rows, queries) is rows
+        assert index.state(owner, "original") is state
+    assert index.index_for(owner, "flip", rows, queries) is rows
+    assert index.index_for(other, "original", rows, queries) is rows
+    done.set()
+    workers.settle()
+    built = index.index_for(owner, "original", rows, queries)
+    assert index.state(owner, "original") is IndexState.READY and isinstance(built, PrunedIndex) and built.rows is rows
+    assert index.index_for(owner, "original", rows, queries) is built
+    assert index.state(owner, "flip") is index.state(other, "original") is IndexState.REQUESTED
+    held = weakref.ref(built)
+    del built, owner
+    gc.collect()
+    assert held() is None
+
+
+def test_a_small_bank_gets_no_index() -> None:
+    queries, rows = along_few(5, 50, 128), along_few(6, 2000, 128)
+    index, owner = search.SearchIndex(), Owner()
+    assert all(index.index_for(owner, "original", rows, queries) is rows for _ in range(3))
+    assert index.state(owner, "original") is IndexState.NOT_REQUESTED
+
+
+@pytest.mark.parametrize("value", [np.nan, 1.0])
+def test_without_an_index_the_rows_are_searched(value: float) -> None:
+    """Broken rows, which the search reports, and rows that no components help with."""
+    rows, queries = unit(1, 2100, 64), unit(2, 40, 64)
+    rows[-1, -1] = value
+    index, owner = search.SearchIndex(), Owner()
+    for _ in range(3):
+        assert index.index_for(owner, "original", rows, queries) is rows
+        workers.settle()
+    assert index.state(owner, "original") is IndexState.READY

@@ -13,7 +13,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -40,11 +40,8 @@ from .artefacts import (
     sha256_file,
     to_json,
 )
-from .axes import FEWEST_ROWS, TurnedBank
-from .errors import BankError, LostManifestError, VisionADError
+from .errors import BankError, LostManifestError
 from .preprocess import bank_blocks, upright_block, view_blocks
-from .search import prepared
-from .workers import aside
 
 F32 = NDArray[np.float32]
 
@@ -55,9 +52,9 @@ LEAST_DIGITS = 4
 LOCK_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassBank:
-    """One class in memory.
+    """One class in memory, immutable and compared by identity.
 
     ``features`` float32 (B, K, P, D), unit rows: B unique encodings (``blocks``) of K support pictures of P patches.
     ``class_tokens`` float32 (B, K, Dc), unit rows.
@@ -68,38 +65,11 @@ class ClassBank:
     blocks: tuple[str, ...]
     features: F32
     class_tokens: F32
-    _prepared: dict[ViewName, F32 | TurnedBank | None] = field(
-        default_factory=dict, init=False, compare=False, repr=False
-    )
 
     def rows(self, view: ViewName) -> F32:
         """The view's bank, float32 (6·K·P, D): a slice of ``features``, not a copy."""
         part = self.features[view_blocks(self.blocks, view)]
         return part.reshape(-1, part.shape[-1])
-
-    def searchable(self, view: ViewName, queries: F32) -> F32 | TurnedBank:
-        """:meth:`rows` as they are searched fastest, for ``queries`` (Q, D) and their like, which finds the same.
-
-        They are prepared for that from the second time on that they are asked for (what is searched once, leave-one-out, is not
-        worth it), on one core beside all inspections, which go on with the plain rows until it is done."""
-        rows = self.rows(view)
-        if len(rows) < FEWEST_ROWS:
-            return rows
-        if view not in self._prepared:
-            self._prepared[view] = None
-            return rows
-        bank = self._prepared[view]
-        if bank is not None:
-            return bank
-
-        def prepare() -> None:
-            # Then they are searched as they are, and a search says what is wrong with rows or tokens.
-            with contextlib.suppress(VisionADError, MemoryError):
-                self._prepared[view] = prepared(rows, queries, 1)
-
-        self._prepared[view] = rows
-        aside(prepare)
-        return rows
 
     def tokens(self, view: ViewName) -> F32:
         """Class tokens (K, Dc) of the support pictures, unturned, in ``view``. The first one routes (method, section 5)."""

@@ -22,7 +22,7 @@ from .maps import TOP_SHARE, fuse, top_mean, upsample
 from .pipeline.self_test import GOLDEN_TOLERANCE
 from .preprocess import bank_blocks, prepare, query_views, support_encodings
 from .rarity import rarity
-from .search import nearest
+from .search import SearchIndex, nearest
 from .workers import cores
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class HostChain:
     ) -> None:
         self._engine, self._identity, self._threads = engine, identity, threads
         self._top_share, self._rarity = top_share, rarity
+        self.index = SearchIndex()
 
     def run(
         self,
@@ -153,7 +154,8 @@ class HostChain:
         clock, side = Clock(), self._identity.grid
         grids: dict[ViewName, F32] = {}
         for i, view in enumerate(views):
-            distance = nearest(patch[i], bank.searchable(view, patch[i]), threads=self._threads).distance
+            index = self.index.index_for(bank, view, bank.rows(view), patch[i])
+            distance = nearest(patch[i], index, threads=self._threads).distance
             if self._rarity:
                 distance = distance * rarity(patch[i], side, self._threads)
             grids[view] = distance.reshape(side, side)

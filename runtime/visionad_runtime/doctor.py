@@ -145,9 +145,9 @@ def _self_test(model: Path, problems: list[str]) -> str:
 def _search(problems: list[str]) -> str | None:
     """Name of the machine code that searches on this CPU."""
     try:
-        from .search import machine_code
+        from .search import native
 
-        library, unfit = machine_code()
+        library, unfit = native.native_library()
     except ImportError:  # a problem by itself, named above
         return None
     problems.extend(unfit)

@@ -1,7 +1,7 @@
 """Compile ``search.c`` for every CPU, on any machine, into the runtime's package data.
 
-The product is committed, as that of the GPU kernels is: the line PC has no compiler. The compiler is Zig's clang, a wheel that
-compiles for other machines too, and whose product depends on its version and the source alone.
+The libraries are committed, as the GPU kernels are: the line PC has no compiler. The compiler is Zig's clang, a wheel that
+compiles for other machines too. Its output depends on its version and the source alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from visionad_runtime import cpu
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.search import native
 
 SOURCE = Path(__file__).with_name("search.c")
 FLAGS = (
@@ -27,9 +27,9 @@ FLAGS = (
 )  # fmt: skip
 CPUS = {"x86-64-v4": "x86_64_v4", "x86-64-v3": "x86_64_v3", "x86-64": "x86_64", "aarch64": "generic"}
 """The compiler's names for the runtime's builds. 64-bit Arm has its vectors always."""
-SYSTEMS = {"linux": "linux-musl", "win32": "windows-gnu", "darwin": "macos.11.0"}
-"""...and for the systems: no C library is used, whatever the name says; macOS 11 is the first for Arm."""
-BUILDS = tuple((name, system) for name, build in cpu.BUILDS.items() for system in build.systems)
+SYSTEMS = {"linux": "linux-musl", "win32": "windows-gnu"}
+"""The compiler's names for the systems. No C library is used, whatever the name says."""
+BUILDS = tuple((name, system) for name, build in native.BUILDS.items() for system in build.systems)
 
 
 def compiler() -> str:
@@ -55,10 +55,9 @@ def build(builds: Iterable[tuple[str, str]] = BUILDS) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
         caches = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}
         for name, system in builds:
-            out = Path(scratch, cpu.file_name(name, system))
-            target = f"-target {cpu.BUILDS[name].machine}-{SYSTEMS[system]} -mcpu={CPUS[name]}".split()
-            named = ("-install_name", out.name) if system == "darwin" else ()  # else macOS libraries hold their path
-            command = [sys.executable, "-m", "ziglang", "cc", *target, *FLAGS, *named, SOURCE.name, "-o", str(out)]
+            out = Path(scratch, native.file_name(name, system))
+            target = f"-target {native.BUILDS[name].machine}-{SYSTEMS[system]} -mcpu={CPUS[name]}".split()
+            command = [sys.executable, "-m", "ziglang", "cc", *target, *FLAGS, SOURCE.name, "-o", str(out)]
             done = subprocess.run(
                 command, cwd=SOURCE.parent, env=os.environ | caches, capture_output=True, text=True
             )  # a relative path: none of this machine gets into the product
@@ -79,20 +78,20 @@ def manifest(built: Mapping[str, bytes]) -> dict[str, Any]:
     }
 
 
-def write(built: Mapping[str, bytes], folder: Path = cpu.FOLDER) -> None:
+def write(built: Mapping[str, bytes], folder: Path = native.FOLDER) -> None:
     """Write ``manifest.json`` and the libraries."""
     for name, library in built.items():
         (folder / name).write_bytes(library)
     (folder / "manifest.json").write_text(json.dumps(manifest(built), indent=1) + "\n")
 
 
-def committed(folder: Path = cpu.FOLDER) -> dict[str, Any]:
+def committed(folder: Path = native.FOLDER) -> dict[str, Any]:
     """The manifest of the product at hand."""
     found: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
     return found
 
 
-def check(built: Mapping[str, bytes], folder: Path = cpu.FOLDER) -> list[str]:
+def check(built: Mapping[str, bytes], folder: Path = native.FOLDER) -> list[str]:
     """What of the product in ``folder`` is not what was built: one line each, none when all is well.
 
     Another compiler gives other bytes from the same source: then only the source is compared.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import importlib
 import json
 import platform
 import statistics
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from .. import __version__
@@ -161,72 +162,76 @@ def cold_start(
 # -- NVML --------------------------------------------------------------------------------------------------------------
 
 
-class _Memory(ctypes.Structure):
-    _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
-
-
 class Nvml:
-    """The driver's own meter of one GPU. It comes with every NVIDIA driver, so it is asked directly."""
+    """The driver's meter of one GPU."""
 
-    def __init__(self, library: ctypes.CDLL, handle: ctypes.c_void_p) -> None:
+    def __init__(self, pynvml: ModuleType, handle: object) -> None:
         """Use :func:`open_nvml`."""
-        self._library, self._handle = library, handle
+        self._pynvml, self._handle = pynvml, handle
 
     def used(self) -> int:
-        """Bytes of GPU memory in use, by anybody."""
-        memory = _Memory()
-        _check(self._library.nvmlDeviceGetMemoryInfo(self._handle, ctypes.byref(memory)), "GPU memory")
-        return int(memory.used)
+        """Return the bytes of GPU memory in use, by any process.
+
+        Raises:
+            VisionADError: NVML does not tell.
+        """
+        with _told("GPU memory", self._pynvml):
+            return int(self._pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
 
     def joules(self) -> float:
-        """Energy since the driver was loaded.
+        """Return the energy used since the driver was loaded.
 
         Raises:
             VisionADError: this GPU does not count it.
         """
-        energy = ctypes.c_ulonglong()
-        status = self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle, ctypes.byref(energy))
-        _check(status, "the energy used")
-        return energy.value / 1e3
+        with _told("the energy used", self._pynvml):
+            return float(self._pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
 
 
 @contextmanager
 def open_nvml() -> Iterator[Nvml | str]:
-    """The meter of the box's one GPU, or why there is none.
+    """Open the meter of the machine's one GPU, or say why there is none.
 
-    With several GPUs it is not known here which of them CUDA calls the first, and a wrong meter is worse than none.
+    With several GPUs it is not known which of them CUDA calls the first, and a wrong meter is worse than none.
     """
     try:
-        library = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-    except OSError:
-        yield "no NVIDIA driver here (NVML does not load)"
+        pynvml = importlib.import_module("pynvml")
+    except ModuleNotFoundError:
+        yield "GPU memory and energy are measured by nvidia-ml-py, which is not installed: pip install 'visionad[gpu]'"
         return
     try:
-        _check(library.nvmlInit_v2(), "to start")
+        with _told("to start", pynvml):
+            pynvml.nvmlInit()
     except VisionADError as exc:
         yield str(exc)
         return
     try:
-        yield _only_gpu(library)
+        yield _only_gpu(pynvml)
     finally:
-        library.nvmlShutdown()
+        pynvml.nvmlShutdown()
 
 
-def _only_gpu(library: ctypes.CDLL) -> Nvml | str:
-    count, handle = ctypes.c_uint(), ctypes.c_void_p()
+def _only_gpu(pynvml: ModuleType) -> Nvml | str:
     try:
-        _check(library.nvmlDeviceGetCount_v2(ctypes.byref(count)), "the number of GPUs")
-        if count.value != 1:
-            return f"NVML sees {count.value} GPUs; measured where there is one"
-        _check(library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)), "GPU 0")
+        with _told("the number of GPUs", pynvml):
+            count = pynvml.nvmlDeviceGetCount()
+        if count != 1:
+            return f"NVML sees {count} GPUs; measured where there is one"
+        with _told("GPU 0", pynvml):
+            return Nvml(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
     except VisionADError as exc:
         return str(exc)
-    return Nvml(library, handle)
 
 
-def _check(status: int, what: str) -> None:
-    if status:
-        raise VisionADError(f"NVML does not give {what} here (status {status})")
+@contextmanager
+def _told(what: str, pynvml: ModuleType) -> Iterator[None]:
+    """Turn NVML's errors into a :class:`VisionADError` that says what was asked for."""
+    try:
+        yield
+    except pynvml.NVMLError_LibraryNotFound:
+        raise VisionADError("no NVIDIA driver here (NVML does not load)") from None
+    except pynvml.NVMLError as exc:
+        raise VisionADError(f"NVML does not give {what} here ({exc})") from None
 
 
 def energy(nvml: Nvml | str, call: Callable[[int], object], batch: int, seconds: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import common
 import numpy as np
-from visionad_runtime.calibrate import conformal_threshold
+from visionad_runtime.scoring.conformal import conformal_threshold
 
 RATE, NORMALS, SPLITS = 0.05, 19, 1000
 

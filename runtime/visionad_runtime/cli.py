@@ -24,6 +24,7 @@ from .build import build_command
 from .entry import does_not_import, is_own
 from .errors import BankError, VisionADError
 from .evaluation.command import eval_command
+from .scoring.catalog import preset_help
 
 if TYPE_CHECKING:
     from .inspector import FileResult
@@ -82,8 +83,15 @@ KeepAlive = Annotated[
         help="a GPU runs its last picture again when none came for so long, so that its clocks stay up [default: never]",
     ),
 ]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", metavar="NAME", help=f"how to score: {preset_help()} [default: as the model was exported]"
+    ),
+]
 ViewsOption = Annotated[
-    str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
+    str | None,
+    typer.Option("--views", metavar="original,flip,clamp", help="[default: the preset's, else all of the bank's]"),
 ]
 
 
@@ -213,6 +221,7 @@ def predict(
     maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
     backend: BackendOption = "auto",
+    preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="pictures an engine call; never changes a result")] = 1,
@@ -235,7 +244,7 @@ def predict(
     _require_bank(bank)
     report = _Report(as_json, maps, overlays)
     with (
-        Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views)) as inspector,
+        Inspector.open(model, bank, backend=backend, threads=threads, preset=preset, views=_split(views)) as inspector,
         progress("inspecting", len(pictures)) as step,
     ):
         for line in inspector.uncalibrated():
@@ -272,6 +281,7 @@ def watch(
     maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
     backend: BackendOption = "auto",
+    preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
@@ -296,7 +306,7 @@ def watch(
         _until_stopped() as stop,
         ExitStack() as stack,
         Inspector.open(
-            model, bank, backend=backend, threads=threads, views=_split(views), keep_alive=keep_alive
+            model, bank, backend=backend, threads=threads, preset=preset, views=_split(views), keep_alive=keep_alive
         ) as inspector,
     ):
         inspector.enrolled(class_name)
@@ -339,6 +349,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     read_only: Annotated[bool, typer.Option("--read-only", help="nobody may enrol over HTTP")] = False,
     backend: BackendOption = "auto",
+    preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     keep_alive: KeepAlive = None,
@@ -357,7 +368,7 @@ def serve(
         _until_stopped() as stop,
         closing(listen(host, port)) as waiting,
         Inspector.open(
-            model, bank, backend=backend, threads=threads, views=_split(views), keep_alive=keep_alive
+            model, bank, backend=backend, threads=threads, preset=preset, views=_split(views), keep_alive=keep_alive
         ) as inspector,
     ):
         for line in inspector.uncalibrated():
@@ -505,9 +516,10 @@ def bank_add(
     """Enrol good pictures in a class (new or existing). All or none of them."""
     from .bank import check_class_name
     from .inspector import Inspector, read_supports
-    from .mutual import choose_covering, standings
     from .picture import find_pictures
     from .support import choose_support_paths
+    from .teaching.audit import leave_one_out_scores
+    from .teaching.selection import select_support
 
     class_name = check_class_name(class_name)
     if seed is not None and shots is None:
@@ -525,12 +537,12 @@ def bank_add(
         known = inspector.bank.classes.get(class_name)
         if choose is not None:
             with progress(f"comparing {class_name}", len(pictures)) as step:
-                pictures = choose_covering(inspector, class_name, pictures, choose, bit_depth=bit_depth, step=step)
+                pictures = select_support(inspector, class_name, pictures, choose, bit_depth=bit_depth, step=step)
         with progress(f"enrolling {class_name}", len(pictures)) as step:
             version = inspector.enroll_files(class_name, pictures, bit_depth=bit_depth, step=step)
     enrolled = inspector.bank.classes[class_name]
     total = len(enrolled.entry.images)
-    odd = [s for s in standings(enrolled, inspector.views, inspector.manifest) if s.odd]
+    odd = [s for s in leave_one_out_scores(enrolled, inspector.scoring) if s.is_outlier]
     if as_json:
         facts = {"class": class_name, "added": len(pictures), "shots": total, "bank_version": version}
         named = [{"sha256": s.image.sha256, "source": s.image.source, "ratio": s.ratio} for s in odd]
@@ -648,17 +660,25 @@ def bank_audit(
     """Score each enrolled picture against the others of its class, to find one that should not have been enrolled."""
     from .artefacts import ModelManifest, read_manifest
     from .bank import Bank, unknown_class
-    from .mutual import standings
+    from .scoring.preset import scoring_for
+    from .teaching.audit import leave_one_out_scores
 
     manifest = read_manifest(model, ModelManifest)
     opened = Bank.open(bank, manifest.identity)
     if class_name is not None and class_name not in opened.classes:
         raise VisionADError(unknown_class(bank, class_name, opened.classes))
+    spec = scoring_for(manifest, opened.manifest.views)
     for name in opened.classes if class_name is None else [class_name]:
-        found = standings(opened.classes[name], opened.manifest.views, manifest)
+        found = leave_one_out_scores(opened.classes[name], spec)
         if as_json:
             rows = [
-                {"sha256": s.image.sha256, "source": s.image.source, "score": s.score, "ratio": s.ratio, "odd": s.odd}
+                {
+                    "sha256": s.image.sha256,
+                    "source": s.image.source,
+                    "score": s.score,
+                    "ratio": s.ratio,
+                    "odd": s.is_outlier,
+                }
                 for s in found
             ]
             _say(json.dumps({"class": name, "pictures": rows}, ensure_ascii=False))
@@ -668,7 +688,7 @@ def bank_audit(
         for s in sorted(found, key=lambda s: -s.ratio):
             _say(f"{name}: {s.score:.4f}, {s.ratio:.2f} times the others' median  {s.image.source}")
         for s in found:
-            if s.odd:
+            if s.is_outlier:
                 _say(_odd_line(bank, name, s))
 
 
@@ -683,6 +703,7 @@ def calibrate(
     class_name: ClassOption,
     max_false_reject: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.01,
     backend: BackendOption = "auto",
+    preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
@@ -690,14 +711,14 @@ def calibrate(
 ) -> None:
     """Set a class's threshold from good parts only."""
     from .artefacts import as_dict
-    from .calibrate import calibrate_class
     from .inspector import Inspector
     from .picture import find_pictures
+    from .teaching.calibrate import calibrate_class
 
     pictures = [f.path for f in find_pictures(paths)]
     _require_bank(bank)
     with (
-        Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views)) as inspector,
+        Inspector.open(model, bank, backend=backend, threads=threads, preset=preset, views=_split(views)) as inspector,
         progress(f"calibrating {class_name}", len(pictures)) as step,
     ):
         done = calibrate_class(inspector, class_name, pictures, max_false_reject, bit_depth, step)
@@ -710,8 +731,8 @@ def calibrate(
         f"class {class_name}: threshold {threshold.value:.4f} from {threshold.normals} good pictures ({done.record.method})"
     )
     _say(
-        f"a further good part is rejected with probability at most {threshold.guaranteed:.4f} on average over calibrations; "
-        f"this threshold's own rate is below {threshold.bound:.4f} at {done.record.confidence:.0%} confidence"
+        f"a further good part is rejected with probability at most {threshold.mean_bound:.4f} on average over calibrations; "
+        f"this threshold's own rate is below {threshold.upper_bound:.4f} at {done.record.confidence:.0%} confidence"
     )
     if done.record.method != "held-out":
         _say("enrolled pictures were scored as if they were not enrolled; for a rate that you must defend, give others")

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from . import picture
 from .artefacts import (
-    Calibration,
     ClassEntry,
     ModelManifest,
     SupportImage,
@@ -31,9 +30,11 @@ from .chain import Chain, Clock, Matched, open_chain
 from .engine import Engine, Tokens, open_engine
 from .engine.selftest import read_golden
 from .errors import BankError, ModelError, PictureError, VisionADError
-from .maps import Geometry, Region, regions
 from .preprocess import prepare, support_encodings
 from .routing import LIMITS, Route, Router
+from .scoring.preset import scoring_for
+from .scoring.regions import Geometry, Region, regions
+from .scoring.spec import ScoringSpec
 from .workers import cores, spread
 
 log = logging.getLogger("visionad")
@@ -49,7 +50,7 @@ class Result:
 
     ``anomaly_map`` is float32 (256, 256), the sum of the views' cosine distances (0..2 a view), of the centre crop;
     ``geometry`` maps it to the original picture. ``score`` is the mean of its largest pixels: 1 % of them, or the
-    model's ``top_share``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the picture is like no
+    scoring's ``top_fraction``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the picture is like no
     class. ``timings`` are milliseconds. ``backend`` is the engine that encoded it.
     """
 
@@ -121,7 +122,7 @@ class Inspector:
         manifest: ModelManifest,
         engine: Engine,
         bank: Bank | None,
-        views: Sequence[ViewName],
+        scoring: ScoringSpec,
         golden: Mapping[str, NDArray[Any]],
         threads: int | None = None,
         keep_alive: float | None = None,
@@ -130,8 +131,8 @@ class Inspector:
         self._stranger: F32 = golden["class_token"]
         self.engine = engine
         self.bank = bank
-        self.views: tuple[ViewName, ...] = tuple(views)
-        self.chain: Chain = open_chain(engine, manifest, self.views, golden, threads, keep_alive)
+        self.scoring = scoring
+        self.chain: Chain = open_chain(engine, manifest, scoring, golden, threads, keep_alive)
         self._threads = threads or cores()
         self._kept: Snapshot | None = None
         self._router: tuple[Snapshot, Router] | None = None
@@ -149,6 +150,7 @@ class Inspector:
         *,
         backend: str = "auto",
         threads: int | None = None,
+        preset: str | None = None,
         views: Sequence[str] | None = None,
         keep_alive: float | None = None,
     ) -> Inspector:
@@ -160,7 +162,11 @@ class Inspector:
 
         Args:
             model: model folder. bank: bank folder; a missing or empty one starts a new bank with the first `enroll`.
-            views: which of the model's views to look through (default: all of the bank's).
+            preset: how to score: a name of ``scoring/presets/`` or the path of such a file (default: as the model was exported).
+                The model must have the preset's image size. Banks stay valid; a threshold holds for the scoring it was
+                calibrated with.
+            views: which of the bank's views to look through (default: the preset's, else all of the bank's). They win over the
+                preset's.
             backend: ``auto`` (the best that runs here and passes its self-test) or a name of ``engine.BACKENDS``.
             threads: CPU threads of engine and search (default: all cores, and no more than these: threads that wait for each
                 other's core take minutes). The search's result does not depend on it.
@@ -183,10 +189,10 @@ class Inspector:
         manifest = read_model(folder)
         opened = Bank.open_or_new(Path(bank), manifest.identity, manifest.views) if bank is not None else None
         available = opened.manifest.views if opened is not None else manifest.views
-        chosen = choose_views(views, available)
-        engine = open_engine(folder, manifest, backend, threads, len(chosen))
+        scoring = scoring_for(manifest, available, preset, views)
+        engine = open_engine(folder, manifest, backend, threads, len(scoring.views))
         try:
-            inspector = cls(manifest, engine, opened, chosen, read_golden(folder), threads, keep_alive)
+            inspector = cls(manifest, engine, opened, scoring, read_golden(folder), threads, keep_alive)
         except BaseException:
             engine.close()
             raise
@@ -197,6 +203,11 @@ class Inspector:
             inspector.close()
             raise
         return inspector
+
+    @property
+    def views(self) -> tuple[ViewName, ...]:
+        """The views that images are seen in."""
+        return self.scoring.views
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -278,7 +289,7 @@ class Inspector:
             if not rgbs:
                 return []
             self._keep()
-            at_once = self.chain.limit(self.views) or len(rgbs)
+            at_once = self.chain.limit() or len(rgbs)
             found: dict[int, list[tuple[Result, Trace | None]]] = {}
 
             def part(start: int) -> None:
@@ -305,9 +316,7 @@ class Inspector:
             return classes
 
         out = []
-        for i, found in enumerate(
-            self.chain.run(rgbs, self.views, choose, class_token=class_name is None, trace=trace)
-        ):
+        for i, found in enumerate(self.chain.run(rgbs, choose, class_token=class_name is None, trace=trace)):
             result = self._verdict(rgbs[i], found, classes[i], routes[i], bank.manifest.version)
             one = None
             if found.images is not None and found.patch is not None:
@@ -388,13 +397,14 @@ class Inspector:
 
     def _calibrated_for(self, matched: ClassBank) -> bool:
         record = matched.entry.calibration
-        return record is None or record.holds_for(self.views, self.manifest)
+        return record is None or self.scoring.holds_for(record, self.manifest.precision)
 
     def uncalibrated(self) -> list[str]:
-        """Why thresholds of the bank are not used here, a line for each such class."""
+        """Return why thresholds of the bank are not used here, a line for each such class."""
+        here = f"{self.scoring.describe()} in {self.manifest.precision}"
         return [
-            f"class {name}: its threshold was calibrated with {_scoring(record.views, record)}, which does not hold for "
-            f"{_scoring(self.views, self.manifest)}; its verdicts are unknown until `visionad calibrate`"
+            f"class {name}: its threshold was calibrated with {ScoringSpec.of(record).describe()} in {record.precision}, which "
+            f"does not hold for {here}; its verdicts are unknown until `visionad calibrate`"
             for name, matched in (self.bank.classes if self.bank is not None else {}).items()
             if (record := matched.entry.calibration) is not None and not self._calibrated_for(matched)
         ]
@@ -571,24 +581,3 @@ def read_model(folder: Path) -> ModelManifest:
                 f"{path} is damaged: wanted sha256 {digest[:12]}, found {found[:12]}; copy or export the model again"
             )
     return manifest
-
-
-def choose_views(wanted: Sequence[str] | None, available: tuple[ViewName, ...]) -> tuple[ViewName, ...]:
-    """The views to look through, in the order of ``available``; ``None``: all of them.
-
-    Raises:
-        VisionADError: none, one twice, or one that is not available.
-    """
-    if wanted is None:
-        return available
-    if isinstance(wanted, str):  # as on the command line
-        wanted = [view.strip() for view in wanted.split(",")]
-    unknown = [v for v in wanted if v not in available]
-    if unknown or not wanted or len(set(wanted)) != len(wanted):
-        raise VisionADError(f"views {','.join(wanted) or '(none)'}: wanted some of {','.join(available)}, each once")
-    return tuple(v for v in available if v in wanted)
-
-
-def _scoring(views: Sequence[ViewName], score: Calibration | ModelManifest) -> str:
-    weighed = " of weighed distances" if score.rarity else ""
-    return f"views {','.join(views)} over {score.top_share:g} of the map{weighed} in {score.precision}"

@@ -50,7 +50,7 @@ def splits(scores: np.ndarray) -> dict[str, float]:
         order = rng.permutation(len(scores))
         threshold = conformal_threshold(scores[order[:normals]].tolist(), rate)
         realised.append(float((scores[order[normals:]] > threshold.value).mean()))
-        beyond += realised[-1] > threshold.bound
+        beyond += realised[-1] > threshold.upper_bound
     return {
         "n": len(scores),
         "rate": rate,

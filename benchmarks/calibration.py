@@ -12,7 +12,7 @@ from pathlib import Path
 
 import common
 import numpy as np
-from visionad_runtime.calibrate import conformal_threshold
+from visionad_runtime.scoring.conformal import conformal_threshold
 
 RATE, NORMALS, SPLITS = 0.05, 19, 1000
 
@@ -50,7 +50,7 @@ def splits(scores: np.ndarray) -> dict[str, float]:
         order = rng.permutation(len(scores))
         threshold = conformal_threshold(scores[order[:normals]].tolist(), rate)
         realised.append(float((scores[order[normals:]] > threshold.value).mean()))
-        beyond += realised[-1] > threshold.bound
+        beyond += realised[-1] > threshold.upper_bound
     return {
         "n": len(scores),
         "rate": rate,

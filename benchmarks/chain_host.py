@@ -25,6 +25,7 @@ from visionad_runtime.artefacts import FeatureIdentity, PreprocessSpec, ViewName
 from visionad_runtime.bench.measure import summarise
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.inspect import CAMERAS, DeviceChain
+from visionad_runtime.scoring.spec import PAPER
 
 VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
 MANY = 4 * CAMERAS
@@ -71,7 +72,7 @@ def main() -> None:
     owner = Owner.of(0)
     rng, shape = np.random.default_rng(0), (len(Class("", np.empty(0)).blocks), 1, IDENTITY.grid**2, IDENTITY.dim)
     banks: list[Any] = [Class(name, rng.standard_normal(shape, np.float32)) for name in ("one", "two")]
-    chain = DeviceChain(owner, NoEngine(), IDENTITY)
+    chain = DeviceChain(owner, NoEngine(), IDENTITY, PAPER)
     chain.keep(banks)
     rows = []
     print(f"{'picture':>12} {'class':>7} {'cameras':>7} {'p50, ms':>8} {'p99, ms':>8} {'pictures/s':>10}")
@@ -105,13 +106,13 @@ def measure(
         def work() -> None:
             for _ in range(calls):
                 start = time.perf_counter()
-                chain.run([rgb], VIEWS, choose, class_token=not known)
+                chain.run([rgb], choose, class_token=not known)
                 times.append((time.perf_counter() - start) * 1e3)
 
         return work
 
     for _ in range(20):
-        chain.run([rgb], VIEWS, choose, class_token=not known)
+        chain.run([rgb], choose, class_token=not known)
     threads = [threading.Thread(target=camera(times)) for times in spans]
     begin = time.perf_counter()
     for thread in threads:

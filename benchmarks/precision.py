@@ -37,8 +37,8 @@ from visionad_export.exporter import export_model
 from visionad_export.graph.precision import emulate, lower
 from visionad_runtime import picture
 from visionad_runtime.artefacts import ModelManifest, Precision, read_manifest
-from visionad_runtime.maps import fuse, image_score, upsample
 from visionad_runtime.preprocess import bank_blocks, prepare, support_encodings
+from visionad_runtime.scoring.anomaly_map import fuse, image_score, upsample
 from visionad_runtime.search import nearest
 
 from visionad_ref import Reference

@@ -31,13 +31,15 @@ from visionad_runtime.demo.parts import write_dataset
 from visionad_runtime.evaluation.datasets import Dataset, Sample, load_mask, open_dataset
 from visionad_runtime.evaluation.evaluate import evaluate
 from visionad_runtime.evaluation.metrics import PixelMetrics, image_metrics
-from visionad_runtime.maps import MAP_SIZE, fuse, image_score, upsample
-from visionad_runtime.mutual import choose_covering, standings
 from visionad_runtime.picture import load
 from visionad_runtime.preprocess import prepare, query_views
-from visionad_runtime.rarity import rarity
+from visionad_runtime.scoring.anomaly_map import MAP_SIZE, fuse, image_score, upsample
+from visionad_runtime.scoring.self_similarity import self_similarity_weight
+from visionad_runtime.scoring.spec import ScoringSpec
 from visionad_runtime.search import nearest
 from visionad_runtime.support import choose_support
+from visionad_runtime.teaching.audit import leave_one_out_scores
+from visionad_runtime.teaching.selection import select_support
 
 SETS = {
     "bottle": ("folder", "mvtec_bottle"),
@@ -54,7 +56,7 @@ AUDITS = 6
 @dataclass(frozen=True)
 class Variant:
     """``model``: which export; ``views`` with the weight of each map; ``sigma`` in map pixels; ``neighbours`` to average;
-    ``pool``: side of the window over which patch tokens are averaged; ``rarity``: exponent of it, 1 as the product has it."""
+    ``pool``: side of the window over which patch tokens are averaged; ``exponent``: of the self-similarity weight (product: 1)."""
 
     name: str
     model: str
@@ -63,28 +65,28 @@ class Variant:
     sigma: float = 0.0
     neighbours: int = 1
     pool: int = 1
-    rarity: float = 0.0
+    exponent: float = 0.0
 
 
 PAPER = Variant("paper", "paper", {"original": 1.0, "flip": 1.0, "clamp": 1.0}, share=0.01)
-SHARP = Variant("sharp", "whole")
-KEEN = Variant("keen", "whole", rarity=1.0)
-PRESETS = (PAPER, SHARP, KEEN)
+FULL_IMAGE = Variant("full-image", "whole")
+WEIGHTED = Variant("full-image-weighted", "whole", exponent=1.0)
+PRESETS = (PAPER, FULL_IMAGE, WEIGHTED)
 TRIED = (
     replace(PAPER, name="paper, score over 0.2 %", share=0.002),
     replace(PAPER, name="paper, original view alone", views={"original": 1.0}),
     replace(PAPER, name="paper, whole picture", model="whole"),
-    replace(SHARP, name="sharp, score over 1 %", share=0.01),
-    replace(SHARP, name="sharp + flip view", views={"original": 1.0, "flip": 1.0}),
-    replace(SHARP, name="sharp + 0.43 clamp view", views={"original": 1.0, "clamp": 0.43}),
-    replace(SHARP, name="sharp, smoothed (sigma 4)", sigma=4.0),
-    replace(SHARP, name="sharp, mean of 3 neighbours", neighbours=3),
-    replace(SHARP, name="sharp, tokens averaged 3 x 3", pool=3),
-    replace(SHARP, name="sharp at 560 pixels", model="fine"),
-    replace(PAPER, name="paper with rarity", rarity=1.0),
-    replace(KEEN, name="keen, half the rarity", rarity=0.5),
-    replace(KEEN, name="keen, twice the rarity", rarity=2.0),
-    replace(KEEN, name="keen + flip view", views={"original": 1.0, "flip": 1.0}),
+    replace(FULL_IMAGE, name="full-image, score over 1 %", share=0.01),
+    replace(FULL_IMAGE, name="full-image + flip view", views={"original": 1.0, "flip": 1.0}),
+    replace(FULL_IMAGE, name="full-image + 0.43 clamp view", views={"original": 1.0, "clamp": 0.43}),
+    replace(FULL_IMAGE, name="full-image, smoothed (sigma 4)", sigma=4.0),
+    replace(FULL_IMAGE, name="full-image, mean of 3 neighbours", neighbours=3),
+    replace(FULL_IMAGE, name="full-image, tokens averaged 3 x 3", pool=3),
+    replace(FULL_IMAGE, name="full-image at 560 pixels", model="fine"),
+    replace(PAPER, name="paper, weighted", exponent=1.0),
+    replace(WEIGHTED, name="full-image-weighted, half the exponent", exponent=0.5),
+    replace(WEIGHTED, name="full-image-weighted, twice the exponent", exponent=2.0),
+    replace(WEIGHTED, name="full-image-weighted + flip view", views={"original": 1.0, "flip": 1.0}),
 )
 
 
@@ -101,7 +103,7 @@ class Tokens:
         self._queries: dict[str, np.ndarray] = {}
         self._supports: dict[int, ClassBank] = {}
         self._found: dict[tuple[Any, ...], np.ndarray] = {}
-        self._rarity: dict[str, np.ndarray] = {}
+        self._weights: dict[str, np.ndarray] = {}
 
     def query(self, view: str) -> np.ndarray:
         """(pictures, P, D) of the test pictures."""
@@ -110,11 +112,11 @@ class Tokens:
             self._queries[view] = np.stack([self.inspector.engine.encode(r[None]).patch[0] for r in rows])
         return self._queries[view]
 
-    def rarity(self, view: str) -> np.ndarray:
+    def weights(self, view: str) -> np.ndarray:
         """(pictures, P) of the test pictures."""
-        if view not in self._rarity:
-            self._rarity[view] = np.stack([rarity(patch, self.side) for patch in self.query(view)])
-        return self._rarity[view]
+        if view not in self._weights:
+            self._weights[view] = np.stack([self_similarity_weight(patch, self.side) for patch in self.query(view)])
+        return self._weights[view]
 
     def support(self, index: int) -> ClassBank:
         """A training picture as a class of its own."""
@@ -139,8 +141,8 @@ class Tokens:
         for view in variant.views:
             found = np.concatenate([self.nearest(view, i, variant.neighbours, variant.pool) for i in supports], axis=2)
             total[view] = np.sort(found, axis=2)[..., : variant.neighbours].mean(axis=2)
-            if variant.rarity:
-                total[view] *= self.rarity(view) ** np.float32(variant.rarity)
+            if variant.exponent:
+                total[view] *= self.weights(view) ** np.float32(variant.exponent)
         scores, pixels = [], PixelMetrics()
         for n, mask in enumerate(self.masks):
             grids = {
@@ -173,13 +175,13 @@ def export_all(folder: Path, shared: Path, backbone: str) -> dict[str, Path]:
     """The exports a backbone's variants need. ``whole`` has all views, so that what the preset leaves out can be measured."""
     weights = shared / "weights" / backbone / "model.safetensors"
     given: dict[str, Any] = {"weights": weights} if weights.is_file() else {}
-    sharp, keen = (ExportConfig(backbone=backbone, preset=p).resolved() for p in ("sharp", "keen"))
-    settings = {"resize", "crop", "views", "top_share", "rarity"}
-    models = {"paper": {}, "sharp": sharp.model_dump(include=settings, exclude_none=True),
-              "keen": keen.model_dump(include=settings, exclude_none=True),
-              "whole": {"resize": sharp.resize, "crop": sharp.crop}}  # fmt: skip
+    presets = {
+        name: ExportConfig(backbone=backbone, preset=name).resolved() for name in (FULL_IMAGE.name, WEIGHTED.name)
+    }
+    size = {"resize": presets[FULL_IMAGE.name].resize, "crop": presets[FULL_IMAGE.name].crop}
+    models: dict[str, dict[str, Any]] = {"paper": {}, **{n: p.arguments() for n, p in presets.items()}, "whole": size}
     if backbone.startswith("deit"):
-        models["fine"] = {"resize": 560, "crop": 560, "views": ("original",)}
+        models["fine"] = {"resize": 560, "crop": 560, "scoring": ScoringSpec(views=("original",))}
     for name, settings in models.items():
         export_model(backbone, folder / name, **given, **settings)
     return {name: folder / name for name in models}
@@ -200,8 +202,8 @@ def measure(
                 for variant in variants:
                     found = tokens[variant.model].figures(variant, order[:count])
                     per[variant.name, count, f"seed {seed}"].append(found)
-        for variant in (SHARP, KEEN):
-            chosen = choose_covering(banks[variant.name], name, data.train(name), max(shots))
+        for variant in (FULL_IMAGE, WEIGHTED):
+            chosen = select_support(banks[variant.name], name, data.train(name), max(shots))
             for count in shots:
                 found = tokens["whole"].figures(variant, [data.train(name).index(p) for p in chosen[:count]])
                 per[variant.name, count, "chosen"].append(found)
@@ -242,8 +244,8 @@ def audit(model: Path, data: Dataset, scratch: Path) -> Iterator[dict[str, Any]]
             for _ in range(AUDITS):
                 picked = [goods[i] for i in rng.choice(len(goods), count, replace=False)]
                 bad = bads[int(rng.integers(len(bads)))]
-                false += any(s.odd for s in _standings(picked, inspector))
-                named += _standings([bad, *picked[1:]], inspector)[0].odd
+                false += any(s.is_outlier for s in _standings(picked, inspector))
+                named += _standings([bad, *picked[1:]], inspector)[0].is_outlier
                 rounds += 1
         yield {"supports": count, "banks": rounds, "defect_named": named / rounds, "good_named": false / rounds}
 
@@ -252,7 +254,7 @@ def _standings(parts: Sequence[ClassBank], inspector: Inspector) -> list[Any]:
     entry = parts[0].entry.model_copy(update={"images": tuple(p.entry.images[0] for p in parts)})
     features, tokens = (np.concatenate([getattr(p, a) for p in parts], axis=1) for a in ("features", "class_tokens"))
     merged = ClassBank("x", entry, parts[0].blocks, features, tokens)
-    return standings(merged, inspector.views, inspector.manifest)
+    return leave_one_out_scores(merged, inspector.scoring)
 
 
 def cost(models: dict[str, Path], pictures: Sequence[Path], support: Path, scratch: Path) -> dict[str, float]:
@@ -333,7 +335,8 @@ def main() -> None:
                 measured = measure(models, data, shots, args.seeds, args.tried_seeds, where)
                 rows += [{"backbone": backbone, "set": name, **row} for row in measured]
                 audits += [
-                    {"backbone": backbone, "set": name, **r} for r in audit(models["sharp"], data, where / "audit")
+                    {"backbone": backbone, "set": name, **r}
+                    for r in audit(models[FULL_IMAGE.name], data, where / "audit")
                 ]
                 print(f"{backbone} {name}: {time.perf_counter() - start:.0f} s", flush=True)
             bottle = open_dataset(*_place("bottle", shared))

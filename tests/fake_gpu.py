@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from visionad_runtime.cuda import plan
 from visionad_runtime.cuda.kernels import choose_target, read_manifest
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.maps import MAP_SIZE
+from visionad_runtime.scoring.anomaly_map import MAP_SIZE
 
 Kernel = Callable[..., None]
 GAP = 4096

@@ -478,7 +478,7 @@ def test_torch_opponents_compute_what_the_engine_computes(tiny_model: Path, good
     (one,) = inspector.inspect_files(good[1:2], class_name="disc", trace=True)
     assert one.trace is not None and one.result is not None
     stored = inspector.bank.classes["disc"]
-    calls = torch_calls(inspector.manifest, stored, inspector.views, None, 1, ("eager", "method"))
+    calls = torch_calls(inspector.manifest, stored, inspector.scoring, None, 1, ("eager", "method"))
     eager, method = calls["eager"], calls["method"]
     assert eager.encode is not None and method.inspect is not None
     tokens: Any = eager.encode(one.trace.views)

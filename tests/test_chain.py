@@ -16,7 +16,7 @@ import pytest
 from conftest import in_threads
 from fake_gpu import FakeDevice, FakeStream
 from numpy.typing import NDArray
-from visionad_runtime import maps, preprocess, search
+from visionad_runtime import preprocess, search
 from visionad_runtime.artefacts import FeatureIdentity, PreprocessSpec, ViewName
 from visionad_runtime.cuda import chain as chain_module
 from visionad_runtime.cuda import device as cuda
@@ -24,7 +24,9 @@ from visionad_runtime.cuda import kernels
 from visionad_runtime.cuda.chain import Chain, Matched
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.errors import PictureError, VisionADError
-from visionad_runtime.rarity import rarity
+from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
+from visionad_runtime.scoring.self_similarity import self_similarity_weight
+from visionad_runtime.scoring.spec import ScoringSpec
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -123,10 +125,10 @@ def expected(
     distances = {
         v: search.nearest(t, bank.rows(v)).distance.reshape(GRID, GRID) for v, t in zip(views, tokens, strict=True)
     }
-    anomaly_map = maps.upsample(maps.fuse(distances))
+    anomaly_map = upsample(fuse(distances))
     if region is not None:
         anomaly_map = np.where(region, anomaly_map, np.float32(0))
-    return Matched(distances, anomaly_map, *maps.top_mean(anomaly_map), {})
+    return Matched(distances, anomaly_map, *top_k_mean(anomaly_map), {})
 
 
 def check(found: Matched, wanted: Matched) -> None:
@@ -161,14 +163,12 @@ class Line:
         """Record every camera's graphs for these batch sizes."""
         for camera in range(len(self.chain._cameras)):
             for count in batches:
-                self.chain.match(self.chain.encode([picture(0)] * count, VIEWS, camera), [BOLT] * count)
+                self.chain.match(self.chain.encode([picture(0)] * count, camera), [BOLT] * count)
 
-    def inspect(
-        self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0, views: tuple[ViewName, ...] = VIEWS
-    ) -> list[Matched]:
+    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0) -> list[Matched]:
         if self.at_once:
-            return self.chain.inspect(rgbs, views, banks, camera)[1]
-        return self.chain.match(self.chain.encode(rgbs, views, camera), banks)
+            return self.chain.inspect(rgbs, banks, camera)[1]
+        return self.chain.match(self.chain.encode(rgbs, camera), banks)
 
     def live(self) -> int:
         return self.device.total_memory - self.owner.run(lambda device: device.free_memory())
@@ -205,7 +205,7 @@ def test_a_mixed_batch_is_the_numpy_path(line: Callable[..., Line], seed: int, c
         rgbs = [picture(10 * turn + i, *shapes[(i + turn) % 4]) for i in range(4)]
         rgbs[1], rgbs[2] = rgbs[1][:, :, 0], rgbs[2][:, :, ::-1]  # grey, and as BGR is seen
         banks = [(BOLT, GEAR, BOLT, NUT), (NUT, NUT, NUT, NUT), (GEAR, BOLT, NUT, GEAR)][turn]
-        encoded = one.chain.encode(rgbs, VIEWS)
+        encoded = one.chain.encode(rgbs)
         for rgb, cls in zip(rgbs, encoded.cls, strict=True):
             images = preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS)
             np.testing.assert_array_equal(cls, [encode_row(i)[1] for i in images])
@@ -215,11 +215,11 @@ def test_a_mixed_batch_is_the_numpy_path(line: Callable[..., Line], seed: int, c
 
 @pytest.mark.parametrize("views", [("original",), ("flip", "clamp"), ("clamp",)])
 def test_some_views_only(line: Callable[..., Line], views: tuple[ViewName, ...]) -> None:
-    one = line()
+    one = line(scoring=ScoringSpec(views))
     bank = enrol("bolt", [100, 101], views)
-    assert one.chain.max_batch(views) == 12 // len(views)
+    assert one.chain.max_batch == 12 // len(views)
     for seed in range(2):
-        check(one.inspect([picture(seed)], [bank], views=views)[0], expected(picture(seed), bank, views))
+        check(one.inspect([picture(seed)], [bank])[0], expected(picture(seed), bank, views))
 
 
 def test_nothing_is_allocated_per_call_and_every_batch_size_has_its_graphs(line: Callable[..., Line]) -> None:
@@ -237,29 +237,29 @@ def test_nothing_is_allocated_per_call_and_every_batch_size_has_its_graphs(line:
     assert one.device.launches == launches + 3 * 2 * 2 * 4
 
 
-def test_distances_are_weighed_by_rarity_where_the_model_says_so(line: Callable[..., Line]) -> None:
-    one = line(rarity=True)
+def test_distances_are_weighed_by_self_similarity_where_the_scoring_says_so(line: Callable[..., Line]) -> None:
+    one = line(scoring=ScoringSpec(self_similarity=True))
     pictures, banks = [picture(0), picture(1, 64, 96)], [BOLT, NUT]
     for _ in range(2):  # as it is, then by graph
         for rgb, bank, found in zip(pictures, banks, one.inspect(pictures, banks), strict=True):
             plain = expected(rgb, bank)
             tokens = [encode_row(i)[0] for i in preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS)]
             weighed = {
-                v: d * rarity(t, GRID).reshape(GRID, GRID)
+                v: d * self_similarity_weight(t, GRID).reshape(GRID, GRID)
                 for (v, d), t in zip(plain.distances.items(), tokens, strict=True)
             }
             for view, grid in weighed.items():
                 np.testing.assert_allclose(found.distances[view], grid, rtol=2e-6)
                 assert not np.allclose(grid, plain.distances[view], rtol=0.01)
-            np.testing.assert_allclose(found.anomaly_map, maps.upsample(maps.fuse(weighed)), rtol=0, atol=2e-6)
+            np.testing.assert_allclose(found.anomaly_map, upsample(fuse(weighed)), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.002, 0.01, 1.0])
-def test_the_models_share_of_the_map_makes_the_score(line: Callable[..., Line], share: float) -> None:
-    one = line(top_share=share)
+def test_the_scorings_fraction_of_the_map_makes_the_score(line: Callable[..., Line], share: float) -> None:
+    one = line(scoring=ScoringSpec(top_fraction=share))
     for _ in range(2):
         found = one.inspect([picture(0)], [BOLT])[0]
-        assert (found.score, found.edge) == maps.top_mean(found.anomaly_map, share)
+        assert (found.score, found.edge) == top_k_mean(found.anomaly_map, share)
 
 
 def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:
@@ -268,7 +268,7 @@ def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:
     region = np.random.default_rng(0).random((256, 256)) > 0.7
     for turn in range(3):  # as it is, then by graph, then with other pictures and classes
         rgbs, banks = [picture(turn, 30 + turn), picture(9, 5, 60)], [(BOLT, NUT), (BOLT, NUT), (NUT, GEAR)][turn]
-        encoded, found = one.chain.inspect(rgbs, VIEWS, banks)
+        encoded, found = one.chain.inspect(rgbs, banks)
         for rgb, bank, own in zip(rgbs, banks, found, strict=True):
             check(own, expected(rgb, bank))
             assert list(own.timings) == ["upload", "preprocess", "engine", "search", "map", "download"]
@@ -309,7 +309,7 @@ def test_what_is_as_before_is_not_uploaded_again(line: Callable[..., Line], monk
     def look(seed: int, bank: Class, width: int = 40) -> int:
         uploads.clear()
         rgb = picture(seed, 30, width)
-        check(one.chain.inspect([rgb], VIEWS, [bank])[1][0], expected(rgb, bank))
+        check(one.chain.inspect([rgb], [bank])[1][0], expected(rgb, bank))
         assert uploads.count(pixels) == 1
         return len(uploads) - 1
 
@@ -335,7 +335,7 @@ def test_what_is_as_before_is_not_uploaded_again(line: Callable[..., Line], monk
 
 def test_timings_name_the_stages(line: Callable[..., Line]) -> None:
     one = line()
-    encoded = one.chain.encode([picture(0)], VIEWS)
+    encoded = one.chain.encode([picture(0)])
     assert list(encoded.timings) == ["upload", "preprocess", "engine", "download"]
     found = one.chain.match(encoded, [BOLT])[0]
     assert list(found.timings) == ["upload", "search", "map", "download"]
@@ -344,7 +344,7 @@ def test_timings_name_the_stages(line: Callable[..., Line]) -> None:
 
 def test_trace_is_what_the_engine_saw_and_gave(line: Callable[..., Line]) -> None:
     one = line()
-    images, tokens = one.chain.trace(one.chain.encode([picture(1), picture(2, 9, 9)], VIEWS))
+    images, tokens = one.chain.trace(one.chain.encode([picture(1), picture(2, 9, 9)]))
     for rgb, own, patch in zip((picture(1), picture(2, 9, 9)), images, tokens, strict=True):
         np.testing.assert_array_equal(own, preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS))
         np.testing.assert_array_equal(patch, [encode_row(i)[0] for i in own])
@@ -355,7 +355,7 @@ def test_pixels_outside_the_region_do_not_count(line: Callable[..., Line]) -> No
     region = np.random.default_rng(0).random((256, 256)) > 0.7
     rgbs = [picture(0), picture(1)]
     plain = one.inspect(rgbs, [BOLT, NUT])
-    masked = one.chain.match(one.chain.encode(rgbs, VIEWS), [BOLT, NUT], [None, region])
+    masked = one.chain.match(one.chain.encode(rgbs), [BOLT, NUT], [None, region])
     check(masked[0], expected(rgbs[0], BOLT))
     check(masked[1], expected(rgbs[1], NUT, region=region))
     again = one.inspect(rgbs, [BOLT, NUT])  # the mask does not stay
@@ -531,10 +531,10 @@ def test_no_room_at_any_taking_leaves_nothing_behind_and_the_chain_goes_on(gpu: 
 
     def work(chain: Chain) -> None:
         chain.keep([BOLT])
-        encoded = chain.encode([picture(0)], VIEWS)
+        encoded = chain.encode([picture(0)])
         chain.trace(encoded)
         check(chain.match(encoded, [NUT])[0], expected(picture(0), NUT))  # not kept: uploaded for the call
-        check(chain.inspect([picture(1)], VIEWS, [GEAR])[1][0], expected(picture(1), GEAR))
+        check(chain.inspect([picture(1)], [GEAR])[1][0], expected(picture(1), GEAR))
 
     for number in itertools.count(1):
         device.made, FakeDevice.fail_at = 0, number
@@ -576,18 +576,18 @@ def test_refusals(line: Callable[..., Line]) -> None:
     one = line(max_rows=7)
     chain = one.chain
     with pytest.raises(VisionADError, match="1 to 2 pictures of 3 views, found 3"):
-        chain.encode([picture(0)] * 3, VIEWS)
+        chain.encode([picture(0)] * 3)
     with pytest.raises(VisionADError, match="found 0"):
-        chain.encode([], VIEWS)
+        chain.encode([])
     with pytest.raises(PictureError, match="max_picture"):
-        chain.encode([picture(0, 65, 10)], VIEWS)
+        chain.encode([picture(0, 65, 10)])
     with pytest.raises(PictureError, match="uint8"):
-        chain.encode([picture(0).astype(np.float32)], VIEWS)  # type: ignore[list-item]
+        chain.encode([picture(0).astype(np.float32)])  # type: ignore[list-item]
     with pytest.raises(VisionADError, match="1 to 2 pictures of 3 views, found 3"):
-        chain.inspect([picture(0)] * 3, VIEWS, [BOLT] * 3)
+        chain.inspect([picture(0)] * 3, [BOLT] * 3)
     with pytest.raises(VisionADError, match="a bank"):
-        chain.inspect([picture(0)], VIEWS, [BOLT, BOLT])
-    encoded = chain.encode([picture(0)], VIEWS)
+        chain.inspect([picture(0)], [BOLT, BOLT])
+    encoded = chain.encode([picture(0)])
     with pytest.raises(VisionADError, match="a bank"):
         chain.match(encoded, [BOLT, BOLT])
     with pytest.raises(VisionADError, match="'half' was not enrolled in view flip"):
@@ -599,18 +599,18 @@ def test_refusals(line: Callable[..., Line]) -> None:
     with pytest.raises(VisionADError, match="'bad': NaN or Inf"):
         chain.keep([Class("bad", BOLT.blocks, broken)])
     check(chain.match(encoded, [BOLT])[0], expected(picture(0), BOLT))  # none of it did harm
-    chain.encode([picture(1)], VIEWS)
+    chain.encode([picture(1)])
     with pytest.raises(VisionADError, match="other pictures since"):
         chain.match(encoded, [BOLT])
     with pytest.raises(VisionADError, match="other pictures since"):
         chain.trace(encoded)
-    encoded = chain.encode([picture(1)], VIEWS)
+    encoded = chain.encode([picture(1)])
     chain.close()
     chain.close()
     for late in (
-        lambda: chain.encode([picture(0)], VIEWS),
+        lambda: chain.encode([picture(0)]),
         lambda: chain.keep([GEAR]),
-        lambda: chain.inspect([picture(0)], VIEWS, [BOLT]),
+        lambda: chain.inspect([picture(0)], [BOLT]),
         lambda: chain.match(encoded, [BOLT]),
         lambda: chain.trace(encoded),
     ):
@@ -629,7 +629,7 @@ def test_a_broken_engine_is_noticed(line: Callable[..., Line]) -> None:
 
 def test_keep_alive_runs_the_engine_and_changes_nothing(line: Callable[..., Line]) -> None:
     one = line(keep_alive=0.02)
-    encoded = one.chain.encode([picture(0)], VIEWS)
+    encoded = one.chain.encode([picture(0)])
     runs = one.engine.runs
     until = time.monotonic() + 30
     while one.engine.runs < runs + 3 and time.monotonic() < until:

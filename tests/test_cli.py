@@ -100,7 +100,7 @@ def test_calibrated_verdicts_for_people(
 ) -> None:
     args = ["calibrate", str(tiny_model), str(bank), "--class", "disc", str(good[0].parent)]
     assert run(args) == 2
-    assert "takes at least 99 good pictures" in capsys.readouterr().err
+    assert "takes at least 99 good images" in capsys.readouterr().err
     assert run([*args, "--max-false-reject", "0.25"]) == 0
     assert "confidence" in capsys.readouterr().out
     cv2.imwrite(str(tmp_path / "bad.png"), np.zeros((96, 128, 3), np.uint8))
@@ -458,7 +458,7 @@ def test_doctor(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Backend  onnxruntime-cpu" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("preset", ["sharp", "keen"])
+@pytest.mark.parametrize("preset", ["full-image", "full-image-weighted"])
 def test_a_preset_end_to_end(
     tiny_weights: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str
 ) -> None:
@@ -468,7 +468,7 @@ def test_a_preset_end_to_end(
     assert run(["export", *small, "--preset", preset, "--out", str(model), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["views"], summary["top_share"], summary["dropped_area"]) == (["original"], 0.002, 0)
-    assert summary["rarity"] is (preset == "keen")
+    assert summary["rarity"] is (preset == "full-image-weighted")
     assert run(["export", *small, "--views", "original", "--out", str(paper)]) == 0
     paths = [str(p) for p in good]
     assert run(["bank", "add", str(model), str(bank), "--class", "disc", paths[0]]) == 0
@@ -487,7 +487,7 @@ def test_a_preset_end_to_end(
         assert {line["verdict"] for line in lines} == verdicts
         scores.append([line["score"] for line in lines])
     # a mean of fewer, larger values is larger; weights below 1 make it smaller all the same
-    assert all((ours >= plain) is (preset == "sharp") for ours, plain in zip(*scores, strict=True))
+    assert all((ours >= plain) is (preset == "full-image") for ours, plain in zip(*scores, strict=True))
     assert run(["export", *small, "--top-share", "0", "--out", str(tmp_path / "no")]) == 2
 
 

@@ -21,7 +21,6 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 from conftest import part
 from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
-from visionad_runtime.calibrate import calibrate_class
 from visionad_runtime.chain import HostChain
 from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda import inspect as device_chain
@@ -30,6 +29,7 @@ from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.inspect import DeviceChain, Turns
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.inspector import Result
+from visionad_runtime.teaching.calibrate import calibrate_class
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_the_pictures_of_a_call_are_under_way_together(
     both: tuple[Inspector, Inspector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu, on_cpu = both
-    assert on_gpu.chain.cameras == 2 and on_gpu.chain.limit(on_gpu.views) == 1
+    assert on_gpu.chain.cameras == 2 and on_gpu.chain.limit() == 1
     together, plain, calls = threading.Barrier(2), Chain.encode, itertools.count()
 
     def encode(*args: Any) -> Any:

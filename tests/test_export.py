@@ -27,6 +27,7 @@ from visionad_export.exporter import export_model
 from visionad_ref.method import normalise, stranger
 from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.errors import ModelError, VisionADError
+from visionad_runtime.scoring.spec import PAPER, ScoringSpec
 
 from visionad_ref import REGISTRY, VIEWS, Reference
 
@@ -149,7 +150,6 @@ def test_large_weights_get_a_file_of_their_own(weights: Path, tmp_path: Path) ->
         ({"crop": 80}, "crop 80 is larger than resize 72"),
         ({"resize": 8193}, "resize 8193: Input should be less than or equal to 8192"),
         ({"layers": (5, 12)}, "has layers 0-11"),
-        ({"views": ("original", "blur")}, "found original, blur"),
         ({"class_token": "both"}, "known: fused, final"),
         ({"precision": "int4"}, "known: fp32, tf32, bf16, fp16"),
         ({"weights": "nowhere.pth"}, "nowhere.pth does not exist"),
@@ -284,25 +284,34 @@ def test_config_mistakes(tmp_path: Path) -> None:
 
 def test_presets_fit_every_backbone() -> None:
     for name, spec in REGISTRY.items():
-        sharp = ExportConfig(backbone=name, preset="sharp").resolved()
+        full = ExportConfig(backbone=name, preset="full-image").resolved()
         side = {"vit": 448, "pyramid": 288}[spec.kind]
-        assert (sharp.resize, sharp.crop, sharp.views, sharp.top_share) == (side, side, ("original",), 0.002)
+        assert (full.resize, full.crop, full.scoring()) == (side, side, ScoringSpec(("original",), 0.002))
         assert side % spec.patch == 0
-        keen = ExportConfig(backbone=name, preset="keen").resolved()
-        assert keen == sharp.override(preset="keen", rarity=True)
-        assert ExportConfig(backbone=name, preset="keen", rarity=False).resolved().rarity is False
-        paper = ExportConfig(backbone=name, preset="paper").resolved()
-        assert paper == ExportConfig(backbone=name, preset="paper")  # the backbones' own defaults
-    mixed = ExportConfig(backbone="dinov2_vits14_reg", preset="sharp", crop=392, top_share=0.01).resolved()
-    assert (mixed.resize, mixed.crop, mixed.views, mixed.top_share) == (448, 392, ("original",), 0.01)
-    assert ExportConfig(backbone="timm:resnet18", preset="sharp").resolved().crop == 288
+        weighted = ExportConfig(backbone=name, preset="full-image-weighted").resolved()
+        assert weighted == full.override(preset="full-image-weighted", self_similarity=True)
+        plain = ExportConfig(backbone=name, preset="full-image-weighted", self_similarity=False)
+        assert plain.resolved().scoring() == full.scoring()
+        paper = ExportConfig(backbone=name, preset="paper").resolved()  # the backbones' own defaults
+        assert (paper.resize, paper.crop, paper.scoring()) == (spec.resize, spec.crop, PAPER)
+    mixed = ExportConfig(backbone="dinov2_vits14_reg", preset="full-image", crop=392, top_fraction=0.01).resolved()
+    assert (mixed.resize, mixed.crop, mixed.views, mixed.top_fraction) == (448, 392, ("original",), 0.01)
+    assert ExportConfig(backbone="timm:resnet18", preset="full-image").resolved().crop == 288
     for wrong in (
         {"backbone": NAME, "preset": "best"},
-        {"preset": "sharp"},
-        {"backbone": "timm:nothing", "preset": "sharp"},
+        {"preset": "full-image"},
+        {"backbone": "timm:nothing", "preset": "full-image"},
     ):
-        with pytest.raises(ModelError):
+        with pytest.raises(VisionADError):
             ExportConfig(**wrong).resolved()
+
+
+def test_settings_by_their_older_names(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("backbone: deit_tiny_patch16_224\ntop_share: 0.002\nrarity: true\n")
+    found = load_config(path)
+    assert found == ExportConfig(backbone=NAME, top_fraction=0.002, self_similarity=True)
+    assert found.arguments() == {"scoring": ScoringSpec(top_fraction=0.002, self_similarity=True)}
 
 
 def test_command_line_wins_over_config(no_export: None, weights: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 from conftest import in_threads, noise, part, unit
 from numpy.typing import NDArray
 from oracles import brute_force, check_distances, check_neighbours, every
-from visionad_runtime import Inspector, maps, preprocess, search
+from visionad_runtime import Inspector, preprocess, search
 from visionad_runtime.artefacts import FeatureIdentity, ModelManifest, PreprocessSpec, ViewName, read_manifest
 from visionad_runtime.bank import ClassBank
 from visionad_runtime.chain import HostChain
@@ -40,7 +40,8 @@ from visionad_runtime.errors import VisionADError
 from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.pipeline.self_test import GOLDEN_TOLERANCE, POSITION_TOLERANCE
 from visionad_runtime.preprocess import normalise
-from visionad_runtime.rarity import FLOOR, rarity
+from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
+from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, self_similarity_weight
 
 T = TypeVar("T")
 F32 = NDArray[np.float32]
@@ -332,14 +333,14 @@ def test_rarity_is_the_cpus(place: Place, side: int, dim: int, alike: bool) -> N
             out = memory.pinned(distance.shape, np.float32)
             kernel = kernels["weigh_rarity"]
             kernel.launch(
-                (-(-patches // kernel.constants["BLOCK_Q"]), rows), (source, target, side, dim, FLOOR), stream
+                (-(-patches // kernel.constants["BLOCK_Q"]), rows), (source, target, side, dim, MIN_DISTANCE), stream
             )
             device.download(out, target, stream)
             stream.synchronize()
             return out.copy()
 
     found = place.owner.run(run)
-    weights = np.stack([rarity(own, side) for own in tokens])
+    weights = np.stack([self_similarity_weight(own, side) for own in tokens])
     np.testing.assert_allclose(found, distance * weights, rtol=1e-5)
     assert not alike or np.ptp(weights) > 0.1
 
@@ -400,7 +401,7 @@ class Line:
         return self.chain.match(self.encode(rgbs, camera), banks)
 
     def encode(self, rgbs: Sequence[U8], camera: int = 0) -> Encoded:
-        return self.chain.encode(rgbs, VIEWS, camera)
+        return self.chain.encode(rgbs, camera)
 
     def check(self, found: Sequence[Matched], banks: Sequence[Class]) -> None:
         """Distances are the CPU's search's up to rounding, map and score the CPU's of them to the last bit."""
@@ -409,8 +410,8 @@ class Line:
             for v, view in enumerate(VIEWS):
                 wanted = search.nearest(np.array(self.engine.patch[i * len(VIEWS) + v]), bank.rows(view)).distance
                 check_distances(one.distances[view], wanted.reshape(side, side), self.identity.dim)
-            np.testing.assert_array_equal(one.anomaly_map, maps.upsample(maps.fuse(one.distances)))
-            assert (one.score, one.edge) == maps.top_mean(one.anomaly_map)
+            np.testing.assert_array_equal(one.anomaly_map, upsample(fuse(one.distances)))
+            assert (one.score, one.edge) == top_k_mean(one.anomaly_map)
 
 
 @pytest.fixture
@@ -502,9 +503,9 @@ def test_pixels_outside_the_region_are_zero(line: Callable[..., Line]) -> None:
     encoded = one.encode([noise(9, 9)] * 2)
     plain, masked = one.chain.match(encoded, [bank, bank], [None, region])
     one.check([plain], [bank])
-    whole = maps.upsample(maps.fuse(masked.distances))
+    whole = upsample(fuse(masked.distances))
     np.testing.assert_array_equal(masked.anomaly_map, np.where(region, whole, np.float32(0)))
-    assert (masked.score, masked.edge) == maps.top_mean(masked.anomaly_map)
+    assert (masked.score, masked.edge) == top_k_mean(masked.anomaly_map)
 
 
 @not_interpreted
@@ -603,7 +604,7 @@ def test_the_whole_chain_gives_what_the_host_gives_around_the_same_engine(whole:
     assert isinstance(whole.chain, DeviceChain) and whole.engine.info["chain"].startswith("on the GPU")
     bank = whole.bank
     assert bank is not None
-    host = HostChain(whole.engine, whole.manifest.identity, whole.manifest.top_share, threads=1)
+    host = HostChain(whole.engine, whole.manifest.identity, whole.scoring, threads=1)
     large = np.repeat(np.repeat(part(4), 12, axis=0), 16, axis=1)  # 1152 x 2048: room is made for it
     allowed = GOLDEN_TOLERANCE[whole.manifest.precision]
     for bgr, kind in (
@@ -614,7 +615,7 @@ def test_the_whole_chain_gives_what_the_host_gives_around_the_same_engine(whole:
     ):
         rgb = np.ascontiguousarray(bgr[:, :, ::-1])
         chosen = [bank.classes[kind]]
-        (wanted,) = host.run([rgb], whole.views, partial(_given, chosen), class_token=True, trace=True)
+        (wanted,) = host.run([rgb], partial(_given, chosen), class_token=True, trace=True)
         ((found, stages),) = whole.trace_batch([rgb])
         assert stages is not None and wanted.images is not None and wanted.patch is not None
         np.testing.assert_array_equal(stages.views, wanted.images)

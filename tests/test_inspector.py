@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError, workers
 from visionad_runtime.artefacts import sha256_file
 from visionad_runtime.bank import Bank
-from visionad_runtime.calibrate import calibrate_class
 from visionad_runtime.chain import HostChain
-from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.inspector import Result
+from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.search import IndexState, PrunedIndex, native
+from visionad_runtime.teaching.calibrate import calibrate_class
 from visionad_runtime.workers import cores
 
 
@@ -309,9 +309,9 @@ def test_the_only_support_is_passed_over(
     assert (done.skipped, done.record.normals, done.record.method) == ((str(good[0]),), 3, "held-out")
     scored: list[object] = []  # too few, or one twice, is said before minutes of scoring
     monkeypatch.setattr(inspector, "trace_batch", scored.append)
-    with pytest.raises(VisionADError, match=r"takes at least 4 good pictures .* found 3"):
+    with pytest.raises(VisionADError, match=r"takes at least 4 good images .* got 3"):
         calibrate_class(inspector, "disc", good, 0.2)
-    with pytest.raises(VisionADError, match="same picture"):
+    with pytest.raises(VisionADError, match="same image"):
         calibrate_class(inspector, "disc", [*good, good[1]], 0.2)
     with pytest.raises(VisionADError, match="between 0 and 1"):
         calibrate_class(inspector, "disc", good, 1.5)

@@ -18,14 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracles import bilinear_weights, brute_force, check_neighbours, every
-from visionad_runtime import maps, preprocess, search
+from visionad_runtime import preprocess, search
 from visionad_runtime.artefacts import PreprocessSpec, ViewName
 from visionad_runtime.cuda import plan
 from visionad_runtime.cuda.chain import ACROSS_PROGRAMS
 from visionad_runtime.cuda.kernels import read_manifest, read_target
 from visionad_runtime.cuda.plan import GROUP, RUN, BankView, SearchPlan, maxima_a_query, plan_search
 from visionad_runtime.errors import PictureError, VisionADError
-from visionad_runtime.rarity import FLOOR, rarity
+from visionad_runtime.scoring.anomaly_map import MAP_SIZE, fuse, top_k_mean, top_pixels, upsample
+from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, self_similarity_weight
+from visionad_runtime.scoring.spec import TOP_FRACTION
 
 torch = pytest.importorskip("torch", reason="the kernels' interpreter needs torch")
 triton = pytest.importorskip("triton", reason="the kernels' source needs Triton")
@@ -598,8 +600,8 @@ def test_rarity(side: int, dim: int, rows: int, alike: bool) -> None:
     distance = np.random.default_rng(1).random((rows, side * side), dtype=np.float32)
     found, variant = torch.from_numpy(distance.copy()), build.variants(90)["weigh_rarity"]
     grid = (-(-side * side // variant.constants["BLOCK_Q"]), rows)
-    launch(kernels.weigh_rarity, grid, torch.from_numpy(tokens), found, side, dim, FLOOR, **variant.constants)
-    weights = np.stack([rarity(t, side) for t in tokens])
+    launch(kernels.weigh_rarity, grid, torch.from_numpy(tokens), found, side, dim, MIN_DISTANCE, **variant.constants)
+    weights = np.stack([self_similarity_weight(t, side) for t in tokens])
     np.testing.assert_allclose(found.numpy(), distance * weights, rtol=5e-6)
     if dim > 1:
         assert np.ptp(weights) > 0.05
@@ -612,7 +614,7 @@ def run_fuse(distances: F32, views: tuple[ViewName, ...], region: NDArray[np.uin
     """(pictures, views, side, side) → (pictures, 256, 256)."""
     count, side = len(distances), distances.shape[-1]
     low, part = plan.upsample_tables(side)
-    size = maps.MAP_SIZE
+    size = MAP_SIZE
     inspected = np.ones((count, size, size), np.uint8) if region is None else region
     out = torch.full((count, size, size), float("nan"))
     launch(
@@ -630,17 +632,17 @@ def test_map_is_bit_identical(side: int, views: tuple[ViewName, ...], count: int
     distances = np.random.default_rng(side).random((count, len(views), side, side), dtype=np.float32) * 2
     found = run_fuse(distances, views)
     for one, own in zip(found, distances, strict=True):
-        np.testing.assert_array_equal(one, maps.upsample(maps.fuse(dict(zip(views, own, strict=True)))))
+        np.testing.assert_array_equal(one, upsample(fuse(dict(zip(views, own, strict=True)))))
 
 
 def test_pixels_outside_the_region_are_zero() -> None:
     distances = np.random.default_rng(1).random((1, 3, 5, 5), dtype=np.float32)
     region = np.random.default_rng(2).integers(0, 2, (1, 256, 256), dtype=np.uint8)
-    whole = maps.upsample(maps.fuse(dict(zip(ALL, distances[0], strict=True))))
+    whole = upsample(fuse(dict(zip(ALL, distances[0], strict=True))))
     np.testing.assert_array_equal(run_fuse(distances, ALL, region)[0], np.where(region[0], whole, 0))
 
 
-def run_score(anomaly_maps: F32, share: float = maps.TOP_SHARE) -> NDArray[np.float64]:
+def run_score(anomaly_maps: F32, share: float = TOP_FRACTION) -> NDArray[np.float64]:
     """Score and edge of each map, float64 (maps, 2)."""
     found = torch.zeros((len(anomaly_maps), 2), dtype=torch.float64)
     launch(
@@ -648,14 +650,14 @@ def run_score(anomaly_maps: F32, share: float = maps.TOP_SHARE) -> NDArray[np.fl
         (len(anomaly_maps),),
         torch.from_numpy(anomaly_maps.copy()),
         found,
-        maps.top_pixels(share),
-        PIXELS=maps.MAP_SIZE**2,
+        top_pixels(share),
+        PIXELS=MAP_SIZE**2,
         BLOCK=8192,
     )
     return found.numpy()
 
 
-@pytest.mark.parametrize("share", [1e-9, 0.002, maps.TOP_SHARE, 1.0])  # from one pixel to all of them
+@pytest.mark.parametrize("share", [1e-9, 0.002, TOP_FRACTION, 1.0])  # from one pixel to all of them
 @pytest.mark.parametrize("kind", ["random", "few levels", "all equal", "zero", "around zero", "tiny", "peak"])
 def test_score_and_edge_are_bit_identical(kind: str, share: float) -> None:
     rng = np.random.default_rng(5)
@@ -670,7 +672,7 @@ def test_score_and_edge_are_bit_identical(kind: str, share: float) -> None:
         "peak": np.where(one > 0.999, one, -one),
     }[kind].astype(np.float32)
     found = run_score(np.stack([one, one[::-1]]), share)
-    assert found.tolist() == [list(maps.top_mean(one, share))] * 2
+    assert found.tolist() == [list(top_k_mean(one, share))] * 2
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan])
@@ -678,7 +680,7 @@ def test_a_map_with_nan_has_no_score(value: float) -> None:
     one = np.random.default_rng(6).random((2, 256, 256), dtype=np.float32)
     one[0, 3, 4] = value
     found = run_score(one)
-    assert np.isnan(found[0, 0]) and tuple(found[1]) == maps.top_mean(one[1])
+    assert np.isnan(found[0, 0]) and tuple(found[1]) == top_k_mean(one[1])
 
 
 # --- what was built --------------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from visionad_runtime import maps
 from visionad_runtime.artefacts import PreprocessSpec, ViewName
-from visionad_runtime.maps import MAP_SIZE, Geometry, Region
 from visionad_runtime.preprocess import VIEWS, resize_crop
+from visionad_runtime.scoring import anomaly_map, regions
+from visionad_runtime.scoring.anomaly_map import MAP_SIZE
+from visionad_runtime.scoring.regions import Geometry, Region
 
 F32 = NDArray[np.float32]
 
@@ -55,7 +56,7 @@ def labels_of(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
 def test_fuse_adds_and_flips_back(views: tuple[ViewName, ...], side: int) -> None:
     grids = {view: noise(i, side, side) for i, view in enumerate(VIEWS) if view in views}
     before = {view: grid.copy() for view, grid in grids.items()}
-    fused = maps.fuse({view: grids[view] for view in views})
+    fused = anomaly_map.fuse({view: grids[view] for view in views})
     wanted = sum(np.flipud(grids[v]) if v == "flip" else grids[v] for v in views)
     assert fused.dtype == np.float32 and fused.flags.c_contiguous
     np.testing.assert_allclose(fused, wanted, rtol=0, atol=1e-6)
@@ -79,7 +80,7 @@ def test_upsample_is_torchs(side: int, size: int, tolerance: float, note: str) -
     wanted = torch.nn.functional.interpolate(
         torch.from_numpy(grid)[None, None], size=(size, size), mode="bilinear", align_corners=False
     )[0, 0].numpy()
-    found = maps.upsample(grid, size)
+    found = anomaly_map.upsample(grid, size)
     assert found.dtype == np.float32 and found.shape == (size, size)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
 
@@ -88,7 +89,7 @@ def test_upsample_takes_a_read_only_and_a_reversed_grid() -> None:
     grid = noise(0, 28, 28)
     reversed_grid = grid[::-1]
     reversed_grid.flags.writeable = False
-    np.testing.assert_array_equal(maps.upsample(reversed_grid), maps.upsample(reversed_grid.copy()))
+    np.testing.assert_array_equal(anomaly_map.upsample(reversed_grid), anomaly_map.upsample(reversed_grid.copy()))
 
 
 def literal_score(anomaly_map: F32) -> float:
@@ -105,33 +106,33 @@ def test_score_is_the_mean_of_the_655_largest(seed: int, levels: int, scale: flo
         np.float32
     )  # few levels: many ties
     before = field.copy()
-    score = maps.image_score(field)
+    score = anomaly_map.image_score(field)
     assert isinstance(score, float)
     assert score == pytest.approx(literal_score(field), rel=1e-12)
-    assert maps.image_score(rng.permutation(field.ravel()).reshape(field.shape)) == score
+    assert anomaly_map.image_score(rng.permutation(field.ravel()).reshape(field.shape)) == score
     np.testing.assert_array_equal(field, before)
 
 
 def test_score_counts_655_pixels() -> None:
     field = cold()
     field.flat[:TOP] = 1
-    assert maps.image_score(field) == 1
+    assert anomaly_map.image_score(field) == 1
     field.flat[0] = 0
-    assert maps.image_score(field) == 654 / 655
+    assert anomaly_map.image_score(field) == 654 / 655
     field.flat[:2000] = 1
-    assert maps.image_score(field) == 1
+    assert anomaly_map.image_score(field) == 1
 
 
 @pytest.mark.parametrize("share, count", [(0.002, 131), (1.0, 65536), (1e-9, 1)])
 def test_the_share_of_the_map_that_makes_the_score(share: float, count: int) -> None:
     field = noise(3, MAP_SIZE, MAP_SIZE)
-    assert maps.top_pixels(share) == count
-    assert maps.image_score(field, share) == pytest.approx(
+    assert anomaly_map.top_pixels(share) == count
+    assert anomaly_map.image_score(field, share) == pytest.approx(
         np.sort(field.ravel())[-count:].astype(np.float64).mean(), rel=1e-12
     )
-    mean, edge = maps.top_mean(field, share)
-    assert (mean, edge) == (maps.image_score(field, share), np.sort(field.ravel())[-count])
-    found = maps.regions(field, ONE_TO_ONE, edge, reached=True)
+    mean, edge = anomaly_map.top_k_mean(field, share)
+    assert (mean, edge) == (anomaly_map.image_score(field, share), np.sort(field.ravel())[-count])
+    found = regions.regions(field, ONE_TO_ONE, edge, reached=True)
     assert max(r.score for r in found) == field.max()
     assert count == 65536 or sum(r.score for r in found) > 0
 
@@ -166,7 +167,7 @@ def test_a_defect_is_found_where_it_lies(
     picture = np.zeros((height, width, 3), np.uint8)
     picture[y : y + h, x : x + w] = 255
     field = map_of(picture, spec_of(resize, crop))
-    (region,) = maps.regions(field, geometry_of(width, height, resize, crop), 0.5)
+    (region,) = regions.regions(field, geometry_of(width, height, resize, crop), 0.5)
     across, down = width * crop / resize / MAP_SIZE, height * crop / resize / MAP_SIZE  # a map pixel, in picture pixels
     bx, by, bw, bh = region.bbox
     assert abs(bx - x) <= across + 1 and abs(bx + bw - x - w) <= across + 1
@@ -179,7 +180,7 @@ def test_a_defect_is_found_where_it_lies(
     [(100, 50, 64, 64), (97, 211, 448, 392), (1, 1, 448, 392), (9, 5000, 255, 224)],
 )
 def test_the_whole_map_is_the_crop_and_no_more(width: int, height: int, resize: int, crop: int) -> None:
-    (region,) = maps.regions(cold() + 1, geometry_of(width, height, resize, crop), 0.5)
+    (region,) = regions.regions(cold() + 1, geometry_of(width, height, resize, crop), 0.5)
     cut = round((resize - crop) / 2)
     x, y, w, h = region.bbox
     assert (x, y) == (cut * width // resize, cut * height // resize)
@@ -191,9 +192,9 @@ def test_the_whole_map_is_the_crop_and_no_more(width: int, height: int, resize: 
 def test_one_map_pixel_is_a_region_with_an_area(u: int, v: int) -> None:
     field = cold()
     field[v, u] = 1
-    (small,) = maps.regions(field, ONE_TO_ONE, 0.5)
+    (small,) = regions.regions(field, ONE_TO_ONE, 0.5)
     assert small.bbox == (u, v, 1, 1) and set(small.polygon) == {(u, v)}
-    (large,) = maps.regions(field, geometry_of(2560, 5120, MAP_SIZE, MAP_SIZE), 0.5)
+    (large,) = regions.regions(field, geometry_of(2560, 5120, MAP_SIZE, MAP_SIZE), 0.5)
     assert large.bbox == (10 * u, 20 * v, 10, 20)
     assert cv2.contourArea(np.array(large.polygon, np.int32)) == 9 * 19
 
@@ -220,11 +221,11 @@ def test_geometry_maps_corners_to_the_crops_corners() -> None:
 def test_every_area_is_one_region_inside_the_picture(
     seed: int, side: int, quantile: float, width: int, height: int, spec: tuple[int, int]
 ) -> None:
-    field = maps.upsample(noise(seed, side, side))
+    field = anomaly_map.upsample(noise(seed, side, side))
     level = float(np.quantile(field, quantile))
     labels, count = labels_of(field > level)
     geometry = geometry_of(width, height, *spec)
-    found = maps.regions(field, geometry, level)
+    found = regions.regions(field, geometry, level)
     assert sorted(r.score for r in found) == sorted(float(field[labels == i].max()) for i in range(1, count + 1))
     assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
     for region in found:
@@ -263,17 +264,17 @@ def hill(u: int, v: int) -> F32:
 
 def wild() -> F32:
     """A noisy map in which some values are no numbers."""
-    field = maps.upsample(noise(5, 60, 60))
+    field = anomaly_map.upsample(noise(5, 60, 60))
     field[noise(6, MAP_SIZE, MAP_SIZE) < 0.01] = np.nan
     return field
 
 
 FIELDS = {
-    "smooth": hill(90, 120) + maps.upsample(noise(1, 28, 28)) / 10,
+    "smooth": hill(90, 120) + anomaly_map.upsample(noise(1, 28, 28)) / 10,
     "in a corner": hill(0, 255) + hill(255, 0),
-    "noisy": maps.upsample(noise(2, 90, 90)),
+    "noisy": anomaly_map.upsample(noise(2, 90, 90)),
     "every pixel its own": noise(3, MAP_SIZE, MAP_SIZE),
-    "plateaus": np.floor(maps.upsample(noise(4, 40, 40)) * 6) / np.float32(6),
+    "plateaus": np.floor(anomaly_map.upsample(noise(4, 40, 40)) * 6) / np.float32(6),
     "along the border": np.pad(noise(7, 252, 252) / 2, 2, constant_values=0.9),
     "not all numbers": wild(),
 }
@@ -288,30 +289,30 @@ def test_regions_are_the_areas_one_by_one(kind: str, share: float, reached: bool
     hot = field >= level if reached else field > level
     geometry = geometry_of(1000, 70)
     if not hot.any():
-        assert maps.regions(field, geometry, level, reached=reached) == ()
+        assert regions.regions(field, geometry, level, reached=reached) == ()
     if labels_of(hot)[1] > 400:
         hot[:, 40:] = False  # the literal way takes its time
         field[:, 40:] = -1
     wanted = literal_regions(hot, field, geometry)
-    found = maps.regions(field, geometry, level, reached=reached)
+    found = regions.regions(field, geometry, level, reached=reached)
     assert Counter(found) == Counter(wanted)
     assert [(-r.score, r.bbox) for r in found] == sorted((-r.score, r.bbox) for r in found)
 
 
 def test_bboxes_are_those_of_the_areas() -> None:
     ndimage = pytest.importorskip("scipy.ndimage", reason="scipy is not installed")
-    field = maps.upsample(noise(3, 40, 40))
+    field = anomaly_map.upsample(noise(3, 40, 40))
     labels, count = labels_of(field > 0.7)
     assert count > 20
     wanted = {(c.start, r.start, c.stop - c.start, r.stop - r.start) for r, c in ndimage.find_objects(labels)}
-    assert {r.bbox for r in maps.regions(field, ONE_TO_ONE, 0.7)} == wanted
+    assert {r.bbox for r in regions.regions(field, ONE_TO_ONE, 0.7)} == wanted
 
 
 def test_polygons_follow_the_outline() -> None:
     field = cold()
     cv2.circle(field, (100, 120), 40, 1.0, -1)
     field[200:231, 30:81] = 2
-    square, disc = maps.regions(field, ONE_TO_ONE, 0.5)
+    square, disc = regions.regions(field, ONE_TO_ONE, 0.5)
     assert set(square.polygon) == {(30, 200), (80, 200), (80, 230), (30, 230)}
     painted = cold()
     cv2.fillPoly(painted, [np.array(disc.polygon, np.int32)], 1.0)
@@ -331,7 +332,7 @@ def rings(*radii: int) -> F32:
     [((100, 50), "a ring in a ring"), ((100, 70, 40, 10), "three deep"), ((100, 2), "a dot in a ring")],
 )
 def test_areas_inside_holes_are_found(radii: tuple[int, ...], note: str) -> None:
-    found = maps.regions(rings(*radii), ONE_TO_ONE, 0.5)
+    found = regions.regions(rings(*radii), ONE_TO_ONE, 0.5)
     assert [r.score for r in found] == pytest.approx([1 + r / 100 for r in radii])
     assert [r.bbox[2] for r in found] == sorted((r.bbox[2] for r in found), reverse=True)
 
@@ -340,7 +341,7 @@ def test_a_regions_score_is_its_own_not_its_neighbours() -> None:
     field = cold()
     field[10:60, 10:12] = field[58:60, 10:60] = 1  # an L, and in its corner's box something hotter
     field[20:30, 30:40] = 5
-    hot, angle = maps.regions(field, ONE_TO_ONE, 0.5)
+    hot, angle = regions.regions(field, ONE_TO_ONE, 0.5)
     assert (hot.score, hot.bbox) == (5, (30, 20, 10, 10))
     assert (angle.score, angle.bbox) == (1, (10, 10, 50, 50))
 
@@ -348,7 +349,7 @@ def test_a_regions_score_is_its_own_not_its_neighbours() -> None:
 def test_diagonal_neighbours_are_one_area() -> None:
     field = cold()
     field[np.arange(50, 60), np.arange(50, 60)] = 1
-    (region,) = maps.regions(field, ONE_TO_ONE, 0.5)
+    (region,) = regions.regions(field, ONE_TO_ONE, 0.5)
     assert region.bbox == (50, 50, 10, 10)
 
 
@@ -356,14 +357,14 @@ def test_equal_scores_have_a_fixed_order() -> None:
     field = cold()
     for u, v in ((200, 3), (9, 90), (9, 20), (100, 200)):
         field[v, u] = 1
-    assert [r.bbox[:2] for r in maps.regions(field, ONE_TO_ONE, 0.5)] == [(9, 20), (9, 90), (100, 200), (200, 3)]
+    assert [r.bbox[:2] for r in regions.regions(field, ONE_TO_ONE, 0.5)] == [(9, 20), (9, 90), (100, 200), (200, 3)]
 
 
 def test_only_pixels_above_the_level_count() -> None:
     field = cold() + np.float32(0.25)
     field[5, 5] = 0.75
-    assert maps.regions(field, ONE_TO_ONE, 0.75) == ()
-    assert [r.bbox for r in maps.regions(field, ONE_TO_ONE, 0.5)] == [(5, 5, 1, 1)]
+    assert regions.regions(field, ONE_TO_ONE, 0.75) == ()
+    assert [r.bbox for r in regions.regions(field, ONE_TO_ONE, 0.5)] == [(5, 5, 1, 1)]
 
 
 def test_from_the_edge_on_exactly_the_655_score_pixels_count() -> None:
@@ -372,8 +373,8 @@ def test_from_the_edge_on_exactly_the_655_score_pixels_count() -> None:
     field = cold()
     for rank, i in enumerate(order):
         field[places[i][1], places[i][0]] = 1 + rank / len(places)
-    mean, edge = maps.top_mean(field)
-    found = maps.regions(field, ONE_TO_ONE, edge, reached=True)
+    mean, edge = anomaly_map.top_k_mean(field)
+    found = regions.regions(field, ONE_TO_ONE, edge, reached=True)
     hottest = [places[i] for i in order[::-1][:TOP]]
     assert [r.bbox for r in found] == [(u, v, 1, 1) for u, v in hottest]
     assert np.mean([r.score for r in found]) == pytest.approx(mean, rel=1e-12)
@@ -382,9 +383,9 @@ def test_from_the_edge_on_exactly_the_655_score_pixels_count() -> None:
 @pytest.mark.parametrize("value", [0.0, 1.5])
 def test_a_constant_map(value: float) -> None:
     field = cold() + np.float32(value)
-    assert maps.top_mean(field) == (value, value)
-    assert maps.regions(field, ONE_TO_ONE, value) == ()
-    whole = maps.regions(field, ONE_TO_ONE, value, reached=True)  # every pixel ties with the 655th
+    assert anomaly_map.top_k_mean(field) == (value, value)
+    assert regions.regions(field, ONE_TO_ONE, value) == ()
+    whole = regions.regions(field, ONE_TO_ONE, value, reached=True)  # every pixel ties with the 655th
     assert [(r.bbox, r.score) for r in whole] == [((0, 0, 256, 256), value)]
 
 
@@ -392,15 +393,15 @@ def test_a_constant_map(value: float) -> None:
 def test_a_picture_of_one_pixel(level: float, reached: bool) -> None:
     field = cold()
     field[40:90, 40:90] = field[200:240, 100:180] = 1
-    found = maps.regions(field, geometry_of(1, 1), level, reached=reached)
+    found = regions.regions(field, geometry_of(1, 1), level, reached=reached)
     assert len(found) == 2
     assert all(r.bbox == (0, 0, 1, 1) and set(r.polygon) == {(0, 0)} for r in found)
 
 
 def test_regions_are_plain_numbers_and_leave_the_map_alone() -> None:
-    field = maps.upsample(noise(5, 28, 28))
+    field = anomaly_map.upsample(noise(5, 28, 28))
     field.flags.writeable = False
-    found = maps.regions(field, geometry_of(640, 480), 0.6)
+    found = regions.regions(field, geometry_of(640, 480), 0.6)
     assert found and all(isinstance(r, Region) for r in found)
     for region in found:  # they go into JSON as they are
         assert type(region.score) is float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -36,6 +37,7 @@ from visionad_runtime.cli.main import run
 from visionad_runtime.errors import ModelError
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.pipeline.self_test import GOLDEN_TOLERANCE, read_golden, self_test
+from visionad_runtime.scoring.spec import ScoringSpec
 
 from visionad_ref import REGISTRY, Reference
 
@@ -441,11 +443,14 @@ def test_a_threshold_of_another_precision_is_used_where_it_holds(
 )
 def test_where_a_threshold_holds(calibrated: str, used: str, holds: bool) -> None:
     record = Calibration.model_construct(views=("original",), precision=calibrated)
-    model = ModelManifest.model_construct(precision=used)
-    assert record.holds_for(("original",), model) is holds
-    assert not record.holds_for(("flip",), model)
-    assert not record.holds_for(("original",), model.model_copy(update={"top_share": 0.002}))
-    assert not record.holds_for(("original",), model.model_copy(update={"rarity": True}))
+    spec = ScoringSpec(("original",))
+    assert spec.holds_for(record, used) is holds
+    for other in (
+        replace(spec, views=("flip",)),
+        replace(spec, top_fraction=0.002),
+        replace(spec, self_similarity=True),
+    ):
+        assert not other.holds_for(record, used)
 
 
 # --- parity's orders -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pytest
 from conftest import part
 from fake_gpu import FakeDevice
 from numpy.typing import NDArray
-from test_gpu import PRETENDED, SIZES, VIEWS, Line, Place
+from test_gpu import PRETENDED, SIZES, Line, Place
 from visionad_runtime import Inspector
 from visionad_runtime.cuda.chain import Chain
 from visionad_runtime.cuda.device import Device, Owner
@@ -159,8 +159,8 @@ def test_every_taking_that_fails_is_one_line_and_leaves_nothing(driver: pretend_
     def inspect_once() -> NDArray[np.float32]:
         with Chain(line.place.owner, line.engine, line.identity, max_picture=(64, 64)) as chain:
             chain.keep([bank])
-            (found,) = chain.match(chain.encode([picture], VIEWS), [bank])
-            (again,) = chain.inspect([picture], VIEWS, [bank])[1]
+            (found,) = chain.match(chain.encode([picture]), [bank])
+            (again,) = chain.inspect([picture], [bank])[1]
             np.testing.assert_array_equal(again.anomaly_map, found.anomaly_map)
             return found.anomaly_map
 
@@ -236,12 +236,12 @@ driver, owner = pretend_driver.set_up().driver, Owner.of(0)
 line = Line(Place("driver", owner, **SIZES["driver"]), rows=3, side=64)
 bank, picture = line.enrol(0), np.full((9, 9, 3), 100, np.uint8)
 line.chain.keep([bank])
-encoded = line.chain.encode([picture], VIEWS)
+encoded = line.chain.encode([picture])
 driver.pretend_break(719)
 for call in (
     lambda: line.chain.match(encoded, [bank]),
     lambda: line.chain.trace(encoded),
-    lambda: line.chain.encode([picture], VIEWS),
+    lambda: line.chain.encode([picture]),
     lambda: line.chain.keep([bank, line.enrol(1)]),
     lambda: owner.run(lambda device: device.free_memory()),
     lambda: owner.run(lambda device: device.stream()),

@@ -25,6 +25,7 @@ from visionad_runtime.pipeline.self_test import (
     read_golden,
     self_test,
 )
+from visionad_runtime.scoring import score
 
 onnx = pytest.importorskip("onnx", reason="faults are put into the graph with it")
 
@@ -277,17 +278,21 @@ def test_rounding_passes_and_one_wrong_layer_of_eight_does_not(
             found(eight_layers[fault] / "backbone.onnx")
 
 
-@pytest.mark.parametrize("stage", ["nearest", "upsample", "image_score"])
+@pytest.mark.parametrize("stage", ["nearest", "upsample", "top_k_mean"])
 def test_search_and_map_are_tested_too(
     model: Path, manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    right: Any = getattr(module, stage)
+    """The very functions that inspection scores with."""
+    place = module if stage == "nearest" else score
+    right: Any = getattr(place, stage)
 
     def wrong(*args: Any) -> Any:
         found = right(*args)
-        return found._replace(distance=found.distance * 1.01) if stage == "nearest" else found * 1.01
+        if stage == "nearest":
+            return found._replace(distance=found.distance * 1.01)
+        return found * 1.01 if stage == "upsample" else (found[0] * 1.01, found[1])
 
-    monkeypatch.setattr(module, stage, wrong)
+    monkeypatch.setattr(place, stage, wrong)
     with pytest.raises(ModelError, match=r"failed at score: expected 0\.\d+, got 0\.\d+"):
         open_engine(model, manifest, "onnxruntime-cpu")
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime.evaluation.datasets import Sample, load_mask
 from visionad_runtime.evaluation.metrics import PixelMetrics, image_metrics
-from visionad_runtime.maps import MAP_SIZE
 from visionad_runtime.preprocess import crop_offset
+from visionad_runtime.scoring.anomaly_map import MAP_SIZE
 
 F32 = NDArray[np.float32]
 

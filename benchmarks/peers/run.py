@@ -5,7 +5,8 @@ in a fresh process, one after the other in one run. anomalib lives in an environ
 ``requirements.txt`` beside this file (about 6 GB), and is never imported here: files go between.
 
 Every figure is of the whole picture, whatever a method sees of it: VisionAD's default cuts a margin off, so its map is pasted into
-the full frame with the lowest value in the margin (``protocol.py``); its presets ``sharp`` and ``keen``, which see all of it, stand
+the full frame with the lowest value in the margin (``protocol.py``); its presets ``full-image`` and
+``full-image-weighted``, which see all of it, stand
 beside it.
 
 ``--weights default`` compares with what the peers would download themselves (DINOv2 ViT-S/14, WideResNet-50-2), VisionAD on the
@@ -35,11 +36,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import common
 import protocol
 from safetensors.torch import save_file
-from visionad_export.config import PRESETS, ExportConfig
+from visionad_export.config import ExportConfig
 from visionad_export.exporter import export_model
 from visionad_ref.backbone import REGISTRY, Spec, load
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.evaluation.datasets import open_dataset
+from visionad_runtime.scoring.preset import load_preset
 from visionad_runtime.support import choose_support_paths
 
 HERE = Path(__file__).resolve().parent
@@ -50,7 +52,8 @@ CAPTION = """\
 code for all. Mean ± standard deviation over the seeds, in percent (of a set of several classes, of their mean).
 
 All figures are of the **whole picture**: raw maps, before any normalisation, brought bilinearly to 256 × 256 of it and held
-against masks of it. The peers see the whole picture, and so do VisionAD's presets *sharp* and *keen*. Its default, *paper*, cuts
+against masks of it. The peers see the whole picture, and so do VisionAD's presets *full-image*
+and *full-image-weighted*. Its default, *paper*, cuts
 a margin off; its map is pasted into the full frame with 0, the lowest value, in the margin, so that a defect there counts as
 missed.
 
@@ -85,13 +88,13 @@ def local_entries(folder: Path) -> list[Entry]:
     layers = ("blocks.2", "blocks.4")
     return [
         visionad("DeiT-Tiny/16", deit.backbone, weights=deit_file),
-        visionad("DeiT-Tiny/16", deit.backbone, "sharp", weights=deit_file),
-        visionad("DeiT-Tiny/16", deit.backbone, "keen", weights=deit_file),
+        visionad("DeiT-Tiny/16", deit.backbone, "full-image", weights=deit_file),
+        visionad("DeiT-Tiny/16", deit.backbone, "full-image-weighted", weights=deit_file),
         anomalydino("DeiT-Tiny/16", 448, "the paper's size", in_its_place(deit, deit_file)),
         anomalydino("DeiT-Tiny/16", 256, "anomalib's 252 as a multiple of 16", in_its_place(deit, deit_file)),
         visionad("EfficientNet-Lite0", lite.backbone),
-        visionad("EfficientNet-Lite0", lite.backbone, "sharp"),
-        visionad("EfficientNet-Lite0", lite.backbone, "keen"),
+        visionad("EfficientNet-Lite0", lite.backbone, "full-image"),
+        visionad("EfficientNet-Lite0", lite.backbone, "full-image-weighted"),
         patchcore("EfficientNet-Lite0", "coreset 10 %", {"layers": layers}, in_its_place(lite, lite_file)),
         patchcore(
             "EfficientNet-Lite0",
@@ -106,8 +109,8 @@ def default_entries() -> list[Entry]:
     """The peers' own weights, from the hub."""
     return [
         visionad("DINOv2 ViT-S/14", "dinov2_vits14"),
-        visionad("DINOv2 ViT-S/14", "dinov2_vits14", "sharp"),
-        visionad("DINOv2 ViT-S/14", "dinov2_vits14", "keen"),
+        visionad("DINOv2 ViT-S/14", "dinov2_vits14", "full-image"),
+        visionad("DINOv2 ViT-S/14", "dinov2_vits14", "full-image-weighted"),
         anomalydino("DINOv2 ViT-S/14", 448, "the paper's size", {}),
         anomalydino("DINOv2 ViT-S/14", None, "anomalib's size", {}),
         patchcore("WideResNet-50-2", "coreset 10 %", {}, {}),
@@ -121,9 +124,11 @@ def visionad(label: str, backbone: str, preset: str = "paper", **settings: Any) 
     spec = REGISTRY[backbone]
     tokens = "mean of blocks" if spec.kind == "vit" else "stages"
     uses = f"each support in 6 poses a view, {tokens} {spec.layers[0]} to {spec.layers[-1]}, exact search"
-    given = chosen.model_dump(include={"backbone", "resize", "crop", "views", "top_share", "rarity"}, exclude_none=True)
     return Entry(
-        f"VisionAD, {preset}", label, f"preset {preset}: {PRESETS[preset].about}; {uses}", export={**given, **settings}
+        f"VisionAD, {preset}",
+        label,
+        f"preset {preset}: {load_preset(preset).about}; {uses}",
+        export={"backbone": backbone, **chosen.arguments(), **settings},
     )
 
 

@@ -1,56 +1,17 @@
-"""Export settings from a YAML file, overridden by the command line."""
+"""Export settings: of a YAML file, overridden by the command line, completed by a preset."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from visionad_runtime.errors import ModelError
+from visionad_runtime.scoring.preset import load_preset
+from visionad_runtime.scoring.spec import PAPER, ScoringSpec
 
-from visionad_ref import MethodError, Spec, default_spec
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named way to run the method. ``None`` is the backbone's default.
-
-    ``sides``: kind of backbone → side in pixels to which the picture is resized, without a crop; rounded down to a multiple
-    of the patch.
-    """
-
-    about: str
-    views: tuple[str, ...] | None = None
-    top_share: float | None = None
-    sides: Mapping[str, int] | None = None
-    rarity: bool | None = None
-
-    def settings(self, spec: Spec) -> dict[str, Any]:
-        """Its :class:`ExportConfig` settings for a backbone."""
-        side = None if self.sides is None else self.sides[spec.kind] // spec.patch * spec.patch
-        return {"views": self.views, "top_share": self.top_share, "rarity": self.rarity, "resize": side, "crop": side}
-
-
-PRESETS = {
-    "paper": Preset("as published: three views, centre crop, score over 1 % of the map"),
-    "sharp": Preset(
-        "one view of the whole picture, score over 0.2 % of the map; costs less",
-        views=("original",),
-        top_share=0.002,
-        sides={"vit": 448, "pyramid": 288},
-    ),
-    "keen": Preset(
-        "sharp, and a patch counts the more, the less of its like there is elsewhere in the picture; for parts that vary",
-        views=("original",),
-        top_share=0.002,
-        sides={"vit": 448, "pyramid": 288},
-        rarity=True,
-    ),
-}
-"""Evidence, and what else was tried: ``docs/presets.md``."""
+from visionad_ref import MethodError, default_spec
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -84,7 +45,10 @@ def _from_number(value: Any) -> Any:
 
 
 class ExportConfig(BaseModel):
-    """What ``visionad export`` may be told. ``None`` means the backbone's own default."""
+    """What ``visionad export`` may be told: a preset is one of these settings. ``None`` means the backbone's own default.
+
+    A YAML file may give ``top_fraction`` and ``self_similarity`` by their older names, ``top_share`` and ``rarity``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -95,8 +59,8 @@ class ExportConfig(BaseModel):
     crop: int | None = None
     layers: Annotated[str | None, BeforeValidator(_from_number)] = None
     views: Annotated[tuple[str, ...] | None, BeforeValidator(_from_text)] = None
-    top_share: float | None = None
-    rarity: bool | None = None
+    top_fraction: Annotated[float | None, Field(validation_alias=AliasChoices("top_fraction", "top_share"))] = None
+    self_similarity: Annotated[bool | None, Field(validation_alias=AliasChoices("self_similarity", "rarity"))] = None
     class_token: str | None = None
     precision: str | None = None
 
@@ -105,23 +69,53 @@ class ExportConfig(BaseModel):
         return ExportConfig(**{**self.model_dump(), **{k: v for k, v in options.items() if v is not None}})
 
     def resolved(self) -> ExportConfig:
-        """The same with the preset's settings where nothing else is said.
+        """Return the same with the preset's settings where nothing else is said.
 
         Raises:
-            ModelError: unknown preset, no or unknown backbone.
+            ModelError: no or unknown backbone.
+            VisionADError: unknown or faulty preset.
         """
         if self.backbone is None:
             raise ModelError("say which backbone: --backbone NAME, or a --config that names one")
         if self.preset is None:
             return self
-        preset = PRESETS.get(self.preset)
-        if preset is None:
-            raise ModelError(f"preset {self.preset!r} is not known; choose {' or '.join(PRESETS)}")
+        preset = load_preset(self.preset)
         try:
             spec = default_spec(self.backbone)
         except MethodError as exc:
             raise ModelError(str(exc)) from None
-        return ExportConfig(**preset.settings(spec)).override(**self.model_dump())
+        size, scoring = preset.size(spec.kind, spec.patch), preset.scoring
+        settings = ExportConfig(
+            resize=None if size is None else size.resize,
+            crop=None if size is None else size.crop,
+            views=scoring.views,
+            top_fraction=scoring.top_fraction,
+            self_similarity=scoring.self_similarity,
+        )
+        return settings.override(**self.model_dump())
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of :func:`~visionad_export.exporter.export_model`, the backbone apart.
+
+        Raises:
+            VisionADError: layers or scoring that cannot be.
+        """
+        plain = self.model_dump(include={"weights", "resize", "crop", "class_token", "precision"}, exclude_none=True)
+        if self.layers is not None:
+            plain["layers"] = parse_layers(self.layers)
+        return {**plain, "scoring": self.scoring()}
+
+    def scoring(self) -> ScoringSpec:
+        """Return how the model is to score.
+
+        Raises:
+            VisionADError: unknown views, or a fraction that is none.
+        """
+        return ScoringSpec(
+            views=PAPER.views if self.views is None else self.views,  # type: ignore[arg-type]  # checked there
+            top_fraction=PAPER.top_fraction if self.top_fraction is None else self.top_fraction,
+            self_similarity=PAPER.self_similarity if self.self_similarity is None else self.self_similarity,
+        )
 
 
 def load_config(path: Path) -> ExportConfig:

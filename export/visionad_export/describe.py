@@ -15,7 +15,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"tokens     {grid} x {grid} patches of {summary['dim']}, {summary['class_token']} class token of "
         f"{summary['class_token_dim']}",
         f"score      views {', '.join(summary['views'])}; mean of the largest {summary['top_share']:.2%} of the map"
-        + (", distances weighed by rarity" if summary["rarity"] else ""),
+        + (", distances weighed by self-similarity" if summary["rarity"] else ""),
         f"check      ONNX Runtime against PyTorch: largest difference {summary['max_error']:.1e}",
         *_describe_precision(summary),
     ]

@@ -37,14 +37,13 @@ from visionad_runtime.artefacts import (
     ModelManifest,
     Precision,
     PreprocessSpec,
-    ViewName,
     WeightsRecord,
     read_manifest,
     sha256_file,
     to_json,
 )
 from visionad_runtime.errors import ModelError
-from visionad_runtime.maps import TOP_SHARE
+from visionad_runtime.scoring.spec import PAPER, ScoringSpec
 
 from visionad_ref import Backbone, MethodError, Reference, Spec, method
 
@@ -76,9 +75,7 @@ def export_model(
     resize: int | None = None,
     crop: int | None = None,
     layers: Sequence[int] | None = None,
-    views: Sequence[str] = tuple(VIEWS),
-    top_share: float = TOP_SHARE,
-    rarity: bool = False,
+    scoring: ScoringSpec = PAPER,
     class_token: str = "fused",
     precision: str = "fp32",
     external_data_limit: int = EXTERNAL_DATA_LIMIT,
@@ -88,6 +85,7 @@ def export_model(
     ``None`` leaves a setting at the backbone's default.
 
     Args:
+        scoring: how the model scores where it is opened without a preset.
         precision: of the products; ``precision.py`` says what stays in float32 whatever it is.
 
     Returns:
@@ -110,9 +108,7 @@ def export_model(
             resize=resize,
             crop=crop,
             layers=layers,
-            views=views,
-            top_share=top_share,
-            rarity=rarity,
+            **scoring.fields(),
             class_token=class_token,  # type: ignore[arg-type]  # the reference refuses others
         )
         preprocess = _preprocess(reference.spec)  # what a manifest cannot say is not worth minutes of export
@@ -126,7 +122,7 @@ def export_model(
             graph = _write_graph(reference, folder, cast(Precision, precision), golden["image"], external_data_limit)
             (folder / GOLDEN_FILE).write_bytes(save(golden))  # `save_file` would make it unreadable to others
             dims = golden["patch_tokens"].shape[1], len(golden["class_token"])
-            manifest = _manifest(reference, preprocess, dims, graph, sorted(folder.iterdir()))
+            manifest = _manifest(reference, preprocess, scoring, dims, graph, sorted(folder.iterdir()))
             (folder / MANIFEST).write_bytes(to_json(manifest))
             size = sum(path.stat().st_size for path in folder.iterdir())
     except OSError as exc:
@@ -137,9 +133,8 @@ def export_model(
         **manifest.identity.model_dump(mode="json", exclude={"weights_sha256", "preprocess"}),
         "resize": spec.resize,
         "crop": spec.crop,
-        "views": list(manifest.views),
-        "top_share": manifest.top_share,
-        "rarity": manifest.rarity,
+        **scoring.fields(),
+        "views": list(scoring.views),
         "precision": manifest.precision,
         "opset": manifest.opset,
         "weights": manifest.weights.model_dump(),
@@ -317,7 +312,12 @@ def _preprocess(spec: Spec) -> PreprocessSpec:
 
 
 def _manifest(
-    reference: Reference, preprocess: PreprocessSpec, dims: tuple[int, int], graph: _Graph, files: list[Path]
+    reference: Reference,
+    preprocess: PreprocessSpec,
+    scoring: ScoringSpec,
+    dims: tuple[int, int],
+    graph: _Graph,
+    files: list[Path],
 ) -> ModelManifest:
     spec = reference.spec
     return ModelManifest(
@@ -335,9 +335,7 @@ def _manifest(
             preprocess=preprocess,
         ),
         weights=WeightsRecord(sha256=reference.weights_sha256, source=reference.weights_source),
-        views=cast(tuple[ViewName, ...], reference.views),
-        top_share=reference.top_share,
-        rarity=reference.rarity,
+        **scoring.fields(),
         precision=graph.precision,
         accuracy=graph.accuracy,
         opset=graph.opset,

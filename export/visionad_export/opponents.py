@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from visionad_runtime.artefacts import ModelManifest
 from visionad_runtime.bank import ClassBank as StoredClass
+from visionad_runtime.scoring.spec import ScoringSpec
 
 from .parity import load_reference, stored_bank
 
@@ -26,7 +27,7 @@ class Opponent(NamedTuple):
 def torch_calls(
     manifest: ModelManifest,
     stored: StoredClass,
-    views: Sequence[str],
+    scoring: ScoringSpec,
     weights: Path | None,
     threads: int | None,
     kinds: Sequence[str],
@@ -40,7 +41,7 @@ def torch_calls(
     Raises:
         VisionADError: the weights are missing or others.
     """
-    reference = load_reference(manifest, views, weights, threads)
+    reference = load_reference(manifest, scoring, weights, threads)
     found: dict[str, Opponent] = {}
     if "method" in kinds:
         rows = stored_bank(reference, stored)
@@ -49,7 +50,7 @@ def torch_calls(
         where = "cuda" if torch.cuda.is_available() else "cpu"
         kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(manifest.precision, torch.float32)
         # its own copy: the whole method stays on the CPU
-        net: Any = load_reference(manifest, views, weights, threads).backbone.to(where, kind)
+        net: Any = load_reference(manifest, scoring, weights, threads).backbone.to(where, kind)
         tf32 = manifest.precision == "tf32"
         if "eager" in kinds:
             found["eager"] = Opponent(where, _encode(net, where, kind, tf32), None)

@@ -20,6 +20,7 @@ from visionad_runtime.bank import ClassBank as StoredClass
 from visionad_runtime.bank import stored_name
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.inspector import Inspector, Result, Trace
+from visionad_runtime.scoring.spec import ScoringSpec
 
 from visionad_ref import VIEWS, ClassBank, MethodError, Picture, PictureError, Reference
 
@@ -140,7 +141,7 @@ def check_parity(
         VisionADError: weights missing or others, unreadable picture, nothing enrolled.
     """
     bank = inspector.enrolled(class_name)
-    reference = load_reference(inspector.manifest, inspector.views, weights, threads)
+    reference = load_reference(inspector.manifest, inspector.scoring, weights, threads)
     report = _Report(tolerances(inspector.manifest.precision))
     banks: dict[str, ClassBank] = {}
     origins: dict[str, str] = {}
@@ -269,12 +270,15 @@ def _auroc(scores: NDArray[np.float64], good: NDArray[np.bool_]) -> float:
 
 
 def load_reference(
-    manifest: ModelManifest, views: Sequence[str], weights: Path | None = None, threads: int | None = None
+    manifest: ModelManifest, scoring: ScoringSpec, weights: Path | None = None, threads: int | None = None
 ) -> Reference:
     """The reference a model was exported from, with the very same weights.
 
     Args:
+        manifest: of the model.
+        scoring: how to score.
         weights: the backbone's weights, where the path noted at export no longer holds them.
+        threads: CPU threads (default: torch's).
 
     Raises:
         VisionADError: weights missing or others.
@@ -287,10 +291,8 @@ def load_reference(
             resize=identity.preprocess.resize,
             crop=identity.preprocess.crop,
             layers=identity.layers,
-            views=views,
             class_token=identity.class_token,
-            top_share=manifest.top_share,
-            rarity=manifest.rarity,
+            **scoring.fields(),
             threads=threads,
         )
     except MethodError as exc:

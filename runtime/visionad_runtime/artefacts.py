@@ -110,9 +110,9 @@ class ModelManifest(_Strict):
     weights: WeightsRecord
     views: tuple[ViewName, ...] = Field(min_length=1)
     top_share: float = Field(default=0.01, gt=0, le=1)
-    """Share of the map's largest pixels whose mean is the score; the paper's 1 % unless a preset says otherwise."""
+    """``ScoringSpec.top_fraction`` that the model was exported with; as ``views`` and ``rarity``, a default for opening it."""
     rarity: bool = False
-    """Whether distances are weighed by how unlike the rest of the picture a patch is (``rarity.py``); not in the paper."""
+    """``ScoringSpec.self_similarity``."""
     precision: Precision
     accuracy: Accuracy | None = None
     opset: int
@@ -135,7 +135,7 @@ class SupportImage(_Strict):
 
 
 class Calibration(_Strict):
-    """How a threshold was found, so that it can be defended (see ``calibrate.py``)."""
+    """How a threshold was found, so that it can be defended (see ``teaching/calibrate.py``)."""
 
     method: Literal["leave-one-out", "held-out", "leave-one-out+held-out"]
     max_false_reject: float
@@ -147,20 +147,10 @@ class Calibration(_Strict):
     sources: tuple[str, ...]
     views: tuple[ViewName, ...]
     top_share: float = 0.01
-    """Of the model it was calibrated with, as ``rarity``; a threshold holds for the same score only."""
+    """With ``views`` and ``rarity`` the scoring that was calibrated: ``ScoringSpec.holds_for`` compares."""
     rarity: bool = False
     precision: Precision = "fp32"
     created: str
-
-    def holds_for(self, views: tuple[ViewName, ...], model: ModelManifest) -> bool:
-        """Whether scores of this model, seen through ``views``, are the ones that were calibrated.
-
-        The map is a sum over views of distances, weighed or not, and the score a mean over a share of it, so these must be the
-        same. Precisions of 11 significant bits or more (fp32, tf32, fp16) stand in for each other: on real pictures they moved
-        scores by at most 0.3 %, a thirtieth of the spread of good parts. bf16, of 8 bits (up to 1.7 %), stands for itself alone.
-        """
-        same = (self.views, self.top_share, self.rarity) == (views, model.top_share, model.rarity)
-        return same and (self.precision == model.precision or "bf16" not in (self.precision, model.precision))
 
 
 class ClassEntry(_Strict):

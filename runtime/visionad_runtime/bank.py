@@ -228,7 +228,7 @@ class Bank:
         record: Calibration,
         scored: ClassEntry | None = None,
     ) -> int:
-        """Store a class's threshold with its provenance (``calibrate.py``).
+        """Store a class's threshold with its provenance (``teaching/calibrate.py``).
 
         Args:
             scored: the class as it was when the scores were made; other supports by now are refused.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,10 +18,10 @@ from .artefacts import ClassEntry, FeatureIdentity, ModelManifest, ViewName
 from .bank import ClassBank
 from .engine.base import Engine, Tokens
 from .errors import ModelError, VisionADError
-from .maps import TOP_SHARE, fuse, top_mean, upsample
 from .pipeline.self_test import GOLDEN_TOLERANCE
 from .preprocess import bank_blocks, prepare, query_views, support_encodings
-from .rarity import rarity
+from .scoring.score import score_tokens
+from .scoring.spec import ScoringSpec
 from .search import SearchIndex, nearest
 from .workers import cores
 
@@ -38,9 +38,9 @@ Choose = Callable[[F32 | None], Sequence[ClassBank]]
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """One picture against one class: ``distances`` float32 (side, side) by view, as seen in that view and, where the model says so,
-    weighed by :mod:`~visionad_runtime.rarity`; ``anomaly_map`` float32 (256, 256); ``score`` and ``edge`` of
-    :func:`~visionad_runtime.maps.top_mean`. ``timings``: milliseconds by stage, of the picture.
+    """One picture against one class: ``distances`` float32 (side, side) by view, as seen in that view and weighed where the scoring
+    says so; ``anomaly_map`` float32 (256, 256); ``score`` and ``edge`` of
+    :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the picture.
 
     ``cls`` float32 (V, Dc), unit rows, where class tokens were asked for. With ``trace`` what lies between: ``images`` float32
     (V, 3, crop, crop), normalised, and ``patch`` float32 (V, P, D), unit rows.
@@ -59,8 +59,12 @@ class Matched:
 class Chain(Protocol):
     """Picture → tokens → map. A picture's outcome does not depend on the others of a call. Any thread may call.
 
-    ``cameras`` is how many calls it works on at once; more take turns.
+    ``scoring`` says in which views, and how scores are made of distances. ``cameras`` is how many calls it works on at once; more
+    take turns.
     """
+
+    @property
+    def scoring(self) -> ScoringSpec: ...
 
     @property
     def cameras(self) -> int: ...
@@ -68,7 +72,6 @@ class Chain(Protocol):
     def run(
         self,
         rgbs: Sequence[NDArray[np.uint8]],
-        views: Sequence[ViewName],
         choose: Choose,
         *,
         class_token: bool,
@@ -86,7 +89,7 @@ class Chain(Protocol):
         """These banks will be inspected with, and no others: have them where the chain computes. Others work, but slower."""
         ...
 
-    def limit(self, views: Sequence[ViewName], /) -> int | None:
+    def limit(self) -> int | None:
         """Pictures a call can take; ``None``: any number."""
         ...
 
@@ -109,19 +112,17 @@ class HostChain:
         self,
         engine: Engine,
         identity: FeatureIdentity,
-        top_share: float = TOP_SHARE,
-        rarity: bool = False,
+        scoring: ScoringSpec,
         *,
         threads: int | None = None,
     ) -> None:
         self._engine, self._identity, self._threads = engine, identity, threads
-        self._top_share, self._rarity = top_share, rarity
+        self.scoring = scoring
         self.index = SearchIndex()
 
     def run(
         self,
         rgbs: Sequence[NDArray[np.uint8]],
-        views: Sequence[ViewName],
         choose: Choose,
         *,
         class_token: bool,
@@ -130,7 +131,7 @@ class HostChain:
         """See :class:`Chain`."""
         clock = Clock()
         spec, threads = self._identity.preprocess, self._threads or cores()
-        images = np.stack([query_views(prepare(rgb, spec, threads), views) for rgb in rgbs])
+        images = np.stack([query_views(prepare(rgb, spec, threads), self.scoring.views) for rgb in rgbs])
         clock.lap("preprocess")
         tokens: Tokens = self._engine.encode(images.reshape(-1, *images.shape[2:]), class_token=class_token)
         clock.lap("engine")
@@ -141,34 +142,36 @@ class HostChain:
         clock.lap("route")
         shared = {stage: ms / len(rgbs) for stage, ms in clock.laps.items()}
         return [
-            replace(
-                self._match(patch[i], views, bank, shared),
-                cls=None if cls is None else cls[i],
-                images=images[i] if trace else None,
-                patch=patch[i] if trace else None,
-            )
+            self._match(patch[i], bank, shared, None if cls is None else cls[i], images[i] if trace else None, trace)
             for i, bank in enumerate(banks)
         ]
 
-    def _match(self, patch: F32, views: Sequence[ViewName], bank: ClassBank, timings: Mapping[str, float]) -> Matched:
-        clock, side = Clock(), self._identity.grid
-        grids: dict[ViewName, F32] = {}
-        for i, view in enumerate(views):
-            index = self.index.index_for(bank, view, bank.rows(view), patch[i])
-            distance = nearest(patch[i], index, threads=self._threads).distance
-            if self._rarity:
-                distance = distance * rarity(patch[i], side, self._threads)
-            grids[view] = distance.reshape(side, side)
-        clock.lap("search")
-        anomaly_map = upsample(fuse(grids))
-        score, edge = top_mean(anomaly_map, self._top_share)
-        clock.lap("map")
-        return Matched(grids, anomaly_map, score, edge, {**timings, **clock.laps})
+    def _match(
+        self,
+        patch: F32,
+        bank: ClassBank,
+        timings: Mapping[str, float],
+        cls: F32 | None,
+        images: F32 | None,
+        trace: bool,
+    ) -> Matched:
+        clock = Clock()
+
+        def search(view: ViewName, tokens: F32) -> F32:
+            index = self.index.index_for(bank, view, bank.rows(view), tokens)
+            return nearest(tokens, index, threads=self._threads).distance
+
+        tokens = dict(zip(self.scoring.views, patch, strict=True))
+        one = score_tokens(tokens, search, self.scoring, threads=self._threads, mark=clock.lap)
+        return Matched(
+            one.distances, one.anomaly_map, one.score, one.cutoff, {**timings, **clock.laps}, cls, images,
+            patch if trace else None,
+        )  # fmt: skip
 
     def keep(self, banks: Iterable[ClassBank]) -> None:
         """See :class:`Chain`. Banks are in the host's memory already."""
 
-    def limit(self, _: Sequence[ViewName], /) -> int | None:
+    def limit(self) -> int | None:
         """See :class:`Chain`."""
         return None
 
@@ -183,7 +186,7 @@ class HostChain:
 def open_chain(
     engine: Engine,
     manifest: ModelManifest,
-    views: Sequence[ViewName],
+    scoring: ScoringSpec,
     golden: Mapping[str, NDArray[Any]],
     threads: int | None = None,
     keep_alive: float | None = None,
@@ -198,11 +201,11 @@ def open_chain(
     Raises:
         ModelError: it does not, naming the stage. VisionADError: no memory for it.
     """
-    host = HostChain(engine, manifest.identity, manifest.top_share, manifest.rarity, threads=threads)
+    host = HostChain(engine, manifest.identity, scoring, threads=threads)
     if engine.device_engine is None:
         return host
     try:
-        return _open_on_device(engine, engine.device_engine, manifest, views, golden, host, keep_alive)
+        return _open_on_device(engine, engine.device_engine, manifest, golden, host, keep_alive)
     except VisionADError as exc:
         if engine.requires_device_pipeline:
             raise
@@ -215,7 +218,6 @@ def _open_on_device(
     engine: Engine,
     make: Callable[[], DeviceEngine],
     manifest: ModelManifest,
-    views: Sequence[ViewName],
     golden: Mapping[str, NDArray[Any]],
     host: HostChain,
     keep_alive: float | None,
@@ -224,18 +226,18 @@ def _open_on_device(
     from .cuda.inspect import CAMERAS, DeviceChain
 
     identity = manifest.identity
-    blocks = bank_blocks(tuple(views))
+    blocks = bank_blocks(host.scoring.views)
     tokens = engine.encode(support_encodings(prepare(golden["image"], identity.preprocess), blocks), class_token=False)
     bank = ClassBank(
         "golden", ClassEntry(file="", sha256="", images=()), blocks, tokens.patch[:, None], tokens.patch[:, :0]
     )
-    chain = DeviceChain(Owner.of(0), make(), identity, manifest.top_share, manifest.rarity, keep_alive=keep_alive)
+    chain = DeviceChain(Owner.of(0), make(), identity, host.scoring, keep_alive=keep_alive)
     try:
-        wanted = _stages(host, golden["blemished"], views, bank)
+        wanted = _stages(host, golden["blemished"], bank)
         chain.keep([bank])
         worst = 0.0
         for _ in range(2 * CAMERAS):
-            for stage, found in _stages(chain, golden["blemished"], views, bank).items():
+            for stage, found in _stages(chain, golden["blemished"], bank).items():
                 allowed = 0.0 if stage == "preprocess" else GOLDEN_TOLERANCE[engine.precision]
                 apart = float(np.abs(found - wanted[stage]).max())
                 if not apart <= allowed:
@@ -254,9 +256,9 @@ def _open_on_device(
     return chain
 
 
-def _stages(chain: Chain, rgb: NDArray[np.uint8], views: Sequence[ViewName], bank: ClassBank) -> dict[str, F32]:
+def _stages(chain: Chain, rgb: NDArray[np.uint8], bank: ClassBank) -> dict[str, F32]:
     """What a chain makes of a picture, in the order of the work."""
-    (found,) = chain.run([rgb], views, lambda _: [bank], class_token=True, trace=True)
+    (found,) = chain.run([rgb], lambda _: [bank], class_token=True, trace=True)
     assert found.images is not None and found.patch is not None and found.cls is not None
     return {
         "preprocess": found.images,

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from . import picture
 from .artefacts import (
-    Calibration,
     ClassEntry,
     ModelManifest,
     Precision,
@@ -31,11 +30,13 @@ from .bank import Bank, ClassBank, Snapshot, stored_name, unknown_class
 from .chain import Chain, Clock, Matched, open_chain
 from .engine.base import Engine, Tokens
 from .errors import BankError, ModelError, PictureError, VisionADError
-from .maps import Geometry, Region, regions
 from .pipeline.opening import open_engine
 from .pipeline.self_test import read_golden
 from .preprocess import prepare, support_encodings
 from .routing import LIMITS, Route, Router
+from .scoring.preset import scoring_for
+from .scoring.regions import Geometry, Region, regions
+from .scoring.spec import ScoringSpec
 from .workers import cores, spread
 
 log = logging.getLogger("visionad")
@@ -51,7 +52,7 @@ class Result:
 
     ``anomaly_map`` is float32 (256, 256), the sum of the views' cosine distances (0..2 a view), of the centre crop;
     ``geometry`` maps it to the original picture. ``score`` is the mean of its largest pixels: 1 % of them, or the
-    model's ``top_share``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the picture is like no
+    scoring's ``top_fraction``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the picture is like no
     class. ``timings`` are milliseconds. ``backend`` is the engine that encoded it.
     """
 
@@ -123,7 +124,7 @@ class Inspector:
         manifest: ModelManifest,
         engine: Engine,
         bank: Bank | None,
-        views: Sequence[ViewName],
+        scoring: ScoringSpec,
         golden: Mapping[str, NDArray[Any]],
         threads: int | None = None,
         keep_alive: float | None = None,
@@ -132,8 +133,8 @@ class Inspector:
         self._stranger: F32 = golden["class_token"]
         self.engine = engine
         self.bank = bank
-        self.views: tuple[ViewName, ...] = tuple(views)
-        self.chain: Chain = open_chain(engine, manifest, self.views, golden, threads, keep_alive)
+        self.scoring = scoring
+        self.chain: Chain = open_chain(engine, manifest, scoring, golden, threads, keep_alive)
         self._threads = threads or cores()
         self._kept: Snapshot | None = None
         self._router: tuple[Snapshot, Router] | None = None
@@ -153,6 +154,7 @@ class Inspector:
         precision: Precision | None = None,
         device: str | None = None,
         threads: int | None = None,
+        preset: str | None = None,
         views: Sequence[str] | None = None,
         keep_alive: float | None = None,
     ) -> Inspector:
@@ -164,10 +166,14 @@ class Inspector:
 
         Args:
             model: model folder. bank: bank folder; a missing or empty one starts a new bank with the first `enroll`.
-            views: which of the model's views to look through (default: all of the bank's).
             backend: ``auto`` (the best that runs here and passes its self-test) or a name of ``engine.backends()``.
             precision: the precision to compute in, for backends that offer a choice (default: the model's own).
             device: the device to compute on, for backends that offer a choice.
+            preset: how to score: a name of ``scoring/presets/`` or the path of such a file (default: as the model was exported).
+                The model must have the preset's image size. Banks stay valid; a threshold holds for the scoring it was
+                calibrated with.
+            views: which of the bank's views to look through (default: the preset's, else all of the bank's). They win over the
+                preset's.
             threads: CPU threads of engine and search (default: all cores, and no more than these: threads that wait for each
                 other's core take minutes). The search's result does not depend on it.
             keep_alive: seconds without a picture after which a GPU runs its last one again, and again, so that its clocks stay
@@ -189,18 +195,18 @@ class Inspector:
         manifest = read_model(folder)
         opened = Bank.open_or_new(Path(bank), manifest.identity, manifest.views) if bank is not None else None
         available = opened.manifest.views if opened is not None else manifest.views
-        chosen = choose_views(views, available)
+        scoring = scoring_for(manifest, available, preset, views)
         engine = open_engine(
             folder,
             manifest,
             backend,
             threads=threads,
-            batch_size=len(chosen),
+            batch_size=len(scoring.views),
             precision=precision,
             device=device,
         )
         try:
-            inspector = cls(manifest, engine, opened, chosen, read_golden(folder), threads, keep_alive)
+            inspector = cls(manifest, engine, opened, scoring, read_golden(folder), threads, keep_alive)
         except BaseException:
             engine.close()
             raise
@@ -211,6 +217,11 @@ class Inspector:
             inspector.close()
             raise
         return inspector
+
+    @property
+    def views(self) -> tuple[ViewName, ...]:
+        """The views that images are seen in."""
+        return self.scoring.views
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -292,7 +303,7 @@ class Inspector:
             if not rgbs:
                 return []
             self._keep()
-            at_once = self.chain.limit(self.views) or len(rgbs)
+            at_once = self.chain.limit() or len(rgbs)
             found: dict[int, list[tuple[Result, Trace | None]]] = {}
 
             def part(start: int) -> None:
@@ -319,9 +330,7 @@ class Inspector:
             return classes
 
         out = []
-        for i, found in enumerate(
-            self.chain.run(rgbs, self.views, choose, class_token=class_name is None, trace=trace)
-        ):
+        for i, found in enumerate(self.chain.run(rgbs, choose, class_token=class_name is None, trace=trace)):
             result = self._verdict(rgbs[i], found, classes[i], routes[i], bank.manifest.version)
             one = None
             if found.images is not None and found.patch is not None:
@@ -402,13 +411,14 @@ class Inspector:
 
     def _calibrated_for(self, matched: ClassBank) -> bool:
         record = matched.entry.calibration
-        return record is None or record.holds_for(self.views, self.manifest)
+        return record is None or self.scoring.holds_for(record, self.manifest.precision)
 
     def uncalibrated(self) -> list[str]:
-        """Why thresholds of the bank are not used here, a line for each such class."""
+        """Return why thresholds of the bank are not used here, a line for each such class."""
+        here = f"{self.scoring.describe()} in {self.manifest.precision}"
         return [
-            f"class {name}: its threshold was calibrated with {_scoring(record.views, record)}, which does not hold for "
-            f"{_scoring(self.views, self.manifest)}; its verdicts are unknown until `visionad calibrate`"
+            f"class {name}: its threshold was calibrated with {ScoringSpec.of(record).describe()} in {record.precision}, which "
+            f"does not hold for {here}; its verdicts are unknown until `visionad calibrate`"
             for name, matched in (self.bank.classes if self.bank is not None else {}).items()
             if (record := matched.entry.calibration) is not None and not self._calibrated_for(matched)
         ]
@@ -585,24 +595,3 @@ def read_model(folder: Path) -> ModelManifest:
                 f"{path} is damaged: wanted sha256 {digest[:12]}, found {found[:12]}; copy or export the model again"
             )
     return manifest
-
-
-def choose_views(wanted: Sequence[str] | None, available: tuple[ViewName, ...]) -> tuple[ViewName, ...]:
-    """The views to look through, in the order of ``available``; ``None``: all of them.
-
-    Raises:
-        VisionADError: none, one twice, or one that is not available.
-    """
-    if wanted is None:
-        return available
-    if isinstance(wanted, str):  # as on the command line
-        wanted = [view.strip() for view in wanted.split(",")]
-    unknown = [v for v in wanted if v not in available]
-    if unknown or not wanted or len(set(wanted)) != len(wanted):
-        raise VisionADError(f"views {','.join(wanted) or '(none)'}: wanted some of {','.join(available)}, each once")
-    return tuple(v for v in available if v in wanted)
-
-
-def _scoring(views: Sequence[ViewName], score: Calibration | ModelManifest) -> str:
-    weighed = " of weighed distances" if score.rarity else ""
-    return f"views {','.join(views)} over {score.top_share:g} of the map{weighed} in {score.precision}"

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from .artefacts import atomic_write
-from .maps import MAP_SIZE, Geometry, Region
 from .picture import in_rgb
+from .scoring.anomaly_map import MAP_SIZE
+from .scoring.regions import Geometry, Region
 
 if TYPE_CHECKING:
     from .inspector import Result

@@ -21,10 +21,10 @@ import triton
 import visionad_runtime.cuda
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from visionad_runtime import maps
 from visionad_runtime.cuda.plan import GROUP, MAX_NEIGHBOURS, RUN
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.rarity import REACH
+from visionad_runtime.scoring.anomaly_map import MAP_SIZE
+from visionad_runtime.scoring.self_similarity import EXCLUSION_RADIUS
 
 SOURCE = Path(__file__).with_name("source.py")
 PRODUCT = Path(visionad_runtime.cuda.__file__).parent / "cubins"
@@ -104,7 +104,7 @@ def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
         ),
         "weigh_rarity": Variant(
             {"tokens": "*fp32", "distance": "*fp32", "side": "i32", "dim": "i32", "floor": "fp32"},
-            {"BLOCK_Q": 16, "BLOCK_N": 64, "BLOCK_K": 32, "REACH": REACH},
+            {"BLOCK_Q": 16, "BLOCK_N": 64, "BLOCK_K": 32, "REACH": EXCLUSION_RADIUS},
         ),
         "resize_across": Variant(
             {"pictures": "*i64", "tables": "*i32", "across": "*u8", "crop": "i32"}, {"BLOCK": 256},
@@ -121,11 +121,11 @@ def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
                 "distance": "*fp32", "views": "*i32", "count": "i32", "low": "*i32", "part": "*fp32", "region": "*u8",
                 "anomaly_map": "*fp32", "side": "i32",
             },
-            {"SIZE": maps.MAP_SIZE}, multiply_add=False,
+            {"SIZE": MAP_SIZE}, multiply_add=False,
         ),
         "top_mean": Variant(
             {"anomaly_map": "*fp32", "found": "*fp64", "top": "i32"},
-            {"PIXELS": maps.MAP_SIZE**2, "BLOCK": 8192}, warps=16, multiply_add=False,
+            {"PIXELS": MAP_SIZE**2, "BLOCK": 8192}, warps=16, multiply_add=False,
         ),
     }  # fmt: skip
 

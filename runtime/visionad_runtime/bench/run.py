@@ -17,8 +17,9 @@ from ..artefacts import BankManifest, ModelManifest, read_manifest
 from ..engine.base import CPU, NVIDIA_GPU
 from ..engine.registry import auto_backends, backend_spec
 from ..errors import VisionADError
-from ..inspector import Inspector, choose_views, read_model
+from ..inspector import Inspector, read_model
 from ..picture import find_pictures
+from ..scoring.spec import choose_views
 from ..workers import settle
 from . import box, measure, roofline
 from .measure import Entrant
@@ -327,7 +328,12 @@ class _Run:
         assert first.bank is not None
         name = settings.class_name or next(iter(first.bank.classes))
         calls = torch_calls(
-            self.manifest, first.bank.classes[name], first.views, settings.weights, settings.threads, settings.reference
+            self.manifest,
+            first.bank.classes[name],
+            first.scoring,
+            settings.weights,
+            settings.threads,
+            settings.reference,
         )
         entrants = {}
         for kind, (where, encode, inspect) in calls.items():

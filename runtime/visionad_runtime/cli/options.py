@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..scoring.catalog import preset_help
+
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
 BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
 # readable=False: the parser must not refuse a whole run for one file; reading it says what is wrong, per file
@@ -43,8 +45,15 @@ KeepAlive = Annotated[
         help="a GPU runs its last picture again when none came for so long, so that its clocks stay up [default: never]",
     ),
 ]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", metavar="NAME", help=f"how to score: {preset_help()} [default: as the model was exported]"
+    ),
+]
 ViewsOption = Annotated[
-    str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
+    str | None,
+    typer.Option("--views", metavar="original,flip,clamp", help="[default: the preset's, else all of the bank's]"),
 ]
 
 

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from ..artefacts import FeatureIdentity, PreprocessSpec, ViewName
 from ..errors import VisionADError
-from ..maps import MAP_SIZE, TOP_SHARE, top_pixels
 from ..picture import copy_pixels
 from ..preprocess import view_blocks
-from ..rarity import FLOOR
+from ..scoring.anomaly_map import MAP_SIZE, top_pixels
+from ..scoring.self_similarity import MIN_DISTANCE
+from ..scoring.spec import PAPER, ScoringSpec
 from ..search import BROKEN_TOKENS, NO_ROWS
 from ..workers import cores, spread
 from . import plan
@@ -73,7 +74,7 @@ class Encoded:
 @dataclass(frozen=True, eq=False)
 class Matched:
     """One picture's outcome: ``distances`` float32 (side, side) by view, ``anomaly_map`` float32 (256, 256), ``score`` and ``edge``
-    as :func:`~visionad_runtime.maps.top_mean` defines them. ``timings``: milliseconds by stage, of the whole batch."""
+    of :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the whole batch."""
 
     distances: Mapping[ViewName, F32]
     anomaly_map: F32
@@ -91,30 +92,29 @@ class Chain:
         owner: Owner,
         engine: DeviceEngine,
         identity: FeatureIdentity,
+        scoring: ScoringSpec = PAPER,
         *,
         cameras: int = 1,
         max_picture: tuple[int, int] = (2160, 3840),
-        top_share: float = TOP_SHARE,
-        rarity: bool = False,
         keep_alive: float | None = None,
     ) -> None:
         """Load the kernels and take all memory.
 
         Args:
             owner: of the GPU that ``engine`` is on.
+            identity: of the model.
+            scoring: in which views, and how scores are made of distances.
             cameras: how many streams.
             max_picture: largest height and width of a picture.
-            top_share: of the map's pixels that make the score.
-            rarity: weigh distances by :mod:`~visionad_runtime.rarity`.
             keep_alive: seconds of idleness after which the engine runs its last batch again, so that clocks stay up and
                 the next picture after a pause is as fast as the others. ``None``: never.
 
         Raises:
             VisionADError: GPU too old, memory too small, engine without rows.
         """
-        self.identity = identity
+        self.identity, self.scoring = identity, scoring
         self._owner, self._engine = owner, engine
-        self._max_picture, self._top, self._rarity = max_picture, top_pixels(top_share), rarity
+        self._max_picture = max_picture
         self.max_rows = engine.max_rows
         if self.max_rows < 1 or cameras < 1:
             raise VisionADError(f"wanted an engine of at least 1 row and a camera, found {self.max_rows} and {cameras}")
@@ -129,7 +129,7 @@ class Chain:
             self._keeper.start()
 
     def _open(self, device: Device, cameras: int) -> tuple[_Shared, list[_Camera]]:
-        shared = _Shared(device, self.identity, self._max_picture, self.max_rows, self._top, self._rarity)
+        shared = _Shared(device, self.identity, self._max_picture, self.max_rows, self.scoring)
         made: list[_Camera] = []
         try:
             made.extend(_Camera(device, shared) for _ in range(cameras))
@@ -146,23 +146,24 @@ class Chain:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def max_batch(self, views: Sequence[ViewName]) -> int:
-        """Pictures that one call can take."""
-        return self.max_rows // len(views)
+    @property
+    def max_batch(self) -> int:
+        """Images that one call can take."""
+        return self.max_rows // len(self.scoring.views)
 
     # -- inspect ------------------------------------------------------------------------------------------------------
 
-    def encode(self, rgbs: Sequence[NDArray[np.uint8]], views: Sequence[ViewName], camera: int = 0) -> Encoded:
+    def encode(self, rgbs: Sequence[NDArray[np.uint8]], camera: int = 0) -> Encoded:
         """Preprocess and encode pictures.
 
         Args:
-            rgbs: uint8 (H, W, 3) RGB, or (H, W) grey, of any size up to ``max_picture``; 1 to :meth:`max_batch` of them.
+            rgbs: uint8 (H, W, 3) RGB, or (H, W) grey, of any size up to ``max_picture``; 1 to :attr:`max_batch` of them.
 
         Raises:
             PictureError: not such a picture. VisionADError: none, or too many; the GPU failed.
         """
-        views = tuple(views)
-        self._check_pictures(rgbs, views)
+        views = self.scoring.views
+        self._check_pictures(rgbs)
         own = self._cameras[camera]
         with own.lock:
             self._check_open()
@@ -173,7 +174,6 @@ class Chain:
     def inspect(
         self,
         rgbs: Sequence[NDArray[np.uint8]],
-        views: Sequence[ViewName],
         banks: Sequence[ClassBankLike],
         camera: int = 0,
     ) -> tuple[Encoded, list[Matched]]:
@@ -183,8 +183,8 @@ class Chain:
         Raises:
             PictureError, VisionADError: as both.
         """
-        views = tuple(views)
-        self._check_pictures(rgbs, views)
+        views = self.scoring.views
+        self._check_pictures(rgbs)
         _check_banks(len(rgbs), banks, None)
         own = self._cameras[camera]
         with own.lock:
@@ -246,10 +246,10 @@ class Chain:
         lead = encoded.cls.shape[:2]
         return images.reshape(*lead, *images.shape[1:]), patch.reshape(*lead, *patch.shape[1:])
 
-    def _check_pictures(self, rgbs: Sequence[NDArray[np.uint8]], views: Views) -> None:
-        if not 1 <= len(rgbs) <= self.max_batch(views):
+    def _check_pictures(self, rgbs: Sequence[NDArray[np.uint8]]) -> None:
+        if not 1 <= len(rgbs) <= self.max_batch:
             raise VisionADError(
-                f"wanted 1 to {self.max_batch(views)} pictures of {len(views)} views, found {len(rgbs)}"
+                f"wanted 1 to {self.max_batch} pictures of {len(self.scoring.views)} views, found {len(rgbs)}"
             )
         for rgb in rgbs:
             plan.check_picture(rgb, *self._max_picture)
@@ -423,11 +423,10 @@ class _Shared:
         identity: FeatureIdentity,
         max_picture: tuple[int, int],
         max_rows: int,
-        top: int,
-        rarity: bool,
+        scoring: ScoringSpec,
     ) -> None:
-        self.identity, self.max_picture, self.max_rows, self.top = identity, max_picture, max_rows, top
-        self.rarity = rarity
+        self.identity, self.max_picture, self.max_rows = identity, max_picture, max_rows
+        self.top, self.self_similarity = top_pixels(scoring.top_fraction), scoring.self_similarity
         self.spec: PreprocessSpec = identity.preprocess
         self.patches = identity.grid**2
         self.width = plan.packed_width(identity.dim)
@@ -885,12 +884,12 @@ class _Camera:
                 self._distance, self._row, dim, shared.width, plan.accumulation_slack(dim), 1,
             ), self.stream,
         )  # fmt: skip
-        if shared.rarity:
+        if shared.self_similarity:
             weigh = kernels["weigh_rarity"]
             blocks = -(-shared.patches // weigh.constants["BLOCK_Q"])
             weigh.launch(
                 (blocks, count * len(views)),
-                (self._patch, self._distance, shared.identity.grid, dim, FLOOR),
+                (self._patch, self._distance, shared.identity.grid, dim, MIN_DISTANCE),
                 self.stream,
             )
 

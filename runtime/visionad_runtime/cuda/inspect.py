@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artefacts import FeatureIdentity, ViewName
+from ..artefacts import FeatureIdentity
 from ..bank import ClassBank
 from ..chain import Choose, Matched
-from ..maps import TOP_SHARE
+from ..scoring.spec import ScoringSpec
 from .chain import Chain
 from .interface import DeviceEngine, Owner
 
@@ -83,8 +83,7 @@ class DeviceChain:
         owner: Owner,
         engine: DeviceEngine,
         identity: FeatureIdentity,
-        top_share: float = TOP_SHARE,
-        rarity: bool = False,
+        scoring: ScoringSpec,
         *,
         keep_alive: float | None = None,
     ) -> None:
@@ -94,7 +93,7 @@ class DeviceChain:
             VisionADError: as :class:`~visionad_runtime.cuda.chain.Chain`.
         """
         self._owner, self._engine, self._identity = owner, engine, identity
-        self._top_share, self._rarity = top_share, rarity
+        self.scoring = scoring
         self.cameras, self._size, self._keep_alive = CAMERAS, PICTURE, keep_alive
         self._banks: Mapping[int, ClassBank] = {}
         self._seen = _Seen()
@@ -107,17 +106,15 @@ class DeviceChain:
             self._owner,
             self._engine,
             self._identity,
+            self.scoring,
             cameras=self.cameras,
             max_picture=size,
-            top_share=self._top_share,
-            rarity=self._rarity,
             keep_alive=self._keep_alive,
         )
 
     def run(
         self,
         rgbs: Sequence[NDArray[np.uint8]],
-        views: Sequence[ViewName],
         choose: Choose,
         *,
         class_token: bool,
@@ -144,9 +141,9 @@ class DeviceChain:
         with self._camera() as camera:
             likely = self._guess(len(rgbs)) if class_token else ask(None)
             if likely:
-                encoded, found = self._chain.inspect(rgbs, views, likely, camera)
+                encoded, found = self._chain.inspect(rgbs, likely, camera)
             else:
-                encoded, found = self._chain.encode(rgbs, views, camera), []
+                encoded, found = self._chain.encode(rgbs, camera), []
             laps += [encoded.timings, *(one.timings for one in found[:1])]
             cls = encoded.cls if class_token else None
             banks = ask(cls) if class_token else likely
@@ -179,9 +176,9 @@ class DeviceChain:
             self._chain.keep(newest.values())
             self._banks, self._seen = newest, _Seen()
 
-    def limit(self, views: Sequence[ViewName], /) -> int | None:
+    def limit(self) -> int | None:
         """See :class:`~visionad_runtime.chain.Chain`."""
-        return self._chain.max_batch(views)
+        return self._chain.max_batch
 
     def memory(self) -> dict[str, int]:
         """See :class:`~visionad_runtime.chain.Chain`."""

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ..artefacts import PreprocessSpec, ViewName
 from ..errors import PictureError, VisionADError
-from ..maps import MAP_SIZE
 from ..preprocess import crop_offset, normalise
+from ..scoring.anomaly_map import MAP_SIZE
 from ..search import NO_ROWS
 
 I32 = NDArray[np.int32]
@@ -263,7 +263,7 @@ def max_items(slots: int, jobs: int, block_q: int, programs: int) -> int:
 
 def upsample_tables(side: int) -> tuple[I32, F32]:
     """Lower grid position int32 (256,) and the part of the upper one float32 (256,), as
-    :func:`visionad_runtime.maps.upsample`."""
+    :func:`visionad_runtime.scoring.anomaly_map.upsample`."""
     at = np.maximum(
         (np.arange(MAP_SIZE, dtype=np.float32) + np.float32(0.5)) * np.float32(side / MAP_SIZE) - np.float32(0.5), 0
     )

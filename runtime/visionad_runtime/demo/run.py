@@ -20,7 +20,6 @@ from PIL import Image
 from .. import __version__
 from ..artefacts import MANIFEST, atomic_file, atomic_write
 from ..bank import stored_name
-from ..calibrate import calibrate_class
 from ..errors import VisionADError
 from ..evaluation.datasets import Dataset, Sample, full_mask, load_mask, open_dataset
 from ..evaluation.metrics import PixelMetrics, image_metrics
@@ -28,6 +27,7 @@ from ..inspector import FileResult, Inspector, read_model
 from ..overlay import draw_overlay, save_overlay, sheet
 from ..page import thumbnail
 from ..picture import load
+from ..teaching.calibrate import calibrate_class
 from . import parts
 from .report import GOOD, UNKNOWN, Case, ClassReport, Report, mistake, write_report
 

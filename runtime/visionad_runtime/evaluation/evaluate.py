@@ -35,9 +35,11 @@ from ..artefacts import ModelManifest, atomic_write, sha256_bytes
 from ..bank import check_class_name
 from ..errors import PictureError, VisionADError
 from ..inspector import Inspector
-from ..maps import MAP_SIZE, Geometry, colour_scale, regions, top_mean
 from ..overlay import draw_overlay
 from ..page import jpeg, with_truth
+from ..scoring.anomaly_map import MAP_SIZE, top_k_mean
+from ..scoring.regions import Geometry, heatmap_range, regions
+from ..scoring.spec import ScoringSpec
 from ..support import choose_support_paths
 from .datasets import Dataset, DatasetError, Sample, load_mask
 from .judge import Judge, ReferenceJudge, RuntimeJudge, Seen, Step
@@ -77,7 +79,7 @@ class Evaluation:
     """All units of a run, and what they were run with."""
 
     manifest: ModelManifest
-    views: tuple[str, ...]
+    scoring: ScoringSpec
     dataset: str
     root: Path
     shots: int
@@ -112,9 +114,8 @@ class Evaluation:
             "shots": self.shots,
             "mode": self.mode,
             "engine": self.engine,
-            "views": list(self.views),
-            "top_share": self.manifest.top_share,
-            "rarity": self.manifest.rarity,
+            **self.scoring.fields(),
+            "views": list(self.scoring.views),
             "calibrate": self.calibrate,
             "seeds": list(self.seeds),
             "results": results,
@@ -134,6 +135,7 @@ def evaluate(
     engine: EngineName = "runtime",
     backend: str = "auto",
     threads: int | None = None,
+    preset: str | None = None,
     views: Sequence[str] | None = None,
     weights: Path | None = None,
     batch: int = 1,
@@ -147,6 +149,7 @@ def evaluate(
 
     Args:
         seeds: of the published choice of supports; ``None`` takes the first ``shots`` pictures by name, once.
+        preset: how to score, as :meth:`Inspector.open <visionad_runtime.inspector.Inspector.open>` takes it, as ``views``.
         weights: for the reference, where the path noted at export no longer holds them.
         calibrate: also set each class's threshold for this false-reject rate, from the good pictures the data set has for training
             and validation that are not supports, and count false rejects and misses on the test pictures.
@@ -174,9 +177,11 @@ def evaluate(
                 raise VisionADError(
                     "--bit-depth: the reference defines 8-bit pictures only; leave it out or convert them"
                 )
-            judge = ReferenceJudge(model, weights=weights, threads=threads, views=views)
+            judge = ReferenceJudge(model, weights=weights, threads=threads, preset=preset, views=views)
         else:
-            inspector = stack.enter_context(Inspector.open(model, backend=backend, threads=threads, views=views))
+            inspector = stack.enter_context(
+                Inspector.open(model, backend=backend, threads=threads, preset=preset, views=views)
+            )
             judge = RuntimeJudge(inspector, batch=batch, bit_depth=bit_depth)
         run = _Run(judge, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, _Store(work))
         with progress(f"{dataset.name}, {shots} shot{'s' if shots > 1 else ''}", run.pictures()) as step:
@@ -216,9 +221,7 @@ class _Run:
             "format": _FORMAT,
             "model": manifest.identity.digest(),
             "files": manifest.files,
-            "views": self.judge.views,
-            "top_share": manifest.top_share,
-            "rarity": manifest.rarity,
+            **self.judge.scoring.fields(),
             "engine": self.judge.name,
             "bit_depth": self.bit_depth,
             "dataset": data.name,
@@ -243,7 +246,7 @@ class _Run:
         units = tuple(self.units[seed, name] for seed in self.seeds for name in self.dataset.classes)
         skipped = [{"seed": u.result["seed"], **fault} for u in units for fault in u.result["skipped"]]
         return Evaluation(
-            self.judge.manifest, self.judge.views, self.dataset.name, self.dataset.root, self.shots, self.mode, self.judge.name,
+            self.judge.manifest, self.judge.scoring, self.dataset.name, self.dataset.root, self.shots, self.mode, self.judge.name,
             self.seeds, self.rate, units, tuple(skipped), self.resumed,
         )  # fmt: skip
 
@@ -619,7 +622,7 @@ class _Tally:
         """One colour scale for the unit's heat maps: cold is a good picture's usual level, the middle where F1 is best."""
         low = float(np.median(self.good_levels)) if self.good_levels else 0.0
         middle = best_threshold(np.asarray(self.scores), np.asarray(self.labels))
-        return colour_scale(low, middle)
+        return heatmap_range(low, middle)
 
 
 def _pictures(run: _Run, one: _Worst, scale: tuple[float, float]) -> tuple[bytes, bytes]:
@@ -638,7 +641,7 @@ def _pictures(run: _Run, one: _Worst, scale: tuple[float, float]) -> tuple[bytes
         laid = cv2.warpAffine(one.mask.astype(np.uint8), place, (THUMB, THUMB), flags=cv2.INTER_NEAREST)
         mask = np.asarray(laid) > 0
     found = one.seen
-    _, edge = top_mean(found.anomaly_map, run.judge.manifest.top_share)
+    _, edge = top_k_mean(found.anomaly_map, run.judge.scoring.top_fraction)
     hot = regions(found.anomaly_map, geometry, edge, reached=True)
     drawn = draw_overlay(
         rgb, found.anomaly_map, geometry, hot, found.verdict, found.score, None,

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from .. import picture
 from ..artefacts import Calibration, ModelManifest
 from ..bank import Bank, check_class_name
-from ..calibrate import calibrate_class, conformal_threshold
 from ..errors import PictureError, VisionADError
-from ..inspector import Inspector, Verdict, choose_views, read_model
+from ..inspector import Inspector, Verdict, read_model
+from ..scoring.conformal import conformal_threshold
+from ..scoring.preset import scoring_for
+from ..scoring.spec import ScoringSpec
+from ..teaching.calibrate import calibrate_class
 
 F32 = NDArray[np.float32]
 Step = Callable[[], None]
@@ -36,7 +39,7 @@ class Judge(Protocol):
 
     name: str
     manifest: ModelManifest
-    views: tuple[str, ...]
+    scoring: ScoringSpec
 
     def clear(self, folder: Path) -> None:
         """Forget everything; ``folder`` is free for a new bank."""
@@ -61,7 +64,7 @@ class RuntimeJudge:
         self._inspector = inspector
         self.name = inspector.engine.name
         self.manifest = inspector.manifest
-        self.views: tuple[str, ...] = inspector.views
+        self.scoring = inspector.scoring
         self._batch, self._bit_depth = batch, bit_depth
 
     def clear(self, folder: Path) -> None:
@@ -110,6 +113,7 @@ class ReferenceJudge:
         *,
         weights: Path | None = None,
         threads: int | None = None,
+        preset: str | None = None,
         views: Sequence[str] | None = None,
     ) -> None:
         try:
@@ -122,8 +126,8 @@ class ReferenceJudge:
             ) from None
         self._ref: Any = visionad_ref  # torch's types stay out of the runtime's type check
         self.manifest = read_model(model)
-        self.views: tuple[str, ...] = choose_views(views, self.manifest.views)
-        self._reference: Any = load_reference(self.manifest, self.views, weights, threads)
+        self.scoring = scoring_for(self.manifest, self.manifest.views, preset, views)
+        self._reference: Any = load_reference(self.manifest, self.scoring, weights, threads)
         self._banks: dict[str, Any] = {}
         self._thresholds: dict[str, float] = {}
 
@@ -151,8 +155,8 @@ class ReferenceJudge:
         self.recall(class_name, {"threshold": found.value})
         record = {
             "normals": found.normals,
-            "guaranteed_false_reject": found.guaranteed,
-            "bound_false_reject": found.bound,
+            "guaranteed_false_reject": found.mean_bound,
+            "bound_false_reject": found.upper_bound,
         }
         return {"threshold": found.value, "record": record}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..artefacts import ModelManifest
-from ..maps import TOP_SHARE
+from ..scoring.spec import PAPER, ScoringSpec
 
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro")
 """The seven metrics, in the order of every table."""
@@ -55,16 +55,14 @@ def classes_of(dataset: str) -> frozenset[str]:
     return frozenset(_IMAGE_AUROC.get(dataset, {}))
 
 
-def same_model(manifest: ModelManifest, views: tuple[str, ...]) -> bool:
-    """Was the published row measured with this backbone, these layers, sizes, views and score?"""
+def same_model(manifest: ModelManifest, scoring: ScoringSpec) -> bool:
+    """Return whether the published row was measured with this backbone, these layers, sizes and scoring."""
     identity = manifest.identity
     return (
         identity.backbone == BACKBONE
         and identity.layers == tuple(range(4, 19))
         and (identity.preprocess.resize, identity.preprocess.crop) == (448, 392)
-        and views == ("original", "flip", "clamp")
-        and manifest.top_share == TOP_SHARE
-        and not manifest.rarity
+        and scoring == PAPER
     )
 
 

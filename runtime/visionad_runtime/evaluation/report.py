@@ -191,7 +191,7 @@ def _settings(evaluation: Evaluation) -> list[tuple[str, str]]:
     return [
         ("model", evaluation.manifest.identity.describe()),
         ("engine", evaluation.engine),
-        ("views", ", ".join(evaluation.views)),
+        ("views", ", ".join(evaluation.scoring.views)),
         ("data set", f"{evaluation.dataset}, {evaluation.root}"),
         ("supports", "the first by name" if by_name else f"seed{'s' if len(evaluation.seeds) > 1 else ''} {seeds}"),
         ("setting", "one bank a class" if evaluation.mode == "separate" else "one bank for all classes, routed"),
@@ -206,7 +206,7 @@ def _whole(evaluation: Evaluation) -> bool:
 
 def _comparison(evaluation: Evaluation, row: Published) -> str:
     said = f"The published numbers are of DINOv2-R ViT-L, one bank a class, means of {row.seeds} seeds"
-    if not same_model(evaluation.manifest, evaluation.views):
+    if not same_model(evaluation.manifest, evaluation.scoring):
         said += f"; ours are of another model, {evaluation.manifest.identity.describe()}"
     if not _whole(evaluation):
         said += "; our classes are not all of theirs, so the means do not compare"

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ..artefacts import GOLDEN_FILE, ModelManifest
 from ..engine.base import Engine, Tokens
 from ..errors import ModelError
-from ..maps import fuse, image_score, upsample
 from ..preprocess import normalise
+from ..scoring.score import score_tokens
+from ..scoring.spec import ScoringSpec
 from ..search import nearest
 
 GOLDEN_TOLERANCE = {"fp32": 2e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 4e-2}
@@ -127,9 +128,11 @@ def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[s
                 f"one picture's tokens differ by {found['rows']:.3g} between places in a call or with other pictures beside it "
                 f"(allowed {POSITION_TOLERANCE * allowed:g})",
             )
-    side = manifest.identity.grid
-    distance = nearest(tokens.patch[1], tokens.patch[0]).distance.reshape(side, side)
-    score, right_score = image_score(upsample(fuse({"original": distance}))), float(golden["blemished_score"][0])
+    golden_scoring = ScoringSpec(views=("original",))  # whatever the model's: the stored score was made so
+    scored = score_tokens(
+        {"original": tokens.patch[1]}, lambda _, patch: nearest(patch, tokens.patch[0]).distance, golden_scoring
+    )
+    score, right_score = scored.score, float(golden["blemished_score"][0])
     found["score"] = abs(score - right_score)
     if not found["score"] <= allowed:
         raise fail("score", f"expected {right_score:.6f}, got {score:.6f} (allowed difference {allowed:g})")

@@ -46,9 +46,10 @@ def bank_add(
     """Enrol good pictures in a class (new or existing). All or none of them."""
     from ...bank import check_class_name
     from ...inspector import Inspector, read_supports
-    from ...mutual import choose_covering, standings
     from ...picture import find_pictures
     from ...support import choose_support_paths
+    from ...teaching.audit import leave_one_out_scores
+    from ...teaching.selection import select_support
 
     class_name = check_class_name(class_name)
     if seed is not None and shots is None:
@@ -66,12 +67,12 @@ def bank_add(
         known = inspector.bank.classes.get(class_name)
         if choose is not None:
             with progress(f"comparing {class_name}", len(pictures)) as step:
-                pictures = choose_covering(inspector, class_name, pictures, choose, bit_depth=bit_depth, step=step)
+                pictures = select_support(inspector, class_name, pictures, choose, bit_depth=bit_depth, step=step)
         with progress(f"enrolling {class_name}", len(pictures)) as step:
             version = inspector.enroll_files(class_name, pictures, bit_depth=bit_depth, step=step)
     enrolled = inspector.bank.classes[class_name]
     total = len(enrolled.entry.images)
-    odd = [s for s in standings(enrolled, inspector.views, inspector.manifest) if s.odd]
+    odd = [s for s in leave_one_out_scores(enrolled, inspector.scoring) if s.is_outlier]
     if as_json:
         facts = {"class": class_name, "added": len(pictures), "shots": total, "bank_version": version}
         named = [{"sha256": s.image.sha256, "source": s.image.source, "ratio": s.ratio} for s in odd]
@@ -184,17 +185,25 @@ def bank_audit(
     """Score each enrolled picture against the others of its class, to find one that should not have been enrolled."""
     from ...artefacts import ModelManifest, read_manifest
     from ...bank import Bank, unknown_class
-    from ...mutual import standings
+    from ...scoring.preset import scoring_for
+    from ...teaching.audit import leave_one_out_scores
 
     manifest = read_manifest(model, ModelManifest)
     opened = Bank.open(bank, manifest.identity)
     if class_name is not None and class_name not in opened.classes:
         raise VisionADError(unknown_class(bank, class_name, opened.classes))
+    spec = scoring_for(manifest, opened.manifest.views)
     for name in opened.classes if class_name is None else [class_name]:
-        found = standings(opened.classes[name], opened.manifest.views, manifest)
+        found = leave_one_out_scores(opened.classes[name], spec)
         if as_json:
             rows = [
-                {"sha256": s.image.sha256, "source": s.image.source, "score": s.score, "ratio": s.ratio, "odd": s.odd}
+                {
+                    "sha256": s.image.sha256,
+                    "source": s.image.source,
+                    "score": s.score,
+                    "ratio": s.ratio,
+                    "odd": s.is_outlier,
+                }
                 for s in found
             ]
             say(json.dumps({"class": name, "pictures": rows}, ensure_ascii=False))
@@ -204,5 +213,5 @@ def bank_audit(
         for s in sorted(found, key=lambda s: -s.ratio):
             say(f"{name}: {s.score:.4f}, {s.ratio:.2f} times the others' median  {s.image.source}")
         for s in found:
-            if s.odd:
+            if s.is_outlier:
                 say(outlier_line(bank, name, s))

@@ -50,10 +50,10 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
-    from ...engine.registry import backend_spec
     from ...bench.plots import draw, make_folder, require_matplotlib
     from ...bench.report import format_report
     from ...bench.run import Settings, run_bench
+    from ...engine.registry import backend_spec
 
     wanted = [name.strip() for one in backend or [] for name in one.split(",")]
     for name in wanted:

@@ -37,9 +37,9 @@ def build_command(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Build the model's TensorRT engine, check what was built, and keep it in MODEL.engines beside the model."""
-    from ..console import progress
     from ...engine.registry import backend_spec, backends
     from ...inspector import read_model
+    from ..console import progress
 
     spec = backend_spec(backend)
     if spec.build is None:

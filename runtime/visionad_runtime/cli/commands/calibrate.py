@@ -16,6 +16,7 @@ from ..options import (
     JsonFlag,
     ModelArg,
     PathsArg,
+    PresetOption,
     ThreadsOption,
     ViewsOption,
     split_views,
@@ -32,6 +33,7 @@ def calibrate(
     class_name: ClassOption,
     max_false_reject: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.01,
     backend: BackendOption = "auto",
+    preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
@@ -39,14 +41,16 @@ def calibrate(
 ) -> None:
     """Set a class's threshold from good parts only."""
     from ...artefacts import as_dict
-    from ...calibrate import calibrate_class
     from ...inspector import Inspector
     from ...picture import find_pictures
+    from ...teaching.calibrate import calibrate_class
 
     pictures = [f.path for f in find_pictures(paths)]
     require_bank(bank)
     with (
-        Inspector.open(model, bank, backend=backend, threads=threads, views=split_views(views)) as inspector,
+        Inspector.open(
+            model, bank, backend=backend, threads=threads, preset=preset, views=split_views(views)
+        ) as inspector,
         progress(f"calibrating {class_name}", len(pictures)) as step,
     ):
         done = calibrate_class(inspector, class_name, pictures, max_false_reject, bit_depth, step)
@@ -59,8 +63,8 @@ def calibrate(
         f"class {class_name}: threshold {threshold.value:.4f} from {threshold.normals} good pictures ({done.record.method})"
     )
     say(
-        f"a further good part is rejected with probability at most {threshold.guaranteed:.4f} on average over calibrations; "
-        f"this threshold's own rate is below {threshold.bound:.4f} at {done.record.confidence:.0%} confidence"
+        f"a further good part is rejected with probability at most {threshold.mean_bound:.4f} on average over calibrations; "
+        f"this threshold's own rate is below {threshold.upper_bound:.4f} at {done.record.confidence:.0%} confidence"
     )
     if done.record.method != "held-out":
         say("enrolled pictures were scored as if they were not enrolled; for a rate that you must defend, give others")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import VisionADError
+from ...scoring.catalog import preset_help
 
 if TYPE_CHECKING:
     from ...evaluation.datasets import Dataset
@@ -57,8 +58,15 @@ def eval_command(
     backend: Annotated[
         str, typer.Option("--backend", help="of the runtime: auto, or one that `visionad doctor` lists")
     ] = "auto",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", metavar="NAME", help=f"how to score: {preset_help()} [default: as the model was exported]"
+        ),
+    ] = None,
     views: Annotated[
-        str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the model's]")
+        str | None,
+        typer.Option("--views", metavar="original,flip,clamp", help="[default: the preset's, else all of the model's]"),
     ] = None,
     weights: Annotated[
         Path | None,
@@ -97,6 +105,7 @@ def eval_command(
         engine=chosen_engine,
         backend=backend,
         threads=threads,
+        preset=preset,
         views=None if views is None else [view.strip() for view in views.split(",")],
         weights=weights,
         batch=batch,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from visionad_export.describe import describe
 
 from ...errors import VisionADError
+from ...scoring.catalog import preset_help
 
 
 def export_command(
@@ -19,7 +20,7 @@ def export_command(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", metavar="NAME", help="paper, sharp or keen (docs/presets.md) [default: paper]"),
+        typer.Option("--preset", metavar="NAME", help=f"{preset_help()} [default: paper]"),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="FILE", help="weights file [default: download or package]")
@@ -33,15 +34,22 @@ def export_command(
         str | None,
         typer.Option("--views", metavar="original,flip,clamp", help="views of a picture [default: all three]"),
     ] = None,
-    top_share: Annotated[
+    top_fraction: Annotated[
         float | None,
         typer.Option(
-            "--top-share", metavar="SHARE", help="of the map's largest pixels whose mean is the score [default: 0.01]"
+            "--top-fraction",
+            "--top-share",
+            metavar="FRACTION",
+            help="fraction of the map's largest pixels whose mean is the score [default: 0.01]",
         ),
     ] = None,
-    rarity: Annotated[
+    self_similarity: Annotated[
         bool | None,
-        typer.Option("--rarity/--no-rarity", help="weigh patches by how unlike the rest of the picture they are"),
+        typer.Option(
+            "--self-similarity/--no-self-similarity",
+            "--rarity/--no-rarity",
+            help="lower the score of patches that also occur elsewhere in the image [default: no]",
+        ),
     ] = None,
     class_token: Annotated[
         str | None, typer.Option("--class-token", metavar="fused|final", help="token that finds the class")
@@ -56,7 +64,7 @@ def export_command(
 ) -> None:
     """Export a backbone to a model folder: ONNX, manifest and golden tensors, checked against PyTorch."""
     try:
-        from visionad_export.config import ExportConfig, load_config, parse_layers, parse_views
+        from visionad_export.config import ExportConfig, load_config, parse_views
         from visionad_export.exporter import export_model
     except ModuleNotFoundError as exc:
         raise VisionADError(f"`visionad export` needs {exc.name}: pip install 'visionad[export]'") from None
@@ -69,14 +77,11 @@ def export_command(
         crop=crop,
         layers=layers,
         views=None if views is None else parse_views(views),
-        top_share=top_share,
-        rarity=rarity,
+        top_fraction=top_fraction,
+        self_similarity=self_similarity,
         class_token=class_token,
         precision=precision,
     )
     settings = settings.resolved()
-    given: dict[str, Any] = settings.model_dump(exclude={"backbone", "preset", "layers"}, exclude_none=True)
-    if settings.layers is not None:
-        given["layers"] = parse_layers(settings.layers)
-    summary = export_model(str(settings.backbone), out, **given)
+    summary = export_model(str(settings.backbone), out, **settings.arguments())
     typer.echo(json.dumps(summary) if as_json else describe(summary))

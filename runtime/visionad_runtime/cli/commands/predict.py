@@ -21,6 +21,7 @@ from ..options import (
     MaybeClass,
     ModelArg,
     PathsArg,
+    PresetOption,
     ThreadsOption,
     ViewsOption,
     split_views,
@@ -39,6 +40,7 @@ def predict(
     maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
     backend: BackendOption = "auto",
+    preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="pictures an engine call; never changes a result")] = 1,
@@ -61,7 +63,9 @@ def predict(
     require_bank(bank)
     report = ResultWriter(as_json, maps, overlays)
     with (
-        Inspector.open(model, bank, backend=backend, threads=threads, views=split_views(views)) as inspector,
+        Inspector.open(
+            model, bank, backend=backend, threads=threads, preset=preset, views=split_views(views)
+        ) as inspector,
         progress("inspecting", len(pictures)) as step,
     ):
         for line in inspector.uncalibrated():

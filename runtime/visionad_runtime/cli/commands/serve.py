@@ -14,6 +14,7 @@ from ..options import (
     BankArg,
     KeepAlive,
     ModelArg,
+    PresetOption,
     ThreadsOption,
     ViewsOption,
     split_views,
@@ -27,6 +28,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     read_only: Annotated[bool, typer.Option("--read-only", help="nobody may enrol over HTTP")] = False,
     backend: BackendOption = "auto",
+    preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     keep_alive: KeepAlive = None,
@@ -45,7 +47,13 @@ def serve(
         until_stopped() as stop,
         closing(listen(host, port)) as waiting,
         Inspector.open(
-            model, bank, backend=backend, threads=threads, views=split_views(views), keep_alive=keep_alive
+            model,
+            bank,
+            backend=backend,
+            threads=threads,
+            preset=preset,
+            views=split_views(views),
+            keep_alive=keep_alive,
         ) as inspector,
     ):
         for line in inspector.uncalibrated():

@@ -19,6 +19,7 @@ from ..options import (
     KeepAlive,
     MaybeClass,
     ModelArg,
+    PresetOption,
     ThreadsOption,
     ViewsOption,
     split_views,
@@ -43,6 +44,7 @@ def watch(
     maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
     backend: BackendOption = "auto",
+    preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
@@ -67,7 +69,13 @@ def watch(
         until_stopped() as stop,
         ExitStack() as stack,
         Inspector.open(
-            model, bank, backend=backend, threads=threads, views=split_views(views), keep_alive=keep_alive
+            model,
+            bank,
+            backend=backend,
+            threads=threads,
+            preset=preset,
+            views=split_views(views),
+            keep_alive=keep_alive,
         ) as inspector,
     ):
         inspector.enrolled(class_name)

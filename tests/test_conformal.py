@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from visionad_runtime.calibrate import conformal_threshold, false_reject_bound
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.scoring.conformal import conformal_threshold, false_reject_bound
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.25])
@@ -28,11 +28,11 @@ def test_realised_false_rejects_over_random_splits(rate: float, draw: str) -> No
         rejected.append(float((scores[n:] > threshold.value).mean()))
         true_rate = {"normal": 0.5 * math.erfc(threshold.value / math.sqrt(2))}.get(draw)
         if true_rate is not None:
-            beyond_bound += true_rate > threshold.bound
+            beyond_bound += true_rate > threshold.upper_bound
     error = np.std(rejected) / math.sqrt(splits)
     assert np.mean(rejected) <= rate + 3 * error  # the guarantee, on average over calibrations
     if draw == "normal":
-        assert np.mean(rejected) >= threshold.guaranteed - 1 / (n + 1) - 3 * error  # and it is not idle
+        assert np.mean(rejected) >= threshold.mean_bound - 1 / (n + 1) - 3 * error  # and it is not idle
         assert 0.02 <= beyond_bound / splits <= 0.08  # the 95 % bound fails in 5 % of calibrations
 
 
@@ -57,14 +57,14 @@ def test_threshold_is_the_conformal_rank(scores: list[float], rate: float) -> No
     assert found.value in scores
     above = sum(s > found.value for s in scores)
     assert above <= rate * (len(scores) + 1) + 1e-6  # no more of its own normals rejected than the rate allows
-    assert found.guaranteed <= rate + 1e-9
+    assert found.mean_bound <= rate + 1e-9
     assert conformal_threshold(scores[::-1], rate) == found
 
 
 @pytest.mark.parametrize(("rate", "needed"), [(0.5, 1), (0.1, 9), (0.05, 19), (0.01, 99), (0.001, 999)])
 def test_how_many_pictures_are_needed(rate: float, needed: int) -> None:
     assert conformal_threshold([1.0] * needed, rate).normals == needed
-    with pytest.raises(VisionADError, match=f"at least {needed} good pictures"):
+    with pytest.raises(VisionADError, match=f"at least {needed} good images"):
         conformal_threshold([1.0] * (needed - 1), rate)
 
 
@@ -83,7 +83,7 @@ def test_scores_that_are_no_numbers(bad: float) -> None:
 @pytest.mark.parametrize("rate", [1 - 1e-16, 1 - 1e-12])
 def test_a_rate_of_nearly_one_takes_the_lowest_score(rate: float) -> None:
     found = conformal_threshold([3.0, 1.0, 2.0], rate)
-    assert (found.value, found.rank, found.guaranteed) == (1.0, 1, 0.75)
+    assert (found.value, found.rank, found.mean_bound) == (1.0, 1, 0.75)
 
 
 @pytest.mark.parametrize("rate", [1e-9, 1e-300, 5e-324])

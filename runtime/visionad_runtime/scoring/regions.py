@@ -1,8 +1,7 @@
-"""Patch distances → anomaly map → score → regions in the original picture (method, section 4)."""
+"""Regions of the anomaly map in the original image's pixels, and the range of values that a heatmap shows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -11,15 +10,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .artefacts import PreprocessSpec, ViewName
-from .preprocess import crop_offset
-
-MAP_SIZE = 256
-TOP_SHARE = 0.01
-"""The paper's share of the map's pixels that make the image score: the 655 largest."""
+from ..artefacts import PreprocessSpec
+from ..preprocess import crop_offset
+from .anomaly_map import MAP_SIZE
 
 F32 = NDArray[np.float32]
-
 
 Coordinate = TypeVar("Coordinate", float, NDArray[np.float64])
 """One, or an array of them."""
@@ -27,7 +22,7 @@ Coordinate = TypeVar("Coordinate", float, NDArray[np.float64])
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the 256 × 256 map lies in the original picture. The centre crop drops the edges: they are not inspected."""
+    """Where the 256 × 256 map lies in the original image. The centre crop drops the edges: they are not inspected."""
 
     width: int
     height: int
@@ -37,7 +32,7 @@ class Geometry:
 
     @classmethod
     def of(cls, width: int, height: int, spec: PreprocessSpec) -> Geometry:
-        """Geometry of a picture of ``width`` × ``height`` pixels."""
+        """Return the geometry of an image of ``width`` × ``height`` pixels."""
         return cls(width, height, spec.resize, spec.crop, crop_offset(spec.resize, spec.crop))
 
     def to_original(self, u: Coordinate, v: Coordinate) -> tuple[Coordinate, Coordinate]:
@@ -56,59 +51,16 @@ class Region:
     polygon: tuple[tuple[int, int], ...]
 
 
-def fuse(distances: Mapping[ViewName, F32]) -> F32:
-    """Add the views' (side, side) distance maps; the ``flip`` map is flipped back first. Range 0..2·V."""
-    total: F32 | None = None
-    for view, grid in distances.items():
-        grid = grid[::-1] if view == "flip" else grid
-        total = grid.astype(np.float32) if total is None else total + grid
-    assert total is not None
-    return np.ascontiguousarray(total)
-
-
-def upsample(grid: F32, size: int = MAP_SIZE) -> F32:
-    """Bilinear upsampling (side, side) → (size, size), ``align_corners=False``, as ``torch.nn.functional.interpolate``."""
-    side = len(grid)
-    at = np.maximum(
-        (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(side / size) - np.float32(0.5), 0
-    )
-    low = at.astype(np.int64)
-    high = np.minimum(low + 1, side - 1)
-    part = (at - low).astype(np.float32)
-    rest = np.float32(1) - part
-    across = grid[:, low] * rest + grid[:, high] * part
-    out: F32 = across[low] * rest[:, None] + across[high] * part[:, None]
-    return out
-
-
-def top_pixels(share: float = TOP_SHARE) -> int:
-    """How many pixels make the score: ``int(share · 256 · 256)``, at least one."""
-    return max(1, int(share * MAP_SIZE * MAP_SIZE))
-
-
-def top_mean(anomaly_map: F32, share: float = TOP_SHARE) -> tuple[float, float]:
-    """Mean of the largest pixels (:func:`top_pixels`), and their edge: the smallest of them.
-
-    The mean is summed in float64 from the sorted values: one value on any machine. Not all pixels that equal the edge need be
-    among those that count.
-    """
-    count = top_pixels(share)
-    top = np.sort(np.partition(anomaly_map.ravel(), -count)[-count:])
-    return float(top.astype(np.float64).mean()), float(top[0])
-
-
-def image_score(anomaly_map: F32, share: float = TOP_SHARE) -> float:
-    """The mean of :func:`top_mean`."""
-    return top_mean(anomaly_map, share)[0]
-
-
 def regions(anomaly_map: F32, geometry: Geometry, level: float, *, reached: bool = False) -> tuple[Region, ...]:
-    """Connected areas (8 neighbours) of the map, highest first.
+    """Return the connected areas (8 neighbours) of the map, highest first.
 
     Args:
+        anomaly_map: float32 (256, 256).
+        geometry: of the image that the map is of.
         level: pixels above it count: a calibrated class passes its threshold.
-        reached: pixels that equal it count too. Where nothing is calibrated, ``level`` is the edge of :func:`top_mean`, so the
-            regions say where the score comes from, not that it is too high.
+        reached: pixels that equal it count too. Where nothing is calibrated, ``level`` is the cutoff of
+            :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`, so the regions say where the score comes from, not that it
+            is too high.
     """
     import cv2
 
@@ -173,7 +125,11 @@ def _region(us: list[int], vs: list[int], score: float, across: _Axis, down: _Ax
     return Region((x, y, right - x, bottom - y), score, polygon)
 
 
-def colour_scale(usual: float, middle: float) -> tuple[float, float]:
-    """Coldest and hottest value of a heat map: a good picture's ``usual`` level looks cold, and ``middle``, where verdicts part, is
-    half way."""
-    return usual, max(2 * middle - usual, usual + 1e-3)
+def heatmap_range(normal_level: float, threshold: float) -> tuple[float, float]:
+    """Return the coldest and the hottest value of a heatmap.
+
+    Args:
+        normal_level: usual value of a good image's map; it looks cold.
+        threshold: where verdicts part; it lies half way.
+    """
+    return normal_level, max(2 * threshold - normal_level, normal_level + 1e-3)

@@ -1,4 +1,4 @@
-"""Rarity against its definition, patch by patch, and against the reference's."""
+"""The self-similarity weight against its definition, patch by patch, and against the reference's."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from visionad_runtime import products
-from visionad_runtime import rarity as module
 from visionad_runtime.cli.main import run
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.inspector import Inspector
-from visionad_runtime.mutual import choose_covering, standings
-from visionad_runtime.rarity import FLOOR, SMALLEST_GRID, rarity
+from visionad_runtime.scoring import self_similarity as module
+from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, MIN_GRID, self_similarity_weight
+from visionad_runtime.scoring.spec import ScoringSpec
+from visionad_runtime.teaching.audit import leave_one_out_scores
+from visionad_runtime.teaching.selection import select_support
 
 F32 = NDArray[np.float32]
 
@@ -35,50 +37,51 @@ def literal(patch: F32, side: int) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize(("side", "dim"), [(6, 1), (6, 3), (7, 16), (17, 40), (20, 384)])
 @pytest.mark.parametrize("apart", [0.05, 0.3, 2.0])
-def test_rarity_is_its_definition(side: int, dim: int, apart: float) -> None:
+def test_the_weight_is_its_definition(side: int, dim: int, apart: float) -> None:
     torch = pytest.importorskip("torch", reason="takes the export extra")
     from visionad_ref import method
 
     patch = tokens(side, side, dim, apart)
-    found, wanted = rarity(patch, side), literal(patch, side)
+    found, wanted = self_similarity_weight(patch, side), literal(patch, side)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=2e-6)
     np.testing.assert_allclose(method.rarity(torch.from_numpy(patch), side).numpy(), wanted, rtol=2e-6)
-    assert np.float32(FLOOR**0.25) <= found.min() * (1 + 1e-6) and found.max() <= 2**0.25
+    assert np.float32(MIN_DISTANCE**0.25) <= found.min() * (1 + 1e-6) and found.max() <= 2**0.25
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     patch = tokens(1, 28, 192)
     monkeypatch.setattr(module, "BLOCK", 100)
-    alone = rarity(patch, 28, threads=1)
+    alone = self_similarity_weight(patch, 28, threads=1)
     for threads in (2, 3, 7):
-        np.testing.assert_array_equal(rarity(patch, 28, threads), alone)
+        np.testing.assert_array_equal(self_similarity_weight(patch, 28, threads), alone)
 
 
 def test_a_neighbour_does_not_make_a_patch_common_and_a_far_twin_does() -> None:
     side = 12
     patch = tokens(2, side, 64, 3.0).reshape(side, side, -1)
-    lone = rarity(patch.reshape(-1, 64), side).reshape(side, side)
+    lone = self_similarity_weight(patch.reshape(-1, 64), side).reshape(side, side)
     beside, afar = patch.copy(), patch.copy()
     beside[5:8, 5:8] = patch[5, 5]
     afar[5, 8] = patch[5, 5]  # three patches away: the first that counts
-    assert rarity(beside.reshape(-1, 64), side).reshape(side, side)[6, 6] > 0.9 * lone[5, 5]
-    assert rarity(afar.reshape(-1, 64), side).reshape(side, side)[5, 5] == np.float32(FLOOR) ** np.float32(0.25)
+    assert self_similarity_weight(beside.reshape(-1, 64), side).reshape(side, side)[6, 6] > 0.9 * lone[5, 5]
+    weight = self_similarity_weight(afar.reshape(-1, 64), side).reshape(side, side)[5, 5]
+    assert weight == np.float32(MIN_DISTANCE) ** np.float32(0.25)
 
 
 def test_a_grid_without_elsewhere_is_refused(
     tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(VisionADError, match="at least 6 patches a side, found 5"):
-        rarity(tokens(0, 5, 8), 5)
+    with pytest.raises(VisionADError, match="at least 6 patches a side, got 5"):
+        self_similarity_weight(tokens(0, 5, 8), 5)
     small = f"--backbone deit_tiny_patch16_224 --weights {tiny_weights} --layers 0-1".split()
-    for side, good in ((16 * (SMALLEST_GRID - 1), False), (16 * SMALLEST_GRID, True)):
+    for side, good in ((16 * (MIN_GRID - 1), False), (16 * MIN_GRID, True)):
         size = ["--resize", str(side), "--crop", str(side)]
-        status = run(["export", *small, *size, "--rarity", "--out", str(tmp_path / str(side))])
+        status = run(["export", *small, *size, "--self-similarity", "--out", str(tmp_path / str(side))])
         assert status == (0 if good else 2)
         said = capsys.readouterr()
-        assert ("distances weighed by rarity" in said.out) is good
-        assert (f"wanted at least {SMALLEST_GRID} patches a side" in said.err) is not good
+        assert ("distances weighed by self-similarity" in said.out) is good
+        assert (f"wanted at least {MIN_GRID} patches a side" in said.err) is not good
         assert (tmp_path / str(side)).exists() is good
 
 
@@ -89,17 +92,17 @@ def test_good_parts_among_themselves_score_as_inspection_scores_them(
 
     export_model(
         "deit_tiny_patch16_224", tmp_path / "model", weights=tiny_weights, resize=96, crop=96, layers=(0, 1),
-        views=("original", "flip"), rarity=True,
+        scoring=ScoringSpec(("original", "flip"), self_similarity=True),
     )  # fmt: skip
     inspector = Inspector.open(tmp_path / "model", tmp_path / "bank")
-    first = choose_covering(inspector, "disc", good, 1)
+    first = select_support(inspector, "disc", good, 1)
     inspector.enroll_files("disc", good)
     assert inspector.bank is not None
-    found = standings(inspector.bank.classes["disc"], inspector.views, inspector.manifest)
-    for k, (path, standing) in enumerate(zip(good, found, strict=True)):
+    found = leave_one_out_scores(inspector.bank.classes["disc"], inspector.scoring)
+    for k, (path, row) in enumerate(zip(good, found, strict=True)):
         (one,) = inspector.inspect_files([path], class_name="disc", leave_out=k)
         assert one.result is not None
-        assert standing.score == pytest.approx(one.result.score, abs=2e-6)
+        assert row.score == pytest.approx(one.result.score, abs=2e-6)
     others = {}
     for path in good:
         alone = Inspector.open(tmp_path / "model", tmp_path / f"bank-{path.stem}")

@@ -1,0 +1,1 @@
+"""What chooses, judges or calibrates a bank with an open inspector."""

@@ -22,7 +22,7 @@ import pytest
 from conftest import part
 from fake_gpu import FakeDevice
 from numpy.typing import NDArray
-from visionad_runtime import Inspector, doctor
+from visionad_runtime import Inspector, doctor, system
 from visionad_runtime import engine as engines
 from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.chain import HostChain
@@ -236,7 +236,7 @@ def test_doctor_loads_what_a_provider_is_linked_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_box: None
 ) -> None:
     """ONNX Runtime offers CUDA on every box with its GPU package: where CUDA is missing, that would be said to run."""
-    monkeypatch.setattr(doctor, "gpu_here", lambda: True)
+    monkeypatch.setattr(doctor, "has_nvidia_driver", lambda: True)
     monkeypatch.setattr(
         doctor, "_in_a_process", lambda code: None if "tensorrt" in code else leaf.provider_problem("onnxruntime-cuda")
     )
@@ -502,8 +502,9 @@ def test_doctor_asks_for_the_driver_as_the_backends_do(
     monkeypatch: pytest.MonkeyPatch, cuda_box: None, tool: str | None, driver: bool
 ) -> None:
     """The tool may be here without the driver, and a container may have the driver without the tool."""
-    monkeypatch.setattr(doctor.shutil, "which", lambda _: tool)
-    monkeypatch.setattr(doctor, "gpu_here", lambda: driver)
+    monkeypatch.setattr(system.shutil, "which", lambda _: tool)
+    for module in (doctor, system):
+        monkeypatch.setattr(module, "has_nvidia_driver", lambda: driver)
     monkeypatch.setattr(doctor, "_in_a_process", lambda _: "")
     monkeypatch.setattr(doctor, "_try_tensorrt", lambda *_: (False, ""))
     report = doctor.diagnose()

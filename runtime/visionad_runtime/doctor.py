@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .engine import AUTO, check_built, gpu_here
+from .engine import AUTO, check_built
 from .engine.nvidia import REINSTALL, RTX_CAPABILITIES
 from .errors import VisionADError
+from .system import cpu_name, gpu_names, has_nvidia_driver, package_version
 from .workers import cores
 
 LEAN = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "safetensors", "pydantic", "typer")
@@ -91,7 +90,7 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
     problems += _broken([name for name in MODULES if versions[name] or _stands_in(name)])
     providers = _providers(problems)
     gpus = gpu_names()
-    backends = _backends(providers, gpu_here())
+    backends = _backends(providers, has_nvidia_driver())
     searches = _search(problems)
     report: dict[str, Any] = {
         "visionad": package_version("visionad"),
@@ -277,14 +276,6 @@ def _in_a_process(code: str) -> Any:
         return None
 
 
-def package_version(name: str) -> str | None:
-    """Of an installed distribution."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _stands_in(name: str) -> bool:
     """Another distribution may bring the same module (opencv-python for opencv-python-headless, and so on)."""
     family = OPENCVS if name in OPENCVS else ONNXRUNTIMES if name in ONNXRUNTIMES else ()
@@ -326,27 +317,3 @@ def _onnxruntime() -> str:
     """The package of it that is to be here: another one would overwrite its files."""
     here = [name for name in ONNXRUNTIMES if package_version(name)]
     return "onnxruntime-gpu" if "onnxruntime-gpu" in here else (here or ["onnxruntime"])[0]
-
-
-def cpu_name() -> str:
-    """As the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def gpu_names() -> list[str]:
-    """NVIDIA GPUs by the driver's own tool; empty without a driver."""
-    tool = shutil.which("nvidia-smi")
-    query = ["--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run([tool or "", *query], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        # The tool may be here without the driver, and the driver without the tool.
-        says = "does not answer" if tool else "is not here"
-        return [f"driver present, but nvidia-smi {says}"] if gpu_here() else []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -39,7 +39,7 @@ from visionad_export.config import PRESETS, ExportConfig
 from visionad_export.exporter import export_model
 from visionad_ref.backbone import REGISTRY, Spec, load
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.evaluation.datasets import open_dataset
+from visionad_runtime.evaluation.datasets.registry import open_dataset
 from visionad_runtime.support import choose_support_paths
 
 HERE = Path(__file__).resolve().parent

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ from visionad_export.cli import export_command, parity_command  # light: torch i
 from . import __version__
 from .bench.command import bench_command
 from .build import build_command
+from .console import progress as progress
 from .entry import does_not_import, is_own
 from .errors import BankError, VisionADError
 from .evaluation.command import eval_command
@@ -183,21 +184,6 @@ def _say(text: str) -> None:
     """A line of output, seen at once: a line PC reads it through a pipe."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal's stderr, nothing in a pipe. Yields the function that counts one step."""
-    if not sys.stderr.isatty() or total < 2:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
 
 
 # -- predict ----------------------------------------------------------------------------------------------------------
@@ -410,7 +396,7 @@ class _Report:
         if self.maps:
             _save_map(self.maps / name.with_suffix(".npy"), one.result.anomaly_map)
         if self.overlays:
-            from .overlay import save_overlay
+            from .visualization.overlay import save_overlay
 
             save_overlay(self.overlays / name.with_suffix(".png"), one.rgb, one.result)
         facts = one.result.to_dict(str(one.path))
@@ -748,5 +734,18 @@ def demo(
     """The main job end to end, offline: export, enrol, calibrate, inspect, and a report to look at."""
     from .demo.run import run_demo
 
-    summary = run_demo(out, data=data, shots=shots, threads=threads, say=_say, progress=progress)
+    summary = run_demo(
+        out, data=data, shots=shots, threads=threads, export_model=_export_for_demo, say=_say, progress=progress
+    )
     _say(summary)
+
+
+def _export_for_demo(backbone: str, model: Path) -> dict[str, Any]:
+    try:
+        from visionad_export.exporter import export_model
+    except ModuleNotFoundError as exc:
+        raise VisionADError(
+            f"the demo makes its model itself, which needs {exc.name}: pip install 'visionad[export]' "
+            f"(or copy a model folder to {model}; inspecting needs no extra)"
+        ) from None
+    return export_model(backbone, model)

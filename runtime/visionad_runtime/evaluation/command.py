@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,9 @@ import typer
 from ..errors import VisionADError
 
 if TYPE_CHECKING:
-    from .datasets import Dataset
-    from .evaluate import EngineName, Mode
+    from .aggregate import Mode
+    from .datasets.base import Dataset
+    from .predictor import Predictor
 
 
 def eval_command(
@@ -74,14 +76,23 @@ def eval_command(
 ) -> None:
     """Measure a model on a data set: the seven metrics, per class, mean and spread over seeds. Resumes where it stopped."""
     from ..artefacts import atomic_write
-    from ..cli import progress
-    from .datasets import open_dataset
-    from .evaluate import evaluate
-    from .report import html_page, markdown, plain, remarks
+    from ..console import progress
+    from ..visualization.html import require_jinja
+    from .datasets.registry import open_dataset
+    from .protocol import evaluate
+    from .report import markdown, plain, remarks
 
-    chosen_mode, chosen_engine = _mode(mode), _engine(engine)
+    chosen_mode = _mode(mode)
     chosen_seeds = None if seeds is None else _seeds(seeds)
+    chosen_views = None if views is None else [view.strip() for view in views.split(",")]
+    open_predictor: Callable[[], Predictor] | None = None
+    if _is_reference(engine):
+        if bit_depth is not None:
+            raise VisionADError("--bit-depth: the reference defines 8-bit images only; leave it out or convert them")
+        open_predictor = partial(_open_reference, model, weights, threads, chosen_views)
     files = [file for file in (json_file, markdown_file, html_file) if file is not None]
+    if html_file is not None:
+        require_jinja()
     data = open_dataset(dataset, root)
     _check_targets(files, data)
     for file in files:  # found out now, not after a day's work
@@ -94,11 +105,10 @@ def eval_command(
         shots,
         seeds=chosen_seeds,
         mode=chosen_mode,
-        engine=chosen_engine,
+        open_predictor=open_predictor,
         backend=backend,
         threads=threads,
-        views=None if views is None else [view.strip() for view in views.split(",")],
-        weights=weights,
+        views=chosen_views,
         batch=batch,
         bit_depth=bit_depth,
         calibrate=calibrate,
@@ -112,6 +122,8 @@ def eval_command(
     if markdown_file is not None:
         atomic_write(markdown_file, markdown(found).encode())
     if html_file is not None:
+        from .page import html_page
+
         atomic_write(html_file, html_page(found).encode())
     if found.resumed:
         typer.echo(f"{found.resumed} of {len(found.units)} units were finished already (in {work})")
@@ -125,22 +137,30 @@ def _mode(value: str) -> Mode:
         return "separate"
     if value == "multi":
         return "multi"
-    raise VisionADError(f"--mode {value}: wanted separate or multi")
+    raise VisionADError(f"--mode {value}: expected separate or multi")
 
 
-def _engine(value: str) -> EngineName:
-    if value == "runtime":
-        return "runtime"
-    if value == "reference":
-        return "reference"
-    raise VisionADError(f"--engine {value}: wanted runtime or reference")
+def _is_reference(engine: str) -> bool:
+    if engine not in ("runtime", "reference"):
+        raise VisionADError(f"--engine {engine}: expected runtime or reference")
+    return engine == "reference"
+
+
+def _open_reference(model: Path, weights: Path | None, threads: int | None, views: Sequence[str] | None) -> Predictor:
+    try:
+        from visionad_export.reference.predictor import ReferencePredictor
+    except ModuleNotFoundError as exc:
+        raise VisionADError(
+            f"--engine reference needs the 'export' extra ({exc.name} is not installed): pip install 'visionad[export]'"
+        ) from None
+    return ReferencePredictor(model, weights=weights, threads=threads, views=views)
 
 
 def _seeds(value: str) -> list[int]:
     try:
         return [int(seed) for seed in value.split(",")]
     except ValueError:
-        raise VisionADError(f"--seeds {value}: wanted whole numbers with commas between, e.g. 1,2,3") from None
+        raise VisionADError(f"--seeds {value}: expected whole numbers with commas between, e.g. 1,2,3") from None
 
 
 def _check_targets(files: Sequence[Path], data: Dataset) -> None:
@@ -160,7 +180,7 @@ def _check_targets(files: Sequence[Path], data: Dataset) -> None:
 
 def _check_place(file: Path) -> None:
     if file.is_dir():
-        raise VisionADError(f"{file} is a folder; wanted the name of a file to write")
+        raise VisionADError(f"{file} is a folder; expected the name of a file to write")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:

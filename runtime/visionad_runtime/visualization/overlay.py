@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from .artefacts import atomic_write
-from .maps import MAP_SIZE, Geometry, Region
-from .picture import in_rgb
+from ..artefacts import atomic_write
+from ..maps import MAP_SIZE, Geometry, Region
+from ..picture import in_rgb
 
 if TYPE_CHECKING:
-    from .inspector import Result
+    from ..inspector import Result
 
 Rgb = NDArray[np.uint8]
 Field = NDArray[np.float32]

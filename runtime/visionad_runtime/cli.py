@@ -24,7 +24,7 @@ from .build import build_command
 from .console import progress as progress
 from .entry import does_not_import, is_own
 from .errors import BankError, VisionADError
-from .evaluation.command import eval_command
+from .evaluation.command import EvalCommand, eval_command
 
 if TYPE_CHECKING:
     from .inspector import FileResult
@@ -40,7 +40,7 @@ app.add_typer(bank_app, name="bank")
 app.command("export")(export_command)
 app.command("parity")(parity_command)
 app.command("build")(build_command)
-app.command("eval")(eval_command)
+app.command("eval", cls=EvalCommand)(eval_command)
 app.command("bench")(bench_command)
 
 INTERRUPTED = 130

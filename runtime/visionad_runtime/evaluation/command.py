@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import VisionADError
 
@@ -19,11 +20,25 @@ if TYPE_CHECKING:
     from .predictor import Predictor
 
 
+DATASET_HELP = "layout of the data set's folder"
+
+
+class EvalCommand(TyperCommand):
+    """The command whose help lists the data sets. It asks the registry only then: that imports every layout."""
+
+    def get_help(self, ctx: Any) -> str:
+        """See ``TyperCommand``."""
+        from .datasets.registry import layouts
+
+        for parameter in self.params:
+            if parameter.name == "dataset":
+                parameter.help = f"{DATASET_HELP}: {', '.join(layouts())}"  # type: ignore[attr-defined, unused-ignore]
+        return super().get_help(ctx)
+
+
 def eval_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")],
-    dataset: Annotated[
-        str, typer.Option("--dataset", metavar="NAME", help="mvtec, visa, real-iad, folder, loco, mvtec-ad2 or deeppcb")
-    ],
+    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help=DATASET_HELP)],
     root: Annotated[Path, typer.Option("--root", metavar="DIR", help="the data set's folder")],
     shots: Annotated[int, typer.Option("--shots", min=1, help="support pictures a class")],
     seeds: Annotated[

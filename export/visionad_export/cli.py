@@ -157,7 +157,8 @@ def parity_command(
         from .parity import describe as describe_parity
     except ModuleNotFoundError as exc:
         raise VisionADError(f"`visionad parity` needs {exc.name}: pip install 'visionad[export]'") from None
-    from visionad_runtime.cli import as_stored, progress
+    from visionad_runtime.bank import stored_name
+    from visionad_runtime.console import progress
     from visionad_runtime.inspector import Inspector
     from visionad_runtime.picture import find_pictures
 
@@ -167,7 +168,7 @@ def parity_command(
         Inspector.open(model, bank, backend=backend, threads=threads, views=chosen) as inspector,
         progress("comparing", len(pictures)) as step,
     ):
-        name = as_stored(class_name)
+        name = None if class_name is None else stored_name(class_name)
         report = check_parity(
             inspector, pictures, weights=weights, class_name=name, bit_depth=bit_depth, threads=threads, step=step
         )

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 from typing import Annotated
 
 import typer
-from visionad_runtime.cli import progress
+from visionad_runtime.console import progress
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.workers import cores
 

@@ -7,12 +7,14 @@ file to score, so equal tables say that what runs at the line is the method.
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import common
 from visionad_export.exporter import export_model
-from visionad_runtime.evaluation.datasets import open_dataset
-from visionad_runtime.evaluation.evaluate import evaluate
+from visionad_export.reference.predictor import ReferencePredictor
+from visionad_runtime.evaluation.datasets.registry import open_dataset
+from visionad_runtime.evaluation.protocol import evaluate
 from visionad_runtime.evaluation.published import METRICS
 
 SETS = (("folder", "mvtec_bottle"), ("folder", "adfi_hazelnut"), ("folder", "magnetic_tile"))
@@ -26,11 +28,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         export_model(BACKBONE, model, weights=weights)
+        reference = partial(ReferencePredictor, model, weights=weights)
         for layout, name in SETS:
             dataset = open_dataset(layout, shared / "data" / name)
             found = {
-                engine: evaluate(model, dataset, 1, engine=engine, weights=weights).to_dict()["results"][0]
-                for engine in ("runtime", "reference")
+                engine: evaluate(model, dataset, 1, open_predictor=opened).to_dict()["results"][0]
+                for engine, opened in (("runtime", None), ("reference", reference))
             }
             for engine, result in found.items():
                 rows.append(

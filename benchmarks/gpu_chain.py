@@ -34,11 +34,13 @@ from gpu_table import figure, told_aim
 from numpy.typing import NDArray
 from visionad_runtime import Inspector, picture, preprocess
 from visionad_runtime.artefacts import PreprocessSpec
-from visionad_runtime.bench import box, measure
+from visionad_runtime.bench import measure
+from visionad_runtime.bench.nvml import Nvml, open_nvml
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.inspect import DeviceChain
 from visionad_runtime.demo.parts import render
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.system import environment
 
 U8 = NDArray[np.uint8]
 SIZES = ((480, 640), (1024, 1024), (1080, 1920), (2048, 2448), (3000, 4000))
@@ -96,9 +98,9 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
         inspector.enroll(CLASS, pictures[:1])
         line = Line(inspector, pictures[1:])
         seconds = {part: share * args.seconds for part, share in SHARES.items()}
-        gpu_used = _meter(inspector, stack.enter_context(box.open_nvml()))
+        gpu_used = _meter(inspector, stack.enter_context(open_nvml()))
         report = {
-            "environment": box.environment(),
+            "environment": environment(),
             "model": inspector.manifest.identity.describe(),
             "precision": inspector.manifest.precision,
             "backend": inspector.engine.name,
@@ -116,7 +118,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     return {**report, "aims": aims(report)}
 
 
-def _meter(inspector: Inspector, nvml: box.Nvml | str) -> Callable[[], int] | str:
+def _meter(inspector: Inspector, nvml: Nvml | str) -> Callable[[], int] | str:
     """Bytes of GPU memory in use, or why they are not known."""
     if inspector.engine.name == "onnxruntime-cpu":
         return "the backend uses no GPU"

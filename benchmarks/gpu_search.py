@@ -45,11 +45,12 @@ from gpu_opponents import (
 )
 from gpu_table import figure, told_aim
 from numpy.typing import NDArray
-from visionad_runtime.bench import box, measure, roofline
+from visionad_runtime.bench import measure, roofline
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.interface import Device
 from visionad_runtime.cuda.kernels import Kernels
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.system import environment
 
 ROUNDS, CALLS = 5, 400
 HALF_SCORES = 2e-3
@@ -98,11 +99,11 @@ class GpuClock:
     def __call__(self) -> float:
         return self.seconds
 
-    def entrant(self, contender: Contender) -> measure.Entrant:
+    def entrant(self, contender: Contender) -> measure.Candidate:
         def call(_: int) -> None:
             self.seconds += contender.run() / 1e3
 
-        return measure.Entrant(contender.name, call)
+        return measure.Candidate(contender.name, call)
 
 
 def race(contenders: Sequence[Contender], seconds: float) -> dict[str, dict[str, Any]]:
@@ -110,7 +111,7 @@ def race(contenders: Sequence[Contender], seconds: float) -> dict[str, dict[str,
     clock = GpuClock()
     seconds = min(seconds, CALLS * min(c.run() for c in contenders) / 1e3)
     entrants = [clock.entrant(c) for c in contenders]
-    measure.race(entrants, seconds, ROUNDS, clock=clock)
+    measure.time_interleaved(entrants, seconds, ROUNDS, clock=clock)
     return {c.name: {**measure.summarise(e.times), "how": c.how} for c, e in zip(contenders, entrants, strict=True)}
 
 
@@ -274,7 +275,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, peers: Mapping[str, Make]) -> None:
         self.args, self.peers = args, peers
         self.report: dict[str, Any] = {
-            "environment": box.environment(),
+            "environment": environment(),
             "cells": [],
             "mixed": [],
             "skipped": {},

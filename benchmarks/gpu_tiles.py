@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from gpu_opponents import CACHE, I32, Contender, Ground, KernelSet, Rows, ours
 from gpu_search import Size, draw, race
-from visionad_runtime.bench import box
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.interface import Device
 from visionad_runtime.cuda.kernels import Kernel, Kernels, read_target
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.system import environment
 
 try:
     from visionad_export.kernels.build import TARGETS, TILES, Tile, compile_kernel
@@ -186,7 +186,7 @@ def measure(device: Device, sizes: Sequence[Size], seconds: float, cache: int) -
                         )
                         faults += [f"{size}: {way} finds other rows" for way in other]
         return {
-            "environment": box.environment(),
+            "environment": environment(),
             "gpu": device.name,
             "capability": ".".join(map(str, device.capability)),
             "target": kernels.target,

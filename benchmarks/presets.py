@@ -28,9 +28,11 @@ from visionad_runtime import Inspector
 from visionad_runtime.artefacts import SupportImage
 from visionad_runtime.bank import ClassBank
 from visionad_runtime.demo.parts import write_dataset
-from visionad_runtime.evaluation.datasets import Dataset, Sample, load_mask, open_dataset
-from visionad_runtime.evaluation.evaluate import evaluate
+from visionad_runtime.evaluation.datasets.base import Dataset, Sample
+from visionad_runtime.evaluation.datasets.masks import load_mask
+from visionad_runtime.evaluation.datasets.registry import open_dataset
 from visionad_runtime.evaluation.metrics import PixelMetrics, image_metrics
+from visionad_runtime.evaluation.protocol import evaluate
 from visionad_runtime.picture import load
 from visionad_runtime.preprocess import prepare, query_views
 from visionad_runtime.scoring.anomaly_map import MAP_SIZE, fuse, image_score, upsample

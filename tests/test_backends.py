@@ -24,7 +24,7 @@ import pytest
 from conftest import part
 from fake_gpu import FakeDevice
 from numpy.typing import NDArray
-from visionad_runtime import Inspector, doctor
+from visionad_runtime import Inspector, doctor, system
 from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.chain import HostChain
 from visionad_runtime.cli.main import run
@@ -500,8 +500,8 @@ def test_doctor_asks_for_the_driver_as_the_backends_do(
     monkeypatch: pytest.MonkeyPatch, cuda_box: None, tool: str | None, driver: bool
 ) -> None:
     """The tool may be here without the driver, and a container may have the driver without the tool."""
-    monkeypatch.setattr(doctor.shutil, "which", lambda _: tool)
-    for module in (doctor, onnxruntime):
+    monkeypatch.setattr(system.shutil, "which", lambda _: tool)
+    for module in (doctor, system, onnxruntime):
         monkeypatch.setattr(module, "has_nvidia_driver", lambda: driver)
     monkeypatch.setattr(onnxruntime, "run_isolated", lambda _: "")
     monkeypatch.setattr(tensorrt, "run_isolated", lambda _: None)

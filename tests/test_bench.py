@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.artefacts import ModelManifest, read_manifest
-from visionad_runtime.bench import box, measure, roofline
+from visionad_runtime.bench import cold_start, measure, nvml, roofline
 from visionad_runtime.bench import run as bench_run
-from visionad_runtime.bench.measure import Entrant
+from visionad_runtime.bench.measure import Candidate
 from visionad_runtime.bench.report import format_report
 from visionad_runtime.bench.run import Settings, run_bench
 from visionad_runtime.cli.main import run
@@ -52,8 +52,8 @@ def test_percentiles_are_between_the_two_calls_they_lie_between(times: list[floa
 
 def test_the_ratio_is_of_rounds_so_that_a_slow_spell_changes_nothing() -> None:
     spell = [1.0, 50.0, 1.0, 1.0]  # the machine was busy in the second round
-    a = Entrant("a", lambda _: None, [[3 * s, 3 * s] for s in spell])
-    b = Entrant("b", lambda _: None, [[2 * s] for s in spell])
+    a = Candidate("a", lambda _: None, [[3 * s, 3 * s] for s in spell])
+    b = Candidate("b", lambda _: None, [[2 * s] for s in spell])
     assert measure.ratio(a, b) == {"median": 1.5, "lowest": 1.5, "highest": 1.5, "rounds": 4}
     b.rounds[0] = [1.0]
     found = measure.ratio(a, b)
@@ -84,15 +84,15 @@ def test_a_race_takes_turns_within_its_time(
 ) -> None:
     clock, order, steps = Clock(), [], []
 
-    def entrant(name: str) -> Entrant:
+    def candidate(name: str) -> Candidate:
         def call(number: int) -> None:
             order.append((name, number))
             clock.now += cost[name]
 
-        return Entrant(name, call)
+        return Candidate(name, call)
 
-    field = [entrant(name) for name in cost]
-    measure.race(field, seconds, rounds, lambda: steps.append(1), clock)
+    field = [candidate(name) for name in cost]
+    measure.time_interleaved(field, seconds, rounds, lambda: steps.append(1), clock)
     assert len(steps) == rounds
     for one in field:
         assert [len(r) for r in one.rounds] == [calls[one.name]] * turns
@@ -252,7 +252,7 @@ def test_gpu_peaks_are_of_random_numbers(precision: str, monkeypatch: pytest.Mon
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory by getrusage")
 def test_a_fresh_process_is_not_charged_with_this_ones_memory() -> None:
     here = np.ones(400_000_000 // 8)  # 400 MB of this process
-    found = box.start(["-c", "x = bytearray(60_000_000); print(len(x), flush=True)"])
+    found = cold_start.start(["-c", "x = bytearray(60_000_000); print(len(x), flush=True)"])
     assert here.sum() > 0 and found.gpu_bytes is None
     assert found.peak is not None and 60e6 < found.peak < 250e6 and found.seconds > 0
 
@@ -260,7 +260,7 @@ def test_a_fresh_process_is_not_charged_with_this_ones_memory() -> None:
 def test_gpu_memory_is_read_while_the_process_lives() -> None:
     readings = iter([100, 350])
     assert (
-        box.start(
+        cold_start.start(
             ["-c", "import sys; print('open', flush=True); sys.stdin.readline()"], lambda: next(readings)
         ).gpu_bytes
         == 250
@@ -287,18 +287,18 @@ def test_the_inspector_is_open_while_its_memory_is_read(monkeypatch: pytest.Monk
     monkeypatch.setattr("visionad_runtime.Inspector", Opened)
     monkeypatch.setattr(sys, "argv", ["-c", json.dumps({"model": "m", "views": ["original"]})])
     monkeypatch.setattr(sys, "stdin", Waiting())
-    exec(box._OPEN, {})
+    exec(cold_start._OPEN, {})
     (one,) = held
     assert one() is None
 
 
 def test_a_fresh_process_that_fails_says_why() -> None:
     with pytest.raises(VisionADError, match=r"status 1.*ValueError: no"):
-        box.start(["-c", "raise ValueError('no')"])
+        cold_start.start(["-c", "raise ValueError('no')"])
 
 
 def test_energy_without_a_meter_is_null_with_the_reason() -> None:
-    assert box.energy("no driver", lambda _: None, 1, 0) == {
+    assert nvml.energy("no driver", lambda _: None, 1, 0) == {
         "joules_per_picture": None,
         "watts": None,
         "why_null": "no driver",
@@ -307,9 +307,9 @@ def test_energy_without_a_meter_is_null_with_the_reason() -> None:
 
 def test_energy_is_the_counters_difference_by_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(box.time, "perf_counter", clock)
+    monkeypatch.setattr(nvml.time, "perf_counter", clock)
 
-    class Meter(box.Nvml):
+    class Meter(nvml.Nvml):
         def __init__(self) -> None: ...
 
         def joules(self) -> float:
@@ -318,7 +318,7 @@ def test_energy_is_the_counters_difference_by_picture(monkeypatch: pytest.Monkey
     def call(_: int) -> None:
         clock.now += 0.5
 
-    found = box.energy(Meter(), call, 2, 5)
+    found = nvml.energy(Meter(), call, 2, 5)
     assert found == {"joules_per_picture": 17.5, "watts": 70.0, "calls": 10}
 
 
@@ -364,9 +364,9 @@ class FakeNvml(ModuleType):
 def test_the_meter_of_the_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     library = FakeNvml(1)
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    with box.open_nvml() as nvml:
-        assert isinstance(nvml, box.Nvml) and library.running
-        assert (nvml.used(), nvml.joules()) == (30, 12.5)
+    with nvml.open_nvml() as meter:
+        assert isinstance(meter, nvml.Nvml) and library.running
+        assert (meter.used(), meter.joules()) == (30, 12.5)
     assert not library.running
 
 
@@ -381,8 +381,8 @@ def test_the_meter_of_the_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_no_figure_rather_than_a_wrong_one(monkeypatch: pytest.MonkeyPatch, library: FakeNvml | None, why: str) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", library)  # None: it is not installed
-    with box.open_nvml() as nvml:
-        found = box.energy(nvml, lambda _: None, 1, 0)
+    with nvml.open_nvml() as meter:
+        found = nvml.energy(meter, lambda _: None, 1, 0)
     assert found["joules_per_picture"] is None and why in found["why_null"]
 
 
@@ -462,14 +462,14 @@ def test_a_user_s_bank_and_pictures_with_torch_beside_and_diagrams(
 def test_no_more_pictures_are_held_than_there_is_room_for(
     tiny_model: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_run, "MOST_BYTES", 1)
+    monkeypatch.setattr(bench_run, "MAX_BYTES", 1)
     wanted = Settings(images=tuple(good), backends=("onnxruntime-cpu",), batches=(2,), seconds=0, rounds=1, starts=0)
     assert run_bench(tiny_model, wanted)["pictures"]["count"] == 1
 
 
-def test_torch_opponents_compute_what_the_engine_computes(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
+def test_torch_baselines_compute_what_the_engine_computes(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="torch takes the export extra")
-    from visionad_export.opponents import torch_calls
+    from visionad_export.reference.torch_baselines import torch_baselines
     from visionad_runtime import Inspector
 
     inspector = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
@@ -478,8 +478,8 @@ def test_torch_opponents_compute_what_the_engine_computes(tiny_model: Path, good
     (one,) = inspector.inspect_files(good[1:2], class_name="disc", trace=True)
     assert one.trace is not None and one.result is not None
     stored = inspector.bank.classes["disc"]
-    calls = torch_calls(inspector.manifest, stored, inspector.scoring, None, 1, ("eager", "method"))
-    eager, method = calls["eager"], calls["method"]
+    baselines = torch_baselines(inspector.manifest, stored, inspector.scoring, None, 1, ("eager", "method"))
+    eager, method = baselines["eager"], baselines["method"]
     assert eager.encode is not None and method.inspect is not None
     tokens: Any = eager.encode(one.trace.views)
     np.testing.assert_allclose(tokens[0], one.trace.tokens.patch, atol=2e-4)
@@ -493,7 +493,7 @@ def test_torch_opponents_compute_what_the_engine_computes(tiny_model: Path, good
         (["--backend", "quantum"], "quantum: not known; choose of tensorrt"),
         (["--batch", "0"], "--batch 0: wanted"),
         (["--batch", "a"], "--batch a: wanted"),
-        (["--reference", "jax"], "wanted some of eager, compiled, method"),
+        (["--reference", "jax"], "expected some of eager, compiled, method"),
         (["--images", "none.png"], "none.png"),
         (["--class", "disc"], ""),
     ],
@@ -522,7 +522,7 @@ def test_mistakes_are_told_before_anything_is_measured(
     pytest.importorskip("matplotlib", reason="diagrams take the eval extra")
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    monkeypatch.setattr(bench_run, "run_bench", lambda *_: pytest.fail("it measured"))
+    monkeypatch.setattr(bench_run, "run_bench", lambda *_, **__: pytest.fail("it measured"))
     assert run(["bench", "model", *args]) == 2
     assert said in capsys.readouterr().err
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from visionad_runtime.errors import PictureError
-from visionad_runtime.evaluation.datasets import LAYOUTS, Box, Dataset, DatasetError, Sample, load_mask, open_dataset
+from visionad_runtime.evaluation.datasets.base import Box, Dataset, DatasetError, Sample
+from visionad_runtime.evaluation.datasets.masks import load_mask
+from visionad_runtime.evaluation.datasets.registry import layouts, open_dataset
 
 
 def shared(name: str) -> Path:
@@ -157,7 +159,7 @@ def test_lists_that_are_no_text_are_named(tmp_path: Path) -> None:
     table = tmp_path / "split_csv/1cls.csv"
     visa(tmp_path, [])
     table.write_bytes(table.read_bytes() + b"\ncaf\xe9,train,normal,a.png,\n")  # saved by a spreadsheet as Latin-1
-    with pytest.raises(DatasetError, match=r"1cls\.csv: wanted text in UTF-8, found .* at byte \d+; save it as UTF-8"):
+    with pytest.raises(DatasetError, match=r"1cls\.csv: expected text in UTF-8, got .* at byte \d+; save it as UTF-8"):
         open_dataset("visa", tmp_path)
     table.write_text("object,split,label,image,mask\n" + "x" * 200_000 + ",train,normal,a.png,\n")
     with pytest.raises(DatasetError, match=r"1cls\.csv: not readable as CSV after line 1: field larger"):
@@ -165,7 +167,7 @@ def test_lists_that_are_no_text_are_named(tmp_path: Path) -> None:
     base = deeppcb(tmp_path / "pcb")
     for path in (base / "group007/007_not/007001.txt", base / "test.txt"):
         path.write_bytes(b"\xff")
-        with pytest.raises(DatasetError, match=f"{path.name}: wanted text in UTF-8"):
+        with pytest.raises(DatasetError, match=f"{path.name}: expected text in UTF-8"):
             open_dataset("deeppcb", tmp_path / "pcb")
 
 
@@ -298,9 +300,9 @@ def test_faults_of_all_classes_in_one_line(tmp_path: Path) -> None:
 
 
 def test_broken_layouts(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="unknown data set 'mnist'; known are mvtec, folder"):
+    with pytest.raises(DatasetError, match="unknown data set 'mnist'; known are deeppcb, folder"):
         open_dataset("mnist", tmp_path)
-    for name in LAYOUTS:
+    for name in layouts():
         with pytest.raises(DatasetError, match="is not a folder"):
             open_dataset(name, tmp_path / "absent")
         with pytest.raises(DatasetError, match="in it"):

@@ -15,11 +15,15 @@ from typer.testing import CliRunner
 from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.cli.commands.evaluate import eval_command
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.evaluation import judge as judging
-from visionad_runtime.evaluation.datasets import load_mask, open_dataset
-from visionad_runtime.evaluation.evaluate import Evaluation, best_threshold, evaluate
+from visionad_runtime.evaluation.aggregate import Evaluation
+from visionad_runtime.evaluation.datasets.masks import load_mask
+from visionad_runtime.evaluation.datasets.registry import open_dataset
+from visionad_runtime.evaluation.page import html_page
+from visionad_runtime.evaluation.predictor import Prediction, RuntimePredictor
+from visionad_runtime.evaluation.protocol import evaluate
 from visionad_runtime.evaluation.published import METRICS, published, same_model
-from visionad_runtime.evaluation.report import html_page, markdown, plain
+from visionad_runtime.evaluation.report import markdown, plain
+from visionad_runtime.evaluation.tally import best_threshold
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.support import choose_support_paths
 
@@ -58,7 +62,7 @@ def run(model: Path, root: Path, shots: int = 1, name: str = "mvtec", **more: An
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every picture a runtime judge has inspected."""
+    """Every picture the runtime has inspected."""
     seen: list[Path] = []
     inner = Inspector.inspect_files
 
@@ -142,7 +146,7 @@ def test_one_for_all_against_separate(tiny_model: Path, root: Path) -> None:
 
 def test_misrouted_pictures_count_as_routed(tiny_model: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A router that takes every second picture of `disc` for a `grid`, and the rest for nothing known."""
-    inner, turn = judging.RuntimeJudge.inspect, itertools.count()
+    inner, turn = RuntimePredictor.inspect, itertools.count()
 
     def astray(self: Any, paths: Any, class_name: str | None) -> Any:
         for path in paths:
@@ -152,11 +156,11 @@ def test_misrouted_pictures_count_as_routed(tiny_model: Path, root: Path, monkey
                 yield from inner(self, [path], "grid")
             else:
                 for one in inner(self, [path], "grid"):
-                    assert isinstance(one, judging.Seen)
+                    assert isinstance(one, Prediction)
                     yield one._replace(class_name=None, verdict="unknown")
 
     separate = run(tiny_model, root)
-    monkeypatch.setattr(judging.RuntimeJudge, "inspect", astray)
+    monkeypatch.setattr(RuntimePredictor, "inspect", astray)
     disc, grid = run(tiny_model, root, mode="multi").units
     assert (disc.result["routing_accuracy"], disc.result["unknown_rate"]) == (0.0, 0.5)
     assert disc.result["taken_for"] == {"grid": (GOOD + BAD) // 2}
@@ -173,7 +177,7 @@ def test_goes_on_where_it_was_stopped(
     at_once = len(counted)
     work = tmp_path / "work"
     counted.clear()
-    inner, left = judging.RuntimeJudge.inspect, itertools.count()
+    inner, left = RuntimePredictor.inspect, itertools.count()
 
     def dying(self: Any, paths: Any, class_name: str | None) -> Any:
         for one in inner(self, paths, class_name):
@@ -182,7 +186,7 @@ def test_goes_on_where_it_was_stopped(
             yield one
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(judging.RuntimeJudge, "inspect", dying)
+        patch.setattr(RuntimePredictor, "inspect", dying)
         run(tiny_model, root, seeds=[1, 2], calibrate=0.2, work=work)
     assert not list(work.glob("*.tmp"))
     for path in work.glob("*.json"):
@@ -216,10 +220,12 @@ def test_a_changed_data_set_or_a_damaged_file_is_done_again(
 
 def test_reference_says_the_same(tiny_model: Path, root: Path) -> None:
     pytest.importorskip("torch")
+    from visionad_export.reference.predictor import ReferencePredictor
+
     for mode in ("separate", "multi"):
         ours, theirs = (
-            run(tiny_model, root, shots=2, mode=mode, engine=engine, calibrate=0.3).to_dict()
-            for engine in ("runtime", "reference")
+            run(tiny_model, root, shots=2, mode=mode, open_predictor=opened, calibrate=0.3).to_dict()
+            for opened in (None, lambda: ReferencePredictor(tiny_model, threads=1))
         )
         for a, b in zip(ours["results"], theirs["results"], strict=True):
             if mode == "multi":

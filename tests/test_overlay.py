@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from visionad_runtime.artefacts import PreprocessSpec
-from visionad_runtime.overlay import LONGEST_SIDE, SHORTEST_LONG_SIDE, draw_overlay, heat, save_overlay, sheet
 from visionad_runtime.scoring.regions import Geometry, Region
+from visionad_runtime.visualization.overlay import (
+    LONGEST_SIDE,
+    SHORTEST_LONG_SIDE,
+    draw_overlay,
+    heat,
+    save_overlay,
+    sheet,
+)
 
 
 def geometry_of(width: int, height: int, resize: int = 448, crop: int = 384) -> Geometry:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from visionad_runtime.demo.parts import render
 from visionad_runtime.demo.report import Case, ClassReport, Report, mistake, write_report
+from visionad_runtime.errors import VisionADError
+from visionad_runtime.visualization import html
 
 EVIL = "\"><script>alert('x')</script><img src=x onerror=1>&"
 
@@ -146,3 +148,14 @@ def test_sixty_cases_stay_small(tmp_path: Path) -> None:
     busy, _ = render("pcb", 0)  # the most detailed part
     entry = ClassReport("pcb", [busy] * 8, [case(picture=busy, overlay=busy, mask=mask())] * 60)
     assert len(page(tmp_path, Report("sixty", [], [entry], {}))) < 3_000_000
+
+
+def test_without_jinja_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(VisionADError, match=r"needs jinja2: pip install 'visionad\[eval\]'"):
+        html.require_jinja()
+
+
+def test_a_page_shows_every_value_or_fails() -> None:
+    with pytest.raises(Exception, match="'title' is undefined"):
+        html.render("demo.html")

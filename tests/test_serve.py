@@ -28,7 +28,7 @@ from visionad_runtime import Inspector, VisionADError
 from visionad_runtime.artefacts import sha256_bytes
 from visionad_runtime.bank import Bank
 from visionad_runtime.cli.main import run
-from visionad_runtime.overlay import overlay_png
+from visionad_runtime.visualization.overlay import overlay_png
 
 pytest.importorskip("fastapi", reason="serving takes the serve extra")
 

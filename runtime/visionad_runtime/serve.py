@@ -32,8 +32,8 @@ from .artefacts import SupportImage, sha256_bytes
 from .bank import Snapshot, check_class_name
 from .errors import BankError, PictureError, VisionADError
 from .inspector import Inspector, Result
-from .overlay import overlay_png
 from .picture import RGB8, decode, from_array
+from .visualization.overlay import overlay_png
 
 log = logging.getLogger("visionad")
 T = TypeVar("T")

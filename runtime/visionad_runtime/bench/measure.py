@@ -6,19 +6,35 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 ENOUGH = {"p50": 1, "p95": 20, "p99": 100}
 """Calls a percentile is given from: with fewer, no call at all lies beyond it."""
-FEWEST_ROUNDS = 3
-MOST_CALLS = 2000
+MIN_ROUNDS = 3
+MAX_CALLS = 2000
+
+
+class TorchBaseline(NamedTuple):
+    """PyTorch as a candidate: its backbone alone, or the whole method.
+
+    Attributes:
+        where: device that it runs on.
+        encode: encodes views, float32 (N, 3, crop, crop), to float32 arrays; ``None`` for a whole method.
+        inspect: inspects an image file; ``None`` for a backbone alone.
+    """
+
+    where: str
+    encode: Callable[[NDArray[np.float32]], object] | None
+    inspect: Callable[[Path], object] | None
 
 
 @dataclass
-class Entrant:
-    """Something that is timed. ``call`` is given the number of the call, to choose its pictures by; what it returns is not kept.
+class Candidate:
+    """Something to time. ``call`` is given the number of the call, to choose its pictures by; what it returns is not kept.
 
     ``rounds`` holds milliseconds a call, a list for each round.
     """
@@ -33,14 +49,14 @@ class Entrant:
         return [t for one in self.rounds for t in one]
 
 
-def race(
-    entrants: Sequence[Entrant],
+def time_interleaved(
+    candidates: Sequence[Candidate],
     seconds: float,
     rounds: int,
     step: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Time the entrants in turns. Fills their ``rounds``; the call that warms up is numbered 0 and not kept.
+    """Time the candidates in turns within one run. Fills their ``rounds``; the call that warms up is numbered 0 and not kept.
 
     Each gets about ``seconds`` in all, and at least one call a round. Who begins changes from round to round. Where calls are
     so slow that one a round takes longer than that, there are fewer rounds, but never fewer than three.
@@ -49,22 +65,22 @@ def race(
         step: called ``rounds`` times in all.
     """
     slow = []
-    for entrant in entrants:
+    for candidate in candidates:
         start = clock()
-        entrant.call(0)
+        candidate.call(0)
         slow.append(max(clock() - start, 1e-7))
-    turns = max(min(rounds, FEWEST_ROUNDS), min(rounds, int(seconds / max(slow))))
-    calls = [min(MOST_CALLS, max(1, round(seconds / turns / one))) for one in slow]
+    turns = max(min(rounds, MIN_ROUNDS), min(rounds, int(seconds / max(slow))))
+    calls = [min(MAX_CALLS, max(1, round(seconds / turns / one))) for one in slow]
     for turn in range(turns):
-        for i in range(len(entrants)):
-            which = (turn + i) % len(entrants)
-            entrant, count = entrants[which], calls[which]
+        for i in range(len(candidates)):
+            which = (turn + i) % len(candidates)
+            candidate, count = candidates[which], calls[which]
             times = []
             for n in range(count):
                 start = clock()
-                entrant.call(1 + turn * count + n)
+                candidate.call(1 + turn * count + n)
                 times.append((clock() - start) * 1e3)
-            entrant.rounds.append(times)
+            candidate.rounds.append(times)
         step()
     for _ in range(rounds - turns):
         step()
@@ -88,7 +104,7 @@ def summarise(times: Sequence[float]) -> dict[str, Any]:
     return found
 
 
-def ratio(a: Entrant, b: Entrant) -> dict[str, Any]:
+def ratio(a: Candidate, b: Candidate) -> dict[str, Any]:
     """How many times as long ``a`` takes as ``b``: the median over rounds of the ratio of their medians in that round."""
     pairs = [statistics.median(x) / statistics.median(y) for x, y in zip(a.rounds, b.rounds, strict=True)]
     return {
@@ -99,9 +115,9 @@ def ratio(a: Entrant, b: Entrant) -> dict[str, Any]:
     }
 
 
-def throughput(entrant: Entrant, batch: int) -> float:
+def throughput(candidate: Candidate, batch: int) -> float:
     """Pictures a second over all calls."""
-    return round(batch * len(entrant.times) / (sum(entrant.times) / 1e3), 3)
+    return round(batch * len(candidate.times) / (sum(candidate.times) / 1e3), 3)
 
 
 def stage_table(timings: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:

@@ -1,38 +1,51 @@
-"""One run of ``visionad bench``: open all that is compared, race it, then fresh processes, energy and the roofline."""
+"""One run of ``visionad bench``: open all backends, time them side by side, then cold starts, energy and the roofline."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..artefacts import BankManifest, ModelManifest, read_manifest
+from ..bank import ClassBank
+from ..demo.parts import render
 from ..engine.base import CPU, NVIDIA_GPU
 from ..engine.registry import auto_backends, backend_spec
 from ..errors import VisionADError
 from ..inspector import Inspector, read_model
 from ..picture import find_pictures
-from ..scoring.spec import choose_views
+from ..scoring.spec import ScoringSpec, choose_views
+from ..system import environment
 from ..workers import settle
-from . import box, measure, roofline
-from .measure import Entrant
+from . import measure, roofline
+from .cold_start import cold_start
+from .measure import Candidate, TorchBaseline
+from .nvml import Nvml, energy, open_nvml
 
 PARTS = 4
 PART_SIZE = 1024
-MOST_PICTURES, MOST_BYTES = 32, 512 << 20
+MAX_PICTURES, MAX_BYTES = 32, 512 << 20
 """Pictures in turn, and bytes that they may take. They are held as pixels, and as views for the bare engine: 5.5 MB each at a crop
 of 392."""
 PART = "gear"
 NO_GPU = "the backend uses no NVIDIA GPU"
 NO_PEAKS = "the peaks of this device are not measured"
-TORCH = ("eager", "compiled", "method")
+
+TorchBaselines = Callable[[ModelManifest, ClassBank, ScoringSpec, int | None], Mapping[str, TorchBaseline]]
+"""Opens PyTorch for a model, a class, a scoring and CPU threads: kind → what to time."""
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+
+def _no_progress(_what: str, _total: int) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
 
 
 @dataclass(frozen=True)
@@ -49,8 +62,6 @@ class Settings:
     starts: int = 3
     threads: int | None = None
     views: tuple[str, ...] | None = None
-    reference: tuple[str, ...] = ()
-    weights: Path | None = None
 
 
 class Pictures(NamedTuple):
@@ -78,15 +89,24 @@ class Pictures(NamedTuple):
         return [(call * batch + i) % len(self.paths) for i in range(batch)]
 
 
-def run_bench(model: Path, settings: Settings) -> dict[str, Any]:
-    """Measure; JSON-ready report.
+def run_bench(
+    model: Path,
+    settings: Settings,
+    *,
+    torch_baselines: TorchBaselines | None = None,
+    progress: Progress = _no_progress,
+) -> dict[str, Any]:
+    """Measure and return the report, JSON types.
+
+    Args:
+        model: model folder.
+        settings: what to measure, and how long.
+        torch_baselines: opens PyTorch to be timed beside the backends; ``None`` leaves it out.
+        progress: called with a title and a number of steps; gives the function that counts one.
 
     Raises:
-        VisionADError: a mistake in the settings, an unreadable picture, or no backend that runs.
+        VisionADError: a mistake in the settings, an unreadable image, or no backend that runs.
     """
-    unknown = [name for name in settings.reference if name not in TORCH]
-    if unknown:
-        raise VisionADError(f"--reference {','.join(unknown)}: wanted some of {', '.join(TORCH)}")
     manifest = read_model(model)
     held = manifest if settings.bank is None else read_manifest(settings.bank, BankManifest)
     choose_views(settings.views, held.views)  # said once, not for each backend
@@ -99,9 +119,11 @@ def run_bench(model: Path, settings: Settings) -> dict[str, Any]:
             given = given[1:] or given
         close = stack.enter_context(ExitStack())
         opened, failed = _open_all(model, bank, support, settings, close)
-        nvml = stack.enter_context(box.open_nvml())
-        pictures = _prepare(next(iter(opened.values())), given[:MOST_PICTURES], settings.class_name)
-        report = _Run(model, manifest, bank, settings, opened, pictures, nvml, failed).measure(support is not None)
+        nvml = stack.enter_context(open_nvml())
+        pictures = _prepare(next(iter(opened.values())), given[:MAX_PICTURES], settings.class_name)
+        report = _Run(
+            model, manifest, bank, settings, opened, pictures, nvml, failed, torch_baselines, progress
+        ).measure(support is not None)
         close.close()  # a fresh process finds the box as it is at the start of a shift
         for name, entry in report["backends"].items():
             entry["cold_start"] = _cold_start(model, bank, pictures.paths[0], name, settings, report, nvml)
@@ -116,10 +138,6 @@ def run_bench(model: Path, settings: Settings) -> dict[str, Any]:
 
 
 def _render(work: Path) -> list[Path]:
-    from PIL import Image
-
-    from ..demo.parts import render
-
     paths = [work / f"{PART}-{seed}.png" for seed in range(PARTS + 1)]
     for seed, path in enumerate(paths):
         Image.fromarray(render(PART, seed, size=PART_SIZE)[0]).save(path, compress_level=4)
@@ -159,7 +177,7 @@ def _prepare(inspector: Inspector, paths: list[Path], class_name: str | None) ->
         if one.trace is None or one.result is None or one.rgb is None:
             raise VisionADError(f"bench: {one.error}")
         held += one.rgb.nbytes + one.trace.views.nbytes
-        if pictures.paths and held > MOST_BYTES:
+        if pictures.paths and held > MAX_BYTES:
             break
         pictures.paths.append(one.path)
         pictures.pixels.append(np.ascontiguousarray(one.rgb[:, :, ::-1]))
@@ -178,63 +196,67 @@ class _Run:
     settings: Settings
     opened: Mapping[str, Inspector]
     pictures: Pictures
-    nvml: box.Nvml | str
+    nvml: Nvml | str
     failed: dict[str, str]
+    torch_baselines: TorchBaselines | None
+    progress: Progress
 
     def measure(self, temporary: bool) -> dict[str, Any]:
         """All that is timed side by side, and energy."""
-        from ..cli.console import progress
-
         settings, first = self.settings, next(iter(self.opened.values()))
         batches: dict[str, dict[str, Any]] = {name: {} for name in self.opened}
         stages: dict[str, dict[str, Any]] = {}
         report: dict[str, Any] = {}
         for inspector in self.opened.values():
             self._as_after_a_while(inspector)
-        with progress("measuring", len(settings.batches) * settings.rounds) as step:
+        with self.progress("measuring", len(settings.batches) * settings.rounds) as step:
             for batch in settings.batches:
                 laps: dict[str, dict[str, list[Mapping[str, float]]]]
                 laps = {name: {"whole": [], "pixels": []} for name in self.opened}
-                whole = {n: Entrant(n, self._whole(i, batch, laps[n]["whole"])) for n, i in self.opened.items()}
+                end_to_end = {
+                    n: Candidate(n, self._end_to_end(i, batch, laps[n]["whole"])) for n, i in self.opened.items()
+                }
                 pixels = {
-                    n: Entrant(f"{n}, from pixels", self._from_pixels(i, batch, laps[n]["pixels"]))
+                    n: Candidate(f"{n}, from pixels", self._from_pixels(i, batch, laps[n]["pixels"]))
                     for n, i in self.opened.items()
                 }
                 ready = self._ready(batch)
-                bare = {n: Entrant(f"{n}, bare engine", self._bare(i, ready)) for n, i in self.opened.items()}
+                engine_only = {
+                    n: Candidate(f"{n}, bare engine", self._engine_only(i, ready)) for n, i in self.opened.items()
+                }
                 lead = batch == settings.batches[0]
                 torch = self._torch(batch, ready) if lead else {}
-                measure.race(
-                    [*whole.values(), *pixels.values(), *bare.values(), *torch.values()],
+                measure.time_interleaved(
+                    [*end_to_end.values(), *pixels.values(), *engine_only.values(), *torch.values()],
                     settings.seconds,
                     settings.rounds,
                     step,
                 )
                 for name in self.opened:
                     batches[name][str(batch)] = {
-                        "whole": measure.summarise(whole[name].times),
+                        "whole": measure.summarise(end_to_end[name].times),
                         "pixels": measure.summarise(pixels[name].times),
-                        "bare_engine": measure.summarise(bare[name].times),
-                        "whole_to_bare_engine": measure.ratio(whole[name], bare[name]),
-                        "pixels_to_bare_engine": measure.ratio(pixels[name], bare[name]),
-                        "pictures_per_s": measure.throughput(whole[name], batch),
+                        "bare_engine": measure.summarise(engine_only[name].times),
+                        "whole_to_bare_engine": measure.ratio(end_to_end[name], engine_only[name]),
+                        "pixels_to_bare_engine": measure.ratio(pixels[name], engine_only[name]),
+                        "pictures_per_s": measure.throughput(end_to_end[name], batch),
                     }
                 if lead:
                     stages = {
                         name: {way: measure.stage_table(times[batch:]) for way, times in ways.items()}
                         for name, ways in laps.items()
                     }
-                    report["against"] = self._against(whole, bare, torch)
+                    report["against"] = self._against(end_to_end, engine_only, torch)
         entries: dict[str, dict[str, Any]] = {}
         for name, inspector in self.opened.items():
-            call = self._whole(inspector, settings.batches[0], [])
+            call = self._end_to_end(inspector, settings.batches[0], [])
             entries[name] = {
                 "details": dict(inspector.engine.info),
                 "chain_memory_mb": {k: round(v / 1e6, 1) for k, v in inspector.chain.memory().items()},
                 "group": inspector.engine.batch_size,
                 "stages": stages[name],
                 "batches": batches[name],
-                "energy": box.energy(self.nvml, call, settings.batches[0], settings.seconds)
+                "energy": energy(self.nvml, call, settings.batches[0], settings.seconds)
                 if backend_spec(name).device == NVIDIA_GPU
                 else {"joules_per_picture": None, "watts": None, "why_null": NO_GPU},
             }
@@ -252,7 +274,7 @@ class _Run:
         settings, classes = self.settings, first.bank.classes
         searched = [classes[name] for name in self.pictures.classes if name is not None]
         return {
-            "environment": box.environment(),
+            "environment": environment(),
             "model": {
                 "name": self.manifest.identity.describe(),
                 "folder": str(self.model),
@@ -281,7 +303,7 @@ class _Run:
             },
         }
 
-    def _whole(self, inspector: Inspector, batch: int, laps: list[Mapping[str, float]]) -> Callable[[int], object]:
+    def _end_to_end(self, inspector: Inspector, batch: int, laps: list[Mapping[str, float]]) -> Callable[[int], object]:
         """From files to results, as `visionad predict` does it."""
 
         def call(number: int) -> None:
@@ -309,74 +331,62 @@ class _Run:
         """The views of calls, prepared before: not all different calls where that would fill the memory."""
         count = len(self.pictures.paths)
         different = count // math.gcd(count, batch)
-        return [self.pictures.prepared(call, batch) for call in range(min(different, max(1, MOST_PICTURES // batch)))]
+        return [self.pictures.prepared(call, batch) for call in range(min(different, max(1, MAX_PICTURES // batch)))]
 
-    def _bare(self, inspector: Inspector, ready: list[NDArray[np.float32]]) -> Callable[[int], object]:
+    def _engine_only(self, inspector: Inspector, ready: list[NDArray[np.float32]]) -> Callable[[int], object]:
         """The engine alone on the same pictures: what is left when all else is free."""
         routed = self.settings.class_name is None
         return lambda number: inspector.engine.encode(ready[number % len(ready)], class_token=routed)
 
-    def _torch(self, batch: int, ready: list[NDArray[np.float32]]) -> dict[str, Entrant]:
-        settings = self.settings
-        if not settings.reference:
+    def _torch(self, batch: int, ready: list[NDArray[np.float32]]) -> dict[str, Candidate]:
+        if self.torch_baselines is None:
             return {}
-        try:
-            from visionad_export.opponents import torch_calls
-        except ModuleNotFoundError as exc:
-            raise VisionADError(f"--reference needs {exc.name}: pip install 'visionad[export]'") from None
-        first = next(iter(self.opened.values()))
+        settings, first = self.settings, next(iter(self.opened.values()))
         assert first.bank is not None
         name = settings.class_name or next(iter(first.bank.classes))
-        calls = torch_calls(
-            self.manifest,
-            first.bank.classes[name],
-            first.scoring,
-            settings.weights,
-            settings.threads,
-            settings.reference,
-        )
-        entrants = {}
-        for kind, (where, encode, inspect) in calls.items():
+        baselines = self.torch_baselines(self.manifest, first.bank.classes[name], first.scoring, settings.threads)
+        calls = {}
+        for kind, (where, encode, inspect) in baselines.items():
             if encode is not None:
-                entrants[f"torch {kind}, bare backbone on {where}"] = self._torch_bare(encode, ready)
+                calls[f"torch {kind}, bare backbone on {where}"] = self._torch_backbone(encode, ready)
             if inspect is not None:
-                entrants[f"torch reference, whole on {where}"] = self._torch_whole(inspect, batch)
-        raced = {}
-        for title, call in entrants.items():
+                calls[f"torch reference, whole on {where}"] = self._torch_method(inspect, batch)
+        candidates = {}
+        for title, call in calls.items():
             try:
                 call(0)  # compiling takes minutes, which must not be taken for the time of a call
             except Exception as exc:  # a compiler that is missing, a GPU that is full: torch raises anything
                 self.failed[title] = f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"
                 continue
-            raced[title] = Entrant(title, call)
-        return raced
+            candidates[title] = Candidate(title, call)
+        return candidates
 
     @staticmethod
-    def _torch_bare(
+    def _torch_backbone(
         encode: Callable[[NDArray[np.float32]], object], ready: list[NDArray[np.float32]]
     ) -> Callable[[int], object]:
         return lambda number: encode(ready[number % len(ready)])
 
-    def _torch_whole(self, inspect: Callable[[Path], object], batch: int) -> Callable[[int], object]:
+    def _torch_method(self, inspect: Callable[[Path], object], batch: int) -> Callable[[int], object]:
         return lambda number: [inspect(path) for path in self.pictures.files(number, batch)]
 
     @staticmethod
     def _against(
-        whole: Mapping[str, Entrant], bare: Mapping[str, Entrant], torch: Mapping[str, Entrant]
+        end_to_end: Mapping[str, Candidate], engine_only: Mapping[str, Candidate], torch: Mapping[str, Candidate]
     ) -> list[dict[str, Any]]:
-        """Every other entrant by the first backend: whole to whole, bare to bare."""
-        first = next(iter(whole))
+        """Compare every other candidate with the first backend: end to end with end to end, engine with engine."""
+        first = next(iter(end_to_end))
         found = []
-        for title, entrant in {**whole, **torch}.items():
+        for title, candidate in {**end_to_end, **torch}.items():
             if title == first:
                 continue
-            mine = bare[first] if ", bare " in title else whole[first]
+            mine = engine_only[first] if ", bare " in title else end_to_end[first]
             found.append(
                 {
                     "what": title,
                     "by": mine.name,
-                    "ratio": measure.ratio(entrant, mine),
-                    **measure.summarise(entrant.times),
+                    "ratio": measure.ratio(candidate, mine),
+                    **measure.summarise(candidate.times),
                 }
             )
         return found
@@ -389,14 +399,14 @@ def _cold_start(
     backend: str,
     settings: Settings,
     report: Mapping[str, Any],
-    nvml: box.Nvml | str,
+    nvml: Nvml | str,
 ) -> dict[str, Any] | None:
     if not settings.starts:
         return None
-    used = nvml.used if isinstance(nvml, box.Nvml) else nvml
+    used = nvml.used if isinstance(nvml, Nvml) else nvml
     if backend_spec(backend).device != NVIDIA_GPU:
         used = NO_GPU
-    return box.cold_start(
+    return cold_start(
         model,
         bank,
         picture,

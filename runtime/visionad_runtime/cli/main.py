@@ -18,7 +18,7 @@ from .commands.build import build_command
 from .commands.calibrate import calibrate
 from .commands.demo import demo
 from .commands.doctor import doctor
-from .commands.evaluate import eval_command
+from .commands.evaluate import EvalCommand, eval_command
 from .commands.export import export_command
 from .commands.parity import parity_command  # light: torch is imported only when it runs
 from .commands.predict import predict
@@ -43,7 +43,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export_command,
     "parity": parity_command,
     "build": build_command,
-    "eval": eval_command,
     "bench": bench_command,
 }
 BANK_COMMANDS: dict[str, Callable[..., Any]] = {
@@ -56,6 +55,7 @@ BANK_COMMANDS: dict[str, Callable[..., Any]] = {
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.command("eval", cls=EvalCommand)(eval_command)
 for name, command in BANK_COMMANDS.items():
     bank_app.command(name)(command)
 

@@ -38,7 +38,7 @@ class ResultWriter:
         if self.maps:
             save_map(self.maps / name.with_suffix(".npy"), one.result.anomaly_map)
         if self.overlays:
-            from ..overlay import save_overlay
+            from ..visualization.overlay import save_overlay
 
             save_overlay(self.overlays / name.with_suffix(".png"), one.rgb, one.result)
         facts = one.result.to_dict(str(one.path))

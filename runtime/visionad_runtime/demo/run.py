@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +21,16 @@ from .. import __version__
 from ..artefacts import MANIFEST, atomic_file, atomic_write
 from ..bank import stored_name
 from ..errors import VisionADError
-from ..evaluation.datasets import Dataset, Sample, full_mask, load_mask, open_dataset
+from ..evaluation.datasets.base import Dataset, Sample
+from ..evaluation.datasets.masks import full_mask, load_mask
+from ..evaluation.datasets.registry import open_dataset
 from ..evaluation.metrics import PixelMetrics, image_metrics
 from ..inspector import FileResult, Inspector, read_model
-from ..overlay import draw_overlay, save_overlay, sheet
-from ..page import thumbnail
 from ..picture import load
 from ..teaching.calibrate import calibrate_class
+from ..visualization.html import require_jinja
+from ..visualization.overlay import draw_overlay, save_overlay, sheet
+from ..visualization.thumbnails import thumbnail
 from . import parts
 from .report import GOOD, UNKNOWN, Case, ClassReport, Report, mistake, write_report
 
@@ -39,6 +42,7 @@ STRANGERS = 3
 CARDS = 24
 """Pictures a class shows on the page; all of them are in ``verdicts.jsonl`` and ``overlays/``."""
 
+ExportModel = Callable[[str, Path], Mapping[str, Any]]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
@@ -48,20 +52,29 @@ def run_demo(
     data: Path | None,
     shots: int,
     threads: int | None,
+    export_model: ExportModel,
     say: Callable[[str], None],
     progress: Progress,
 ) -> str:
-    """Run the demo into folder ``out`` and say what happens; returns the closing summary.
+    """Run the demo into a folder and report its steps; return the closing summary.
 
     Args:
+        out: folder for everything the demo writes; results of an earlier run are replaced.
         data: an MVTec-style folder (several classes, or one class's folder; masks optional), or ``None`` for rendered parts.
+        shots: good images to enroll of each class.
+        threads: CPU threads of the engine, ``None`` for all cores.
+        export_model: called with a backbone's name and a folder if ``out`` has no model yet; writes the model there and
+            returns its summary with at least ``bytes`` and ``max_error``.
+        say: called with each line for the user.
+        progress: called with a title and a number of steps; gives the function that counts one.
 
     Raises:
-        VisionADError: ``out`` holds other things, the data set is broken, the export extra is missing.
+        VisionADError: ``out`` holds other things, the data set is broken, or what ``export_model`` raises.
     """
+    require_jinja()
     _check_out(out)
     model, bank = out / "model", out / "bank"
-    _export(model, say)
+    _export(model, export_model, say)
     if data is None:
         data = out / "parts"
         if not (data / parts.CLASSES[-1] / "ground_truth").is_dir():
@@ -162,17 +175,10 @@ def _check_out(out: Path) -> None:
         raise VisionADError(f"cannot make folder {out}: {exc.strerror}; choose another with --out") from None
 
 
-def _export(model: Path, say: Callable[[str], None]) -> None:
+def _export(model: Path, export_model: ExportModel, say: Callable[[str], None]) -> None:
     if (model / MANIFEST).exists():
         say(f"model    {read_model(model).identity.describe()}, from an earlier run")
         return
-    try:
-        from visionad_export.exporter import export_model
-    except ModuleNotFoundError as exc:
-        raise VisionADError(
-            f"the demo makes its model itself, which needs {exc.name}: pip install 'visionad[export]' "
-            f"(or copy a model folder to {model}; inspecting needs no extra)"
-        ) from None
     summary = export_model(BACKBONE, model)
     say(
         f"export   {BACKBONE} → {model} ({summary['bytes'] / 1e6:.0f} MB, within {summary['max_error']:.1e} of PyTorch)"

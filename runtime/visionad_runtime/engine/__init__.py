@@ -3,7 +3,7 @@
 Every other module or package here is a backend. A backend is loaded only when it is chosen.
 """
 
-from .base import BackendSpec, Engine, Probe, Tokens, has_nvidia_driver
+from .base import BackendSpec, Engine, Probe, Tokens
 from .registry import auto_backends, backend_spec, backends
 
 __all__ = [
@@ -14,5 +14,4 @@ __all__ = [
     "auto_backends",
     "backend_spec",
     "backends",
-    "has_nvidia_driver",
 ]

@@ -162,14 +162,6 @@ def encode_in_batches(
     return Tokens(patch, cls)
 
 
-def has_nvidia_driver() -> bool:
-    """Tell whether an NVIDIA driver is loaded (desktop, Jetson or Windows), without loading anything."""
-    if sys.platform == "win32":
-        return Path(r"C:\Windows\System32\nvcuda.dll").exists()
-    desktop, jetsons, wsl = "/dev/nvidiactl", ("/dev/nvhost-gpu", "/dev/nvgpu"), "/usr/lib/wsl/lib/libcuda.so.1"
-    return any(Path(p).exists() for p in (desktop, *jetsons, wsl))
-
-
 def run_isolated(code: str) -> Any:
     """Run Python code in its own process, for a probe of a library that may crash.
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VisionADError
-from .base import CPU, BackendSpec, Engine, Probe, has_nvidia_driver
+from ..system import has_nvidia_driver
+from .base import CPU, BackendSpec, Engine, Probe
 
 if TYPE_CHECKING:
     from ..artefacts import ModelManifest, Precision

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...errors import VisionADError
+
+if TYPE_CHECKING:
+    from ...artefacts import ModelManifest
+    from ...bank import ClassBank
+    from ...bench.measure import TorchBaseline
+    from ...bench.run import TorchBaselines
+    from ...scoring.spec import ScoringSpec
+
+TORCH = ("eager", "compiled", "method")
 
 
 def bench_command(
@@ -50,23 +60,24 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
+    from ...bank import stored_name
     from ...bench.plots import draw, make_folder, require_matplotlib
     from ...bench.report import format_report
     from ...bench.run import Settings, run_bench
     from ...engine.registry import backend_spec
+    from ..console import progress
 
     wanted = [name.strip() for one in backend or [] for name in one.split(",")]
     for name in wanted:
         backend_spec(name)
-    from ..options import as_stored
-
+    baselines = None if reference is None else _torch_baselines(reference, weights)
     if plots is not None:
         require_matplotlib()
         make_folder(plots)
     settings = Settings(
         bank=bank,
         images=tuple(images or ()),
-        class_name=as_stored(class_name),
+        class_name=None if class_name is None else stored_name(class_name),
         backends=tuple(dict.fromkeys(wanted)),
         batches=_batches(batch),
         seconds=seconds,
@@ -74,13 +85,30 @@ def bench_command(
         starts=starts,
         threads=threads,
         views=None if views is None else tuple(v.strip() for v in views.split(",")),
-        reference=() if reference is None else tuple(r.strip() for r in reference.split(",")),
-        weights=weights,
     )
-    report = run_bench(model, settings)
+    report = run_bench(model, settings, torch_baselines=baselines, progress=progress)
     if plots is not None:
         report["plots"] = [str(path) for path in draw(report, plots)]
     typer.echo(json.dumps(report, ensure_ascii=False, indent=1) if as_json else format_report(report))
+
+
+def _torch_baselines(text: str, weights: Path | None) -> TorchBaselines:
+    """Return what opens the PyTorch of ``--reference``; torch is imported when it is called."""
+    kinds = [kind.strip() for kind in text.split(",")]
+    unknown = [kind for kind in kinds if kind not in TORCH]
+    if unknown:
+        raise VisionADError(f"--reference {','.join(unknown)}: expected some of {', '.join(TORCH)}")
+
+    def open_baselines(
+        manifest: ModelManifest, stored: ClassBank, scoring: ScoringSpec, threads: int | None
+    ) -> Mapping[str, TorchBaseline]:
+        try:
+            from visionad_export.reference.torch_baselines import torch_baselines
+        except ModuleNotFoundError as exc:
+            raise VisionADError(f"--reference needs {exc.name}: pip install 'visionad[export]'") from None
+        return torch_baselines(manifest, stored, scoring, weights, threads, kinds)
+
+    return open_baselines
 
 
 def _batches(text: str) -> tuple[int, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ...errors import VisionADError
 from ..console import progress, say
 from ..options import ThreadsOption
 
@@ -25,5 +26,18 @@ def demo(
     """The main job end to end, offline: export, enrol, calibrate, inspect, and a report to look at."""
     from ...demo.run import run_demo
 
-    summary = run_demo(out, data=data, shots=shots, threads=threads, say=say, progress=progress)
+    summary = run_demo(
+        out, data=data, shots=shots, threads=threads, export_model=_export_for_demo, say=say, progress=progress
+    )
     say(summary)
+
+
+def _export_for_demo(backbone: str, model: Path) -> dict[str, Any]:
+    try:
+        from visionad_export.exporter import export_model
+    except ModuleNotFoundError as exc:
+        raise VisionADError(
+            f"the demo makes its model itself, which needs {exc.name}: pip install 'visionad[export]' "
+            f"(or copy a model folder to {model}; inspecting needs no extra)"
+        ) from None
+    return export_model(backbone, model)

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ...errors import VisionADError
 from ...scoring.catalog import preset_help
 
 if TYPE_CHECKING:
-    from ...evaluation.datasets import Dataset
-    from ...evaluation.evaluate import EngineName, Mode
+    from ...evaluation.aggregate import Mode
+    from ...evaluation.datasets.base import Dataset
+    from ...evaluation.predictor import Predictor
+
+
+DATASET_HELP = "layout of the data set's folder"
+
+
+class EvalCommand(TyperCommand):
+    """The command whose help lists the data sets. It asks the registry only then: that imports every layout."""
+
+    def get_help(self, ctx: Any) -> str:
+        """See ``TyperCommand``."""
+        from ...evaluation.datasets.registry import layouts
+
+        for parameter in self.params:
+            if parameter.name == "dataset":
+                parameter.help = f"{DATASET_HELP}: {', '.join(layouts())}"  # type: ignore[attr-defined, unused-ignore]
+        return super().get_help(ctx)
 
 
 def eval_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")],
-    dataset: Annotated[
-        str, typer.Option("--dataset", metavar="NAME", help="mvtec, visa, real-iad, folder, loco, mvtec-ad2 or deeppcb")
-    ],
+    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help=DATASET_HELP)],
     root: Annotated[Path, typer.Option("--root", metavar="DIR", help="the data set's folder")],
     shots: Annotated[int, typer.Option("--shots", min=1, help="support pictures a class")],
     seeds: Annotated[
@@ -82,14 +99,23 @@ def eval_command(
 ) -> None:
     """Measure a model on a data set: the seven metrics, per class, mean and spread over seeds. Resumes where it stopped."""
     from ...artefacts import atomic_write
-    from ...evaluation.datasets import open_dataset
-    from ...evaluation.evaluate import evaluate
-    from ...evaluation.report import html_page, markdown, plain, remarks
+    from ...evaluation.datasets.registry import open_dataset
+    from ...evaluation.protocol import evaluate
+    from ...evaluation.report import markdown, plain, remarks
+    from ...visualization.html import require_jinja
     from ..console import progress
 
-    chosen_mode, chosen_engine = _mode(mode), _engine(engine)
+    chosen_mode = _mode(mode)
     chosen_seeds = None if seeds is None else _seeds(seeds)
+    chosen_views = None if views is None else [view.strip() for view in views.split(",")]
+    open_predictor: Callable[[], Predictor] | None = None
+    if _is_reference(engine):
+        if bit_depth is not None:
+            raise VisionADError("--bit-depth: the reference defines 8-bit images only; leave it out or convert them")
+        open_predictor = partial(_open_reference, model, weights, threads, preset, chosen_views)
     files = [file for file in (json_file, markdown_file, html_file) if file is not None]
+    if html_file is not None:
+        require_jinja()
     data = open_dataset(dataset, root)
     _check_targets(files, data)
     for file in files:  # found out now, not after a day's work
@@ -102,12 +128,11 @@ def eval_command(
         shots,
         seeds=chosen_seeds,
         mode=chosen_mode,
-        engine=chosen_engine,
+        open_predictor=open_predictor,
         backend=backend,
         threads=threads,
         preset=preset,
-        views=None if views is None else [view.strip() for view in views.split(",")],
-        weights=weights,
+        views=chosen_views,
         batch=batch,
         bit_depth=bit_depth,
         calibrate=calibrate,
@@ -121,6 +146,8 @@ def eval_command(
     if markdown_file is not None:
         atomic_write(markdown_file, markdown(found).encode())
     if html_file is not None:
+        from ...evaluation.page import html_page
+
         atomic_write(html_file, html_page(found).encode())
     if found.resumed:
         typer.echo(f"{found.resumed} of {len(found.units)} units were finished already (in {work})")
@@ -134,22 +161,32 @@ def _mode(value: str) -> Mode:
         return "separate"
     if value == "multi":
         return "multi"
-    raise VisionADError(f"--mode {value}: wanted separate or multi")
+    raise VisionADError(f"--mode {value}: expected separate or multi")
 
 
-def _engine(value: str) -> EngineName:
-    if value == "runtime":
-        return "runtime"
-    if value == "reference":
-        return "reference"
-    raise VisionADError(f"--engine {value}: wanted runtime or reference")
+def _is_reference(engine: str) -> bool:
+    if engine not in ("runtime", "reference"):
+        raise VisionADError(f"--engine {engine}: expected runtime or reference")
+    return engine == "reference"
+
+
+def _open_reference(
+    model: Path, weights: Path | None, threads: int | None, preset: str | None, views: Sequence[str] | None
+) -> Predictor:
+    try:
+        from visionad_export.reference.predictor import ReferencePredictor
+    except ModuleNotFoundError as exc:
+        raise VisionADError(
+            f"--engine reference needs the 'export' extra ({exc.name} is not installed): pip install 'visionad[export]'"
+        ) from None
+    return ReferencePredictor(model, weights=weights, threads=threads, preset=preset, views=views)
 
 
 def _seeds(value: str) -> list[int]:
     try:
         return [int(seed) for seed in value.split(",")]
     except ValueError:
-        raise VisionADError(f"--seeds {value}: wanted whole numbers with commas between, e.g. 1,2,3") from None
+        raise VisionADError(f"--seeds {value}: expected whole numbers with commas between, e.g. 1,2,3") from None
 
 
 def _check_targets(files: Sequence[Path], data: Dataset) -> None:
@@ -169,7 +206,7 @@ def _check_targets(files: Sequence[Path], data: Dataset) -> None:
 
 def _check_place(file: Path) -> None:
     if file.is_dir():
-        raise VisionADError(f"{file} is a folder; wanted the name of a file to write")
+        raise VisionADError(f"{file} is a folder; expected the name of a file to write")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base import CPU, NVIDIA_GPU, BackendSpec, Engine, Probe, has_nvidia_driver, run_isolated
+from ...system import has_nvidia_driver
+from ..base import CPU, NVIDIA_GPU, BackendSpec, Engine, Probe, run_isolated
 from . import providers
 from .providers import Provider
 

@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 from ...artefacts import ONNX_FILE, ModelManifest
 from ...errors import ModelError, VisionADError
-from ..base import has_nvidia_driver
+from ...system import has_nvidia_driver
 from ..native import silence
 from .providers import CPU, Provider
 

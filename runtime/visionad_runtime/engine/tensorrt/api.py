@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import ModelError, VisionADError
-from ..base import has_nvidia_driver
+from ...system import has_nvidia_driver
 
 if TYPE_CHECKING:
     import tensorrt as trt  # its published stubs (10.13) type what the releases share

@@ -1,51 +1,52 @@
-"""PyTorch as an opponent of ``visionad bench``: the reference's backbone, eager or compiled, and the whole reference."""
+"""PyTorch as a baseline of ``visionad bench``: the reference's backbone, eager or compiled, and the whole reference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from visionad_runtime.artefacts import ModelManifest
 from visionad_runtime.bank import ClassBank as StoredClass
+from visionad_runtime.bench.measure import TorchBaseline
 from visionad_runtime.scoring.spec import ScoringSpec
 
-from .parity import load_reference, stored_bank
+from ..parity import load_reference, stored_bank
 
 
-class Opponent(NamedTuple):
-    """``where`` it runs; ``encode`` takes views, float32 (N, 3, crop, crop), and gives float32 arrays; ``inspect`` takes a file."""
-
-    where: str
-    encode: Callable[[NDArray[np.float32]], object] | None
-    inspect: Callable[[Path], object] | None
-
-
-def torch_calls(
+def torch_baselines(
     manifest: ModelManifest,
     stored: StoredClass,
     scoring: ScoringSpec,
     weights: Path | None,
     threads: int | None,
     kinds: Sequence[str],
-) -> dict[str, Opponent]:
-    """What is to be timed, by kind.
+) -> dict[str, TorchBaseline]:
+    """Return what to time, by kind.
 
     ``eager`` and ``compiled`` encode all views of a call at once, the whole network in the model's precision, on the GPU where
     there is one, from arrays to arrays as an engine does. ``method`` is the readable reference from file to score, on the CPU
     in fp32.
 
+    Args:
+        manifest: the model that the backends run.
+        stored: the class that ``method`` compares with.
+        views: views of an image.
+        weights: weights file; ``None`` takes the path noted at export.
+        threads: CPU threads, ``None`` for all cores.
+        kinds: some of ``eager``, ``compiled``, ``method``.
+
     Raises:
         VisionADError: the weights are missing or others.
     """
     reference = load_reference(manifest, scoring, weights, threads)
-    found: dict[str, Opponent] = {}
+    baselines: dict[str, TorchBaseline] = {}
     if "method" in kinds:
         rows = stored_bank(reference, stored)
-        found["method"] = Opponent("cpu", None, lambda path: reference.inspect(path, rows))
+        baselines["method"] = TorchBaseline("cpu", None, lambda path: reference.inspect(path, rows))
     if {"eager", "compiled"} & set(kinds):
         where = "cuda" if torch.cuda.is_available() else "cpu"
         kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(manifest.precision, torch.float32)
@@ -53,10 +54,10 @@ def torch_calls(
         net: Any = load_reference(manifest, scoring, weights, threads).backbone.to(where, kind)
         tf32 = manifest.precision == "tf32"
         if "eager" in kinds:
-            found["eager"] = Opponent(where, _encode(net, where, kind, tf32), None)
+            baselines["eager"] = TorchBaseline(where, _encode(net, where, kind, tf32), None)
         if "compiled" in kinds:
-            found["compiled"] = Opponent(where, _encode(torch.compile(net), where, kind, tf32), None)
-    return found
+            baselines["compiled"] = TorchBaseline(where, _encode(torch.compile(net), where, kind, tf32), None)
+    return baselines
 
 
 def _encode(net: Any, where: str, kind: torch.dtype, tf32: bool) -> Callable[[NDArray[np.float32]], object]:

@@ -1,0 +1,85 @@
+"""Data set layouts by name. A layout registers itself; nothing here knows any of them.
+
+Layouts are found in two places: the modules of this package, and the entry points of the group ``visionad.datasets`` of installed
+distributions. An entry point names a module whose import registers one or more layouts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pkgutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from .base import ClassData, Dataset, DatasetError, Faults
+
+GROUP = "visionad.datasets"
+Layout = Callable[[Path, Faults], dict[str, ClassData]]
+"""Reads a data set's folder: class name → its images. Faults that leave the rest readable go to the second argument."""
+
+log = logging.getLogger("visionad")
+_layouts: dict[str, Layout] = {}
+_broken: set[str] = set()
+
+
+def register(name: str) -> Callable[[Layout], Layout]:
+    """Return a decorator that makes a function known as the layout ``name``.
+
+    Args:
+        name: what ``visionad eval --dataset`` calls it.
+
+    Raises:
+        ValueError: another function has that name.
+    """
+
+    def add(layout: Layout) -> Layout:
+        known = _layouts.setdefault(name, layout)
+        if known is not layout and (known.__module__, known.__qualname__) != (layout.__module__, layout.__qualname__):
+            raise ValueError(
+                f"data set layout {name!r} is registered twice: by {known.__module__} and {layout.__module__}"
+            )
+        return layout
+
+    return add
+
+
+def layouts() -> Mapping[str, Layout]:
+    """Return every layout by name, sorted. A module of another distribution that does not import is logged and left out."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{__package__}.{module.name}")
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except Exception as exc:  # foreign code raises anything; the other data sets must stay usable
+            if entry.value not in _broken:
+                _broken.add(entry.value)
+                log.warning("data set %s (%s) cannot be used: %s: %s", entry.name, entry.value, type(exc).__name__, exc)
+    return dict(sorted(_layouts.items()))
+
+
+def open_dataset(name: str, root: Path) -> Dataset:
+    """Find and check all pictures of a data set; none is decoded.
+
+    Args:
+        name: one of :func:`layouts`.
+        root: its folder.
+
+    Raises:
+        DatasetError: unknown name, no such folder, another layout, or files missing (how many, and the first few).
+    """
+    known = layouts()
+    if name not in known:
+        raise DatasetError(f"unknown data set {name!r}; known are {', '.join(known)}")
+    if not root.is_dir():
+        raise DatasetError(f"{name}: {root} is not a folder")
+    faults = Faults(name, root)
+    by_class = known[name](root, faults)
+    for class_name, data in by_class.items():
+        for part, pictures in (("train", data.train), ("test", data.test)):
+            if not pictures:
+                faults.add(f"class without {part} pictures", class_name)
+    faults.raise_if_any()
+    return Dataset(name, root, dict(sorted(by_class.items())))

@@ -298,7 +298,7 @@ class Run:
             "capability": ".".join(map(str, device.capability)),
             "target": ground.kernels.target,
             "peaks": {
-                kind: {"tflop_per_s": round(p.flops / 1e12, 1), "gb_per_s": round(p.bytes / 1e9, 1), "how": p.how}
+                kind: {"tflop_per_s": round(p.flops / 1e12, 1), "gb_per_s": round(p.bytes / 1e9, 1), "how": p.method}
                 if isinstance(p, roofline.Peaks)
                 else {"tflop_per_s": None, "gb_per_s": None, "why_null": p}
                 for kind, p in peaks.items()

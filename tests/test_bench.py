@@ -159,7 +159,7 @@ def test_unknown_flops_are_said_to_be_unknown(tiny_model: Path, change: dict[str
 
 
 def test_the_roof_is_the_lower_of_compute_and_memory() -> None:
-    peaks = roofline.Peaks(flops=100e9, bytes=10e9, how="")
+    peaks = roofline.Peaks(flops=100e9, bytes=10e9, method="")
     compute = roofline.assess(roofline.Work(flops=40e9, bytes=1e9), 1.0, peaks)  # 40 FLOP a byte: 400 GFLOP/s by memory
     memory = roofline.assess(roofline.Work(flops=4e9, bytes=1e9), 1.0, peaks)  # 4 FLOP a byte: 40 GFLOP/s
     assert (compute["bound_by"], compute["share_of_roof"]) == ("compute", 0.4)
@@ -205,7 +205,7 @@ def test_a_search_on_the_gpu_is_held_against_16_bits(tiny_model: Path, monkeypat
 
 def test_cpu_peaks_are_measured() -> None:
     peaks = roofline.cpu_peaks(threads=2, side=64, copy_mb=1, repeats=1)
-    assert peaks.flops > 0 and peaks.bytes > 0 and "2 threads" in peaks.how
+    assert peaks.flops > 0 and peaks.bytes > 0 and "2 threads" in peaks.method
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])

@@ -40,7 +40,7 @@ class Peaks(NamedTuple):
 
     flops: float
     bytes: float
-    how: str
+    method: str
 
 
 def vit_flops(grid: int, extra: int, dim: int, blocks: int, patch: int) -> float:

@@ -434,7 +434,7 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
     routed = report["pictures"]["class"] == "routed"
     views = len(report["views"])
     report["peaks"] = {
-        where: {"gflop_per_s": round(p.flops / 1e9, 1), "gb_per_s": round(p.bytes / 1e9, 1), "how": p.how}
+        where: {"gflop_per_s": round(p.flops / 1e9, 1), "gb_per_s": round(p.bytes / 1e9, 1), "how": p.method}
         if isinstance(p, roofline.Peaks)
         else {"gflop_per_s": None, "gb_per_s": None, "why_null": p}
         for where, p in listed.items()

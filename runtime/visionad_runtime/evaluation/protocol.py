@@ -1,13 +1,13 @@
-"""Shots × seeds × classes of a data set → figures, curves and the worst mistakes. Resumable, bounded in memory.
+"""The protocol of an evaluation: shots × seeds × classes of a data set, resumable and bounded in memory.
 
-The work is cut into units: the test pictures of one class with one seed's supports. A finished unit is written to the work
-folder, under a digest of all that decides its numbers, and never computed again. Inside a unit pictures stream: one batch of
-pictures and the tables of :class:`~visionad_runtime.evaluation.metrics.PixelMetrics` are all that is held.
+A unit is the test images of one class with one seed's supports. Each finished unit is written to the work folder under a digest of
+everything that decides its numbers, and is never computed again. Inside a unit, images stream: memory holds one batch of images and
+the tables of :class:`~visionad_runtime.evaluation.metrics.PixelMetrics`.
 
-``separate``: each class has a bank of its own. ``multi`` (one for all): one bank holds all classes, and each picture is matched
-against the class it is found to be of. A picture taken for another class is scored against that class; one that is like no
-class, against the nearest. Such a picture is inspected a second time with its class given, so that the price of misrouting is
-known: figures named ``separate_…`` are those of the same bank with every class given, which is what mode ``separate`` measures.
+Mode ``separate`` gives each class a bank of its own. In mode ``multi`` one bank holds all classes, and each image is compared with
+the class that it is routed to. An image routed to another class is scored against that class; an image of no known class, against
+the nearest. Such an image is inspected a second time with its class given, which measures the price of misrouting: metrics named
+``separate_…`` are those of the same bank with every class given, and equal the metrics of mode ``separate``.
 """
 
 from __future__ import annotations

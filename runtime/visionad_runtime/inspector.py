@@ -240,23 +240,36 @@ class Inspector:
 
     # -- inspect ------------------------------------------------------------------------------------------------------
 
-    def inspect(self, image: NDArray[np.uint8], *, class_name: str | None = None, colour: str = "bgr") -> Result:
+    def inspect(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        class_name: str | None = None,
+        colour: str = "bgr",
+        color: str | None = None,
+    ) -> Result:
         """Inspect one picture.
 
         Args:
             image: uint8 (H, W, 3) in ``colour`` order (``"bgr"`` as OpenCV gives it, or ``"rgb"``), or grey (H, W).
             class_name: skip routing.
+            color: same as ``colour``, and overrides it.
 
         Raises:
             PictureError: not such an array. BankError: nothing enrolled, or unknown class.
         """
-        return self.inspect_batch([image], class_name=class_name, colour=colour)[0]
+        return self.inspect_batch([image], class_name=class_name, colour=colour, color=color)[0]
 
     def inspect_batch(
-        self, images: Sequence[NDArray[np.uint8]], *, class_name: str | None = None, colour: str = "bgr"
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        *,
+        class_name: str | None = None,
+        colour: str = "bgr",
+        color: str | None = None,
     ) -> list[Result]:
         """:meth:`inspect` for several pictures at once. Each result is what the picture alone would give."""
-        rgbs = picture.from_arrays(images, colour)
+        rgbs = picture.from_arrays(images, colour if color is None else color)
         return [r for r, _ in self.trace_batch(rgbs, class_name, trace=False)]
 
     def trace_batch(
@@ -476,11 +489,14 @@ class Inspector:
         entry = ClassEntry(file="", sha256="", images=(support,))
         return ClassBank(name, entry, self._opened().manifest.blocks, tokens.patch[:, None], tokens.cls[:, None])
 
-    def enroll(self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr") -> int:
+    def enroll(
+        self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr", color: str | None = None
+    ) -> int:
         """Enrol good pictures in a new or existing class, live. Inspections that follow see them; disk is written first.
 
         Args:
             images: uint8 (H, W, 3) arrays in ``colour`` order, or grey (H, W).
+            color: same as ``colour``, and overrides it.
 
         Returns:
             The bank's new version.
@@ -488,7 +504,7 @@ class Inspector:
         Raises:
             PictureError, BankError: nothing was changed then.
         """
-        given = picture.from_arrays(images, colour)
+        given = picture.from_arrays(images, colour if color is None else color)
         rgbs = [picture.in_rgb(one) if one.ndim == 2 else one for one in given]  # one digest, however it is given
         supports = [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array") for rgb in rgbs]
         return self.enroll_encoded(name, supports, [self.encode_support(rgb) for rgb in rgbs])

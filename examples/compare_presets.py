@@ -1,22 +1,23 @@
 #!/usr/bin/env python3
-"""Which preset separates your parts best: ``python compare_presets.py MODEL BANK CLASS GOOD_DIR DEFECT_DIR``.
+"""Which preset separates your parts best: ``python compare_presets.py MODEL BANK CLASS GOOD_DIR DEFECT_DIR [PRESET...]``.
 
-The image size is fixed at export, so this compares what a preset changes beyond it: views and score. Use good images that are
-not enrolled.
+Use good images that are not enrolled. A preset that is meant for another image size than the model's needs an export and a bank
+of its own; its row says so.
 """
 
 import sys
 from pathlib import Path
 
-from visionad_runtime import Inspector
+from visionad_runtime import Inspector, VisionADError
 
 PRESETS = ("paper", "full-image", "full-image-weighted")
 
 
-def scores(inspector: Inspector, class_name: str, folder: str) -> list[float]:
-    """Return the score of each PNG of a folder."""
+def scores(inspector: Inspector, class_name: str, folder: str) -> tuple[list[float], list[float]]:
+    """Return score and milliseconds of each PNG of a folder."""
     files = inspector.inspect_files(sorted(Path(folder).glob("*.png")), class_name=class_name)
-    return [file.result.score for file in files if file.result is not None]
+    results = [file.result for file in files if file.result is not None]
+    return [result.score for result in results], [result.timings["total"] for result in results]
 
 
 def auroc(good: list[float], defect: list[float]) -> float:
@@ -25,18 +26,22 @@ def auroc(good: list[float], defect: list[float]) -> float:
     return wins / (len(good) * len(defect))
 
 
-def main(model: str, bank: str, class_name: str, good_dir: str, defect_dir: str) -> None:
-    """Print a table of the presets."""
+def main(model: str, bank: str, class_name: str, good_dir: str, defect_dir: str, *presets: str) -> None:
+    """Print a row for each preset."""
     print(f"{'preset':<20}  {'AUROC':>6}  {'ms/image':>8}")
-    for preset in PRESETS:
-        with Inspector.open(model, bank, preset=preset) as inspector:
-            good, defect = (scores(inspector, class_name, folder) for folder in (good_dir, defect_dir))
-            files = inspector.inspect_files(sorted(Path(good_dir).glob("*.png"))[:1], class_name=class_name)
-            time = [file.result.timings["total"] for file in files if file.result is not None]
-        print(f"{preset:<20}  {auroc(good, defect):6.3f}  {time[0]:8.1f}")
+    for preset in presets or PRESETS:
+        try:
+            inspector = Inspector.open(model, bank, preset=preset)
+        except VisionADError as error:
+            print(f"{preset:<20}  {error}")
+            continue
+        with inspector:
+            good, _ = scores(inspector, class_name, good_dir)
+            defect, times = scores(inspector, class_name, defect_dir)
+        print(f"{preset:<20}  {auroc(good, defect):6.3f}  {sorted(times)[len(times) // 2]:8.1f}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 6:
+    if len(sys.argv) < 6:
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -1,7 +1,8 @@
 """Every Python and shell block of README and docs runs, in a folder that holds the files it names, or says why it cannot.
 
 A block that cannot run here has ``<!-- not run: reason -->`` on the line before it. The blocks of a page run in order and share
-their variables.
+their variables. A block with ``title="NAME"`` is first written to that file. A page ``add-a-X.md`` with a test of its own,
+``test_add_a_X.py``, is left to it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from workplace import make_workplace
+
+from tests.workplace import make_workplace
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TESTED_APART = {path.stem.removeprefix("test_").replace("_", "-") for path in (ROOT / "tests").rglob("test_add_a_*.py")}
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.stem not in TESTED_APART)]
 FENCE = re.compile(
-    r"(?:<!-- not run: (?P<reason>[^\n]*?) -->\n+)?^ *```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$", re.M | re.S
+    r"(?:<!-- not run: (?P<reason>[^\n]*?) -->\n+)?"
+    r"^ *```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<code>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
 )
 SHELL = ("bash", "sh", "console", "shell")
 MAX_NOT_RUN = 16
@@ -31,12 +36,16 @@ class Block(NamedTuple):
     language: str
     code: str
     reason: str | None
+    title: str | None
 
 
 def blocks(page: Path) -> list[Block]:
-    """The page's Python and shell blocks."""
-    found = [Block(m["language"], m["code"], m["reason"]) for m in FENCE.finditer(page.read_text(encoding="utf-8"))]
-    return [block for block in found if block.language in ("python", *SHELL)]
+    """The page's Python and shell blocks, and those that are files."""
+    found = [
+        Block(m["language"], m["code"], m["reason"], m["title"])
+        for m in FENCE.finditer(page.read_text(encoding="utf-8"))
+    ]
+    return [block for block in found if block.title or block.language in ("python", *SHELL)]
 
 
 def page_id(page: Path) -> str:
@@ -62,7 +71,7 @@ def run_shell(code: str) -> None:
     Raises:
         AssertionError: a command fails, or is not ``visionad``: such a block needs a reason not to run.
     """
-    from visionad_runtime.cli import run
+    from visionad_runtime.cli.main import run
 
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True)
@@ -78,7 +87,9 @@ def test_the_blocks_of_a_page_run(page: Path, place: Path) -> None:
     for number, block in enumerate(blocks(page), 1):
         if block.reason:
             continue
-        if block.language == "python":
+        if block.title:
+            (place / block.title).write_text(block.code, encoding="utf-8")
+        elif block.language == "python":
             exec(compile(block.code, f"{page_id(page)}, block {number}", "exec"), names)
         else:
             run_shell(block.code)

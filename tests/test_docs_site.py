@@ -76,7 +76,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_the_command_page_has_every_command_and_option() -> None:
-    from visionad_runtime.cli import app
+    from visionad_runtime.cli.main import app
 
     text = load("docs", "generate").command_page()
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]

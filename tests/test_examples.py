@@ -14,11 +14,13 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import part
-from workplace import CLASS, make_workplace
+
+from tests.conftest import part
+from tests.workplace import CLASS, make_workplace
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+COMMAND = "from visionad_runtime.cli.entry import main; main()"
+"""The console script, of the code that is tested, whatever is installed."""
 SECONDS = 120
 
 
@@ -31,7 +33,6 @@ def run(example: str, *arguments: str, place: Path) -> str:
     done = subprocess.run(
         [sys.executable, EXAMPLES / example, *arguments],
         cwd=place,
-        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -69,18 +70,31 @@ def test_opencv_camera(place: Path) -> None:
     assert {result["class"] for result in results} == {CLASS}
 
 
+ANY_SIZE = """about = "two views of any size"
+[scoring]
+views = ["original", "flip"]
+top_fraction = 0.01
+self_similarity = false
+"""
+
+
 def test_compare_presets(place: Path) -> None:
-    lines = run("compare_presets.py", "model", "bank", CLASS, "good", "defect", place=place).splitlines()
-    assert [line.split()[0] for line in lines] == ["preset", "paper", "full-image", "full-image-weighted"]
-    assert all(0 <= float(line.split()[1]) <= 1 for line in lines[1:])
+    (place / "two-views.toml").write_text(ANY_SIZE)
+    arguments = ("model", "bank", CLASS, "good", "defect", "two-views.toml", "full-image")
+    header, own, other_size = run("compare_presets.py", *arguments, place=place).splitlines()
+    assert header.split() == ["preset", "AUROC", "ms/image"]
+    assert own.split()[0] == "two-views.toml"
+    assert float(own.split()[1]) == 1
+    assert other_size.startswith("full-image ")
+    assert "448" in other_size
 
 
 @pytest.fixture(scope="module")
 def service(place: Path) -> Iterator[str]:
     """Address of a running ``visionad serve``."""
     pytest.importorskip("fastapi")
-    command = ["visionad", "serve", "model", "bank", "--port", "0"]
-    with subprocess.Popen(command, cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", COMMAND, "serve", "model", "bank", "--port", "0"]
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield next(word for word in process.stdout.readline().split() if word.startswith("http"))
@@ -105,13 +119,19 @@ def test_http_client_says_what_was_refused(place: Path, service: str) -> None:
 @pytest.mark.skipif(sys.platform == "win32" or shutil.which("bash") is None, reason="a script for bash")
 def test_folder_watch(place: Path) -> None:
     command = ["bash", EXAMPLES / "folder_watch.sh", "model", "bank", "camera"]
+    script = place / "bin" / "visionad"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\n{COMMAND}\n")
+    script.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{script.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     shutil.copy(place / "part.png", place / "camera" / "first.png")  # a journal covers what is there before the start
     with (place / "watched.txt").open("wb") as out:
-        process = subprocess.Popen(command, cwd=place, env=ENVIRONMENT, stdout=out, start_new_session=True)
+        process = subprocess.Popen(command, cwd=place, env=environment, stdout=out, start_new_session=True)
         end = time.monotonic() + SECONDS
         while process.poll() is None and time.monotonic() < end and not (place / "watched.txt").read_text():
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGTERM)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(SECONDS)
     assert "CHECK" in (place / "watched.txt").read_text()
     assert json.loads((place / "camera.jsonl").read_text())["image"] == "camera/first.png"

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import cv2
-from conftest import part
 from visionad_runtime import Inspector
+
+from tests.conftest import part
 
 CLASS = "bolt"
 

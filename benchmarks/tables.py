@@ -275,6 +275,15 @@ def search_gpu() -> Rows:
         )
 
 
+@register("queries", "`group_maxima`, TFLOP/s", "cuBLAS, TFLOP/s")
+def gpu_products() -> Rows:
+    """Rate of the first pass beside cuBLAS's bare product, 1 000 000 rows of 1024."""
+    for cell in pick(load(f"{H100}/search")["cells"], rows=1000000, dim=1024):
+        tflop = 2 * cell["queries"] * cell["rows"] * cell["dim"] / 1e12
+        times = (cell["kernels_ms"]["group_maxima"], cell["ms"]["gemm"]["p50"])
+        yield cell["queries"], *(f"{1000 * tflop / ms:.0f}" for ms in times)
+
+
 @register("backbone", "operators", "median, ms")
 def gpu_engine() -> Rows:
     """One engine call of three views."""

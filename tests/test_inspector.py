@@ -95,6 +95,7 @@ def test_many_threads_share_one_inspector(inspector: Inspector) -> None:
 def test_colour_orders(inspector: Inspector) -> None:
     bgr = part(3, defect=True)
     assert same(inspector.inspect(bgr), inspector.inspect(np.ascontiguousarray(bgr[:, :, ::-1]), colour="rgb"))
+    assert same(inspector.inspect(bgr), inspector.inspect(np.ascontiguousarray(bgr[:, :, ::-1]), color="rgb"))
     grey = bgr[:, :, 0]
     assert same(inspector.inspect(grey), inspector.inspect(np.repeat(grey[:, :, None], 3, axis=2)))
 

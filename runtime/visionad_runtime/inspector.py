@@ -226,8 +226,10 @@ class Inspector:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the engine's and the chain's memory back. Calls under way in other threads end first; calls that come later are
-        refused. Twice is harmless."""
+        """Release the memory of engine and pipeline.
+
+        Calls that run in other threads end first. Later calls are refused. A second ``close`` does nothing.
+        """
         with self._life:
             self._closing = True
             self._life.wait_for(lambda: not self._under_way)
@@ -265,23 +267,57 @@ class Inspector:
 
     # -- inspect ------------------------------------------------------------------------------------------------------
 
-    def inspect(self, image: NDArray[np.uint8], *, class_name: str | None = None, colour: str = "bgr") -> Result:
-        """Inspect one picture.
+    def inspect(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        class_name: str | None = None,
+        colour: str = "bgr",
+        color: str | None = None,
+    ) -> Result:
+        """Inspect one image.
 
         Args:
-            image: uint8 (H, W, 3) in ``colour`` order (``"bgr"`` as OpenCV gives it, or ``"rgb"``), or grey (H, W).
-            class_name: skip routing.
+            image: uint8 (H, W, 3) in ``colour`` order, or gray (H, W).
+            class_name: class of the part. It skips routing.
+            colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
+            color: same as ``colour``, and overrides it.
+
+        Returns:
+            Score, verdict, class, regions, map and timings.
 
         Raises:
-            PictureError: not such an array. BankError: nothing enrolled, or unknown class.
+            PictureError: the array has another type or shape.
+            BankError: nothing is enrolled, or the class is unknown.
         """
-        return self.inspect_batch([image], class_name=class_name, colour=colour)[0]
+        return self.inspect_batch([image], class_name=class_name, colour=colour, color=color)[0]
 
     def inspect_batch(
-        self, images: Sequence[NDArray[np.uint8]], *, class_name: str | None = None, colour: str = "bgr"
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        *,
+        class_name: str | None = None,
+        colour: str = "bgr",
+        color: str | None = None,
     ) -> list[Result]:
-        """:meth:`inspect` for several pictures at once. Each result is what the picture alone would give."""
-        rgbs = picture.from_arrays(images, colour)
+        """Inspect several images in one call.
+
+        Each result equals that of the image alone, bit for bit.
+
+        Args:
+            images: arrays as for ``inspect``.
+            class_name: class of all parts. It skips routing.
+            colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
+            color: same as ``colour``, and overrides it.
+
+        Returns:
+            One result per image, in order.
+
+        Raises:
+            PictureError: an array has another type or shape.
+            BankError: nothing is enrolled, or the class is unknown.
+        """
+        rgbs = picture.from_arrays(images, colour if color is None else color)
         return [r for r, _ in self.trace_batch(rgbs, class_name, trace=False)]
 
     def trace_batch(
@@ -391,10 +427,14 @@ class Inspector:
         )
 
     def refresh(self) -> bool:
-        """Take over what another process has committed to the bank folder, a new class or a threshold. Costs a look at one file's
-        date where nothing was. Returns whether anything was taken over.
+        """Load what another process has committed to the bank folder.
 
-        A bank that cannot be read any more is said in the log, once, and the version in memory stays in force."""
+        Without a change this costs one look at the date of a file. A bank that became unreadable is logged once, and the
+        version in memory stays in force.
+
+        Returns:
+            Whether a new version was loaded.
+        """
         if self.bank is None or (stamp := self.bank.stamp()) == self._seen:
             return False
         self._seen = stamp  # of before the bank is read: what is committed meanwhile is seen the next time
@@ -452,14 +492,24 @@ class Inspector:
         leave_out: int | None = None,
         trace: bool = False,
     ) -> Iterator[FileResult]:
-        """Inspect picture files in order, ``batch`` pictures an engine call; an unreadable one yields its error.
+        """Inspect image files in order.
 
-        A list of paths is read ahead, see :func:`~visionad_runtime.picture.read_all`; of an iterator no more paths are taken than a
-        batch needs. Memory holds one batch of pictures and what is read ahead, whatever the number of paths. ``leave_out`` and
-        ``trace`` as in :meth:`trace_batch`.
+        Files of a list are read ahead in threads. Of an iterator, only as many paths are taken as a batch needs. Memory holds
+        one batch and what is read ahead, whatever the number of paths.
+
+        Args:
+            paths: files.
+            class_name: class of all parts. It skips routing.
+            batch: images in one engine call. It never changes a result.
+            bit_depth: bits that the camera fills in 16-bit files.
+            leave_out: score as if this support of ``class_name`` were not enrolled.
+            trace: also return the stages between image and map.
+
+        Yields:
+            One item per path. An unreadable file has ``error`` instead of ``result``.
 
         Raises:
-            VisionADError: no list of paths, no class, or a batch below 1.
+            VisionADError: ``paths`` is no list of paths, nothing is enrolled, or ``batch`` is below 1.
         """
         if batch < 1:
             raise VisionADError(f"batch {batch}: wanted 1 picture or more")
@@ -500,19 +550,27 @@ class Inspector:
         entry = ClassEntry(file="", sha256="", images=(support,))
         return ClassBank(name, entry, self._opened().manifest.blocks, tokens.patch[:, None], tokens.cls[:, None])
 
-    def enroll(self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr") -> int:
-        """Enrol good pictures in a new or existing class, live. Inspections that follow see them; disk is written first.
+    def enroll(
+        self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr", color: str | None = None
+    ) -> int:
+        """Enroll good images in a new or existing class.
+
+        The bank on disk changes first. Later inspections use the new version, without a restart.
 
         Args:
-            images: uint8 (H, W, 3) arrays in ``colour`` order, or grey (H, W).
+            name: the class.
+            images: uint8 (H, W, 3) arrays in ``colour`` order, or gray (H, W).
+            colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
+            color: same as ``colour``, and overrides it.
 
         Returns:
             The bank's new version.
 
         Raises:
-            PictureError, BankError: nothing was changed then.
+            PictureError: an array has another type or shape. Nothing was changed.
+            BankError: an image is enrolled already, or the bank cannot be written. Nothing was changed.
         """
-        given = picture.from_arrays(images, colour)
+        given = picture.from_arrays(images, colour if color is None else color)
         rgbs = [picture.in_rgb(one) if one.ndim == 2 else one for one in given]  # one digest, however it is given
         supports = [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array") for rgb in rgbs]
         return self.enroll_encoded(name, supports, [self.encode_support(rgb) for rgb in rgbs])
@@ -525,10 +583,20 @@ class Inspector:
         bit_depth: int | None = None,
         step: Callable[[], None] = lambda: None,
     ) -> int:
-        """:meth:`enroll` for picture files: all of them or none. ``step`` is called after each.
+        """Enroll image files: all of them or none.
+
+        Args:
+            name: the class.
+            paths: files of good images.
+            bit_depth: bits that the camera fills in 16-bit files.
+            step: called after each image.
+
+        Returns:
+            The bank's new version.
 
         Raises:
-            PictureError: one cannot be read, is given twice, or changes meanwhile; no list. BankError: as :meth:`Bank.add`.
+            PictureError: a file cannot be read, is given twice, or changes meanwhile; or ``paths`` is no list.
+            BankError: an image is enrolled already, or the bank cannot be written.
         """
         files = list(picture.as_paths(paths))
         supports = read_supports(files, bit_depth)

@@ -1,0 +1,395 @@
+#!/usr/bin/env python3
+"""Fill the tables of the documentation from the result files: ``python benchmarks/tables.py [--check]``.
+
+A page marks a table with ``<!-- table NAME -->`` and ``<!-- end -->``. The text between the two is replaced by the function
+``NAME`` below. ``--check`` changes nothing and fails if a page differs from the result files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+H100 = "gpu-nvidia-h100-80gb-hbm3-2026-11-27/597d1b6"
+MARK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+AIM = re.compile(r"^(FAIL|pass|not measured) +(.*?): ((?!\d+ calls)[+\d].*|at most \d.*)$", re.MULTILINE)
+PRESETS = {"paper": "paper", "sharp": "full-image", "keen": "full-image-weighted"}
+"""Preset names of result files made before the presets were renamed."""
+BACKBONES = {"deit_tiny_patch16_224": "DeiT-Tiny", "efficientnet_lite0": "EfficientNet-Lite0"}
+
+Rows = Iterable[Sequence[object]]
+TABLES: dict[str, Callable[[], str]] = {}
+
+
+def register(*header: str) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
+    """Make a function that yields rows a Markdown table of that name."""
+
+    def add(rows: Callable[[], Rows]) -> Callable[[], Rows]:
+        def text() -> str:
+            lines = [header, ["---"] * len(header), *rows()]
+            return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+        TABLES[rows.__name__] = text
+        return rows
+
+    return add
+
+
+@cache
+def load(name: str) -> Any:
+    """A result file by its name without the suffix."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction as percent, a dash for ``None``."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def pick(rows: Iterable[dict[str, Any]], /, **where: object) -> list[dict[str, Any]]:
+    """The rows that hold all of these values."""
+    return [row for row in rows if all(row[key] == value for key, value in where.items())]
+
+
+@register("measured", "result", "on")
+def headline() -> Rows:
+    """The README's three numbers."""
+    overhead = load("overhead")
+    ratio = overhead["ratio to the bare session (median of pairs)"]
+    yield "file to verdict, against the bare ONNX Runtime session", f"{ratio:.3f} times", "2 CPU cores, ViT-S/14"
+    one, two = load(f"{H100}/chain-dinov2_vits14_reg-fp16")["cameras"][:2]
+    yield (
+        "pixels to verdict, one camera (two cameras: throughput)",
+        f"{one['p50']:.2f} ms ({two['pictures_per_s']:.0f} images/s)",
+        "H100, ViT-S/14, fp16",
+    )
+    row = pick(load("search-avx2")["rows"], threads=2, tokens="drawn", rows=5000, dim=384)[0]
+    yield (
+        "exact search, 5000 bank rows, against NumPy",
+        f"{row['ratios']['prepared / numpy']:.2f} times",
+        "2 CPU cores, AVX2",
+    )
+
+
+@register("measured", "result")
+def overhead() -> Rows:
+    """What everything around the backbone costs."""
+    found = load("overhead")
+    yield "bare session, three views in one call", f"{found['bare session, 3 views in one call, ms']:.0f} ms"
+    yield "PNG file to result", f"{found['PNG file to result, ms']:.0f} ms"
+    yield "ratio, median of pairs", f"{found['ratio to the bare session (median of pairs)']:.3f}"
+    yield "peak memory of `predict`, 1 image", f"{found['peak memory of predict, 1 picture, MB']:.0f} MB"
+    yield "peak memory of `predict`, 8 images", f"{found['peak memory of predict, 8 pictures, MB']:.0f} MB"
+    yield "model and bank, of that", f"{found['model + bank, MB']:.0f} MB"
+    yield "process start to first verdict", f"{found['process start to first verdict, s']:.1f} s"
+
+
+@register("stage", "AVX2, ms", "AVX-512 (older commit), ms")
+def stages() -> Rows:
+    """Median milliseconds a stage, file to verdict."""
+    new = load("bench-cpu-avx2")["backends"]["onnxruntime-cpu"]
+    old = load("bench-cpu")["backends"]["onnxruntime-cpu"]
+    older = old["stages"].get("whole", old["stages"])
+    for stage, time in new["stages"]["whole"].items():
+        before = older.get(stage)
+        yield stage, f"{time['p50']:.1f}", f"{before['p50']:.1f}" if before else "–"
+    pixels = new["batches"]["1"]["pixels"]["p50"]
+    yield "pixels to verdict", f"{pixels:.1f}", "–"
+    yield "pixels to verdict / bare engine", f"{new['batches']['1']['pixels_to_bare_engine']['median']:.2f}", "–"
+    yield (
+        "file to verdict / bare engine",
+        *(f"{run['batches']['1']['whole_to_bare_engine']['median']:.2f}" for run in (new, old)),
+    )
+
+
+@register("PyTorch", "time / runtime's, AVX2", "time / runtime's, AVX-512 (older commit)")
+def torch() -> Rows:
+    """PyTorch beside the runtime, in one run."""
+    old = {one["what"]: one for one in load("bench-cpu")["against"]}
+    for one in load("bench-cpu-avx2")["against"]:
+        yield one["what"], f"{one['ratio']['median']:.2f}", f"{old[one['what']]['ratio']['median']:.2f}"
+
+
+@register("image", "sent as", "median added by HTTP, ms")
+def http() -> Rows:
+    """What HTTP adds beyond the inspection."""
+    for cell in load("serve")["cells"]:
+        yield cell["size"], cell["sent as"], f"{cell['around']['p50']:.1f}"
+
+
+@register("caller", "images/s")
+def http_clients() -> Rows:
+    """Throughput over HTTP."""
+    for who, rate in load("serve")["several clients"].items():
+        yield who.removesuffix(", pictures/s"), rate
+
+
+@register("set", "images", "image AUROC", "pixel AUROC", "AUPRO", "runtime − reference, largest")
+def accuracy() -> Rows:
+    """DeiT-Tiny, one shot."""
+    for row in pick(load("accuracy")["rows"], engine="runtime"):
+        values = (row[key] for key in ("image_auroc", "pixel_auroc", "pixel_aupro"))
+        yield (
+            row["set"],
+            row["images"],
+            *("–" if value is None else f"{value:.3f}" for value in values),
+            f"{row['largest_difference']:.0e}",
+        )
+
+
+@register("set", "good images", "number", "mean false rejects", "calibrations beyond the 95 % bound")
+def calibration() -> Rows:
+    """Realised false rejects at a target of 5 %."""
+    for row in load("calibration")["rows"]:
+        which = row["pictures"].replace("pictures", "images")
+        yield row["set"], which, row["n"], percent(row["mean_false_reject"]), percent(row["beyond_bound"])
+
+
+def _presets(variants: Iterable[str]) -> Rows:
+    found = load("presets")
+    one_shot = pick(found["rows"], shots=1)
+    for backbone, name in BACKBONES.items():
+        for variant in variants:
+            for chosen in (False, True):
+                rows = [
+                    r
+                    for r in pick(one_shot, backbone=backbone, variant=variant)
+                    if (r["supports"] == "chosen") is chosen
+                ]
+                if not rows:
+                    continue
+                cells, means = [], ([], [])  # type: ignore[var-annotated]
+                for data in found["sets"]:
+                    parts = []
+                    for key, of in zip(("image_auroc", "pixel_aupro"), means, strict=True):
+                        values = [100 * r[key] for r in pick(rows, set=data) if r[key] is not None]
+                        if not values:
+                            parts.append("–")
+                            continue
+                        of.append(mean(values))
+                        parts.append(
+                            f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+                        )
+                    cells.append(" / ".join(parts))
+                label = PRESETS[variant] + (", `--choose`" if chosen else "")
+                yield name, label, *cells, " / ".join(f"{mean(of):.1f}" for of in means)
+
+
+@register("backbone", "preset", "bottle", "tile", "boards", "hazelnut", "rendered", "mean")
+def presets() -> Rows:
+    """Image AUROC / AUPRO, one shot."""
+    yield from _presets(PRESETS)
+
+
+@register("backbone", "full-image / paper", "full-image-weighted / paper")
+def preset_cost() -> Rows:
+    """Time from file to result."""
+    for row in load("presets")["cost"]:
+        yield BACKBONES[row["backbone"]], f"{row['sharp/paper']:.2f}", f"{row['keen/paper']:.2f}"
+
+
+@register("backbone", "set", "supports", "banks tried", "defect reported", "good part reported")
+def audit() -> Rows:
+    """How often `bank audit` reports a support."""
+    for row in load("presets")["audit"]:
+        rates = (percent(row[key], 0) for key in ("defect_named", "good_named"))
+        yield BACKBONES[row["backbone"]], row["set"], row["supports"], row["banks"], *rates
+
+
+@register(
+    "backbone, token",
+    "classes",
+    "shots",
+    "right",
+    "wrong class",
+    "own, unknown",
+    "other set, unknown",
+    "synthetic, unknown",
+)
+def routing() -> Rows:
+    """Classes found, images rejected."""
+    keys = ("right", "taken_for_another", "own_unknown", "other_set_unknown", "synthetic_unknown")
+    for row in load("routing")["rows"]:
+        backbone, token = row["backbone"].split(", ")
+        rates = (percent(row.get(key)) for key in keys)
+        yield f"{BACKBONES[backbone]}, {token.removesuffix(' class token')}", row["classes"], row["shots"], *rates
+
+
+@register(
+    "backbone",
+    "precision",
+    "lowest token cosine to fp32",
+    "score change, same precision in bank",
+    "score change, fp32 bank",
+)
+def precision() -> Rows:
+    """What a lower precision costs on real images."""
+    rows = load("precision")["rows"]
+    for backbone, name in BACKBONES.items():
+        for kind in ("tf32", "fp16", "bf16"):
+            same, mixed = (pick(rows, backbone=backbone, precision=kind, bank=bank)[0] for bank in (kind, "fp32"))
+            moves = (percent(row["score_moves_at_most"], 2) for row in (same, mixed))
+            yield name, kind, f"{same['token_cosine_min']:.4f}", *moves
+
+
+@register(
+    "tokens",
+    "bank rows",
+    "dimension",
+    "threads",
+    "first call / NumPy",
+    "indexed / NumPy",
+    "first call / faiss",
+    "indexed / faiss",
+)
+def search_cpu() -> Rows:
+    """Exact search on a CPU, ratios of time."""
+    for row in load("search-avx2")["rows"]:
+        ratios = (
+            f"{row['ratios'][f'{ours} / {theirs}']:.2f}"
+            for theirs in ("numpy", "faiss")
+            for ours in ("float32", "prepared")
+        )
+        yield row["tokens"], row["rows"], row["dim"], row["threads"], *ratios
+
+
+@register("queries", "bank rows", "dimension", "ms", "rate / cuBLAS's", "time / GEMM + max")
+def search_gpu() -> Rows:
+    """Exact search on the H100."""
+    for cell in load(f"{H100}/search")["cells"]:
+        yield (
+            cell["queries"],
+            cell["rows"],
+            cell["dim"],
+            f"{cell['ms']['visionad']['p50']:.3f}",
+            percent(cell["share_of_cublas"], 0),
+            f"{cell['to_gemm_and_max']:.2f}",
+        )
+
+
+@register("queries", "`group_maxima`, TFLOP/s", "cuBLAS, TFLOP/s")
+def gpu_products() -> Rows:
+    """Rate of the first pass beside cuBLAS's bare product, 1 000 000 rows of 1024."""
+    for cell in pick(load(f"{H100}/search")["cells"], rows=1000000, dim=1024):
+        tflop = 2 * cell["queries"] * cell["rows"] * cell["dim"] / 1e12
+        times = (cell["kernels_ms"]["group_maxima"], cell["ms"]["gemm"]["p50"])
+        yield cell["queries"], *(f"{1000 * tflop / ms:.0f}" for ms in times)
+
+
+@register("backbone", "operators", "median, ms")
+def gpu_engine() -> Rows:
+    """One engine call of three views."""
+    for backbone in ("dinov2_vitl14_reg", "dinov2_vits14_reg"):
+        for way in load(f"{H100}/ways-{backbone}-fp16")["ways"]:
+            yield backbone, way["way"], f"{way['gpu_ms']['p50']:.2f}"
+
+
+@register("cameras", "p50, ms", "p99, ms", "images/s")
+def gpu_cameras() -> Rows:
+    """An inspector under load, ViT-S, class given."""
+    for row in load(f"{H100}/chain-dinov2_vits14_reg-fp16")["cameras"]:
+        yield row["cameras"], f"{row['p50']:.2f}", f"{row['p99']:.2f}", f"{row['pictures_per_s']:.0f}"
+
+
+@register("aim", "measured", "reached")
+def gpu_aims() -> Rows:
+    """What the run on the H100 says of its aims."""
+    seen: dict[str, tuple[str, str]] = {}
+    for table in ("table-vitl", "table-vits"):
+        for word, aim, found in AIM.findall((RESULTS / H100 / f"{table}.txt").read_text()):
+            seen.setdefault(aim, (found, {"FAIL": "no", "pass": "yes"}.get(word, "too few calls to say")))
+    for aim, (found, reached) in seen.items():
+        yield aim, found, reached
+
+
+@register("image", "class", "slots", "p50, ms", "p99, ms")
+def gpu_host() -> Rows:
+    """What the GPU pipeline costs on the host."""
+    for row in load("chain_host")["rows"]:
+        yield (
+            f"{row['width']} × {row['height']}",
+            row["class"],
+            row["cameras"],
+            f"{row['p50']:.2f}",
+            f"{row['p99']:.2f}",
+        )
+
+
+@register("set", "bank rows", "first pass", "groups to rescore")
+def first_pass() -> Rows:
+    """Fraction of the groups that a first pass of fewer bits leaves, at most shots."""
+    found = load("first_pass")["rows"]
+    for row in pick(found, shots=max(r["shots"] for r in found)):
+        yield row["set"], row["rows"], row["product"], percent(row["share"], 2)
+
+
+@register("bank rows", "float32 search, ms", "bank, MB", "memory of bank and search, MB")
+def scale() -> Rows:
+    """Search time and memory by bank size, 384 dimensions, 784 queries."""
+    for row in load("scale")["rows"]:
+        keys = ("float32 search, ms", "float32 bank, MB", "memory of float32 bank and search, MB")
+        yield row["rows"], *(f"{row[key]:.1f}" if row.get(key) is not None else "–" for key in keys)
+
+
+@register("classes", "bank, MB", "open, ms", "enroll one image, ms", "route, ms")
+def scale_classes() -> Rows:
+    """A bank by its number of classes."""
+    for row in load("scale")["classes"]:
+        keys = ("bank, MB", "open, ms", "enrol one more, ms")
+        yield row["classes"], *(f"{row[key]:.0f}" for key in keys), f"{row['route, ms']:.2f}"
+
+
+@register("measured", "result")
+def streaming() -> Rows:
+    """Pixel metrics of a data set of Real-IAD's size."""
+    found = load("streaming")
+    yield "maps of 256 × 256", found["maps"]
+    yield "classes", found["classes"]
+    yield "peak memory", f"{found['peak MB']:.0f} MB"
+    yield "time per 1000 maps, one core", f"{found['seconds per 1000 maps, all four metrics']:.1f} s"
+
+
+@register("result file", "commit", "date", "CPU or GPU")
+def provenance() -> Rows:
+    """Where each number comes from."""
+    for path in sorted(RESULTS.glob("*.json")):
+        where = json.loads(path.read_text()).get("environment")
+        if isinstance(where, dict) and "commit" in where:
+            yield f"`{path.name}`", where["commit"], where["date"], f"{where['cpu']}, {where['cores']} cores"
+
+
+def pages() -> list[Path]:
+    """Every page that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """A page's text with all of its tables made anew.
+
+    Raises:
+        KeyError: the page names a table that does not exist.
+    """
+    return MARK.sub(lambda match: f"<!-- table {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->", text)
+
+
+def main(check: bool) -> int:
+    """Write or check all pages. Returns the number of pages that differed."""
+    stale = [page for page in pages() if filled(page.read_text()) != page.read_text()]
+    for page in stale:
+        print(f"{page.relative_to(ROOT)}: {'differs from the result files' if check else 'written'}")
+        if not check:
+            page.write_text(filled(page.read_text()))
+    return len(stale)
+
+
+if __name__ == "__main__":
+    changed = main(check="--check" in sys.argv[1:])
+    sys.exit("run `python benchmarks/tables.py` and commit the pages" if changed and "--check" in sys.argv[1:] else 0)

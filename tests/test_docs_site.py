@@ -1,0 +1,102 @@
+"""The documentation agrees with the result files and the code, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
+GENERATED = ("docs/reference/cli.md", "docs/reference/schemas.md")
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s#]*)(?:#([^)\s]*))?\)")
+
+
+def load(folder: str, name: str) -> ModuleType:
+    sys.path.insert(0, str(ROOT / folder))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / folder))
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return load("benchmarks", "tables")
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "<!-- table" in page.read_text()], ids=lambda page: page.name
+)
+def test_tables_equal_the_result_files(page: Path, tables: ModuleType) -> None:
+    text = page.read_text()
+    assert tables.filled(text) == text, "run `python benchmarks/tables.py`"
+
+
+def test_every_table_is_on_a_page(tables: ModuleType) -> None:
+    used = {match[1] for page in PAGES for match in tables.MARK.finditer(page.read_text())}
+    assert used == set(tables.TABLES)
+
+
+def test_a_stale_table_is_seen(tables: ModuleType) -> None:
+    stale = "a\n<!-- table overhead -->\n| old |\n<!-- end -->\nb\n"
+    filled = tables.filled(stale)
+    assert filled != stale
+    assert filled.startswith("a\n<!-- table overhead -->\n| measured |")
+    assert filled.endswith("<!-- end -->\nb\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links(page: Path) -> None:
+    broken = []
+    for target, anchor in LINK.findall(page.read_text()):
+        path = (page.parent / target).resolve() if target else page
+        name = path.relative_to(ROOT).as_posix()
+        if name in GENERATED:
+            continue
+        if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
+            broken.append(f"{target}#{anchor}")
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as the site makes them."""
+    found = set()
+    for heading in re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE):
+        explicit = re.search(r"\{ #(\S+) \}", heading)
+        slug = re.sub(r"[^\w\s-]", "", heading).strip().lower()
+        found.add(explicit[1] if explicit else re.sub(r"[\s-]+", "-", slug))
+    return found
+
+
+def test_the_command_page_has_every_command_and_option() -> None:
+    from visionad_runtime.cli.main import app
+
+    text = load("docs", "generate").command_page()
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert {"predict", "bank", "export"} <= set(commands)
+    for name, command in commands.items():
+        assert f"## `visionad {name}`" in text
+        for parameter in command.params:
+            for option in (o for o in parameter.opts if o.startswith("--")):
+                assert f"`{option}" in text, f"{name} {option}"
+
+
+def test_the_schema_page_has_every_field() -> None:
+    text = load("docs", "generate").schema_page()
+    for field in ("weights_sha256", "top_share", "threshold", "undo_to"):
+        assert f'"{field}"' in text
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="building the site takes the docs extra")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "visionad predict" in (tmp_path / "site" / "reference" / "cli" / "index.html").read_text()

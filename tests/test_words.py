@@ -1,0 +1,96 @@
+"""Code, documentation and messages use the project's words (CONTRIBUTING.md, "Words")."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".cff", ".sh", ".c", ".html", ".css", ".js", ".txt", ""}
+BANNED = {
+    "picture": (re.compile("picture", re.IGNORECASE), "image"),
+    "enrol": (re.compile("enrol(?!l)", re.IGNORECASE), "enroll"),
+    "wanted, found": (re.compile(r"\bwanted\b[^\n]*\bfound\b", re.IGNORECASE), "expected …, got …"),
+}
+ALLOWED = {
+    "pictures_per_s": "a field of bench's JSON, which other programs read",
+    "visionad_pictures": "a metric of serve, which dashboards read",
+    "joules_per_picture": "a field of bench's JSON",
+    '"pictures"': "a field of the JSON of bench, audit and eval",
+    "'pictures'": "a field of JSON, in an f-string",
+    '["enrol': "a field of result files",
+}
+"""Text that may stand although it holds a banned word → why."""
+EXCEPT = {
+    "CONTRIBUTING.md": "names the words that are not used",
+    "CHANGELOG.md": "names what was renamed",
+    "tests/test_words.py": "this file",
+    "benchmarks/tables.py": "reads the fields of result files made before the words changed",
+    "benchmarks/results/": "records of runs stay as they were written",
+}
+"""Files or folders that are not looked at → why."""
+
+
+def tracked() -> list[Path]:
+    """The repository's text files."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    names = [name for name in done.stdout.split("\0") if name and not name.startswith(tuple(EXCEPT))]
+    return [ROOT / name for name in names if Path(name).suffix in SUFFIXES and (ROOT / name).is_file()]
+
+
+def violations(text: str) -> list[str]:
+    """Lines with a banned word, each with its number and the word to use."""
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        rest = line
+        for allowed in ALLOWED:
+            rest = rest.replace(allowed, "")
+        found += [
+            f"{number}: use {better!r}: {line.strip()[:90]}" for word, better in BANNED.values() if word.search(rest)
+        ]
+    return found
+
+
+def test_no_banned_word() -> None:
+    found = []
+    for path in tracked():
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        found += [f"{path.relative_to(ROOT)}:{line}" for line in violations(text)]
+    assert not found, f"{len(found)} lines, the first:\n" + "\n".join(found[:40])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a picture",
+        "two Pictures",
+        "find_pictures",
+        "PictureError",
+        "check_picture(x)",
+        "to enrol a part",
+        "the enrolment",
+        'f"wanted {a}, found {b}"',
+    ],
+)
+def test_banned_words_are_seen(line: str) -> None:
+    assert violations(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "an image",
+        "enroll, enrolled, enrolling, enrollment",
+        '"pictures_per_s"',
+        "visionad_pictures_total",
+        "what was found",
+        "expected 3, got 4",
+    ],
+)
+def test_other_words_are_not(line: str) -> None:
+    assert not violations(line)

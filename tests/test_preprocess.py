@@ -25,7 +25,7 @@ needs_torch = pytest.mark.skipif(torch is None, reason="normalise and the poses 
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PILLOW = tuple(map(int, PIL.__version__.split(".")[:2]))
-"""From 13 on, one call takes a tall picture down first, then across; the method and all Pillows before go across first."""
+"""From 12.2 on, one call takes a tall image down first, then across; the method and all Pillows before go across first."""
 U8 = NDArray[np.uint8]
 
 

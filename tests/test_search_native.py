@@ -36,7 +36,6 @@ FILES = [native.file_name(name, system) for name, build in native.BUILDS.items()
 FUNCTIONS = {f"visionad_{name}" for name in ("level", "panel", "scratch", "search", "merge", "product")}
 SYSTEM = {ending: system for system, ending in native.SYSTEMS.items()}
 V3 = "pni ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt osxsave avx f16c bmi1 avx2 bmi2 lahf_lm abm"
-V4 = V3 + " avx512f avx512bw avx512cd avx512dq avx512vl"
 here = native.supported_builds()
 needs_build = pytest.mark.skipif(not here, reason="no build runs on this CPU and system")
 
@@ -44,10 +43,9 @@ needs_build = pytest.mark.skipif(not here, reason="no build runs on this CPU and
 @pytest.mark.parametrize(
     ("machine", "system", "level", "wanted"),
     [
-        ("x86_64", "linux", 4, ["x86-64-v4", "x86-64-v3", "x86-64"]),
-        ("x86_64", "win32", 4, ["x86-64-v3"]),
+        ("x86_64", "win32", 3, ["x86-64-v3"]),
         ("x86_64", "win32", 1, []),
-        ("x86_64", "darwin", 4, []),
+        ("x86_64", "darwin", 3, []),
         ("x86_64", "linux", 3, ["x86-64-v3", "x86-64"]),
         ("x86_64", "linux", 1, ["x86-64"]),
         ("aarch64", "linux", 1, ["aarch64"]),
@@ -367,8 +365,7 @@ def test_the_builds_for_arm_find_the_same(
 CPUID = {
     1: {"ecx": {"pni": 0, "ssse3": 9, "fma": 12, "cx16": 13, "sse4_1": 19, "sse4_2": 20, "movbe": 22, "popcnt": 23,
                 "osxsave": 27, "avx": 28, "f16c": 29}},
-    7: {"ebx": {"bmi1": 3, "avx2": 5, "bmi2": 8, "avx512f": 16, "avx512dq": 17, "avx512cd": 28, "avx512bw": 30,
-                "avx512vl": 31}},
+    7: {"ebx": {"bmi1": 3, "avx2": 5, "bmi2": 8, "avx512f": 16, "avx512bw": 30}},
     0x80000001: {"ecx": {"lahf_lm": 0, "abm": 5}},
 }  # fmt: skip
 """Where a CPU says what it has, by Linux's names (arch/x86/include/asm/cpufeatures.h)."""
@@ -378,20 +375,15 @@ CPUID = {
 @pytest.mark.parametrize(
     ("flags", "kept", "leaves", "level"),
     [
-        (V4, 0xE7, 0x1F, 4),
-        (V4 + " avx512_vnni amx_tile", 0x602E7, 0x20, 4),
-        (V4, 0x07, 0x1F, 3),  # a system that does not keep AVX-512's registers
-        (V4, 0x67, 0x1F, 3),  # ... not all of them
-        (V4, 0x03, 0x1F, 1),
-        (V4.replace(" osxsave", ""), 0, 0x1F, 1),
-        (V3 + " avx512f avx512cd", 0xE7, 0x1F, 3),  # Xeon Phi
+        (V3 + " avx512f avx512bw avx512_vnni amx_tile", 0x602E7, 0x20, 3),
+        (V3, 0x03, 0x1F, 1),  # a system that does not save AVX's registers
+        (V3.replace(" osxsave", ""), 0, 0x1F, 1),
         (V3, 0x07, 0x0D, 3),
         (V3.replace(" fma", ""), 0x07, 0x0D, 1),  # VIA's
         (V3.replace(" avx2 bmi2", "").replace(" bmi1", ""), 0x07, 0x0D, 1),
-        (V4, 0xE7, 6, 1),
+        (V3, 0x07, 6, 1),
         ("pni", 0, 1, 1),
         *((V3.replace(flag, "-"), 0x07, 0x0D, 1) for flag in ("movbe", "bmi1", "bmi2", "f16c", "abm", "popcnt")),
-        *((V4.replace(flag, "-"), 0xE7, 0x1F, 3) for flag in ("avx512bw", "avx512cd", "avx512dq", "avx512vl")),
     ],
 )
 def test_the_level_of_a_cpu(flags: str, kept: int, leaves: int, level: int, name: str) -> None:
@@ -429,7 +421,7 @@ def test_the_level_of_a_cpu(flags: str, kept: int, leaves: int, level: int, name
 def test_the_level_of_this_cpu_is_what_linux_says() -> None:
     line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     flags = set(line.split()) | {"osxsave"}  # Linux lists the others only if this is there
-    levels = [level for level, wanted in ((1, ""), (3, V3), (4, V4)) if set(wanted.split()) <= flags]
+    levels = [level for level, wanted in ((1, ""), (3, V3)) if set(wanted.split()) <= flags]
     assert {native.Library(name).level for name in here} == {max(levels)}
 
 

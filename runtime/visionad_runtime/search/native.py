@@ -37,7 +37,6 @@ class Build(NamedTuple):
 
 
 BUILDS = {
-    "x86-64-v4": Build("x86_64", 4),
     "x86-64-v3": Build("x86_64", 3, ("linux", "win32")),
     "x86-64": Build("x86_64"),
     "aarch64": Build("aarch64"),

@@ -98,7 +98,7 @@ SPECS = (
         probe=partial(
             _probe,
             providers.TENSORRT,
-            "onnxruntime-gpu as above, and the TensorRT that it was built for on LD_LIBRARY_PATH",
+            f"{_INSTALL_GPU}, and the TensorRT that it was built for on LD_LIBRARY_PATH",
         ),
         experimental=True,
         needs="an ONNX Runtime with that provider; not in fp32 (it has no switch for TF32)",

@@ -39,6 +39,8 @@ from visionad_runtime.bench.nvml import Nvml, open_nvml
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.inspect import DeviceChain
 from visionad_runtime.demo.parts import render
+from visionad_runtime.engine.base import NVIDIA_GPU
+from visionad_runtime.engine.registry import backend_spec
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.system import environment
 
@@ -120,9 +122,9 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
 
 def _meter(inspector: Inspector, nvml: Nvml | str) -> Callable[[], int] | str:
     """Bytes of GPU memory in use, or why they are not known."""
-    if inspector.engine.name == "onnxruntime-cpu":
+    if backend_spec(inspector.engine.name).device != NVIDIA_GPU:
         return "the backend uses no GPU"
-    if inspector.engine.name.startswith("tensorrt"):
+    if inspector.engine.requires_device_pipeline:  # no other library allocates there
         owner = Owner.of(0)
         return lambda: owner.run(lambda device: device.total_memory - device.free_memory())
     return nvml if isinstance(nvml, str) else nvml.used

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from visionad_runtime.engine.base import NVIDIA_GPU
+from visionad_runtime.engine.registry import backend_spec
+
 MOST_LINES = 40
 BAD = ("FAILED", "TIMED OUT")
 HEADER = (
@@ -212,17 +215,21 @@ def _engine_ms(entry: Mapping[str, Any]) -> float:
     return found
 
 
+def _on_gpu(backend: str) -> bool:
+    return backend_spec(backend).device == NVIDIA_GPU
+
+
 def _large(benches: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
     """Benches of the large backbone on a GPU, one picture a call."""
     for bench in benches:
         for backend, entry in bench["backends"].items():
-            if bench["model"]["name"].startswith(LARGE) and backend != "onnxruntime-cpu" and "1" in entry["batches"]:
+            if bench["model"]["name"].startswith(LARGE) and _on_gpu(backend) and "1" in entry["batches"]:
                 yield bench, backend, entry
 
 
 def _accuracy_aims(parities: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of GPU backends against the fp32 reference, over what was compared."""
-    on_gpu = [p for p in parities if p["backend"] != "onnxruntime-cpu"]
+    on_gpu = [p for p in parities if _on_gpu(p["backend"])]
     cosine = min(((p["patch_min_cosine"], _told(p)) for p in on_gpu), default=None)
     ordered = [(100 * p["auroc"]["difference"], _told(p)) for p in on_gpu if p["auroc"] is not None]
     auroc = max(ordered, default=None)

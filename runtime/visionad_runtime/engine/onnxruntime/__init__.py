@@ -75,7 +75,7 @@ SPECS = (
         probe=partial(_probe, providers.CUDA, _INSTALL_GPU),
         priority=200,
         extra="gpu",
-        packages=("onnxruntime-gpu",),
+        packages=("onnxruntime-gpu", "nvidia-ml-py"),
         not_run={
             "onnxruntime-gpu": "its TensorRT provider; the CUDA provider ran on an H100 (1.31), with pycuda 2026.1"
         },
@@ -99,7 +99,7 @@ SPECS = (
         probe=partial(
             _probe,
             providers.TENSORRT,
-            "onnxruntime-gpu as above, and the TensorRT that it was built for on LD_LIBRARY_PATH",
+            f"{_INSTALL_GPU}, and the TensorRT that it was built for on LD_LIBRARY_PATH",
         ),
         experimental=True,
         needs="an ONNX Runtime with that provider; not in fp32 (it has no switch for TF32)",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
 from .errors import BankError, ModelError, PictureError, VisionADError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 # Left to itself, ONNX Runtime (1.32) notes what it runs below the user's home, with an identifier, to send it. Not from a line.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
 __all__ = ["BankError", "Inspector", "ModelError", "PictureError", "Result", "VisionADError", "__version__"]
 
 

@@ -27,7 +27,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from . import __version__
+from ._version import __version__
 from .artefacts import SupportImage, sha256_bytes
 from .bank import Snapshot, check_class_name
 from .errors import BankError, PictureError, VisionADError

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from timm.models.vision_transformer import Attention, Block, LayerScale, Mlp
+from timm.models.vision_transformer import Attention, Block, LayerScale, Mlp  # type: ignore[attr-defined, unused-ignore]
 from torch import Tensor, nn
 
 Replace = Callable[[nn.Module, str, nn.Module], None]

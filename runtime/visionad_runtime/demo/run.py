@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from .. import __version__
+from .._version import __version__
 from ..artefacts import MANIFEST, atomic_file, atomic_write
 from ..bank import stored_name
 from ..errors import VisionADError

@@ -13,9 +13,9 @@ from pathlib import Path
 import common
 from visionad_export.exporter import export_model
 from visionad_export.reference.predictor import ReferencePredictor
-from visionad_runtime.evaluation.datasets.registry import open_dataset
-from visionad_runtime.evaluation.protocol import evaluate
-from visionad_runtime.evaluation.published import METRICS
+from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
+from visionad_runtime.tools.evaluation.protocol import evaluate
+from visionad_runtime.tools.evaluation.published import METRICS
 
 SETS = (("folder", "mvtec_bottle"), ("folder", "adfi_hazelnut"), ("folder", "magnetic_tile"))
 BACKBONE = "deit_tiny_patch16_224"

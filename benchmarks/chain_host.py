@@ -21,11 +21,11 @@ import common
 import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime import preprocess
-from visionad_runtime.artefacts import FeatureIdentity, PreprocessSpec, ViewName
-from visionad_runtime.bench.measure import summarise
-from visionad_runtime.cuda.device import Owner
-from visionad_runtime.cuda.inspect import CAMERAS, DeviceChain
+from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
+from visionad_runtime.pipeline.cuda.pipeline import CAMERAS, DeviceChain
 from visionad_runtime.scoring.spec import PAPER
+from visionad_runtime.tools.benchmark.measure import summarise
 
 VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
 MANY = 4 * CAMERAS

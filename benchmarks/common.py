@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from visionad_runtime import Inspector
-    from visionad_runtime.evaluation.datasets.base import Dataset
+    from visionad_runtime.tools.evaluation.datasets.base import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,7 +33,7 @@ def real_sets(folder: Path) -> Iterator[tuple[str, Dataset, str, Inspector]]:
     """Each set of real pictures, its one class, and DeiT-Tiny with its real weights to inspect it, nothing enrolled."""
     from visionad_export.exporter import export_model
     from visionad_runtime import Inspector
-    from visionad_runtime.evaluation.datasets.registry import open_dataset
+    from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
 
     place = shared()
     export_model(BACKBONE, folder / "model", weights=place / "weights" / BACKBONE / "model.safetensors")

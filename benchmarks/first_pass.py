@@ -20,7 +20,7 @@ import common
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from visionad_runtime.cuda.plan import GROUP, RUN
+from visionad_runtime.pipeline.cuda.work_tables import GROUP, RUN
 
 F32 = NDArray[np.float32]
 SHOTS, PICTURES = (1, 4, 16), 4

@@ -32,17 +32,18 @@ import cv2
 import numpy as np
 from gpu_table import figure, told_aim
 from numpy.typing import NDArray
-from visionad_runtime import Inspector, picture, preprocess
-from visionad_runtime.artefacts import PreprocessSpec
-from visionad_runtime.bench import measure
-from visionad_runtime.bench.nvml import Nvml, open_nvml
-from visionad_runtime.cuda.device import Owner
-from visionad_runtime.cuda.inspect import DeviceChain
-from visionad_runtime.demo.parts import render
+from visionad_runtime import Inspector, preprocess
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.engine.base import NVIDIA_GPU
 from visionad_runtime.engine.registry import backend_spec
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.formats.manifest import PreprocessSpec
+from visionad_runtime.images import decode
+from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
 from visionad_runtime.system import environment
+from visionad_runtime.tools.benchmark import measure
+from visionad_runtime.tools.benchmark.nvml import Nvml, open_nvml
+from visionad_runtime.tools.demo.rendering import render
 
 U8 = NDArray[np.uint8]
 SIZES = ((480, 640), (1024, 1024), (1080, 1920), (2048, 2448), (3000, 4000))
@@ -192,8 +193,8 @@ def one_size(inspector: Inspector, folder: Path, rgb: U8, seconds: float) -> dic
     stages: list[Mapping[str, float]] = []
     image = in_bgr(rgb)
     steps: dict[str, Callable[[], object]] = {
-        "decode jpg": lambda: picture.load(jpg),
-        "decode png": lambda: picture.load(png),
+        "decode jpg": lambda: decode.load(jpg),
+        "decode png": lambda: decode.load(png),
         "OpenCV": lambda: preprocess.query_views(by_opencv(rgb, spec), views),
         "host": lambda: preprocess.query_views(preprocess.prepare(rgb, spec), views),
         "inspect": lambda: stages.append(inspector.inspect(image, class_name=CLASS).timings),

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from visionad_runtime.cuda import plan
 from visionad_runtime.cuda.interface import Buffer, Device, Graph, Stream
 from visionad_runtime.cuda.kernels import Kernel, Kernels
-from visionad_runtime.cuda.plan import BankView
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.pipeline.cuda import work_tables as plan
+from visionad_runtime.pipeline.cuda.work_tables import BankView
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]

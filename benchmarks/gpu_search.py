@@ -45,12 +45,12 @@ from gpu_opponents import (
 )
 from gpu_table import figure, told_aim
 from numpy.typing import NDArray
-from visionad_runtime.bench import measure, roofline
-from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.interface import Device
 from visionad_runtime.cuda.kernels import Kernels
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.system import environment
+from visionad_runtime.tools.benchmark import measure, roofline
 
 ROUNDS, CALLS = 5, 400
 HALF_SCORES = 2e-3

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from gpu_opponents import CACHE, I32, Contender, Ground, KernelSet, Rows, ours
 from gpu_search import Size, draw, race
-from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.interface import Device
 from visionad_runtime.cuda.kernels import Kernel, Kernels, read_target
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.system import environment
 

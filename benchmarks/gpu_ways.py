@@ -19,14 +19,15 @@ from typing import Any
 import common
 import numpy as np
 from numpy.typing import NDArray
-from visionad_runtime.bench import measure
-from visionad_runtime.cuda.device import Device, Owner
+from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.memory import Memory
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.engine import Tokens
 from visionad_runtime.engine.onnxruntime import cuda as leaf
 from visionad_runtime.engine.onnxruntime.providers import CUDA
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.inspector import read_model
+from visionad_runtime.formats.model_folder import read_model
+from visionad_runtime.tools.benchmark import measure
 
 WARM, PROFILED, MOST_KERNELS = 20, 5, 20
 F32 = NDArray[np.float32]

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 from visionad_runtime import Inspector
-from visionad_runtime.demo.parts import render
+from visionad_runtime.tools.demo.rendering import render
 
 PROMISED_RATIO = 1.10
 SETTLE = 0.2

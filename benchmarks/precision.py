@@ -35,8 +35,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from sklearn.metrics import roc_auc_score
 from visionad_export.exporter import export_model
 from visionad_export.graph.precision import emulate, lower
-from visionad_runtime import picture
-from visionad_runtime.artefacts import ModelManifest, Precision, read_manifest
+from visionad_runtime.formats.manifest import ModelManifest, Precision, read_manifest
+from visionad_runtime.images import decode
 from visionad_runtime.preprocess import bank_blocks, prepare, support_encodings
 from visionad_runtime.scoring.anomaly_map import fuse, image_score, upsample
 from visionad_runtime.search import nearest
@@ -144,7 +144,7 @@ def study_emulated(
     _, wanted = encode_by(Reference.load(backbone, weights), support, tests)
     for kind, scales in itertools.product(ROUNDED, ("tensor", "token")):
         reference = Reference.load(backbone, weights)
-        images = [torch.from_numpy(prepare(picture.load(path), reference.spec)[None]) for path in normals]
+        images = [torch.from_numpy(prepare(decode.load(path), reference.spec)[None]) for path in normals]
         round_linears(reference, ROUNDED[kind], images if scales == "tensor" else None)
         bank, tokens = encode_by(reference, support, tests)
         cosines = compare(tokens, wanted)
@@ -207,9 +207,9 @@ def encode_by(reference: Reference, support: Path, tests: list[Path]) -> tuple[F
         found: F32 = reference.encode(torch.from_numpy(np.ascontiguousarray(image[None])))[0][0].numpy()
         return found
 
-    poses = support_encodings(prepare(picture.load(support), reference.spec), bank_blocks(("original",)))
+    poses = support_encodings(prepare(decode.load(support), reference.spec), bank_blocks(("original",)))
     return np.concatenate([tokens(pose) for pose in poses]), [
-        tokens(prepare(picture.load(path), reference.spec)) for path in tests
+        tokens(prepare(decode.load(path), reference.spec)) for path in tests
     ]
 
 
@@ -219,7 +219,7 @@ def quantised(model: Path, normals: list[Path], folder: Path) -> dict[str, Path]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.images = iter([{"images": prepare(picture.load(path), spec)[None]} for path in normals])
+            self.images = iter([{"images": prepare(decode.load(path), spec)[None]} for path in normals])
 
         def get_next(self) -> dict[str, F32] | None:
             return next(self.images, None)
@@ -281,8 +281,8 @@ def encode(path: Path, model: Path, support: Path, tests: list[Path]) -> tuple[F
         found: F32 = run.run(["patch_tokens"], {"images": np.ascontiguousarray(image[None])})[0][0]
         return found
 
-    poses = support_encodings(prepare(picture.load(support), spec), bank_blocks(("original",)))
-    return np.concatenate([tokens(pose) for pose in poses]), [tokens(prepare(picture.load(p), spec)) for p in tests]
+    poses = support_encodings(prepare(decode.load(support), spec), bank_blocks(("original",)))
+    return np.concatenate([tokens(pose) for pose in poses]), [tokens(prepare(decode.load(p), spec)) for p in tests]
 
 
 def compare(found: list[F32], wanted: list[F32]) -> NDArray[np.float64]:

@@ -25,23 +25,23 @@ import numpy as np
 from visionad_export.config import ExportConfig
 from visionad_export.exporter import export_model
 from visionad_runtime import Inspector
-from visionad_runtime.artefacts import SupportImage
-from visionad_runtime.bank import ClassBank
-from visionad_runtime.demo.parts import write_dataset
-from visionad_runtime.evaluation.datasets.base import Dataset, Sample
-from visionad_runtime.evaluation.datasets.masks import load_mask
-from visionad_runtime.evaluation.datasets.registry import open_dataset
-from visionad_runtime.evaluation.metrics import PixelMetrics, image_metrics
-from visionad_runtime.evaluation.protocol import evaluate
-from visionad_runtime.picture import load
+from visionad_runtime.bank.memory_bank import ClassBank
+from visionad_runtime.formats.manifest import SupportImage
+from visionad_runtime.images.decode import load
 from visionad_runtime.preprocess import prepare, query_views
 from visionad_runtime.scoring.anomaly_map import MAP_SIZE, fuse, image_score, upsample
 from visionad_runtime.scoring.self_similarity import self_similarity_weight
 from visionad_runtime.scoring.spec import ScoringSpec
 from visionad_runtime.search import nearest
-from visionad_runtime.support import choose_support
 from visionad_runtime.teaching.audit import leave_one_out_scores
+from visionad_runtime.teaching.sampling import choose_support
 from visionad_runtime.teaching.selection import select_support
+from visionad_runtime.tools.demo.rendering import write_dataset
+from visionad_runtime.tools.evaluation.datasets.base import Dataset, Sample
+from visionad_runtime.tools.evaluation.datasets.masks import load_mask
+from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
+from visionad_runtime.tools.evaluation.metrics import PixelMetrics, image_metrics
+from visionad_runtime.tools.evaluation.protocol import evaluate
 
 SETS = {
     "bottle": ("folder", "mvtec_bottle"),

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import common
 import numpy as np
-from visionad_runtime.artefacts import ClassEntry
-from visionad_runtime.bank import ClassBank
-from visionad_runtime.demo.parts import CLASSES, UNKNOWN, render
-from visionad_runtime.inspector import read_model
-from visionad_runtime.picture import load
+from visionad_runtime.bank.memory_bank import ClassBank
+from visionad_runtime.bank.routing import LIMITS, Router
+from visionad_runtime.formats.manifest import ClassEntry
+from visionad_runtime.formats.model_folder import read_model
+from visionad_runtime.images.decode import load
 from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.pipeline.self_test import read_golden
 from visionad_runtime.preprocess import prepare
-from visionad_runtime.routing import LIMITS, Router
+from visionad_runtime.tools.demo.rendering import CLASSES, UNKNOWN, render
 
 BACKBONES = (("deit_tiny_patch16_224", "fused"), ("deit_tiny_patch16_224", "final"), ("efficientnet_lite0", "fused"))
 RATES = ("right", "taken_for_another", "own_unknown", "other_set_unknown", "synthetic_unknown")

@@ -24,10 +24,10 @@ from typing import Any
 
 import common
 import numpy as np
-from visionad_runtime.artefacts import Calibration, FeatureIdentity, PreprocessSpec, SupportImage
-from visionad_runtime.bank import Bank
+from visionad_runtime.bank.routing import LIMITS, Router
+from visionad_runtime.bank.store import Bank
+from visionad_runtime.formats.manifest import Calibration, FeatureIdentity, PreprocessSpec, SupportImage
 from visionad_runtime.preprocess import bank_blocks
-from visionad_runtime.routing import LIMITS, Router
 from visionad_runtime.search import build_index, nearest
 
 DIM, PATCHES = 384, 784

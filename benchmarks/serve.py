@@ -26,9 +26,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime import Inspector
-from visionad_runtime.bench.measure import summarise
-from visionad_runtime.demo.parts import render
-from visionad_runtime.workers import settle
+from visionad_runtime._threads import settle
+from visionad_runtime.tools.benchmark.measure import summarise
+from visionad_runtime.tools.demo.rendering import render
 
 SIZES = ((512, 512), (1024, 1024), (2448, 2048))
 WAYS = ("bgr8", "mono8", "png", "jpg")

@@ -15,8 +15,8 @@ import common
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from visionad_runtime.evaluation.metrics import PixelMetrics
 from visionad_runtime.scoring.anomaly_map import MAP_SIZE
+from visionad_runtime.tools.evaluation.metrics import PixelMetrics
 
 GRID = 28
 """Patches across: maps are upsampled from as many values, so their pixels are as distinct as real ones."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 from typer.cli import get_docs_for_click
-from visionad_runtime.artefacts import BankManifest, ModelManifest
 from visionad_runtime.cli.main import app
+from visionad_runtime.formats.manifest import BankManifest, ModelManifest
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig

@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from visionad_runtime.cuda import plan
 from visionad_runtime.cuda.kernels import choose_target, read_manifest
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.pipeline.cuda import work_tables as plan
 from visionad_runtime.scoring.anomaly_map import MAP_SIZE
 
 Kernel = Callable[..., None]

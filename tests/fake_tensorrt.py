@@ -18,8 +18,8 @@ import onnx
 from conftest import cpu_session
 from fake_gpu import FakeDevice
 from numpy.typing import NDArray
-from visionad_runtime.artefacts import sha256_file
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.formats.files import sha256_file
 
 Outputs = dict[str, NDArray[np.float32]]
 MAGIC = b"fake plan "

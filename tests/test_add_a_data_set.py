@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from visionad_runtime.cli.main import run
-from visionad_runtime.evaluation import datasets
-from visionad_runtime.evaluation.datasets import registry
-from visionad_runtime.evaluation.datasets.base import DatasetError
+from visionad_runtime.tools.evaluation import datasets
+from visionad_runtime.tools.evaluation.datasets import registry
+from visionad_runtime.tools.evaluation.datasets.base import DatasetError
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "add-a-data-set.md"
 

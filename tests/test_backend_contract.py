@@ -15,11 +15,11 @@ from typing import get_args
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from visionad_runtime.artefacts import ModelManifest, Precision, read_manifest
 from visionad_runtime.engine import registry
 from visionad_runtime.engine.base import BackendSpec, Engine, Probe
 from visionad_runtime.engine.registry import auto_backends, backend_spec, backends
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.formats.manifest import ModelManifest, Precision, read_manifest
 from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.pipeline.self_test import read_golden, self_test
 

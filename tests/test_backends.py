@@ -24,12 +24,10 @@ import pytest
 from conftest import part
 from fake_gpu import FakeDevice
 from numpy.typing import NDArray
-from visionad_runtime import Inspector, doctor, system
-from visionad_runtime.artefacts import ModelManifest, read_manifest
-from visionad_runtime.chain import HostChain
+from visionad_runtime import Inspector, system
 from visionad_runtime.cli.main import run
-from visionad_runtime.cuda import device as cuda
-from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda import device
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.engine import onnxruntime, registry, tensorrt
 from visionad_runtime.engine.base import Engine, Probe, Tokens
 from visionad_runtime.engine.native import STDERR, STDOUT, capture_fd
@@ -41,9 +39,12 @@ from visionad_runtime.engine.onnxruntime.cuda import OrtDeviceEngine, OrtStreamE
 from visionad_runtime.engine.registry import auto_backends, backends
 from visionad_runtime.engine.tensorrt.cache import EngineCache
 from visionad_runtime.errors import ModelError, VisionADError
-from visionad_runtime.inspector import read_model
+from visionad_runtime.formats.manifest import ModelManifest, read_manifest
+from visionad_runtime.formats.model_folder import read_model
+from visionad_runtime.pipeline.host import HostChain
 from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.pipeline.self_test import read_golden, self_test
+from visionad_runtime.tools import doctor
 
 CPU = providers.CPU.name
 
@@ -103,7 +104,7 @@ def test_bound_buffers_pass_the_self_test(tiny_model: Path, manifest: ModelManif
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     FakeDevice.reset()
-    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    monkeypatch.setattr(device, "Device", FakeDevice)
     fake_ort.install(monkeypatch)
     yield
     Owner.of(0).close()

@@ -21,10 +21,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from visionad_runtime import bank as bank_module
-from visionad_runtime.artefacts import FeatureIdentity, PreprocessSpec, SupportImage
-from visionad_runtime.bank import UNDO_DEPTH, Bank, verify
+from visionad_runtime.bank import lock
+from visionad_runtime.bank.folder import UNDO_DEPTH
+from visionad_runtime.bank.store import Bank, verify
 from visionad_runtime.errors import BankError, VisionADError
+from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, SupportImage
 from visionad_runtime.preprocess import bank_blocks
 
 VIEWS = ("original", "flip", "clamp")
@@ -455,8 +456,8 @@ def test_two_writers_lose_nothing(bank: Bank) -> None:
 
 def test_a_lock_held_too_long_is_said(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     add(bank, "bolt", 1)
-    monkeypatch.setattr(bank_module, "LOCK_SECONDS", 0.1)
-    with bank_module._locked(bank.folder), pytest.raises(BankError, match="being changed by another process"):
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 0.1)
+    with lock._locked(bank.folder), pytest.raises(BankError, match="being changed by another process"):
         add(bank, "bolt", 2)
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
 

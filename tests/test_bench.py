@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from visionad_runtime.artefacts import ModelManifest, read_manifest
-from visionad_runtime.bench import cold_start, measure, nvml, roofline
-from visionad_runtime.bench import run as bench_run
-from visionad_runtime.bench.measure import Candidate
-from visionad_runtime.bench.report import format_report
-from visionad_runtime.bench.run import Settings, run_bench
 from visionad_runtime.cli.main import run
 from visionad_runtime.errors import ModelError, VisionADError
+from visionad_runtime.formats.manifest import ModelManifest, read_manifest
+from visionad_runtime.tools.benchmark import cold_start, measure, nvml, roofline
+from visionad_runtime.tools.benchmark import run as bench_run
+from visionad_runtime.tools.benchmark.measure import Candidate
+from visionad_runtime.tools.benchmark.report import format_report
+from visionad_runtime.tools.benchmark.run import Settings, run_bench
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TIMES = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=250)
@@ -517,7 +517,7 @@ def test_mistakes_are_one_line(
 def test_mistakes_are_told_before_anything_is_measured(
     args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visionad_runtime.bench import run as bench_run
+    from visionad_runtime.tools.benchmark import run as bench_run
 
     pytest.importorskip("matplotlib", reason="diagrams take the eval extra")
     monkeypatch.chdir(tmp_path)
@@ -530,7 +530,7 @@ def test_mistakes_are_told_before_anything_is_measured(
 def test_a_backend_asked_for_that_fails_leaves_the_others_and_none_at_all_is_an_error(
     tiny_model: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visionad_runtime.bench import run as bench_run
+    from visionad_runtime.tools.benchmark import run as bench_run
 
     real = bench_run.Inspector.open
 

@@ -17,13 +17,13 @@ from conftest import in_threads
 from fake_gpu import FakeDevice, FakeStream
 from numpy.typing import NDArray
 from visionad_runtime import preprocess, search
-from visionad_runtime.artefacts import FeatureIdentity, PreprocessSpec, ViewName
-from visionad_runtime.cuda import chain as chain_module
-from visionad_runtime.cuda import device as cuda
-from visionad_runtime.cuda import kernels
-from visionad_runtime.cuda.chain import Chain, Matched
-from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda import device, kernels
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import PictureError, VisionADError
+from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
+from visionad_runtime.pipeline.cuda import shared, slot
+from visionad_runtime.pipeline.cuda.executor import Chain
+from visionad_runtime.pipeline.cuda.outputs import Matched
 from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
 from visionad_runtime.scoring.self_similarity import self_similarity_weight
 from visionad_runtime.scoring.spec import ScoringSpec
@@ -177,7 +177,7 @@ class Line:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeDevice.reset()
-    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    monkeypatch.setattr(device, "Device", FakeDevice)
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:
 def test_large_pictures_are_copied_by_several_threads(
     line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, copy: int
 ) -> None:
-    monkeypatch.setattr(chain_module, "COPY", copy)
+    monkeypatch.setattr(slot, "COPY", copy)
     monkeypatch.setattr(chain_module, "cores", lambda: 4)
     one = line()
     for turn, (height, width) in enumerate([(64, 96), (64, 1), (1, 96), (37, 61), (64, 96)]):
@@ -438,7 +438,7 @@ def test_the_fake_device_sees_a_missing_wait(line: Callable[..., Line], monkeypa
 def test_a_class_is_enrolled_while_cameras_run(
     line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
-    monkeypatch.setattr(chain_module, "STAGING", 1024)  # many pieces
+    monkeypatch.setattr(shared, "STAGING", 1024)  # many pieces
     one = line(pace=1, cameras=2, max_rows=3, at_once=at_once)
     versions = [enrol("nut", range(200, 201 + n)) for n in range(3)]
     one.chain.keep([BOLT, versions[0]])

@@ -138,7 +138,7 @@ def test_bank_commands(bank: Path, tiny_model: Path, good: list[Path], capsys: p
 def test_shots_and_seed_choose(
     tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from visionad_runtime.support import choose_support
+    from visionad_runtime.teaching.sampling import choose_support
 
     folder = str(good[0].parent)
     for name, extra, expected in (("a", [], [0, 1]), ("b", ["--seed", "3"], choose_support(4, 2, 3))):
@@ -494,7 +494,7 @@ def test_a_preset_end_to_end(
 def test_parity(
     tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from visionad_runtime.bank import Bank
+    from visionad_runtime.bank.store import Bank
 
     cv2.imwrite(str(tmp_path / "bad.png"), part(5, defect=True))
     paths = [str(good[0].parent), str(tmp_path / "bad.png")]

@@ -21,20 +21,21 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 
 from conftest import part
 from fake_gpu import FakeDevice
-from visionad_runtime import Inspector, doctor
-from visionad_runtime.bench import run as bench
+from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
-from visionad_runtime.cuda import device as cuda
-from visionad_runtime.cuda import inspect
-from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda import device
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.pipeline.cuda import pipeline as inspect
+from visionad_runtime.tools import doctor
+from visionad_runtime.tools.benchmark import run as bench
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each backend that can have the chain on the GPU, on a fake one."""
     FakeDevice.reset()
-    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    monkeypatch.setattr(device, "Device", FakeDevice)
     monkeypatch.setattr(inspect, "PICTURE", (100, 130))  # a part's; pages of larger ones take most of an opening's time
     if request.param == "onnxruntime-cuda":
         fake_ort.install(monkeypatch)

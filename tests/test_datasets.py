@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from visionad_runtime.errors import PictureError
-from visionad_runtime.evaluation.datasets.base import Box, Dataset, DatasetError, Sample
-from visionad_runtime.evaluation.datasets.masks import load_mask
-from visionad_runtime.evaluation.datasets.registry import layouts, open_dataset
+from visionad_runtime.tools.evaluation.datasets.base import Box, Dataset, DatasetError, Sample
+from visionad_runtime.tools.evaluation.datasets.masks import load_mask
+from visionad_runtime.tools.evaluation.datasets.registry import layouts, open_dataset
 
 
 def shared(name: str) -> Path:

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 from conftest import part
-from visionad_runtime.bank import Bank
-from visionad_runtime.demo.run import run_demo
+from visionad_runtime.bank.store import Bank
 from visionad_runtime.errors import BankError
+from visionad_runtime.tools.demo.run import run_demo
 
 NORMALS = 5
 

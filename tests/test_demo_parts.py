@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from visionad_runtime.demo.parts import CLASSES, DEFECTS, UNKNOWN, render, write_dataset
+from visionad_runtime.tools.demo.rendering import CLASSES, DEFECTS, UNKNOWN, render, write_dataset
 
 CASES: list[tuple[str, str | None]] = [(name, defect) for name in CLASSES for defect in DEFECTS[name]]
 GOOD: list[tuple[str, str | None]] = [(name, None) for name in (*CLASSES, UNKNOWN)]

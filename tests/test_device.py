@@ -16,15 +16,16 @@ from conftest import in_threads
 from fake_gpu import FakeDevice, FakeEvent
 from hypothesis import given
 from hypothesis import strategies as st
-from visionad_runtime.cuda import device as cuda
-from visionad_runtime.cuda.device import Owner, kernel_argument
+from visionad_runtime.cuda import device, driver
+from visionad_runtime.cuda.driver import kernel_argument
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import VisionADError
 
 
 @pytest.fixture
 def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
     FakeDevice.reset()
-    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    monkeypatch.setattr(device, "Device", FakeDevice)
     yield Owner.of(0)
     Owner.of(0).close()
 
@@ -194,7 +195,7 @@ def libcuda(monkeypatch: pytest.MonkeyPatch, here: bool) -> None:
             return object()
         raise OSError("libcuda.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(cuda, "_libcuda", load)
+    monkeypatch.setattr(driver, "_libcuda", load)
 
 
 @pytest.mark.parametrize("driver", [True, False])
@@ -203,7 +204,7 @@ def test_without_pycuda(monkeypatch: pytest.MonkeyPatch, driver: bool) -> None:
     libcuda(monkeypatch, driver)
     monkeypatch.setitem(sys.modules, "pycuda", None)
     with pytest.raises(VisionADError, match="pycuda, which is missing: pip install pycuda") as caught:
-        cuda.Device.open()
+        device.Device.open()
     assert ("no NVIDIA driver is here either: install that first" in str(caught.value)) is not driver
 
 
@@ -227,7 +228,7 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch, error: str, driver: b
     monkeypatch.delitem(sys.modules, "pycuda.driver", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     with warnings.catch_warnings(record=True) as warned, pytest.raises(VisionADError, match=said):
-        cuda.Device.open()
+        device.Device.open()
     assert not warned
 
 
@@ -240,7 +241,7 @@ def test_a_driver_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     fake_pycuda(monkeypatch, Error=Error, init=init)
     with pytest.raises(VisionADError, match="finds no GPU it can use"):
-        cuda.Device.open()
+        device.Device.open()
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +252,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
     fake_pycuda(monkeypatch, Error=RuntimeError, init=lambda: None, Device=Gpu)
     with pytest.raises(VisionADError, match="wanted GPU 2, found 1"):
-        cuda.Device.open(2)
+        device.Device.open(2)
 
 
 class FakeGpu:
@@ -287,7 +288,7 @@ def test_multiprocessors_and_events_by_pycuda(monkeypatch: pytest.MonkeyPatch) -
         Event=Event, get_driver_version=lambda: 13000, mem_get_info=lambda: (1, 2),
         device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT="MULTIPROCESSOR_COUNT"),
     )  # fmt: skip
-    with cuda.Device.open() as device:
+    with device.Device.open() as device:
         assert device.multiprocessors == 58
         event = device.event()
         assert [event.query(), event.query()] == [False, True]
@@ -338,7 +339,7 @@ def test_what_was_taken_is_given_back_on_the_owners_thread(monkeypatch: pytest.M
         pagelocked_empty=lambda *_: np.asarray(PageLocked()), get_driver_version=lambda: 13000,
         device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT=0),
     )  # fmt: skip
-    with cuda.Device.open() as device:
+    with device.Device.open() as device:
         array, stream, event, module = device.pinned(3, np.float32), device.stream(), device.event(), device.load(b"")
         kernel = module.function("pack")
         assert not gone

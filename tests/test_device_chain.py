@@ -21,21 +21,21 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 from conftest import part
 from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
-from visionad_runtime.chain import HostChain
-from visionad_runtime.cuda import device as cuda
-from visionad_runtime.cuda import inspect as device_chain
-from visionad_runtime.cuda.chain import Chain
-from visionad_runtime.cuda.device import Owner
-from visionad_runtime.cuda.inspect import DeviceChain, Turns
+from visionad_runtime.cuda import device
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import ModelError, VisionADError
-from visionad_runtime.inspector import Result
+from visionad_runtime.pipeline.cuda import pipeline as device_chain
+from visionad_runtime.pipeline.cuda.executor import Chain
+from visionad_runtime.pipeline.cuda.pipeline import DeviceChain, Turns
+from visionad_runtime.pipeline.host import HostChain
+from visionad_runtime.result import Result
 from visionad_runtime.teaching.calibrate import calibrate_class
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeDevice]]:
     FakeDevice.reset()
-    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    monkeypatch.setattr(device, "Device", FakeDevice)
     module = fake_tensorrt.make("11")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     fake_ort.install(monkeypatch)

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from conftest import part
 from typer.testing import CliRunner
-from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.cli.commands.evaluate import eval_command
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.evaluation.aggregate import Evaluation
-from visionad_runtime.evaluation.datasets.masks import load_mask
-from visionad_runtime.evaluation.datasets.registry import open_dataset
-from visionad_runtime.evaluation.page import html_page
-from visionad_runtime.evaluation.predictor import Prediction, RuntimePredictor
-from visionad_runtime.evaluation.protocol import evaluate
-from visionad_runtime.evaluation.published import METRICS, published, same_model
-from visionad_runtime.evaluation.report import markdown, plain
-from visionad_runtime.evaluation.tally import best_threshold
+from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.inspector import Inspector
-from visionad_runtime.support import choose_support_paths
+from visionad_runtime.teaching.sampling import choose_support_paths
+from visionad_runtime.tools.evaluation.aggregate import Evaluation
+from visionad_runtime.tools.evaluation.datasets.masks import load_mask
+from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
+from visionad_runtime.tools.evaluation.page import html_page
+from visionad_runtime.tools.evaluation.predictor import Prediction, RuntimePredictor
+from visionad_runtime.tools.evaluation.protocol import evaluate
+from visionad_runtime.tools.evaluation.published import METRICS, published, same_model
+from visionad_runtime.tools.evaluation.report import markdown, plain
+from visionad_runtime.tools.evaluation.tally import best_threshold
 
 KINDS = {"disc": 0, "grid": 100}
 TRAIN, GOOD, BAD = 6, 4, 4

@@ -25,8 +25,8 @@ from visionad_export.config import ExportConfig, load_config, parse_layers, pars
 from visionad_export.describe import describe
 from visionad_export.exporter import export_model
 from visionad_ref.method import normalise, stranger
-from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.errors import ModelError, VisionADError
+from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.scoring.spec import PAPER, ScoringSpec
 
 from visionad_ref import REGISTRY, VIEWS, Reference

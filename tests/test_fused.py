@@ -23,10 +23,11 @@ from onnx import helper, numpy_helper
 from visionad_export.exporter import export_model
 from visionad_export.graph.fuse_onnxruntime import write_fused
 from visionad_export.graph.precision import HALF, lower
-from visionad_runtime.artefacts import CUDA_ONNX_FILE, ModelManifest, Precision, read_manifest, sha256_file
-from visionad_runtime.cuda import device as cuda
-from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda import device
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.formats.files import sha256_file
+from visionad_runtime.formats.manifest import CUDA_ONNX_FILE, ModelManifest, Precision, read_manifest
 from visionad_runtime.pipeline.opening import open_engine
 
 FILE = "backbone.onnx"
@@ -317,7 +318,7 @@ def half_model(tiny_model: Path, tmp_path: Path) -> Path:
 def half(half_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelManifest]:
     """A box with a GPU, and a model that says it is of 16 bits."""
     FakeDevice.reset()
-    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    monkeypatch.setattr(device, "Device", FakeDevice)
     fake_ort.install(monkeypatch)
     manifest = read_manifest(half_model, ModelManifest)
     files = manifest.files | {CUDA_ONNX_FILE: sha256_file(half_model / CUDA_ONNX_FILE)}

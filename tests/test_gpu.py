@@ -23,20 +23,22 @@ from conftest import in_threads, noise, part, unit
 from numpy.typing import NDArray
 from oracles import brute_force, check_distances, check_neighbours, every
 from visionad_runtime import Inspector, preprocess, search
-from visionad_runtime.artefacts import FeatureIdentity, ModelManifest, PreprocessSpec, ViewName, read_manifest
-from visionad_runtime.bank import ClassBank
-from visionad_runtime.chain import HostChain
+from visionad_runtime.bank.memory_bank import ClassBank
 from visionad_runtime.cli.main import run
-from visionad_runtime.cuda import chain as chain_module
-from visionad_runtime.cuda import device as cuda
-from visionad_runtime.cuda.chain import Chain, Encoded, Matched
-from visionad_runtime.cuda.device import Device, Owner
-from visionad_runtime.cuda.inspect import DeviceChain
+from visionad_runtime.cuda import device
+from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.kernels import Kernels
 from visionad_runtime.cuda.memory import Memory
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.engine.base import NVIDIA_GPU, Engine, has_nvidia_driver
 from visionad_runtime.engine.registry import backend_spec, backends
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.formats.manifest import FeatureIdentity, ModelManifest, PreprocessSpec, ViewName, read_manifest
+from visionad_runtime.pipeline.cuda import slot
+from visionad_runtime.pipeline.cuda.executor import Chain
+from visionad_runtime.pipeline.cuda.outputs import Encoded, Matched
+from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
+from visionad_runtime.pipeline.host import HostChain
 from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.pipeline.self_test import GOLDEN_TOLERANCE, POSITION_TOLERANCE
 from visionad_runtime.preprocess import normalise
@@ -117,9 +119,9 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """The GPU, or each stand-in, behind an owner's thread."""
     if request.param != "hardware":
         monkeypatch.setattr(Owner, "_all", {})
-        monkeypatch.setattr(cuda, "Device", stand_in(request.param))
+        monkeypatch.setattr(device, "Device", stand_in(request.param))
         if request.param == "interpreter":
-            monkeypatch.setattr(chain_module, "ACROSS_PROGRAMS", 4)
+            monkeypatch.setattr(slot, "ACROSS_PROGRAMS", 4)
     try:
         Owner.of(0).run(lambda device: device.name)
     except VisionADError as exc:
@@ -584,7 +586,7 @@ def whole(
         pytest.importorskip("onnx", reason="the stand-in parses with it")
         fake_tensorrt = importlib.import_module("fake_tensorrt")
         monkeypatch.setattr(Owner, "_all", {})
-        monkeypatch.setattr(cuda, "Device", stand_in("numpy"))
+        monkeypatch.setattr(device, "Device", stand_in("numpy"))
         monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make("11"))
     else:
         _needs(request.param)

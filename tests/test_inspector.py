@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from conftest import part
 from numpy.typing import NDArray
-from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError, workers
-from visionad_runtime.artefacts import sha256_file
-from visionad_runtime.bank import Bank
-from visionad_runtime.chain import HostChain
-from visionad_runtime.inspector import Result
+from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError
+from visionad_runtime import _threads as workers
+from visionad_runtime._threads import cores
+from visionad_runtime.bank.store import Bank
+from visionad_runtime.formats.files import sha256_file
+from visionad_runtime.pipeline.host import HostChain
 from visionad_runtime.pipeline.opening import open_engine
+from visionad_runtime.result import Result
 from visionad_runtime.search import IndexState, PrunedIndex, native
 from visionad_runtime.teaching.calibrate import calibrate_class
-from visionad_runtime.workers import cores
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_a_class_name_in_composed_or_decomposed_letters(tiny_model: Path, tmp_pa
 
 def test_a_flipped_weight_bit_is_caught(tiny_model: Path, tmp_path: Path) -> None:
     """Digest first; and when somebody has fixed the digest up, the golden picture."""
-    from visionad_runtime.artefacts import sha256_file
+    from visionad_runtime.formats.files import sha256_file
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracles import bilinear_weights, brute_force, check_neighbours, every
 from visionad_runtime import preprocess, search
-from visionad_runtime.artefacts import PreprocessSpec, ViewName
-from visionad_runtime.cuda import plan
-from visionad_runtime.cuda.chain import ACROSS_PROGRAMS
 from visionad_runtime.cuda.kernels import read_manifest, read_target
-from visionad_runtime.cuda.plan import GROUP, RUN, BankView, SearchPlan, maxima_a_query, plan_search
 from visionad_runtime.errors import PictureError, VisionADError
+from visionad_runtime.formats.manifest import PreprocessSpec, ViewName
+from visionad_runtime.pipeline.cuda import work_tables as plan
+from visionad_runtime.pipeline.cuda.slot import ACROSS_PROGRAMS
+from visionad_runtime.pipeline.cuda.work_tables import GROUP, RUN, BankView, SearchPlan, maxima_a_query, plan_search
 from visionad_runtime.scoring.anomaly_map import MAP_SIZE, fuse, top_k_mean, top_pixels, upsample
 from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, self_similarity_weight
 from visionad_runtime.scoring.spec import TOP_FRACTION

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from visionad_runtime.artefacts import PreprocessSpec, ViewName
+from visionad_runtime.formats.manifest import PreprocessSpec, ViewName
 from visionad_runtime.preprocess import VIEWS, resize_crop
 from visionad_runtime.scoring import anomaly_map, regions
 from visionad_runtime.scoring.anomaly_map import MAP_SIZE

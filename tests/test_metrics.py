@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.evaluation import metrics
-from visionad_runtime.evaluation.metrics import MetricReport, PixelMetrics, image_metrics
+from visionad_runtime.tools.evaluation import metrics
+from visionad_runtime.tools.evaluation.metrics import MetricReport, PixelMetrics, image_metrics
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
 ndimage = pytest.importorskip("scipy.ndimage", reason="scipy is not installed")

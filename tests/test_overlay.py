@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from visionad_runtime.artefacts import PreprocessSpec
+from visionad_runtime.formats.manifest import PreprocessSpec
 from visionad_runtime.scoring.regions import Geometry, Region
 from visionad_runtime.visualization.overlay import (
     LONGEST_SIDE,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from visionad_runtime.evaluation.datasets.base import Sample
-from visionad_runtime.evaluation.datasets.masks import load_mask
+from visionad_runtime.tools.evaluation.datasets.base import Sample
+from visionad_runtime.tools.evaluation.datasets.masks import load_mask
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "peers"
 

@@ -19,9 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from visionad_runtime import picture
 from visionad_runtime.errors import PictureError, VisionADError
-from visionad_runtime.picture import copy_pixels, decode, find_pictures, from_array, load, read_bytes
+from visionad_runtime.images import decode, discover, pixels, reader
+from visionad_runtime.images.arrays import from_array
+from visionad_runtime.images.decode import decode, load, read_bytes
+from visionad_runtime.images.discover import find_pictures
+from visionad_runtime.images.pixels import copy_pixels
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -343,7 +346,7 @@ def test_damaged_bytes_give_pixels_or_a_picture_error(name: str, damage: st.Data
     for where, value in damage.draw(st.lists(st.tuples(place, st.integers(0, 255)), min_size=1, max_size=8)):
         mutant[where] = value
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(picture, "MAX_PIXELS", 1_000_000)  # a mutated header must not make the test slow
+        patch.setattr(pixels, "MAX_PIXELS", 1_000_000)  # a mutated header must not make the test slow
         try:
             found = decode(bytes(mutant), name, depth)
         except PictureError as exc:
@@ -405,7 +408,7 @@ def test_forbidden_files_and_folders(tmp_path: Path) -> None:
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "sparse.png", "wb") as f:
-        f.truncate(picture.MAX_FILE_BYTES + 1)
+        f.truncate(decode.MAX_FILE_BYTES + 1)
     with pytest.raises(PictureError, match="1024 MiB is larger"):
         read_bytes(tmp_path / "sparse.png")
 
@@ -550,7 +553,7 @@ def files(tmp_path: Path) -> list[Path]:
 @pytest.mark.parametrize("readers", [1, 2, 3, 99])
 def test_files_come_in_order_however_many_read(files: list[Path], readers: int) -> None:
     for paths in (files, tuple(files), iter(files)):
-        found = list(picture.read_all(paths, readers=readers))
+        found = list(reader.read_all(paths, readers=readers))
         assert [one.path for one in found] == files
         assert [one.rgb is None for one in found] == [i == 3 for i in range(12)]
         assert all(one.rgb[0, 0, 0] == i for i, one in enumerate(found) if one.rgb is not None)
@@ -560,7 +563,7 @@ def test_files_come_in_order_however_many_read(files: list[Path], readers: int) 
 
 def test_a_list_is_read_ahead_an_iterator_is_not(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str] = []
-    together = threading.Barrier(picture.READERS)
+    together = threading.Barrier(reader.READERS)
 
     def slow(path: Path, bit_depth: int | None) -> U8:
         begun.append(path.name)
@@ -568,14 +571,14 @@ def test_a_list_is_read_ahead_an_iterator_is_not(files: list[Path], monkeypatch:
             together.wait(timeout=30)  # a thread for each, or nobody gets further
         return RGB
 
-    monkeypatch.setattr(picture, "load", slow)
-    reads = picture.read_all(files[:9], readers=99)
+    monkeypatch.setattr(decode, "load", slow)
+    reads = reader.read_all(files[:9], readers=99)
     assert next(reads).path == files[0]
     assert [one.path for one in reads] == files[1:9]
     assert len(begun) == 9
     begun.clear()
-    monkeypatch.setattr(picture, "load", lambda path, _: begun.append(path.name) or RGB)
-    reads = picture.read_all(iter(files), readers=99)
+    monkeypatch.setattr(decode, "load", lambda path, _: begun.append(path.name) or RGB)
+    reads = reader.read_all(iter(files), readers=99)
     next(reads)
     assert begun == ["00.png"]
 
@@ -587,16 +590,16 @@ def test_large_pictures_are_not_read_ahead(files: list[Path], monkeypatch: pytes
         begun.append(path.name)
         return RGB
 
-    monkeypatch.setattr(picture, "load", counted)
+    monkeypatch.setattr(decode, "load", counted)
     for room, most in ((0, 1), (1, 2), (2, 3)):
-        monkeypatch.setattr(picture, "AHEAD_BYTES", room * RGB.nbytes)
+        monkeypatch.setattr(reader, "AHEAD_BYTES", room * RGB.nbytes)
         begun.clear()
-        for done, _ in enumerate(picture.read_all(files, readers=4), start=1):
+        for done, _ in enumerate(reader.read_all(files, readers=4), start=1):
             assert len(begun) <= done + most - 1
 
 
 def test_who_stops_early_leaves_no_thread_at_work(files: list[Path]) -> None:
-    reads = picture.read_all(files, readers=3)
+    reads = reader.read_all(files, readers=3)
     next(reads)
     reads.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("visionad-read")]
@@ -605,7 +608,7 @@ def test_who_stops_early_leaves_no_thread_at_work(files: list[Path]) -> None:
 def test_one_path_is_no_list(files: list[Path]) -> None:
     for one in (files[0], str(files[0])):
         with pytest.raises(PictureError, match=r"00\.png: wanted a list of picture files, found one"):
-            picture.as_paths(one)  # type: ignore[arg-type]
+            discover.as_paths(one)  # type: ignore[arg-type]
 
 
 def test_threads_that_decode_leave_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

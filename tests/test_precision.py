@@ -31,10 +31,10 @@ from visionad_export.describe import describe
 from visionad_export.exporter import export_model
 from visionad_export.graph.precision import emulate, lower, lower_file, realised
 from visionad_export.parity import _auroc, _order, tolerances
-from visionad_runtime.artefacts import Calibration, ModelManifest, Precision, read_manifest
-from visionad_runtime.bank import Bank
+from visionad_runtime.bank.store import Bank
 from visionad_runtime.cli.main import run
 from visionad_runtime.errors import ModelError
+from visionad_runtime.formats.manifest import Calibration, ModelManifest, Precision, read_manifest
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.pipeline.self_test import GOLDEN_TOLERANCE, read_golden, self_test
 from visionad_runtime.scoring.spec import ScoringSpec

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracles import pillow_bilinear
 from PIL import Image
-from visionad_runtime import picture, preprocess
-from visionad_runtime.artefacts import PreprocessSpec, ViewName
+from visionad_runtime import preprocess
+from visionad_runtime.formats.manifest import PreprocessSpec, ViewName
+from visionad_runtime.images import decode
 
 try:
     import torch
@@ -194,7 +195,7 @@ def test_every_kind_of_file_becomes_pillows_rgb(mode: str, data: bytes, rgb: U8)
     with Image.open(io.BytesIO(data)) as image:
         assert image.mode == mode
         by_convert = np.asarray(image.convert("RGB"))
-    found = picture.decode(data, mode)
+    found = decode.decode(data, mode)
     np.testing.assert_array_equal(found, rgb)
     np.testing.assert_array_equal(found, by_convert)
     np.testing.assert_array_equal(preprocess.resize_crop(found, spec_of(40, 32)), pillow_bilinear(rgb, 40)[4:36, 4:36])

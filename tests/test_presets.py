@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from visionad_runtime import VisionADError, __version__
-from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.cli.main import run
+from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.scoring import catalog
 from visionad_runtime.scoring.preset import load_preset, scoring_for

@@ -21,13 +21,14 @@ from fake_gpu import FakeDevice
 from numpy.typing import NDArray
 from test_gpu import PRETENDED, SIZES, Line, Place
 from visionad_runtime import Inspector
-from visionad_runtime.cuda.chain import Chain
-from visionad_runtime.cuda.device import Device, Owner
-from visionad_runtime.cuda.inspect import DeviceChain
+from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.kernels import choose_target, read_manifest, read_target
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.engine import has_nvidia_driver
 from visionad_runtime.engine.onnxruntime import cuda as leaf
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.pipeline.cuda.executor import Chain
+from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
 
 in_its_process = pytest.mark.skipif(not PRETENDED, reason="runs in a process of its own")
 

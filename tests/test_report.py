@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from visionad_runtime.demo.parts import render
-from visionad_runtime.demo.report import Case, ClassReport, Report, mistake, write_report
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.tools.demo.rendering import render
+from visionad_runtime.tools.demo.report import Case, ClassReport, Report, mistake, write_report
 from visionad_runtime.visualization import html
 
 EVIL = "\"><script>alert('x')</script><img src=x onerror=1>&"

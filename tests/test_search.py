@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from search_data import near_ties, normed, patches
-from visionad_runtime import search, workers
+from visionad_runtime import _threads as workers
+from visionad_runtime import search
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.search import IndexState, PrunedIndex, native, numpy_search, pruning
 from visionad_runtime.search.numpy_search import as_contiguous, error_bound

@@ -25,11 +25,12 @@ import pytest
 from conftest import unit
 from numpy.typing import NDArray
 from search_data import near_ties, patches
-from visionad_runtime import doctor, search
+from visionad_runtime import search
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.search import native
 from visionad_runtime.search.numpy_search import error_bound, search_numpy
 from visionad_runtime.search.pruning import orthonormalized
+from visionad_runtime.tools import doctor
 
 F32 = NDArray[np.float32]
 FILES = [native.file_name(name, system) for name, build in native.BUILDS.items() for system in build.systems]

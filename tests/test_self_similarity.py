@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from visionad_runtime import products
 from visionad_runtime.cli.main import run
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.inspector import Inspector
+from visionad_runtime.scoring import product as products
 from visionad_runtime.scoring import self_similarity as module
 from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, MIN_GRID, self_similarity_weight
 from visionad_runtime.scoring.spec import ScoringSpec

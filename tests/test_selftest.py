@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 from safetensors.numpy import load_file, save
 from visionad_runtime import Inspector
-from visionad_runtime.artefacts import GOLDEN_FILE, MANIFEST, ModelManifest, read_manifest, sha256_file, to_json
 from visionad_runtime.engine.base import Engine, Tokens
 from visionad_runtime.engine.onnxruntime.cpu import OrtCpuEngine
 from visionad_runtime.errors import ModelError
+from visionad_runtime.formats.files import sha256_file
+from visionad_runtime.formats.manifest import GOLDEN_FILE, MANIFEST, ModelManifest, read_manifest, to_json
 from visionad_runtime.pipeline import self_test as module
 from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.pipeline.self_test import (

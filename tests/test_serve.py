@@ -25,14 +25,14 @@ from conftest import part
 from numpy.typing import NDArray
 from PIL import Image
 from visionad_runtime import Inspector, VisionADError
-from visionad_runtime.artefacts import sha256_bytes
-from visionad_runtime.bank import Bank
+from visionad_runtime.bank.store import Bank
 from visionad_runtime.cli.main import run
+from visionad_runtime.formats.files import sha256_bytes
 from visionad_runtime.visualization.overlay import overlay_png
 
 pytest.importorskip("fastapi", reason="serving takes the serve extra")
 
-from visionad_runtime import serve
+from visionad_runtime.web import http, service, uploads
 
 
 class Answer(NamedTuple):
@@ -121,23 +121,23 @@ def bank(filled: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def line(tiny_model: Path, bank: Path) -> Iterator[serve.Line]:
+def line(tiny_model: Path, bank: Path) -> Iterator[service.Line]:
     with Inspector.open(tiny_model, bank) as inspector:
-        opened = serve.Line(inspector)
+        opened = service.Line(inspector)
         yield opened
         opened.close()
 
 
 @pytest.fixture
-def app(line: serve.Line) -> Any:
-    return serve.make_app(line)
+def app(line: service.Line) -> Any:
+    return http.make_app(line)
 
 
 def untimed(facts: dict[str, Any]) -> dict[str, Any]:
     return {**facts, "timings_ms": 0}
 
 
-def test_an_answer_is_what_the_inspector_says(app: Any, line: serve.Line) -> None:
+def test_an_answer_is_what_the_inspector_says(app: Any, line: service.Line) -> None:
     for seed in range(3):
         image = part(seed, defect=seed == 1, kind="grid" if seed == 2 else "disc")
         for class_name in (None, "disc"):
@@ -164,7 +164,7 @@ def test_bare_pixels_are_the_same_picture(app: Any) -> None:
         assert untimed(found.json) == untimed(wanted)
 
 
-def test_an_overlay_is_a_picture(app: Any, line: serve.Line) -> None:
+def test_an_overlay_is_a_picture(app: Any, line: service.Line) -> None:
     image = part(4, defect=True)
     result = line.inspector.inspect(image)
     answer = ask(app, "POST", "/overlay", png(image))
@@ -174,7 +174,7 @@ def test_an_overlay_is_a_picture(app: Any, line: serve.Line) -> None:
     assert Image.open(io.BytesIO(grey.body)).mode == "RGB"
 
 
-def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: serve.Line, bank: Path) -> None:
+def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: service.Line, bank: Path) -> None:
     image, data = part(5), png(part(5))
     image[:, :, 0] = 0
     assert ask(app, "POST", "/inspect?class=new%20one", data).status == 409
@@ -200,7 +200,7 @@ def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: serve.Li
     Bank.drop(bank, "new one")
     assert list(ask(app, "GET", "/classes").json["classes"]) == ["disc", "grid"]
     assert ask(app, "POST", "/inspect", data).json["bank_version"] == 5
-    locked = serve.make_app(line, read_only=True)
+    locked = http.make_app(line, read_only=True)
     refused = ask(locked, "POST", "/classes/more", data)
     assert refused.status == 403 and "--read-only" in refused.json["error"]
     assert ask(locked, "POST", "/inspect", data).status == 200
@@ -232,18 +232,18 @@ def test_mistakes_have_a_status_and_a_line(app: Any, url: str, body: bytes, stat
     assert f'visionad_refused_total{{status="{status}"}} 1.0' in ask(app, "GET", "/metrics").body.decode()
 
 
-def test_too_much_and_too_many_are_refused(app: Any, line: serve.Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_much_and_too_many_are_refused(app: Any, line: service.Line, monkeypatch: pytest.MonkeyPatch) -> None:
     data = png(part(0))
-    monkeypatch.setattr(serve, "MOST_BYTES", 1000)
+    monkeypatch.setattr(uploads, "MOST_BYTES", 1000)
     assert ask(app, "POST", "/inspect", b"x" * 1_000_000).status == 413
-    monkeypatch.setattr(serve, "MOST_BYTES", 1 << 20)
-    monkeypatch.setattr(serve, "MOST_WAITING", 2)
+    monkeypatch.setattr(uploads, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(service, "MOST_WAITING", 2)
     with line.place(), line.place():
         answer = ask(app, "POST", "/inspect", data)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert "2 pictures wait" in answer.json["error"]
     assert ask(app, "POST", "/inspect", data, gone=True).status == 400
-    monkeypatch.setattr(serve, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(uploads, "MOST_SECONDS", 0.2)
     assert ask(app, "POST", "/inspect", data, stuck=True).status == 408
     assert ask(app, "POST", "/inspect", data).status == 200  # and all places are free again
     assert "visionad_waiting 0.0" in ask(app, "GET", "/metrics").body.decode()
@@ -261,7 +261,7 @@ def test_a_page_of_another_site_cannot_enrol(app: Any) -> None:
 
 
 def test_an_engine_that_fails_is_the_services_fault(
-    app: Any, line: serve.Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    app: Any, line: service.Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise VisionADError("the GPU is gone")
@@ -272,7 +272,7 @@ def test_an_engine_that_fails_is_the_services_fault(
     assert "the GPU is gone" in caplog.text
 
 
-def test_health_and_metrics(app: Any, line: serve.Line, bank: Path) -> None:
+def test_health_and_metrics(app: Any, line: service.Line, bank: Path) -> None:
     health = ask(app, "GET", "/health")
     assert health.status == 200
     assert health.json["ready"] and health.json["bank_version"] == 2 and health.json["backend"] == "onnxruntime-cpu"
@@ -310,7 +310,7 @@ def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:
             found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
-        with serve.listen("127.0.0.1", 0) as waiting:
+        with http.listen("127.0.0.1", 0) as waiting:
             server = await asyncio.start_server(client, sock=waiting)
             await asyncio.open_connection(*waiting.getsockname())
             option = await asyncio.wait_for(found, 30)
@@ -321,10 +321,10 @@ def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:
 
 
 def test_a_place_to_listen_that_is_not_to_be_had_is_said() -> None:
-    with serve.listen("127.0.0.1", 0) as waiting, pytest.raises(VisionADError, match=r"cannot listen .* --port"):
-        serve.listen("127.0.0.1", waiting.getsockname()[1])
+    with http.listen("127.0.0.1", 0) as waiting, pytest.raises(VisionADError, match=r"cannot listen .* --port"):
+        http.listen("127.0.0.1", waiting.getsockname()[1])
     with pytest.raises(VisionADError, match="no such address"):
-        serve.listen("no such host.invalid", 0)
+        http.listen("no such host.invalid", 0)
 
 
 def test_what_is_missing_is_named(

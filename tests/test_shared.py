@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
-from visionad_runtime.evaluation.metrics import image_metrics
-from visionad_runtime.picture import load
+from visionad_runtime.images.decode import load
+from visionad_runtime.tools.evaluation.metrics import image_metrics
 
 
 @pytest.fixture(scope="module")

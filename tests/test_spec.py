@@ -12,8 +12,8 @@ from conftest import unit
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_ref.method import TOP_SHARE, VIEWS
-from visionad_runtime.artefacts import Calibration, ModelManifest, ViewName, read_manifest
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.formats.manifest import Calibration, ModelManifest, ViewName, read_manifest
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
 from visionad_runtime.scoring.score import score_tokens

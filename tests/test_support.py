@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.support import choose_support, choose_support_paths
+from visionad_runtime.teaching.sampling import choose_support, choose_support_paths
 
 # Pictures in train/good of MVTec-AD, whose names are their numbers.
 MVTEC = {

@@ -20,14 +20,14 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 from conftest import part
 from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
-from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.cli.main import run
-from visionad_runtime.cuda import device as cuda
-from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda import device
+from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.engine.tensorrt import api as tensorrt_api
 from visionad_runtime.engine.tensorrt.builder import build
 from visionad_runtime.engine.tensorrt.cache import EngineCache
 from visionad_runtime.errors import ModelError, VisionADError
+from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.pipeline.opening import open_engine
 
 BACKEND = {"10": "tensorrt", "11": "tensorrt", "rtx": "tensorrt-rtx"}
@@ -36,7 +36,7 @@ BACKEND = {"10": "tensorrt", "11": "tensorrt", "rtx": "tensorrt-rtx"}
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeDevice]]:
     FakeDevice.reset()
-    monkeypatch.setattr(cuda, "Device", FakeDevice)
+    monkeypatch.setattr(device, "Device", FakeDevice)
     yield FakeDevice
     Owner.of(0).close()
 

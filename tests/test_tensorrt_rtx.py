@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from visionad_runtime.artefacts import MANIFEST, ModelManifest, read_manifest, sha256_file, to_json
 from visionad_runtime.engine.tensorrt.api import load_api
 from visionad_runtime.engine.tensorrt.builder import build, engine_key
 from visionad_runtime.engine.tensorrt.cache import EngineCache, EngineNotFoundError
 from visionad_runtime.errors import ModelError
+from visionad_runtime.formats.files import sha256_file
+from visionad_runtime.formats.manifest import MANIFEST, ModelManifest, read_manifest, to_json
 
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="takes the rtx extra (Linux x86-64)")
 timm = pytest.importorskip("timm", reason="takes the export extra")

@@ -16,10 +16,12 @@ from pathlib import Path
 import cv2
 import pytest
 from conftest import part
-from visionad_runtime import VisionADError, watch
+from visionad_runtime import VisionADError
 from visionad_runtime.cli.main import run
-from visionad_runtime.picture import Found
-from visionad_runtime.watch import Arrival, Arrivals, Journal, Stamp
+from visionad_runtime.images.discover import Found
+from visionad_runtime.station import folder_source
+from visionad_runtime.station.folder_source import Arrival, Arrivals, Stamp
+from visionad_runtime.station.journal import Journal
 
 
 def all_old(here: Collection[Arrival]) -> Collection[Arrival]:
@@ -149,7 +151,7 @@ def test_a_picture_that_cannot_be_read_is_tried_again_for_a_while(world: World) 
     assert given_up == ["broken.png"]
     assert len(tries["locked.png"]) == 3
     times = tries["broken.png"]
-    assert 5 <= len(times) <= 8 and times[-1] - times[0] >= watch.PATIENCE_SECONDS - 0.3
+    assert 5 <= len(times) <= 8 and times[-1] - times[0] >= folder_source.PATIENCE_SECONDS - 0.3
     assert not arrivals.again(arrival("none.png"))
     # One that has gone before it was read is said at once.
     world.at(21, lambda: world.write("gone.png"))
@@ -181,7 +183,7 @@ def test_a_share_that_is_not_mounted_is_no_empty_folder(
     world.write("before.png")
     arrivals, share = world.watch(), world.folder.with_name("share")
     mounted = {"device": 7}
-    monkeypatch.setattr(watch, "file_system", lambda _: mounted["device"])
+    monkeypatch.setattr(folder_source, "file_system", lambda _: mounted["device"])
 
     def away() -> None:
         world.folder.rename(share)

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from visionad_runtime import workers
+from visionad_runtime import _threads as workers
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 200])

@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from visionad_runtime.artefacts import MANIFEST, ModelManifest, read_manifest, sha256_file, to_json
+from visionad_runtime.formats.files import sha256_file
+from visionad_runtime.formats.manifest import MANIFEST, ModelManifest, read_manifest, to_json
 
 _TYPES = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from visionad_runtime.evaluation.datasets.base import Sample
-from visionad_runtime.evaluation.datasets.masks import load_mask
-from visionad_runtime.evaluation.metrics import PixelMetrics, image_metrics
 from visionad_runtime.preprocess import crop_offset
 from visionad_runtime.scoring.anomaly_map import MAP_SIZE
+from visionad_runtime.tools.evaluation.datasets.base import Sample
+from visionad_runtime.tools.evaluation.datasets.masks import load_mask
+from visionad_runtime.tools.evaluation.metrics import PixelMetrics, image_metrics
 
 F32 = NDArray[np.float32]
 

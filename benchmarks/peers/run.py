@@ -40,9 +40,9 @@ from visionad_export.config import ExportConfig
 from visionad_export.exporter import export_model
 from visionad_ref.backbone import REGISTRY, Spec, load
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.evaluation.datasets.registry import open_dataset
 from visionad_runtime.scoring.preset import load_preset
-from visionad_runtime.support import choose_support_paths
+from visionad_runtime.teaching.sampling import choose_support_paths
+from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
 
 HERE = Path(__file__).resolve().parent
 SETS = {"mvtec_bottle": "folder", "magnetic_tile": "folder", "adfi_hazelnut": "folder", "deeppcb": "deeppcb"}

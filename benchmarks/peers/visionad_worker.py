@@ -9,8 +9,9 @@ from typing import Any
 import job
 import numpy as np
 from numpy.typing import NDArray
-from visionad_runtime import Inspector, picture
-from visionad_runtime.bank import Bank
+from visionad_runtime import Inspector
+from visionad_runtime.bank.store import Bank
+from visionad_runtime.images import decode, pixels
 
 CLASS = "part"
 
@@ -41,11 +42,11 @@ class VisionAD:
         matched = self._inspector.enrolled(CLASS).snapshot.classes[CLASS]
         return sum(len(matched.rows(view)) for view in self._inspector.views)
 
-    def read(self, path: Path) -> picture.RGB8:
+    def read(self, path: Path) -> pixels.RGB8:
         """See :class:`job.Method`."""
-        return picture.load(path)
+        return decode.load(path)
 
-    def inspect(self, picture: picture.RGB8) -> tuple[float, NDArray[np.float32]]:
+    def inspect(self, picture: pixels.RGB8) -> tuple[float, NDArray[np.float32]]:
         """See :class:`job.Method`."""
         ((result, _),) = self._inspector.trace_batch([picture], CLASS)
         return result.score, result.anomaly_map

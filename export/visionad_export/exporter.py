@@ -27,7 +27,9 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.numpy import save
 from visionad_ref.method import VIEWS, normalise, stranger
-from visionad_runtime.artefacts import (
+from visionad_runtime.errors import ModelError
+from visionad_runtime.formats.files import sha256_file
+from visionad_runtime.formats.manifest import (
     CUDA_ONNX_FILE,
     GOLDEN_FILE,
     MANIFEST,
@@ -39,10 +41,8 @@ from visionad_runtime.artefacts import (
     PreprocessSpec,
     WeightsRecord,
     read_manifest,
-    sha256_file,
     to_json,
 )
-from visionad_runtime.errors import ModelError
 from visionad_runtime.scoring.spec import PAPER, ScoringSpec
 
 from visionad_ref import Backbone, MethodError, Reference, Spec, method

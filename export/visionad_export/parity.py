@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from visionad_runtime.artefacts import FeatureIdentity, ModelManifest, Precision, WeightsRecord, sha256_file
-from visionad_runtime.bank import ClassBank as StoredClass
-from visionad_runtime.bank import stored_name
+from visionad_runtime.bank.memory_bank import ClassBank as StoredClass
+from visionad_runtime.bank.names import stored_name
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.inspector import Inspector, Result, Trace
+from visionad_runtime.formats.files import sha256_file
+from visionad_runtime.formats.manifest import FeatureIdentity, ModelManifest, Precision, WeightsRecord
+from visionad_runtime.inspector import Inspector
+from visionad_runtime.result import Result, Trace
 from visionad_runtime.scoring.spec import ScoringSpec
 
 from visionad_ref import VIEWS, ClassBank, MethodError, Picture, PictureError, Reference

@@ -13,7 +13,8 @@ from ._version import __version__
 from .errors import BankError, ModelError, PictureError, VisionADError
 
 if TYPE_CHECKING:
-    from .inspector import Inspector, Result
+    from .inspector import Inspector
+    from .result import Result
 
 # Left to itself, ONNX Runtime (1.32) notes what it runs below the user's home, with an identifier, to send it. Not from a line.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -24,7 +25,5 @@ __all__ = ["BankError", "Inspector", "ModelError", "PictureError", "Result", "Vi
 def __getattr__(name: str) -> Any:
     """Import the chain on first use, so that ``import visionad_runtime`` itself costs next to nothing."""
     if name in ("Inspector", "Result"):
-        from . import inspector
-
         return getattr(inspector, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,104 +8,37 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import picture
-from .artefacts import (
-    ClassEntry,
-    ModelManifest,
-    Precision,
-    SupportImage,
-    ViewName,
-    read_manifest,
-    sha256_bytes,
-    sha256_file,
-)
-from .bank import Bank, ClassBank, Snapshot, stored_name, unknown_class
-from .chain import Chain, Clock, Matched, open_chain
+from ._threads import cores, spread
+from .bank.memory_bank import ClassBank, Snapshot
+from .bank.names import stored_name, unknown_class
+from .bank.routing import LIMITS, Route, Router
+from .bank.store import Bank
 from .engine.base import Engine, Tokens
-from .errors import BankError, ModelError, PictureError, VisionADError
+from .errors import BankError, PictureError, VisionADError
+from .formats.files import sha256_bytes
+from .formats.manifest import ClassEntry, ModelManifest, Precision, SupportImage, ViewName
+from .formats.model_folder import read_model
+from .images import arrays, decode, discover, pixels, reader
+from .pipeline.assembly import open_chain
+from .pipeline.base import Chain, Clock, Matched
 from .pipeline.opening import open_engine
 from .pipeline.self_test import read_golden
 from .preprocess import prepare, support_encodings
-from .routing import LIMITS, Route, Router
+from .result import FileResult, Result, Trace, Verdict
 from .scoring.preset import scoring_for
-from .scoring.regions import Geometry, Region, regions
+from .scoring.regions import Geometry, regions
 from .scoring.spec import ScoringSpec
-from .workers import cores, spread
 
 log = logging.getLogger("visionad")
 
 F32 = NDArray[np.float32]
-Verdict = Literal["ok", "anomalous", "unknown"]
-ClassSource = Literal["given", "routed", "unknown"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What inspecting one picture gave.
-
-    ``anomaly_map`` is float32 (256, 256), the sum of the views' cosine distances (0..2 a view), of the centre crop;
-    ``geometry`` maps it to the original picture. ``score`` is the mean of its largest pixels: 1 % of them, or the
-    scoring's ``top_fraction``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the picture is like no
-    class. ``timings`` are milliseconds. ``backend`` is the engine that encoded it.
-    """
-
-    score: float
-    verdict: Verdict
-    class_name: str | None
-    class_source: ClassSource
-    class_margin: float | None
-    threshold: float | None
-    bank_version: int
-    regions: tuple[Region, ...]
-    anomaly_map: F32
-    geometry: Geometry
-    map_scale: tuple[float, float]
-    timings: Mapping[str, float] = field(compare=False)
-    backend: str = field(compare=False)
-
-    def to_dict(self, image: str) -> dict[str, Any]:
-        """The JSON object ``visionad predict --json`` prints for a picture."""
-        return {
-            "image": image,
-            "class": self.class_name,
-            "class_source": self.class_source,
-            "class_margin": self.class_margin,
-            "score": self.score,
-            "threshold": self.threshold,
-            "verdict": self.verdict,
-            "bank_version": self.bank_version,
-            "regions": [
-                {"bbox": list(r.bbox), "score": r.score, "polygon": [list(p) for p in r.polygon]} for r in self.regions
-            ],
-            "timings_ms": {k: round(v, 3) for k, v in self.timings.items()},
-            "backend": self.backend,
-        }
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The stages between picture and map, for ``visionad parity`` and for curious users."""
-
-    views: F32
-    tokens: Tokens
-    distances: Mapping[ViewName, F32]
-
-
-class FileResult(NamedTuple):
-    """One file of :meth:`Inspector.inspect_files`: picture (RGB), result and trace, or the error that stopped it."""
-
-    path: Path
-    rgb: picture.RGB8 | None
-    result: Result | None
-    trace: Trace | None
-    error: PictureError | None
 
 
 class Inspector:
@@ -317,12 +250,12 @@ class Inspector:
             PictureError: an array has another type or shape.
             BankError: nothing is enrolled, or the class is unknown.
         """
-        rgbs = picture.from_arrays(images, colour if color is None else color)
+        rgbs = arrays.from_arrays(images, colour if color is None else color)
         return [r for r, _ in self.trace_batch(rgbs, class_name, trace=False)]
 
     def trace_batch(
         self,
-        rgbs: Sequence[picture.RGB8],
+        rgbs: Sequence[pixels.RGB8],
         class_name: str | None = None,
         leave_out: int | None = None,
         trace: bool = True,
@@ -350,7 +283,7 @@ class Inspector:
             return [one for start in starts for one in found[start]]
 
     def _traced(
-        self, rgbs: Sequence[picture.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool
+        self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool
     ) -> list[tuple[Result, Trace | None]]:
         """:meth:`trace_batch` for as many pictures as the chain takes at once."""
         routes: list[Route | None] = [None] * len(rgbs)
@@ -395,7 +328,7 @@ class Inspector:
 
     def _verdict(
         self,
-        rgb: picture.RGB8,
+        rgb: pixels.RGB8,
         found: Matched,
         matched: ClassBank,
         routed: Route | None,
@@ -514,7 +447,7 @@ class Inspector:
         if batch < 1:
             raise VisionADError(f"batch {batch}: wanted 1 picture or more")
         self.enrolled(class_name)
-        with closing(picture.read_all(picture.as_paths(paths), bit_depth, self._threads)) as files:
+        with closing(reader.read_all(discover.as_paths(paths), bit_depth, self._threads)) as files:
             while chunk := list(itertools.islice(files, batch)):
                 readable = [one.rgb for one in chunk if one.rgb is not None]
                 results = iter(self.trace_batch(readable, class_name, leave_out, trace))
@@ -528,7 +461,7 @@ class Inspector:
 
     # -- enrol --------------------------------------------------------------------------------------------------------
 
-    def encode_support(self, rgb: picture.RGB8) -> Tokens:
+    def encode_support(self, rgb: pixels.RGB8) -> Tokens:
         """All unique encodings of one good picture: ``patch`` (B, P, D) and ``cls`` (B, Dc), blocks in the bank's order."""
         blocks = self._opened().manifest.blocks
         return self.encode(support_encodings(prepare(rgb, self.manifest.identity.preprocess, self._threads), blocks))
@@ -543,7 +476,7 @@ class Inspector:
         with self._in_use():
             return self.engine.encode(images)
 
-    def as_class(self, name: str, support: SupportImage, rgb: picture.RGB8) -> ClassBank:
+    def as_class(self, name: str, support: SupportImage, rgb: pixels.RGB8) -> ClassBank:
         """What a class would be with this one picture, not enrolled anywhere."""
         tokens = self.encode_support(rgb)
         assert tokens.cls is not None
@@ -570,8 +503,8 @@ class Inspector:
             PictureError: an array has another type or shape. Nothing was changed.
             BankError: an image is enrolled already, or the bank cannot be written. Nothing was changed.
         """
-        given = picture.from_arrays(images, colour if color is None else color)
-        rgbs = [picture.in_rgb(one) if one.ndim == 2 else one for one in given]  # one digest, however it is given
+        given = arrays.from_arrays(images, colour if color is None else color)
+        rgbs = [pixels.in_rgb(one) if one.ndim == 2 else one for one in given]  # one digest, however it is given
         supports = [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array") for rgb in rgbs]
         return self.enroll_encoded(name, supports, [self.encode_support(rgb) for rgb in rgbs])
 
@@ -598,7 +531,7 @@ class Inspector:
             PictureError: a file cannot be read, is given twice, or changes meanwhile; or ``paths`` is no list.
             BankError: an image is enrolled already, or the bank cannot be written.
         """
-        files = list(picture.as_paths(paths))
+        files = list(discover.as_paths(paths))
         supports = read_supports(files, bit_depth)
         old = self.bank.classes.get(stored_name(name)) if self.bank is not None else None
         known = {image.sha256 for image in old.entry.images} if old is not None else set()
@@ -607,10 +540,10 @@ class Inspector:
                 raise BankError(f"class {name!r}: {s.source} is enrolled already (sha256 {s.sha256[:12]})")
         encoded = []
         for path, s in zip(files, supports, strict=True):
-            data = picture.read_bytes(path)
+            data = decode.read_bytes(path)
             if sha256_bytes(data) != s.sha256:
                 raise PictureError(f"{path}: changed while it was being enrolled; nothing was enrolled")
-            encoded.append(self.encode_support(picture.decode(data, path, bit_depth)))
+            encoded.append(self.encode_support(decode.decode(data, path, bit_depth)))
             step()
         return self.enroll_encoded(name, supports, encoded)
 
@@ -633,33 +566,11 @@ def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[S
     """
     supports: list[SupportImage] = []
     for path in paths:
-        data = picture.read_bytes(path)
-        picture.decode(data, path, bit_depth)
+        data = decode.read_bytes(path)
+        decode.decode(data, path, bit_depth)
         digest = sha256_bytes(data)
         twin = next((s.source for s in supports if s.sha256 == digest), None)
         if twin is not None:
             raise PictureError(f"{path} and {twin} are the same picture; give each once")
         supports.append(SupportImage(sha256=digest, source=str(path.absolute())))
     return supports
-
-
-def read_model(folder: Path) -> ModelManifest:
-    """Read a model folder's manifest and check every file against its digest.
-
-    Raises:
-        ModelError: missing or damaged, naming the file.
-    """
-    manifest = read_manifest(folder, ModelManifest)
-    for name, digest in manifest.files.items():
-        path = folder / name
-        try:
-            found = sha256_file(path)
-        except OSError as exc:
-            raise ModelError(
-                f"{path} cannot be read: {exc.strerror}; export the model again or copy the whole folder"
-            ) from None
-        if found != digest:
-            raise ModelError(
-                f"{path} is damaged: wanted sha256 {digest[:12]}, found {found[:12]}; copy or export the model again"
-            )
-    return manifest

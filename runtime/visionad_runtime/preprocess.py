@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .artefacts import PreprocessSpec, ViewName
-from .picture import copy_pixels
-from .workers import spread
+from ._threads import spread
+from .formats.manifest import PreprocessSpec, ViewName
+from .images.pixels import copy_pixels
 
 F32 = NDArray[np.float32]
 

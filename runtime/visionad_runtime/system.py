@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ._threads import cores
 from ._version import __version__
-from .workers import cores
 
 MEASURED_WITH = (
     "numpy",

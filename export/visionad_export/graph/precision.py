@@ -23,8 +23,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from visionad_runtime.artefacts import Accuracy, Precision
 from visionad_runtime.errors import ModelError
+from visionad_runtime.formats.manifest import Accuracy, Precision
 
 HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """Precisions that are types of ONNX."""

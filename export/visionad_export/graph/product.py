@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx_ir as ir
-from visionad_runtime.products import MODEL_FILE
+from visionad_runtime.scoring.product import MODEL_FILE
 
 OPSET, IR_VERSION = 17, 8
 

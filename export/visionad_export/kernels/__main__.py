@@ -9,8 +9,8 @@ from multiprocessing import get_context
 from typing import Annotated
 
 import typer
+from visionad_runtime._threads import cores
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.workers import cores
 
 
 def main(

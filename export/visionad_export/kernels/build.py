@@ -21,8 +21,8 @@ import triton
 import visionad_runtime.cuda
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from visionad_runtime.cuda.plan import GROUP, MAX_NEIGHBOURS, RUN
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.pipeline.cuda.work_tables import GROUP, MAX_NEIGHBOURS, RUN
 from visionad_runtime.scoring.anomaly_map import MAP_SIZE
 from visionad_runtime.scoring.self_similarity import EXCLUSION_RADIUS
 

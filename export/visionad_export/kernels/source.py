@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Work tables are written by the host (``visionad_runtime.cuda.plan``), so that one launch, and one captured graph, serves
+# Work tables are written by the host (``visionad_runtime.pipeline.cuda.work_tables``), so that one launch, and one captured graph, serves
 # any mix of classes. Columns of a search job:
 JOB_BANK16 = tl.constexpr(0)  # address of the view's first row, 16 bits
 JOB_BANK32 = tl.constexpr(1)  # the same row in float32

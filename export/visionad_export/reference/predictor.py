@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visionad_runtime import picture
-from visionad_runtime.bank import check_class_name
+from visionad_runtime.bank.names import check_class_name
 from visionad_runtime.errors import PictureError
-from visionad_runtime.evaluation.predictor import Prediction, Step
-from visionad_runtime.inspector import Verdict, read_model
+from visionad_runtime.formats.model_folder import read_model
+from visionad_runtime.images import decode
+from visionad_runtime.result import Verdict
 from visionad_runtime.scoring.conformal import conformal_threshold
 from visionad_runtime.scoring.preset import scoring_for
+from visionad_runtime.tools.evaluation.predictor import Prediction, Step
 
 from visionad_ref import ClassBank
 from visionad_ref import PictureError as ReferencePictureError
@@ -41,19 +42,19 @@ class ReferencePredictor:
         self._thresholds: dict[str, float] = {}
 
     def clear(self, folder: Path) -> None:
-        """See :class:`~visionad_runtime.evaluation.predictor.Predictor`; ``folder`` is not used."""
+        """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`; ``folder`` is not used."""
         del folder
         self._banks.clear()
         self._thresholds.clear()
 
     def enroll(self, class_name: str, paths: Sequence[Path], step: Step) -> None:
-        """See :class:`~visionad_runtime.evaluation.predictor.Predictor`."""
+        """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`."""
         self._banks[check_class_name(class_name)] = self._reference.enroll(paths)
         for _ in paths:
             step()
 
     def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
-        """See :class:`~visionad_runtime.evaluation.predictor.Predictor`."""
+        """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`."""
         scores = []
         for one in self.inspect(normals, class_name):
             if isinstance(one, PictureError):
@@ -70,14 +71,14 @@ class ReferencePredictor:
         return {"threshold": found.value, "record": record}
 
     def recall(self, class_name: str, calibration: Mapping[str, Any]) -> None:
-        """See :class:`~visionad_runtime.evaluation.predictor.Predictor`."""
+        """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`."""
         self._thresholds[check_class_name(class_name)] = calibration["threshold"]
 
     def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | PictureError]:
-        """See :class:`~visionad_runtime.evaluation.predictor.Predictor`."""
+        """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`."""
         for path in paths:
             try:
-                picture.load(path)  # the same words for the same fault, whoever inspects
+                decode.load(path)  # the same words for the same fault, whoever inspects
                 known = True
                 if class_name is None:
                     route = self._reference.route(path, self._banks)

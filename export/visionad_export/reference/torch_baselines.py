@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from visionad_runtime.artefacts import ModelManifest
-from visionad_runtime.bank import ClassBank as StoredClass
-from visionad_runtime.bench.measure import TorchBaseline
+from visionad_runtime.bank.memory_bank import ClassBank as StoredClass
+from visionad_runtime.formats.manifest import ModelManifest
 from visionad_runtime.scoring.spec import ScoringSpec
+from visionad_runtime.tools.benchmark.measure import TorchBaseline
 
 from ..parity import load_reference, stored_bank
 

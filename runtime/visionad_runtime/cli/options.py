@@ -20,7 +20,7 @@ def as_stored(name: str | None) -> str | None:
     """A class name in the form in which banks store it, however the terminal composes its letters."""
     if name is None:
         return None
-    from ..bank import stored_name
+    from ..bank.names import stored_name
 
     return stored_name(name)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import VisionADError
 
 if TYPE_CHECKING:
-    from ..inspector import FileResult
-    from ..picture import Found
+    from ..images.discover import Found
+    from ..result import FileResult
 
 from .console import complain, say
 
@@ -91,7 +91,7 @@ def check_targets(pictures: Sequence[Found], outputs: Sequence[tuple[Path | None
 def save_map(path: Path, anomaly_map: Any) -> None:
     import numpy as np
 
-    from ..artefacts import atomic_file
+    from ..formats.files import atomic_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as f:
@@ -99,6 +99,6 @@ def save_map(path: Path, anomaly_map: Any) -> None:
 
 
 def require_bank(bank: Path) -> None:
-    from ..artefacts import BankManifest, read_manifest
+    from ..formats.manifest import BankManifest, read_manifest
 
     read_manifest(bank, BankManifest)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ..errors import VisionADError
 
 if TYPE_CHECKING:
-    from ..artefacts import Precision
     from ..cuda.interface import DeviceEngine
+    from ..formats.manifest import Precision
 
 CPU, NVIDIA_GPU = "cpu", "nvidia-gpu"
 """Values of :attr:`BackendSpec.device` that the rest of the code knows. A backend may name another one."""

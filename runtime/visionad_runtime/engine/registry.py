@@ -24,7 +24,7 @@ from ..system import has_nvidia_driver
 from .base import CPU, BackendSpec, Engine, Probe
 
 if TYPE_CHECKING:
-    from ..artefacts import ModelManifest, Precision
+    from ..formats.manifest import ModelManifest, Precision
 
 log = logging.getLogger("visionad")
 

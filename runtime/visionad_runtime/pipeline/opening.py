@@ -10,7 +10,7 @@ from ..engine.base import Engine
 from .self_test import read_golden, self_test
 
 if TYPE_CHECKING:
-    from ..artefacts import ModelManifest, Precision
+    from ..formats.manifest import ModelManifest, Precision
 
 
 def open_engine(

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artefacts import GOLDEN_FILE, ModelManifest
 from ..engine.base import Engine, Tokens
 from ..errors import ModelError
+from ..formats.manifest import GOLDEN_FILE, ModelManifest
 from ..preprocess import normalise
 from ..scoring.score import score_tokens
 from ..scoring.spec import ScoringSpec

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artefacts import ViewName
+from ..formats.manifest import ViewName
 from .spec import TOP_FRACTION
 
 MAP_SIZE = 256

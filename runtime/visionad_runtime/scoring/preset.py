@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..artefacts import ModelManifest, ViewName
 from ..errors import VisionADError
+from ..formats.manifest import ModelManifest, ViewName
 from .catalog import preset_file, preset_names
 from .self_similarity import check_grid
 from .spec import ScoringSpec, choose_views

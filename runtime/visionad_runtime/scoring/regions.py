@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artefacts import PreprocessSpec
+from ..formats.manifest import PreprocessSpec
 from ..preprocess import crop_offset
 from .anomaly_map import MAP_SIZE
 

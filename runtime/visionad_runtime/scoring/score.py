@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artefacts import ViewName
+from ..formats.manifest import ViewName
 from .anomaly_map import fuse, top_k_mean, upsample
 from .self_similarity import self_similarity_weight
 from .spec import ScoringSpec

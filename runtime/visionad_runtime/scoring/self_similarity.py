@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .._threads import cores, spread
 from ..errors import VisionADError
-from ..products import scores_float32
-from ..workers import cores, spread
+from .product import scores_float32
 
 F32 = NDArray[np.float32]
 

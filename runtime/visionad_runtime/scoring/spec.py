@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
-from ..artefacts import ViewName
 from ..errors import VisionADError
+from ..formats.manifest import ViewName
 
 if TYPE_CHECKING:
-    from ..artefacts import Calibration, Precision
+    from ..formats.manifest import Calibration, Precision
 
 TOP_FRACTION = 0.01
 """Fraction of the map's pixels whose mean is the score in the paper: the 655 largest."""

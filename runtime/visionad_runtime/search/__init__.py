@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._threads import cores
 from ..errors import VisionADError
-from ..workers import cores
 from . import native
 from .index import IndexState, SearchIndex
 from .numpy_search import (

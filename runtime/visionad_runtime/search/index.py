@@ -9,8 +9,8 @@ import threading
 import weakref
 from dataclasses import dataclass
 
+from .._threads import aside
 from ..errors import VisionADError
-from ..workers import aside
 from . import pruning
 from .numpy_search import F32
 

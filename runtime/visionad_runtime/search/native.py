@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._threads import spread
 from ..errors import VisionADError
-from ..workers import spread
 from .numpy_search import F32, F64, I64, error_bound, search_numpy
 
 FOLDER = Path(__file__).parent / "lib"

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .._threads import cores
 from ..errors import VisionADError
-from ..workers import cores
 from . import native
 from .native import Library
 from .numpy_search import BROKEN_TOKENS, F32, F64, NOT_FINITE, as_contiguous

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..artefacts import SupportImage
-from ..bank import ClassBank
+from ..bank.memory_bank import ClassBank
+from ..formats.manifest import SupportImage
 from ..scoring.score import score_tokens
 from ..scoring.spec import ScoringSpec
 from .selection import search_rows

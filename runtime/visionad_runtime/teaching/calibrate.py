@@ -16,9 +16,10 @@ from typing import Literal
 
 import numpy as np
 
-from ..artefacts import Calibration, sha256_file
-from ..bank import stored_name
+from ..bank.names import stored_name
 from ..errors import PictureError, VisionADError
+from ..formats.files import sha256_file
+from ..formats.manifest import Calibration
 from ..inspector import Inspector
 from ..scoring.conformal import CONFIDENCE, Threshold, conformal_rank, conformal_threshold
 from ..scoring.regions import heatmap_range

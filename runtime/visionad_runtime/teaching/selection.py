@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import picture
-from ..artefacts import ViewName, sha256_bytes
-from ..bank import ClassBank, stored_name
+from ..bank.memory_bank import ClassBank
+from ..bank.names import stored_name
 from ..errors import VisionADError
+from ..formats.files import sha256_bytes
+from ..formats.manifest import ViewName
+from ..images import decode
 from ..inspector import Inspector, read_supports
 from ..preprocess import prepare, query_views
 from ..scoring.score import Distances, SearchBank, nearest_distances, patch_weights, score_distances, weighed
@@ -65,7 +67,7 @@ def select_support(
     if thinned:
         tokens = []
         for path in paths:
-            prepared = prepare(picture.load(path, bit_depth), inspector.manifest.identity.preprocess)
+            prepared = prepare(decode.load(path, bit_depth), inspector.manifest.identity.preprocess)
             encoded = inspector.encode(query_views(prepared, inspector.views[:1]))
             assert encoded.cls is not None
             tokens.append(encoded.cls[0])
@@ -84,10 +86,10 @@ def select_support(
         paths, supports = [paths[i] for i in fresh], [supports[i] for i in fresh]
     candidates = []
     for path, support in zip(paths, supports, strict=True):
-        data = picture.read_bytes(path)
+        data = decode.read_bytes(path)
         if sha256_bytes(data) != support.sha256:
             raise VisionADError(f"{path}: changed while it was being read; nothing was enrolled")
-        candidates.append(inspector.as_class(name, support, picture.decode(data, path, bit_depth)))
+        candidates.append(inspector.as_class(name, support, decode.decode(data, path, bit_depth)))
         if not thinned:
             step()
     return [paths[i] for i in _cover(candidates, known, inspector.scoring, count)]

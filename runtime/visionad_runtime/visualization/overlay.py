@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ..artefacts import atomic_write
-from ..picture import in_rgb
+from ..formats.files import atomic_write
+from ..images.pixels import in_rgb
 from ..scoring.anomaly_map import MAP_SIZE
 from ..scoring.regions import Geometry, Region
 
 if TYPE_CHECKING:
-    from ..inspector import Result
+    from ..result import Result
 
 Rgb = NDArray[np.uint8]
 Field = NDArray[np.float32]

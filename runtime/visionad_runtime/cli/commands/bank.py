@@ -44,11 +44,11 @@ def bank_add(
     as_json: JsonFlag = False,
 ) -> None:
     """Enrol good pictures in a class (new or existing). All or none of them."""
-    from ...bank import check_class_name
+    from ...bank.names import check_class_name
+    from ...images.discover import find_pictures
     from ...inspector import Inspector, read_supports
-    from ...picture import find_pictures
-    from ...support import choose_support_paths
     from ...teaching.audit import leave_one_out_scores
+    from ...teaching.sampling import choose_support_paths
     from ...teaching.selection import select_support
 
     class_name = check_class_name(class_name)
@@ -109,7 +109,7 @@ def bank_remove(
     ] = None,
 ) -> None:
     """Remove a class, or one support picture of it."""
-    from ...bank import Bank
+    from ...bank.store import Bank
 
     if image is None:
         version, change = Bank.drop(bank, class_name), f"remove {class_name}"
@@ -126,7 +126,7 @@ def bank_undo(
     ] = None,
 ) -> None:
     """Take back the last change, or all since a version."""
-    from ...bank import Bank
+    from ...bank.store import Bank
 
     now = Bank.undo(bank, to)
     say(f"bank version {now.version}: {now.change}; classes: {', '.join(now.classes) or 'none'}")
@@ -134,8 +134,8 @@ def bank_undo(
 
 def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
     """What a bank holds."""
-    from ...artefacts import BankManifest, as_dict, read_manifest
-    from ...bank import Bank
+    from ...bank.store import Bank
+    from ...formats.manifest import BankManifest, as_dict, read_manifest
 
     manifest = read_manifest(bank, BankManifest)
     kept = [v for v in Bank.kept(bank) if v != manifest.version]
@@ -168,7 +168,7 @@ def file_size(path: Path) -> int:
 
 def bank_verify(bank: BankArg) -> None:
     """Read everything and check every digest, shape and row."""
-    from ...bank import verify
+    from ...bank.store import verify
 
     manifest = verify(bank)
     say(f"sound: version {manifest.version}, {len(manifest.classes)} classes")
@@ -183,8 +183,9 @@ def bank_audit(
     as_json: JsonFlag = False,
 ) -> None:
     """Score each enrolled picture against the others of its class, to find one that should not have been enrolled."""
-    from ...artefacts import ModelManifest, read_manifest
-    from ...bank import Bank, unknown_class
+    from ...bank.names import unknown_class
+    from ...bank.store import Bank
+    from ...formats.manifest import ModelManifest, read_manifest
     from ...scoring.preset import scoring_for
     from ...teaching.audit import leave_one_out_scores
 

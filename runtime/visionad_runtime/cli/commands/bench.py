@@ -12,11 +12,11 @@ import typer
 from ...errors import VisionADError
 
 if TYPE_CHECKING:
-    from ...artefacts import ModelManifest
-    from ...bank import ClassBank
-    from ...bench.measure import TorchBaseline
-    from ...bench.run import TorchBaselines
+    from ...bank.memory_bank import ClassBank
+    from ...formats.manifest import ModelManifest
     from ...scoring.spec import ScoringSpec
+    from ...tools.benchmark.measure import TorchBaseline
+    from ...tools.benchmark.run import TorchBaselines
 
 TORCH = ("eager", "compiled", "method")
 
@@ -60,11 +60,11 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
-    from ...bank import stored_name
-    from ...bench.plots import draw, make_folder, require_matplotlib
-    from ...bench.report import format_report
-    from ...bench.run import Settings, run_bench
+    from ...bank.names import stored_name
     from ...engine.registry import backend_spec
+    from ...tools.benchmark.plots import draw, make_folder, require_matplotlib
+    from ...tools.benchmark.report import format_report
+    from ...tools.benchmark.run import Settings, run_bench
     from ..console import progress
 
     wanted = [name.strip() for one in backend or [] for name in one.split(",")]

@@ -11,7 +11,7 @@ import typer
 from ...errors import VisionADError
 
 if TYPE_CHECKING:
-    from ...artefacts import ModelManifest
+    from ...formats.manifest import ModelManifest
 
 
 def build_command(
@@ -38,7 +38,7 @@ def build_command(
 ) -> None:
     """Build the model's TensorRT engine, check what was built, and keep it in MODEL.engines beside the model."""
     from ...engine.registry import backend_spec, backends
-    from ...inspector import read_model
+    from ...formats.model_folder import read_model
     from ..console import progress
 
     spec = backend_spec(backend)
@@ -65,7 +65,7 @@ def build_command(
 
 def _self_test(model: Path, manifest: ModelManifest, backend: str) -> str | None:
     """On a box that can run the engine it is tested at once; where there is no GPU, at the first start on the target."""
-    from ...cuda.device import Owner
+    from ...cuda.thread import Owner
     from ...pipeline.opening import open_engine
 
     try:

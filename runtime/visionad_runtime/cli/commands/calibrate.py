@@ -40,9 +40,9 @@ def calibrate(
     as_json: JsonFlag = False,
 ) -> None:
     """Set a class's threshold from good parts only."""
-    from ...artefacts import as_dict
+    from ...formats.manifest import as_dict
+    from ...images.discover import find_pictures
     from ...inspector import Inspector
-    from ...picture import find_pictures
     from ...teaching.calibrate import calibrate_class
 
     pictures = [f.path for f in find_pictures(paths)]

@@ -24,7 +24,7 @@ def demo(
     threads: ThreadsOption = None,
 ) -> None:
     """The main job end to end, offline: export, enrol, calibrate, inspect, and a report to look at."""
-    from ...demo.run import run_demo
+    from ...tools.demo.run import run_demo
 
     summary = run_demo(
         out, data=data, shots=shots, threads=threads, export_model=_export_for_demo, say=say, progress=progress

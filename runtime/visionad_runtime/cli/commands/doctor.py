@@ -17,7 +17,7 @@ def doctor(
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="also self-test this model here")] = None,
 ) -> int:
     """What this box can run, and what to install. Exit status 2 when something is broken."""
-    from ...doctor import diagnose, format_report
+    from ...tools.doctor import diagnose, format_report
 
     report = diagnose(model)
     say(json.dumps(report, ensure_ascii=False) if as_json else format_report(report))

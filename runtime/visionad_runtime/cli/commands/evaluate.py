@@ -16,9 +16,9 @@ from ...errors import VisionADError
 from ...scoring.catalog import preset_help
 
 if TYPE_CHECKING:
-    from ...evaluation.aggregate import Mode
-    from ...evaluation.datasets.base import Dataset
-    from ...evaluation.predictor import Predictor
+    from ...tools.evaluation.aggregate import Mode
+    from ...tools.evaluation.datasets.base import Dataset
+    from ...tools.evaluation.predictor import Predictor
 
 
 DATASET_HELP = "layout of the data set's folder"
@@ -29,7 +29,7 @@ class EvalCommand(TyperCommand):
 
     def get_help(self, ctx: Any) -> str:
         """See ``TyperCommand``."""
-        from ...evaluation.datasets.registry import layouts
+        from ...tools.evaluation.datasets.registry import layouts
 
         for parameter in self.params:
             if parameter.name == "dataset":
@@ -98,10 +98,10 @@ def eval_command(
     ] = None,
 ) -> None:
     """Measure a model on a data set: the seven metrics, per class, mean and spread over seeds. Resumes where it stopped."""
-    from ...artefacts import atomic_write
-    from ...evaluation.datasets.registry import open_dataset
-    from ...evaluation.protocol import evaluate
-    from ...evaluation.report import markdown, plain, remarks
+    from ...formats.files import atomic_write
+    from ...tools.evaluation.datasets.registry import open_dataset
+    from ...tools.evaluation.protocol import evaluate
+    from ...tools.evaluation.report import markdown, plain, remarks
     from ...visualization.html import require_jinja
     from ..console import progress
 
@@ -146,7 +146,7 @@ def eval_command(
     if markdown_file is not None:
         atomic_write(markdown_file, markdown(found).encode())
     if html_file is not None:
-        from ...evaluation.page import html_page
+        from ...tools.evaluation.page import html_page
 
         atomic_write(html_file, html_page(found).encode())
     if found.resumed:

@@ -36,8 +36,8 @@ def parity_command(
         from visionad_export.parity import describe as describe_parity
     except ModuleNotFoundError as exc:
         raise VisionADError(f"`visionad parity` needs {exc.name}: pip install 'visionad[export]'") from None
+    from ...images.discover import find_pictures
     from ...inspector import Inspector
-    from ...picture import find_pictures
     from ..console import progress
     from ..options import as_stored
 

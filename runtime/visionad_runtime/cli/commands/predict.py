@@ -10,7 +10,7 @@ import typer
 from ...errors import VisionADError
 
 if TYPE_CHECKING:
-    from ...picture import Found
+    from ...images.discover import Found
 
 from ..console import complain, progress, say
 from ..options import (
@@ -47,8 +47,8 @@ def predict(
     bit_depth: BitDepth = None,
 ) -> int:
     """Inspect pictures: score, verdict and regions of each, in input order."""
+    from ...images.discover import Found, find_pictures
     from ...inspector import Inspector
-    from ...picture import Found, find_pictures
 
     inputs: list[Found | tuple[Path, VisionADError]] = []
     for path in paths:  # a folder without pictures is reported like an unreadable picture: the rest goes on

@@ -35,8 +35,8 @@ def serve(
 ) -> None:
     """Inspect and enrol over HTTP, until Ctrl-C or a service's stop: /inspect, /overlay, /classes, /health, /metrics."""
     try:
-        from ...serve import listen
-        from ...serve import serve as answer_requests
+        from ...web.http import listen
+        from ...web.http import serve as answer_requests
     except ModuleNotFoundError as exc:
         if is_own(exc):
             raise

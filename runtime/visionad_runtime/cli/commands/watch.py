@@ -52,7 +52,8 @@ def watch(
 ) -> None:
     """Inspect pictures as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
     from ...inspector import Inspector
-    from ...watch import Arrivals, Journal
+    from ...station.folder_source import Arrivals
+    from ...station.journal import Journal
 
     if journal is not None and existing:
         raise VisionADError("--existing and --journal: with a journal, what lies there and is not in it is inspected")

@@ -15,7 +15,7 @@ from . import providers
 from .providers import Provider
 
 if TYPE_CHECKING:
-    from ...artefacts import ModelManifest
+    from ...formats.manifest import ModelManifest
 
 _INSTALL_GPU = "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...artefacts import ModelManifest
 from ...errors import ModelError
+from ...formats.manifest import ModelManifest
 from ..base import Tokens, closed_error
 from .providers import CPU
 from .session import check_provider, create_session

@@ -13,10 +13,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...artefacts import CUDA_ONNX_FILE, ONNX_FILE, ModelManifest
-from ...cuda.device import Device, Event, Owner
+from ...cuda.device import Device, Event
 from ...cuda.memory import Memory
+from ...cuda.thread import Owner
 from ...errors import VisionADError
+from ...formats.manifest import CUDA_ONNX_FILE, ONNX_FILE, ModelManifest
 from ..base import Tokens, closed_error, encode_in_batches
 from .providers import CUDA, TENSORRT, Provider
 from .session import OUTPUTS, check_provider, create_session, failure, run_session, tensor_shapes

@@ -18,8 +18,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ...artefacts import ONNX_FILE, ModelManifest
 from ...errors import ModelError, VisionADError
+from ...formats.manifest import ONNX_FILE, ModelManifest
 from ...system import has_nvidia_driver
 from ..native import silence
 from .providers import CPU, Provider

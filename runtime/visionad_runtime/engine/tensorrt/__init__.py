@@ -13,7 +13,7 @@ from .api import RTX_CAPABILITIES, TENSORRT, TENSORRT_RTX, Library
 from .cache import EngineCache, EngineNotFoundError
 
 if TYPE_CHECKING:
-    from ...artefacts import ModelManifest
+    from ...formats.manifest import ModelManifest
 
 
 def _open(library: Library, folder: Path, manifest: ModelManifest, *, batch_size: int, **_: object) -> Engine:

@@ -18,9 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...artefacts import ONNX_FILE, ModelManifest, atomic_write
-from ...cuda.device import Device, Owner
+from ...cuda.device import Device
+from ...cuda.thread import Owner
 from ...errors import ModelError, VisionADError
+from ...formats.files import atomic_write
+from ...formats.manifest import ONNX_FILE, ModelManifest
 from ..native import STDOUT, capture_fd
 from . import inspection
 from .api import PORTABLE, BuildProgress, Message, TensorRT, load_api

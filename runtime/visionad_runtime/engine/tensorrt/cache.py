@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...artefacts import atomic_write, fsync_folder, sha256_file
 from ...errors import VisionADError
+from ...formats.files import atomic_write, fsync_folder, sha256_file
 
 PLAN, FACTS, LOG = "engine.plan", "engine.json", "build.log"
 REJECTED_LOG = "refused.log"

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...artefacts import ModelManifest
-from ...cuda.device import Buffer, Device, Event, Graph, Owner, Stream
+from ...cuda.device import Buffer, Device, Event, Graph, Stream
 from ...cuda.memory import Memory
+from ...cuda.thread import Owner
 from ...errors import ModelError, VisionADError
+from ...formats.manifest import ModelManifest
 from ..base import Tokens, closed_error, encode_in_batches
 from . import inspection
 from .api import IncompatibleEngineError, TensorRT, load_api

@@ -1,0 +1,83 @@
+"""What an inspection gives: results, regions' geometry, traces. Data only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engine.base import Tokens
+from .errors import PictureError
+from .formats.manifest import ViewName
+from .images import pixels
+from .scoring.regions import Geometry, Region
+
+F32 = NDArray[np.float32]
+Verdict = Literal["ok", "anomalous", "unknown"]
+ClassSource = Literal["given", "routed", "unknown"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What inspecting one picture gave.
+
+    ``anomaly_map`` is float32 (256, 256), the sum of the views' cosine distances (0..2 a view), of the centre crop;
+    ``geometry`` maps it to the original picture. ``score`` is the mean of its largest pixels: 1 % of them, or the
+    scoring's ``top_fraction``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the picture is like no
+    class. ``timings`` are milliseconds. ``backend`` is the engine that encoded it.
+    """
+
+    score: float
+    verdict: Verdict
+    class_name: str | None
+    class_source: ClassSource
+    class_margin: float | None
+    threshold: float | None
+    bank_version: int
+    regions: tuple[Region, ...]
+    anomaly_map: F32
+    geometry: Geometry
+    map_scale: tuple[float, float]
+    timings: Mapping[str, float] = field(compare=False)
+    backend: str = field(compare=False)
+
+    def to_dict(self, image: str) -> dict[str, Any]:
+        """The JSON object ``visionad predict --json`` prints for a picture."""
+        return {
+            "image": image,
+            "class": self.class_name,
+            "class_source": self.class_source,
+            "class_margin": self.class_margin,
+            "score": self.score,
+            "threshold": self.threshold,
+            "verdict": self.verdict,
+            "bank_version": self.bank_version,
+            "regions": [
+                {"bbox": list(r.bbox), "score": r.score, "polygon": [list(p) for p in r.polygon]} for r in self.regions
+            ],
+            "timings_ms": {k: round(v, 3) for k, v in self.timings.items()},
+            "backend": self.backend,
+        }
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The stages between picture and map, for ``visionad parity`` and for curious users."""
+
+    views: F32
+    tokens: Tokens
+    distances: Mapping[ViewName, F32]
+
+
+class FileResult(NamedTuple):
+    """One file of :meth:`Inspector.inspect_files`: picture (RGB), result and trace, or the error that stopped it."""
+
+    path: Path
+    rgb: pixels.RGB8 | None
+    result: Result | None
+    trace: Trace | None
+    error: PictureError | None

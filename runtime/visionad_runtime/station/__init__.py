@@ -1,0 +1,1 @@
+"""Line operation: where images arrive, and what is noted of them."""

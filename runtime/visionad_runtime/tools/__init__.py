@@ -1,0 +1,1 @@
+"""What surrounds inspection: evaluation, benchmarks, the demo, diagnosis. Nothing below imports it."""

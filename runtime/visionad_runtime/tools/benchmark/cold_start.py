@@ -1,0 +1,108 @@
+"""Fresh processes: how long one takes to open a model and to give its first verdict, and the memory that it needs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...errors import VisionADError
+
+_WATCH = """
+import subprocess, sys, time
+start = time.perf_counter()
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+line = child.stdout.readline()
+print(time.perf_counter() - start if line else -1, flush=True)
+sys.stdin.readline()
+child.communicate()
+try:
+    import resource
+except ImportError:
+    peak = -1
+else:
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(child.returncode, peak, flush=True)
+"""
+"""Between the measured process and this one, because a child's peak counts its parent's pages up to its exec: a small parent."""
+
+_OPEN = """
+import json, sys
+from visionad_runtime import Inspector
+settings = json.loads(sys.argv[1])
+with Inspector.open(settings.pop("model"), **settings):  # its memory is read meanwhile
+    print("open", flush=True)
+    sys.stdin.readline()
+"""
+
+_PREDICT = "from visionad_runtime.cli.entry import main; main()"
+
+
+class Start(NamedTuple):
+    """Seconds from a process's start to its first line of output, its peak resident bytes, GPU bytes taken by then."""
+
+    seconds: float
+    peak: int | None
+    gpu_bytes: int | None
+
+
+def start(arguments: list[str], gpu_used: Callable[[], int] | None = None) -> Start:
+    """Run Python with ``arguments`` as a process of its own.
+
+    Raises:
+        VisionADError: it failed; with its last line.
+    """
+    before = gpu_used() if gpu_used is not None else 0
+    command = [sys.executable, "-c", _WATCH, sys.executable, *arguments]
+    watch = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watch.stdout is not None
+    seconds = float(watch.stdout.readline() or -1)
+    taken = gpu_used() - before if gpu_used is not None else None
+    out, err = watch.communicate("\n")
+    status, peak = map(int, out.split() or (1, -1))
+    if status or seconds < 0:
+        said = [line for line in err.splitlines() if line.strip()]
+        raise VisionADError(f"a fresh process failed with status {status}: {said[-1] if said else 'it said nothing'}")
+    return Start(seconds, peak if peak >= 0 else None, taken)
+
+
+def cold_start(
+    model: Path,
+    bank: Path,
+    picture: Path,
+    backend: str,
+    threads: int | None,
+    views: list[str],
+    class_name: str | None,
+    repeats: int,
+    gpu_used: Callable[[], int] | str,
+) -> dict[str, Any]:
+    """Medians over ``repeats`` fresh processes each, in turn: until ``Inspector.open`` is done, and until `visionad predict` has
+    given the first verdict. Files are in the system's cache. GPU memory is that of a process that has opened and tested the model.
+
+    Args:
+        gpu_used: bytes of GPU memory in use by anybody, or why that is not known.
+    """
+    settings = {"model": str(model), "bank": str(bank), "backend": backend, "threads": threads, "views": views}
+    opened = ["-c", _OPEN, json.dumps(settings)]
+    predict = ["-c", _PREDICT, "predict", str(model), str(bank), str(picture), "--json", "--backend", backend]
+    predict += ["--views", ",".join(views)]
+    predict += ["--threads", str(threads)] if threads else []
+    predict += ["--class", class_name] if class_name else []
+    used = None if isinstance(gpu_used, str) else gpu_used
+    starts = [(start(opened, used), start(predict)) for _ in range(repeats)]
+    peaks = [p.peak for _, p in starts if p.peak is not None]
+    memory = [o.gpu_bytes for o, _ in starts if o.gpu_bytes is not None]
+    why = {"why_null": gpu_used} if isinstance(gpu_used, str) else {}
+    return {
+        "open_s": round(statistics.median(o.seconds for o, _ in starts), 3),
+        "first_verdict_s": round(statistics.median(p.seconds for _, p in starts), 3),
+        "peak_memory_mb": round(max(peaks) / 1e6, 1) if peaks else None,
+        "gpu_memory_mb": round(statistics.median(memory) / 1e6, 1) if memory else None,
+        "starts": repeats,
+        **why,
+    }

@@ -1,0 +1,471 @@
+"""One run of ``visionad bench``: open all backends, time them side by side, then cold starts, energy and the roofline."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..._threads import settle
+from ...bank.memory_bank import ClassBank
+from ...engine.base import CPU, NVIDIA_GPU
+from ...engine.registry import auto_backends, backend_spec
+from ...errors import VisionADError
+from ...formats.manifest import BankManifest, ModelManifest, read_manifest
+from ...formats.model_folder import read_model
+from ...images.discover import find_pictures
+from ...inspector import Inspector
+from ...scoring.spec import ScoringSpec, choose_views
+from ...system import environment
+from ..demo.rendering import render
+from . import measure, roofline
+from .cold_start import cold_start
+from .measure import Candidate, TorchBaseline
+from .nvml import Nvml, energy, open_nvml
+
+PARTS = 4
+PART_SIZE = 1024
+MAX_PICTURES, MAX_BYTES = 32, 512 << 20
+"""Pictures in turn, and bytes that they may take. They are held as pixels, and as views for the bare engine: 5.5 MB each at a crop
+of 392."""
+PART = "gear"
+NO_GPU = "the backend uses no NVIDIA GPU"
+NO_PEAKS = "the peaks of this device are not measured"
+
+TorchBaselines = Callable[[ModelManifest, ClassBank, ScoringSpec, int | None], Mapping[str, TorchBaseline]]
+"""Opens PyTorch for a model, a class, a scoring and CPU threads: kind → what to time."""
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+
+def _no_progress(_what: str, _total: int) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `visionad bench` was asked. ``backends`` empty: all of ``auto``'s that run. ``views`` None: all of the bank's."""
+
+    bank: Path | None = None
+    images: tuple[Path, ...] = ()
+    class_name: str | None = None
+    backends: tuple[str, ...] = ()
+    batches: tuple[int, ...] = (1, 2, 4, 8)
+    seconds: float = 10
+    rounds: int = 7
+    starts: int = 3
+    threads: int | None = None
+    views: tuple[str, ...] | None = None
+
+
+class Pictures(NamedTuple):
+    """The files of the run in order, the pixels of each, uint8 (H, W, 3) BGR, its views, float32 (V, 3, crop, crop), as the engine
+    gets them, and the classes that they were found to be of."""
+
+    paths: list[Path]
+    pixels: list[NDArray[np.uint8]]
+    views: list[NDArray[np.float32]]
+    classes: list[str | None]
+
+    def files(self, call: int, batch: int) -> list[Path]:
+        """The batch of the call of this number."""
+        return [self.paths[i] for i in self._which(call, batch)]
+
+    def decoded(self, call: int, batch: int) -> list[NDArray[np.uint8]]:
+        """Its pixels."""
+        return [self.pixels[i] for i in self._which(call, batch)]
+
+    def prepared(self, call: int, batch: int) -> NDArray[np.float32]:
+        """Its views, float32 (batch · V, 3, crop, crop)."""
+        return np.concatenate([self.views[i] for i in self._which(call, batch)])
+
+    def _which(self, call: int, batch: int) -> list[int]:
+        return [(call * batch + i) % len(self.paths) for i in range(batch)]
+
+
+def run_bench(
+    model: Path,
+    settings: Settings,
+    *,
+    torch_baselines: TorchBaselines | None = None,
+    progress: Progress = _no_progress,
+) -> dict[str, Any]:
+    """Measure and return the report, JSON types.
+
+    Args:
+        model: model folder.
+        settings: what to measure, and how long.
+        torch_baselines: opens PyTorch to be timed beside the backends; ``None`` leaves it out.
+        progress: called with a title and a number of steps; gives the function that counts one.
+
+    Raises:
+        VisionADError: a mistake in the settings, an unreadable image, or no backend that runs.
+    """
+    manifest = read_model(model)
+    held = manifest if settings.bank is None else read_manifest(settings.bank, BankManifest)
+    choose_views(settings.views, held.views)  # said once, not for each backend
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionad-bench-")))
+        given = [found.path for found in find_pictures(list(settings.images))] if settings.images else _render(work)
+        bank, support = settings.bank, None
+        if bank is None:  # timed pictures must not be the enrolled one, where there are others
+            bank, support = work / "bank", given[0]
+            given = given[1:] or given
+        close = stack.enter_context(ExitStack())
+        opened, failed = _open_all(model, bank, support, settings, close)
+        nvml = stack.enter_context(open_nvml())
+        pictures = _prepare(next(iter(opened.values())), given[:MAX_PICTURES], settings.class_name)
+        report = _Run(
+            model, manifest, bank, settings, opened, pictures, nvml, failed, torch_baselines, progress
+        ).measure(support is not None)
+        close.close()  # a fresh process finds the box as it is at the start of a shift
+        for name, entry in report["backends"].items():
+            entry["cold_start"] = _cold_start(model, bank, pictures.paths[0], name, settings, report, nvml)
+        _roofline(report, model, manifest)
+    report["failed"] = failed
+    report["pictures"]["source"] = "given" if settings.images else "rendered"
+    if support is not None:
+        report["bank"]["note"] = (
+            f"temporary, enrolled from {'one of the pictures' if settings.images else 'a rendered part'}"
+        )
+    return report
+
+
+def _render(work: Path) -> list[Path]:
+    paths = [work / f"{PART}-{seed}.png" for seed in range(PARTS + 1)]
+    for seed, path in enumerate(paths):
+        Image.fromarray(render(PART, seed, size=PART_SIZE)[0]).save(path, compress_level=4)
+    return paths
+
+
+def _open_all(
+    model: Path, bank: Path, support: Path | None, settings: Settings, close: ExitStack
+) -> tuple[dict[str, Inspector], dict[str, str]]:
+    """An inspector for each backend, which ``close`` closes, and why others have none. What was not asked for by name does not
+    start a build."""
+    opened: dict[str, Inspector] = {}
+    failed: dict[str, str] = {}
+    for name in settings.backends or [spec.name for spec in auto_backends()]:
+        try:
+            require_engine = backend_spec(name).require_engine
+            if not settings.backends and require_engine is not None:
+                require_engine(model)
+            inspector = close.enter_context(
+                Inspector.open(model, bank, backend=name, threads=settings.threads, views=settings.views)
+            )
+        except VisionADError as exc:
+            failed[name] = str(exc)
+            continue
+        opened[name] = inspector
+        if support is not None and len(opened) == 1:
+            inspector.enroll_files(settings.class_name or "part", [support])
+    if not opened:
+        raise VisionADError("no backend runs here: " + "; ".join(f"{n}: {r}" for n, r in failed.items()))
+    return opened, failed
+
+
+def _prepare(inspector: Inspector, paths: list[Path], class_name: str | None) -> Pictures:
+    """As many of the files as may be held, at least one."""
+    pictures, held = Pictures([], [], [], []), 0
+    for one in inspector.inspect_files(paths, class_name=class_name, trace=True):
+        if one.trace is None or one.result is None or one.rgb is None:
+            raise VisionADError(f"bench: {one.error}")
+        held += one.rgb.nbytes + one.trace.views.nbytes
+        if pictures.paths and held > MAX_BYTES:
+            break
+        pictures.paths.append(one.path)
+        pictures.pixels.append(np.ascontiguousarray(one.rgb[:, :, ::-1]))
+        pictures.views.append(one.trace.views)
+        pictures.classes.append(one.result.class_name)
+    return pictures
+
+
+@dataclass
+class _Run:
+    """Everything opened, and what is measured while it is."""
+
+    model: Path
+    manifest: ModelManifest
+    bank: Path
+    settings: Settings
+    opened: Mapping[str, Inspector]
+    pictures: Pictures
+    nvml: Nvml | str
+    failed: dict[str, str]
+    torch_baselines: TorchBaselines | None
+    progress: Progress
+
+    def measure(self, temporary: bool) -> dict[str, Any]:
+        """All that is timed side by side, and energy."""
+        settings, first = self.settings, next(iter(self.opened.values()))
+        batches: dict[str, dict[str, Any]] = {name: {} for name in self.opened}
+        stages: dict[str, dict[str, Any]] = {}
+        report: dict[str, Any] = {}
+        for inspector in self.opened.values():
+            self._as_after_a_while(inspector)
+        with self.progress("measuring", len(settings.batches) * settings.rounds) as step:
+            for batch in settings.batches:
+                laps: dict[str, dict[str, list[Mapping[str, float]]]]
+                laps = {name: {"whole": [], "pixels": []} for name in self.opened}
+                end_to_end = {
+                    n: Candidate(n, self._end_to_end(i, batch, laps[n]["whole"])) for n, i in self.opened.items()
+                }
+                pixels = {
+                    n: Candidate(f"{n}, from pixels", self._from_pixels(i, batch, laps[n]["pixels"]))
+                    for n, i in self.opened.items()
+                }
+                ready = self._ready(batch)
+                engine_only = {
+                    n: Candidate(f"{n}, bare engine", self._engine_only(i, ready)) for n, i in self.opened.items()
+                }
+                lead = batch == settings.batches[0]
+                torch = self._torch(batch, ready) if lead else {}
+                measure.time_interleaved(
+                    [*end_to_end.values(), *pixels.values(), *engine_only.values(), *torch.values()],
+                    settings.seconds,
+                    settings.rounds,
+                    step,
+                )
+                for name in self.opened:
+                    batches[name][str(batch)] = {
+                        "whole": measure.summarise(end_to_end[name].times),
+                        "pixels": measure.summarise(pixels[name].times),
+                        "bare_engine": measure.summarise(engine_only[name].times),
+                        "whole_to_bare_engine": measure.ratio(end_to_end[name], engine_only[name]),
+                        "pixels_to_bare_engine": measure.ratio(pixels[name], engine_only[name]),
+                        "pictures_per_s": measure.throughput(end_to_end[name], batch),
+                    }
+                if lead:
+                    stages = {
+                        name: {way: measure.stage_table(times[batch:]) for way, times in ways.items()}
+                        for name, ways in laps.items()
+                    }
+                    report["against"] = self._against(end_to_end, engine_only, torch)
+        entries: dict[str, dict[str, Any]] = {}
+        for name, inspector in self.opened.items():
+            call = self._end_to_end(inspector, settings.batches[0], [])
+            entries[name] = {
+                "details": dict(inspector.engine.info),
+                "chain_memory_mb": {k: round(v / 1e6, 1) for k, v in inspector.chain.memory().items()},
+                "group": inspector.engine.batch_size,
+                "stages": stages[name],
+                "batches": batches[name],
+                "energy": energy(self.nvml, call, settings.batches[0], settings.seconds)
+                if backend_spec(name).device == NVIDIA_GPU
+                else {"joules_per_picture": None, "watts": None, "why_null": NO_GPU},
+            }
+        return {**self._describe(first, temporary), "backends": entries, **report}
+
+    def _as_after_a_while(self, inspector: Inspector) -> None:
+        """Have the banks prepared that the pictures are compared with: beside the first calls, it would be measured."""
+        for rgb in {name: self.pictures.pixels[i] for i, name in enumerate(self.pictures.classes)}.values():
+            for _ in range(2):
+                inspector.inspect(rgb, class_name=self.settings.class_name)
+        settle()
+
+    def _describe(self, first: Inspector, temporary: bool) -> dict[str, Any]:
+        assert first.bank is not None
+        settings, classes = self.settings, first.bank.classes
+        searched = [classes[name] for name in self.pictures.classes if name is not None]
+        return {
+            "environment": environment(),
+            "model": {
+                "name": self.manifest.identity.describe(),
+                "folder": str(self.model),
+                "precision": self.manifest.precision,
+                "mb": round(sum(p.stat().st_size for p in self.model.iterdir() if p.is_file()) / 1e6, 1),
+            },
+            "bank": {
+                "folder": None if temporary else str(self.bank),
+                "classes": len(classes),
+                "rows_per_view": {v: float(np.mean([len(c.rows(v)) for c in searched])) for v in first.views}
+                if searched
+                else None,
+                "mb": round(sum(p.stat().st_size for p in self.bank.rglob("*.safetensors")) / 1e6, 1),
+            },
+            "pictures": {
+                "count": len(self.pictures.paths),
+                "sizes": sorted({f"{rgb.shape[1]} x {rgb.shape[0]}" for rgb in self.pictures.pixels}),
+                "class": settings.class_name or "routed",
+            },
+            "views": list(first.views),
+            "settings": {
+                "batches": list(settings.batches),
+                "seconds": settings.seconds,
+                "rounds": settings.rounds,
+                "threads": settings.threads,
+            },
+        }
+
+    def _end_to_end(self, inspector: Inspector, batch: int, laps: list[Mapping[str, float]]) -> Callable[[int], object]:
+        """From files to results, as `visionad predict` does it."""
+
+        def call(number: int) -> None:
+            files = self.pictures.files(number, batch)
+            for one in inspector.inspect_files(files, class_name=self.settings.class_name, batch=batch):
+                if one.result is None:
+                    raise VisionADError(f"bench: {one.error}")
+                laps.append(one.result.timings)
+
+        return call
+
+    def _from_pixels(
+        self, inspector: Inspector, batch: int, laps: list[Mapping[str, float]]
+    ) -> Callable[[int], object]:
+        """From decoded pictures in BGR, as OpenCV delivers them, to results: the call that a line's own program makes."""
+
+        def call(number: int) -> None:
+            images = self.pictures.decoded(number, batch)
+            results = inspector.inspect_batch(images, class_name=self.settings.class_name)
+            laps.extend(result.timings for result in results)
+
+        return call
+
+    def _ready(self, batch: int) -> list[NDArray[np.float32]]:
+        """The views of calls, prepared before: not all different calls where that would fill the memory."""
+        count = len(self.pictures.paths)
+        different = count // math.gcd(count, batch)
+        return [self.pictures.prepared(call, batch) for call in range(min(different, max(1, MAX_PICTURES // batch)))]
+
+    def _engine_only(self, inspector: Inspector, ready: list[NDArray[np.float32]]) -> Callable[[int], object]:
+        """The engine alone on the same pictures: what is left when all else is free."""
+        routed = self.settings.class_name is None
+        return lambda number: inspector.engine.encode(ready[number % len(ready)], class_token=routed)
+
+    def _torch(self, batch: int, ready: list[NDArray[np.float32]]) -> dict[str, Candidate]:
+        if self.torch_baselines is None:
+            return {}
+        settings, first = self.settings, next(iter(self.opened.values()))
+        assert first.bank is not None
+        name = settings.class_name or next(iter(first.bank.classes))
+        baselines = self.torch_baselines(self.manifest, first.bank.classes[name], first.scoring, settings.threads)
+        calls = {}
+        for kind, (where, encode, inspect) in baselines.items():
+            if encode is not None:
+                calls[f"torch {kind}, bare backbone on {where}"] = self._torch_backbone(encode, ready)
+            if inspect is not None:
+                calls[f"torch reference, whole on {where}"] = self._torch_method(inspect, batch)
+        candidates = {}
+        for title, call in calls.items():
+            try:
+                call(0)  # compiling takes minutes, which must not be taken for the time of a call
+            except Exception as exc:  # a compiler that is missing, a GPU that is full: torch raises anything
+                self.failed[title] = f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"
+                continue
+            candidates[title] = Candidate(title, call)
+        return candidates
+
+    @staticmethod
+    def _torch_backbone(
+        encode: Callable[[NDArray[np.float32]], object], ready: list[NDArray[np.float32]]
+    ) -> Callable[[int], object]:
+        return lambda number: encode(ready[number % len(ready)])
+
+    def _torch_method(self, inspect: Callable[[Path], object], batch: int) -> Callable[[int], object]:
+        return lambda number: [inspect(path) for path in self.pictures.files(number, batch)]
+
+    @staticmethod
+    def _against(
+        end_to_end: Mapping[str, Candidate], engine_only: Mapping[str, Candidate], torch: Mapping[str, Candidate]
+    ) -> list[dict[str, Any]]:
+        """Compare every other candidate with the first backend: end to end with end to end, engine with engine."""
+        first = next(iter(end_to_end))
+        found = []
+        for title, candidate in {**end_to_end, **torch}.items():
+            if title == first:
+                continue
+            mine = engine_only[first] if ", bare " in title else end_to_end[first]
+            found.append(
+                {
+                    "what": title,
+                    "by": mine.name,
+                    "ratio": measure.ratio(candidate, mine),
+                    **measure.summarise(candidate.times),
+                }
+            )
+        return found
+
+
+def _cold_start(
+    model: Path,
+    bank: Path,
+    picture: Path,
+    backend: str,
+    settings: Settings,
+    report: Mapping[str, Any],
+    nvml: Nvml | str,
+) -> dict[str, Any] | None:
+    if not settings.starts:
+        return None
+    used = nvml.used if isinstance(nvml, Nvml) else nvml
+    if backend_spec(backend).device != NVIDIA_GPU:
+        used = NO_GPU
+    return cold_start(
+        model,
+        bank,
+        picture,
+        backend,
+        settings.threads,
+        report["views"],
+        settings.class_name,
+        settings.starts,
+        used,
+    )
+
+
+def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> None:
+    """The engine at its fastest batch and the search, against the peaks of where they run."""
+    identity, settings = manifest.identity, report["settings"]
+    cpu = roofline.cpu_peaks(settings["threads"])
+    on_gpu = any(backend_spec(name).device == NVIDIA_GPU for name in report["backends"])
+    gpu = roofline.gpu_peaks(manifest.precision) if on_gpu else "no backend here runs on a GPU"
+    weights = sum(p.stat().st_size for p in model.glob("backbone.onnx*"))
+    rows = report["bank"]["rows_per_view"]
+    halves, listed = gpu, {"cpu": cpu, "gpu": gpu}
+    if manifest.precision != "fp16" and rows is not None and any(map(_chain_on_gpu, report["backends"].values())):
+        # That chain searches in 16 bits, whatever the model.
+        halves = listed["gpu, search"] = roofline.gpu_peaks("fp16")
+    routed = report["pictures"]["class"] == "routed"
+    views = len(report["views"])
+    report["peaks"] = {
+        where: {"gflop_per_s": round(p.flops / 1e9, 1), "gb_per_s": round(p.bytes / 1e9, 1), "how": p.method}
+        if isinstance(p, roofline.Peaks)
+        else {"gflop_per_s": None, "gb_per_s": None, "why_null": p}
+        for where, p in listed.items()
+    }
+    for name, entry in report["backends"].items():
+        peaks = _known({CPU: cpu, NVIDIA_GPU: gpu}.get(backend_spec(name).device, NO_PEAKS))
+        batch, best = min(entry["batches"].items(), key=lambda item: item[1]["bare_engine"]["p50"] / int(item[0]))
+        seconds = best["bare_engine"]["p50"] / 1e3 / int(batch) / views
+        work = roofline.backbone_work(identity, weights, entry["group"], routed)
+        entry["roofline"] = {
+            "engine, a view": {"why_null": work}
+            if isinstance(work, str)
+            else {"batch": int(batch), **roofline.assess(work, seconds, peaks)}
+        }
+        if rows is None:
+            entry["roofline"]["search, all views"] = {
+                "why_null": "no picture is of a known class, so what was searched is not known"
+            }
+        else:
+            searched, size = (_known(halves), 2) if _chain_on_gpu(entry) else (cpu, 4)
+            parts = [roofline.search_work(identity.grid**2, n, identity.dim, size) for n in rows.values()]
+            total = roofline.Work(sum(p.flops for p in parts), sum(p.bytes for p in parts))
+            entry["roofline"]["search, all views"] = roofline.assess(
+                total, entry["stages"]["pixels"]["search"]["p50"] / 1e3, searched
+            )
+
+
+def _chain_on_gpu(entry: dict[str, Any]) -> bool:
+    return "wait" in entry["stages"]["pixels"]  # which the chain on the host has not
+
+
+def _known(peaks: roofline.Peaks | str) -> roofline.Peaks | None:
+    return peaks if isinstance(peaks, roofline.Peaks) else None

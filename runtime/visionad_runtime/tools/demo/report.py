@@ -1,0 +1,263 @@
+"""The demo's result as one HTML page: every image inside, nothing fetched, readable from ``file://`` by day and night."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...visualization.html import Axis, InlineImage, Strip, number, render
+from ...visualization.thumbnails import Mask, Rgb, draw_ground_truth
+
+GOOD = "good"
+UNKNOWN = "unknown"
+PITCH = (
+    "Show it a few good parts, and it inspects: where a new picture differs from all of them, it says so and shows it."
+)
+
+_THUMB = 256
+_SUPPORT_THUMB = 160
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One inspected picture."""
+
+    image_path: str
+    class_name: str
+    truth: str | None
+    """``good``, a defect's name, ``unknown`` for an object of no class, or None if nobody knows."""
+    score: float
+    threshold: float | None
+    verdict: str
+    """``ok``, ``anomalous`` or ``unknown``."""
+    overlay: Rgb
+    """(h, w, 3) uint8 RGB, any size; without a caption strip it sits best beside the picture."""
+    picture: Rgb
+    """(h, w, 3) uint8 RGB, any size."""
+    routed_class: str | None = None
+    class_margin: float | None = None
+    mask: Mask | None = None
+    """(h, w) bool, the true defect over the whole picture; outlined on it."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassReport:
+    """One class: what it was taught with and how it fared."""
+
+    name: str
+    supports: Sequence[Rgb]
+    cases: Sequence[Case]
+    image_auroc: float | None = None
+    pixel_auroc: float | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The page. The first four facts are its headline figures, the rest a list."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    classes: Sequence[ClassReport]
+    timings_ms: dict[str, float]
+    notes: Sequence[str] = ()
+    commands: Sequence[str] = ()
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page; equal reports give equal bytes.
+
+    Args:
+        path: the file; its folder is made.
+        report: what the page shows.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_page(report), encoding="utf-8", newline="\n")
+
+
+def mistake(case: Case) -> str | None:
+    """What went wrong in words; None if the case came out right or nobody knows the truth."""
+    if case.truth is None:
+        return None
+    if case.truth == UNKNOWN:
+        return None if case.verdict == UNKNOWN else f"taken for {case.routed_class or 'a known class'}"
+    if case.verdict == UNKNOWN:
+        return "no verdict" if case.routed_class else "not recognised"
+    if case.routed_class is not None and case.routed_class != case.class_name:
+        return f"taken for {case.routed_class}"
+    if case.truth == GOOD:
+        return None if case.verdict == "ok" else "false alarm"
+    return None if case.verdict == "anomalous" else "missed"
+
+
+# --- what the template shows ------------------------------------------------------------------------------------------
+
+
+class _Dot(NamedTuple):
+    """A score in a strip. ``anchor`` is the id of its card."""
+
+    anchor: str
+    kind: str
+    x: float
+    y: float
+    title: str
+
+
+class _Row(NamedTuple):
+    """The scores of one truth, ``y`` its middle."""
+
+    label: str
+    y: float
+    dots: list[_Dot]
+
+
+class _Stage(NamedTuple):
+    """A stage's share of the time as a part of a bar 1000 wide."""
+
+    name: str
+    ms: float
+    percent: float
+    hue: str
+    x: float
+    width: float
+    is_wide: bool
+
+
+def _page(report: Report) -> str:
+    cases = [case for entry in report.classes for case in entry.cases]
+    total, stages = _stages(report.timings_ms)
+    return render(
+        "demo.html",
+        title=report.title,
+        pitch=PITCH,
+        facts=list(report.facts),
+        count=len(cases),
+        wrong=sum(mistake(case) is not None for case in cases),
+        classes=[_class(index, entry) for index, entry in enumerate(report.classes)],
+        total=total,
+        stages=stages,
+        notes=list(report.notes),
+        commands=list(report.commands),
+    )
+
+
+def _class(index: int, entry: ClassReport) -> dict[str, Any]:
+    labelled = [case for case in entry.cases if case.truth is not None]
+    right = sum(mistake(case) is None for case in labelled)
+    stats = [
+        ("image AUROC", _auroc(entry.image_auroc)),
+        ("pixel AUROC", _auroc(entry.pixel_auroc)),
+        ("threshold", number(entry.threshold)),
+        ("right", f"{right} of {len(labelled)}"),
+    ]
+    scores = [case.score for case in entry.cases if math.isfinite(case.score)]
+    axis = Axis.around([*scores, *([entry.threshold] if entry.threshold is not None else [])])
+    order = sorted(range(len(entry.cases)), key=lambda k: _interest(entry.cases[k]))
+    return {
+        "name": entry.name,
+        "stats": [(name, value) for name, value in stats if value != "–"],
+        "supports": [
+            InlineImage.of_pixels(shot, f"{entry.name}: good part {place}", _SUPPORT_THUMB)
+            for place, shot in enumerate(entry.supports, start=1)
+        ],
+        "scores": _scores(index, entry, axis) if len(scores) > 1 else None,
+        "cards": [_card(_anchor(index, k), entry.cases[k], axis) for k in order],
+    }
+
+
+def _anchor(index: int, place: int) -> str:
+    return f"c{index}-{place}"
+
+
+def _auroc(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _scores(index: int, entry: ClassReport, axis: Axis) -> dict[str, Any]:
+    """Scores as dots, one row for each truth, good on top; a mistake is a ring."""
+    truths = sorted({case.truth for case in entry.cases}, key=lambda truth: (truth != GOOD, truth is None, truth or ""))
+    row_height = 30
+    frame = Strip(axis, row_height * len(truths), left=150, right=24, top=26)
+    rows = []
+    for place, truth in enumerate(truths):
+        y = frame.top + row_height * (place + 0.5)
+        members = [(frame.x(case.score), k, case) for k, case in enumerate(entry.cases) if case.truth == truth]
+        dots = [
+            _Dot(
+                _anchor(index, k),
+                ("ring " if mistake(case) else "") + _kind(case),
+                x,
+                y + lift,
+                f"{Path(case.image_path).name}: {number(case.score)}",
+            )
+            for (x, k, case), lift in zip(members, _lifts([x for x, _, _ in members]), strict=True)
+            if math.isfinite(case.score)
+        ]
+        rows.append(_Row(_words(truth), y, dots))
+    return {"frame": frame, "threshold": entry.threshold, "rows": rows}
+
+
+def _lifts(places: Sequence[float]) -> list[float]:
+    """Vertical offsets that keep dots of one row from lying on each other."""
+    lifts = [0.0] * len(places)
+    placed: list[tuple[float, float]] = []
+    for index in sorted(range(len(places)), key=lambda k: places[k]):
+        near = [lift for x, lift in placed if abs(x - places[index]) < 10]
+        lifts[index] = next((lift for lift in (0.0, -7.0, 7.0) if lift not in near), 0.0)
+        placed.append((places[index], lifts[index]))
+    return lifts
+
+
+def _kind(case: Case) -> str:
+    if case.truth is None:
+        return "open"
+    return "good" if case.truth == GOOD else "foreign" if case.truth == UNKNOWN else "bad"
+
+
+def _interest(case: Case) -> int:
+    """Sorting key: mistakes come first, good parts last."""
+    return 0 if mistake(case) else 2 if case.truth == GOOD else 1
+
+
+def _words(truth: str | None) -> str:
+    return {None: "not labelled", UNKNOWN: "foreign object"}.get(truth) or str(truth).replace("_", " ")
+
+
+def _card(anchor: str, case: Case, axis: Axis) -> dict[str, Any]:
+    name = Path(case.image_path).name
+    routed = ""
+    if case.routed_class is not None:
+        margin = "" if case.class_margin is None else f", margin {number(case.class_margin)}"
+        routed = f"routed to {case.routed_class}{margin}"
+    return {
+        "anchor": anchor,
+        "kind": _kind(case),
+        "mistake": mistake(case),
+        "image": InlineImage.of_pixels(draw_ground_truth(case.picture, case.mask, _THUMB), f"{name}, as taken", _THUMB),
+        "overlay": InlineImage.of_pixels(case.overlay, f"{name}, heat map", _THUMB),
+        "verdict": case.verdict,
+        "verdict_class": case.verdict if case.verdict in ("ok", "anomalous") else UNKNOWN,
+        "truth": _words(case.truth),
+        "score": case.score,
+        "limit": "" if case.threshold is None else f"threshold {number(case.threshold)}",
+        "fill": 100 * axis.at(case.score) if math.isfinite(case.score) else None,
+        "mark": None if case.threshold is None else 100 * axis.at(case.threshold),
+        "path": case.image_path,
+        "name": name,
+        "routed": routed,
+    }
+
+
+def _stages(timings_ms: Mapping[str, float]) -> tuple[float, list[_Stage]]:
+    """Total milliseconds, and the stages that take any time."""
+    known = [(name, ms) for name, ms in timings_ms.items() if math.isfinite(ms) and ms > 0]
+    total = sum(ms for _, ms in known)
+    stages, x = [], 0.0
+    for index, (name, ms) in enumerate(known):
+        width = 1000 * ms / total
+        stages.append(_Stage(name, ms, 100 * ms / total, f"s{index % 7}", x, max(0.0, width - 2), width > 110))
+        x += width
+    return total, stages

@@ -1,0 +1,99 @@
+"""A whole evaluation: all units of a run, and means and spread over classes and seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...formats.manifest import ModelManifest
+from ...scoring.spec import ScoringSpec
+from .published import METRICS
+from .store import EvaluationUnit
+
+Mode = Literal["separate", "multi"]
+
+RATES = ("routing_accuracy", "unknown_rate", "false_reject_rate", "miss_rate")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All units of a run, and what they were run with."""
+
+    manifest: ModelManifest
+    scoring: ScoringSpec
+    dataset: str
+    root: Path
+    shots: int
+    mode: Mode
+    engine: str
+    seeds: tuple[int | None, ...]
+    calibrate: float | None
+    units: tuple[EvaluationUnit, ...]
+    skipped: tuple[dict[str, Any], ...]
+    resumed: int
+    """How many units were found finished."""
+
+    def of_class(self, name: str) -> list[EvaluationUnit]:
+        """A class's units, by seed."""
+        return [unit for unit in self.units if unit.result["class"] == name]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, sorted."""
+        return sorted({unit.result["class"] for unit in self.units})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``visionad eval --json`` writes."""
+        results = [unit.result for unit in self.units]
+        per_seed = [
+            {"seed": seed, **mean_over_classes([averageable(r) for r in results if r["seed"] == seed])}
+            for seed in self.seeds
+        ]
+        by_class = {
+            name: spread_over_seeds([averageable(r) for r in results if r["class"] == name]) for name in self.classes
+        }
+        return {
+            "model": self.manifest.identity.describe(),
+            "model_digest": self.manifest.identity.digest(),
+            "dataset": self.dataset,
+            "root": str(self.root),
+            "shots": self.shots,
+            "mode": self.mode,
+            "engine": self.engine,
+            **self.scoring.fields(),
+            "views": list(self.scoring.views),
+            "calibrate": self.calibrate,
+            "seeds": list(self.seeds),
+            "results": results,
+            "per_seed": per_seed,
+            "mean": {"by_class": by_class, "all": spread_over_seeds(per_seed)},
+            "skipped": list(self.skipped),
+        }
+
+
+def averageable(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """A result's numbers that can be averaged."""
+    every = {**result, **result.get("calibration", {})}
+    return {name: every[name] for name in (*METRICS, *(f"separate_{m}" for m in METRICS), *RATES) if name in every}
+
+
+def mean_over_classes(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Mean over classes, of those that have the figure."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {name: [v for row in rows if (v := row.get(name)) is not None] for name in names}
+    return {name: math.fsum(values) / len(values) if values else None for name, values in found.items()}
+
+
+def spread_over_seeds(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Mean and sample standard deviation over seeds; no deviation of a single one."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "seed")
+    out: dict[str, dict[str, float | None]] = {}
+    for name in names:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        mean = math.fsum(values) / len(values) if values else None
+        out[name] = {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else None}
+    return out

@@ -1,0 +1,326 @@
+"""Image and pixel metrics of the method (section 6): AUROC, AP, F1-max, AUPRO. Equal to scikit-learn, bounded memory.
+
+Pixels are counted, not kept: a sorted table "value -> how often" of the good pixels, and one of the defect pixels. Up
+to 2**24 distinct values each, nothing is lost and every metric is exact, ties included. Beyond, a table halves its
+resolution until it fits, by dropping the lowest mantissa bit of every float32; values that then share a bin are taken
+for tied. ``MetricReport.error_bounds`` says how far that can have moved a metric, worked out from the table itself.
+
+AUPRO needs no list of regions either. The mean, over R regions, of the share of a region above a threshold is the sum,
+over the defect pixels above it, of 1 / (R * area of the pixel's region): one more column in the table of defect pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ...errors import VisionADError
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U32 = NDArray[np.uint32]
+
+MAX_VALUES = 1 << 24
+"""Distinct values a table holds before it coarsens: 200 MB of good pixels, 340 MB of defect pixels, if ever so many."""
+PENDING = 1 << 23
+"""Pixels gathered before they are sorted into a table: 128 maps of 256 x 256."""
+PRO_THRESHOLDS = 200
+PRO_MAX_FPR = 0.3
+CURVE_POINTS = 500
+
+
+@dataclass(frozen=True)
+class MetricReport:
+    """Metrics by name, each in [0, 1], or ``None`` where it is not defined; ``reasons`` says why, for each ``None``.
+
+    ``error_bounds``: how far a metric can be from its exact value at most; 0 unless a table had to coarsen. There is
+    none for a coarsened AUPRO, whose curve is cut at a false positive rate: each of its points is off by one bin at
+    most, but a point within that of the cut may fall on either side of it.
+    """
+
+    values: dict[str, float | None]
+    reasons: dict[str, str] = field(default_factory=dict)
+    error_bounds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points to draw, float64 (n, 2) with n <= ``CURVE_POINTS``; none where the curve is not defined.
+
+    ``roc``: false and true positive rate. ``pr``: recall and precision. ``pro``: false positive rate (below 0.3, before
+    the division by the largest) and mean region overlap.
+    """
+
+    roc: F64
+    pr: F64
+    pro: F64
+
+
+def image_metrics(scores: ArrayLike, labels: ArrayLike) -> MetricReport:
+    """``image_auroc``, ``image_ap`` and ``image_f1max`` of one class.
+
+    Args:
+        scores: (n,) finite numbers; larger is more anomalous.
+        labels: (n,) 0 (good) or 1 (defect), or bool.
+
+    Raises:
+        VisionADError: shapes differ, NaN or infinity among the scores, other values among the labels.
+    """
+    score, label = np.asarray(scores, np.float64), np.asarray(labels)
+    if score.ndim != 1 or score.shape != label.shape:
+        raise VisionADError(f"image metrics: wanted a label for each score, found {label.shape} for {score.shape}")
+    if bad := np.count_nonzero(~np.isfinite(score)):
+        raise VisionADError(f"image metrics: {bad} of {score.size} scores are NaN or infinite")
+    if not np.isin(label, (0, 1)).all():
+        raise VisionADError("image metrics: labels must be 0 (good) or 1 (defect)")
+    defect, good = (_Ranking.of(score[label == side]) for side in (1, 0))
+    return _rank_metrics("image", "pictures", defect, good, exact=True)
+
+
+class PixelMetrics:
+    """Pixel AUROC, AP, F1-max and AUPRO of one class over a stream of maps; their order does not matter."""
+
+    def __init__(self, max_values: int = MAX_VALUES) -> None:
+        """``max_values``: distinct values kept apart, of good and of defect pixels each (resolution against memory)."""
+        self._defect = _Table(columns=2, max_values=max_values)  # pixels; 1 / area of their region
+        self._good = _Table(columns=1, max_values=max_values)  # pixels
+        self._regions = 0
+        self._lowest, self._highest = np.float32(np.inf), np.float32(-np.inf)
+
+    def add(self, anomaly_map: F32, mask: NDArray[np.bool_]) -> None:
+        """Count one picture: its raw map, float32 (H, W), finite, and its mask, bool (H, W), True where defect.
+
+        Raises:
+            VisionADError: another shape or dtype, no pixels, NaN or infinity in the map. Nothing was counted then.
+        """
+        _check(anomaly_map, mask)
+        self._lowest = min(self._lowest, anomaly_map.min())
+        self._highest = max(self._highest, anomaly_map.max())
+        keys = _to_keys(anomaly_map)
+        self._good.add(keys[~mask])
+        if mask.any():
+            count, region, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+            self._regions += count - 1  # number 0 is the background
+            self._defect.add(keys[mask], 1.0 / stats[region[mask], cv2.CC_STAT_AREA])
+
+    def merge(self, other: PixelMetrics) -> None:
+        """Count all that ``other`` has counted, say in another process; ``other`` keeps its own."""
+        self._defect.merge(other._defect)
+        self._good.merge(other._good)
+        self._regions += other._regions
+        self._lowest, self._highest = min(self._lowest, other._lowest), max(self._highest, other._highest)
+
+    def compute(self) -> MetricReport:
+        """``pixel_auroc``, ``pixel_ap``, ``pixel_f1max``, ``pixel_aupro`` of all counted so far; more may follow."""
+        defect, good, exact = self._rankings()
+        report = _rank_metrics("pixel", "pixels", defect, good, exact)
+        value, reason = self._aupro(defect, good)
+        report.values["pixel_aupro"] = value
+        if reason:
+            report.reasons["pixel_aupro"] = reason
+        elif exact:
+            report.error_bounds["pixel_aupro"] = 0.0
+        return report
+
+    def curves(self) -> Curves:
+        """Points of the pixel ROC, precision-recall and PRO curves, for plots."""
+        defect, good, _ = self._rankings()
+        if not defect.total or not good.total:
+            return Curves(*(np.empty((0, 2)) for _ in range(3)))
+        # Even steps through either kind of pixel, so that neither the steep nor the flat part of a curve lacks points.
+        steps = CURVE_POINTS // 2 - 1
+        keys = np.union1d(defect.quantiles(steps), good.quantiles(steps))[::-1]
+        tp, fp = defect.at_least(keys), good.at_least(keys)
+        recall = tp / defect.total
+        roc = np.stack([fp / good.total, recall], axis=1)
+        pr = np.stack([recall, tp / (tp + fp)], axis=1)
+        return Curves(np.concatenate([[[0.0, 0.0]], roc, [[1.0, 1.0]]]), pr, self._pro_curve(defect, good))
+
+    def _rankings(self) -> tuple[_Ranking, _Ranking, bool]:
+        """Defect and good pixels at one resolution, and whether that is the full one."""
+        tables = self._defect, self._good
+        for table in tables:
+            table.flush()
+        shift = max(table.shift for table in tables)
+        for table in tables:
+            table.coarsen(shift)
+        return _Ranking(self._defect.keys, self._defect.sums), _Ranking(self._good.keys, self._good.sums), shift == 0
+
+    def _pro_curve(self, defect: _Ranking, good: _Ranking) -> F64:
+        """(n, 2): false positive rate below 0.3, rising, and mean region overlap at the method's thresholds."""
+        step = (self._highest - self._lowest) / np.float32(PRO_THRESHOLDS)
+        if not 0 < step < np.inf:
+            return np.empty((0, 2))
+        # In float32, as the maps are: rounding decides whether there are 200 thresholds or 201, and which.
+        thresholds = np.arange(self._lowest, self._highest, step, dtype=np.float32)
+        keys = _coarse(_to_keys(thresholds), self._good.shift)
+        fpr = good.above(keys) / good.total
+        overlap = defect.above(keys, column=1) / self._regions
+        return np.stack([fpr, overlap], axis=1)[fpr < PRO_MAX_FPR][::-1]
+
+    def _aupro(self, defect: _Ranking, good: _Ranking) -> tuple[float | None, str]:
+        """The area under the PRO curve, or why there is none."""
+        if not defect.total:
+            return None, "no defect pixels, so no region to overlap"
+        if not good.total:
+            return None, "no good pixels, so no false positive rate"
+        if self._lowest == self._highest:
+            return None, "all maps hold one and the same value, so there are no thresholds"
+        curve = self._pro_curve(defect, good)
+        if len(curve) < 2 or curve[-1, 0] == 0:
+            return None, f"no thresholds with a false positive rate above 0 and below {PRO_MAX_FPR}"
+        fpr, overlap = curve[:, 0] / curve[-1, 0], curve[:, 1]
+        return float(np.sum(np.diff(fpr) * (overlap[1:] + overlap[:-1]) / 2)), ""
+
+
+class _Table:
+    """Distinct float32 values, ascending, with sums over the pixels that hold them.
+
+    ``keys``: uint32 (n,), those of :func:`_to_keys` without their lowest ``shift`` bits.
+    ``sums``: float64 (columns, n); row 0 counts the pixels (exact below 2**53), row 1, if any, adds up their weights.
+    """
+
+    def __init__(self, columns: int, max_values: int) -> None:
+        self.keys: U32 = np.empty(0, np.uint32)
+        self.sums: F64 = np.empty((columns, 0))
+        self.shift = 0
+        self._max_values = max_values
+        self._pending: list[tuple[U32, F64 | None]] = []
+        self._pending_size = 0
+
+    def add(self, keys: U32, weights: F64 | None = None) -> None:
+        """Count pixels; ``weights`` where there is a row for them."""
+        self._pending.append((keys, weights))
+        self._pending_size += keys.size
+        if self._pending_size >= PENDING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sort what is pending into the table."""
+        if not self._pending_size:
+            return
+        keys = _coarse(np.concatenate([k for k, _ in self._pending]), self.shift)
+        weights = [w for _, w in self._pending if w is not None]
+        self._pending, self._pending_size = [], 0
+        if weights:
+            order = np.argsort(keys)
+            self._insert(*_fold(keys[order], np.stack([np.ones(keys.size), np.concatenate(weights)[order]])))
+        else:
+            distinct, counts = np.unique(keys, return_counts=True)
+            self._insert(distinct, counts[None].astype(np.float64))
+
+    def merge(self, other: _Table) -> None:
+        """Add another table's pixels to this one's."""
+        self.flush()
+        other.flush()
+        self.coarsen(other.shift)
+        if other.keys.size:
+            self._insert(*_fold(_coarse(other.keys, self.shift - other.shift), other.sums))
+
+    def coarsen(self, shift: int) -> None:
+        """Drop all but the upper 32 - ``shift`` bits of every key, if more are held."""
+        if shift > self.shift:
+            if self.keys.size:
+                self.keys, self.sums = _fold(_coarse(self.keys, shift - self.shift), self.sums)
+            self.shift = shift
+
+    def _insert(self, keys: U32, sums: F64) -> None:
+        at = np.searchsorted(self.keys, keys)
+        known = at < self.keys.size
+        known[known] = self.keys[at[known]] == keys[known]
+        self.sums[:, at[known]] += sums[:, known]
+        new = ~known
+        self.keys = np.insert(self.keys, at[new], keys[new])
+        self.sums = np.insert(self.sums, at[new], sums[:, new], axis=1)
+        while self.keys.size > self._max_values:
+            self.coarsen(self.shift + 1)
+
+
+class _Ranking:
+    """How many pixels (or pictures) lie above a value. ``keys`` (n,) ascending, distinct; ``sums`` (columns, n)."""
+
+    def __init__(self, keys: NDArray[np.generic], sums: F64) -> None:
+        self.keys = keys
+        self.counts = sums[0]
+        self._above = np.zeros((len(sums), keys.size + 1))  # [:, i]: of keys[i] and all after it
+        np.cumsum(sums[:, ::-1], axis=1, out=self._above[:, -2::-1])
+        self.total = float(self._above[0, 0])
+
+    @classmethod
+    def of(cls, values: F64) -> _Ranking:
+        """A ranking of single values (n,)."""
+        keys, counts = np.unique(values, return_counts=True)
+        return cls(keys, counts[None].astype(np.float64))
+
+    def at_least(self, keys: NDArray[np.generic]) -> F64:
+        """How many are at or above each of ``keys``."""
+        found: F64 = self._above[0, np.searchsorted(self.keys, keys, side="left")]
+        return found
+
+    def above(self, keys: NDArray[np.generic], column: int = 0) -> F64:
+        """How many are above each of ``keys``, or the sum of another column over them."""
+        found: F64 = self._above[column, np.searchsorted(self.keys, keys, side="right")]
+        return found
+
+    def quantiles(self, steps: int) -> NDArray[np.generic]:
+        """All keys, or if they are more, at most ``steps`` of them, evenly spaced in rank, the extremes among them."""
+        if self.keys.size <= steps:
+            return self.keys
+        rank = np.linspace(self.total, 1, steps)
+        return self.keys[np.unique(np.searchsorted(-self._above[0, :-1], -rank, side="right") - 1)]
+
+
+def _rank_metrics(prefix: str, things: str, defect: _Ranking, good: _Ranking, exact: bool) -> MetricReport:
+    """AUROC, AP and F1-max. Only thresholds at a defect's value matter: between them, nothing but false alarms grow."""
+    names = {name: f"{prefix}_{name}" for name in ("auroc", "ap", "f1max")}
+    if not defect.total:
+        return MetricReport(dict.fromkeys(names.values()), dict.fromkeys(names.values(), f"no defect {things}"))
+    tp, fp, fp_above = defect.at_least(defect.keys), good.at_least(defect.keys), good.above(defect.keys)
+    share = defect.counts / defect.total
+    ap = float(share @ (tp / (tp + fp)))
+    f1 = float(np.max(2 * tp / (defect.total + tp + fp)))
+    values: dict[str, float | None] = {names["auroc"]: None, names["ap"]: ap, names["f1max"]: f1}
+    # Inside a bin, the order is unknown: at best all defects come first, at worst all good ones.
+    best_ap = share @ (tp / (tp + fp_above))
+    first = tp - defect.counts + 1
+    worst_ap = share @ (first / (first + fp))
+    best_f1 = np.max(2 * tp / (defect.total + tp + fp_above))
+    bounds = {names["ap"]: max(best_ap - ap, ap - worst_ap), names["f1max"]: best_f1 - f1}
+    reasons = {}
+    if good.total:
+        values[names["auroc"]] = float(share @ (1 - (fp + fp_above) / (2 * good.total)))
+        bounds[names["auroc"]] = share @ (fp - fp_above) / (2 * good.total)
+    else:
+        reasons[names["auroc"]] = f"no good {things}"
+    return MetricReport(values, reasons, {name: 0.0 if exact else float(bound) for name, bound in bounds.items()})
+
+
+def _fold(keys: U32, sums: F64) -> tuple[U32, F64]:
+    """Ascending keys (n,), n > 0, with repeats → distinct ones, and ``sums`` (columns, n) added up over the repeats."""
+    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return keys[first], np.add.reduceat(sums, first, axis=1)
+
+
+def _to_keys(values: F32) -> U32:
+    """Finite float32 → uint32 of the same shape and order; equal numbers have equal keys."""
+    bits = (values + np.float32(0)).view(np.uint32)  # the sum turns -0.0 into 0.0
+    sign = np.uint32(1 << 31)
+    return np.where(bits & sign, ~bits, bits | sign)
+
+
+def _coarse(keys: U32, bits: int) -> U32:
+    """Keys without their lowest ``bits`` bits, in the same order."""
+    return keys >> np.uint32(bits)
+
+
+def _check(anomaly_map: F32, mask: NDArray[np.bool_]) -> None:
+    if anomaly_map.dtype != np.float32 or mask.dtype != np.bool_:
+        found = f"{anomaly_map.dtype} and {mask.dtype}"
+        raise VisionADError(f"pixel metrics: wanted a float32 map and a bool mask, found {found}")
+    if anomaly_map.ndim != 2 or anomaly_map.shape != mask.shape or not anomaly_map.size:
+        raise VisionADError(f"pixel metrics: map {anomaly_map.shape} and mask {mask.shape}; wanted one (H, W) for both")
+    if bad := np.count_nonzero(~np.isfinite(anomaly_map)):
+        raise VisionADError(f"pixel metrics: {bad} of {anomaly_map.size} pixels of the map are NaN or infinite")

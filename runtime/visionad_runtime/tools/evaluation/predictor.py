@@ -1,0 +1,109 @@
+"""What inspects during an evaluation, behind one small interface; the runtime is one such predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bank.names import check_class_name
+from ...bank.store import Bank
+from ...errors import PictureError
+from ...formats.manifest import Calibration, ModelManifest
+from ...inspector import Inspector
+from ...result import Verdict
+from ...scoring.spec import ScoringSpec
+from ...teaching.calibrate import calibrate_class
+
+F32 = NDArray[np.float32]
+Step = Callable[[], None]
+
+
+class Prediction(NamedTuple):
+    """One inspected image.
+
+    Attributes:
+        path: the image.
+        score: its image score.
+        anomaly_map: float32 (256, 256).
+        class_name: class that it was compared with; ``None`` for an image of no known class. ``score`` and ``anomaly_map``
+            are the nearest class's then.
+        verdict: ``ok``, ``anomalous``, or ``unknown`` without a class or a threshold.
+    """
+
+    path: Path
+    score: float
+    anomaly_map: F32
+    class_name: str | None
+    verdict: Verdict
+
+
+class Predictor(Protocol):
+    """Learns classes and inspects images. All images that it learns from can be read, and no two are the same."""
+
+    name: str
+    manifest: ModelManifest
+    scoring: ScoringSpec
+
+    def clear(self, folder: Path) -> None:
+        """Forget everything; ``folder`` is free for a new bank."""
+
+    def enroll(self, class_name: str, paths: Sequence[Path], step: Step) -> None:
+        """Learn a class."""
+
+    def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
+        """Set the class's threshold from good pictures; returns what :meth:`recall` takes, JSON types."""
+
+    def recall(self, class_name: str, calibration: Mapping[str, Any]) -> None:
+        """Set the class's threshold as :meth:`calibrate` once did."""
+
+    def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | PictureError]:
+        """Inspect pictures in order; ``class_name=None`` finds each one's class."""
+
+
+class RuntimePredictor:
+    """The product itself: an :class:`~visionad_runtime.inspector.Inspector` on a bank made as ``bank add`` makes it."""
+
+    def __init__(self, inspector: Inspector, *, batch: int = 1, bit_depth: int | None = None) -> None:
+        self._inspector = inspector
+        self.name = inspector.engine.name
+        self.manifest = inspector.manifest
+        self.scoring = inspector.scoring
+        self._batch, self._bit_depth = batch, bit_depth
+
+    def clear(self, folder: Path) -> None:
+        """See :class:`Predictor`. The engine stays as it is."""
+        manifest = self.manifest
+        self._inspector.bank = Bank.open_or_new(folder, manifest.identity, manifest.views)
+
+    def enroll(self, class_name: str, paths: Sequence[Path], step: Step) -> None:
+        """See :class:`Predictor`."""
+        self._inspector.enroll_files(check_class_name(class_name), paths, bit_depth=self._bit_depth, step=step)
+
+    def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
+        """See :class:`Predictor`."""
+        name = check_class_name(class_name)
+        done = calibrate_class(self._inspector, name, normals, rate, self._bit_depth, step)
+        scale = self._inspector.enrolled(name).classes[name].entry.map_scale
+        return {"threshold": done.threshold.value, "map_scale": scale, "record": done.record.model_dump(mode="json")}
+
+    def recall(self, class_name: str, calibration: Mapping[str, Any]) -> None:
+        """See :class:`Predictor`."""
+        name = check_class_name(class_name)
+        low, high = calibration["map_scale"]
+        record = Calibration.model_validate(calibration["record"])
+        self._inspector.enrolled(name).calibrate(name, calibration["threshold"], (low, high), record)
+
+    def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | PictureError]:
+        """See :class:`Predictor`."""
+        name = None if class_name is None else check_class_name(class_name)
+        for one in self._inspector.inspect_files(paths, class_name=name, batch=self._batch, bit_depth=self._bit_depth):
+            if one.result is None:
+                assert one.error is not None
+                yield one.error
+            else:
+                result = one.result
+                yield Prediction(one.path, result.score, result.anomaly_map, result.class_name, result.verdict)

@@ -1,0 +1,398 @@
+"""The protocol of an evaluation: shots × seeds × classes of a data set, resumable and bounded in memory.
+
+A unit is the test images of one class with one seed's supports. Each finished unit is written to the work folder under a digest of
+everything that decides its numbers, and is never computed again. Inside a unit, images stream: memory holds one batch of images and
+the tables of :class:`~visionad_runtime.tools.evaluation.metrics.PixelMetrics`.
+
+Mode ``separate`` gives each class a bank of its own. In mode ``multi`` one bank holds all classes, and each image is compared with
+the class that it is routed to. An image routed to another class is scored against that class; an image of no known class, against
+the nearest. Such an image is inspected a second time with its class given, which measures the price of misrouting: metrics named
+``separate_…`` are those of the same bank with every class given, and equal the metrics of mode ``separate``.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bank.names import check_class_name
+from ...errors import PictureError, VisionADError
+from ...formats.files import sha256_bytes
+from ...images import decode
+from ...inspector import Inspector
+from ...scoring.anomaly_map import MAP_SIZE
+from ...teaching.sampling import choose_support_paths
+from .aggregate import Evaluation, Mode
+from .datasets.base import Dataset, DatasetError, Sample
+from .datasets.masks import load_mask
+from .predictor import Predictor, RuntimePredictor, Step
+from .store import EvaluationUnit, Store, digest, files_digest, samples_digest
+from .tally import Tally, UnreadableFile
+
+Progress = Callable[[str, int], AbstractContextManager[Step]]
+
+_FORMAT = 1
+_NAMED = 8
+
+
+def _no_progress(_what: str, _total: int) -> AbstractContextManager[Step]:
+    return nullcontext(lambda: None)
+
+
+def evaluate(
+    model: Path,
+    dataset: Dataset,
+    shots: int,
+    *,
+    seeds: Sequence[int] | None = None,
+    mode: Mode = "separate",
+    open_predictor: Callable[[], Predictor] | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    preset: str | None = None,
+    views: Sequence[str] | None = None,
+    batch: int = 1,
+    bit_depth: int | None = None,
+    calibrate: float | None = None,
+    skip_unreadable: bool = False,
+    work: Path | None = None,
+    progress: Progress = _no_progress,
+) -> Evaluation:
+    """Measure a model on a data set.
+
+    Args:
+        model: model folder.
+        dataset: what to measure on.
+        shots: support images a class.
+        seeds: of the published choice of supports; ``None`` takes the first ``shots`` images by name, once.
+        mode: ``separate`` for a bank a class, ``multi`` for one bank that holds all classes.
+        open_predictor: opens what inspects in place of the runtime; ``backend``, ``threads``, ``views`` and ``batch`` are the
+            runtime's then, and not used.
+        backend: the runtime's backend.
+        threads: the runtime's CPU threads, ``None`` for all cores.
+        preset: how the runtime scores, as :meth:`Inspector.open <visionad_runtime.inspector.Inspector.open>` takes it.
+        views: the runtime's views, ``None`` for all of the model's.
+        batch: images an engine call; never changes a result.
+        bit_depth: of files with 16 bits a channel, how many the camera fills (9..16).
+        calibrate: also set each class's threshold for this false-reject rate, from the good images that the data set has for
+            training and validation and that are no supports, and count false rejects and misses on the test images.
+        skip_unreadable: skip (and list) images and masks that cannot be read. Without it, one error at the end counts and names
+            them all, and the units that they belong to stay undone.
+        work: folder of finished units; ``None`` keeps nothing.
+        progress: called with a title and a number of images; gives the function that counts one.
+
+    Raises:
+        VisionADError: too few pictures, unreadable pictures or masks, or what ``Inspector.open`` raises.
+    """
+    if calibrate is not None and not 0 < calibrate < 1:
+        raise VisionADError(f"--calibrate {calibrate}: wanted a false-reject rate between 0 and 1, e.g. 0.01")
+    chosen: tuple[int | None, ...] = (None,) if seeds is None else tuple(seeds)
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise VisionADError(f"seeds {', '.join(map(str, chosen)) or '(none)'}: wanted one or more, each once")
+    for name in dataset.classes:  # before anything is loaded
+        check_class_name(name)
+        for seed in chosen:
+            _supports(dataset, name, shots, seed)
+    with ExitStack() as stack:
+        predictor: Predictor
+        if open_predictor is not None:
+            predictor = open_predictor()
+        else:
+            inspector = stack.enter_context(
+                Inspector.open(model, backend=backend, threads=threads, preset=preset, views=views)
+            )
+            predictor = RuntimePredictor(inspector, batch=batch, bit_depth=bit_depth)
+        run = _Run(predictor, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, Store(work))
+        with progress(f"{dataset.name}, {shots} shot{'s' if shots > 1 else ''}", run.pictures()) as step:
+            run.go(step)
+        return run.evaluation()
+
+
+@dataclass
+class _Run:
+    predictor: Predictor
+    dataset: Dataset
+    shots: int
+    seeds: tuple[int | None, ...]
+    mode: Mode
+    bit_depth: int | None
+    rate: float | None
+    skip: bool
+    store: Store
+    faults: list[UnreadableFile] = field(default_factory=list)
+    units: dict[tuple[int | None, str], EvaluationUnit] = field(default_factory=dict)
+    resumed: int = 0
+
+    def __post_init__(self) -> None:
+        manifest, data = self.predictor.manifest, self.dataset
+        self._trains = {c: files_digest(data.root, [*data.train(c), *data.validation(c)]) for c in data.classes}
+        self._tests = {c: samples_digest(data, c) for c in data.classes}
+        self._base = {
+            "format": _FORMAT,
+            "model": manifest.identity.digest(),
+            "files": manifest.files,
+            **self.predictor.scoring.fields(),
+            "engine": self.predictor.name,
+            "bit_depth": self.bit_depth,
+            "dataset": data.name,
+            "shots": self.shots,
+            "rate": self.rate,
+        }
+        for seed in self.seeds:
+            for name in data.classes:
+                found = self.store.get(self._key(seed, name))
+                if found is not None and self._still_holds(found):
+                    self._keep(seed, name, found)
+        self.resumed = len(self.units)
+
+    def evaluation(self) -> Evaluation:
+        """What has been found.
+
+        Raises:
+            DatasetError: something could not be read, and was not to be skipped.
+        """
+        if self.faults:
+            self._complain()
+        units = tuple(self.units[seed, name] for seed in self.seeds for name in self.dataset.classes)
+        skipped = [{"seed": u.result["seed"], **fault} for u in units for fault in u.result["skipped"]]
+        return Evaluation(
+            manifest=self.predictor.manifest,
+            scoring=self.predictor.scoring,
+            dataset=self.dataset.name,
+            root=self.dataset.root,
+            shots=self.shots,
+            mode=self.mode,
+            engine=self.predictor.name,
+            seeds=self.seeds,
+            calibrate=self.rate,
+            units=units,
+            skipped=tuple(skipped),
+            resumed=self.resumed,
+        )
+
+    def pictures(self) -> int:
+        """How many pictures are left to encode, about: a step each."""
+        total = 0
+        for seed, tested, enrolled in self._groups():
+            total += sum(len(self.dataset.test(name)) for name in tested)
+            for name in enrolled:
+                total += self.shots
+                if self.rate is not None and self.store.get(self._calibration_key(seed, name)) is None:
+                    total += len(self._normals(name, seed))
+        return total
+
+    def go(self, step: Step) -> None:
+        """Do what is left to do."""
+        for seed, tested, enrolled in self._groups():
+            # Where nothing is kept, inspecting on after a fault is lost work; what can be read is still looked at.
+            if self.faults and self.store.folder is None:
+                self._only_check(tested, step)
+                continue
+            with tempfile.TemporaryDirectory(prefix="visionad-eval-") as folder:
+                self.predictor.clear(Path(folder) / "bank")
+                self._group(seed, tested, enrolled, step)
+
+    def _groups(self) -> Iterable[tuple[int | None, list[str], list[str]]]:
+        """Seed, classes to test, classes to enrol together for that."""
+        for seed in self.seeds:
+            left = [name for name in self.dataset.classes if (seed, name) not in self.units]
+            if self.mode == "separate":
+                yield from ((seed, [name], [name]) for name in left)
+            elif left:
+                yield seed, left, self.dataset.classes
+
+    def _group(self, seed: int | None, tested: list[str], enrolled: list[str], step: Step) -> None:
+        faults: dict[str, list[UnreadableFile]] = {name: [] for name in enrolled}
+        calibrations: dict[str, dict[str, Any]] = {}
+        learned: dict[str, list[Path]] = {}
+        digests: dict[str, set[str]] = {name: set() for name in enrolled}
+        for name in enrolled:
+            chosen = _supports(self.dataset, name, self.shots, seed)
+            learned[name] = self._sift(name, chosen, "support", faults[name], digests[name])
+            if self.skip and not learned[name]:
+                raise DatasetError(
+                    f"class {name!r}: none of its {len(chosen)} support pictures can be read ({faults[name][0].reason})"
+                )
+        if not self.skip and any(faults.values()):
+            self.faults += [fault for found in faults.values() for fault in found]
+            self._only_check(tested, step)
+            return
+        for name in enrolled:
+            self.predictor.enroll(name, learned[name], step)
+        if self.rate is not None:
+            for name in enrolled:
+                calibrations[name] = self._calibration(seed, name, self.rate, faults[name], digests[name], step)
+        if not self.skip and any(faults.values()):
+            self.faults += [fault for found in faults.values() for fault in found]
+            self._only_check(tested, step)
+            return
+        for name in tested:
+            unit = self._test(seed, name, learned[name], faults[name], calibrations.get(name), step)
+            if unit is not None:
+                self.store.put(self._key(seed, name), unit)
+                self._keep(seed, name, unit)
+
+    def _keep(self, seed: int | None, name: str, unit: EvaluationUnit) -> None:
+        if seed != self.seeds[0]:  # pictures are shown of the first seed only; the others' would only fill the memory
+            arrays = {k: v for k, v in unit.arrays.items() if not k.startswith(("picture_", "overlay_"))}
+            unit = EvaluationUnit(unit.result, arrays)
+        self.units[seed, name] = unit
+
+    # -- pictures that cannot be read ---------------------------------------------------------------------------------
+
+    def _sift(
+        self, name: str, paths: Sequence[Path], role: str, faults: list[UnreadableFile], digests: set[str]
+    ) -> list[Path]:
+        """The readable ones, each picture once (a copy of a picture teaches nothing new); ``digests`` are known already."""
+        kept = []
+        for path in paths:
+            try:
+                data = decode.read_bytes(path)
+                decode.decode(data, path, self.bit_depth)
+            except PictureError as exc:
+                faults.append(UnreadableFile(path, role, name, str(exc)))
+                continue
+            digest = sha256_bytes(data)
+            if digest not in digests:
+                digests.add(digest)
+                kept.append(path)
+        return kept
+
+    def _only_check(self, names: Iterable[str], step: Step, done: int = 0) -> None:
+        """Count what cannot be read among the test pictures, without inspecting any."""
+        for name in names:
+            for sample in self.dataset.test(name)[done:]:
+                try:
+                    decode.load(sample.path, self.bit_depth)
+                    self._mask(sample)
+                except VisionADError as exc:
+                    self.faults.append(UnreadableFile(sample.path, "test", name, str(exc)))
+                step()
+
+    def _mask(self, sample: Sample) -> NDArray[np.bool_] | None:
+        if not sample.has_mask:
+            return None
+        spec = self.predictor.manifest.identity.preprocess
+        return load_mask(sample, spec.resize, spec.crop, MAP_SIZE)
+
+    def _complain(self) -> None:
+        by_path = {fault.path: fault for fault in self.faults}
+        first = "; ".join(fault.reason for fault in list(by_path.values())[:_NAMED])
+        more = f"; and {len(by_path) - _NAMED} more" if len(by_path) > _NAMED else ""
+        done = len(self.units)
+        kept = f"; {done} finished units are kept in {self.store.folder}" if self.store.folder and done else ""
+        raise DatasetError(
+            f"{self.dataset.name} at {self.dataset.root}: {len(by_path)} pictures or masks cannot be used: {first}{more}; mend "
+            f"them or pass over them with --skip-unreadable{kept}"
+        )
+
+    def _still_holds(self, unit: EvaluationUnit) -> bool:
+        """Nothing was skipped, or the same would be skipped again."""
+        skipped = [self.dataset.root / fault["image"] for fault in unit.result["skipped"]]
+        if not skipped or not self.skip:
+            return not skipped
+        samples = {s.path: s for s in self.dataset.test(unit.result["class"])}
+        for path in skipped:
+            try:
+                decode.load(path, self.bit_depth)
+                if path in samples:
+                    self._mask(samples[path])
+            except VisionADError:
+                continue
+            return False
+        return True
+
+    # -- calibration --------------------------------------------------------------------------------------------------
+
+    def _normals(self, name: str, seed: int | None) -> list[Path]:
+        supports = set(_supports(self.dataset, name, self.shots, seed))
+        return [p for p in (*self.dataset.train(name), *self.dataset.validation(name)) if p not in supports]
+
+    def _calibration(
+        self, seed: int | None, name: str, rate: float, faults: list[UnreadableFile], digests: set[str], step: Step
+    ) -> dict[str, Any]:
+        key = self._calibration_key(seed, name)
+        known = self.store.get(key)
+        if known is not None:
+            if "threshold" in known.result:
+                self.predictor.recall(name, known.result)
+            return known.result
+        before = len(faults)
+        normals = self._sift(name, self._normals(name, seed), "normal", faults, digests)
+        needed = math.ceil(1 / rate - 1 - 1e-9)
+        found: dict[str, Any] = {}
+        if len(normals) < needed:
+            found["reason"] = (
+                f"a false-reject rate of {rate:g} takes at least {needed} good pictures besides the supports, found {len(normals)}"
+            )
+        elif self.skip or len(faults) == before:
+            found = self.predictor.calibrate(name, normals, rate, step)
+        if len(faults) == before:
+            self.store.put(key, EvaluationUnit(found, {}))
+        return found
+
+    # -- one unit -----------------------------------------------------------------------------------------------------
+
+    def _test(
+        self,
+        seed: int | None,
+        name: str,
+        supports: Sequence[Path],
+        faults: list[UnreadableFile],
+        calibration: dict[str, Any] | None,
+        step: Step,
+    ) -> EvaluationUnit | None:
+        """Inspect a class's test pictures; None if one of them cannot be read and must not be skipped."""
+        own, samples = check_class_name(name), self.dataset.test(name)
+        tally = Tally(self.dataset.root, self.mode, self.predictor.manifest, self.predictor.scoring, self.bit_depth)
+        given = own if self.mode == "separate" else None
+        for place, (sample, one) in enumerate(
+            zip(samples, self.predictor.inspect([s.path for s in samples], given), strict=True)
+        ):
+            try:
+                if isinstance(one, PictureError):
+                    raise one
+                mask = self._mask(sample)
+                again = one
+                if one.class_name != own:  # taken for another class
+                    (second,) = self.predictor.inspect([sample.path], own)
+                    if isinstance(second, PictureError):
+                        raise second
+                    again = second
+            except VisionADError as exc:
+                faults.append(UnreadableFile(sample.path, "test", name, str(exc)))
+                if not self.skip:
+                    self.faults += faults
+                    step()
+                    self._only_check([name], step, done=place + 1)
+                    return None
+            else:
+                tally.add(sample, one, again, mask)
+            step()
+        return tally.unit(seed, name, supports, faults, calibration)
+
+    # -- keys ---------------------------------------------------------------------------------------------------------
+
+    def _key(self, seed: int | None, name: str) -> str:
+        trains = self._trains if self.mode == "multi" else {name: self._trains[name]}
+        return digest(
+            {**self._base, "seed": seed, "mode": self.mode, "class": name, "train": trains, "test": self._tests[name]}
+        )
+
+    def _calibration_key(self, seed: int | None, name: str) -> str:
+        return digest({**self._base, "seed": seed, "class": name, "calibration": self._trains[name]})
+
+
+def _supports(dataset: Dataset, name: str, shots: int, seed: int | None) -> list[Path]:
+    try:
+        return choose_support_paths(dataset.train(name), shots, seed)
+    except VisionADError as exc:
+        raise VisionADError(f"class {name!r}: {exc}") from None

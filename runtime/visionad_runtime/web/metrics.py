@@ -1,0 +1,56 @@
+"""What a monitoring system asks for, in Prometheus's names."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
+
+from .._version import __version__
+from ..inspector import Inspector
+from ..result import Result
+
+LATENCIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+RATIOS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+
+
+class Metrics:
+    """What a monitoring system asks for, in Prometheus's names."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self.registry = CollectorRegistry()
+        self.pictures = Counter(
+            "visionad_pictures", "pictures inspected", ["class_name", "verdict"], registry=self.registry
+        )
+        self.refused = Counter("visionad_refused", "requests without a result", ["status"], registry=self.registry)
+        self.seconds = Histogram(
+            "visionad_inspection_seconds",
+            "decoded picture to result, waiting left out",
+            buckets=LATENCIES,
+            registry=self.registry,
+        )
+        self.stages = Summary("visionad_stage_seconds", "the same by stage", ["stage"], registry=self.registry)
+        self.ratio = Histogram(
+            "visionad_score_ratio",
+            "score by threshold: drifts with light and lens before verdicts do",
+            ["class_name"],
+            buckets=RATIOS,
+            registry=self.registry,
+        )
+        self.waiting = Gauge("visionad_waiting", "pictures that wait or are inspected", registry=self.registry)
+        version = Gauge("visionad_bank_version", "version of the bank in force", registry=self.registry)
+        version.set_function(lambda: inspector.bank.manifest.version if inspector.bank is not None else 0)
+        labels = ["version", "backend", "precision"]
+        info = Gauge("visionad_info", "what inspects", labels, registry=self.registry)
+        info.labels(__version__, inspector.engine.name, inspector.manifest.precision).set(1)
+        ProcessCollector(registry=self.registry)
+
+    def add(self, result: Result) -> None:
+        """Count a result."""
+        name = result.class_name or ""
+        self.pictures.labels(name, result.verdict).inc()
+        for stage, ms in result.timings.items():
+            if stage == "total":
+                self.seconds.observe(ms / 1e3)
+            else:
+                self.stages.labels(stage).observe(ms / 1e3)
+        if result.threshold:
+            self.ratio.labels(name).observe(result.score / result.threshold)

@@ -134,6 +134,10 @@ def test_what_a_preset_cannot_change(tiny_model: Path, one_view: Path, tmp_path:
     said = str(told.value)
     assert "preset full-image: expected a model with resize 448, crop 448; got deit_tiny_patch16_224" in said
     assert "resize 72, crop 64" in said and "visionad export --preset full-image" in said
+    own = tmp_path / "own.toml"
+    own.write_text(ONE_VIEW + "[preprocess.vit]\nresize = 224\ncrop = 224\n")
+    with pytest.raises(VisionADError, match=f"visionad export --preset {re.escape(str(own))}`"):
+        scoring_for(manifest, manifest.views, str(own))
     with pytest.raises(VisionADError, match="expected the views original, got only flip"):
         scoring_for(manifest, ("flip",), str(one_view))
     assert scoring_for(manifest, ("flip",), str(one_view), "flip") == ScoringSpec(("flip",), 0.002)

@@ -58,7 +58,7 @@ class Preset:
     """A named way to score.
 
     Attributes:
-        name: of its file, without the suffix.
+        name: what ``--preset`` takes: the name of its file without the suffix, or the path of a file of the user's own.
         about: one line for people.
         scoring: how to score. It can be chosen whenever a model is opened.
         sizes: kind of backbone → the image size that the scoring is meant for. It is part of a model's identity: an export takes
@@ -122,7 +122,8 @@ def load_preset(preset: str) -> Preset:
         ) from None
     except VisionADError as exc:
         raise VisionADError(f"preset {path}: {exc}") from None
-    return Preset(path.stem, read.about, scoring, read.preprocess)
+    name = preset if preset.endswith(".toml") else path.stem
+    return Preset(name, read.about, scoring, read.preprocess)
 
 
 def scoring_for(

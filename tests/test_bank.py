@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from visionad_runtime.bank import lock
-from visionad_runtime.bank.folder import UNDO_DEPTH
+from visionad_runtime.bank.folder import UNDO_DEPTH, restorable_versions
 from visionad_runtime.bank.store import Bank, verify
 from visionad_runtime.errors import BankError, VisionADError
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, SupportImage
@@ -137,7 +137,7 @@ class BankMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def back_to(self, data: st.DataObject) -> None:
         now = self.bank.manifest.version
-        kept = Bank.kept(self.bank.folder)
+        kept = restorable_versions(self.bank.folder)
         assert set(range(max(1, now - UNDO_DEPTH), now + 1)) <= set(kept)
         version = data.draw(st.sampled_from([v for v in kept if v != now]))
         self.remember()

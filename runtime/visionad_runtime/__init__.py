@@ -24,6 +24,12 @@ __all__ = ["BankError", "Inspector", "ModelError", "PictureError", "Result", "Vi
 
 def __getattr__(name: str) -> Any:
     """Import the chain on first use, so that ``import visionad_runtime`` itself costs next to nothing."""
-    if name in ("Inspector", "Result"):
-        return getattr(inspector, name)
+    if name == "Inspector":
+        from .inspector import Inspector
+
+        return Inspector
+    if name == "Result":
+        from .result import Result
+
+        return Result
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

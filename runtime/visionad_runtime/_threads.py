@@ -16,9 +16,12 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
+
+from .errors import VisionADError
 
 T = TypeVar("T")
 log = logging.getLogger("visionad")
@@ -150,3 +153,44 @@ def _getcpu() -> Callable[[], int] | None:
 if hasattr(os, "register_at_fork"):  # a fork has none of its parent's threads
     os.register_at_fork(after_in_child=_crew.cache_clear)
     os.register_at_fork(after_in_child=_beside.cache_clear)
+
+
+class Lifetime:
+    """Calls under way, which closing waits for.
+
+    Args:
+        refusal: what a call that comes after closing is told.
+    """
+
+    def __init__(self, refusal: str) -> None:
+        self._refusal = refusal
+        self._changed = threading.Condition()
+        self._under_way = 0
+        self._closing = self._closed = False
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold around all that computes.
+
+        Raises:
+            VisionADError: closed.
+        """
+        with self._changed:
+            if self._closing:
+                raise VisionADError(self._refusal)
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def end(self) -> Iterator[bool]:
+        """Refuse later calls and wait for those under way. Yield whether this is the first end, whose caller frees what was used."""
+        with self._changed:
+            self._closing = True
+            self._changed.wait_for(lambda: not self._under_way)
+            first, self._closed = not self._closed, True
+            yield first

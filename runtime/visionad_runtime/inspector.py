@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._threads import cores, spread
+from ._threads import Lifetime, cores, spread
 from .bank.memory_bank import ClassBank, Snapshot
 from .bank.names import stored_name, unknown_class
 from .bank.routing import LIMITS, Route, Router
 from .bank.store import Bank
+from .bank.supports import read_supports
 from .engine.base import Engine, Tokens
 from .errors import BankError, PictureError, VisionADError
 from .formats.files import sha256_bytes
@@ -27,13 +28,12 @@ from .formats.manifest import ClassEntry, ModelManifest, Precision, SupportImage
 from .formats.model_folder import read_model
 from .images import arrays, decode, discover, pixels, reader
 from .pipeline.assembly import open_chain
-from .pipeline.base import Chain, Clock, Matched
+from .pipeline.base import Chain
 from .pipeline.opening import open_engine
 from .pipeline.self_test import read_golden
 from .preprocess import prepare, support_encodings
-from .result import FileResult, Result, Trace, Verdict
+from .result import FileResult, Result, Trace, make_result
 from .scoring.preset import scoring_for
-from .scoring.regions import Geometry, regions
 from .scoring.spec import ScoringSpec
 
 log = logging.getLogger("visionad")
@@ -73,9 +73,7 @@ class Inspector:
         self._router: tuple[Snapshot, Router] | None = None
         self._seen: tuple[int, ...] | None = None
         self._keeping = threading.Lock()
-        self._life = threading.Condition()
-        self._under_way = 0
-        self._closing = self._closed = False
+        self._lifetime = Lifetime("this inspector was closed; open another with Inspector.open")
 
     @classmethod
     def open(
@@ -163,40 +161,18 @@ class Inspector:
 
         Calls that run in other threads end first. Later calls are refused. A second ``close`` does nothing.
         """
-        with self._life:
-            self._closing = True
-            self._life.wait_for(lambda: not self._under_way)
-            if self._closed:
-                return
-            self._closed = True
-            try:
-                self.chain.close()
-            finally:
-                self.engine.close()
+        with self._lifetime.end() as first:
+            if first:
+                try:
+                    self.chain.close()
+                finally:
+                    self.engine.close()
 
     def __enter__(self) -> Inspector:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        """Around all that computes: :meth:`close` waits for it.
-
-        Raises:
-            VisionADError: closed.
-        """
-        with self._life:
-            if self._closing:
-                raise VisionADError("this inspector was closed; open another with Inspector.open")
-            self._under_way += 1
-        try:
-            yield
-        finally:
-            with self._life:
-                self._under_way -= 1
-                self._life.notify_all()
 
     # -- inspect ------------------------------------------------------------------------------------------------------
 
@@ -266,7 +242,7 @@ class Inspector:
             leave_out: compare as if this support picture of ``class_name`` had not been enrolled (calibration).
             trace: also return the stages in between, which on a GPU have to be fetched.
         """
-        with self._in_use():
+        with self._lifetime.in_use():
             class_name = None if class_name is None else stored_name(class_name)
             bank = self._snapshot(class_name)
             if not rgbs:
@@ -298,9 +274,12 @@ class Inspector:
                 classes[:] = [matched.without(leave_out) for matched in classes]
             return classes
 
-        out = []
+        out, spec = [], self.manifest.identity.preprocess
         for i, found in enumerate(self.chain.run(rgbs, choose, class_token=class_name is None, trace=trace)):
-            result = self._verdict(rgbs[i], found, classes[i], routes[i], bank.manifest.version)
+            holds = self._calibrated_for(classes[i])
+            result = make_result(
+                classes[i], found, routes[i], rgbs[i].shape, spec, holds, bank.manifest.version, self.engine.name
+            )
             one = None
             if found.images is not None and found.patch is not None:
                 one = Trace(found.images, Tokens(found.patch, found.cls), found.distances)
@@ -325,39 +304,6 @@ class Inspector:
                 self._kept = newest
             finally:
                 self._keeping.release()
-
-    def _verdict(
-        self,
-        rgb: pixels.RGB8,
-        found: Matched,
-        matched: ClassBank,
-        routed: Route | None,
-        version: int,
-    ) -> Result:
-        clock = Clock()
-        known = routed is None or routed.known
-        threshold = matched.entry.threshold if known and self._calibrated_for(matched) else None
-        verdict: Verdict = "unknown" if threshold is None else "anomalous" if found.score > threshold else "ok"
-        geometry = Geometry.of(rgb.shape[1], rgb.shape[0], self.manifest.identity.preprocess)
-        level, reached = (found.edge, True) if threshold is None else (threshold, False)
-        hot = () if verdict == "ok" else regions(found.anomaly_map, geometry, level, reached=reached)
-        clock.lap("verdict")
-        laps = {**found.timings, **clock.laps}
-        return Result(
-            score=found.score,
-            verdict=verdict,
-            class_name=matched.name if known else None,
-            class_source="given" if routed is None else "routed" if routed.known else "unknown",
-            class_margin=routed.margin if routed is not None else None,
-            threshold=threshold,
-            bank_version=version,
-            regions=hot,
-            anomaly_map=found.anomaly_map,
-            geometry=geometry,
-            map_scale=matched.entry.map_scale or (0.0, 0.4 * len(self.views)),
-            timings={**laps, "total": sum(laps.values())},
-            backend=self.engine.name,
-        )
 
     def refresh(self) -> bool:
         """Load what another process has committed to the bank folder.
@@ -473,7 +419,7 @@ class Inspector:
 
     def encode(self, images: F32) -> Tokens:
         """The engine's tokens of normalised pictures, float32 (N, 3, crop, crop)."""
-        with self._in_use():
+        with self._lifetime.in_use():
             return self.engine.encode(images)
 
     def as_class(self, name: str, support: SupportImage, rgb: pixels.RGB8) -> ClassBank:
@@ -549,28 +495,10 @@ class Inspector:
 
     def enroll_encoded(self, name: str, supports: Sequence[SupportImage], encoded: Sequence[Tokens]) -> int:
         """The second half of :meth:`enroll`, for callers that have encoded the pictures already."""
-        with self._in_use():
+        with self._lifetime.in_use():
             bank = self._opened()
             if not encoded:
                 raise BankError(f"class {name!r}: no picture given")
             features = np.stack([t.patch for t in encoded], axis=1)
             class_tokens = np.stack([t.cls for t in encoded if t.cls is not None], axis=1)
             return bank.add(name, supports, features, class_tokens)
-
-
-def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[SupportImage]:
-    """Records of support picture files, after making sure that each can be decoded.
-
-    Raises:
-        PictureError: unreadable, or the same picture twice.
-    """
-    supports: list[SupportImage] = []
-    for path in paths:
-        data = decode.read_bytes(path)
-        decode.decode(data, path, bit_depth)
-        digest = sha256_bytes(data)
-        twin = next((s.source for s in supports if s.sha256 == digest), None)
-        if twin is not None:
-            raise PictureError(f"{path} and {twin} are the same picture; give each once")
-        supports.append(SupportImage(sha256=digest, source=str(path.absolute())))
-    return supports

@@ -1,4 +1,4 @@
-"""What an inspection gives: results, regions' geometry, traces. Data only."""
+"""What an inspection gives: results, regions' geometry, traces."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .bank.memory_bank import ClassBank
+from .bank.routing import Route
 from .engine.base import Tokens
 from .errors import PictureError
-from .formats.manifest import ViewName
+from .formats.manifest import PreprocessSpec, ViewName
 from .images import pixels
-from .scoring.regions import Geometry, Region
+from .pipeline.base import Clock, Matched
+from .scoring.regions import Geometry, Region, regions
 
 F32 = NDArray[np.float32]
 Verdict = Literal["ok", "anomalous", "unknown"]
@@ -81,3 +84,51 @@ class FileResult(NamedTuple):
     result: Result | None
     trace: Trace | None
     error: PictureError | None
+
+
+def make_result(
+    bank: ClassBank,
+    output: Matched,
+    route: Route | None,
+    shape: tuple[int, ...],
+    spec: PreprocessSpec,
+    threshold_holds: bool,
+    bank_version: int,
+    backend: str,
+) -> Result:
+    """Judge what the pipeline gave for one image: verdict, regions, timings.
+
+    Args:
+        bank: the class that the image was compared with.
+        output: of the pipeline.
+        route: how the class was found; ``None`` if it was given.
+        shape: of the image, height and width first.
+        spec: how the image was preprocessed.
+        threshold_holds: whether the class's threshold was calibrated with this scoring and precision.
+        bank_version: version of the bank in force.
+        backend: name of the engine.
+    """
+    timer = Clock()
+    known = route is None or route.known
+    threshold = bank.entry.threshold if known and threshold_holds else None
+    verdict: Verdict = "unknown" if threshold is None else "anomalous" if output.score > threshold else "ok"
+    geometry = Geometry.of(shape[1], shape[0], spec)
+    level, reached = (output.edge, True) if threshold is None else (threshold, False)
+    found = () if verdict == "ok" else regions(output.anomaly_map, geometry, level, reached=reached)
+    timer.lap("verdict")
+    timings = {**output.timings, **timer.laps}
+    return Result(
+        score=output.score,
+        verdict=verdict,
+        class_name=bank.name if known else None,
+        class_source="given" if route is None else "routed" if route.known else "unknown",
+        class_margin=route.margin if route is not None else None,
+        threshold=threshold,
+        bank_version=bank_version,
+        regions=found,
+        anomaly_map=output.anomaly_map,
+        geometry=geometry,
+        map_scale=bank.entry.map_scale or (0.0, 0.4 * len(output.distances)),
+        timings={**timings, "total": sum(timings.values())},
+        backend=backend,
+    )

@@ -25,7 +25,6 @@ from ..formats.manifest import (
 )
 from ..preprocess import bank_blocks
 from .memory_bank import ClassBank
-from .store import Bank
 
 F32 = NDArray[np.float32]
 
@@ -146,7 +145,7 @@ def _tidy(folder: Path, manifest: BankManifest) -> None:
         needed[link] = BankManifest.model_validate_json(_history(folder, link).read_bytes())
         link = needed[link].undo_to
     # what was undone may be wanted again: one undo too many loses nothing
-    for version, path in Bank.kept(folder).items():
+    for version, path in restorable_versions(folder).items():
         if version >= manifest.version - UNDO_DEPTH and version not in needed:
             needed[version] = BankManifest.model_validate_json(path.read_bytes())
     files = {folder / e.file for m in needed.values() for e in m.classes.values()}
@@ -154,3 +153,11 @@ def _tidy(folder: Path, manifest: BankManifest) -> None:
     for path in (*(folder / "classes").iterdir(), *(folder / HISTORY).iterdir()):
         if path not in files:
             path.unlink()
+
+
+def restorable_versions(folder: Path) -> dict[int, Path]:
+    """Return the versions that can be brought back, with their manifests.
+
+    They are the version in force, those that undo after undo leads to, and the last :data:`UNDO_DEPTH`, undone ones too.
+    """
+    return {int(path.stem): path for path in sorted((folder / HISTORY).glob(VERSIONS)) if path.stem.isdecimal()}

@@ -20,7 +20,6 @@ from ..formats.files import atomic_write, sha256_bytes, sha256_file
 from ..formats.manifest import (
     HISTORY,
     MANIFEST,
-    VERSIONS,
     BankManifest,
     Calibration,
     ClassEntry,
@@ -42,6 +41,7 @@ from .folder import (
     _successor,
     _write_version,
     check_identity,
+    restorable_versions,
 )
 from .lock import _locked
 from .memory_bank import ClassBank, Snapshot
@@ -216,7 +216,7 @@ class Bank:
         again.
 
         Args:
-            to: the version whose state is wanted, any of :meth:`kept`: also one that was undone. That too can be undone.
+            to: the version whose state is wanted, any of :func:`~visionad_runtime.bank.folder.restorable_versions`: also one that was undone. That too can be undone.
 
         Returns:
             The manifest now in force.
@@ -236,7 +236,7 @@ class Bank:
                 if to in (None, newest.version):
                     return newest
                 now = newest
-            others = [v for v in Bank.kept(folder) if v != now.version]
+            others = [v for v in restorable_versions(folder) if v != now.version]
             known = ", ".join(map(str, others))
             wanted = now.undo_to if to is None else to
             if wanted is None:
@@ -262,12 +262,6 @@ class Bank:
             )
             _write_version(folder, fresh)
         return fresh
-
-    @staticmethod
-    def kept(folder: Path) -> dict[int, Path]:
-        """The versions that can be brought back, with their manifests: the one in force, those that undo after undo leads to, and
-        the last :data:`UNDO_DEPTH`, undone ones too."""
-        return {int(path.stem): path for path in sorted((folder / HISTORY).glob(VERSIONS)) if path.stem.isdecimal()}
 
     @staticmethod
     def drop(folder: Path, name: str) -> int:

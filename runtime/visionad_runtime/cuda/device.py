@@ -23,7 +23,7 @@ from ..errors import VisionADError
 if TYPE_CHECKING:
     pass
 
-from .driver import _abandon, _call, _error, _fits, _libcuda, _pycuda, _translated, kernel_argument
+from .driver import _abandon, _call, _error, _libcuda, _pycuda, _translated
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING; pycuda has no name for it."""
@@ -406,3 +406,29 @@ class Graph:
         if self.raw:
             _libcuda().cuGraphExecDestroy(self.raw)
             self.raw = ctypes.c_void_p()
+
+
+def kernel_argument(value: int | float | np.number[Any] | Buffer) -> np.number[Any]:
+    """What a kernel is given for ``value`` (see :meth:`Function.launch`).
+
+    Raises:
+        VisionADError: an int beyond 32 bits; say ``numpy.int64(...)`` if the kernel takes that.
+    """
+    if isinstance(value, np.number):
+        return value
+    if isinstance(value, int):
+        if not -(2**31) <= value < 2**31:
+            raise VisionADError(f"kernel argument {value} does not fit int32; pass numpy.int64({value})")
+        return np.int32(value)
+    if isinstance(value, float):
+        return np.float32(value)
+    return np.uintp(value.ptr)
+
+
+def _fits(buffer: Buffer, array: NDArray[Any], offset: int) -> None:
+    if not array.flags.c_contiguous:
+        raise VisionADError("copying to or from a GPU: wanted a C-contiguous array; use numpy.ascontiguousarray")
+    if offset < 0 or offset + array.nbytes > buffer.nbytes:
+        raise VisionADError(
+            f"copying {array.nbytes} bytes at offset {offset} of a GPU buffer of {buffer.nbytes}: out of bounds"
+        )

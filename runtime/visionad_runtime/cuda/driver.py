@@ -10,43 +10,24 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import VisionADError
 
 if TYPE_CHECKING:
     pass
 
-from .device import Buffer, Device
 
+class Context(Protocol):
+    """What an error message asks of the device that failed."""
 
-def kernel_argument(value: int | float | np.number[Any] | Buffer) -> np.number[Any]:
-    """What a kernel is given for ``value`` (see :meth:`Function.launch`).
+    lost: bool
+    _cuda: Any
 
-    Raises:
-        VisionADError: an int beyond 32 bits; say ``numpy.int64(...)`` if the kernel takes that.
-    """
-    if isinstance(value, np.number):
-        return value
-    if isinstance(value, int):
-        if not -(2**31) <= value < 2**31:
-            raise VisionADError(f"kernel argument {value} does not fit int32; pass numpy.int64({value})")
-        return np.int32(value)
-    if isinstance(value, float):
-        return np.float32(value)
-    return np.uintp(value.ptr)
+    @property
+    def total_memory(self) -> int: ...
 
-
-def _fits(buffer: Buffer, array: NDArray[Any], offset: int) -> None:
-    if not array.flags.c_contiguous:
-        raise VisionADError("copying to or from a GPU: wanted a C-contiguous array; use numpy.ascontiguousarray")
-    if offset < 0 or offset + array.nbytes > buffer.nbytes:
-        raise VisionADError(
-            f"copying {array.nbytes} bytes at offset {offset} of a GPU buffer of {buffer.nbytes}: out of bounds"
-        )
+    def free_memory(self) -> int: ...
 
 
 def _pycuda() -> Any:
@@ -99,7 +80,7 @@ def _load_curand() -> bool:
 
 
 @contextmanager
-def _translated(cuda: Any, doing: str, device: Device | None = None) -> Iterator[None]:
+def _translated(cuda: Any, doing: str, device: Context | None = None) -> Iterator[None]:
     """The driver's errors as one line each."""
     try:
         yield
@@ -107,7 +88,7 @@ def _translated(cuda: Any, doing: str, device: Device | None = None) -> Iterator
         raise _error(cuda, doing, exc, device) from None
 
 
-def _error(cuda: Any, doing: str, exc: Exception, device: Device | None) -> VisionADError:
+def _error(cuda: Any, doing: str, exc: Exception, device: Context | None) -> VisionADError:
     if isinstance(exc, cuda.MemoryError):
         free = (
             f"; {device.free_memory() / 2**20:.0f} of {device.total_memory / 2**20:.0f} MiB are free" if device else ""
@@ -118,7 +99,7 @@ def _error(cuda: Any, doing: str, exc: Exception, device: Device | None) -> Visi
     return VisionADError(f"the GPU failed {doing}: {str(exc).rstrip(' -')}; {_way_out(device)}")
 
 
-def _way_out(device: Device | None) -> str:
+def _way_out(device: Context | None) -> str:
     """What mends a failed call, after a look at whether the driver still serves this process."""
     if device is not None:
         try:
@@ -146,7 +127,7 @@ def _no_driver() -> str:
     return ""
 
 
-def _call(status: int, doing: str, device: Device) -> None:
+def _call(status: int, doing: str, device: Context) -> None:
     if status:
         text = ctypes.c_char_p()
         with contextlib.suppress(AttributeError):

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from ..bank.memory_bank import ClassBank
 from ..bank.names import stored_name
+from ..bank.supports import read_supports
 from ..errors import VisionADError
 from ..formats.files import sha256_bytes
 from ..formats.manifest import ViewName
 from ..images import decode
-from ..inspector import Inspector, read_supports
+from ..inspector import Inspector
 from ..preprocess import prepare, query_views
 from ..scoring.score import Distances, SearchBank, nearest_distances, patch_weights, score_distances, weighed
 from ..scoring.spec import ScoringSpec

@@ -45,8 +45,9 @@ def bank_add(
 ) -> None:
     """Enrol good pictures in a class (new or existing). All or none of them."""
     from ...bank.names import check_class_name
+    from ...bank.supports import read_supports
     from ...images.discover import find_pictures
-    from ...inspector import Inspector, read_supports
+    from ...inspector import Inspector
     from ...teaching.audit import leave_one_out_scores
     from ...teaching.sampling import choose_support_paths
     from ...teaching.selection import select_support
@@ -134,11 +135,11 @@ def bank_undo(
 
 def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
     """What a bank holds."""
-    from ...bank.store import Bank
+    from ...bank.folder import restorable_versions
     from ...formats.manifest import BankManifest, as_dict, read_manifest
 
     manifest = read_manifest(bank, BankManifest)
-    kept = [v for v in Bank.kept(bank) if v != manifest.version]
+    kept = [v for v in restorable_versions(bank) if v != manifest.version]
     if as_json:
         classes = {
             n: {"shots": len(e.images), "bytes": file_size(bank / e.file), **as_dict(e)}

@@ -286,7 +286,9 @@ class Chain:
                     pass
                 resident = loader.resident()
                 # Every camera may come with a full batch of the largest bank: room for that is made before the bank takes part.
-                self._owner.run(lambda device: self._shared.reserve(device, resident, self._cameras))
+                self._owner.run(
+                    lambda device: self._shared.reserve(device, resident, [camera.stream for camera in self._cameras])
+                )
             except BaseException:
                 self._owner.run(lambda _: loader.abandon())
                 raise

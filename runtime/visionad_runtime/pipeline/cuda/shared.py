@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cuda.interface import Buffer, Device
+from ...cuda.interface import Buffer, Device, Stream
 from ...cuda.kernels import Kernels
 from ...cuda.memory import Memory
 from ...errors import VisionADError
@@ -19,7 +19,6 @@ from ...preprocess import view_blocks
 from ...scoring.anomaly_map import top_pixels
 from ...scoring.spec import ScoringSpec
 from . import work_tables as plan
-from .slot import _Camera
 from .work_tables import BankView
 
 F32 = NDArray[np.float32]
@@ -92,15 +91,15 @@ class _Shared:
         work = list(zip(views, patches.reshape(len(views), -1), strict=True))
         return plan.plan_search(work, self.block_q, self.block_n, self.programs)
 
-    def reserve(self, device: Device, resident: _Resident, cameras: Sequence[_Camera]) -> None:
-        """Make the maxima large enough for a full batch against this bank. Waits for the cameras: the larger bank is not
+    def reserve(self, device: Device, resident: _Resident, streams: Sequence[Stream]) -> None:
+        """Make the maxima large enough for a full batch against this bank. Waits for the streams: the larger bank is not
         in use yet."""
         rows = max((part.stop - part.start for part in resident.slices.values()), default=0)
         nbytes = 4 * self.max_rows * self.patches * plan.maxima_a_query(rows, self.block_n)
         if nbytes <= self.maxima.nbytes:
             return
-        for camera in cameras:
-            camera.stream.synchronize()
+        for stream in streams:
+            stream.synchronize()
         larger = device.alloc(nbytes)
         self.maxima.close()
         self.maxima = larger

@@ -15,12 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fake_ort
 import numpy as np
 import onnxruntime as ort
 import pytest
-from conftest import part
-from fake_gpu import FakeDevice
 from numpy.typing import NDArray
 from visionad_runtime import Inspector, doctor
 from visionad_runtime import engine as engines
@@ -37,6 +34,10 @@ from visionad_runtime.engine.ort import CPU, OrtDeviceEngine, OrtStreamEngine, W
 from visionad_runtime.engine.selftest import read_golden, self_test
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.inspector import read_model
+
+from tests.data import part
+from tests.fakes import cuda_provider as fake_ort
+from tests.fakes.gpu import FakeDevice
 
 
 @pytest.fixture

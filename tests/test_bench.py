@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import FakeDevice
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.artefacts import ModelManifest, read_manifest
@@ -33,6 +32,9 @@ from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.kernels import choose_target, read_target
 from visionad_runtime.cuda.plan import BankView, plan_search
 from visionad_runtime.errors import ModelError, VisionADError
+
+from tests.data import ROOT
+from tests.fakes.gpu import FakeDevice
 
 TIMES = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=250)
 QUICK = ["--batch", "1,2", "--seconds", "0", "--rounds", "3", "--starts", "1", "--threads", "1"]
@@ -549,7 +551,7 @@ def test_a_backend_asked_for_that_fails_leaves_the_others_and_none_at_all_is_an_
 
 @pytest.fixture
 def gpu_table(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module("gpu_table")
 
 
@@ -1089,7 +1091,7 @@ def test_aims_under_load(
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_the_gpu_script_parses() -> None:
-    script = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.sh"
+    script = ROOT / "benchmarks" / "gpu.sh"
     subprocess.run(["bash", "-n", str(script)], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", str(script)], check=True)

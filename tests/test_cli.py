@@ -13,8 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from visionad_runtime.cli import run
+
+from tests.data import ROOT, part
 
 
 @pytest.fixture
@@ -360,7 +361,7 @@ cli.main()"""
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_while_the_command_is_imported_is_silent() -> None:
-    scripts = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, function = scripts["visionad"].split(":")
     code = (
         "import os, signal, sys\n"

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import cast
 
 import cv2
-import fake_ort
-import fake_tensorrt
 import numpy as np
 import pytest
 
+from tests.fakes import cuda_provider as fake_ort
+from tests.fakes import tensorrt as fake_tensorrt
+
 pytest.importorskip("onnx", reason="the stand-in parses with it")
 
-from conftest import part
-from fake_gpu import FakeDevice
 from visionad_runtime import Inspector, doctor
 from visionad_runtime.bench import run as bench
 from visionad_runtime.cli import run
@@ -28,6 +27,9 @@ from visionad_runtime.cuda import device as cuda
 from visionad_runtime.cuda import inspect
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.errors import VisionADError
+
+from tests.data import part
+from tests.fakes.gpu import FakeDevice
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import unit
 from numpy.typing import NDArray
-from test_search import near_ties, patches
 from visionad_runtime import cpu, doctor, search
 from visionad_runtime.axes import _orthonormal
 from visionad_runtime.errors import VisionADError
+
+from tests.data import near_ties, patches, unit
 
 F32 = NDArray[np.float32]
 FILES = [cpu.file_name(name, system) for name, build in cpu.BUILDS.items() for system in build.systems]

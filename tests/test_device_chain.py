@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import fake_ort
-import fake_tensorrt
 import numpy as np
 import pytest
 
+from tests.fakes import cuda_provider as fake_ort
+from tests.fakes import tensorrt as fake_tensorrt
+
 pytest.importorskip("onnx", reason="the stand-in parses with it")
 
-from conftest import part
-from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
 from visionad_runtime.calibrate import calibrate_class
 from visionad_runtime.chain import HostChain
@@ -30,6 +29,9 @@ from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.inspect import DeviceChain, Turns
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.inspector import Result
+
+from tests.data import part
+from tests.fakes.gpu import FakeDevice
 
 
 @pytest.fixture

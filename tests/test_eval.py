@@ -10,7 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from typer.testing import CliRunner
 from visionad_runtime.artefacts import ModelManifest, read_manifest
 from visionad_runtime.errors import VisionADError
@@ -22,6 +21,8 @@ from visionad_runtime.evaluation.published import METRICS, published, same_model
 from visionad_runtime.evaluation.report import html_page, markdown, plain
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.support import choose_support_paths
+
+from tests.data import part
 
 KINDS = {"disc": 0, "grid": 100}
 TRAIN, GOOD, BAD = 6, 4, 4

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_ort
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from fake_gpu import FakeDevice
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -30,6 +28,10 @@ from visionad_runtime.cuda.device import Owner
 from visionad_runtime.engine import open_engine
 from visionad_runtime.engine.fused import fuse
 from visionad_runtime.errors import VisionADError
+
+from tests.data import ROOT
+from tests.fakes import cuda_provider as fake_ort
+from tests.fakes.gpu import FakeDevice
 
 FILE = "backbone.onnx"
 F32 = NDArray[np.float32]
@@ -399,7 +401,7 @@ def test_the_race_of_the_ways_times_each_and_names_what_fails(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     gpu_ways = importlib.import_module("gpu_ways")
     monkeypatch.setattr(gpu_ways, "read_model", lambda _: half)
     kernel = {"name": "flash", "calls": 12.0, "ms": 0.5}

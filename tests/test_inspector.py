@@ -13,7 +13,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from numpy.typing import NDArray
 from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError, cpu, workers
 from visionad_runtime.artefacts import sha256_file
@@ -24,6 +23,8 @@ from visionad_runtime.engine import open_engine
 from visionad_runtime.inspector import Result
 from visionad_runtime.search import Int8Bank
 from visionad_runtime.workers import cores
+
+from tests.data import part
 
 
 @pytest.fixture

@@ -12,12 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import noise, unit
-from fake_gpu import members_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import bilinear_weights, brute_force, check_neighbours, every
 from visionad_runtime import maps, preprocess, search
 from visionad_runtime.artefacts import PreprocessSpec, ViewName
 from visionad_runtime.cuda import plan
@@ -27,6 +24,10 @@ from visionad_runtime.cuda.plan import GROUP, RUN, BankView, SearchPlan, maxima_
 from visionad_runtime.errors import PictureError, VisionADError
 from visionad_runtime.rarity import FLOOR, rarity
 
+from tests.data import noise, unit
+from tests.fakes.gpu import members_of
+from tests.oracles import bilinear_weights, brute_force, check_neighbours, every
+
 torch = pytest.importorskip("torch", reason="the kernels' interpreter needs torch")
 triton = pytest.importorskip("triton", reason="the kernels' source needs Triton")
 
@@ -35,10 +36,11 @@ F32 = NDArray[np.float32]
 
 if not triton.knobs.runtime.interpret:
     pytest.skip("Triton was imported before the tests could choose its interpreter", allow_module_level=True)
-from interpreted import without_waste  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 from visionad_export.kernels import build  # noqa: E402
 from visionad_export.kernels import source as kernels  # noqa: E402
+
+from tests.fakes.interpreted_gpu import without_waste  # noqa: E402
 
 tl = triton.language
 

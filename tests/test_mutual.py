@@ -8,13 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime import VisionADError
 from visionad_runtime.cli import run
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.mutual import SHORTLIST, choose_covering, spread, standings
+
+from tests.data import part
 
 
 def write(folder: Path, images: list[np.ndarray]) -> list[Path]:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from visionad_runtime.evaluation.datasets import Sample, load_mask
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "peers"
+from tests.data import ROOT
+
+FOLDER = ROOT / "benchmarks" / "peers"
 
 
 def imported(name: str) -> Any:

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import pillow_bilinear
 from PIL import Image
 from visionad_runtime import picture, preprocess
 from visionad_runtime.artefacts import PreprocessSpec, ViewName
+
+from tests.oracles import pillow_bilinear
 
 try:
     import torch

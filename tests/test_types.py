@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.data import ROOT
+
 CHECKED = ("visionad_runtime.engine.tensorrt", "visionad_runtime.engine.nvidia")
 CONFIG = """[mypy]
 strict = True

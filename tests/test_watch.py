@@ -15,11 +15,12 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import part
 from visionad_runtime import VisionADError, watch
 from visionad_runtime.cli import run
 from visionad_runtime.picture import Found
 from visionad_runtime.watch import Arrival, Arrivals, Journal, Stamp
+
+from tests.data import part
 
 
 def all_old(here: Collection[Arrival]) -> Collection[Arrival]:

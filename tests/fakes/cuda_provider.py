@@ -8,12 +8,13 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import onnxruntime as ort
 import pytest
-from conftest import cpu_session
-from fake_gpu import FakeDevice
 from visionad_runtime.artefacts import ModelManifest
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.engine import ort as leaf
 from visionad_runtime.errors import ModelError
+
+from tests.data import cpu_session
+from tests.fakes.gpu import FakeDevice
 
 CUDA = "CUDAExecutionProvider"
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
+from _pytest.mark import ParameterSet
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +81,11 @@ def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> NDArray[
     if seed % 2:  # black and white: the widest sums
         return rng.integers(0, 2, (height, width, channels), dtype=np.uint8) * np.uint8(255)
     return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def slow(group: str, *values: Any) -> ParameterSet:
+    """Return a parameter of a test, or several that go together, which only the slow tests of ``group`` take."""
+    return pytest.param(*values, marks=pytest.mark.slow(group=group))
 
 
 def in_threads(*work: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from visionad_runtime.cli import run
 
-from tests.data import ROOT, part
+from tests.data import ROOT, part, slow
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def visionad(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("module", ["cv2", "PIL", "safetensors", "onnxruntime"])
+@pytest.mark.parametrize("module", ["cv2", *(slow("command", name) for name in ("PIL", "safetensors", "onnxruntime"))])
 def test_a_library_that_does_not_load_is_said_in_one_line(
     tiny_model: Path, bank: Path, tmp_path: Path, module: str
 ) -> None:
@@ -458,7 +458,7 @@ def test_doctor(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Backend  onnxruntime-cpu" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("preset", ["sharp", "keen"])
+@pytest.mark.parametrize("preset", [slow("command", "sharp"), "keen"])
 def test_a_preset_end_to_end(
     tiny_weights: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str
 ) -> None:

@@ -28,11 +28,18 @@ from visionad_runtime.cuda import inspect
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.errors import VisionADError
 
-from tests.data import part
+from tests.data import part, slow
 from tests.fakes.gpu import FakeDevice
 
+BACKENDS = ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"]
+"""Those that can have the chain on the GPU."""
+thorough = pytest.mark.parametrize(
+    "backend", [BACKENDS[0], *(slow("close", name) for name in BACKENDS[1:])], indirect=True
+)
+"""For tests of half a minute: the fast tests take one backend."""
 
-@pytest.fixture(params=["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each backend that can have the chain on the GPU, on a fake one."""
     FakeDevice.reset()
@@ -134,6 +141,7 @@ def test_closing_waits_for_who_inspects_and_refuses_who_comes_later(
     assert said == ["this inspector was closed; open another with Inspector.open"] * 5
 
 
+@thorough
 def test_no_room_at_any_taking_leaves_nothing_behind(backend: str, own_model: Path, tmp_path: Path) -> None:
     with Inspector.open(own_model, tmp_path / "bank", backend=backend) as inspector:
         inspector.enroll("disc", [part(0)])
@@ -180,6 +188,7 @@ def test_cameras_are_served_while_a_picture_is_enrolled(
         assert groups > 1 and order == ["group", "other"] * groups
 
 
+@thorough
 def test_every_command_closes(
     backend: str, own_model: Path, tmp_path: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def test_the_machine_is_the_one_of_this_process(
     assert cpu.machine() == ""
 
 
+@pytest.mark.slow(group="cpu-builds")
 def test_the_product_is_what_the_source_gives() -> None:
     pytest.importorskip("ziglang", reason="the compiler is not installed")
     builder = pytest.importorskip("visionad_export.kernels.cpu")

@@ -464,7 +464,7 @@ def whole(
     """The inspector with its chain on the GPU, two classes enrolled. Without a GPU: TensorRT's stand-in, kernels in numpy."""
     if not gpu_here():
         pytest.importorskip("onnx", reason="the stand-in parses with it")
-        fake_tensorrt = importlib.import_module("fake_tensorrt")
+        fake_tensorrt = importlib.import_module("tests.fakes.tensorrt")
         monkeypatch.setattr(Owner, "_all", {})
         monkeypatch.setattr(cuda, "Device", stand_in("numpy"))
         monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make("11"))

@@ -33,6 +33,7 @@ from tests.fakes.places import PRETENDED, SIZES, VIEWS, Line, Place
 in_its_process = pytest.mark.skipif(not PRETENDED, reason="runs in a process of its own")
 
 
+@pytest.mark.slow(group="pretended-driver")
 @pytest.mark.skipif(gpu_here(), reason="there is a GPU")
 @pytest.mark.skipif(PRETENDED, reason="this is that process")
 def test_pycuda_on_a_pretended_driver() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from visionad_runtime import axes, cpu, products, search
@@ -81,7 +81,6 @@ def check(found: search.Neighbours, queries: F32, bank: F32, k: int = 1) -> None
     np.testing.assert_array_equal(found.distance, distance.reshape(shape))
 
 
-@settings(max_examples=400, deadline=None)
 @given(
     way=st.sampled_from(WAYS),
     make=st.sampled_from([unit, near_ties, patches]),

@@ -12,6 +12,8 @@ from visionad_runtime.cli import run
 from visionad_runtime.evaluation.metrics import image_metrics
 from visionad_runtime.picture import load
 
+pytestmark = pytest.mark.slow(group="real-data")
+
 
 @pytest.fixture(scope="module")
 def deit(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,7 +1,5 @@
 PYTHON ?= python3
 
-.PHONY: demo test
-demo:
-	$(PYTHON) run.py demo
-test:
-	$(PYTHON) run.py test
+.PHONY: demo test test-all
+demo test test-all:
+	$(PYTHON) run.py $@

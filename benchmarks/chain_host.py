@@ -62,8 +62,8 @@ def main() -> None:
     options.add_argument("--calls", type=int, default=2000, help="per figure")
     options.add_argument("--name", default="chain_host", help="of the result file")
     args = options.parse_args()
-    sys.path.insert(0, str(common.ROOT / "tests"))
-    import pretend_driver
+    sys.path.insert(0, str(common.ROOT))
+    from tests.fakes import pretend_driver
 
     if why := pretend_driver.install():
         raise SystemExit(f"{why}; this needs pycuda on the pretended driver")

@@ -17,12 +17,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fake_ort
 import numpy as np
 import onnxruntime as ort
 import pytest
-from conftest import part
-from fake_gpu import FakeDevice
 from numpy.typing import NDArray
 from visionad_runtime import Inspector, system
 from visionad_runtime.cli.main import run
@@ -47,6 +44,10 @@ from visionad_runtime.pipeline.self_test import read_golden, self_test
 from visionad_runtime.tools import doctor
 
 CPU = providers.CPU.name
+
+from tests.data import part
+from tests.fakes import cuda_provider as fake_ort
+from tests.fakes.gpu import FakeDevice
 
 
 @pytest.fixture

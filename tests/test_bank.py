@@ -28,6 +28,8 @@ from visionad_runtime.errors import BankError, VisionADError
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, SupportImage
 from visionad_runtime.preprocess import bank_blocks
 
+from tests.data import ROOT
+
 VIEWS = ("original", "flip", "clamp")
 SPEC = PreprocessSpec(resize=72, crop=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 IDENTITY = FeatureIdentity(
@@ -465,7 +467,7 @@ def test_a_lock_held_too_long_is_said(bank: Bank, monkeypatch: pytest.MonkeyPatc
 _WRITER = textwrap.dedent(
     """
     import os, signal, sys
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {paths!r}
     from pathlib import Path
     import test_bank as t
     import visionad_runtime.artefacts as a
@@ -499,7 +501,7 @@ _WRITER = textwrap.dedent(
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["first enrolment", "second enrolment"])
 def test_kill_9_at_every_step_leaves_the_bank_before_or_after(tmp_path: Path, fresh: bool) -> None:
-    code = _WRITER.format(tests=str(Path(__file__).parent))
+    code = _WRITER.format(paths=[str(Path(__file__).parent), str(ROOT)])
     if not fresh:
         for step in range(40):
             add(Bank.open_or_new(tmp_path / str(step), IDENTITY, VIEWS), "bolt", 1)

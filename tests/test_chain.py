@@ -1,4 +1,4 @@
-"""The chain's buffers, orders, graphs and bank swaps on a device made of numpy (``fake_gpu.py``), against the numpy path."""
+"""The chain's buffers, orders, graphs and bank swaps on a device made of numpy (``fakes/gpu.py``), against the numpy path."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from conftest import in_threads
-from fake_gpu import FakeDevice, FakeStream
 from numpy.typing import NDArray
 from visionad_runtime import preprocess, search
 from visionad_runtime.cuda import device, kernels
@@ -28,9 +25,12 @@ from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
 from visionad_runtime.scoring.self_similarity import self_similarity_weight
 from visionad_runtime.scoring.spec import ScoringSpec
 
+from tests.data import in_threads
+from tests.fakes.engine import VIEWS, Class, FakeEngine, fake_of
+from tests.fakes.gpu import FakeDevice, FakeStream
+
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
-VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
 GRID, PATCH, DIM, CLS = 6, 4, 24, 8
 SPEC = PreprocessSpec(resize=30, crop=GRID * PATCH, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 IDENTITY = FeatureIdentity(
@@ -53,53 +53,6 @@ GPUS = itertools.count()
 """Each line has a GPU, and so an owner's thread, of its own."""
 
 
-def fake_of(owner: Owner) -> FakeDevice:
-    return cast("FakeDevice", owner.run(lambda device: device))
-
-
-class FakeEngine:
-    """Works in two steps on one scratch buffer, as an engine's layers do: two streams at once would spoil each other's rows."""
-
-    def __init__(self, owner: Owner, max_rows: int = 12, capturable: bool = True) -> None:
-        self.max_rows, self.capturable = max_rows, capturable
-        self.device = fake_of(owner)
-        self.scratch = np.zeros((max_rows, 3, SPEC.crop, SPEC.crop), np.float32)
-        self.runs = 0
-        self.broken = False
-
-    def enqueue(self, images: int, patch: int, cls: int, rows: int, stream: FakeStream) -> None:
-        assert 1 <= rows <= self.max_rows
-        read = self.device.read
-
-        def gather() -> None:
-            self.runs += 1
-            self.scratch[:rows] = read(images, np.float32, rows, 3, SPEC.crop, SPEC.crop)
-
-        def finish() -> None:
-            for i in range(rows):
-                tokens, token = encode_row(self.scratch[i])
-                read(patch, np.float32, rows, GRID * GRID, DIM)[i] = np.nan if self.broken and i == 1 else tokens
-                read(cls, np.float32, rows, CLS)[i] = token
-
-        stream.add(gather)
-        for _ in range(8):
-            stream.add(lambda: None)
-        stream.add(finish)
-
-
-@dataclass(frozen=True)
-class Class:
-    """As much of a class's bank as the chain reads."""
-
-    name: str
-    blocks: tuple[str, ...]
-    features: F32
-
-    def rows(self, view: ViewName) -> F32:
-        part = self.features[preprocess.view_blocks(self.blocks, view)]
-        return part.reshape(-1, part.shape[-1])
-
-
 def picture(seed: int, height: int = 30, width: int = 40) -> U8:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -107,9 +60,8 @@ def picture(seed: int, height: int = 30, width: int = 40) -> U8:
 def enrol(name: str, seeds: Sequence[int], views: tuple[ViewName, ...] = VIEWS) -> Class:
     blocks = preprocess.bank_blocks(views)
     supports = [preprocess.support_encodings(preprocess.prepare(picture(s), SPEC), blocks) for s in seeds]
-    return Class(
-        name, blocks, np.stack([np.stack([encode_row(e)[0] for e in encodings]) for encodings in supports], axis=1)
-    )
+    features = np.stack([np.stack([encode_row(e)[0] for e in encodings]) for encodings in supports], axis=1)
+    return Class(name, features, blocks)
 
 
 BOLT, NUT, GEAR = enrol("bolt", [100]), enrol("nut", [200, 201]), enrol("gear", [300, 301, 302])
@@ -156,7 +108,7 @@ class Line:
         FakeDevice.gpu |= {"capability": (9, 0), "multiprocessors": 3, "seed": seed, "pace": pace}
         self.owner = Owner.of(next(GPUS))
         self.device = fake_of(self.owner)
-        self.engine = FakeEngine(self.owner, max_rows, capturable)
+        self.engine = FakeEngine(self.owner, IDENTITY, encode_row, max_rows, capturable)
         self.chain = Chain(self.owner, self.engine, IDENTITY, **{"max_picture": (64, 96), **settings})
 
     def warm_up(self, batches: Sequence[int] = (1,)) -> None:
@@ -516,7 +468,7 @@ def test_no_room_for_a_bank_leaves_the_others_as_they_were(line: Callable[..., L
 
 def test_no_room_for_the_chain_leaves_nothing_behind(gpu: None) -> None:
     owner = Owner.of(next(GPUS))
-    device, engine = fake_of(owner), FakeEngine(owner)
+    device, engine = fake_of(owner), FakeEngine(owner, IDENTITY, encode_row)
     for memory in (100, 5_000, 100_000, 400_000, 1_000_000):
         device.total_memory = memory
         with pytest.raises(VisionADError, match="out of GPU memory"):
@@ -527,7 +479,7 @@ def test_no_room_for_the_chain_leaves_nothing_behind(gpu: None) -> None:
 
 def test_no_room_at_any_taking_leaves_nothing_behind_and_the_chain_goes_on(gpu: None) -> None:
     owner = Owner.of(next(GPUS))
-    device, engine = fake_of(owner), FakeEngine(owner, max_rows=3)
+    device, engine = fake_of(owner), FakeEngine(owner, IDENTITY, encode_row, max_rows=3)
 
     def work(chain: Chain) -> None:
         chain.keep([BOLT])
@@ -593,11 +545,11 @@ def test_refusals(line: Callable[..., Line]) -> None:
     with pytest.raises(VisionADError, match="'half' was not enrolled in view flip"):
         chain.match(encoded, [enrol("half", [1], ("original",))])
     with pytest.raises(VisionADError, match="no rows"):
-        chain.match(encoded, [Class("empty", BOLT.blocks, BOLT.features[:, :0])])
+        chain.match(encoded, [Class("empty", BOLT.features[:, :0], BOLT.blocks)])
     broken = BOLT.features.copy()
     broken[0, 0, 0, 0] = np.inf
     with pytest.raises(VisionADError, match="'bad': NaN or Inf"):
-        chain.keep([Class("bad", BOLT.blocks, broken)])
+        chain.keep([Class("bad", broken, BOLT.blocks)])
     check(chain.match(encoded, [BOLT])[0], expected(picture(0), BOLT))  # none of it did harm
     chain.encode([picture(1)])
     with pytest.raises(VisionADError, match="other pictures since"):

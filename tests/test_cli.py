@@ -13,8 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from visionad_runtime.cli.main import run
+
+from tests.data import ROOT, part, slow
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ def visionad(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("module", ["cv2", "PIL", "safetensors", "onnxruntime"])
+@pytest.mark.parametrize("module", ["cv2", *(slow("command", name) for name in ("PIL", "safetensors", "onnxruntime"))])
 def test_a_library_that_does_not_load_is_said_in_one_line(
     tiny_model: Path, bank: Path, tmp_path: Path, module: str
 ) -> None:
@@ -361,7 +362,7 @@ cli.main()"""
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_while_the_command_is_imported_is_silent() -> None:
-    scripts = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, function = scripts["visionad"].split(":")
     code = (
         "import os, signal, sys\n"
@@ -458,7 +459,7 @@ def test_doctor(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Backend  onnxruntime-cpu" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("preset", ["full-image", "full-image-weighted"])
+@pytest.mark.parametrize("preset", [slow("command", "full-image"), "full-image-weighted"])
 def test_a_preset_end_to_end(
     tiny_weights: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str
 ) -> None:

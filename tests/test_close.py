@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import cast
 
 import cv2
-import fake_ort
-import fake_tensorrt
 import numpy as np
 import pytest
 
+from tests.fakes import cuda_provider as fake_ort
+from tests.fakes import tensorrt as fake_tensorrt
+
 pytest.importorskip("onnx", reason="the stand-in parses with it")
 
-from conftest import part
-from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import device
@@ -30,8 +29,18 @@ from visionad_runtime.pipeline.cuda import pipeline as inspect
 from visionad_runtime.tools import doctor
 from visionad_runtime.tools.benchmark import run as bench
 
+from tests.data import part, slow
+from tests.fakes.gpu import FakeDevice
 
-@pytest.fixture(params=["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
+BACKENDS = ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"]
+"""Those that can have the chain on the GPU."""
+thorough = pytest.mark.parametrize(
+    "backend", [BACKENDS[0], *(slow("close", name) for name in BACKENDS[1:])], indirect=True
+)
+"""For tests of half a minute: the fast tests take one backend."""
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each backend that can have the chain on the GPU, on a fake one."""
     FakeDevice.reset()
@@ -133,6 +142,7 @@ def test_closing_waits_for_who_inspects_and_refuses_who_comes_later(
     assert said == ["this inspector was closed; open another with Inspector.open"] * 5
 
 
+@thorough
 def test_no_room_at_any_taking_leaves_nothing_behind(backend: str, own_model: Path, tmp_path: Path) -> None:
     with Inspector.open(own_model, tmp_path / "bank", backend=backend) as inspector:
         inspector.enroll("disc", [part(0)])
@@ -179,6 +189,7 @@ def test_cameras_are_served_while_a_picture_is_enrolled(
         assert groups > 1 and order == ["group", "other"] * groups
 
 
+@thorough
 def test_every_command_closes(
     backend: str, own_model: Path, tmp_path: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,14 @@ from visionad_runtime.tools.evaluation.datasets.base import Box, Dataset, Datase
 from visionad_runtime.tools.evaluation.datasets.masks import load_mask
 from visionad_runtime.tools.evaluation.datasets.registry import layouts, open_dataset
 
+from tests.data import SHARED
+
 
 def shared(name: str) -> Path:
-    root = Path(os.environ.get("VISIONAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    if not (root / "data" / name).is_dir():
-        pytest.skip(f"no {root / 'data' / name}; set VISIONAD_SHARED")
-    return root / "data" / name
+    folder = SHARED / "data" / name
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}; set VISIONAD_SHARED")
+    return folder
 
 
 def draw(path: Path, value: int = 0, size: tuple[int, int] = (8, 8)) -> Path:

@@ -10,10 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from visionad_runtime.bank.store import Bank
 from visionad_runtime.errors import BankError
 from visionad_runtime.tools.demo.run import run_demo
+
+from tests.data import part
 
 NORMALS = 5
 

@@ -12,14 +12,15 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import in_threads
-from fake_gpu import FakeDevice, FakeEvent
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.cuda import device, driver
 from visionad_runtime.cuda.driver import kernel_argument
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import VisionADError
+
+from tests.data import in_threads
+from tests.fakes.gpu import FakeDevice, FakeEvent
 
 
 @pytest.fixture

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import fake_ort
-import fake_tensorrt
 import numpy as np
 import pytest
 
+from tests.fakes import cuda_provider as fake_ort
+from tests.fakes import tensorrt as fake_tensorrt
+
 pytest.importorskip("onnx", reason="the stand-in parses with it")
 
-from conftest import part
-from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
 from visionad_runtime.cuda import device
 from visionad_runtime.cuda.thread import Owner
@@ -30,6 +29,9 @@ from visionad_runtime.pipeline.cuda.pipeline import DeviceChain, Turns
 from visionad_runtime.pipeline.host import HostChain
 from visionad_runtime.result import Result
 from visionad_runtime.teaching.calibrate import calibrate_class
+
+from tests.data import part
+from tests.fakes.gpu import FakeDevice
 
 
 @pytest.fixture

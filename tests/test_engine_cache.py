@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_gpu import FakeDevice
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.engine.tensorrt.api import PORTABLE, LogCollector, TensorRT
@@ -20,6 +19,8 @@ from visionad_runtime.engine.tensorrt.builder import engine_key
 from visionad_runtime.engine.tensorrt.cache import KEEP, EngineCache, EngineNotFoundError, digest
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.manifest import ModelManifest, read_manifest
+
+from tests.fakes.gpu import FakeDevice
 
 PARTS: dict[str, Any] = {"backend": "tensorrt", "builder": "10.3.0", "gpu": "Orin", "profile": [1, 3, 3]}
 PLAN = bytes(range(256)) * 40

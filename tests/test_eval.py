@@ -10,7 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from typer.testing import CliRunner
 from visionad_runtime.cli.commands.evaluate import eval_command
 from visionad_runtime.errors import VisionADError
@@ -26,6 +25,8 @@ from visionad_runtime.tools.evaluation.protocol import evaluate
 from visionad_runtime.tools.evaluation.published import METRICS, published, same_model
 from visionad_runtime.tools.evaluation.report import markdown, plain
 from visionad_runtime.tools.evaluation.tally import best_threshold
+
+from tests.data import part
 
 KINDS = {"disc": 0, "grid": 100}
 TRAIN, GOOD, BAD = 6, 4, 4

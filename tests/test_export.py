@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data import ROOT
+
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
@@ -251,7 +253,7 @@ def test_layers_and_views_as_text() -> None:
 
 
 def test_configs_in_the_repository_fit_their_backbones() -> None:
-    paths = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+    paths = sorted((ROOT / "configs").glob("*.yaml"))
     assert len(paths) >= 3
     for path in paths:
         config = load_config(path)

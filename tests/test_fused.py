@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from fake_gpu import FakeDevice
+
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from visionad_export.exporter import export_model
@@ -29,6 +29,10 @@ from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.files import sha256_file
 from visionad_runtime.formats.manifest import CUDA_ONNX_FILE, ModelManifest, Precision, read_manifest
 from visionad_runtime.pipeline.opening import open_engine
+
+from tests.data import ROOT
+from tests.fakes import cuda_provider as fake_ort
+from tests.fakes.gpu import FakeDevice
 
 FILE = "backbone.onnx"
 F32 = NDArray[np.float32]
@@ -405,7 +409,7 @@ def test_the_race_of_the_ways_times_each_and_names_what_fails(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     gpu_ways = importlib.import_module("gpu_ways")
     monkeypatch.setattr(gpu_ways, "read_model", lambda _: half)
     kernel = {"name": "flash", "calls": 12.0, "ms": 0.5}

@@ -5,23 +5,19 @@ process of its own (`test_pretend_driver.py`), pycuda and `device.py` on a prete
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from conftest import in_threads, noise, part, unit
 from numpy.typing import NDArray
-from oracles import brute_force, check_distances, check_neighbours, every
 from visionad_runtime import Inspector, preprocess, search
 from visionad_runtime.bank.memory_bank import ClassBank
 from visionad_runtime.cli.main import run
@@ -45,6 +41,11 @@ from visionad_runtime.preprocess import normalise
 from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
 from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, self_similarity_weight
 
+from tests.data import ROOT, in_threads, noise, part, unit
+from tests.fakes.engine import VIEWS
+from tests.fakes.places import PRETENDED, SIZES, Line, Place, stand_in
+from tests.oracles import brute_force, check_neighbours, every
+
 T = TypeVar("T")
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -52,66 +53,14 @@ U8 = NDArray[np.uint8]
 OnDevice = Callable[[Callable[[Device], T]], T]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 ON_GPU = tuple(spec.name for spec in backends().values() if spec.device == NVIDIA_GPU)
-VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
 on_hardware = pytest.mark.skipif(not has_nvidia_driver(), reason="no GPU")
 
 
 # -- where -------------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Place:
-    """A GPU, or what stands in for it, and the sizes that it can take in a second or so: ``rows`` of a bank, ``side`` of a picture,
-    ``grid`` of patches of ``patch`` pixels, ``calls``."""
-
-    name: str
-    owner: Owner
-    queries: int
-    rows: int
-    side: int
-    grid: int
-    patch: int
-    calls: int
-
-    @property
-    def spec(self) -> PreprocessSpec:
-        """With an odd margin."""
-        crop = self.patch * self.grid
-        return PreprocessSpec(
-            resize=crop + self.patch + 1, crop=crop, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-        )
-
-    def identity(self, dim: int = 24) -> FeatureIdentity:
-        return FeatureIdentity(
-            backbone="stub", weights_sha256="0" * 64, kind="vit", layers=(0,), patch=self.patch, grid=self.grid, dim=dim,
-            class_token="fused", class_token_dim=8, pos_embed="none", preprocess=self.spec,
-        )  # fmt: skip
-
-
-SIZES = {
-    "hardware": {"queries": 789, "rows": 100_000, "side": 4096, "grid": 28, "patch": 14, "calls": 2000},
-    "numpy": {"queries": 9, "rows": 100_000, "side": 4096, "grid": 4, "patch": 4, "calls": 40},
-    "interpreter": {"queries": 5, "rows": 300, "side": 64, "grid": 4, "patch": 4, "calls": 0},
-    "driver": {"queries": 9, "rows": 100_000, "side": 4096, "grid": 4, "patch": 4, "calls": 40},
-}
-PRETENDED = "VISIONAD_PRETENDED_DRIVER" in os.environ
 PLACES = ("hardware",) if has_nvidia_driver() else ("driver",) if PRETENDED else ("numpy", "interpreter")
 not_interpreted = pytest.mark.parametrize("place", [p for p in PLACES if SIZES[p]["calls"]], indirect=True)
 """What takes too long there, and is interpreted elsewhere."""
-
-
-def stand_in(name: str) -> type[Any]:
-    """The device of this name, ready to be opened."""
-    if name == "interpreter":
-        pytest.importorskip("triton", reason="the kernels' source needs Triton")
-        return importlib.import_module("interpreted").set_up()  # type: ignore[no-any-return]
-    from fake_gpu import FakeDevice
-
-    FakeDevice.reset()
-    if name == "driver":
-        importlib.import_module("pretend_driver").set_up()
-        return Device
-    return FakeDevice
 
 
 @pytest.fixture(params=PLACES)
@@ -130,7 +79,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     if request.param != "hardware":
         Owner.of(0).close()
     if request.param == "driver":
-        pretended = importlib.import_module("pretend_driver").set_up()
+        pretended = importlib.import_module("tests.fakes.pretend_driver").set_up()
         assert not pretended.fault() and not pretended.live()
 
 
@@ -212,7 +161,7 @@ def test_a_graph_does_again_what_was_recorded(on_device: OnDevice[object]) -> No
 @pytest.fixture
 def gpu_search(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The benchmark of the search, which launches it as the chain does."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module("gpu_search")
 
 
@@ -348,72 +297,6 @@ def test_rarity_is_the_cpus(place: Place, side: int, dim: int, alike: bool) -> N
 
 
 # -- chain -------------------------------------------------------------------------------------------------------------
-
-
-class StubEngine:
-    """Gives tokens that were set before, whatever the pictures: any tokens, and no library is needed."""
-
-    def __init__(self, owner: Owner, identity: FeatureIdentity, rows: int) -> None:
-        self.max_rows, self.capturable = rows, True
-        shapes = (rows, identity.grid**2, identity.dim), (rows, identity.class_token_dim)
-        self._owner = owner
-        self._memory: Memory = owner.run(Memory)
-        self.patch, self.cls = owner.run(lambda _: [self._memory.pinned(shape, np.float32) for shape in shapes])
-        self.patch[:] = unit(0, rows * identity.grid**2, identity.dim).reshape(self.patch.shape)
-        self.cls[:] = unit(1, rows, identity.class_token_dim)
-
-    def enqueue(self, images: int, patch: int, cls: int, rows: int, stream: Any) -> None:
-        device: Any = self._owner.run(lambda device: device)
-        live = device._buffers.values() if isinstance(device._buffers, dict) else device._buffers
-        for ptr, host in ((patch, self.patch), (cls, self.cls)):
-            (buffer,) = [b for b in live if b.ptr == ptr]
-            device.upload(buffer, host[:rows], stream)
-
-    def close(self) -> None:
-        self._owner.run(lambda _: self._memory.close())
-
-
-@dataclass(frozen=True)
-class Class:
-    """As much of a class's bank as the chain reads."""
-
-    name: str
-    features: F32
-    blocks: tuple[str, ...] = preprocess.bank_blocks(VIEWS)
-
-    def rows(self, view: ViewName) -> F32:
-        chosen = self.features[preprocess.view_blocks(self.blocks, view)]
-        return chosen.reshape(-1, chosen.shape[-1])
-
-
-class Line:
-    """A chain around a :class:`StubEngine`."""
-
-    def __init__(self, place: Place, rows: int = 6, dim: int = 24, cameras: int = 1, side: int | None = None) -> None:
-        self.place, self.identity = place, place.identity(dim)
-        self.engine = StubEngine(place.owner, self.identity, rows)
-        size = side or place.side
-        self.chain = Chain(place.owner, self.engine, self.identity, cameras=cameras, max_picture=(size, size))
-
-    def enrol(self, seed: int, shots: int = 1) -> Class:
-        shape = (len(Class("", np.empty(0)).blocks), shots, self.identity.grid**2, self.identity.dim)
-        return Class(f"class {seed}", unit(1000 + seed, int(np.prod(shape[:3])), self.identity.dim).reshape(shape))
-
-    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0) -> list[Matched]:
-        return self.chain.match(self.encode(rgbs, camera), banks)
-
-    def encode(self, rgbs: Sequence[U8], camera: int = 0) -> Encoded:
-        return self.chain.encode(rgbs, camera)
-
-    def check(self, found: Sequence[Matched], banks: Sequence[Class]) -> None:
-        """Distances are the CPU's search's up to rounding, map and score the CPU's of them to the last bit."""
-        side = self.identity.grid
-        for i, (one, bank) in enumerate(zip(found, banks, strict=True)):
-            for v, view in enumerate(VIEWS):
-                wanted = search.nearest(np.array(self.engine.patch[i * len(VIEWS) + v]), bank.rows(view)).distance
-                check_distances(one.distances[view], wanted.reshape(side, side), self.identity.dim)
-            np.testing.assert_array_equal(one.anomaly_map, upsample(fuse(one.distances)))
-            assert (one.score, one.edge) == top_k_mean(one.anomaly_map)
 
 
 @pytest.fixture
@@ -584,7 +467,7 @@ def whole(
     """The inspector with its chain on the GPU, two classes enrolled. Without a GPU: TensorRT's stand-in, kernels in numpy."""
     if not has_nvidia_driver():
         pytest.importorskip("onnx", reason="the stand-in parses with it")
-        fake_tensorrt = importlib.import_module("fake_tensorrt")
+        fake_tensorrt = importlib.import_module("tests.fakes.tensorrt")
         monkeypatch.setattr(Owner, "_all", {})
         monkeypatch.setattr(device, "Device", stand_in("numpy"))
         monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make("11"))

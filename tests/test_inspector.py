@@ -13,7 +13,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from numpy.typing import NDArray
 from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError
 from visionad_runtime import _threads as workers
@@ -25,6 +24,8 @@ from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.result import Result
 from visionad_runtime.search import IndexState, PrunedIndex, native
 from visionad_runtime.teaching.calibrate import calibrate_class
+
+from tests.data import part
 
 
 @pytest.fixture

@@ -12,12 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import noise, unit
-from fake_gpu import members_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import bilinear_weights, brute_force, check_neighbours, every
 from visionad_runtime import preprocess, search
 from visionad_runtime.cuda.kernels import read_manifest, read_target
 from visionad_runtime.errors import PictureError, VisionADError
@@ -29,6 +26,10 @@ from visionad_runtime.scoring.anomaly_map import MAP_SIZE, fuse, top_k_mean, top
 from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, self_similarity_weight
 from visionad_runtime.scoring.spec import TOP_FRACTION
 
+from tests.data import noise, slow, unit
+from tests.fakes.gpu import members_of
+from tests.oracles import bilinear_weights, brute_force, check_neighbours, every
+
 torch = pytest.importorskip("torch", reason="the kernels' interpreter needs torch")
 triton = pytest.importorskip("triton", reason="the kernels' source needs Triton")
 
@@ -37,10 +38,11 @@ F32 = NDArray[np.float32]
 
 if not triton.knobs.runtime.interpret:
     pytest.skip("Triton was imported before the tests could choose its interpreter", allow_module_level=True)
-from interpreted import without_waste  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 from visionad_export.kernels import build  # noqa: E402
 from visionad_export.kernels import source as kernels  # noqa: E402
+
+from tests.fakes.interpreted_gpu import without_waste  # noqa: E402
 
 tl = triton.language
 
@@ -275,7 +277,16 @@ def test_pack(dim: int) -> None:
 
 @pytest.mark.parametrize(
     ("count", "rows", "dim"),
-    [(1, 1, 1), (1, 2, 3), (3, 31, 97), (7, 32, 64), (9, 33, 65), (17, 640, 192), (5, 999, 384), (40, 130, 100)],
+    [
+        (1, 1, 1),
+        (1, 2, 3),
+        (3, 31, 97),
+        (7, 32, 64),
+        (9, 33, 65),
+        (17, 640, 192),
+        (5, 999, 384),
+        slow("interpreter", 40, 130, 100),
+    ],
 )
 def test_search_is_brute_force(count: int, rows: int, dim: int) -> None:
     queries, bank = unit(rows, count, dim), unit(dim + 1, rows, dim)
@@ -288,6 +299,7 @@ def test_search_is_brute_force(count: int, rows: int, dim: int) -> None:
     np.testing.assert_array_max_ulp(distance[same, 0], cpu.distance[same], maxulp=1)
 
 
+@pytest.mark.slow(group="interpreter")
 def test_a_hundred_thousand_rows() -> None:
     queries, bank = unit(0, 4, 24), unit(1, 100_003, 24)
     distance, row = run_search(queries, [(bank, every(queries))], blocks=(16, 256, 64), programs=7)
@@ -349,7 +361,7 @@ def test_a_row_that_rounding_shortens_as_much_as_the_bound_allows_is_found() -> 
     check_neighbours(query, bank, distance, row)
 
 
-@pytest.mark.parametrize("k", [1, 8])
+@pytest.mark.parametrize("k", [1, slow("interpreter", 8)])
 def test_close_rows_that_float32_cannot_tell_apart(k: int) -> None:
     """Five queries, each with forty rows at angles that differ in float64 only."""
     rng = np.random.default_rng(k)
@@ -363,7 +375,7 @@ def test_close_rows_that_float32_cannot_tell_apart(k: int) -> None:
     check_neighbours(queries, bank, distance, row, k)
 
 
-@pytest.mark.parametrize("k", [1, 8])
+@pytest.mark.parametrize("k", [1, slow("interpreter", 8)])
 def test_of_equal_rows_the_lowest_wins_though_float32_sees_them_apart(k: int) -> None:
     """One vector's numbers in other orders, against a query of equal ones: sums that float64 has exactly, and float32 has not."""
     rng = np.random.default_rng(k)
@@ -376,6 +388,7 @@ def test_of_equal_rows_the_lowest_wins_though_float32_sees_them_apart(k: int) ->
     np.testing.assert_array_equal(row, [range(k)])
 
 
+@pytest.mark.slow(group="interpreter")
 def test_many_classes_and_views_in_one_launch() -> None:
     queries = unit(5, 30, 33)
     banks = [unit(6 + i, n, 33) for i, n in enumerate((1, 64, 65, 200, 7))]
@@ -541,6 +554,7 @@ def test_preprocess_is_bit_identical(height: int, width: int, resize: int, crop:
     np.testing.assert_array_equal(run_preprocess([rgb], spec, ALL)[0], wanted)
 
 
+@pytest.mark.slow(group="interpreter")
 def test_a_picture_as_wide_as_a_cameras_as_the_product_is_called() -> None:
     """5 megapixels are 2448 x 2048: its width, the product's blocks and programs, and a crop that is more than a block and not a
     multiple. Rows only repeat, and all 2048 take the interpreter minutes."""
@@ -590,7 +604,7 @@ def test_picture_refusals(picture: NDArray[np.uint8], words: str) -> None:
         plan.check_picture(picture, 20, 30)
 
 
-@pytest.mark.parametrize(("side", "dim", "rows"), [(6, 1, 1), (7, 97, 3), (13, 64, 2), (28, 33, 1)])
+@pytest.mark.parametrize(("side", "dim", "rows"), [(6, 1, 1), (7, 97, 3), (13, 64, 2), slow("interpreter", 28, 33, 1)])
 @pytest.mark.parametrize("alike", [False, True])
 def test_rarity(side: int, dim: int, rows: int, alike: bool) -> None:
     tokens = unit(side, rows * side * side, dim).reshape(rows, -1, dim)
@@ -626,7 +640,13 @@ def run_fuse(distances: F32, views: tuple[ViewName, ...], region: NDArray[np.uin
 
 
 @pytest.mark.parametrize(
-    ("side", "views", "count"), [(1, ("flip",), 1), (4, ALL, 2), (28, ALL, 1), (37, ("original", "clamp"), 1)]
+    ("side", "views", "count"),
+    [
+        (1, ("flip",), 1),
+        (4, ALL, 2),
+        slow("interpreter", 28, ALL, 1),
+        slow("interpreter", 37, ("original", "clamp"), 1),
+    ],
 )
 def test_map_is_bit_identical(side: int, views: tuple[ViewName, ...], count: int) -> None:
     distances = np.random.default_rng(side).random((count, len(views), side, side), dtype=np.float32) * 2
@@ -731,6 +751,7 @@ def test_wgmma_is_not_waited_for_product_by_product(tmp_path: Path) -> None:
     assert len(products) == 4 and sum("gsb0" in line for line in products) == 1
 
 
+@pytest.mark.slow(group="cubins")
 @pytest.mark.parametrize("target", [t for t, capability in build.TARGETS.items() if capability >= 90])
 def test_no_absolute_value_lost_its_sign(target: str, tmp_path: Path) -> None:
     """Of max(|a|, |b|) ptxas 12.9 makes max(a, a, |b|) for sm_90, an instruction that takes one register twice. (H100. Older ones
@@ -754,6 +775,7 @@ def test_registers_shared_memory_and_spills(target: str) -> None:
     assert plan.PADDING % search_kernel["constants"]["BLOCK_K"] == 0
 
 
+@pytest.mark.slow(group="cubins")
 @pytest.mark.skipif(triton.__version__ != MANIFEST["triton"], reason=f"the product is Triton {MANIFEST['triton']}'s")
 def test_building_again_gives_the_same_bytes() -> None:
     target = "sm_90"  # .ci/run checks them all

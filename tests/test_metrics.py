@@ -238,6 +238,7 @@ def test_coarse_tables_on_realistic_maps() -> None:
         assert error <= found.error_bounds.get(name, 1e-6) <= 2e-6, name
 
 
+@pytest.mark.serial
 def test_pixel_metrics_are_fast() -> None:
     """A minute for 1000 maps is the limit, hence 3.6 s for 60 (of the processor's time; measured were 0.5 s)."""
     maps, masks = realistic(3, 60)

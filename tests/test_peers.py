@@ -12,7 +12,9 @@ import pytest
 from visionad_runtime.tools.evaluation.datasets.base import Sample
 from visionad_runtime.tools.evaluation.datasets.masks import load_mask
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "peers"
+from tests.data import ROOT
+
+FOLDER = ROOT / "benchmarks" / "peers"
 
 
 def imported(name: str) -> Any:

@@ -12,9 +12,10 @@ from typing import get_args
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.data import part
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import pillow_bilinear
 from PIL import Image
 from visionad_runtime import preprocess
 from visionad_runtime.formats.manifest import PreprocessSpec, ViewName
 from visionad_runtime.images import decode
+
+from tests.oracles import pillow_bilinear
 
 try:
     import torch

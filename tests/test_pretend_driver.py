@@ -1,4 +1,4 @@
-"""``device.py`` and the chain with pycuda itself, on a pretended driver, in a process of its own (:mod:`pretend_driver`)."""
+"""``device.py`` and the chain with pycuda itself, on a pretended driver, in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import pretend_driver
 import pytest
-from conftest import part
-from fake_gpu import FakeDevice
 from numpy.typing import NDArray
-from test_gpu import PRETENDED, SIZES, Line, Place
+
 from visionad_runtime import Inspector
 from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.kernels import choose_target, read_manifest, read_target
@@ -30,14 +27,20 @@ from visionad_runtime.errors import VisionADError
 from visionad_runtime.pipeline.cuda.executor import Chain
 from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
 
+from tests.data import ROOT, part
+from tests.fakes import pretend_driver
+from tests.fakes.gpu import FakeDevice
+from tests.fakes.places import PRETENDED, SIZES, VIEWS, Line, Place
+
 in_its_process = pytest.mark.skipif(not PRETENDED, reason="runs in a process of its own")
 
 
+@pytest.mark.slow(group="pretended-driver")
 @pytest.mark.skipif(has_nvidia_driver(), reason="there is a GPU")
 @pytest.mark.skipif(PRETENDED, reason="this is that process")
 def test_pycuda_on_a_pretended_driver() -> None:
     if not (pretend_driver.FOLDER / pretend_driver.DRIVER).exists():
-        pytest.skip("pycuda was not compiled: `python tests/pretend_driver.py` says why")
+        pytest.skip("pycuda was not compiled: `python -m tests.fakes.pretend_driver` says why")
     tests = [str(Path(__file__)), str(Path(__file__).with_name("test_gpu.py"))]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
@@ -228,8 +231,9 @@ def test_an_inspector_with_onnx_runtime_amid_the_chain(
 
 
 BREAKS_DOWN = """
-import numpy as np, pretend_driver
-from test_gpu import SIZES, VIEWS, Line, Place
+import numpy as np
+from tests.fakes import pretend_driver
+from tests.fakes.places import SIZES, VIEWS, Line, Place
 from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.kernels import Kernels
 from visionad_runtime.errors import VisionADError
@@ -261,7 +265,7 @@ def test_a_gpu_that_broke_down_is_one_line_a_call_and_no_more(tmp_path: Path) ->
     """After a kernel that failed, the driver answers every call with that error until the process ends."""
     script = tmp_path / "breaks_down.py"
     script.write_text(BREAKS_DOWN)
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    paths = os.pathsep.join([str(ROOT), *sys.path])
     done = subprocess.run(
         [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
     )

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import unit
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from search_data import near_ties, normed, patches
@@ -26,6 +25,8 @@ from visionad_runtime.errors import VisionADError
 from visionad_runtime.search import IndexState, PrunedIndex, native, numpy_search, pruning
 from visionad_runtime.search.numpy_search import as_contiguous, error_bound
 from visionad_runtime.search.pruning import are_orthonormal, orthonormalized
+
+from tests.data import near_ties, normed, patches, unit
 
 F32 = NDArray[np.float32]
 CODES = {"numpy": None, **{name: native.Library(name) for name in native.supported_builds()}}
@@ -87,7 +88,6 @@ def check(found: search.SearchResult, queries: F32, bank: F32, k: int = 1) -> No
     np.testing.assert_array_equal(found.distance, distance.reshape(shape))
 
 
-@settings(max_examples=400, deadline=None)
 @given(
     way=st.sampled_from(WAYS),
     make=st.sampled_from([unit, near_ties, patches]),

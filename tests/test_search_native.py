@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import unit
 from numpy.typing import NDArray
 from search_data import near_ties, patches
 from visionad_runtime import search
@@ -31,6 +30,8 @@ from visionad_runtime.search import native
 from visionad_runtime.search.numpy_search import error_bound, search_numpy
 from visionad_runtime.search.pruning import orthonormalized
 from visionad_runtime.tools import doctor
+
+from tests.data import near_ties, patches, unit
 
 F32 = NDArray[np.float32]
 FILES = [native.file_name(name, system) for name, build in native.BUILDS.items() for system in build.systems]
@@ -83,6 +84,7 @@ def test_the_machine_is_the_one_of_this_process(
     assert native.process_machine() == ""
 
 
+@pytest.mark.slow(group="cpu-builds")
 def test_the_product_is_what_the_source_gives() -> None:
     pytest.importorskip("ziglang", reason="the compiler is not installed")
     builder = pytest.importorskip("visionad_export.kernels.cpu")

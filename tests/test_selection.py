@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime import VisionADError
@@ -16,6 +15,8 @@ from visionad_runtime.cli.main import run
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.teaching.audit import leave_one_out_scores
 from visionad_runtime.teaching.selection import MAX_CANDIDATES, k_center_greedy, select_support
+
+from tests.data import part
 
 
 def write(folder: Path, images: list[np.ndarray]) -> list[Path]:

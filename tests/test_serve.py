@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pytest
-from conftest import part
 from numpy.typing import NDArray
 from PIL import Image
 from visionad_runtime import Inspector, VisionADError
@@ -29,6 +28,8 @@ from visionad_runtime.bank.store import Bank
 from visionad_runtime.cli.main import run
 from visionad_runtime.formats.files import sha256_bytes
 from visionad_runtime.visualization.overlay import overlay_png
+
+from tests.data import part
 
 pytest.importorskip("fastapi", reason="serving takes the serve extra")
 

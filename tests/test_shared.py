@@ -12,6 +12,8 @@ from visionad_runtime.cli.main import run
 from visionad_runtime.images.decode import load
 from visionad_runtime.tools.evaluation.metrics import image_metrics
 
+pytestmark = pytest.mark.slow(group="real-data")
+
 
 @pytest.fixture(scope="module")
 def deit(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

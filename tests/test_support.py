@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.teaching.sampling import choose_support, choose_support_paths
+
+from tests.data import SHARED
 
 # Pictures in train/good of MVTec-AD, whose names are their numbers.
 MVTEC = {
@@ -26,8 +27,7 @@ VISA = {
 
 
 def published() -> dict[str, dict[str, dict[str, list[str]]]]:
-    shared = Path(os.environ.get("VISIONAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    path = shared / "docs" / "support_sets.json"
+    path = SHARED / "docs" / "support_sets.json"
     if not path.is_file():
         pytest.skip(f"no {path}; set VISIONAD_SHARED")
     content: dict[str, dict[str, dict[str, list[str]]]] = json.loads(path.read_text("utf-8"))

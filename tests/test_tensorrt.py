@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_tensorrt
 import numpy as np
 import pytest
 
+from tests.fakes import tensorrt as fake_tensorrt
+
 pytest.importorskip("onnx", reason="the stand-in parses with it")
 
-from conftest import part
-from fake_gpu import FakeDevice
 from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import device
@@ -29,6 +28,9 @@ from visionad_runtime.engine.tensorrt.cache import EngineCache
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.pipeline.opening import open_engine
+
+from tests.data import part
+from tests.fakes.gpu import FakeDevice
 
 BACKEND = {"10": "tensorrt", "11": "tensorrt", "rtx": "tensorrt-rtx"}
 
@@ -187,7 +189,7 @@ def test_precision_is_the_graphs_and_read_back(
     install: Any, model: Path, tmp_path: Path, flavour: str, precision: str
 ) -> None:
     pytest.importorskip("ml_dtypes")
-    from typed_onnx import retyped
+    from tests.typed_onnx import retyped
 
     module = install(flavour)
     manifest = retyped(model, tmp_path / "typed", precision)

@@ -1,7 +1,6 @@
 """NVIDIA's real parser and builder, TensorRT-RTX, without a GPU: what we ask for is what it builds, in every precision.
 
-ViT-S; with VISIONAD_ALL_BACKBONES=1, which `.ci/run` sets, also ViT-B and ViT-L: minutes more, and 8 GB of memory and disk.
-Weights are random.
+ViT-S; the slow tests take ViT-B and ViT-L too: minutes more, and 8 GB of memory and disk. Weights are random.
 """
 
 from __future__ import annotations
@@ -23,10 +22,12 @@ from visionad_runtime.errors import ModelError
 from visionad_runtime.formats.files import sha256_file
 from visionad_runtime.formats.manifest import MANIFEST, ModelManifest, read_manifest, to_json
 
+from tests.data import slow
+
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="takes the rtx extra (Linux x86-64)")
 timm = pytest.importorskip("timm", reason="takes the export extra")
 
-SIZES = ("small", "base", "large") if os.environ.get("VISIONAD_ALL_BACKBONES") else ("small",)
+SIZES = ("small", slow("tensorrt-rtx", "base"), slow("tensorrt-rtx", "large"))
 BLOCKS = {"small": 10, "base": 10, "large": 19}
 """Transformer blocks up to the last layer that is used: as many attentions."""
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.data import ROOT
+
 CHECKED = tuple(f"visionad_runtime.engine.tensorrt.{name}" for name in ("api", "builder", "engine"))
 CONFIG = """[mypy]
 strict = True

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import part
 from visionad_runtime import VisionADError
 from visionad_runtime.cli.main import run
 from visionad_runtime.images.discover import Found
 from visionad_runtime.station import folder_source
 from visionad_runtime.station.folder_source import Arrival, Arrivals, Stamp
 from visionad_runtime.station.journal import Journal
+
+from tests.data import part
 
 
 def all_old(here: Collection[Arrival]) -> Collection[Arrival]:

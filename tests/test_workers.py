@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from visionad_runtime import _threads as workers
 
+pytestmark = pytest.mark.serial  # affinity and threads that must run at the same time
+
 
 @pytest.mark.parametrize("count", [0, 1, 5, 200])
 @pytest.mark.parametrize("threads", [1, 2, 7])

@@ -1,6 +1,6 @@
 """pycuda itself on a pretended driver (``pretend_driver.c``): what ``device.py`` really asks of the driver, without a GPU.
 
-``python tests/pretend_driver.py`` compiles pycuda and the driver into a folder of the environment, beside what is installed
+``python -m tests.fakes.pretend_driver`` compiles pycuda and the driver into a folder of the environment, beside what is installed
 there: both need a C compiler and CUDA's headers, most of which PyTorch's packages bring. :func:`set_up` loads the two into this
 process, so tests on it run in a process of their own (``test_pretend_driver.py``).
 """
@@ -26,7 +26,7 @@ FOLDER = Path(sys.prefix) / "pretended" / f"pycuda-{PYCUDA}"
 SOURCE = Path(__file__).with_suffix(".c")
 DRIVER = "libcuda.so.1"
 LIVE = ("buffers", "pinned", "streams", "events", "modules", "graphs", "graphs")
-"""The kinds of handle that the driver counts, as :class:`fake_gpu.FakeDevice` names them."""
+"""The kinds of handle that the driver counts, as :class:`tests.fakes.gpu.FakeDevice` names them."""
 
 
 # -- install -----------------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def _stubs() -> Path:
 
 
 class Pretended:
-    """The driver in this process. Kernels are those of :mod:`fake_gpu`, in numpy, at the addresses they are launched with."""
+    """The driver in this process. Kernels are the numpy ones of :mod:`tests.fakes.gpu`, at the addresses they are launched with."""
 
     capability = (9, 0)
 
@@ -170,7 +170,7 @@ class Pretended:
         return number
 
     def _launch(self, number: int, grid: Any, block: Any, shared: int, arguments: int) -> int:
-        from fake_gpu import FakeDevice
+        from tests.fakes.gpu import FakeDevice
 
         try:
             kernel, record, places = self.codes[number]

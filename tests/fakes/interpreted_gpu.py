@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_gpu import FakeBuffer, FakeDevice, Kernel
 from numpy.typing import NDArray
 from triton.runtime import interpreter
 from visionad_export.kernels import build, source
 from visionad_runtime.cuda.kernels import read_manifest
+
+from tests.fakes.gpu import FakeBuffer, FakeDevice, Kernel
 
 CAPABILITY = (9, 0)
 TYPES = {

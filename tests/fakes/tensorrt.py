@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from conftest import cpu_session
-from fake_gpu import FakeDevice
 from numpy.typing import NDArray
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.files import sha256_file
+
+from tests.data import cpu_session
+from tests.fakes.gpu import FakeDevice
 
 Outputs = dict[str, NDArray[np.float32]]
 MAGIC = b"fake plan "

@@ -8,13 +8,14 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import onnxruntime as ort
 import pytest
-from conftest import cpu_session
-from fake_gpu import FakeDevice
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.engine.onnxruntime import cuda as leaf
 from visionad_runtime.engine.onnxruntime.providers import Provider
 from visionad_runtime.errors import ModelError
 from visionad_runtime.formats.manifest import CUDA_ONNX_FILE, ONNX_FILE, ModelManifest
+
+from tests.data import cpu_session
+from tests.fakes.gpu import FakeDevice
 
 CUDA = "CUDAExecutionProvider"
 

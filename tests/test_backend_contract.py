@@ -183,7 +183,7 @@ def test_the_registry_loads_no_inference_library() -> None:
 
 ALL = """
 import json, sys
-from visionad_runtime.cli import run
+from visionad_runtime.cli.main import run
 from visionad_runtime.inspector import Inspector
 model, bank, image = sys.argv[1:]
 assert run(["doctor", "--json"]) == 0
@@ -203,7 +203,7 @@ def installed(folder: Path, text: str) -> dict[str, str]:
 
 
 def test_the_guides_backend_is_added_by_one_file(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
-    from visionad_runtime.cli import run
+    from visionad_runtime.cli.main import run
 
     blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 1

@@ -23,7 +23,7 @@ import pytest
 from numpy.typing import NDArray
 from visionad_runtime import Inspector, system
 from visionad_runtime.cli.main import run
-from visionad_runtime.cuda import device
+from visionad_runtime.cuda import thread
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.engine import onnxruntime, registry, tensorrt
 from visionad_runtime.engine.base import Engine, Probe, Tokens
@@ -43,11 +43,11 @@ from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.pipeline.self_test import read_golden, self_test
 from visionad_runtime.tools import doctor
 
-CPU = providers.CPU.name
-
 from tests.data import part
 from tests.fakes import cuda_provider as fake_ort
 from tests.fakes.gpu import FakeDevice
+
+CPU = providers.CPU.name
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_bound_buffers_pass_the_self_test(tiny_model: Path, manifest: ModelManif
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     FakeDevice.reset()
-    monkeypatch.setattr(device, "Device", FakeDevice)
+    monkeypatch.setattr(thread, "Device", FakeDevice)
     fake_ort.install(monkeypatch)
     yield
     Owner.of(0).close()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from visionad_runtime import preprocess, search
-from visionad_runtime.cuda import device, kernels
+from visionad_runtime.cuda import kernels, thread
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import PictureError, VisionADError
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
@@ -129,7 +129,7 @@ class Line:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeDevice.reset()
-    monkeypatch.setattr(device, "Device", FakeDevice)
+    monkeypatch.setattr(thread, "Device", FakeDevice)
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_large_pictures_are_copied_by_several_threads(
     line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, copy: int
 ) -> None:
     monkeypatch.setattr(slot, "COPY", copy)
-    monkeypatch.setattr(chain_module, "cores", lambda: 4)
+    monkeypatch.setattr(slot, "cores", lambda: 4)
     one = line()
     for turn, (height, width) in enumerate([(64, 96), (64, 1), (1, 96), (37, 61), (64, 96)]):
         rgbs = [picture(turn, height, width), picture(50 + turn, height, width)[:, :, 0]]

@@ -22,7 +22,7 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 
 from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
-from visionad_runtime.cuda import device
+from visionad_runtime.cuda import thread as gpu_thread
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.pipeline.cuda import pipeline as inspect
@@ -44,7 +44,7 @@ thorough = pytest.mark.parametrize(
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each backend that can have the chain on the GPU, on a fake one."""
     FakeDevice.reset()
-    monkeypatch.setattr(device, "Device", FakeDevice)
+    monkeypatch.setattr(gpu_thread, "Device", FakeDevice)
     monkeypatch.setattr(inspect, "PICTURE", (100, 130))  # a part's; pages of larger ones take most of an opening's time
     if request.param == "onnxruntime-cuda":
         fake_ort.install(monkeypatch)

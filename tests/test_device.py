@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from visionad_runtime.cuda import device, driver
-from visionad_runtime.cuda.driver import kernel_argument
+from visionad_runtime.cuda import device, driver, thread
+from visionad_runtime.cuda.device import Device as RealDevice
+from visionad_runtime.cuda.device import kernel_argument
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import VisionADError
 
@@ -26,7 +27,7 @@ from tests.fakes.gpu import FakeDevice, FakeEvent
 @pytest.fixture
 def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
     FakeDevice.reset()
-    monkeypatch.setattr(device, "Device", FakeDevice)
+    monkeypatch.setattr(thread, "Device", FakeDevice)
     yield Owner.of(0)
     Owner.of(0).close()
 
@@ -289,7 +290,7 @@ def test_multiprocessors_and_events_by_pycuda(monkeypatch: pytest.MonkeyPatch) -
         Event=Event, get_driver_version=lambda: 13000, mem_get_info=lambda: (1, 2),
         device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT="MULTIPROCESSOR_COUNT"),
     )  # fmt: skip
-    with device.Device.open() as device:
+    with RealDevice.open() as device:
         assert device.multiprocessors == 58
         event = device.event()
         assert [event.query(), event.query()] == [False, True]
@@ -340,7 +341,7 @@ def test_what_was_taken_is_given_back_on_the_owners_thread(monkeypatch: pytest.M
         pagelocked_empty=lambda *_: np.asarray(PageLocked()), get_driver_version=lambda: 13000,
         device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT=0),
     )  # fmt: skip
-    with device.Device.open() as device:
+    with RealDevice.open() as device:
         array, stream, event, module = device.pinned(3, np.float32), device.stream(), device.event(), device.load(b"")
         kernel = module.function("pack")
         assert not gone

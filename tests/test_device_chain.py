@@ -20,7 +20,7 @@ from tests.fakes import tensorrt as fake_tensorrt
 pytest.importorskip("onnx", reason="the stand-in parses with it")
 
 from visionad_runtime import Inspector
-from visionad_runtime.cuda import device
+from visionad_runtime.cuda import thread as gpu_thread
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.pipeline.cuda import pipeline as device_chain
@@ -37,7 +37,7 @@ from tests.fakes.gpu import FakeDevice
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeDevice]]:
     FakeDevice.reset()
-    monkeypatch.setattr(device, "Device", FakeDevice)
+    monkeypatch.setattr(gpu_thread, "Device", FakeDevice)
     module = fake_tensorrt.make("11")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     fake_ort.install(monkeypatch)

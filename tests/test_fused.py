@@ -11,19 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fake_ort
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from visionad_export.exporter import export_model
 from visionad_export.graph.fuse_onnxruntime import write_fused
 from visionad_export.graph.precision import HALF, lower
-from visionad_runtime.cuda import device
+from visionad_runtime.cuda import thread
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.files import sha256_file
@@ -322,7 +320,7 @@ def half_model(tiny_model: Path, tmp_path: Path) -> Path:
 def half(half_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelManifest]:
     """A box with a GPU, and a model that says it is of 16 bits."""
     FakeDevice.reset()
-    monkeypatch.setattr(device, "Device", FakeDevice)
+    monkeypatch.setattr(thread, "Device", FakeDevice)
     fake_ort.install(monkeypatch)
     manifest = read_manifest(half_model, ModelManifest)
     files = manifest.files | {CUDA_ONNX_FILE: sha256_file(half_model / CUDA_ONNX_FILE)}

@@ -21,18 +21,17 @@ from numpy.typing import NDArray
 from visionad_runtime import Inspector, preprocess, search
 from visionad_runtime.bank.memory_bank import ClassBank
 from visionad_runtime.cli.main import run
-from visionad_runtime.cuda import device
+from visionad_runtime.cuda import thread
 from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.kernels import Kernels
 from visionad_runtime.cuda.memory import Memory
 from visionad_runtime.cuda.thread import Owner
-from visionad_runtime.engine.base import NVIDIA_GPU, Engine, has_nvidia_driver
+from visionad_runtime.engine.base import NVIDIA_GPU, Engine
 from visionad_runtime.engine.registry import backend_spec, backends
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.formats.manifest import FeatureIdentity, ModelManifest, PreprocessSpec, ViewName, read_manifest
+from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.pipeline.cuda import slot
-from visionad_runtime.pipeline.cuda.executor import Chain
-from visionad_runtime.pipeline.cuda.outputs import Encoded, Matched
+from visionad_runtime.pipeline.cuda.outputs import Matched
 from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
 from visionad_runtime.pipeline.host import HostChain
 from visionad_runtime.pipeline.opening import open_engine
@@ -40,6 +39,7 @@ from visionad_runtime.pipeline.self_test import GOLDEN_TOLERANCE, POSITION_TOLER
 from visionad_runtime.preprocess import normalise
 from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
 from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, self_similarity_weight
+from visionad_runtime.system import has_nvidia_driver
 
 from tests.data import ROOT, in_threads, noise, part, unit
 from tests.fakes.engine import VIEWS
@@ -68,7 +68,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """The GPU, or each stand-in, behind an owner's thread."""
     if request.param != "hardware":
         monkeypatch.setattr(Owner, "_all", {})
-        monkeypatch.setattr(device, "Device", stand_in(request.param))
+        monkeypatch.setattr(thread, "Device", stand_in(request.param))
         if request.param == "interpreter":
             monkeypatch.setattr(slot, "ACROSS_PROGRAMS", 4)
     try:
@@ -469,7 +469,7 @@ def whole(
         pytest.importorskip("onnx", reason="the stand-in parses with it")
         fake_tensorrt = importlib.import_module("tests.fakes.tensorrt")
         monkeypatch.setattr(Owner, "_all", {})
-        monkeypatch.setattr(device, "Device", stand_in("numpy"))
+        monkeypatch.setattr(thread, "Device", stand_in("numpy"))
         monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make("11"))
     else:
         _needs(request.param)

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from visionad_runtime.errors import PictureError, VisionADError
-from visionad_runtime.images import decode, discover, pixels, reader
+from visionad_runtime.images import discover, pixels, reader
 from visionad_runtime.images.arrays import from_array
-from visionad_runtime.images.decode import decode, load, read_bytes
+from visionad_runtime.images.decode import MAX_FILE_BYTES, decode, load, read_bytes
 from visionad_runtime.images.discover import find_pictures
 from visionad_runtime.images.pixels import copy_pixels
 
@@ -408,7 +408,7 @@ def test_forbidden_files_and_folders(tmp_path: Path) -> None:
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "sparse.png", "wb") as f:
-        f.truncate(decode.MAX_FILE_BYTES + 1)
+        f.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(PictureError, match="1024 MiB is larger"):
         read_bytes(tmp_path / "sparse.png")
 
@@ -571,13 +571,13 @@ def test_a_list_is_read_ahead_an_iterator_is_not(files: list[Path], monkeypatch:
             together.wait(timeout=30)  # a thread for each, or nobody gets further
         return RGB
 
-    monkeypatch.setattr(decode, "load", slow)
+    monkeypatch.setattr(reader, "load", slow)
     reads = reader.read_all(files[:9], readers=99)
     assert next(reads).path == files[0]
     assert [one.path for one in reads] == files[1:9]
     assert len(begun) == 9
     begun.clear()
-    monkeypatch.setattr(decode, "load", lambda path, _: begun.append(path.name) or RGB)
+    monkeypatch.setattr(reader, "load", lambda path, _: begun.append(path.name) or RGB)
     reads = reader.read_all(iter(files), readers=99)
     next(reads)
     assert begun == ["00.png"]
@@ -590,7 +590,7 @@ def test_large_pictures_are_not_read_ahead(files: list[Path], monkeypatch: pytes
         begun.append(path.name)
         return RGB
 
-    monkeypatch.setattr(decode, "load", counted)
+    monkeypatch.setattr(reader, "load", counted)
     for room, most in ((0, 1), (1, 2), (2, 3)):
         monkeypatch.setattr(reader, "AHEAD_BYTES", room * RGB.nbytes)
         begun.clear()

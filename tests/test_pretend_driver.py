@@ -16,13 +16,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-
 from visionad_runtime import Inspector
 from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.kernels import choose_target, read_manifest, read_target
 from visionad_runtime.cuda.thread import Owner
-from visionad_runtime.engine import has_nvidia_driver
+from visionad_runtime.engine import 
 from visionad_runtime.engine.onnxruntime import cuda as leaf
+from visionad_runtime.system import has_nvidia_driver
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.pipeline.cuda.executor import Chain
 from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
@@ -30,7 +30,7 @@ from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
 from tests.data import ROOT, part
 from tests.fakes import pretend_driver
 from tests.fakes.gpu import FakeDevice
-from tests.fakes.places import PRETENDED, SIZES, VIEWS, Line, Place
+from tests.fakes.places import PRETENDED, SIZES, Line, Place
 
 in_its_process = pytest.mark.skipif(not PRETENDED, reason="runs in a process of its own")
 

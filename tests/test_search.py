@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from search_data import near_ties, normed, patches
 from visionad_runtime import _threads as workers
 from visionad_runtime import search
 from visionad_runtime.errors import VisionADError

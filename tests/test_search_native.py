@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from search_data import near_ties, patches
 from visionad_runtime import search
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.search import native

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import unit
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_ref.method import TOP_SHARE, VIEWS
@@ -20,6 +19,8 @@ from visionad_runtime.scoring.score import score_tokens
 from visionad_runtime.scoring.self_similarity import self_similarity_weight
 from visionad_runtime.scoring.spec import ALL_VIEWS, PAPER, ScoringSpec, choose_views
 from visionad_runtime.search import nearest
+
+from tests.data import unit
 
 VIEW_SETS = st.permutations(ALL_VIEWS).flatmap(lambda views: st.integers(1, 3).map(lambda n: tuple(views[:n])))
 SPECS = st.builds(ScoringSpec, VIEW_SETS, st.floats(0, 1, exclude_min=True), st.booleans())

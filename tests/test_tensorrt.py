@@ -20,7 +20,7 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 
 from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
-from visionad_runtime.cuda import device
+from visionad_runtime.cuda import thread
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.engine.tensorrt import api as tensorrt_api
 from visionad_runtime.engine.tensorrt.builder import build
@@ -38,7 +38,7 @@ BACKEND = {"10": "tensorrt", "11": "tensorrt", "rtx": "tensorrt-rtx"}
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeDevice]]:
     FakeDevice.reset()
-    monkeypatch.setattr(device, "Device", FakeDevice)
+    monkeypatch.setattr(thread, "Device", FakeDevice)
     yield FakeDevice
     Owner.of(0).close()
 

@@ -227,14 +227,14 @@ def test_a_folder_below_that_vanishes_is_no_trouble(world: World, caplog: pytest
 
 
 def test_looking_takes_a_fifth_of_the_time_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrivals, looks, real = world.watch(), list[float](), watch.walk
+    arrivals, looks, real = world.watch(), list[float](), folder_source.walk
 
     def slow(folder: Path) -> list[Path]:
         looks.append(world.now)
         world.now += 0.5  # on a slow share
         return real(folder)
 
-    monkeypatch.setattr(watch, "walk", slow)
+    monkeypatch.setattr(folder_source, "walk", slow)
     assert world.seen(arrivals, 20) == []
     assert all(b - a > 2.49 for a, b in itertools.pairwise(looks)) and len(looks) > 5
 

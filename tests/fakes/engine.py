@@ -9,9 +9,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime import preprocess
-from visionad_runtime.artefacts import FeatureIdentity, ViewName
-from visionad_runtime.cuda.device import Owner
 from visionad_runtime.cuda.memory import Memory
+from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.formats.manifest import FeatureIdentity, ViewName
 
 from tests.data import unit
 from tests.fakes.gpu import FakeDevice, FakeStream

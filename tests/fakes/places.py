@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from visionad_runtime import maps, search
-from visionad_runtime.artefacts import FeatureIdentity, PreprocessSpec
-from visionad_runtime.cuda.chain import Chain, Encoded, Matched
-from visionad_runtime.cuda.device import Device, Owner
+from visionad_runtime import search
+from visionad_runtime.cuda.device import Device
+from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec
+from visionad_runtime.pipeline.cuda.executor import Chain
+from visionad_runtime.pipeline.cuda.outputs import Encoded, Matched
+from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
 
 from tests.data import unit
 from tests.fakes.engine import VIEWS, Class, StubEngine
@@ -92,7 +95,7 @@ class Line:
         return self.chain.match(self.encode(rgbs, camera), banks)
 
     def encode(self, rgbs: Sequence[U8], camera: int = 0) -> Encoded:
-        return self.chain.encode(rgbs, VIEWS, camera)
+        return self.chain.encode(rgbs, camera)
 
     def check(self, found: Sequence[Matched], banks: Sequence[Class]) -> None:
         """Distances are the CPU's search's up to rounding, map and score the CPU's of them to the last bit."""
@@ -101,5 +104,5 @@ class Line:
             for v, view in enumerate(VIEWS):
                 wanted = search.nearest(np.array(self.engine.patch[i * len(VIEWS) + v]), bank.rows(view)).distance
                 check_distances(one.distances[view], wanted.reshape(side, side), self.identity.dim)
-            np.testing.assert_array_equal(one.anomaly_map, maps.upsample(maps.fuse(one.distances)))
-            assert (one.score, one.edge) == maps.top_mean(one.anomaly_map)
+            np.testing.assert_array_equal(one.anomaly_map, upsample(fuse(one.distances)))
+            assert (one.score, one.edge) == top_k_mean(one.anomaly_map)

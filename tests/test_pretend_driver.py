@@ -20,7 +20,6 @@ from visionad_runtime import Inspector
 from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.kernels import choose_target, read_manifest, read_target
 from visionad_runtime.cuda.thread import Owner
-from visionad_runtime.engine import 
 from visionad_runtime.engine.onnxruntime import cuda as leaf
 from visionad_runtime.system import has_nvidia_driver
 from visionad_runtime.errors import VisionADError

@@ -25,9 +25,10 @@ import onnxruntime as ort
 import timm
 import torch
 from safetensors.torch import save_file
-from visionad_export import exporter, precision
+from visionad_export import exporter
 from visionad_export.cli import describe
 from visionad_export.exporter import export_model
+from visionad_export.graph import precision
 from visionad_export.graph.precision import emulate, lower, lower_file, realised
 from visionad_export.parity import _auroc, _order, tolerances
 from visionad_runtime.artefacts import Calibration, ModelManifest, Precision, read_manifest

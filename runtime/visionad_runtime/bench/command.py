@@ -50,14 +50,15 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
-    from ..engine.registry import backend_spec
+    from ..engine.registry import backends
     from .plots import draw, make_folder, require_matplotlib
     from .report import format_report
     from .run import Settings, run_bench
 
     wanted = [name.strip() for one in backend or [] for name in one.split(",")]
     for name in wanted:
-        backend_spec(name)
+        if name not in backends():
+            raise VisionADError(f"--backend {name}: not known; choose of {', '.join(backends())}")
     from ..cli import as_stored  # which imports this module
 
     if plots is not None:

@@ -149,14 +149,14 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda f: flip(f / "engine.plan"), "damaged: wanted sha256"),
-        (lambda f: os.truncate(f / "engine.plan", 100), "damaged: wanted 10240 bytes, found 100"),
+        (lambda f: flip(f / "engine.plan"), "damaged: expected sha256"),
+        (lambda f: os.truncate(f / "engine.plan", 100), "damaged: expected 10240 bytes, got 100"),
         (lambda f: (f / "engine.plan").unlink(), "cannot be read"),
         (lambda f: (f / "engine.json").unlink(), "cannot be read"),
         (lambda f: os.truncate(f / "engine.json", 50), r"engine\.json is damaged"),
         (lambda f: (f / "engine.json").write_text("[]"), r"engine\.json is damaged"),
         (lambda f: (f / "engine.json").write_text("[" * 100_000), r"engine\.json is damaged"),
-        (lambda f: (f / "engine.json").write_text('{"format": 3}'), "wanted format 2, found 3"),
+        (lambda f: (f / "engine.json").write_text('{"format": 3}'), "expected format 2, got 3"),
         (lambda f: edit(f, lambda built: built.pop("layers")), "is not what was written"),
         (lambda f: edit(f, lambda built: built.update(layers="3")), "is not what was written"),
         (lambda f: edit(f, lambda built: built.clear()), "is not what was written"),
@@ -204,7 +204,7 @@ def test_a_read_only_or_full_disk_is_one_line(cache: EngineCache, monkeypatch: p
 
 def test_a_file_in_the_place_of_the_cache_is_said(cache: EngineCache) -> None:
     cache.folder.write_text("mine")
-    with pytest.raises(VisionADError, match="wanted a folder for engines, found a file; move it away"):
+    with pytest.raises(VisionADError, match="expected a folder for engines, got a file; move it away"):
         cache.store(PARTS, b"plan", {}, "")
     assert cache.folder.read_text() == "mine"
 

@@ -59,7 +59,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def write_graph(_reference: object, folder: Path, *_: object) -> exporter._Graph:
         (folder / "backbone.onnx").write_bytes(b"onnx")
-        return exporter._Graph("fp32", None, {}, exporter.OPSET, 0.0, 4, 4)
+        return exporter._Graph("fp32", None, {}, exporter.OPSET, 0.0, 4, 4, None)
 
     monkeypatch.setattr(exporter, "_write_graph", write_graph)
 

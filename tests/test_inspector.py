@@ -67,9 +67,9 @@ def test_more_threads_than_cores_are_not_taken(
 ) -> None:
     taken = []
 
-    def note(*args: Any) -> Any:
-        taken.append(args[3])
-        return open_engine(*args)
+    def note(*args: Any, threads: int | None, **more: Any) -> Any:
+        taken.append(threads)
+        return open_engine(*args, threads=threads, **more)
 
     monkeypatch.setattr("visionad_runtime.inspector.open_engine", note)
     Inspector.open(tiny_model, threads=5000).close()

@@ -176,7 +176,7 @@ def test_an_engine_that_does_not_fit_is_built_again_and_said(
     said = {
         "version": r"builder 10.3.0, here 10.8.0",
         "gpu": "gpu Fake L4, here NVIDIA L40S",
-        "damage": "is damaged: wanted sha256",
+        "damage": "is damaged: expected sha256",
         "driver": "does not work here (tensorrt 10.3.0 failed to load",
     }[change]
     assert said in caplog.text and "which takes minutes" in caplog.text
@@ -213,7 +213,7 @@ def test_precision_is_the_graphs_and_read_back(
 def test_a_graph_that_is_not_what_the_manifest_says(install: Any, model: Path, manifest: ModelManifest) -> None:
     module = install("11")
     with pytest.raises(
-        ModelError, match=r"wanted fp16, but the graph's matrix products are \d+ in fp32; export it again"
+        ModelError, match=r"expected fp16, but the graph's matrix products are \d+ in fp32; export it again"
     ):
         build(model, manifest.model_copy(update={"precision": "fp16"}), "tensorrt")
     assert not [c for c in module.calls if c[0] == "build"]  # before minutes are spent
@@ -325,7 +325,7 @@ def test_the_library_missing_too_old_or_only_its_stubs(
     model: Path, manifest: ModelManifest, install: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("10", "8.6.1")
-    with pytest.raises(VisionADError, match=r"tensorrt 8\.6\.1 is too old: wanted 10\.3"):
+    with pytest.raises(VisionADError, match=r"tensorrt 8\.6\.1 is too old: expected 10\.3"):
         build(model, manifest, "tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt", type(sys)("tensorrt"))
     with pytest.raises(VisionADError, match="only its type stubs are: pip install"):

@@ -141,7 +141,7 @@ def test_the_readback_is_of_the_engine_itself(models: Any, monkeypatch: pytest.M
 
 def test_a_float32_graph_is_not_taken_for_half(models: Any) -> None:
     model, manifest = models("small")
-    with pytest.raises(ModelError, match=r"wanted fp16, but the graph's matrix products are \d+ in fp32"):
+    with pytest.raises(ModelError, match=r"expected fp16, but the graph's matrix products are \d+ in fp32"):
         build(model, manifest.model_copy(update={"precision": "fp16"}), "tensorrt-rtx")
 
 

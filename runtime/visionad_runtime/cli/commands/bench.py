@@ -61,7 +61,7 @@ def bench_command(
 ) -> None:
     """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
     from ...bank.names import stored_name
-    from ...engine.registry import backend_spec
+    from ...engine.registry import backends
     from ...tools.benchmark.plots import draw, make_folder, require_matplotlib
     from ...tools.benchmark.report import format_report
     from ...tools.benchmark.run import Settings, run_bench
@@ -69,7 +69,8 @@ def bench_command(
 
     wanted = [name.strip() for one in backend or [] for name in one.split(",")]
     for name in wanted:
-        backend_spec(name)
+        if name not in backends():
+            raise VisionADError(f"--backend {name}: not known; choose of {', '.join(backends())}")
     baselines = None if reference is None else _torch_baselines(reference, weights)
     if plots is not None:
         require_matplotlib()

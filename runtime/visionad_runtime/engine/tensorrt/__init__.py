@@ -69,7 +69,7 @@ def _probe(library: Library, install: str) -> Probe:
         known = ", ".join(RTX_CAPABILITIES)
         return Probe(
             False,
-            f"{facts['version']} runs on compute capability {known}; found {facts['gpu']}: use tensorrt or onnxruntime-cuda",
+            f"{facts['version']} runs on compute capability {known}; got {facts['gpu']}: use tensorrt or onnxruntime-cuda",
         )
     if "error" not in facts:
         built = f"used once `visionad build MODEL --backend {library.backend}` has made an engine"
@@ -112,7 +112,10 @@ SPECS = (
         not_run={
             "tensorrt-rtx-cu13": "1.7: engines built by the real builder, not yet run on a GPU (an H100's 9.0 it refuses)"
         },
-        needs="`pip install 'visionad[rtx]'`, driver, `visionad build`; compute capability 8.0-8.9 and 12.x, 7.5 in fp16 only, not 9.0",
+        needs=(
+            "`pip install 'visionad[rtx]'`, driver, `visionad build`; compute capability 8.0-8.9 and 12.x, "
+            "7.5 in fp16 only, not 9.0"
+        ),
         verified="engines built by the real builder (1.7), not yet run on a GPU",
     ),
 )

@@ -127,7 +127,7 @@ class TensorRT:
         flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         if flag is None and (self.rtx or major(self.version) < 11):
             raise VisionADError(
-                f"{self.backend} {self.version} has no strongly typed networks; wanted TensorRT 10.3 or newer"
+                f"{self.backend} {self.version} has no strongly typed networks; expected TensorRT 10.3 or newer"
             )
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
@@ -231,7 +231,7 @@ def load_api(backend: str) -> TensorRT:
         return cached
     version = str(module.__version__)
     if not library.rtx and major(version) < 10:
-        raise VisionADError(f"tensorrt {version} is too old: wanted 10.3 or newer ({remedy}; JetPack 6 brings it)")
+        raise VisionADError(f"tensorrt {version} is too old: expected 10.3 or newer ({remedy}; JetPack 6 brings it)")
     collector = LogCollector()
     api = _APIS[backend] = TensorRT(backend, module, version, _logger(module, collector), collector)
     return api

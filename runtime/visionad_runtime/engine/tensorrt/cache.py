@@ -83,7 +83,7 @@ class EngineCache:
             raise EngineNotFoundError(f"{entry.plan} cannot be read: {exc.strerror}") from None
         if found != entry.built["plan_sha256"]:
             raise EngineNotFoundError(
-                f"{entry.plan} is damaged: wanted sha256 {entry.built['plan_sha256'][:12]}, found {found[:12]}"
+                f"{entry.plan} is damaged: expected sha256 {entry.built['plan_sha256'][:12]}, got {found[:12]}"
             )
         with contextlib.suppress(OSError):  # a read-only cache is a good cache
             os.utime(folder / FACTS)
@@ -116,7 +116,7 @@ class EngineCache:
         except OSError as exc:
             if self.folder.exists() and not self.folder.is_dir():
                 raise VisionADError(
-                    f"{self.folder}: wanted a folder for engines, found a file; move it away; no engine was kept"
+                    f"{self.folder}: expected a folder for engines, got a file; move it away; no engine was kept"
                 ) from None
             raise VisionADError(
                 f"cannot write {self.folder}: {exc.strerror or exc}; free space or mend its permissions; no engine was kept"
@@ -186,14 +186,14 @@ def _read(folder: Path) -> EngineEntry:
     try:
         facts = json.loads(path.read_bytes())
         if facts["format"] != FORMAT:
-            raise EngineNotFoundError(f"{path}: wanted format {FORMAT}, found {facts['format']!r}")
+            raise EngineNotFoundError(f"{path}: expected format {FORMAT}, got {facts['format']!r}")
         entry = EngineEntry(folder, facts["parts"], facts["built"])
         if facts["built_sha256"] != digest(entry.built):  # whoever reads an entry may take every fact for granted
             raise EngineNotFoundError(f"{path} is damaged: what was built is not what was written (edited by hand?)")
         size = entry.plan.stat().st_size
         if size != entry.built["plan_bytes"]:
             raise EngineNotFoundError(
-                f"{entry.plan} is damaged: wanted {entry.built['plan_bytes']} bytes, found {size}"
+                f"{entry.plan} is damaged: expected {entry.built['plan_bytes']} bytes, got {size}"
             )
         if not isinstance(entry.key, dict) or not isinstance(entry.built["plan_sha256"], str):
             raise TypeError
@@ -210,8 +210,10 @@ def _different(theirs: EngineKey, ours: EngineKey) -> list[str]:
 
 def _difference(theirs: EngineKey, ours: EngineKey) -> str:
     """What differs, for people: ``builder 10.3.0, here 10.8.0; gpu Orin, here NVIDIA L4``."""
-    wanted = json.loads(json.dumps(ours))
-    return "; ".join(f"{k} {_short(theirs.get(k))}, here {_short(wanted.get(k))}" for k in _different(theirs, wanted))
+    expected = json.loads(json.dumps(ours))
+    return "; ".join(
+        f"{k} {_short(theirs.get(k))}, here {_short(expected.get(k))}" for k in _different(theirs, expected)
+    )
 
 
 def _short(value: Any) -> str:

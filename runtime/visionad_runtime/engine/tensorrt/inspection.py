@@ -199,11 +199,11 @@ def check_graph(graph_types: Mapping[str, int], precision: str, model: str) -> N
     Raises:
         ModelError: most of them are of another type: an engine of it would silently be something else.
     """
-    wanted = GRAPH_TYPE[precision]
-    if not graph_types or max(graph_types, key=lambda t: graph_types[t]) != wanted:
+    expected = GRAPH_TYPE[precision]
+    if not graph_types or max(graph_types, key=lambda t: graph_types[t]) != expected:
         found = _counted(graph_types) or "none at all"
         raise ModelError(
-            f"{model}: wanted {precision}, but the graph's matrix products are {found}; "
+            f"{model}: expected {precision}, but the graph's matrix products are {found}; "
             f"export it again with `visionad export --precision {precision}`"
         )
 
@@ -214,9 +214,9 @@ def check_engine(built: EngineSummary, graph_types: Mapping[str, int], precision
     Raises:
         ModelError: naming what was found.
     """
-    wanted = GRAPH_TYPE[precision]
-    foreign = {t: n for t, n in built.matrix_types.items() if t != wanted and n > graph_types.get(t, 0)}
-    if wanted not in built.matrix_types or foreign:
+    expected = GRAPH_TYPE[precision]
+    foreign = {t: n for t, n in built.matrix_types.items() if t != expected and n > graph_types.get(t, 0)}
+    if expected not in built.matrix_types or foreign:
         found = _counted(built.matrix_types) or "no matrix layer"
         raise ModelError(
             f"realised precision is not {precision}: the graph has {_counted(graph_types)}, TensorRT built {found}; "

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+
+pytest.importorskip("torch", reason="exporting takes the export extra")
+
+import ml_dtypes
+import onnx
+import onnx_ir as ir
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

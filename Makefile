@@ -1,5 +1,5 @@
 PYTHON ?= python3
 
-.PHONY: demo test test-all
-demo test test-all:
+.PHONY: demo test test-all test-lean
+demo test test-all test-lean:
 	$(PYTHON) run.py $@

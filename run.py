@@ -1,27 +1,30 @@
 #!/usr/bin/env python3
-"""Set up and run the project with nothing but python3 and pip: `python3 run.py demo`, `test` or `test-all`.
+"""Set up and run the project with nothing but python3 and pip.
 
-`demo` runs the main job end to end. `test` runs lint, types, layers and every test that is not slow; `test-all` runs the slow tests
-too. Further arguments of both go to pytest. Everything is installed into the folder .venv beside this file; another place can be
-given by the variable VISIONAD_VENV. `make demo`, `make test` and `make test-all` call this script.
+    python3 run.py demo        the main job end to end
+    python3 run.py test        lint, types, layers, and every test that is not slow
+    python3 run.py test-all    the slow tests too
+    python3 run.py test-lean   the tests that need no export extra, in an environment of their own
+                               [--python X] [--resolution highest|lowest-direct]
+
+Further arguments of the tests go to pytest. The first three install into the folder .venv beside this file, or into the one that
+the variable VISIONAD_VENV names. `make` has targets of the same names.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shlex
 import subprocess
 import sys
 import time
-import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("VISIONAD_VENV", ROOT / ".venv"))
-BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
-PYTHON = BIN / "python"
-PIP = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+QUIET_PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 STUBS = "tensorrt-stubs==10.13.0.35.1"
 """Typed TensorRT. Installed without its requirement, NVIDIA's library, which does not install without a GPU."""
 UV_SETTINGS = {
@@ -35,39 +38,56 @@ UV_SETTINGS = {
 """pip's settings that uv takes by a variable instead."""
 
 
-def install(extras: str) -> None:
-    """Make .venv and install the project with ``extras``, unless these or more were installed for this pyproject.toml."""
-    stamp = VENV / "installed"
+def python_of(folder: Path) -> Path:
+    """Return the Python of an environment."""
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+PYTHON = python_of(VENV)
+
+
+def install(extras: str, folder: Path = VENV, interpreter: str = sys.executable, resolution: str = "highest") -> None:
+    """Make an environment and install the project there, unless this was done for this pyproject.toml.
+
+    Args:
+        extras: Of the project, with commas between.
+        folder: Of the environment.
+        interpreter: The Python that it is made of.
+        resolution: ``lowest-direct`` installs the oldest releases that pyproject.toml allows; it needs uv.
+    """
+    stamp, python = folder / "installed", python_of(folder)
     digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     for line in stamp.read_text().splitlines() if stamp.is_file() else ():
         had, of = line.split()
         if of == digest and set(extras.split(",")) <= set(had.split(",")):
             return
-    print(f"installing visionad[{extras}] into {VENV} (some minutes the first time: PyTorch is large)", flush=True)
+    print(f"installing visionad[{extras}] into {folder} (some minutes the first time: PyTorch is large)", flush=True)
     start = time.monotonic()
-    if not PYTHON.exists():
-        venv.create(VENV, with_pip=True)
+    if not python.exists():
+        call(interpreter, "-m", "venv", folder)
     packages = ["--editable", f"{ROOT}[{extras}]"]
-    if not install_by_uv(packages):
-        call(*PIP, *packages)
-    if "dev" in extras.split(",") and not install_by_uv(["--no-deps", STUBS]):
-        call(*PIP, "--no-deps", STUBS)
+    if not install_by_uv(python, "--resolution", resolution, *packages):
+        if resolution != "highest":
+            sys.exit(f"run.py: --resolution {resolution} needs uv, which could not install; its message stands above")
+        call(python, *QUIET_PIP, *packages)
+    if "dev" in extras.split(",") and not install_by_uv(python, "--no-deps", STUBS):
+        call(python, *QUIET_PIP, "--no-deps", STUBS)
     with stamp.open("a") as f:
         f.write(f"{extras} {digest}\n")
     print(f"installed in {time.monotonic() - start:.0f} s", flush=True)
 
 
-def install_by_uv(packages: list[str]) -> bool:
+def install_by_uv(python: Path, *packages: str) -> bool:
     """Install by uv, which takes a third of pip's time. Return False where uv cannot be had or does not succeed."""
-    if subprocess.run([*map(str, PIP), "uv"], stderr=subprocess.DEVNULL).returncode:
+    if subprocess.run([str(python), *QUIET_PIP, "uv"], stderr=subprocess.DEVNULL).returncode:
         return False
-    command = [str(PYTHON), "-m", "uv", "pip", "install", "--quiet", "--python", str(PYTHON), *packages]
-    return not subprocess.run(command, cwd=ROOT, env={**os.environ, **uv_environment()}).returncode
+    command = [str(python), "-m", "uv", "pip", "install", "--quiet", "--python", str(python), *packages]
+    return not subprocess.run(command, cwd=ROOT, env={**os.environ, **uv_environment(python)}).returncode
 
 
-def uv_environment() -> dict[str, str]:
+def uv_environment(python: Path) -> dict[str, str]:
     """Return pip's settings as variables for uv, which does not read pip's."""
-    listed = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    listed = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
     # As pip does, take the best version of all indexes.
     found = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
     for line in listed.splitlines():
@@ -100,7 +120,7 @@ def call_together(*commands: tuple[object, ...]) -> None:
 def demo(arguments: list[str]) -> None:
     """Run the main job end to end."""
     install("export")
-    call(BIN / "visionad", "demo", *arguments)
+    call(PYTHON.with_name("visionad"), "demo", *arguments)
 
 
 def check() -> None:
@@ -115,18 +135,18 @@ def check() -> None:
     ]
     call_together(*types)
     if "[tool.importlinter]" in (ROOT / "pyproject.toml").read_text("utf-8"):
-        call(BIN / "lint-imports")
+        call(PYTHON.with_name("lint-imports"))
     print(f"lint, types and layers: {time.monotonic() - start:.0f} s", flush=True)
 
 
-def pytest(expression: str, arguments: list[str]) -> None:
+def pytest(expression: str, arguments: list[str], python: Path = PYTHON) -> None:
     """Run the tests that ``expression`` selects: first those that must be alone, then the others in two processes."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes share the cores
     if not arguments:
         alone = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.serial" in p.read_text("utf-8")]
-        call(PYTHON, "-m", "pytest", "-q", "-m", f"serial and {expression}", *alone)
+        call(python, "-m", "pytest", "-m", f"serial and {expression}", *alone)
         expression = f"not serial and {expression}"
-    call(PYTHON, "-m", "pytest", "-q", "-n", "2", "--dist=loadscope", "--durations=15", "-m", expression, *arguments)
+    call(python, "-m", "pytest", "-n", "2", "--dist=loadscope", "--durations=15", "-m", expression, *arguments)
 
 
 def test(arguments: list[str]) -> None:
@@ -145,7 +165,20 @@ def test_all(arguments: list[str]) -> None:
     pytest("(slow or not slow)", arguments)
 
 
-COMMANDS = {"demo": demo, "test": test, "test-all": test_all}
+def test_lean(arguments: list[str]) -> None:
+    """Run the tests that are not slow and need no export extra, on another Python or with other releases."""
+    parser = argparse.ArgumentParser(prog="run.py test-lean")
+    parser.add_argument("--python", default=sys.executable, help="the Python to make the environment of")
+    parser.add_argument("--resolution", default="highest", choices=["highest", "lowest-direct"])
+    options, further = parser.parse_known_args(arguments)
+    asked = "import sys; print('{}.{}'.format(*sys.version_info))"
+    version = subprocess.run([options.python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+    folder = VENV.with_name(f"{VENV.name}-lean-{version}-{options.resolution}")
+    install("serve,eval,test", folder, options.python, options.resolution)
+    pytest("not slow", further, python_of(folder))
+
+
+COMMANDS = {"demo": demo, "test": test, "test-all": test_all, "test-lean": test_lean}
 
 if __name__ == "__main__":
     if sys.version_info < (3, 11):

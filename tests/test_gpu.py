@@ -41,7 +41,8 @@ from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
 from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, self_similarity_weight
 from visionad_runtime.system import has_nvidia_driver
 
-from tests.data import ROOT, in_threads, noise, part, unit
+from tests import cache
+from tests.data import ROOT, in_threads, noise, part, slow, unit
 from tests.fakes.engine import VIEWS
 from tests.fakes.places import PRETENDED, SIZES, Line, Place, stand_in
 from tests.oracles import brute_force, check_neighbours, every
@@ -61,6 +62,10 @@ on_hardware = pytest.mark.skipif(not has_nvidia_driver(), reason="no GPU")
 PLACES = ("hardware",) if has_nvidia_driver() else ("driver",) if PRETENDED else ("numpy", "interpreter")
 not_interpreted = pytest.mark.parametrize("place", [p for p in PLACES if SIZES[p]["calls"]], indirect=True)
 """What takes too long there, and is interpreted elsewhere."""
+interpreted_slowly = pytest.mark.parametrize(
+    "place", [slow("interpreter", p) if p == "interpreter" else p for p in PLACES], indirect=True
+)
+"""What the fast tests leave out there."""
 
 
 @pytest.fixture(params=PLACES)
@@ -240,6 +245,7 @@ def test_rows_that_all_point_away(gpu_search: Any, place: Place) -> None:
     check_neighbours(queries, bank, *searched(gpu_search, place, queries, [(bank, every(queries))]))
 
 
+@interpreted_slowly
 def test_many_classes_and_views_in_one_launch(gpu_search: Any, place: Place) -> None:
     count = max(12, place.queries)
     queries = unit(5, count, 100)
@@ -342,6 +348,7 @@ def test_preprocess_gives_the_hosts_bytes(line: Callable[..., Line], place: Plac
             np.testing.assert_array_equal(found, wanted, err_msg=str(rgb.shape))
 
 
+@interpreted_slowly
 def test_distances_map_and_score_are_the_hosts_and_stay(line: Callable[..., Line]) -> None:
     one = line(side=64)
     banks = [one.enrol(0), one.enrol(1, shots=2)]
@@ -539,22 +546,9 @@ def test_cameras_in_threads_give_what_each_gives_alone(whole: Inspector) -> None
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> dict[str, Path]:
-    """The tiny model in each precision."""
-    from visionad_export.exporter import export_model
-
-    folder = tmp_path_factory.mktemp("precisions")
-    for precision in PRECISIONS:
-        export_model(
-            "deit_tiny_patch16_224",
-            folder / precision,
-            weights=tiny_weights,
-            resize=72,
-            crop=64,
-            layers=(0, 1),
-            precision=precision,
-        )
-    return {precision: folder / precision for precision in PRECISIONS}
+def models(tiny_weights: Path) -> dict[str, Path]:
+    """The tiny model in each precision. Read only."""
+    return {precision: cache.export_tiny(tiny_weights, precision=precision) for precision in PRECISIONS}
 
 
 def _needs(backend: str) -> None:

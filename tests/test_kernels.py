@@ -778,7 +778,7 @@ def test_registers_shared_memory_and_spills(target: str) -> None:
 @pytest.mark.slow(group="cubins")
 @pytest.mark.skipif(triton.__version__ != MANIFEST["triton"], reason=f"the product is Triton {MANIFEST['triton']}'s")
 def test_building_again_gives_the_same_bytes() -> None:
-    target = "sm_90"  # .ci/run checks them all
+    target = "sm_90"  # the group `cubins` of .ci/slow checks them all
     done = compiler("--check", "--target", target)
     assert done.returncode == 0, done.stderr
     assert f"{target:8} group_maxima" in done.stdout and "spilled" in done.stdout

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import cache
 from tests.data import part
 
 pytest.importorskip("torch")
@@ -65,13 +66,20 @@ def random_weights(name: str, path: Path, change: Weights = lambda _: None) -> P
 
 
 @pytest.fixture(scope="session")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, precision.Probes]]:
+def graphs() -> dict[str, tuple[Path, precision.Probes]]:
     """fp32 graphs of a ViT without and one with registers and LayerScale, and a CNN; with what they are tried on."""
-    folder, made = tmp_path_factory.mktemp("graphs"), {}
+    made = {}
     for name, small in SMALL.items():
-        weights = None if name == "efficientnet_lite0" else random_weights(name, folder / f"{name}.safetensors")
-        reference = Reference.load(name, weights, class_token="final" if "reg" in name else "fused", **small)
-        exporter._write_onnx(reference.backbone, folder / f"{name}.onnx", exporter.EXTERNAL_DATA_LIMIT)
+        arguments = {"class_token": "final" if "reg" in name else "fused", **small}
+
+        def write(folder: Path, name: str = name, arguments: dict = arguments) -> None:
+            weights = None if name == "efficientnet_lite0" else random_weights(name, folder / "random.safetensors")
+            reference = Reference.load(name, weights, **arguments)
+            exporter._write_onnx(reference.backbone, folder / f"{name}.onnx", exporter.EXTERNAL_DATA_LIMIT)
+
+        folder = cache.get(f"graph of {name}, {sorted(arguments.items())}", write)
+        weights = None if name == "efficientnet_lite0" else folder / "random.safetensors"
+        reference = Reference.load(name, weights, **arguments)
         probes = exporter._probes(reference, exporter._golden(reference)["image"])
         made[name] = folder / f"{name}.onnx", probes
     return made

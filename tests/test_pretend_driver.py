@@ -21,10 +21,10 @@ from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.kernels import choose_target, read_manifest, read_target
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.engine.onnxruntime import cuda as leaf
-from visionad_runtime.system import has_nvidia_driver
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.pipeline.cuda.executor import Chain
 from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
+from visionad_runtime.system import has_nvidia_driver
 
 from tests.data import ROOT, part
 from tests.fakes import pretend_driver

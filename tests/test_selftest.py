@@ -28,6 +28,8 @@ from visionad_runtime.pipeline.self_test import (
 )
 from visionad_runtime.scoring import score
 
+from tests import cache
+
 onnx = pytest.importorskip("onnx", reason="faults are put into the graph with it")
 
 
@@ -241,13 +243,11 @@ def test_a_fault_that_moves_all_tokens_a_little_is_no_rounding(model: Path, mani
 @pytest.fixture(scope="module")
 def eight_layers(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> dict[str, Path]:
     """DeiT-Tiny as the method uses it, random weights: as it is; with a layer missing; with one other. All behind one manifest."""
-    from visionad_export.exporter import export_model
-
     folder = tmp_path_factory.mktemp("layers")
     usual = tuple(range(2, 10))
     layers = {"right": usual, "missing": usual[:4] + usual[5:], "other": (*usual[:7], 10)}
     for name, chosen in layers.items():
-        export_model("deit_tiny_patch16_224", folder / name, weights=tiny_weights, resize=72, crop=64, layers=chosen)
+        shutil.copytree(cache.export_tiny(tiny_weights, layers=chosen), folder / name)
         if name != "right":
             for kept in (GOLDEN_FILE, MANIFEST):
                 shutil.copyfile(folder / "right" / kept, folder / name / kept)

@@ -14,13 +14,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx
+import pytest
 from numpy.typing import NDArray
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.files import sha256_file
 
 from tests.data import cpu_session
 from tests.fakes.gpu import FakeDevice
+
+onnx = pytest.importorskip("onnx", reason="it parses networks with onnx")
 
 Outputs = dict[str, NDArray[np.float32]]
 MAGIC = b"fake plan "

@@ -440,13 +440,13 @@ def test_a_threshold_of_another_precision_is_used_where_it_holds(
         ("fp16", "bf16", False),
     ],
 )
-def test_where_a_threshold_holds(calibrated: str, used: str, holds: bool) -> None:
+def test_where_a_threshold_holds(calibrated: str, used: Precision, holds: bool) -> None:
     record = Calibration.model_construct(views=("original",), precision=calibrated)
-    model = ModelManifest.model_construct(precision=used)
-    assert record.holds_for(("original",), model) is holds
-    assert not record.holds_for(("flip",), model)
-    assert not record.holds_for(("original",), model.model_copy(update={"top_share": 0.002}))
-    assert not record.holds_for(("original",), model.model_copy(update={"rarity": True}))
+    model = ModelManifest.model_construct(precision="fp32")
+    assert record.holds_for(("original",), model, used) is holds
+    assert not record.holds_for(("flip",), model, used)
+    assert not record.holds_for(("original",), model.model_copy(update={"top_share": 0.002}), used)
+    assert not record.holds_for(("original",), model.model_copy(update={"rarity": True}), used)
 
 
 # --- parity's orders -----------------------------------------------------------------------------------------------

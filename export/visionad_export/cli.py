@@ -141,6 +141,16 @@ def parity_command(
     ] = None,
     class_name: Annotated[str | None, typer.Option("--class", metavar="NAME", help="class; skips routing")] = None,
     backend: Annotated[str, typer.Option("--backend", help="runtime backend to compare")] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", metavar="P", help="compute in fp32, bf16 or fp16, by a backend that offers it"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="D", help="compute on cpu, gpu or npu, by a backend that offers it (openvino)"
+        ),
+    ] = None,
     views: Annotated[
         str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
     ] = None,
@@ -157,6 +167,7 @@ def parity_command(
         from .parity import describe as describe_parity
     except ModuleNotFoundError as exc:
         raise VisionADError(f"`visionad parity` needs {exc.name}: pip install 'visionad[export]'") from None
+    from visionad_runtime.artefacts import parse_precision
     from visionad_runtime.cli import as_stored, progress
     from visionad_runtime.inspector import Inspector
     from visionad_runtime.picture import find_pictures
@@ -164,7 +175,15 @@ def parity_command(
     pictures = [found.path for found in find_pictures(paths)]
     chosen = None if views is None else parse_views(views)
     with (
-        Inspector.open(model, bank, backend=backend, threads=threads, views=chosen) as inspector,
+        Inspector.open(
+            model,
+            bank,
+            backend=backend,
+            precision=parse_precision(precision),
+            device=device,
+            threads=threads,
+            views=chosen,
+        ) as inspector,
         progress("comparing", len(pictures)) as step,
     ):
         name = as_stored(class_name)

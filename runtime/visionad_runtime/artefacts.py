@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -101,6 +101,19 @@ class Accuracy(_Strict, allow_inf_nan=True):  # what was found, before it is ref
     golden_max_abs: float
 
 
+def parse_precision(text: str | None) -> Precision | None:
+    """Return a precision by its name; ``None`` for ``None``.
+
+    Raises:
+        VisionADError: There is no precision of this name.
+    """
+    known: tuple[Precision, ...] = get_args(Precision)
+    found = next((one for one in known if one == text), None)
+    if text is not None and found is None:
+        raise VisionADError(f"precision {text!r}: expected one of {', '.join(known)}")
+    return found
+
+
 class ModelManifest(_Strict):
     """``manifest.json`` of a model folder."""
 
@@ -150,17 +163,18 @@ class Calibration(_Strict):
     """Of the model it was calibrated with, as ``rarity``; a threshold holds for the same score only."""
     rarity: bool = False
     precision: Precision = "fp32"
+    """Realised by the engine that scored, whatever the model's own is."""
     created: str
 
-    def holds_for(self, views: tuple[ViewName, ...], model: ModelManifest) -> bool:
-        """Whether scores of this model, seen through ``views``, are the ones that were calibrated.
+    def holds_for(self, views: tuple[ViewName, ...], model: ModelManifest, precision: Precision) -> bool:
+        """Whether scores of this model, seen through ``views`` and computed in ``precision``, are the ones that were calibrated.
 
         The map is a sum over views of distances, weighed or not, and the score a mean over a share of it, so these must be the
         same. Precisions of 11 significant bits or more (fp32, tf32, fp16) stand in for each other: on real pictures they moved
         scores by at most 0.3 %, a thirtieth of the spread of good parts. bf16, of 8 bits (up to 1.7 %), stands for itself alone.
         """
         same = (self.views, self.top_share, self.rarity) == (views, model.top_share, model.rarity)
-        return same and (self.precision == model.precision or "bf16" not in (self.precision, model.precision))
+        return same and (self.precision == precision or "bf16" not in (self.precision, precision))
 
 
 class ClassEntry(_Strict):

@@ -168,7 +168,7 @@ def calibrate_class(
         views=inspector.views,
         top_share=inspector.manifest.top_share,
         rarity=inspector.manifest.rarity,
-        precision=inspector.manifest.precision,
+        precision=inspector.engine.precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     scale = colour_scale(float(np.median(medians)), threshold.value)

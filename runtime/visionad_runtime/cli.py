@@ -68,6 +68,18 @@ MaybeClass = Annotated[
     typer.Option("--class", metavar="NAME", callback=as_stored, help="class of the parts; skips routing"),
 ]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, or one that `visionad doctor` lists")]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        help="compute in fp32, bf16 or fp16, by a backend that offers it [default: the model's]",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", metavar="D", help="compute on cpu, gpu or npu, by a backend that offers it (openvino)"),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default, and at most: all cores]")
 ]
@@ -213,12 +225,15 @@ def predict(
     maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
     backend: BackendOption = "auto",
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="pictures an engine call; never changes a result")] = 1,
     bit_depth: BitDepth = None,
 ) -> int:
     """Inspect pictures: score, verdict and regions of each, in input order."""
+    from .artefacts import parse_precision
     from .inspector import Inspector
     from .picture import Found, find_pictures
 
@@ -235,7 +250,15 @@ def predict(
     _require_bank(bank)
     report = _Report(as_json, maps, overlays)
     with (
-        Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views)) as inspector,
+        Inspector.open(
+            model,
+            bank,
+            backend=backend,
+            precision=parse_precision(precision),
+            device=device,
+            threads=threads,
+            views=_split(views),
+        ) as inspector,
         progress("inspecting", len(pictures)) as step,
     ):
         for line in inspector.uncalibrated():
@@ -272,12 +295,15 @@ def watch(
     maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
     backend: BackendOption = "auto",
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
     keep_alive: KeepAlive = None,
 ) -> None:
     """Inspect pictures as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
+    from .artefacts import parse_precision
     from .inspector import Inspector
     from .watch import Arrivals, Journal
 
@@ -296,7 +322,14 @@ def watch(
         _until_stopped() as stop,
         ExitStack() as stack,
         Inspector.open(
-            model, bank, backend=backend, threads=threads, views=_split(views), keep_alive=keep_alive
+            model,
+            bank,
+            backend=backend,
+            precision=parse_precision(precision),
+            device=device,
+            threads=threads,
+            views=_split(views),
+            keep_alive=keep_alive,
         ) as inspector,
     ):
         inspector.enrolled(class_name)
@@ -339,6 +372,8 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     read_only: Annotated[bool, typer.Option("--read-only", help="nobody may enrol over HTTP")] = False,
     backend: BackendOption = "auto",
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     keep_alive: KeepAlive = None,
@@ -351,13 +386,21 @@ def serve(
         if is_own(exc):
             raise
         raise VisionADError(f"serving needs {exc.name}: pip install 'visionad[serve]'") from None
+    from .artefacts import parse_precision
     from .inspector import Inspector
 
     with (
         _until_stopped() as stop,
         closing(listen(host, port)) as waiting,
         Inspector.open(
-            model, bank, backend=backend, threads=threads, views=_split(views), keep_alive=keep_alive
+            model,
+            bank,
+            backend=backend,
+            precision=parse_precision(precision),
+            device=device,
+            threads=threads,
+            views=_split(views),
+            keep_alive=keep_alive,
         ) as inspector,
     ):
         for line in inspector.uncalibrated():
@@ -683,13 +726,15 @@ def calibrate(
     class_name: ClassOption,
     max_false_reject: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.01,
     backend: BackendOption = "auto",
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Set a class's threshold from good parts only."""
-    from .artefacts import as_dict
+    from .artefacts import as_dict, parse_precision
     from .calibrate import calibrate_class
     from .inspector import Inspector
     from .picture import find_pictures
@@ -697,7 +742,15 @@ def calibrate(
     pictures = [f.path for f in find_pictures(paths)]
     _require_bank(bank)
     with (
-        Inspector.open(model, bank, backend=backend, threads=threads, views=_split(views)) as inspector,
+        Inspector.open(
+            model,
+            bank,
+            backend=backend,
+            precision=parse_precision(precision),
+            device=device,
+            threads=threads,
+            views=_split(views),
+        ) as inspector,
         progress(f"calibrating {class_name}", len(pictures)) as step,
     ):
         done = calibrate_class(inspector, class_name, pictures, max_false_reject, bit_depth, step)

@@ -23,6 +23,7 @@ from .artefacts import (
     Precision,
     SupportImage,
     ViewName,
+    parse_precision,
     read_manifest,
     sha256_bytes,
     sha256_file,
@@ -52,7 +53,7 @@ class Result:
     ``anomaly_map`` is float32 (256, 256), the sum of the views' cosine distances (0..2 a view), of the centre crop;
     ``geometry`` maps it to the original picture. ``score`` is the mean of its largest pixels: 1 % of them, or the
     model's ``top_share``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the picture is like no
-    class. ``timings`` are milliseconds. ``backend`` is the engine that encoded it.
+    class. ``timings`` are milliseconds. ``backend`` is the engine that encoded it, ``precision`` the one it computes in.
     """
 
     score: float
@@ -68,6 +69,7 @@ class Result:
     map_scale: tuple[float, float]
     timings: Mapping[str, float] = field(compare=False)
     backend: str = field(compare=False)
+    precision: Precision = field(compare=False)
 
     def to_dict(self, image: str) -> dict[str, Any]:
         """The JSON object ``visionad predict --json`` prints for a picture."""
@@ -85,6 +87,7 @@ class Result:
             ],
             "timings_ms": {k: round(v, 3) for k, v in self.timings.items()},
             "backend": self.backend,
+            "precision": self.precision,
         }
 
 
@@ -166,8 +169,10 @@ class Inspector:
             model: model folder. bank: bank folder; a missing or empty one starts a new bank with the first `enroll`.
             views: which of the model's views to look through (default: all of the bank's).
             backend: ``auto`` (the best that runs here and passes its self-test) or a name of ``engine.backends()``.
-            precision: the precision to compute in, for backends that offer a choice (default: the model's own).
-            device: the device to compute on, for backends that offer a choice.
+            precision: ``fp32``, ``bf16`` or ``fp16``, for backends that offer it (default: the model's own). ``auto`` then takes
+                the best backend that does. The realised one is ``inspector.engine.precision``; a threshold that was calibrated in
+                bf16 holds in bf16 alone.
+            device: ``cpu``, ``gpu`` or ``npu``, for backends that offer a choice (default: theirs).
             threads: CPU threads of engine and search (default: all cores, and no more than these: threads that wait for each
                 other's core take minutes). The search's result does not depend on it.
             keep_alive: seconds without a picture after which a GPU runs its last one again, and again, so that its clocks stay
@@ -196,7 +201,7 @@ class Inspector:
             backend,
             threads=threads,
             batch_size=len(chosen),
-            precision=precision,
+            precision=parse_precision(precision),
             device=device,
         )
         try:
@@ -379,6 +384,7 @@ class Inspector:
             map_scale=matched.entry.map_scale or (0.0, 0.4 * len(self.views)),
             timings={**laps, "total": sum(laps.values())},
             backend=self.engine.name,
+            precision=self.engine.precision,
         )
 
     def refresh(self) -> bool:
@@ -402,13 +408,14 @@ class Inspector:
 
     def _calibrated_for(self, matched: ClassBank) -> bool:
         record = matched.entry.calibration
-        return record is None or record.holds_for(self.views, self.manifest)
+        return record is None or record.holds_for(self.views, self.manifest, self.engine.precision)
 
     def uncalibrated(self) -> list[str]:
         """Why thresholds of the bank are not used here, a line for each such class."""
         return [
-            f"class {name}: its threshold was calibrated with {_scoring(record.views, record)}, which does not hold for "
-            f"{_scoring(self.views, self.manifest)}; its verdicts are unknown until `visionad calibrate`"
+            f"class {name}: its threshold was calibrated with {_scoring(record.views, record, record.precision)}, which does not "
+            f"hold for {_scoring(self.views, self.manifest, self.engine.precision)}; its verdicts are unknown until "
+            "`visionad calibrate`"
             for name, matched in (self.bank.classes if self.bank is not None else {}).items()
             if (record := matched.entry.calibration) is not None and not self._calibrated_for(matched)
         ]
@@ -603,6 +610,6 @@ def choose_views(wanted: Sequence[str] | None, available: tuple[ViewName, ...]) 
     return tuple(v for v in available if v in wanted)
 
 
-def _scoring(views: Sequence[ViewName], score: Calibration | ModelManifest) -> str:
+def _scoring(views: Sequence[ViewName], score: Calibration | ModelManifest, precision: Precision) -> str:
     weighed = " of weighed distances" if score.rarity else ""
-    return f"views {','.join(views)} over {score.top_share:g} of the map{weighed} in {score.precision}"
+    return f"views {','.join(views)} over {score.top_share:g} of the map{weighed} in {precision}"

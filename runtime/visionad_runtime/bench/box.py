@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,19 +130,24 @@ def cold_start(
     class_name: str | None,
     repeats: int,
     gpu_used: Callable[[], int] | str,
+    wishes: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Medians over ``repeats`` fresh processes each, in turn: until ``Inspector.open`` is done, and until `visionad predict` has
     given the first verdict. Files are in the system's cache. GPU memory is that of a process that has opened and tested the model.
 
     Args:
+        wishes: precision and device to open the backend with.
         gpu_used: bytes of GPU memory in use by anybody, or why that is not known.
     """
     settings = {"model": str(model), "bank": str(bank), "backend": backend, "threads": threads, "views": views}
+    asked = {name: value for name, value in (wishes or {}).items() if value is not None}
+    settings |= asked
     opened = ["-c", _OPEN, json.dumps(settings)]
     predict = ["-c", _PREDICT, "predict", str(model), str(bank), str(picture), "--json", "--backend", backend]
     predict += ["--views", ",".join(views)]
     predict += ["--threads", str(threads)] if threads else []
     predict += ["--class", class_name] if class_name else []
+    predict += [word for name, value in asked.items() for word in (f"--{name}", value)]
     used = None if isinstance(gpu_used, str) else gpu_used
     starts = [(start(opened, used), start(predict)) for _ in range(repeats)]
     peaks = [p.peak for _, p in starts if p.peak is not None]

@@ -27,6 +27,20 @@ def bench_command(
         list[str] | None,
         typer.Option("--backend", metavar="B", help="repeatable, or B,B [default: all of auto's that run here]"),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="P",
+            help="fp32, bf16 or fp16, for those of the backends that offer it; the others compute in the model's",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="D", help="cpu, gpu or npu, for those of the backends that offer it (openvino)"
+        ),
+    ] = None,
     batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="pictures a call")] = "1,2,4,8",
     seconds: Annotated[float, typer.Option(min=0.0, max=86400.0, help="each measurement takes about this long")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="turns in which the compared are timed")] = 7,
@@ -50,6 +64,7 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
+    from ..artefacts import parse_precision
     from ..engine.registry import backends
     from .plots import draw, make_folder, require_matplotlib
     from .report import format_report
@@ -69,6 +84,8 @@ def bench_command(
         images=tuple(images or ()),
         class_name=as_stored(class_name),
         backends=tuple(dict.fromkeys(wanted)),
+        precision=parse_precision(precision),
+        device=device,
         batches=_batches(batch),
         seconds=seconds,
         rounds=rounds,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artefacts import BankManifest, ModelManifest, read_manifest
+from ..artefacts import BankManifest, ModelManifest, Precision, read_manifest
 from ..engine.base import CPU, NVIDIA_GPU
 from ..engine.registry import auto_backends, backend_spec
 from ..errors import VisionADError
@@ -36,12 +36,15 @@ TORCH = ("eager", "compiled", "method")
 
 @dataclass(frozen=True)
 class Settings:
-    """What `visionad bench` was asked. ``backends`` empty: all of ``auto``'s that run. ``views`` None: all of the bank's."""
+    """What `visionad bench` was asked. ``backends`` empty: all of ``auto``'s that run. ``views`` None: all of the bank's.
+    ``precision`` and ``device`` are for those of the backends that offer them."""
 
     bank: Path | None = None
     images: tuple[Path, ...] = ()
     class_name: str | None = None
     backends: tuple[str, ...] = ()
+    precision: Precision | None = None
+    device: str | None = None
     batches: tuple[int, ...] = (1, 2, 4, 8)
     seconds: float = 10
     rounds: int = 7
@@ -50,6 +53,14 @@ class Settings:
     views: tuple[str, ...] | None = None
     reference: tuple[str, ...] = ()
     weights: Path | None = None
+
+    def wishes(self, backend: str) -> dict[str, Any]:
+        """Return the precision and the device to open a backend with."""
+        spec = backend_spec(backend)
+        return {
+            "precision": self.precision if self.precision in spec.precisions else None,
+            "device": self.device if spec.takes_device else None,
+        }
 
 
 class Pictures(NamedTuple):
@@ -138,7 +149,14 @@ def _open_all(
             if not settings.backends and require_engine is not None:
                 require_engine(model)
             inspector = close.enter_context(
-                Inspector.open(model, bank, backend=name, threads=settings.threads, views=settings.views)
+                Inspector.open(
+                    model,
+                    bank,
+                    backend=name,
+                    threads=settings.threads,
+                    views=settings.views,
+                    **settings.wishes(name),
+                )
             )
         except VisionADError as exc:
             failed[name] = str(exc)
@@ -146,6 +164,9 @@ def _open_all(
         opened[name] = inspector
         if support is not None and len(opened) == 1:
             inspector.enroll_files(settings.class_name or "part", [support])
+    if settings.precision is not None and all(settings.precision != i.engine.precision for i in opened.values()):
+        failed = failed or {name: f"it computes in {i.engine.precision}" for name, i in opened.items()}
+        opened = {}
     if not opened:
         raise VisionADError("no backend runs here: " + "; ".join(f"{n}: {r}" for n, r in failed.items()))
     return opened, failed
@@ -223,12 +244,13 @@ class _Run:
                         name: {way: measure.stage_table(times[batch:]) for way, times in ways.items()}
                         for name, ways in laps.items()
                     }
-                    report["against"] = self._against(whole, bare, torch)
+                    report["against"] = self._against(whole, pixels, bare, torch)
         entries: dict[str, dict[str, Any]] = {}
         for name, inspector in self.opened.items():
             call = self._whole(inspector, settings.batches[0], [])
             entries[name] = {
                 "details": dict(inspector.engine.info),
+                "precision": inspector.engine.precision,
                 "chain_memory_mb": {k: round(v / 1e6, 1) for k, v in inspector.chain.memory().items()},
                 "group": inspector.engine.batch_size,
                 "stages": stages[name],
@@ -277,6 +299,8 @@ class _Run:
                 "seconds": settings.seconds,
                 "rounds": settings.rounds,
                 "threads": settings.threads,
+                "precision": settings.precision,
+                "device": settings.device,
             },
         }
 
@@ -356,15 +380,25 @@ class _Run:
 
     @staticmethod
     def _against(
-        whole: Mapping[str, Entrant], bare: Mapping[str, Entrant], torch: Mapping[str, Entrant]
+        whole: Mapping[str, Entrant],
+        pixels: Mapping[str, Entrant],
+        bare: Mapping[str, Entrant],
+        torch: Mapping[str, Entrant],
     ) -> list[dict[str, Any]]:
-        """Every other entrant by the first backend: whole to whole, bare to bare."""
+        """Every other entrant by the first backend: whole to whole, from pixels to from pixels, bare to bare."""
         first = next(iter(whole))
         found = []
-        for title, entrant in {**whole, **torch}.items():
-            if title == first:
+        for entrant in (*whole.values(), *pixels.values(), *torch.values()):
+            title = entrant.name
+            if entrant in (whole[first], pixels[first]):
                 continue
-            mine = bare[first] if ", bare " in title else whole[first]
+            mine = (
+                bare[first]
+                if ", bare " in title
+                else pixels[first]
+                if title.endswith(", from pixels")
+                else whole[first]
+            )
             found.append(
                 {
                     "what": title,
@@ -400,6 +434,7 @@ def _cold_start(
         settings.class_name,
         settings.starts,
         used,
+        settings.wishes(backend),
     )
 
 
@@ -425,6 +460,8 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
     }
     for name, entry in report["backends"].items():
         peaks = _known({CPU: cpu, NVIDIA_GPU: gpu}.get(backend_spec(name).device, NO_PEAKS))
+        if backend_spec(name).device == CPU and (entry["precision"] != manifest.precision or settings["device"]):
+            peaks = None  # those of the CPU are of the model's precision
         batch, best = min(entry["batches"].items(), key=lambda item: item[1]["bare_engine"]["p50"] / int(item[0]))
         seconds = best["bare_engine"]["p50"] / 1e3 / int(batch) / views
         work = roofline.backbone_work(identity, weights, entry["group"], routed)

@@ -57,6 +57,16 @@ def eval_command(
     backend: Annotated[
         str, typer.Option("--backend", help="of the runtime: auto, or one that `visionad doctor` lists")
     ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", metavar="P", help="compute in fp32, bf16 or fp16, by a backend that offers it"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="D", help="compute on cpu, gpu or npu, by a backend that offers it (openvino)"
+        ),
+    ] = None,
     views: Annotated[
         str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the model's]")
     ] = None,
@@ -73,7 +83,7 @@ def eval_command(
     ] = None,
 ) -> None:
     """Measure a model on a data set: the seven metrics, per class, mean and spread over seeds. Resumes where it stopped."""
-    from ..artefacts import atomic_write
+    from ..artefacts import atomic_write, parse_precision
     from ..cli import progress
     from .datasets import open_dataset
     from .evaluate import evaluate
@@ -96,6 +106,8 @@ def eval_command(
         mode=chosen_mode,
         engine=chosen_engine,
         backend=backend,
+        precision=parse_precision(precision),
+        device=device,
         threads=threads,
         views=None if views is None else [view.strip() for view in views.split(",")],
         weights=weights,

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import picture
-from ..artefacts import ModelManifest, atomic_write, sha256_bytes
+from ..artefacts import ModelManifest, Precision, atomic_write, sha256_bytes
 from ..bank import check_class_name
 from ..errors import PictureError, VisionADError
 from ..inspector import Inspector
@@ -133,6 +133,8 @@ def evaluate(
     mode: Mode = "separate",
     engine: EngineName = "runtime",
     backend: str = "auto",
+    precision: Precision | None = None,
+    device: str | None = None,
     threads: int | None = None,
     views: Sequence[str] | None = None,
     weights: Path | None = None,
@@ -176,7 +178,9 @@ def evaluate(
                 )
             judge = ReferenceJudge(model, weights=weights, threads=threads, views=views)
         else:
-            inspector = stack.enter_context(Inspector.open(model, backend=backend, threads=threads, views=views))
+            inspector = stack.enter_context(
+                Inspector.open(model, backend=backend, precision=precision, device=device, threads=threads, views=views)
+            )
             judge = RuntimeJudge(inspector, batch=batch, bit_depth=bit_depth)
         run = _Run(judge, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, _Store(work))
         with progress(f"{dataset.name}, {shots} shot{'s' if shots > 1 else ''}", run.pictures()) as step:

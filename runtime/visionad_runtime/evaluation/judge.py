@@ -59,7 +59,11 @@ class RuntimeJudge:
 
     def __init__(self, inspector: Inspector, *, batch: int = 1, bit_depth: int | None = None) -> None:
         self._inspector = inspector
-        self.name = inspector.engine.name
+        engine = inspector.engine
+        own = engine.precision == inspector.manifest.precision
+        self.name = (
+            engine.name if own else f"{engine.name} in {engine.precision}"
+        )  # finished units of another are not resumed
         self.manifest = inspector.manifest
         self.views: tuple[str, ...] = inspector.views
         self._batch, self._bit_depth = batch, bit_depth

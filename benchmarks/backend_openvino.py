@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def opened(stack: ExitStack, model: Path, bank: Path, way: dict[str, Any], **settings: Any) -> Inspector | None:
-    """Return an inspector that ``stack`` closes; ``None`` if this CPU does not compute in that precision."""
+    """Return an inspector that ``stack`` closes; ``None`` if it does not run on this CPU or fails its self-test."""
     try:
         return stack.enter_context(Inspector.open(model, bank, **way, **settings))
     except VisionADError as exc:
@@ -140,13 +140,14 @@ def judge(backbone: str, model: Path, data: Path, every: int, folder: Path) -> l
                 bank = folder / f"{backbone} {data.name} {name}"
                 inspector = opened(stack, model, bank, way, views=("original",))
                 if inspector is None:
+                    rows.append({"backbone": backbone, "set": data.name, "way": name, "runs": False})
                     continue
                 inspector.enroll_files(PART, good[:1])
                 seen = Seen(inspector, good[1:], tests)
         finally:
             openvino.FP32_CONVOLUTIONS = usual
         base = base or seen
-        rows.append({"backbone": backbone, "set": data.name, "way": name, **seen.against(base, labels)})
+        rows.append({"backbone": backbone, "set": data.name, "way": name, "runs": True, **seen.against(base, labels)})
         print(rows[-1], flush=True)
     return rows
 

@@ -394,6 +394,8 @@ def test_nothing_runs(
 ) -> None:
     caplog.set_level(logging.INFO, "visionad")
     monkeypatch.setattr(ort, "get_available_providers", list)
+    others = {name: spec for name, spec in backends().items() if name != "openvino"}  # which runs without ONNX Runtime
+    monkeypatch.setattr(registry, "backends", lambda: others)
     with pytest.raises(VisionADError, match=r"ONNX Runtime .* has no CPUExecutionProvider"):  # not the GPUs' reasons
         open_engine(tiny_model, manifest)
     assert "not tensorrt: no engine has been built" in caplog.text
@@ -467,7 +469,7 @@ def test_doctor_names_tensorrt_only_once_there_is_an_engine(
     assert doctor.diagnose()["chosen"] == doctor.diagnose(model)["chosen"] == "onnxruntime-cuda"
     monkeypatch.setattr(EngineCache, "has_engine_for", lambda _, name: name == "tensorrt-rtx")
     assert (doctor.diagnose()["chosen"], doctor.diagnose(model)["chosen"]) == ("onnxruntime-cuda", "tensorrt-rtx")
-    cannot |= {"onnxruntime-cuda", "onnxruntime-cpu"}
+    cannot |= {"onnxruntime-cuda", "onnxruntime-cpu", "openvino"}
     assert doctor.diagnose()["chosen"] is None  # those that auto never takes are no choice either
 
 

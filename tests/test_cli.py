@@ -43,7 +43,7 @@ def test_predict_json_lines_in_input_order(
     assert "holds no picture" in rows[3]["error"]
     assert set(rows[0]) == {
         "image", "class", "class_source", "class_margin", "score", "threshold", "verdict", "bank_version", "regions", "timings_ms",
-        "backend",
+        "backend", "precision",
     }  # fmt: skip
     assert rows[0]["verdict"] == "unknown" and rows[0]["threshold"] is None  # not calibrated
     assert set(rows[0]["timings_ms"]) == {

@@ -451,7 +451,7 @@ def test_a_threshold_of_another_precision_is_used_where_it_holds(
         ("fp16", "bf16", False),
     ],
 )
-def test_where_a_threshold_holds(calibrated: str, used: str, holds: bool) -> None:
+def test_where_a_threshold_holds(calibrated: str, used: Precision, holds: bool) -> None:
     record = Calibration.model_construct(views=("original",), precision=calibrated)
     spec = ScoringSpec(("original",))
     assert spec.holds_for(record, used) is holds

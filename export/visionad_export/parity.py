@@ -131,7 +131,7 @@ def check_parity(
     threads: int | None = None,
     step: Any = lambda: None,
 ) -> dict[str, Any]:
-    """Compare on ``paths``; JSON-ready report with ``pass``. Tolerances are those of the model's precision.
+    """Compare on ``paths``; JSON-ready report with ``pass``. Tolerances are those of the precision that the engine computes in.
 
     Where the pictures lie in a folder ``good`` and others, as in MVTec-AD, the image AUROC of both sides is compared too.
 
@@ -144,7 +144,7 @@ def check_parity(
     """
     bank = inspector.enrolled(class_name)
     reference = load_reference(inspector.manifest, inspector.scoring, weights, threads)
-    report = _Report(tolerances(inspector.manifest.precision))
+    report = _Report(tolerances(inspector.engine.precision))
     banks: dict[str, ClassBank] = {}
     origins: dict[str, str] = {}
     class_name = None if class_name is None else stored_name(class_name)
@@ -164,7 +164,7 @@ def check_parity(
     return {
         "model": inspector.manifest.identity.describe(),
         "backend": inspector.engine.name,
-        "precision": inspector.manifest.precision,
+        "precision": inspector.engine.precision,
         "views": list(inspector.views),
         "images": len(report.scores),
         "bank_features": origins,

@@ -24,7 +24,7 @@ from .bank.supports import read_supports
 from .engine.base import Engine, Tokens
 from .errors import BankError, PictureError, VisionADError
 from .formats.files import sha256_bytes
-from .formats.manifest import ClassEntry, ModelManifest, Precision, SupportImage, ViewName
+from .formats.manifest import ClassEntry, ModelManifest, SupportImage, ViewName, parse_precision
 from .formats.model_folder import read_model
 from .images import arrays, decode, discover, pixels, reader
 from .pipeline.assembly import open_chain
@@ -82,7 +82,7 @@ class Inspector:
         bank: str | Path | None = None,
         *,
         backend: str = "auto",
-        precision: Precision | None = None,
+        precision: str | None = None,
         device: str | None = None,
         threads: int | None = None,
         preset: str | None = None,
@@ -91,25 +91,21 @@ class Inspector:
     ) -> Inspector:
         """Open, check and warm up.
 
-        Every file's digest is checked, then the backend must pass its self-test (``pipeline/self_test.py``), and on a GPU the
-        chain around it must give what the host's does (``chain.open_chain``): a damaged file or a wrong operator is found here
-        and not at the line.
+        This checks every file's digest, the backend by its self-test (``pipeline/self_test.py``) and, on a GPU, the pipeline
+        against the host's (``pipeline/assembly.py``): a damaged file or a wrong operator is found here, not at the line.
 
         Args:
             model: model folder. bank: bank folder; a missing or empty one starts a new bank with the first `enroll`.
             backend: ``auto`` (the best that runs here and passes its self-test) or a name of ``engine.backends()``.
-            precision: the precision to compute in, for backends that offer a choice (default: the model's own).
-            device: the device to compute on, for backends that offer a choice.
-            preset: how to score: a name of ``scoring/presets/`` or the path of such a file (default: as the model was exported).
-                The model must have the preset's image size. Banks stay valid; a threshold holds for the scoring it was
-                calibrated with.
-            views: which of the bank's views to look through (default: the preset's, else all of the bank's). They win over the
-                preset's.
-            threads: CPU threads of engine and search (default: all cores, and no more than these: threads that wait for each
-                other's core take minutes). The search's result does not depend on it.
-            keep_alive: seconds without a picture after which a GPU runs its last one again, and again, so that its clocks stay
-                up and the next part after a pause is as fast as the others, at the price of the power (default: never; results
-                do not change; a CPU needs none). Well below the time in which the GPU slows down, such as 0.02.
+            precision: ``fp32``, ``bf16`` or ``fp16``, for backends that offer it (default: the model's own).
+            device: ``cpu``, ``gpu`` or ``npu``, for backends that offer a choice (default: theirs).
+            preset: how to score: a name of ``scoring/presets/`` or such a file, of the model's image size (default: as exported).
+                Banks stay valid. A threshold holds for the scoring and the precision that it was calibrated with.
+            views: which of the bank's views to look through (default: the preset's, else all of the bank's).
+            threads: CPU threads of engine and search, at most all cores (default: all). Search results do not depend on it.
+            keep_alive: seconds without an image, such as 0.02, after which a GPU repeats its last one, again and again, so that
+                its clocks stay up and the next part after a pause is as fast as the others. It costs power, changes no result,
+                and does nothing on a CPU (default: never).
 
         Raises:
             ModelError, BankError, VisionADError: what is wrong and what mends it.
@@ -133,7 +129,7 @@ class Inspector:
             backend,
             threads=threads,
             batch_size=len(scoring.views),
-            precision=precision,
+            precision=parse_precision(precision),
             device=device,
         )
         try:
@@ -278,7 +274,7 @@ class Inspector:
         for i, found in enumerate(self.chain.run(rgbs, choose, class_token=class_name is None, trace=trace)):
             holds = self._calibrated_for(classes[i])
             result = make_result(
-                classes[i], found, routes[i], rgbs[i].shape, spec, holds, bank.manifest.version, self.engine.name
+                classes[i], found, routes[i], rgbs[i].shape, spec, holds, bank.manifest.version, self.engine
             )
             one = None
             if found.images is not None and found.patch is not None:
@@ -330,11 +326,11 @@ class Inspector:
 
     def _calibrated_for(self, matched: ClassBank) -> bool:
         record = matched.entry.calibration
-        return record is None or self.scoring.holds_for(record, self.manifest.precision)
+        return record is None or self.scoring.holds_for(record, self.engine.precision)
 
     def uncalibrated(self) -> list[str]:
         """Return why thresholds of the bank are not used here, a line for each such class."""
-        here = f"{self.scoring.describe()} in {self.manifest.precision}"
+        here = f"{self.scoring.describe()} in {self.engine.precision}"
         return [
             f"class {name}: its threshold was calibrated with {ScoringSpec.of(record).describe()} in {record.precision}, which "
             f"does not hold for {here}; its verdicts are unknown until `visionad calibrate`"

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from .bank.memory_bank import ClassBank
 from .bank.routing import Route
-from .engine.base import Tokens
+from .engine.base import Engine, Tokens
 from .errors import PictureError
-from .formats.manifest import PreprocessSpec, ViewName
+from .formats.manifest import Precision, PreprocessSpec, ViewName
 from .images import pixels
 from .pipeline.base import Clock, Matched
 from .scoring.regions import Geometry, Region, regions
@@ -31,7 +31,8 @@ class Result:
     ``anomaly_map`` is float32 (256, 256), the sum of the views' cosine distances (0..2 a view), of the centre crop;
     ``geometry`` maps it to the original picture. ``score`` is the mean of its largest pixels: 1 % of them, or the
     scoring's ``top_fraction``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the picture is like no
-    class. ``timings`` are milliseconds. ``backend`` is the engine that encoded it.
+    class. ``timings`` are milliseconds. ``backend`` is the engine that encoded it, ``precision`` the one it
+    computes in.
     """
 
     score: float
@@ -47,6 +48,7 @@ class Result:
     map_scale: tuple[float, float]
     timings: Mapping[str, float] = field(compare=False)
     backend: str = field(compare=False)
+    precision: Precision = field(compare=False)
 
     def to_dict(self, image: str) -> dict[str, Any]:
         """The JSON object ``visionad predict --json`` prints for a picture."""
@@ -64,6 +66,7 @@ class Result:
             ],
             "timings_ms": {k: round(v, 3) for k, v in self.timings.items()},
             "backend": self.backend,
+            "precision": self.precision,
         }
 
 
@@ -94,7 +97,7 @@ def make_result(
     spec: PreprocessSpec,
     threshold_holds: bool,
     bank_version: int,
-    backend: str,
+    engine: Engine,
 ) -> Result:
     """Judge what the pipeline gave for one image: verdict, regions, timings.
 
@@ -106,7 +109,7 @@ def make_result(
         spec: how the image was preprocessed.
         threshold_holds: whether the class's threshold was calibrated with this scoring and precision.
         bank_version: version of the bank in force.
-        backend: name of the engine.
+        engine: that encoded it.
     """
     timer = Clock()
     known = route is None or route.known
@@ -130,5 +133,6 @@ def make_result(
         geometry=geometry,
         map_scale=bank.entry.map_scale or (0.0, 0.4 * len(output.distances)),
         timings={**timings, "total": sum(timings.values())},
-        backend=backend,
+        backend=engine.name,
+        precision=engine.precision,
     )

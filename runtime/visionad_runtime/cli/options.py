@@ -25,12 +25,32 @@ def as_stored(name: str | None) -> str | None:
     return stored_name(name)
 
 
+def checked_precision(name: str | None) -> str | None:
+    """A precision that exists, before anything is opened."""
+    from ..formats.manifest import parse_precision
+
+    return parse_precision(name)
+
+
 ClassOption = Annotated[str, typer.Option("--class", metavar="NAME", callback=as_stored, help="class of the parts")]
 MaybeClass = Annotated[
     str | None,
     typer.Option("--class", metavar="NAME", callback=as_stored, help="class of the parts; skips routing"),
 ]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, or one that `visionad doctor` lists")]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        callback=checked_precision,
+        help="compute in fp32, bf16 or fp16, by a backend that offers it [default: the model's]",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", metavar="D", help="compute on cpu, gpu or npu, by a backend that offers it (openvino)"),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default, and at most: all cores]")
 ]

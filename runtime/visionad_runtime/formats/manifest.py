@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import BankError, LostManifestError, ModelError
+from ..errors import BankError, LostManifestError, ModelError, VisionADError
 
 MANIFEST = "manifest.json"
 HISTORY = "history"
@@ -94,6 +94,19 @@ class Accuracy(_Strict, allow_inf_nan=True):  # what was found, before it is ref
     golden_max_abs: float
 
 
+def parse_precision(text: str | None) -> Precision | None:
+    """Return a precision by its name; ``None`` for ``None``.
+
+    Raises:
+        VisionADError: There is no precision of this name.
+    """
+    known: tuple[Precision, ...] = get_args(Precision)
+    found = next((one for one in known if one == text), None)
+    if text is not None and found is None:
+        raise VisionADError(f"precision {text!r}: expected one of {', '.join(known)}")
+    return found
+
+
 class ModelManifest(_Strict):
     """``manifest.json`` of a model folder."""
 
@@ -143,6 +156,7 @@ class Calibration(_Strict):
     """With ``views`` and ``rarity`` the scoring that was calibrated: ``ScoringSpec.holds_for`` compares."""
     rarity: bool = False
     precision: Precision = "fp32"
+    """Realised by the engine that scored, whatever the model's own is."""
     created: str
 
 

@@ -33,8 +33,20 @@ differences, so the largest one tells little: DeiT-Tiny has 2.7e-2 in bf16, and 
 fault moves every token: here the same two have 1.1e-2 and 8.2e-2. One wrong layer of a ViT-S like DINOv2's (random weights) makes
 4.1e-2 or more, where the largest difference may be 1.1e-2, and bf16 makes 4.6e-3. tf32 and fp16 make 2.2e-3 at most."""
 
+WORST_TOLERANCE = {**GOLDEN_TOLERANCE, "bf16": 0.1}
+"""As :data:`GOLDEN_TOLERANCE`, for what a whole backbone may differ by from the reference. In bf16 a few tokens of massive
+activations decide it, differently from one CPU or GPU to the next, and it says little of the scores: DeiT-Tiny in OpenVINO's bf16
+has 3.7e-2 on the golden images, where no verdict and no AUROC of real bottles and tiles changes. It is a floor against single
+tokens that are wrong; :data:`RMS_TOLERANCE` and :data:`SCORE_TOLERANCE` judge what reaches a user."""
+
+SCORE_TOLERANCE = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "bf16": 3e-2}
+"""By how much the score of the blemished golden image may differ, as a share of it. Good parts' scores spread by about 9 % of
+their mean; a third of that decides no verdict that the next part would not. In OpenVINO's bf16 EfficientNet-Lite0 is off by 0.17 %,
+DeiT-Tiny by 0.35 %."""
+
 POSITION_TOLERANCE = 0.1
-"""Share of that tolerance by which one picture's tokens may differ between places in a call: the same arithmetic, another tile."""
+"""Share of :data:`GOLDEN_TOLERANCE` by which one picture's tokens may differ between places in a call: the same arithmetic,
+another tile."""
 
 GOLDEN_TENSORS = (
     "image",
@@ -83,7 +95,8 @@ def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[s
     Raises:
         ModelError: naming the stage that is off.
     """
-    allowed, allowed_rms = GOLDEN_TOLERANCE[engine.precision], RMS_TOLERANCE[engine.precision]
+    allowed, allowed_rms = WORST_TOLERANCE[engine.precision], RMS_TOLERANCE[engine.precision]
+    allowed_rows = POSITION_TOLERANCE * GOLDEN_TOLERANCE[engine.precision]
     spec = manifest.identity.preprocess
     plain, blemished = (normalise(golden[name], spec) for name in ("image", "blemished"))
 
@@ -122,11 +135,11 @@ def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[s
             for a, b in zip(again, tokens, strict=True)
             if a is not None and b is not None
         )
-        if not found["rows"] <= POSITION_TOLERANCE * allowed:
+        if not found["rows"] <= allowed_rows:
             raise fail(
                 "rows",
                 f"one picture's tokens differ by {found['rows']:.3g} between places in a call or with other pictures beside it "
-                f"(allowed {POSITION_TOLERANCE * allowed:g})",
+                f"(allowed {allowed_rows:g})",
             )
     golden_scoring = ScoringSpec(views=("original",))  # whatever the model's: the stored score was made so
     scored = score_tokens(
@@ -134,8 +147,9 @@ def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[s
     )
     score, right_score = scored.score, float(golden["blemished_score"][0])
     found["score"] = abs(score - right_score)
-    if not found["score"] <= allowed:
-        raise fail("score", f"expected {right_score:.6f}, got {score:.6f} (allowed difference {allowed:g})")
+    allowed_score = SCORE_TOLERANCE[engine.precision] * right_score
+    if not found["score"] <= allowed_score:
+        raise fail("score", f"expected {right_score:.6f}, got {score:.6f} (allowed difference {allowed_score:.2g})")
     return found
 
 

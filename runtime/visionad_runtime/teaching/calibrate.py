@@ -58,7 +58,7 @@ def calibrate_class(
     it is the only one, passed over and named in ``skipped``.
 
     Args:
-        inspector: with a bank that holds the class. The threshold holds for its scoring and its model's precision.
+        inspector: with a bank that holds the class. The threshold holds for its scoring and its engine's precision.
         name: of the class.
         paths: good images.
         max_false_reject: tolerated false-reject rate, between 0 and 1.
@@ -104,7 +104,7 @@ def calibrate_class(
         scores=tuple(scores),
         sources=tuple(str(path.absolute()) for path in seen.values() if path not in alone),
         **inspector.scoring.fields(),
-        precision=inspector.manifest.precision,
+        precision=inspector.engine.precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     scale = heatmap_range(float(np.median(medians)), threshold.value)

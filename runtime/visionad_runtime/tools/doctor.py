@@ -146,7 +146,7 @@ def _self_test(model: Path, problems: list[str]) -> str:
     except (VisionADError, ImportError) as exc:  # what does not import is a problem by itself as well
         problems.append(str(exc))
         return "self-test failed"
-    return f"self-test passed on {engine.name}, within these of the reference: {engine.info['self-test']}"
+    return f"self-test passed on {engine.name} in {engine.precision}, within these of the reference: {engine.info['self-test']}"
 
 
 def _search(problems: list[str]) -> str | None:

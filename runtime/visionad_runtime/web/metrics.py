@@ -40,7 +40,7 @@ class Metrics:
         version.set_function(lambda: inspector.bank.manifest.version if inspector.bank is not None else 0)
         labels = ["version", "backend", "precision"]
         info = Gauge("visionad_info", "what inspects", labels, registry=self.registry)
-        info.labels(__version__, inspector.engine.name, inspector.manifest.precision).set(1)
+        info.labels(__version__, inspector.engine.name, inspector.engine.precision).set(1)
         ProcessCollector(registry=self.registry)
 
     def add(self, result: Result) -> None:

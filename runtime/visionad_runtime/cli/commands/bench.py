@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import VisionADError
+from ..options import DeviceOption, PrecisionOption
 
 if TYPE_CHECKING:
     from ...bank.memory_bank import ClassBank
@@ -37,6 +38,8 @@ def bench_command(
         list[str] | None,
         typer.Option("--backend", metavar="B", help="repeatable, or B,B [default: all of auto's that run here]"),
     ] = None,
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
     batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="pictures a call")] = "1,2,4,8",
     seconds: Annotated[float, typer.Option(min=0.0, max=86400.0, help="each measurement takes about this long")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="turns in which the compared are timed")] = 7,
@@ -59,7 +62,10 @@ def bench_command(
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="write diagrams (.png) here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
-    """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends."""
+    """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends.
+
+    `--precision` and `--device` are for those of the backends that offer them.
+    """
     from ...bank.names import stored_name
     from ...engine.registry import backends
     from ...tools.benchmark.plots import draw, make_folder, require_matplotlib
@@ -80,6 +86,8 @@ def bench_command(
         images=tuple(images or ()),
         class_name=None if class_name is None else stored_name(class_name),
         backends=tuple(dict.fromkeys(wanted)),
+        precision=precision,
+        device=device,
         batches=_batches(batch),
         seconds=seconds,
         rounds=rounds,

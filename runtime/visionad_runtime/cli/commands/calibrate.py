@@ -13,9 +13,11 @@ from ..options import (
     BankArg,
     BitDepth,
     ClassOption,
+    DeviceOption,
     JsonFlag,
     ModelArg,
     PathsArg,
+    PrecisionOption,
     PresetOption,
     ThreadsOption,
     ViewsOption,
@@ -33,6 +35,8 @@ def calibrate(
     class_name: ClassOption,
     max_false_reject: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.01,
     backend: BackendOption = "auto",
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
     preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
@@ -49,7 +53,14 @@ def calibrate(
     require_bank(bank)
     with (
         Inspector.open(
-            model, bank, backend=backend, threads=threads, preset=preset, views=split_views(views)
+            model,
+            bank,
+            backend=backend,
+            precision=precision,
+            device=device,
+            threads=threads,
+            preset=preset,
+            views=split_views(views),
         ) as inspector,
         progress(f"calibrating {class_name}", len(pictures)) as step,
     ):

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from ...errors import VisionADError
 from ...scoring.catalog import preset_help
+from ..options import DeviceOption, PrecisionOption
 
 if TYPE_CHECKING:
     from ...tools.evaluation.aggregate import Mode
@@ -75,6 +76,8 @@ def eval_command(
     backend: Annotated[
         str, typer.Option("--backend", help="of the runtime: auto, or one that `visionad doctor` lists")
     ] = "auto",
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -130,6 +133,8 @@ def eval_command(
         mode=chosen_mode,
         open_predictor=open_predictor,
         backend=backend,
+        precision=precision,
+        device=device,
         threads=threads,
         preset=preset,
         views=chosen_views,

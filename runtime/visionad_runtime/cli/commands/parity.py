@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ...errors import VisionADError
+from ..options import DeviceOption, PrecisionOption
 
 
 def parity_command(
@@ -20,6 +21,8 @@ def parity_command(
     ] = None,
     class_name: Annotated[str | None, typer.Option("--class", metavar="NAME", help="class; skips routing")] = None,
     backend: Annotated[str, typer.Option("--backend", help="runtime backend to compare")] = "auto",
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
     views: Annotated[
         str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
     ] = None,
@@ -44,7 +47,9 @@ def parity_command(
     pictures = [found.path for found in find_pictures(paths)]
     chosen = None if views is None else parse_views(views)
     with (
-        Inspector.open(model, bank, backend=backend, threads=threads, views=chosen) as inspector,
+        Inspector.open(
+            model, bank, backend=backend, precision=precision, device=device, threads=threads, views=chosen
+        ) as inspector,
         progress("comparing", len(pictures)) as step,
     ):
         name = as_stored(class_name)

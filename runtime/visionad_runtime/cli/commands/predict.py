@@ -17,10 +17,12 @@ from ..options import (
     BackendOption,
     BankArg,
     BitDepth,
+    DeviceOption,
     JsonFlag,
     MaybeClass,
     ModelArg,
     PathsArg,
+    PrecisionOption,
     PresetOption,
     ThreadsOption,
     ViewsOption,
@@ -40,6 +42,8 @@ def predict(
     maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
     backend: BackendOption = "auto",
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
     preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
@@ -64,7 +68,14 @@ def predict(
     report = ResultWriter(as_json, maps, overlays)
     with (
         Inspector.open(
-            model, bank, backend=backend, threads=threads, preset=preset, views=split_views(views)
+            model,
+            bank,
+            backend=backend,
+            precision=precision,
+            device=device,
+            threads=threads,
+            preset=preset,
+            views=split_views(views),
         ) as inspector,
         progress("inspecting", len(pictures)) as step,
     ):

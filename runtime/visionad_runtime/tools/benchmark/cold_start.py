@@ -6,7 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,19 +80,24 @@ def cold_start(
     class_name: str | None,
     repeats: int,
     gpu_used: Callable[[], int] | str,
+    wishes: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Medians over ``repeats`` fresh processes each, in turn: until ``Inspector.open`` is done, and until `visionad predict` has
     given the first verdict. Files are in the system's cache. GPU memory is that of a process that has opened and tested the model.
 
     Args:
         gpu_used: bytes of GPU memory in use by anybody, or why that is not known.
+        wishes: precision and device to open the backend with.
     """
     settings = {"model": str(model), "bank": str(bank), "backend": backend, "threads": threads, "views": views}
+    asked = {name: value for name, value in (wishes or {}).items() if value is not None}
+    settings |= asked
     opened = ["-c", _OPEN, json.dumps(settings)]
     predict = ["-c", _PREDICT, "predict", str(model), str(bank), str(picture), "--json", "--backend", backend]
     predict += ["--views", ",".join(views)]
     predict += ["--threads", str(threads)] if threads else []
     predict += ["--class", class_name] if class_name else []
+    predict += [word for name, value in asked.items() for word in (f"--{name}", value)]
     used = None if isinstance(gpu_used, str) else gpu_used
     starts = [(start(opened, used), start(predict)) for _ in range(repeats)]
     peaks = [p.peak for _, p in starts if p.peak is not None]

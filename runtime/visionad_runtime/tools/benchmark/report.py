@@ -41,7 +41,8 @@ def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
     at, stages = entry["batches"][str(batch)], entry["stages"]
     columns = f"{'p50':>9} {'p95':>9} {'p99':>9}   share"
     lines = [
-        f"{name}: {', '.join(f'{k} {v}' for k, v in entry['details'].items() if k not in ('chosen because', 'passed over'))}",
+        f"{name} in {entry['precision']}: "
+        + ", ".join(f"{k} {v}" for k, v in entry["details"].items() if k not in ("chosen because", "passed over")),
         f"  {'ms, batch ' + str(batch):<26} {'from the file':<40}from pixels, decoded beforehand",
         f"  {'':<26} {columns} {columns}",
     ]

@@ -51,18 +51,29 @@ def _no_progress(_what: str, _total: int) -> AbstractContextManager[Callable[[],
 
 @dataclass(frozen=True)
 class Settings:
-    """What `visionad bench` was asked. ``backends`` empty: all of ``auto``'s that run. ``views`` None: all of the bank's."""
+    """What `visionad bench` was asked. ``backends`` empty: all of ``auto``'s that run. ``views`` None: all of the bank's.
+    ``precision`` and ``device`` are for those of the backends that offer them."""
 
     bank: Path | None = None
     images: tuple[Path, ...] = ()
     class_name: str | None = None
     backends: tuple[str, ...] = ()
+    precision: str | None = None
+    device: str | None = None
     batches: tuple[int, ...] = (1, 2, 4, 8)
     seconds: float = 10
     rounds: int = 7
     starts: int = 3
     threads: int | None = None
     views: tuple[str, ...] | None = None
+
+    def wishes(self, backend: str) -> dict[str, Any]:
+        """Return the precision and the device to open a backend with."""
+        spec = backend_spec(backend)
+        return {
+            "precision": self.precision if self.precision in spec.precisions else None,
+            "device": self.device if spec.takes_device else None,
+        }
 
 
 class Pictures(NamedTuple):
@@ -158,7 +169,9 @@ def _open_all(
             if not settings.backends and require_engine is not None:
                 require_engine(model)
             inspector = close.enter_context(
-                Inspector.open(model, bank, backend=name, threads=settings.threads, views=settings.views)
+                Inspector.open(
+                    model, bank, backend=name, threads=settings.threads, views=settings.views, **settings.wishes(name)
+                )
             )
         except VisionADError as exc:
             failed[name] = str(exc)
@@ -166,6 +179,9 @@ def _open_all(
         opened[name] = inspector
         if support is not None and len(opened) == 1:
             inspector.enroll_files(settings.class_name or "part", [support])
+    if settings.precision is not None and all(settings.precision != i.engine.precision for i in opened.values()):
+        failed = failed or {name: f"it computes in {i.engine.precision}" for name, i in opened.items()}
+        opened = {}
     if not opened:
         raise VisionADError("no backend runs here: " + "; ".join(f"{n}: {r}" for n, r in failed.items()))
     return opened, failed
@@ -247,12 +263,13 @@ class _Run:
                         name: {way: measure.stage_table(times[batch:]) for way, times in ways.items()}
                         for name, ways in laps.items()
                     }
-                    report["against"] = self._against(end_to_end, engine_only, torch)
+                    report["against"] = self._against(end_to_end, pixels, engine_only, torch)
         entries: dict[str, dict[str, Any]] = {}
         for name, inspector in self.opened.items():
             call = self._end_to_end(inspector, settings.batches[0], [])
             entries[name] = {
                 "details": dict(inspector.engine.info),
+                "precision": inspector.engine.precision,
                 "chain_memory_mb": {k: round(v / 1e6, 1) for k, v in inspector.chain.memory().items()},
                 "group": inspector.engine.batch_size,
                 "stages": stages[name],
@@ -301,6 +318,8 @@ class _Run:
                 "seconds": settings.seconds,
                 "rounds": settings.rounds,
                 "threads": settings.threads,
+                "precision": settings.precision,
+                "device": settings.device,
             },
         }
 
@@ -373,18 +392,25 @@ class _Run:
 
     @staticmethod
     def _against(
-        end_to_end: Mapping[str, Candidate], engine_only: Mapping[str, Candidate], torch: Mapping[str, Candidate]
+        end_to_end: Mapping[str, Candidate],
+        pixels: Mapping[str, Candidate],
+        engine_only: Mapping[str, Candidate],
+        torch: Mapping[str, Candidate],
     ) -> list[dict[str, Any]]:
-        """Compare every other candidate with the first backend: end to end with end to end, engine with engine."""
+        """Compare every other candidate with the first backend, like with like: end to end, from pixels, engine."""
         first = next(iter(end_to_end))
         found = []
-        for title, candidate in {**end_to_end, **torch}.items():
-            if title == first:
+        for candidate in (*end_to_end.values(), *pixels.values(), *torch.values()):
+            if candidate in (end_to_end[first], pixels[first]):
                 continue
-            mine = engine_only[first] if ", bare " in title else end_to_end[first]
+            mine = end_to_end[first]
+            if ", bare " in candidate.name:
+                mine = engine_only[first]
+            elif candidate.name.endswith(", from pixels"):
+                mine = pixels[first]
             found.append(
                 {
-                    "what": title,
+                    "what": candidate.name,
                     "by": mine.name,
                     "ratio": measure.ratio(candidate, mine),
                     **measure.summarise(candidate.times),
@@ -417,6 +443,7 @@ def _cold_start(
         settings.class_name,
         settings.starts,
         used,
+        settings.wishes(backend),
     )
 
 
@@ -442,6 +469,8 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
     }
     for name, entry in report["backends"].items():
         peaks = _known({CPU: cpu, NVIDIA_GPU: gpu}.get(backend_spec(name).device, NO_PEAKS))
+        if backend_spec(name).device == CPU and (entry["precision"] != manifest.precision or settings["device"]):
+            peaks = None  # those of the CPU are of the model's precision
         batch, best = min(entry["batches"].items(), key=lambda item: item[1]["bare_engine"]["p50"] / int(item[0]))
         seconds = best["bare_engine"]["p50"] / 1e3 / int(batch) / views
         work = roofline.backbone_work(identity, weights, entry["group"], routed)

@@ -69,7 +69,9 @@ class RuntimePredictor:
 
     def __init__(self, inspector: Inspector, *, batch: int = 1, bit_depth: int | None = None) -> None:
         self._inspector = inspector
-        self.name = inspector.engine.name
+        engine, own = inspector.engine, inspector.manifest.precision
+        # Part of the key of finished units: those of another precision are not resumed.
+        self.name = engine.name if engine.precision == own else f"{engine.name} in {engine.precision}"
         self.manifest = inspector.manifest
         self.scoring = inspector.scoring
         self._batch, self._bit_depth = batch, bit_depth

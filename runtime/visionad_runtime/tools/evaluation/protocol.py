@@ -56,6 +56,8 @@ def evaluate(
     mode: Mode = "separate",
     open_predictor: Callable[[], Predictor] | None = None,
     backend: str = "auto",
+    precision: str | None = None,
+    device: str | None = None,
     threads: int | None = None,
     preset: str | None = None,
     views: Sequence[str] | None = None,
@@ -74,9 +76,11 @@ def evaluate(
         shots: support images a class.
         seeds: of the published choice of supports; ``None`` takes the first ``shots`` images by name, once.
         mode: ``separate`` for a bank a class, ``multi`` for one bank that holds all classes.
-        open_predictor: opens what inspects in place of the runtime; ``backend``, ``threads``, ``views`` and ``batch`` are the
-            runtime's then, and not used.
+        open_predictor: opens what inspects in place of the runtime; the runtime's settings (``backend`` to ``batch``)
+            are not used then.
         backend: the runtime's backend.
+        precision: the precision that it computes in, for a backend that offers it (default: the model's).
+        device: the device that it computes on, for a backend that offers a choice (default: its own).
         threads: the runtime's CPU threads, ``None`` for all cores.
         preset: how the runtime scores, as :meth:`Inspector.open <visionad_runtime.inspector.Inspector.open>` takes it.
         views: the runtime's views, ``None`` for all of the model's.
@@ -107,7 +111,15 @@ def evaluate(
             predictor = open_predictor()
         else:
             inspector = stack.enter_context(
-                Inspector.open(model, backend=backend, threads=threads, preset=preset, views=views)
+                Inspector.open(
+                    model,
+                    backend=backend,
+                    precision=precision,
+                    device=device,
+                    threads=threads,
+                    preset=preset,
+                    views=views,
+                )
             )
             predictor = RuntimePredictor(inspector, batch=batch, bit_depth=bit_depth)
         run = _Run(predictor, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, Store(work))

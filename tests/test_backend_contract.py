@@ -150,14 +150,14 @@ def test_a_wish_that_a_backend_does_not_take_is_an_error(
 
 
 def test_the_table_of_the_docs_says_what_the_spec_says(spec: BackendSpec) -> None:
-    text = (ROOT / "docs" / "backends.md").read_text()
+    text = (ROOT / "docs" / "guides" / "backends.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith(f"| `{spec.name}` |")]
     in_auto = "yes" if spec.priority is not None else "no, experimental" if spec.experimental else "no"
     assert [cell.strip() for cell in row.split("|")[2:6]] == [in_auto, spec.device, spec.needs, spec.verified]
 
 
 def test_the_table_of_the_docs_is_in_the_order_of_auto() -> None:
-    names = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs" / "backends.md").read_text(), re.MULTILINE)
+    names = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs" / "guides" / "backends.md").read_text(), re.MULTILINE)
     assert [name for name in names if name in backends()] == list(backends())
 
 

@@ -21,7 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 H100 = "gpu-nvidia-h100-80gb-hbm3-2026-11-27/597d1b6"
 MARK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 AIM = re.compile(r"^(FAIL|pass|not measured) +(.*?): ((?!\d+ calls)[+\d].*|at most \d.*)$", re.MULTILINE)
-PRESETS = {"paper": "paper", "sharp": "full-image", "keen": "full-image-weighted"}
+PRESETS = {name: name for name in ("paper", "full-image", "full-image-weighted")}
 """Preset names of result files made before the presets were renamed."""
 BACKBONES = {"deit_tiny_patch16_224": "DeiT-Tiny", "efficientnet_lite0": "EfficientNet-Lite0"}
 
@@ -193,7 +193,7 @@ def presets() -> Rows:
 def preset_cost() -> Rows:
     """Time from file to result."""
     for row in load("presets")["cost"]:
-        yield BACKBONES[row["backbone"]], f"{row['sharp/paper']:.2f}", f"{row['keen/paper']:.2f}"
+        yield BACKBONES[row["backbone"]], f"{row['full-image/paper']:.2f}", f"{row['full-image-weighted/paper']:.2f}"
 
 
 @register("backbone", "set", "supports", "banks tried", "defect reported", "good part reported")

@@ -505,7 +505,7 @@ def test_doctor_asks_for_the_driver_as_the_backends_do(
 ) -> None:
     """The tool may be here without the driver, and a container may have the driver without the tool."""
     monkeypatch.setattr(system.shutil, "which", lambda _: tool)
-    for module in (doctor, system, onnxruntime):
+    for module in (system, onnxruntime):
         monkeypatch.setattr(module, "has_nvidia_driver", lambda: driver)
     monkeypatch.setattr(onnxruntime, "run_isolated", lambda _: "")
     monkeypatch.setattr(tensorrt, "run_isolated", lambda _: None)

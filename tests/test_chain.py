@@ -18,7 +18,7 @@ from visionad_runtime.cuda import kernels, thread
 from visionad_runtime.cuda.thread import Owner
 from visionad_runtime.errors import PictureError, VisionADError
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
-from visionad_runtime.pipeline.cuda import shared, slot
+from visionad_runtime.pipeline.cuda import loader, shared, slot
 from visionad_runtime.pipeline.cuda.executor import Chain
 from visionad_runtime.pipeline.cuda.outputs import Matched
 from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
@@ -390,7 +390,8 @@ def test_the_fake_device_sees_a_missing_wait(line: Callable[..., Line], monkeypa
 def test_a_class_is_enrolled_while_cameras_run(
     line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
-    monkeypatch.setattr(shared, "STAGING", 1024)  # many pieces
+    for module in (shared, loader):
+        monkeypatch.setattr(module, "STAGING", 1024)  # many pieces
     one = line(pace=1, cameras=2, max_rows=3, at_once=at_once)
     versions = [enrol("nut", range(200, 201 + n)) for n in range(3)]
     one.chain.keep([BOLT, versions[0]])

@@ -340,15 +340,15 @@ def test_json_is_utf_8_whatever_the_locale_and_the_name(
 @pytest.mark.parametrize(
     "moment",
     [
-        "picture.find_pictures = lambda paths: os.kill(os.getpid(), signal.SIGINT)",
+        "discover.find_pictures = lambda paths: os.kill(os.getpid(), signal.SIGINT)",
         "typer.main.get_command = lambda app: os.kill(os.getpid(), signal.SIGINT)",  # before the parser would see to it
-        "sys.modules['visionad_runtime.bank'] = Native()",
+        "sys.modules['visionad_runtime.bank.names'] = Native()",
     ],
     ids=["at work", "before", "importing"],
 )
 def test_ctrl_c_is_said_in_one_line(tiny_model: Path, tmp_path: Path, moment: str) -> None:
     code = f"""import os, signal, sys, typer
-from visionad_runtime import picture
+from visionad_runtime.images import discover
 from visionad_runtime.cli import main as cli
 class Native:  # as pybind11 makes it
     def __getattr__(self, name):

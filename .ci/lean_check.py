@@ -38,7 +38,7 @@ for a, b in zip(full, lean, strict=True):
     assert Path(a["image"]).name == Path(b["image"]).name
     assert (a["class"], a["verdict"]) == (b["class"], b["verdict"]), (a, b)
     assert abs(a["score"] - b["score"]) <= 1e-5, (a["score"], b["score"])
-print(f"lean predict: {len(lean)} pictures, verdicts and scores as in the full install")
+print(f"lean predict: {len(lean)} images, verdicts and scores as in the full install")
 
 from visionad_runtime.cuda.kernels import read_manifest, read_target  # noqa: E402
 

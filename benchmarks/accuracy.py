@@ -1,4 +1,4 @@
-"""Accuracy on the real pictures at hand, runtime and reference side by side: `python benchmarks/accuracy.py`.
+"""Accuracy on the real images at hand, runtime and reference side by side: `python benchmarks/accuracy.py`.
 
 One shot (the first file by name), the paper's three views, each data set on its own. The two engines share no code from
 file to score, so equal tables say that what runs at the line is the method.
@@ -42,7 +42,7 @@ def main() -> None:
             pairs = [(found["runtime"][m], found["reference"][m]) for m in METRICS]
             rows[-2]["largest_difference"] = max(abs(a - b) for a, b in pairs if a is not None and b is not None)
             print(f"{name}: runtime and reference differ by at most {rows[-2]['largest_difference']:.1e}", flush=True)
-    print("| set | pictures | " + " | ".join(METRICS) + " |\n|" + "---|" * (len(METRICS) + 2))
+    print("| set | images | " + " | ".join(METRICS) + " |\n|" + "---|" * (len(METRICS) + 2))
     for row in rows:
         if row["engine"] == "runtime":
             figures = " | ".join("–" if row[m] is None else f"{row[m]:.3f}" for m in METRICS)

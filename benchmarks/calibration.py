@@ -1,6 +1,6 @@
 """Does the promise hold on real good parts? `python benchmarks/calibration.py`.
 
-All good pictures of each set but the one support are scored once. Then, many times over, some are drawn to calibrate on and
+All good images of each set but the one support are scored once. Then, many times over, some are drawn to calibrate on and
 the rest play the parts that come later: how many of them does the threshold reject? (A split's rate over a few later parts is
 itself noisy, so it lies beyond the bound, which is on the true rate, more often than in 5 % of splits.)
 """
@@ -25,14 +25,14 @@ def main() -> None:
             support, *train = dataset.train(part)
             inspector.enroll_files(part, [support])
             groups = {
-                "all good pictures": train + [s.path for s in dataset.test(part) if s.label == 0],
-                "training pictures only": train,
+                "all good images": train + [s.path for s in dataset.test(part) if s.label == 0],
+                "training images only": train,
             }
-            found = inspector.inspect_files(groups["all good pictures"], class_name=part)
+            found = inspector.inspect_files(groups["all good images"], class_name=part)
             scores = {one.path: one.result.score for one in found if one.result is not None}
             for label, paths in groups.items():
                 rows.append({"set": name, "pictures": label, **splits(np.array([scores[p] for p in paths]))})
-    print(f"| set | pictures | n | mean false-reject rate (promised {RATE:.0%}) | splits beyond the 95 % bound |")
+    print(f"| set | images | n | mean false-reject rate (promised {RATE:.0%}) | splits beyond the 95 % bound |")
     print("|---|---|---|---|---|")
     for r in rows:
         print(f"| {r['set']} | {r['pictures']} | {r['n']} | {r['mean_false_reject']:.3f} | {r['beyond_bound']:.3f} |")

@@ -1,9 +1,9 @@
 """What the chain on a GPU costs on the host: `python benchmarks/chain_host.py` (no GPU needed).
 
 pycuda and the runtime's own code run on the tests' pretended driver, whose kernels take no time, with an engine that does
-nothing. What is left is what the host adds to every picture: handing over to the GPU's thread, page-locked copies (and the
+nothing. What is left is what the host adds to every image: handing over to the GPU's thread, page-locked copies (and the
 driver's, which a GPU does by itself), enqueueing, waking up, results. ``known``: the class is given; ``again``: routed, of the
-same class as the pictures before; ``other``: routed, each of another class than the one before.
+same class as the images before; ``other``: routed, each of another class than the one before.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
     chain = DeviceChain(owner, NoEngine(), IDENTITY, PAPER)
     chain.keep(banks)
     rows = []
-    print(f"{'picture':>12} {'class':>7} {'cameras':>7} {'p50, ms':>8} {'p99, ms':>8} {'pictures/s':>10}")
+    print(f"{'image':>12} {'class':>7} {'cameras':>7} {'p50, ms':>8} {'p99, ms':>8} {'images/s':>10}")
     for (height, width), (how, known, order) in itertools.product(
         SIZES, (("known", True, banks[:1]), ("again", False, banks[:1]), ("other", False, banks))
     ):
@@ -95,7 +95,7 @@ def main() -> None:
 def measure(
     chain: DeviceChain, rgb: NDArray[np.uint8], known: bool, order: Sequence[Any], cameras: int, calls: int
 ) -> dict[str, Any]:
-    """Milliseconds a picture, of cameras that each inspect ``calls`` pictures."""
+    """Milliseconds an image, of cameras that each inspect ``calls`` images."""
     spans: list[list[float]] = [[] for _ in range(cameras)]
     classes = itertools.cycle(order)
 

@@ -22,7 +22,7 @@ PEERS = ("scikit-learn", "faiss-cpu")
 
 
 def shared() -> Path:
-    """Real pictures and weights beside the project (or at VISIONAD_SHARED)."""
+    """Real images and weights beside the project (or at VISIONAD_SHARED)."""
     place = Path(os.environ.get("VISIONAD_SHARED", ROOT.parent / "shared"))
     if not (place / "data").is_dir():
         raise SystemExit(f"no data at {place}: set VISIONAD_SHARED to the folder that holds data/ and weights/")
@@ -30,7 +30,7 @@ def shared() -> Path:
 
 
 def real_sets(folder: Path) -> Iterator[tuple[str, Dataset, str, Inspector]]:
-    """Each set of real pictures, its one class, and DeiT-Tiny with its real weights to inspect it, nothing enrolled."""
+    """Each set of real images, its one class, and DeiT-Tiny with its real weights to inspect it, nothing enrolled."""
     from visionad_export.exporter import export_model
     from visionad_runtime import Inspector
     from visionad_runtime.tools.evaluation.datasets.registry import open_dataset

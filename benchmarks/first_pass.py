@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from visionad_runtime.pipeline.cuda.work_tables import GROUP, RUN
 
 F32 = NDArray[np.float32]
-SHOTS, PICTURES = (1, 4, 16), 4
+SHOTS, IMAGES = (1, 4, 16), 4
 RATES = {"H100": (3.35, 989), "L4": (0.3, 121)}
 """By the data sheets: TB/s of the memory, and TFLOP/s of dense products in 16 bits."""
 
@@ -36,7 +36,7 @@ def main() -> None:
             inspector.enroll_files(part, dataset.train(part)[: max(SHOTS)])
             assert inspector.bank is not None
             enrolled, samples = inspector.bank.classes[part], dataset.test(part)
-            paths = [s.path for s in samples[:: len(samples) // PICTURES][:PICTURES]]
+            paths = [s.path for s in samples[:: len(samples) // IMAGES][:IMAGES]]
             found = inspector.inspect_files(paths, class_name=part, trace=True)
             queries = np.concatenate([one.trace.tokens.patch[0] for one in found if one.trace is not None])
             for shots in SHOTS:
@@ -52,7 +52,7 @@ def main() -> None:
         figures = f"{r['mean']:.1f} | {r['median']:.0f} | {r['p99']:.0f} | {r['share']:.3%}"
         print(f"| {r['set']} | {r['rows']} | {r['product']} | {figures} |")
     print("8 bits pay off below " + ", ".join(f"{share:.3%} ({gpu})" for gpu, share in limits.items()))
-    facts = {"backbone": common.BACKBONE, "pictures": PICTURES, "group": GROUP, "pays off below": limits, "rows": rows}
+    facts = {"backbone": common.BACKBONE, "pictures": IMAGES, "group": GROUP, "pays off below": limits, "rows": rows}
     print(f"written to {common.write('first_pass', facts).relative_to(common.ROOT)}")
 
 

@@ -16,7 +16,7 @@
 #   TESTS=no        leave out the tests on the hardware, in a second call
 #   SEARCH=60       seconds for the race of the search against cuBLAS and others
 #   TILES=yes       race tiles of the search kernel too (needs Triton; two minutes)
-#   LOAD=100        seconds for cameras, steadiness (10 000 calls of 4 ms are 45) and enrolment under load, of the first case;
+#   LOAD=100        seconds for cameras, steadiness (10 000 calls of 4 ms are 45) and enrollment under load, of the first case;
 #                   CALLS=100000 at most
 set -euo pipefail
 
@@ -264,7 +264,7 @@ model_case() { # BACKBONE PRECISION
         elif [[ $backend == tensorrt* ]] && ! grep -q "^build-$backend-$case"$'\tok' "$OUT/steps.tsv"; then
             skip "parity-$backend-$case" 'no engine was built'
         else
-            # a bank for each: whoever encodes is compared, at enrolment too
+            # a bank for each: whoever encodes is compared, at enrollment too
             if visionad "bank-$backend-$case" 60 bank add "$model" "$bank-$backend" --class gear "$WORK/parts/good/0.png" --backend "$backend" &&
                 JSON=1 visionad "parity-$backend-$case" 120 parity "$model" "$bank-$backend" "$WORK/parts" --backend "$backend" --json; then
                 usable+=("$backend")

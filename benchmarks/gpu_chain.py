@@ -1,14 +1,14 @@
 """An inspector under load: `python benchmarks/gpu_chain.py MODEL --backend B --out FILE`, on a GPU or a CPU.
 
-* sizes: what becomes of a picture before the backbone sees it, by picture size: decoding, OpenCV's resize and the runtime's own on
+* sizes: what becomes of an image before the backbone sees it, by image size: decoding, OpenCV's resize and the runtime's own on
   the host, and what the chain takes for it;
-* cameras: threads that inspect through one inspector: latency and pictures a second;
+* cameras: threads that inspect through one inspector: latency and images a second;
 * steady: one camera, call after call: percentiles, in which stages the slowest calls are slow, and whether memory of the GPU and of
   the process grows;
-* enrolment: cameras go on while classes are enrolled: their latency meanwhile and before;
+* enrollment: cameras go on while classes are enrolled: their latency meanwhile and before;
 * pauses: a part every now and then, as on a slow line: latency after each pause, without and with ``keep_alive``.
 
-Pictures are rendered and come from memory, as a camera's do; the class is given. `visionad bench` has the race against the bare
+Images are rendered and come from memory, as a camera's do; the class is given. `visionad bench` has the race against the bare
 engine. Each part gets its share of ``--seconds``, and says how many calls that was.
 """
 
@@ -47,11 +47,11 @@ from visionad_runtime.tools.demo.rendering import render
 
 U8 = NDArray[np.uint8]
 SIZES = ((480, 640), (1024, 1024), (1080, 1920), (2048, 2448), (3000, 4000))
-SHARES = {"sizes": 0.1, "cameras": 0.2, "steady": 0.45, "enrolment": 0.1, "pauses": 0.15}
+SHARES = {"sizes": 0.1, "cameras": 0.2, "steady": 0.45, "enrollment": 0.1, "pauses": 0.15}
 """Parts of ``--seconds``."""
 REPEATS = 20
 STEADY_CALLS, GROWTH_CALLS = 10_000, 100_000
-"""Calls over which the percentiles are wanted, and over which memory may not grow."""
+"""Calls over which the percentiles are expected, and over which memory may not grow."""
 STEADY_RATIO = 1.3
 HEAP = 16e6
 """Bytes that a process's memory moves by without anything being kept. A map kept from each call would be 262 kB a call."""
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--cameras", type=int, nargs="+", default=[1, 2, 4, 8])
     options.add_argument("--calls", type=int, default=GROWTH_CALLS, help="most calls of the steady part")
     options.add_argument("--seconds", type=float, default=600, help="for all parts together")
-    options.add_argument("--side", type=int, default=1024, help="pixels of a picture's side, but for the part by size")
+    options.add_argument("--side", type=int, default=1024, help="pixels of an image's side, but for the part by size")
     options.add_argument("--out", type=Path, help="JSON file")
     args = options.parse_args(argv)
     try:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     """All parts of one model on one backend."""
-    pictures = [in_bgr(render("gear", seed, size=args.side)[0]) for seed in range(4)]
+    images = [in_bgr(render("gear", seed, size=args.side)[0]) for seed in range(4)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
@@ -98,8 +98,8 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
             )
 
         inspector = stack.enter_context(opened(None))
-        inspector.enroll(CLASS, pictures[:1])
-        line = Line(inspector, pictures[1:])
+        inspector.enroll(CLASS, images[:1])
+        line = Line(inspector, images[1:])
         seconds = {part: share * args.seconds for part, share in SHARES.items()}
         gpu_used = _meter(inspector, stack.enter_context(open_nvml()))
         report = {
@@ -111,13 +111,13 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
             "sizes": sizes(inspector, folder, seconds["sizes"]),
             "cameras": [cameras(line, n, seconds["cameras"] / len(args.cameras)) for n in args.cameras],
             "steady": steady(line, args.calls, seconds["steady"], gpu_used),
-            "enrolment": enrolment(line, 2, seconds["enrolment"]),
+            "enrollment": enrollment(line, 2, seconds["enrollment"]),
             "pauses": {"plain": pauses(line, seconds["pauses"] / 2)},
         }
         if isinstance(inspector.chain, DeviceChain):
             inspector.close()  # or the memory would have to hold both
             with opened(KEEP_ALIVE) as awake:
-                report["pauses"]["kept_alive"] = pauses(Line(awake, line.pictures), seconds["pauses"] / 2)
+                report["pauses"]["kept_alive"] = pauses(Line(awake, line.images), seconds["pauses"] / 2)
     return {**report, "aims": aims(report)}
 
 
@@ -132,15 +132,15 @@ def _meter(inspector: Inspector, nvml: Nvml | str) -> Callable[[], int] | str:
 
 
 class Line:
-    """An inspector, and the pictures that pass it in turn."""
+    """An inspector, and the images that pass it in turn."""
 
-    def __init__(self, inspector: Inspector, pictures: Sequence[U8]) -> None:
-        self.inspector, self.pictures = inspector, list(pictures)
+    def __init__(self, inspector: Inspector, images: Sequence[U8]) -> None:
+        self.inspector, self.images = inspector, list(images)
 
     def inspect(self, number: int) -> Mapping[str, float]:
-        """The picture of this number. Milliseconds by stage."""
-        picture = self.pictures[number % len(self.pictures)]
-        return self.inspector.inspect(picture, class_name=CLASS).timings
+        """The image of this number. Milliseconds by stage."""
+        image = self.images[number % len(self.images)]
+        return self.inspector.inspect(image, class_name=CLASS).timings
 
     def calls(
         self, threads: int, go_on: Callable[[int], bool], note: Callable[[Mapping[str, float]], None] = lambda _: None
@@ -175,7 +175,7 @@ class Line:
 
 
 def sizes(inspector: Inspector, folder: Path, seconds: float) -> list[dict[str, Any]]:
-    """Milliseconds by picture size (medians): of each step on the host, and of the chain's stages before the backbone."""
+    """Milliseconds by image size (medians): of each step on the host, and of the chain's stages before the backbone."""
     part = render("gear", 9, size=1024)[0]
     return [
         one_size(inspector, folder, np.ascontiguousarray(cv2.resize(part, (width, height))), seconds / len(SIZES))
@@ -184,7 +184,7 @@ def sizes(inspector: Inspector, folder: Path, seconds: float) -> list[dict[str, 
 
 
 def one_size(inspector: Inspector, folder: Path, rgb: U8, seconds: float) -> dict[str, Any]:
-    """:func:`sizes` of one picture."""
+    """:func:`sizes` of one image."""
     height, width = rgb.shape[:2]
     jpg, png = (folder / f"{height}x{width}.{kind}" for kind in ("jpg", "png"))
     for path in (jpg, png):
@@ -294,8 +294,8 @@ def _within(until: float, most: int, done: int) -> bool:
     return done < most and (not done or time.perf_counter() < until)
 
 
-def enrolment(line: Line, threads: int, seconds: float) -> dict[str, Any]:
-    """Cameras inspect; after half the time pictures are enrolled in another class, one after the other."""
+def enrollment(line: Line, threads: int, seconds: float) -> dict[str, Any]:
+    """Cameras inspect; after half the time images are enrolled in another class, one after the other."""
     begin = time.perf_counter()
     busy: list[tuple[float, float]] = []
     done = threading.Event()
@@ -323,7 +323,7 @@ def enrolment(line: Line, threads: int, seconds: float) -> dict[str, Any]:
     return {
         "cameras": threads,
         "enrolled": len(busy),
-        "enrolment_ms": round(statistics.median(_ms(busy)), 2),
+        "enrollment_ms": round(statistics.median(_ms(busy)), 2),
         "before": measure.summarise(_ms(before)) if before else None,
         "during": measure.summarise(_ms(during)) if during else None,
     }
@@ -373,7 +373,7 @@ def table(report: Mapping[str, Any]) -> list[str]:
     """What a person reads."""
     lines = [f"{report['model']}, {report['precision']}, {report['backend']}; ms"]
     lines.append(
-        f"{'picture':<12}{'decode jpg':>11}{'decode png':>11}{'OpenCV':>9}{'host':>9}{'upload':>9}{'preprocess':>11}"
+        f"{'image':<12}{'decode jpg':>11}{'decode png':>11}{'OpenCV':>9}{'host':>9}{'upload':>9}{'preprocess':>11}"
     )
     for one in report["sizes"]:
         cells = [one["decode jpg"], one["decode png"], one["OpenCV"], one["host"]]
@@ -383,11 +383,11 @@ def table(report: Mapping[str, Any]) -> list[str]:
             f"{size:<12}" + "".join(f"{figure(c):>{w}}" for c, w in zip(cells, (11, 11, 9, 9, 9, 11), strict=True))
         )
     lines += [
-        f"{one['cameras']} cameras: p50 {figure(one['p50'])}, p99 {figure(one['p99'])}, {one['pictures_per_s']:g} pictures/s "
+        f"{one['cameras']} cameras: p50 {figure(one['p50'])}, p99 {figure(one['p99'])}, {one['pictures_per_s']:g} images/s "
         f"({one['calls']} calls)"
         for one in report["cameras"]
     ]
-    held, beside = report["steady"], report["enrolment"]
+    held, beside = report["steady"], report["enrollment"]
     lines.append(f"steady: p50 {figure(held['p50'])}, p99 {figure(held['p99'])} ({held['calls']} calls)")
     late = sorted(held["stages"].items(), key=lambda item: item[1]["p50"] - item[1]["slowest"])
     told = ", ".join(f"{name} {figure(s['slowest'])} for {figure(s['p50'])}" for name, s in late[:5])
@@ -395,8 +395,8 @@ def table(report: Mapping[str, Any]) -> list[str]:
     for when in ("before", "during"):
         if (one := beside[when]) is not None:
             lines.append(
-                f"{beside['cameras']} cameras {when} enrolment: p50 {figure(one['p50'])}, p99 {figure(one['p99'])} "
-                f"({one['calls']} calls; {beside['enrolled']} enrolled, {beside['enrolment_ms']} ms each)"
+                f"{beside['cameras']} cameras {when} enrollment: p50 {figure(one['p50'])}, p99 {figure(one['p99'])} "
+                f"({one['calls']} calls; {beside['enrolled']} enrolled, {beside['enrollment_ms']} ms each)"
             )
     for how, rows in report["pauses"].items():
         told = "; ".join(f"{r['pause_s']:g} s: p50 {figure(r['p50'])} ({r['calls']} calls)" for r in rows)

@@ -60,7 +60,7 @@ EXACT = 2e-7
 CHECKED = 64
 """Queries whose winners are scored again in float64 on the host."""
 AIM = (784, 1_000_000, 1024)
-"""Queries, rows, dim at which the share of cuBLAS's rate is wanted."""
+"""Queries, rows, dim at which the share of cuBLAS's rate is expected."""
 AIM_SHARE = 0.75
 CLASSES, SHOTS, POSES, PATCHES = 16, 4, 6, 784
 
@@ -184,7 +184,7 @@ def _some(count: int) -> NDArray[np.int64]:
 def mixed(
     ground: Ground, dim: int, rows: int, patches: int, bank: Rows, queries: Rows, seconds: float
 ) -> dict[str, Any]:
-    """A picture of each of :data:`CLASSES` classes of ``rows`` rows in one launch; as many pictures of one class as large as all
+    """An image of each of :data:`CLASSES` classes of ``rows`` rows in one launch; as many images of one class as large as all
     of them; and of one class of ``rows``: as many products, a 16th of the memory."""
     every = np.split(np.arange(CLASSES * patches, dtype=np.int32), CLASSES)
     works: dict[str, Work] = {
@@ -407,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--rows", type=int, nargs="+", default=[1000, 5000, 50_000, 500_000, 1_000_000, 4_000_000])
     options.add_argument("--dims", type=int, nargs="+", default=[1024, 384, 768, 192])
     options.add_argument("--queries", type=int, nargs="+", default=[PATCHES, 3 * PATCHES, 8 * PATCHES, 32 * PATCHES])
-    options.add_argument("--patches", type=int, default=PATCHES, help="queries a picture, in the mixture of classes")
+    options.add_argument("--patches", type=int, default=PATCHES, help="queries an image, in the mixture of classes")
     options.add_argument("--class-rows", type=int, default=SHOTS * POSES * PATCHES, help="rows a class, there")
     options.add_argument("--seconds", type=float, default=240, help="after which no new size is begun")
     options.add_argument("--each", type=float, default=0.3, help="seconds of GPU time of each contender at each size")

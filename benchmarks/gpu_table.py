@@ -108,7 +108,7 @@ def _raced(report: Mapping[str, Any]) -> str:
 
 
 def _searched(reports: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One picture's search at a few sizes."""
+    """One image's search at a few sizes."""
     cells = [c for r in reports for c in r["cells"] if c["queries"] == 784 and c["dim"] in (384, 1024)]
     lines = []
     for one in sorted(cells, key=lambda c: (-c["dim"], c["rows"])):
@@ -144,7 +144,7 @@ def every_aim(
     searches: Sequence[Mapping[str, Any]],
     chains: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """What was wanted: ``aim``, ``found`` (or ``None``), and ``pass`` true, false, or ``None`` where it was not measured."""
+    """One aim: ``aim``, ``found`` (or ``None``), and ``pass`` true, false, or ``None`` where it was not measured."""
     return [
         _engine_aim(benches, searches),
         _whole_aim(benches),
@@ -190,7 +190,7 @@ def _engine_aim(benches: Iterable[Mapping[str, Any]], searches: Iterable[Mapping
 
 
 def _whole_aim(benches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """From pixels to verdict, as a camera's picture comes decoded, beside the engine's own time on the GPU's clock in the same
+    """From pixels to verdict, as a camera's image comes decoded, beside the engine's own time on the GPU's clock in the same
     calls. Told too: beside the engine with copies of its input and output, as one would call it alone, and from the file, which
     the host decodes."""
     found: list[tuple[float, str]] = []
@@ -220,7 +220,7 @@ def _on_gpu(backend: str) -> bool:
 
 
 def _large(benches: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
-    """Benches of the large backbone on a GPU, one picture a call."""
+    """Benches of the large backbone on a GPU, one image a call."""
     for bench in benches:
         for backend, entry in bench["backends"].items():
             if bench["model"]["name"].startswith(LARGE) and _on_gpu(backend) and "1" in entry["batches"]:

@@ -52,7 +52,7 @@ SECOND = [
 ]  # fmt: skip
 """Of the second pass alone, with the built tile."""
 SIZES = [Size(784, 500_000, 1024), Size(2352, 4704, 1024), Size(784, 500_000, 384), Size(2352, 4704, 384)]
-"""Many rows, and three views of a picture against one shot; of ViT-L and of ViT-S."""
+"""Many rows, and three views of an image against one shot; of ViT-L and of ViT-S."""
 BEYOND = max(tile.block_n for tile in CANDIDATES)
 RUNS = 64, 16, 4
 """Tiles an item, where work is dealt otherwise than planned."""

@@ -47,18 +47,18 @@ def main() -> None:
 def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str, object]:
     """All figures of one backbone."""
     model = common.export_random(backbone, folder / "model")
-    picture = folder / "part.png"
-    cv2.imwrite(str(picture), render("gear", 1, size=900)[0])
+    image = folder / "part.png"
+    cv2.imwrite(str(image), render("gear", 1, size=900)[0])
     inspector = Inspector.open(model, folder / "bank", threads=threads)
     inspector.enroll("gear", [render("gear", 0, size=900)[0]], colour="rgb")
 
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     bare = ort.InferenceSession(str(model / "backbone.onnx"), settings, providers=["CPUExecutionProvider"])
-    ((_, trace),) = inspector.trace_batch([cv2.imread(str(picture))], "gear")
+    ((_, trace),) = inspector.trace_batch([cv2.imread(str(image))], "gear")
 
     def whole() -> dict[str, float]:
-        (one,) = inspector.inspect_files([picture], class_name="gear")
+        (one,) = inspector.inspect_files([image], class_name="gear")
         assert one.result is not None
         return dict(one.result.timings)
 
@@ -93,8 +93,8 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
         str(model),
         str(folder / "bank"),
     ]
-    peak, first = _process([*command, str(picture), "--json", "--threads", str(threads)])
-    many = [str(picture)] * 8
+    peak, first = _process([*command, str(image), "--json", "--threads", str(threads)])
+    many = [str(image)] * 8
     peak_many, _ = _process([*command, *many, "--json", "--threads", str(threads)])
     return {
         "bare session, 3 views in one call, ms": round(median["session"], 1),
@@ -104,8 +104,8 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
         "ratio promised": PROMISED_RATIO,
         "stages, ms": {k: round(statistics.median([s[k] for s in stages]), 2) for k in stages[0]},
         "model + bank, MB": round(size, 1),
-        "peak memory of predict, 1 picture, MB": round(peak, 1),
-        "peak memory of predict, 8 pictures, MB": round(peak_many, 1),
+        "peak memory of predict, 1 image, MB": round(peak, 1),
+        "peak memory of predict, 8 images, MB": round(peak_many, 1),
         f"memory promised, MB ({PROMISED_MEMORY})": round(2 * size + 300, 1),
         "process start to first verdict, s": round(first, 2),
         "rounds": rounds,

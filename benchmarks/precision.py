@@ -1,4 +1,4 @@
-"""What a precision costs on real pictures, and what int8 would: `python benchmarks/precision.py [--every N]`.
+"""What a precision costs on real images, and what int8 would: `python benchmarks/precision.py [--every N]`.
 
 Half precision and tf32 are emulated as export's accuracy gate does it (every result rounded, float32 sums), so no GPU is
 needed. Each is scored with a bank of its own precision and with an fp32 bank. 1 shot, original view. int8 is ONNX Runtime's own,
@@ -50,7 +50,7 @@ F32 = NDArray[np.float32]
 def main() -> None:
     """Measure, print tables, write ``benchmarks/results/precision.json``."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--every", type=int, default=1, help="take every Nth test picture (for a quick look)")
+    parser.add_argument("--every", type=int, default=1, help="take every Nth test image (for a quick look)")
     every = parser.parse_args().every
     shared, result = (
         common.shared(),
@@ -274,7 +274,7 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def encode(path: Path, model: Path, support: Path, tests: list[Path]) -> tuple[F32, list[F32]]:
-    """Bank rows of one support picture in its six poses, and the test pictures' tokens."""
+    """Bank rows of one support image in its six poses, and the test images' tokens."""
     spec, run = read_manifest(model, ModelManifest).identity.preprocess, session(path)
 
     def tokens(image: F32) -> F32:

@@ -1,6 +1,6 @@
 """What beats the paper's settings, and what does not: `python benchmarks/presets.py`. The evidence behind `docs/presets.md`.
 
-Real pictures and real weights (DeiT-Tiny, EfficientNet-Lite0), supports by the published choice, every seed kept. Tokens are
+Real images and real weights (DeiT-Tiny, EfficientNet-Lite0), supports by the published choice, every seed kept. Tokens are
 encoded once by the runtime's engine; each variant then searches, fuses and scores them with the runtime's own functions, or,
 where it is no part of the product, with a few lines here; both presets are checked against `visionad eval`. Pixel metrics follow
 the protocol: over what the model sees, so a centre crop's blind margin counts for nobody. `choose` and `audit` are the product's.
@@ -77,7 +77,7 @@ PRESETS = (PAPER, FULL_IMAGE, WEIGHTED)
 TRIED = (
     replace(PAPER, name="paper, score over 0.2 %", share=0.002),
     replace(PAPER, name="paper, original view alone", views={"original": 1.0}),
-    replace(PAPER, name="paper, whole picture", model="whole"),
+    replace(PAPER, name="paper, whole image", model="whole"),
     replace(FULL_IMAGE, name="full-image, score over 1 %", share=0.01),
     replace(FULL_IMAGE, name="full-image + flip view", views={"original": 1.0, "flip": 1.0}),
     replace(FULL_IMAGE, name="full-image + 0.43 clamp view", views={"original": 1.0, "clamp": 0.43}),
@@ -93,7 +93,7 @@ TRIED = (
 
 
 class Tokens:
-    """Patch tokens of one class under one export: test pictures by view, supports by block, encoded when first asked for."""
+    """Patch tokens of one class under one export: test images by view, supports by block, encoded when first asked for."""
 
     def __init__(self, inspector: Inspector, data: Dataset, name: str) -> None:
         self.inspector, self.samples, self.train = inspector, data.test(name), data.train(name)
@@ -108,27 +108,27 @@ class Tokens:
         self._weights: dict[str, np.ndarray] = {}
 
     def query(self, view: str) -> np.ndarray:
-        """(pictures, P, D) of the test pictures."""
+        """(images, P, D) of the test images."""
         if view not in self._queries:
             rows = [query_views(prepare(load(s.path), self.spec), [view])[0] for s in self.samples]  # type: ignore[list-item]
             self._queries[view] = np.stack([self.inspector.engine.encode(r[None]).patch[0] for r in rows])
         return self._queries[view]
 
     def weights(self, view: str) -> np.ndarray:
-        """(pictures, P) of the test pictures."""
+        """(images, P) of the test images."""
         if view not in self._weights:
             self._weights[view] = np.stack([self_similarity_weight(patch, self.side) for patch in self.query(view)])
         return self._weights[view]
 
     def support(self, index: int) -> ClassBank:
-        """A training picture as a class of its own."""
+        """A training image as a class of its own."""
         if index not in self._supports:
             path = self.train[index]
             self._supports[index] = self.inspector.as_class("x", SupportImage(sha256="", source=str(path)), load(path))
         return self._supports[index]
 
     def nearest(self, view: str, index: int, keep: int, pool: int) -> np.ndarray:
-        """(pictures, P, keep): the smallest distances to one support, ascending."""
+        """(images, P, keep): the smallest distances to one support, ascending."""
         key = (view, index, keep, pool)
         if key not in self._found:
             rows = _pooled(self.support(index).rows(view), self.side, pool)  # type: ignore[arg-type]
@@ -259,15 +259,15 @@ def _standings(parts: Sequence[ClassBank], inspector: Inspector) -> list[Any]:
     return leave_one_out_scores(merged, inspector.scoring)
 
 
-def cost(models: dict[str, Path], pictures: Sequence[Path], support: Path, scratch: Path) -> dict[str, float]:
-    """Milliseconds from file to result, 1-shot bank, the presets in turn on the same pictures."""
+def cost(models: dict[str, Path], images: Sequence[Path], support: Path, scratch: Path) -> dict[str, float]:
+    """Milliseconds from file to result, 1-shot bank, the presets in turn on the same images."""
     inspectors = {}
     names = [v.name for v in PRESETS]
     for name in names:
         inspectors[name] = Inspector.open(models[name], scratch / name)
         inspectors[name].enroll_files("part", [support])
     times: dict[str, list[float]] = {name: [] for name in names}
-    for path in pictures:
+    for path in images:
         for name, inspector in inspectors.items():
             start = time.perf_counter()
             (one,) = inspector.inspect_files([path], class_name="part")

@@ -1,7 +1,7 @@
-"""Routing per picture on real data: `python benchmarks/routing.py`. The evidence behind the limits in `routing.py`.
+"""Routing per image on real data: `python benchmarks/routing.py`. The evidence behind the limits in `routing.py`.
 
-Banks of 1 to 4 classes out of four data sets, 1 or 4 supports a class. Pictures of enrolled classes should be routed to
-them, pictures of classes that are not enrolled, and synthetic ones, should be told to be strangers.
+Banks of 1 to 4 classes out of four data sets, 1 or 4 supports a class. Images of enrolled classes should be routed to
+them, images of classes that are not enrolled, and synthetic ones, should be told to be strangers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ BACKBONES = (("deit_tiny_patch16_224", "fused"), ("deit_tiny_patch16_224", "fina
 RATES = ("right", "taken_for_another", "own_unknown", "other_set_unknown", "synthetic_unknown")
 
 
-def pictures(data: Path) -> dict[str, tuple[list[Path], list[Path]]]:
-    """Data set → (candidates for support, pictures to route), each sorted."""
+def images(data: Path) -> dict[str, tuple[list[Path], list[Path]]]:
+    """Data set → (candidates for support, images to route), each sorted."""
     found = {
         name: (sorted(data.glob(f"{folder}/train/good/*")), sorted(data.glob(f"{folder}/test/*/*")))
         for name, folder in (("bottle", "mvtec_bottle"), ("hazelnut", "adfi_hazelnut"), ("tile", "magnetic_tile"))
@@ -38,7 +38,7 @@ def pictures(data: Path) -> dict[str, tuple[list[Path], list[Path]]]:
 
 
 def strangers() -> list[np.ndarray]:
-    """Pictures of nothing in the data sets, uint8 RGB."""
+    """Images of nothing in the data sets, uint8 RGB."""
     rng = np.random.default_rng(0)
     flat = [np.full((300, 300, 3), v, np.uint8) for v in (0, 128, 255)]
     ramp = np.broadcast_to(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], (300, 400, 3)).copy()
@@ -50,7 +50,7 @@ def strangers() -> list[np.ndarray]:
 def main() -> None:
     """Measure, print a table, write ``benchmarks/results/routing.json``."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--every", type=int, default=1, help="use every n-th picture")
+    options.add_argument("--every", type=int, default=1, help="use every n-th image")
     args = options.parse_args()
     from visionad_export.exporter import export_model
 
@@ -82,7 +82,7 @@ def measure(model: Path, label: str, every: int) -> list[dict[str, object]]:
         assert cls is not None
         return cls[0]
 
-    sets = pictures(common.shared() / "data")
+    sets = images(common.shared() / "data")
     supports = {name: [token(load(p)) for p in train[:4]] for name, (train, _) in sets.items()}
     queries = {name: [token(load(p)) for p in (train[4:] + test)[::every]] for name, (train, test) in sets.items()}
     synthetic = [token(rgb) for rgb in strangers()]

@@ -2,9 +2,9 @@
 
 Synthetic tokens, no backbone; everything else is the runtime's own code. Three sweeps:
 
-* rows: one picture (784 tokens) against a view's bank of 1 k to 4 M rows in memory, as it is and indexed;
-* pictures: a class of 1 to 64 pictures of 784 tokens on disk: one more enrolled, the bank opened;
-* classes: a bank of 1 to 1000 classes: one more enrolled, the bank opened, a picture routed, a threshold stored. The classes have
+* rows: one image (784 tokens) against a view's bank of 1 k to 4 M rows in memory, as it is and indexed;
+* images: a class of 1 to 64 images of 784 tokens on disk: one more enrolled, the bank opened;
+* classes: a bank of 1 to 1000 classes: one more enrolled, the bank opened, an image routed, a threshold stored. The classes have
   few tokens each (``--grid``), because what is to be seen here is the cost per class, not per byte.
 
 Whatever is opened or searched is so in a process of its own, whose peak memory is told. Result: JSON, a table and plots.
@@ -39,10 +39,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--quick", action="store_true", help="small sizes, some seconds")
     options.add_argument("--rows", type=int, nargs="+", help="bank rows (default 1 k to 4 M, quick to 64 k)")
-    options.add_argument("--pictures", type=int, nargs="+", help="pictures of a class (default 1 to 64, quick to 4)")
+    options.add_argument("--images", type=int, nargs="+", help="images of a class (default 1 to 64, quick to 4)")
     options.add_argument("--classes", type=int, nargs="+", help="classes of a bank (default 1 to 1000, quick to 30)")
-    options.add_argument("--shots", type=int, default=1, help="pictures of each class in the sweep over classes")
-    options.add_argument("--grid", type=int, default=7, help="tokens per side of a picture in the sweep over classes")
+    options.add_argument("--shots", type=int, default=1, help="images of each class in the sweep over classes")
+    options.add_argument("--grid", type=int, default=7, help="tokens per side of an image in the sweep over classes")
     options.add_argument("--threads", type=int, default=None, help="of the search (default: all cores)")
     options.add_argument("--folder", type=Path, help="for the banks (default: a temporary one)")
     options.add_argument("--name", default="scale", help="of the result files")
@@ -52,22 +52,22 @@ def main() -> None:
         print(json.dumps(WORKERS[args.worker.pop("job")](**args.worker)))
         return
     rows = args.rows or [4**i * 1000 for i in range(4 if args.quick else 7)]
-    pictures = args.pictures or [1, 2, 4] + [8, 16, 32, 64] * (not args.quick)
+    images = args.images or [1, 2, 4] + [8, 16, 32, 64] * (not args.quick)
     classes = args.classes or [1, 3, 10, 30] + [100, 300, 1000] * (not args.quick)
     check_memory(max(rows))
     result: dict[str, Any] = {"dim": DIM, "queries": PATCHES, "grid": args.grid, "shots": args.shots}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         result["rows"] = [worker("search", rows=n, threads=args.threads) for n in sorted(rows)]
         table(result["rows"])
-        result["pictures"] = enrol(Path(folder) / "pictures", pictures, 28, ("original",), one_class=True)
+        result["pictures"] = enroll(Path(folder) / "pictures", images, 28, ("original",), one_class=True)
         table(result["pictures"])
         sizes = [n * args.shots for n in classes]
         views = ("original", "flip", "clamp")
-        result["classes"] = enrol(Path(folder) / "classes", sizes, args.grid, views, one_class=False, shots=args.shots)
+        result["classes"] = enroll(Path(folder) / "classes", sizes, args.grid, views, one_class=False, shots=args.shots)
         table(result["classes"])
     path = common.write(args.name, result)
-    picture = plot(path.with_suffix(".png"), json.loads(path.read_text()))
-    print(f"written to {path.relative_to(common.ROOT)} and {picture.relative_to(common.ROOT)}")
+    image = plot(path.with_suffix(".png"), json.loads(path.read_text()))
+    print(f"written to {path.relative_to(common.ROOT)} and {image.relative_to(common.ROOT)}")
 
 
 def check_memory(rows: int) -> None:
@@ -98,7 +98,7 @@ def timed(call: Callable[[], Any], seconds: float = 1.0) -> float:
 
 
 def search(rows: int, threads: int | None) -> dict[str, Any]:
-    """One picture against one bank in memory."""
+    """One image against one bank in memory."""
     before = common.memory("VmRSS")
     tokens = common.Tokens(DIM)
     queries, bank = tokens.draw(PATCHES), tokens.draw(rows)
@@ -118,7 +118,7 @@ def search(rows: int, threads: int | None) -> dict[str, Any]:
 
 
 def opened(folder: str) -> dict[str, Any]:
-    """Open a bank, route a picture."""
+    """Open a bank, route an image."""
     before = common.memory("VmRSS")
     start = time.perf_counter()
     bank = Bank.open(Path(folder))
@@ -136,10 +136,10 @@ def opened(folder: str) -> dict[str, Any]:
 WORKERS: dict[str, Callable[..., dict[str, Any]]] = {"search": search, "opened": opened}
 
 
-def enrol(
+def enroll(
     folder: Path, sizes: list[int], grid: int, views: tuple[str, ...], one_class: bool, shots: int = 1
 ) -> list[dict[str, Any]]:
-    """Enrol picture after picture, into one class or ``shots`` a class; at each size tell what the last one cost."""
+    """Enroll image after image, into one class or ``shots`` a class; at each size tell what the last one cost."""
     spec = PreprocessSpec(resize=14 * grid, crop=14 * grid, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     identity = FeatureIdentity(
         backbone="synthetic", weights_sha256="0" * 64, kind="vit", layers=(2,), patch=14, grid=grid, dim=DIM,
@@ -163,7 +163,7 @@ def enrol(
         in_force = sum((folder / c.file).stat().st_size for c in bank.manifest.classes.values())
         found.append({
             "pictures": number + 1, "classes": len(bank.classes), "rows a class and view": len(bank.classes[name].rows(views[0])),
-            "enrol one more, ms": added * 1e3, "written by it, MB": written / 1e6, "calibrate, ms": calibrated * 1e3,
+            "enroll one more, ms": added * 1e3, "written by it, MB": written / 1e6, "calibrate, ms": calibrated * 1e3,
             "bank, MB": in_force / 1e6, "on disk with undo, MB": sum(p.stat().st_size for p in files) / 1e6,
             "manifest, kB": (folder / "manifest.json").stat().st_size / 1e3, **worker("opened", folder=str(folder)),
         })  # fmt: skip
@@ -200,12 +200,12 @@ def plot(path: Path, result: dict[str, Any]) -> Path:
     from matplotlib import pyplot as plt
 
     panels = (
-        ("rows", "rows", f"bank rows (dim {DIM})", "ms a picture and view", "Search against bank size",
+        ("rows", "rows", f"bank rows (dim {DIM})", "ms an image and view", "Search against bank size",
          ("search, ms", "search with index, ms", "index built in, ms")),
         ("rows", "rows", f"bank rows (dim {DIM})", "MB", "Memory against bank size",
          ("bank, MB", "index, MB", "memory of bank and search, MB")),
         ("classes", "classes", "classes in the bank", "ms", "Time against number of classes",
-         ("open, ms", "enrol one more, ms", "calibrate, ms", "route, ms")),
+         ("open, ms", "enroll one more, ms", "calibrate, ms", "route, ms")),
         ("classes", "classes", "classes in the bank", "MB", "Disk and memory against number of classes",
          ("bank, MB", "on disk with undo, MB", "memory of opening, MB", "written by it, MB")),
     )  # fmt: skip
@@ -214,7 +214,7 @@ def plot(path: Path, result: dict[str, Any]) -> Path:
         for name, colour in zip(lines, COLOURS, strict=False):
             x, y = ([row[key] for row in result[sweep]] for key in (along, name))
             label = (
-                "written by one enrolment"
+                "written by one enrollment"
                 if name.startswith("written")
                 else name.removesuffix(", ms").removesuffix(", MB")
             )
@@ -225,8 +225,8 @@ def plot(path: Path, result: dict[str, Any]) -> Path:
     env = result["environment"]
     figure.text(
         0.01, 0.008,
-        f"{env['cpu']}, {env['cores']} cores, {env['date']}, commit {env['commit']}. {PATCHES} tokens a picture; classes of "
-        f"{result['shots']} picture(s) with {result['grid']}² tokens in 14 encodings. benchmarks/scale.py",
+        f"{env['cpu']}, {env['cores']} cores, {env['date']}, commit {env['commit']}. {PATCHES} tokens an image; classes of "
+        f"{result['shots']} image(s) with {result['grid']}² tokens in 14 encodings. benchmarks/scale.py",
         fontsize=7,
     )  # fmt: skip
     figure.tight_layout(rect=(0, 0.025, 1, 1))

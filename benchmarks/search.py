@@ -3,7 +3,7 @@
 Nearest bank row of 784 patch tokens, in turn within one process: NumPy's product with the whole bank, NumPy in tiles, faiss
 `IndexFlatIP`, `nearest` on the plain bank, and on its index (`build_index`, which an inspector uses from the third search on). All
 with the same number of threads. Banks are drawn at random, or with `--sets` hold the
-tokens of four real good parts (DeiT-Tiny with its real weights), searched for those of another picture, the last of the set's.
+tokens of four real good parts (DeiT-Tiny with its real weights), searched for those of another image, the last of the set's.
 A ratio is the median over rounds of time over the time of the other in that round. NumPy and faiss each bring an OpenBLAS;
 where variables choose its kernel (OPENBLAS_CORETYPE), everything is measured with them and without, and each result says which
 kernel ran.
@@ -44,7 +44,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--rows", type=int, nargs="+", default=[1000, 5000, 50_000, 500_000])
     options.add_argument("--dims", type=int, nargs="+", default=[192, 384, 1024])
-    options.add_argument("--sets", action="store_true", help="tokens of real pictures too")
+    options.add_argument("--sets", action="store_true", help="tokens of real images too")
     options.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     options.add_argument("--queries", type=int, default=784)
     options.add_argument("--rounds", type=int, default=21, help="most rounds per size")

@@ -2,7 +2,7 @@
 
 A `visionad serve` of its own, and clients that keep their connection. In turns with them, the same pixels are given to
 `Inspector.inspect` in this process. ``around`` is what a request takes beyond the inspection that its answer tells of: sending,
-decoding, queue, answer. Then several clients at once: pictures a second, beside one caller of the inspector.
+decoding, queue, answer. Then several clients at once: images a second, beside one caller of the inspector.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
         assert server.stdout is not None
         port = urlparse(server.stdout.readline().split()[2]).port or 0
         cells = []
-        print(f"{'picture':>12} {'sent as':>8} {'kB':>7} {'inspect':>8} {'request':>8} {'around':>7} ms, medians")
+        print(f"{'image':>12} {'sent as':>8} {'kB':>7} {'inspect':>8} {'request':>8} {'around':>7} ms, medians")
         for width, height in SIZES:
             image = cv2.resize(render("gear", 1, size=max(width, height))[0], (width, height))[:, :, ::-1].copy()
             for way in WAYS:
@@ -156,7 +156,7 @@ def _many(inspector: Inspector, port: int, image: NDArray[np.uint8], rounds: int
                 for done in [pool.submit(_burst, port, url, body, count // clients) for _ in range(clients)]:
                     done.result()
                 rates[name].append(count // clients * clients / (time.perf_counter() - start))
-    return {f"{name}, pictures/s": round(statistics.median(values), 1) for name, values in rates.items()}
+    return {f"{name}, images/s": round(statistics.median(values), 1) for name, values in rates.items()}
 
 
 def _burst(port: int, url: str, body: bytes, count: int) -> None:

@@ -76,7 +76,7 @@ def patches(seed: int, rows: int, dim: int) -> NDArray[np.float32]:
 
 
 def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> NDArray[np.uint8]:
-    """A picture of noise, uint8 (height, width, channels)."""
+    """An image of noise, uint8 (height, width, channels)."""
     rng = np.random.default_rng(seed)
     if seed % 2:  # black and white: the widest sums
         return rng.integers(0, 2, (height, width, channels), dtype=np.uint8) * np.uint8(255)

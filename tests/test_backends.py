@@ -65,7 +65,7 @@ def bound(model: Path, manifest: ModelManifest, group: int) -> OrtDeviceEngine:
 def gives_the_cpus_tokens(
     engine: Engine, model: Path, manifest: ModelManifest, count: int
 ) -> tuple[NDArray[np.float32], Tokens]:
-    """The pictures that were encoded, and their tokens."""
+    """The images that were encoded, and their tokens."""
     images = np.random.default_rng(0).standard_normal((count, 3, 64, 64)).astype(np.float32)
     right = open_engine(model, manifest, "onnxruntime-cpu").encode(images)
     found = engine.encode(images)

@@ -43,8 +43,8 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def picture(number: int) -> tuple[SupportImage, np.ndarray, np.ndarray]:
-    """Support picture ``number``: record, patch tokens (B, 1, P, D), class tokens (B, 1, Dc)."""
+def image(number: int) -> tuple[SupportImage, np.ndarray, np.ndarray]:
+    """Support image ``number``: record, patch tokens (B, 1, P, D), class tokens (B, 1, Dc)."""
     rng = np.random.default_rng(number)
     blocks = len(bank_blocks(VIEWS))
     return (
@@ -55,15 +55,15 @@ def picture(number: int) -> tuple[SupportImage, np.ndarray, np.ndarray]:
 
 
 def add(bank: Bank, name: str, *numbers: int) -> None:
-    images, features, tokens = zip(*map(picture, numbers), strict=True)
+    images, features, tokens = zip(*map(image, numbers), strict=True)
     bank.add(name, images, np.concatenate(features, axis=1), np.concatenate(tokens, axis=1))
 
 
 def content(bank: Bank) -> dict[str, list[int]]:
-    """Class → numbers of its pictures, after checking that every tensor belongs to its picture."""
+    """Class → numbers of its images, after checking that every tensor belongs to its image."""
     for c in bank.classes.values():
-        for k, image in enumerate(c.entry.images):
-            _, features, tokens = picture(int(image.sha256, 16))
+        for k, support in enumerate(c.entry.images):
+            _, features, tokens = image(int(support.sha256, 16))
             np.testing.assert_array_equal(c.features[:, k], features[:, 0])
             np.testing.assert_array_equal(c.class_tokens[:, k], tokens[:, 0])
     return {n: [int(i.sha256, 16) for i in c.entry.images] for n, c in bank.classes.items()}
@@ -74,7 +74,7 @@ def bank(tmp_path: Path) -> Bank:
     return Bank.open_or_new(tmp_path / "bank", IDENTITY, VIEWS)
 
 
-def test_enrolled_pictures_come_back_from_disk(bank: Bank) -> None:
+def test_enrolled_images_come_back_from_disk(bank: Bank) -> None:
     add(bank, "bolt", 1, 2)
     add(bank, "nut", 3)
     add(bank, "bolt", 4)
@@ -188,7 +188,7 @@ def test_an_undo_too_many_can_be_undone(bank: Bank) -> None:
         Bank.undo(bank.folder)
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
     again = Bank.undo(bank.folder, 2)
-    assert (again.version, again.change) == (4, "undo, back to version 2: add nut: now 1 pictures")
+    assert (again.version, again.change) == (4, "undo, back to version 2: add nut: now 1 images")
     assert content(Bank.open(bank.folder)) == {"bolt": [1], "nut": [2]}
     assert Bank.undo(bank.folder).version == 5  # takes that back in turn
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
@@ -208,11 +208,11 @@ def test_an_undo_is_named_by_the_change_that_is_in_force_again(bank: Bank) -> No
     add(bank, "bolt", 1)
     add(bank, "nut", 2)
     bank.remove("bolt")
-    assert Bank.undo(bank.folder).change == "undo, back to version 2: add nut: now 1 pictures"
-    assert Bank.undo(bank.folder).change == "undo, back to version 1: add bolt: now 1 pictures"  # no "undo undo"
+    assert Bank.undo(bank.folder).change == "undo, back to version 2: add nut: now 1 images"
+    assert Bank.undo(bank.folder).change == "undo, back to version 1: add bolt: now 1 images"  # no "undo undo"
     opened = Bank.open(bank.folder)
     add(opened, "nut", 3)
-    assert Bank.undo(bank.folder).change == "undo, back to version 1: add bolt: now 1 pictures"
+    assert Bank.undo(bank.folder).change == "undo, back to version 1: add bolt: now 1 images"
 
 
 def test_old_versions_are_deleted_beyond_the_undo_depth(bank: Bank) -> None:
@@ -245,7 +245,7 @@ def test_a_bank_of_another_model_is_refused_naming_both(bank: Bank, field: str, 
         (lambda f: (f / "manifest.json").write_text("{"), "not JSON"),
         (lambda f: (f / "manifest.json").write_text("[" * 100_000), "not JSON"),
         (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
-        (lambda f: (f / "manifest.json").write_text('{"format": "else"}'), "wanted format"),
+        (lambda f: (f / "manifest.json").write_text('{"format": "else"}'), "expected format"),
         (
             lambda f: (f / "manifest.json").write_text('{"format": "visionad-bank", "schema_version": 99}'),
             "schema_version",
@@ -255,8 +255,8 @@ def test_a_bank_of_another_model_is_refused_naming_both(bank: Bank, field: str, 
             "field version",
         ),
         (lambda f: _edit(f, lambda m: m["classes"]["bolt"].update(threshold=float("nan"))), "finite number"),
-        (lambda f: _edit(f, lambda m: m["blocks"].reverse()), "wanted the blocks of views original"),
-        (lambda f: _edit(f, lambda m: m["views"].pop(0)), "wanted the blocks of views"),
+        (lambda f: _edit(f, lambda m: m["blocks"].reverse()), "expected the blocks of views original"),
+        (lambda f: _edit(f, lambda m: m["views"].pop(0)), "expected the blocks of views"),
         (lambda f: next((f / "classes").iterdir()).unlink(), "cannot be read"),
         (lambda f: _flip_byte(next((f / "classes").iterdir())), "damaged"),
         (lambda f: os.truncate(next((f / "classes").iterdir()), 100), "damaged"),
@@ -321,7 +321,7 @@ def test_bad_class_names(bank: Bank, name: str) -> None:
     assert not (bank.folder / "manifest.json").exists()
 
 
-def test_the_same_picture_twice_is_refused(bank: Bank) -> None:
+def test_the_same_image_twice_is_refused(bank: Bank) -> None:
     add(bank, "bolt", 1)
     for numbers in ((1,), (2, 2)):
         with pytest.raises(BankError, match="enrolled already"):
@@ -331,13 +331,13 @@ def test_the_same_picture_twice_is_refused(bank: Bank) -> None:
 
 
 def test_tensors_that_do_not_fit_are_refused(bank: Bank) -> None:
-    image, features, tokens = picture(1)
-    with pytest.raises(BankError, match="wanted float32 features"):
-        bank.add("bolt", [image], features[:, :, :3], tokens)
-    with pytest.raises(BankError, match="wanted float32 features"):
-        bank.add("bolt", [image], features.astype(np.float64), tokens)
+    support, features, tokens = image(1)
+    with pytest.raises(BankError, match="expected float32 features"):
+        bank.add("bolt", [support], features[:, :, :3], tokens)
+    with pytest.raises(BankError, match="expected float32 features"):
+        bank.add("bolt", [support], features.astype(np.float64), tokens)
     with pytest.raises(BankError, match="NaN or Inf"):
-        bank.add("bolt", [image], np.full_like(features, np.nan), tokens)
+        bank.add("bolt", [support], np.full_like(features, np.nan), tokens)
     assert not (bank.folder / "manifest.json").exists()
 
 
@@ -363,7 +363,7 @@ def test_removing_what_is_not_there(bank: Bank) -> None:
         with pytest.raises(BankError, match=message):
             bank.remove(name, image)
     bank.remove("bolt", f"{1:064x}")
-    with pytest.raises(BankError, match="this one picture only"):
+    with pytest.raises(BankError, match="this one image only"):
         bank.remove("bolt", f"{2:064x}")
 
 
@@ -432,7 +432,7 @@ def test_a_manifest_of_another_release_is_not_taken_for_a_lost_one(bank: Bank) -
     path = bank.folder / "manifest.json"
     newer = {**json.loads(path.read_text()), "schema_version": 99}
     path.write_text(json.dumps(newer))
-    with pytest.raises(BankError, match="wanted schema_version"):
+    with pytest.raises(BankError, match="expected schema_version"):
         Bank.undo(bank.folder)
     assert json.loads(path.read_text()) == newer
 
@@ -499,7 +499,7 @@ _WRITER = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("fresh", [True, False], ids=["first enrolment", "second enrolment"])
+@pytest.mark.parametrize("fresh", [True, False], ids=["first enrollment", "second enrollment"])
 def test_kill_9_at_every_step_leaves_the_bank_before_or_after(tmp_path: Path, fresh: bool) -> None:
     code = _WRITER.format(paths=[str(Path(__file__).parent), str(ROOT)])
     if not fresh:

@@ -307,7 +307,7 @@ def test_energy_without_a_meter_is_null_with_the_reason() -> None:
     }
 
 
-def test_energy_is_the_counters_difference_by_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_is_the_counters_difference_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(nvml.time, "perf_counter", clock)
 
@@ -399,7 +399,7 @@ def report(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return run_bench(model, Settings(batches=(1, 2), seconds=0, rounds=3, starts=1, threads=1))
 
 
-def test_a_run_without_bank_or_pictures(report: dict[str, Any]) -> None:
+def test_a_run_without_bank_or_images(report: dict[str, Any]) -> None:
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     installed = ["openvino"] if find_spec("openvino") else []
     assert list(report["backends"]) == ["onnxruntime-cpu", *installed] or Path("/dev/nvidiactl").exists()
@@ -435,7 +435,7 @@ def test_backends_that_do_not_run_are_listed_with_their_reason(report: dict[str,
     assert decode.count("%") == 1 and preprocess.count("%") == 2  # pixels were decoded beforehand
 
 
-def test_a_user_s_bank_and_pictures_with_torch_beside_and_diagrams(
+def test_a_user_s_bank_and_images_with_torch_beside_and_diagrams(
     tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib", reason="diagrams take the eval extra")
@@ -462,7 +462,7 @@ def test_a_user_s_bank_and_pictures_with_torch_beside_and_diagrams(
         assert list(out["failed"]) == ["onnxruntime-cuda"]
 
 
-def test_no_more_pictures_are_held_than_there_is_room_for(
+def test_no_more_images_are_held_than_there_is_room_for(
     tiny_model: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_run, "MAX_BYTES", 1)
@@ -494,8 +494,8 @@ def test_torch_baselines_compute_what_the_engine_computes(tiny_model: Path, good
     ("args", "said"),
     [
         (["--backend", "quantum"], "quantum: not known; choose of tensorrt"),
-        (["--batch", "0"], "--batch 0: wanted"),
-        (["--batch", "a"], "--batch a: wanted"),
+        (["--batch", "0"], "--batch 0: expected"),
+        (["--batch", "a"], "--batch a: expected"),
         (["--reference", "jax"], "expected some of eager, compiled, method"),
         (["--images", "none.png"], "none.png"),
         (["--class", "disc"], ""),
@@ -514,7 +514,10 @@ def test_mistakes_are_one_line(
     ("args", "said"),
     [
         (["--seconds", "inf"], "--seconds"),
-        (["--plots", "file"], "--plots file: wanted a folder, which cannot be made: File exists; choose another place"),
+        (
+            ["--plots", "file"],
+            "--plots file: expected a folder, which cannot be made: File exists; choose another place",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(
@@ -550,7 +553,7 @@ def test_a_backend_asked_for_that_fails_leaves_the_others_and_none_at_all_is_an_
     assert found["pictures"]["count"] == len(good) - 1  # the first one is enrolled, so it is not timed
     with pytest.raises(VisionADError, match="no backend runs here: onnxruntime-cuda: self-test"):
         run_bench(tiny_model, replace(asked, backends=("onnxruntime-cuda",)))
-    with pytest.raises(VisionADError, match=r"^views nope: wanted some of original,flip,clamp, each once$"):
+    with pytest.raises(VisionADError, match=r"^views nope: expected some of original,flip,clamp, each once$"):
         run_bench(tiny_model, replace(asked, views=("nope",)))
 
 

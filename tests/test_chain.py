@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from visionad_runtime import preprocess, search
 from visionad_runtime.cuda import kernels, thread
 from visionad_runtime.cuda.thread import Owner
-from visionad_runtime.errors import PictureError, VisionADError
+from visionad_runtime.errors import ImageError, VisionADError
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
 from visionad_runtime.pipeline.cuda import loader, shared, slot
 from visionad_runtime.pipeline.cuda.executor import Chain
@@ -53,18 +53,18 @@ GPUS = itertools.count()
 """Each line has a GPU, and so an owner's thread, of its own."""
 
 
-def picture(seed: int, height: int = 30, width: int = 40) -> U8:
+def image(seed: int, height: int = 30, width: int = 40) -> U8:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def enrol(name: str, seeds: Sequence[int], views: tuple[ViewName, ...] = VIEWS) -> Class:
+def enroll(name: str, seeds: Sequence[int], views: tuple[ViewName, ...] = VIEWS) -> Class:
     blocks = preprocess.bank_blocks(views)
-    supports = [preprocess.support_encodings(preprocess.prepare(picture(s), SPEC), blocks) for s in seeds]
+    supports = [preprocess.support_encodings(preprocess.prepare(image(s), SPEC), blocks) for s in seeds]
     features = np.stack([np.stack([encode_row(e)[0] for e in encodings]) for encodings in supports], axis=1)
     return Class(name, features, blocks)
 
 
-BOLT, NUT, GEAR = enrol("bolt", [100]), enrol("nut", [200, 201]), enrol("gear", [300, 301, 302])
+BOLT, NUT, GEAR = enroll("bolt", [100]), enroll("nut", [200, 201]), enroll("gear", [300, 301, 302])
 
 
 def expected(
@@ -83,12 +83,12 @@ def expected(
     return Matched(distances, anomaly_map, *top_k_mean(anomaly_map), {})
 
 
-def check(found: Matched, wanted: Matched) -> None:
-    assert tuple(found.distances) == tuple(wanted.distances)
-    for view, grid in wanted.distances.items():
+def check(found: Matched, right: Matched) -> None:
+    assert tuple(found.distances) == tuple(right.distances)
+    for view, grid in right.distances.items():
         np.testing.assert_array_max_ulp(found.distances[view], grid, maxulp=1)
-    np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=1e-6)
-    assert abs(found.score - wanted.score) < 1e-6 and abs(found.edge - wanted.edge) < 1e-6
+    np.testing.assert_allclose(found.anomaly_map, right.anomaly_map, rtol=0, atol=1e-6)
+    assert abs(found.score - right.score) < 1e-6 and abs(found.edge - right.edge) < 1e-6
     assert found.anomaly_map.dtype == np.float32 and found.anomaly_map.shape == (256, 256)
 
 
@@ -109,13 +109,13 @@ class Line:
         self.owner = Owner.of(next(GPUS))
         self.device = fake_of(self.owner)
         self.engine = FakeEngine(self.owner, IDENTITY, encode_row, max_rows, capturable)
-        self.chain = Chain(self.owner, self.engine, IDENTITY, **{"max_picture": (64, 96), **settings})
+        self.chain = Chain(self.owner, self.engine, IDENTITY, **{"max_image": (64, 96), **settings})
 
     def warm_up(self, batches: Sequence[int] = (1,)) -> None:
         """Record every camera's graphs for these batch sizes."""
         for camera in range(len(self.chain._cameras)):
             for count in batches:
-                self.chain.match(self.chain.encode([picture(0)] * count, camera), [BOLT] * count)
+                self.chain.match(self.chain.encode([image(0)] * count, camera), [BOLT] * count)
 
     def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0) -> list[Matched]:
         if self.at_once:
@@ -153,8 +153,8 @@ def test_a_mixed_batch_is_the_numpy_path(line: Callable[..., Line], seed: int, c
     one = line(seed=seed, capturable=capturable)
     one.chain.keep([BOLT, NUT, GEAR])
     shapes = [(30, 40), (64, 96), (1, 1), (17, 5)]
-    for turn in range(3):  # first as it is, then by graph, then with other pictures and classes in the same graph
-        rgbs = [picture(10 * turn + i, *shapes[(i + turn) % 4]) for i in range(4)]
+    for turn in range(3):  # first as it is, then by graph, then with other images and classes in the same graph
+        rgbs = [image(10 * turn + i, *shapes[(i + turn) % 4]) for i in range(4)]
         rgbs[1], rgbs[2] = rgbs[1][:, :, 0], rgbs[2][:, :, ::-1]  # grey, and as BGR is seen
         banks = [(BOLT, GEAR, BOLT, NUT), (NUT, NUT, NUT, NUT), (GEAR, BOLT, NUT, GEAR)][turn]
         encoded = one.chain.encode(rgbs)
@@ -168,10 +168,10 @@ def test_a_mixed_batch_is_the_numpy_path(line: Callable[..., Line], seed: int, c
 @pytest.mark.parametrize("views", [("original",), ("flip", "clamp"), ("clamp",)])
 def test_some_views_only(line: Callable[..., Line], views: tuple[ViewName, ...]) -> None:
     one = line(scoring=ScoringSpec(views))
-    bank = enrol("bolt", [100, 101], views)
+    bank = enroll("bolt", [100, 101], views)
     assert one.chain.max_batch == 12 // len(views)
     for seed in range(2):
-        check(one.inspect([picture(seed)], [bank])[0], expected(picture(seed), bank, views))
+        check(one.inspect([image(seed)], [bank])[0], expected(image(seed), bank, views))
 
 
 def test_nothing_is_allocated_per_call_and_every_batch_size_has_its_graphs(line: Callable[..., Line]) -> None:
@@ -184,16 +184,16 @@ def test_nothing_is_allocated_per_call_and_every_batch_size_has_its_graphs(line:
     for turn in range(3):
         for camera in (0, 1):
             for count in (1, 3):
-                one.inspect([picture(turn + i, 10 + turn, 20 + i) for i in range(count)], [NUT] * count, camera)
+                one.inspect([image(turn + i, 10 + turn, 20 + i) for i in range(count)], [NUT] * count, camera)
     assert one.device.made == made and len(one.device.graphs) == graphs
     assert one.device.launches == launches + 3 * 2 * 2 * 4
 
 
 def test_distances_are_weighed_by_self_similarity_where_the_scoring_says_so(line: Callable[..., Line]) -> None:
     one = line(scoring=ScoringSpec(self_similarity=True))
-    pictures, banks = [picture(0), picture(1, 64, 96)], [BOLT, NUT]
+    images, banks = [image(0), image(1, 64, 96)], [BOLT, NUT]
     for _ in range(2):  # as it is, then by graph
-        for rgb, bank, found in zip(pictures, banks, one.inspect(pictures, banks), strict=True):
+        for rgb, bank, found in zip(images, banks, one.inspect(images, banks), strict=True):
             plain = expected(rgb, bank)
             tokens = [encode_row(i)[0] for i in preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS)]
             weighed = {
@@ -210,7 +210,7 @@ def test_distances_are_weighed_by_self_similarity_where_the_scoring_says_so(line
 def test_the_scorings_fraction_of_the_map_makes_the_score(line: Callable[..., Line], share: float) -> None:
     one = line(scoring=ScoringSpec(top_fraction=share))
     for _ in range(2):
-        found = one.inspect([picture(0)], [BOLT])[0]
+        found = one.inspect([image(0)], [BOLT])[0]
         assert (found.score, found.edge) == top_k_mean(found.anomaly_map, share)
 
 
@@ -218,8 +218,8 @@ def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:
     one = line()
     one.chain.keep([BOLT, NUT])
     region = np.random.default_rng(0).random((256, 256)) > 0.7
-    for turn in range(3):  # as it is, then by graph, then with other pictures and classes
-        rgbs, banks = [picture(turn, 30 + turn), picture(9, 5, 60)], [(BOLT, NUT), (BOLT, NUT), (NUT, GEAR)][turn]
+    for turn in range(3):  # as it is, then by graph, then with other images and classes
+        rgbs, banks = [image(turn, 30 + turn), image(9, 5, 60)], [(BOLT, NUT), (BOLT, NUT), (NUT, GEAR)][turn]
         encoded, found = one.chain.inspect(rgbs, banks)
         for rgb, bank, own in zip(rgbs, banks, found, strict=True):
             check(own, expected(rgb, bank))
@@ -233,15 +233,15 @@ def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:
 
 
 @pytest.mark.parametrize("copy", [100, 1000])
-def test_large_pictures_are_copied_by_several_threads(
+def test_large_images_are_copied_by_several_threads(
     line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, copy: int
 ) -> None:
     monkeypatch.setattr(slot, "COPY", copy)
     monkeypatch.setattr(slot, "cores", lambda: 4)
     one = line()
     for turn, (height, width) in enumerate([(64, 96), (64, 1), (1, 96), (37, 61), (64, 96)]):
-        rgbs = [picture(turn, height, width), picture(50 + turn, height, width)[:, :, 0]]
-        rgbs.append(picture(90 + turn, height, width)[:, :, ::-1])
+        rgbs = [image(turn, height, width), image(50 + turn, height, width)[:, :, 0]]
+        rgbs.append(image(90 + turn, height, width)[:, :, ::-1])
         for rgb, found in zip(rgbs, one.inspect(rgbs, [BOLT, NUT, BOLT]), strict=True):
             check(found, expected(rgb, BOLT if rgb.ndim == 3 else NUT))
 
@@ -260,7 +260,7 @@ def test_what_is_as_before_is_not_uploaded_again(line: Callable[..., Line], monk
 
     def look(seed: int, bank: Class, width: int = 40) -> int:
         uploads.clear()
-        rgb = picture(seed, 30, width)
+        rgb = image(seed, 30, width)
         check(one.chain.inspect([rgb], [bank])[1][0], expected(rgb, bank))
         assert uploads.count(pixels) == 1
         return len(uploads) - 1
@@ -287,7 +287,7 @@ def test_what_is_as_before_is_not_uploaded_again(line: Callable[..., Line], monk
 
 def test_timings_name_the_stages(line: Callable[..., Line]) -> None:
     one = line()
-    encoded = one.chain.encode([picture(0)])
+    encoded = one.chain.encode([image(0)])
     assert list(encoded.timings) == ["upload", "preprocess", "engine", "download"]
     found = one.chain.match(encoded, [BOLT])[0]
     assert list(found.timings) == ["upload", "search", "map", "download"]
@@ -296,8 +296,8 @@ def test_timings_name_the_stages(line: Callable[..., Line]) -> None:
 
 def test_trace_is_what_the_engine_saw_and_gave(line: Callable[..., Line]) -> None:
     one = line()
-    images, tokens = one.chain.trace(one.chain.encode([picture(1), picture(2, 9, 9)]))
-    for rgb, own, patch in zip((picture(1), picture(2, 9, 9)), images, tokens, strict=True):
+    images, tokens = one.chain.trace(one.chain.encode([image(1), image(2, 9, 9)]))
+    for rgb, own, patch in zip((image(1), image(2, 9, 9)), images, tokens, strict=True):
         np.testing.assert_array_equal(own, preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS))
         np.testing.assert_array_equal(patch, [encode_row(i)[0] for i in own])
 
@@ -305,7 +305,7 @@ def test_trace_is_what_the_engine_saw_and_gave(line: Callable[..., Line]) -> Non
 def test_pixels_outside_the_region_do_not_count(line: Callable[..., Line]) -> None:
     one = line()
     region = np.random.default_rng(0).random((256, 256)) > 0.7
-    rgbs = [picture(0), picture(1)]
+    rgbs = [image(0), image(1)]
     plain = one.inspect(rgbs, [BOLT, NUT])
     masked = one.chain.match(one.chain.encode(rgbs), [BOLT, NUT], [None, region])
     check(masked[0], expected(rgbs[0], BOLT))
@@ -322,7 +322,7 @@ def run_cameras(one: Line, cameras: int, turns: int) -> None:
     def camera(number: int) -> Callable[[], None]:
         def work() -> None:
             for turn in range(turns):
-                rgbs = [picture(100 * number + 10 * turn + i) for i in range(1 + (turn + number) % 2)]
+                rgbs = [image(100 * number + 10 * turn + i) for i in range(1 + (turn + number) % 2)]
                 banks = [(BOLT, NUT, GEAR)[(number + turn + i) % 3] for i in range(len(rgbs))]
                 for rgb, bank, found in zip(rgbs, banks, one.inspect(rgbs, banks, number), strict=True):
                     check(found, expected(rgb, bank))
@@ -358,15 +358,15 @@ def overlap(one: Line, forgotten: str | None, monkeypatch: pytest.MonkeyPatch) -
             cameras[i].start(1, VIEWS, None, True)
 
         def encode(i: int) -> None:
-            cameras[i].stage_pictures([picture(i)])
+            cameras[i].stage_images([image(i)])
             cameras[i].start(1, VIEWS, one.engine, False)
 
         one.owner.run(lambda _: both(encode))
         one.owner.run(lambda _: both(match))
-    wanted = [expected(picture(i), bank) for i, bank in enumerate(banks)]
+    right = [expected(image(i), bank) for i, bank in enumerate(banks)]
     return all(
         np.allclose(camera.host.distance[:3].ravel(), np.stack(list(w.distances.values())).ravel(), rtol=0, atol=1e-6)
-        for camera, w in zip(cameras, wanted, strict=True)
+        for camera, w in zip(cameras, right, strict=True)
     )
 
 
@@ -393,7 +393,7 @@ def test_a_class_is_enrolled_while_cameras_run(
     for module in (shared, loader):
         monkeypatch.setattr(module, "STAGING", 1024)  # many pieces
     one = line(pace=1, cameras=2, max_rows=3, at_once=at_once)
-    versions = [enrol("nut", range(200, 201 + n)) for n in range(3)]
+    versions = [enroll("nut", range(200, 201 + n)) for n in range(3)]
     one.chain.keep([BOLT, versions[0]])
     current = [versions[0]]
     served = [0]
@@ -402,7 +402,7 @@ def test_a_class_is_enrolled_while_cameras_run(
     def camera() -> None:
         while not done.is_set():
             bank = current[0]
-            check(one.inspect([picture(served[0])], [bank])[0], expected(picture(served[0]), bank))
+            check(one.inspect([image(served[0])], [bank])[0], expected(image(served[0]), bank))
             served[0] += 1
 
     def clerk() -> None:
@@ -423,14 +423,14 @@ def test_a_class_is_enrolled_while_cameras_run(
 def test_banks_that_are_not_kept_any_more_are_freed(line: Callable[..., Line]) -> None:
     one = line()
     one.chain.keep([GEAR])
-    one.inspect([picture(0)], [GEAR])
+    one.inspect([image(0)], [GEAR])
     alone = one.live()
     one.chain.keep([GEAR, BOLT, NUT])
     assert one.live() > alone
     one.chain.keep([GEAR])
     assert one.live() == alone
-    found = one.inspect([picture(0), picture(1)], [NUT, NUT])  # not kept: uploaded for the call
-    check(found[1], expected(picture(1), NUT))
+    found = one.inspect([image(0), image(1)], [NUT, NUT])  # not kept: uploaded for the call
+    check(found[1], expected(image(1), NUT))
     assert one.live() == alone
 
 
@@ -447,12 +447,12 @@ def test_a_larger_bank_gets_more_room_and_new_graphs(line: Callable[..., Line]) 
     one.chain.keep([BOLT])
     one.warm_up()
     graphs, room = len(one.device.graphs), one.chain._shared.maxima.nbytes
-    large = enrol("large", range(400, 408))
+    large = enroll("large", range(400, 408))
     one.chain.keep([BOLT, large])
     assert one.chain._shared.maxima.nbytes > room
     for _ in range(2):
         for bank in (large, BOLT):
-            check(one.inspect([picture(3)], [bank])[0], expected(picture(3), bank))
+            check(one.inspect([image(3)], [bank])[0], expected(image(3), bank))
     assert len(one.device.graphs) == graphs
 
 
@@ -464,7 +464,7 @@ def test_no_room_for_a_bank_leaves_the_others_as_they_were(line: Callable[..., L
     with pytest.raises(VisionADError, match="out of GPU memory"):
         one.chain.keep([BOLT, GEAR])
     assert one.live() == before
-    check(one.inspect([picture(0)], [BOLT])[0], expected(picture(0), BOLT))
+    check(one.inspect([image(0)], [BOLT])[0], expected(image(0), BOLT))
 
 
 def test_no_room_for_the_chain_leaves_nothing_behind(gpu: None) -> None:
@@ -473,7 +473,7 @@ def test_no_room_for_the_chain_leaves_nothing_behind(gpu: None) -> None:
     for memory in (100, 5_000, 100_000, 400_000, 1_000_000):
         device.total_memory = memory
         with pytest.raises(VisionADError, match="out of GPU memory"):
-            Chain(owner, engine, IDENTITY, cameras=2, max_picture=(64, 96))
+            Chain(owner, engine, IDENTITY, cameras=2, max_image=(64, 96))
         assert not owner.run(lambda _: device.live())
     owner.close()
 
@@ -484,15 +484,15 @@ def test_no_room_at_any_taking_leaves_nothing_behind_and_the_chain_goes_on(gpu: 
 
     def work(chain: Chain) -> None:
         chain.keep([BOLT])
-        encoded = chain.encode([picture(0)])
+        encoded = chain.encode([image(0)])
         chain.trace(encoded)
-        check(chain.match(encoded, [NUT])[0], expected(picture(0), NUT))  # not kept: uploaded for the call
-        check(chain.inspect([picture(1)], [GEAR])[1][0], expected(picture(1), GEAR))
+        check(chain.match(encoded, [NUT])[0], expected(image(0), NUT))  # not kept: uploaded for the call
+        check(chain.inspect([image(1)], [GEAR])[1][0], expected(image(1), GEAR))
 
     for number in itertools.count(1):
         device.made, FakeDevice.fail_at = 0, number
         try:
-            with Chain(owner, engine, IDENTITY, cameras=2, max_picture=(64, 96)) as chain:
+            with Chain(owner, engine, IDENTITY, cameras=2, max_image=(64, 96)) as chain:
                 try:
                     work(chain)
                 except VisionADError:
@@ -528,42 +528,42 @@ def test_closed_while_a_bank_is_uploaded(line: Callable[..., Line], monkeypatch:
 def test_refusals(line: Callable[..., Line]) -> None:
     one = line(max_rows=7)
     chain = one.chain
-    with pytest.raises(VisionADError, match="1 to 2 pictures of 3 views, found 3"):
-        chain.encode([picture(0)] * 3)
+    with pytest.raises(VisionADError, match="1 to 2 images of 3 views, found 3"):
+        chain.encode([image(0)] * 3)
     with pytest.raises(VisionADError, match="found 0"):
         chain.encode([])
-    with pytest.raises(PictureError, match="max_picture"):
-        chain.encode([picture(0, 65, 10)])
-    with pytest.raises(PictureError, match="uint8"):
-        chain.encode([picture(0).astype(np.float32)])  # type: ignore[list-item]
-    with pytest.raises(VisionADError, match="1 to 2 pictures of 3 views, found 3"):
-        chain.inspect([picture(0)] * 3, [BOLT] * 3)
+    with pytest.raises(ImageError, match="max_image"):
+        chain.encode([image(0, 65, 10)])
+    with pytest.raises(ImageError, match="uint8"):
+        chain.encode([image(0).astype(np.float32)])  # type: ignore[list-item]
+    with pytest.raises(VisionADError, match="1 to 2 images of 3 views, found 3"):
+        chain.inspect([image(0)] * 3, [BOLT] * 3)
     with pytest.raises(VisionADError, match="a bank"):
-        chain.inspect([picture(0)], [BOLT, BOLT])
-    encoded = chain.encode([picture(0)])
+        chain.inspect([image(0)], [BOLT, BOLT])
+    encoded = chain.encode([image(0)])
     with pytest.raises(VisionADError, match="a bank"):
         chain.match(encoded, [BOLT, BOLT])
     with pytest.raises(VisionADError, match="'half' was not enrolled in view flip"):
-        chain.match(encoded, [enrol("half", [1], ("original",))])
+        chain.match(encoded, [enroll("half", [1], ("original",))])
     with pytest.raises(VisionADError, match="no rows"):
         chain.match(encoded, [Class("empty", BOLT.features[:, :0], BOLT.blocks)])
     broken = BOLT.features.copy()
     broken[0, 0, 0, 0] = np.inf
     with pytest.raises(VisionADError, match="'bad': NaN or Inf"):
         chain.keep([Class("bad", broken, BOLT.blocks)])
-    check(chain.match(encoded, [BOLT])[0], expected(picture(0), BOLT))  # none of it did harm
-    chain.encode([picture(1)])
-    with pytest.raises(VisionADError, match="other pictures since"):
+    check(chain.match(encoded, [BOLT])[0], expected(image(0), BOLT))  # none of it did harm
+    chain.encode([image(1)])
+    with pytest.raises(VisionADError, match="other images since"):
         chain.match(encoded, [BOLT])
-    with pytest.raises(VisionADError, match="other pictures since"):
+    with pytest.raises(VisionADError, match="other images since"):
         chain.trace(encoded)
-    encoded = chain.encode([picture(1)])
+    encoded = chain.encode([image(1)])
     chain.close()
     chain.close()
     for late in (
-        lambda: chain.encode([picture(0)]),
+        lambda: chain.encode([image(0)]),
         lambda: chain.keep([GEAR]),
-        lambda: chain.inspect([picture(0)], [BOLT]),
+        lambda: chain.inspect([image(0)], [BOLT]),
         lambda: chain.match(encoded, [BOLT]),
         lambda: chain.trace(encoded),
     ):
@@ -575,20 +575,20 @@ def test_a_broken_engine_is_noticed(line: Callable[..., Line]) -> None:
     one = line()
     one.engine.broken = True
     with pytest.raises(VisionADError, match="NaN or Inf among the patch tokens"):
-        one.inspect([picture(0), picture(1)], [BOLT, NUT])
+        one.inspect([image(0), image(1)], [BOLT, NUT])
     one.engine.broken = False
-    check(one.inspect([picture(0)], [BOLT])[0], expected(picture(0), BOLT))
+    check(one.inspect([image(0)], [BOLT])[0], expected(image(0), BOLT))
 
 
 def test_keep_alive_runs_the_engine_and_changes_nothing(line: Callable[..., Line]) -> None:
     one = line(keep_alive=0.02)
-    encoded = one.chain.encode([picture(0)])
+    encoded = one.chain.encode([image(0)])
     runs = one.engine.runs
     until = time.monotonic() + 30
     while one.engine.runs < runs + 3 and time.monotonic() < until:
         time.sleep(0.01)
     assert one.engine.runs >= runs + 3
-    check(one.chain.match(encoded, [BOLT])[0], expected(picture(0), BOLT))
+    check(one.chain.match(encoded, [BOLT])[0], expected(image(0), BOLT))
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -629,7 +629,7 @@ def test_a_launch_is_checked(line: Callable[..., Line]) -> None:
     top_mean = one.chain._shared.kernels["top_mean"]
     stream = one.chain._shared.stream
     for args, words in (
-        ((1 << 20,), "wanted 3 arguments"),
+        ((1 << 20,), "right 3 arguments"),
         ((1 << 20, 8, 1), "multiple of 16"),
         ((1 << 20, 0, 1), "multiple of 16"),
     ):

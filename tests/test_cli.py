@@ -40,7 +40,7 @@ def test_predict_json_lines_in_input_order(
     rows = outputs[0]
     assert [r["image"] for r in rows] == list(map(str, paths))
     assert "truncated" in rows[1]["error"] and "cannot be read" in rows[2]["error"]
-    assert "holds no picture" in rows[3]["error"]
+    assert "holds no image" in rows[3]["error"]
     assert set(rows[0]) == {
         "image", "class", "class_source", "class_margin", "score", "threshold", "verdict", "bank_version", "regions", "timings_ms",
         "backend", "precision",
@@ -85,15 +85,15 @@ def test_maps_and_overlays_are_named_after_the_path_below_the_argument(
 
 
 @pytest.mark.parametrize("option", ["--maps", "--overlays"])
-def test_results_are_never_written_over_pictures(
+def test_results_are_never_written_over_images(
     tiny_model: Path, bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
-    picture = tmp_path / ("x.npy" if option == "--maps" else "x.png")
-    picture.write_bytes(cv2.imencode(".png", part(1))[1].tobytes())
-    before = picture.read_bytes()
-    assert run(["predict", str(tiny_model), str(bank), str(picture), option, str(tmp_path / "." / "bank" / "..")]) == 2
+    image = tmp_path / ("x.npy" if option == "--maps" else "x.png")
+    image.write_bytes(cv2.imencode(".png", part(1))[1].tobytes())
+    before = image.read_bytes()
+    assert run(["predict", str(tiny_model), str(bank), str(image), option, str(tmp_path / "." / "bank" / "..")]) == 2
     assert "would be written over" in capsys.readouterr().err
-    assert picture.read_bytes() == before
+    assert image.read_bytes() == before
 
 
 def test_calibrated_verdicts_for_people(
@@ -183,23 +183,23 @@ def test_a_class_name_in_composed_or_decomposed_letters(tiny_model: Path, good: 
         (["predict", "{model}", "{bank}", ""], "an argument is empty"),
         (
             ["predict", "{model}", "{bank}", "{good}", "--maps", "{text}"],
-            "wanted a folder for the results, found a file",
+            "expected a folder for the results, got a file",
         ),
         (["predict", "{model}", "{bank}", "{good}", "--batch", "0"], "batch"),
         (["predict", "{nowhere}", "{bank}", "{good}"], "does not exist"),
         (["predict", "{model}", "{nowhere}", "{good}"], "bank .* does not exist"),
-        (["predict", "{bank}", "{model}", "{good}"], "wanted format"),
+        (["predict", "{bank}", "{model}", "{good}"], "expected format"),
         (["predict", "{model}", "{bank}", "{good}", "--class", "nut"], "no class 'nut'; it has 'disc'"),
         (["predict", "{model}", "{bank}", "{good}", "--backend", "abacus"], "abacus"),
         (["predict", "{model}", "{bank}", "{good}", "--views", "sepia"], "views sepia"),
-        (["predict", "{model}", "{bank}", "{empty}"], "holds no picture"),
+        (["predict", "{model}", "{bank}", "{empty}"], "holds no image"),
         (["bank", "add", "{model}", "{bank}", "--class", "disc", "{good}"], "enrolled already"),
-        (["bank", "add", "{model}", "{bank}", "--class", "x", "{good}", "{good}"], "same picture"),
+        (["bank", "add", "{model}", "{bank}", "--class", "x", "{good}", "{good}"], "same image"),
         (["bank", "add", "{model}", "{bank}", "--class", " ", "{good}"], "class name"),
-        (["bank", "add", "{model}", "{bank}", "--class", "x", "{good}", "--shots", "2"], "only 1 pictures"),
+        (["bank", "add", "{model}", "{bank}", "--class", "x", "{good}", "--shots", "2"], "only 1 images"),
         (["bank", "add", "{model}", "{bank}", "--class", "x", "{good}", "--seed", "2"], "--shots"),
-        (["bank", "add", "{model}", "{bank}", "--class", "x", "{text}"], "no picture of a known format"),
-        (["bank", "add", "{model}", "{bank}", "--class", "x", "{empty}"], "holds no picture"),
+        (["bank", "add", "{model}", "{bank}", "--class", "x", "{text}"], "no image of a known format"),
+        (["bank", "add", "{model}", "{bank}", "--class", "x", "{empty}"], "holds no image"),
         (["bank", "add", "{model}", "{folder}", "--class", "x", "{good}"], "not empty and no bank"),
         (["bank", "info", "{nowhere}"], "does not exist"),
         (["bank", "undo", "{bank}"], "nothing to undo"),
@@ -217,7 +217,7 @@ def test_a_mistake_is_one_line_and_status_2(
 
     folder = tmp_path / "folder"
     (folder / "empty").mkdir(parents=True)
-    (folder / "text.png").write_text("not a picture")
+    (folder / "text.png").write_text("not an image")
     names = {
         "model": tiny_model, "bank": bank, "good": good[0], "nowhere": tmp_path / "nowhere",
         "empty": folder / "empty", "text": folder / "text.png", "folder": folder,
@@ -269,7 +269,8 @@ def test_what_one_onnx_runtime_leaves_when_the_other_is_uninstalled(
     (left / "onnxruntime_gpu-1.31.1.dist-info").mkdir(parents=True)
     (left / "onnxruntime_gpu-1.31.1.dist-info" / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 1.31.1\n")
     module = "import sys, types; sys.modules['onnxruntime'] = m = types.ModuleType('onnxruntime')"
-    (left / "sitecustomize.py").write_text(f"{module}; m.__path__ = ['/left/onnxruntime']")
+    without = "sys.modules['openvino'] = None"  # which would run instead
+    (left / "sitecustomize.py").write_text(f"{module}; m.__path__ = ['/left/onnxruntime']; {without}")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(left), *sys.path])}
     for backend in ("auto", "onnxruntime-cuda"):
         done = visionad("predict", tiny_model, bank, tmp_path, "--backend", backend, env=env)
@@ -340,7 +341,7 @@ def test_json_is_utf_8_whatever_the_locale_and_the_name(
 @pytest.mark.parametrize(
     "moment",
     [
-        "discover.find_pictures = lambda paths: os.kill(os.getpid(), signal.SIGINT)",
+        "discover.find_images = lambda paths: os.kill(os.getpid(), signal.SIGINT)",
         "typer.main.get_command = lambda app: os.kill(os.getpid(), signal.SIGINT)",  # before the parser would see to it
         "sys.modules['visionad_runtime.bank.names'] = Native()",
     ],
@@ -478,7 +479,7 @@ def test_a_preset_end_to_end(
     assert json.loads(capsys.readouterr().out)["stages"]["score"]["max_rel"] <= 1e-4
     assert run(["calibrate", str(model), str(bank), "--class", "disc", *paths[1:], "--max-false-reject", "0.25"]) == 0
     capsys.readouterr()
-    # the threshold is the score of one of these very pictures, which may fall on either side of it
+    # the threshold is the score of one of these very images, which may fall on either side of it
     assert run(["parity", str(model), str(bank), *paths, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict_disagreements"] == []
     scores = []
@@ -533,7 +534,7 @@ def test_nothing_is_left_below_the_users_home(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["png", "tiff", "pgm"])
-def test_parity_with_pictures_of_12_bits(
+def test_parity_with_images_of_12_bits(
     form: str, tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deep, other, colour = (str(tmp_path / f"{name}.{form}") for name in ("deep", "other", "colour"))
@@ -548,8 +549,8 @@ def test_parity_with_pictures_of_12_bits(
     assert report["images"] == 2 and report["bank_features"] == {"disc": "encoded by the reference"}
     assert report["stages"]["preprocess"]["max_abs"] == 0
     assert run(["parity", model, bank, str(good[0])]) == 0  # no depth is stated for what is compared
-    assert "bank of disc: as stored (the reference cannot read the enrolled pictures" in capsys.readouterr().out
+    assert "bank of disc: as stored (the reference cannot read the enrolled images" in capsys.readouterr().out
     if form != "pgm":
         assert run(["parity", model, bank, colour, "--bit-depth", "12"]) == 2
         error = capsys.readouterr().err
-        assert "wanted a grey picture of 16 bits a pixel" in error and "Traceback" not in error
+        assert "expected a grey image of 16 bits a pixel" in error and "Traceback" not in error

@@ -45,7 +45,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Each backend that can have the chain on the GPU, on a fake one."""
     FakeDevice.reset()
     monkeypatch.setattr(gpu_thread, "Device", FakeDevice)
-    monkeypatch.setattr(inspect, "PICTURE", (100, 130))  # a part's; pages of larger ones take most of an opening's time
+    monkeypatch.setattr(inspect, "IMAGE", (100, 130))  # a part's; pages of larger ones take most of an opening's time
     if request.param == "onnxruntime-cuda":
         fake_ort.install(monkeypatch)
     else:
@@ -165,7 +165,7 @@ def test_no_room_at_any_taking_leaves_nothing_behind(backend: str, own_model: Pa
         assert number > 100 and (without_graph, on_the_host) == (1, 0)
 
 
-def test_cameras_are_served_while_a_picture_is_enrolled(
+def test_cameras_are_served_while_a_image_is_enrolled(
     backend: str, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two groups of its encodings the owner's thread does others' work."""

@@ -62,7 +62,7 @@ def test_threshold_is_the_conformal_rank(scores: list[float], rate: float) -> No
 
 
 @pytest.mark.parametrize(("rate", "needed"), [(0.5, 1), (0.1, 9), (0.05, 19), (0.01, 99), (0.001, 999)])
-def test_how_many_pictures_are_needed(rate: float, needed: int) -> None:
+def test_how_many_images_are_needed(rate: float, needed: int) -> None:
     assert conformal_threshold([1.0] * needed, rate).normals == needed
     with pytest.raises(VisionADError, match=f"at least {needed} good images"):
         conformal_threshold([1.0] * (needed - 1), rate)

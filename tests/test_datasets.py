@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from visionad_runtime.errors import PictureError
+from visionad_runtime.errors import ImageError
 from visionad_runtime.tools.evaluation.datasets.base import Box, Dataset, DatasetError, Sample
 from visionad_runtime.tools.evaluation.datasets.masks import load_mask
 from visionad_runtime.tools.evaluation.datasets.registry import layouts, open_dataset
@@ -30,7 +30,7 @@ def draw(path: Path, value: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
 
 
 def touch(*paths: Path) -> None:
-    """Files that stand for pictures: loading a data set decodes none."""
+    """Files that stand for images: loading a data set decodes none."""
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
@@ -143,11 +143,11 @@ def test_visa_raw(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("candle,train,anomaly,a/0.JPG,a/0.png", "1 x defect among train pictures .1cls.csv line 6"),
+        ("candle,train,anomaly,a/0.JPG,a/0.png", "1 x defect among train images .1cls.csv line 6"),
         ("candle,test,anomaly,a/0.JPG,", "1 x row without its mask"),
         ("candle,tset,normal,a/0.JPG,", "1 x row not understood"),
         ("candle,test", "1 x row not understood"),
-        ("fryum,test,normal,a/0.JPG,", "1 x class without train pictures .fryum."),
+        ("fryum,test,normal,a/0.JPG,", "1 x class without train images .fryum."),
     ],
 )
 def test_visa_bad_rows(tmp_path: Path, row: str, message: str) -> None:
@@ -173,7 +173,7 @@ def test_lists_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_visa_other_columns(tmp_path: Path) -> None:
-    visa(tmp_path, VISA_ROWS, "object,split,label,picture,mask")
+    visa(tmp_path, VISA_ROWS, "object,split,label,image,mask")
     with pytest.raises(DatasetError, match="no column image"):
         open_dataset("visa", tmp_path)
 
@@ -213,7 +213,7 @@ def test_real_iad_bad_lists(tmp_path: Path) -> None:
     meta = {"normal_class": "OK", "prefix": "usb/"}
     noisy = {"meta": meta, "train": lists["train"] + lists["test"], "test": [{**lists["test"][1], "mask_path": None}]}
     for content, message in (
-        (json.dumps(noisy), "1 x defect among train pictures .*; 1 x entry without its mask"),
+        (json.dumps(noisy), "1 x defect among train images .*; 1 x entry without its mask"),
         (json.dumps({"meta": meta, "train": []}), "not a list of Real-IAD .KeyError: 'test'"),
         ("[1]", "not a list of Real-IAD"),
         ("{", "not readable as JSON"),
@@ -272,7 +272,7 @@ def test_deeppcb_faults(tmp_path: Path) -> None:
     (tmp_path / "group007/007/007000_temp.jpg").unlink()
     with pytest.raises(DatasetError) as caught:
         open_dataset("deeppcb", tmp_path)
-    for part in ("1 x boxes missing", "2 x box not understood", "1 x defect without boxes", "1 x picture missing"):
+    for part in ("1 x boxes missing", "2 x box not understood", "1 x defect without boxes", "1 x image missing"):
         assert part in str(caught.value)
     (tmp_path / "other").mkdir()
     with pytest.raises(DatasetError, match="no folder group"):
@@ -296,8 +296,8 @@ def test_faults_of_all_classes_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in message
     assert "4 x mask missing (a/test/crack/000.png, a/test/crack/001.png, a/test/crack/002.png, …)" in message
     assert "1 x mask empty (b/ground_truth/crack/002_mask.png)" in message
-    assert "1 x picture empty (b/test/good/000.png)" in message
-    assert "1 x test folder without pictures (b/test/dent)" in message
+    assert "1 x image empty (b/test/good/000.png)" in message
+    assert "1 x test folder without images (b/test/dent)" in message
 
 
 def test_broken_layouts(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_broken_layouts(tmp_path: Path) -> None:
     (tmp_path / "a/train/good").mkdir(parents=True)
     with pytest.raises(DatasetError) as caught:
         open_dataset("folder", tmp_path)
-    for part in ("folder test/good missing (a)", "class without train pictures (a)", "class without test pictures (a)"):
+    for part in ("folder test/good missing (a)", "class without train images (a)", "class without test images (a)"):
         assert part in str(caught.value)
     mvtec_class(tmp_path / "b" / "c")
     with pytest.raises(DatasetError, match="has no class 'd'; it has c"):
@@ -323,7 +323,7 @@ def test_listed_files_must_exist(tmp_path: Path) -> None:
     (tmp_path / "candle/Data/Images/Normal/0000.JPG").unlink()
     (tmp_path / "candle/Data/Masks/Anomaly/000.png").unlink()
     with pytest.raises(
-        DatasetError, match=r"1 x picture missing .*Normal/0000.JPG.*; 1 x mask missing .*Anomaly/000.png"
+        DatasetError, match=r"1 x image missing .*Normal/0000.JPG.*; 1 x mask missing .*Anomaly/000.png"
     ):
         open_dataset("visa", tmp_path)
 
@@ -336,8 +336,8 @@ def sample(folder: Path, *masks: np.ndarray, size: tuple[int, int] | None = None
     for i, mask in enumerate(masks):
         paths.append(folder / f"{i}.png")
         Image.fromarray(mask).save(paths[-1])
-    picture = draw(folder / "picture.jpg", 0, size or masks[0].shape[1::-1])
-    return Sample(picture, "a", 1, "crack", masks=tuple(paths))
+    image = draw(folder / "image.jpg", 0, size or masks[0].shape[1::-1])
+    return Sample(image, "a", 1, "crack", masks=tuple(paths))
 
 
 def blobs(height: int, width: int, value: int = 255) -> np.ndarray:
@@ -404,16 +404,16 @@ def test_mask_faults(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="cannot crop 449 out of 448"):
         load_mask(good, 448, 449)
     other_size = sample(tmp_path, blobs(90, 70), size=(90, 70))
-    with pytest.raises(DatasetError, match=r"mask of .70, 90. pixels for a picture of .90, 70."):
+    with pytest.raises(DatasetError, match=r"mask of .70, 90. pixels for an image of .90, 70."):
         load_mask(other_size, 448, 392)
-    other_size.masks[0].write_bytes(b"no picture")
-    with pytest.raises(PictureError, match=r"0\.png"):
+    other_size.masks[0].write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"0\.png"):
         load_mask(other_size, 448, 392)
-    other_size.path.write_bytes(b"no picture")
-    with pytest.raises(PictureError, match=r"picture\.jpg"):
+    other_size.path.write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"image\.jpg"):
         load_mask(other_size, 448, 392)
     outside = Sample(draw(tmp_path / "p.png"), "a", 1, "bad", boxes=(Box(0, 0, 9, 4),))
-    with pytest.raises(DatasetError, match=r"reaches out of a picture of \(8, 8\) pixels"):
+    with pytest.raises(DatasetError, match=r"reaches out of an image of \(8, 8\) pixels"):
         load_mask(outside, 448, 392)
 
 

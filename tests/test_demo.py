@@ -56,7 +56,7 @@ def test_on_own_parts(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(tiny_model, out / "model")
     summary, said = demo(out, data)
-    assert "inspect  8 pictures" in summary and "from an earlier run" in said[0]
+    assert "inspect  8 images" in summary and "from an earlier run" in said[0]
     rows = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
     assert len(rows) == 8 == len(list((out / "overlays").rglob("*.png")))
     assert all(row["threshold"] is not None or row["class"] is None for row in rows)
@@ -69,7 +69,7 @@ def test_on_own_parts(tiny_model: Path, data: Path, tmp_path: Path) -> None:
 def test_goes_on_after_an_interruption(
     tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ended between the old classes' removal and the first enrolment, it has left a bank without a class."""
+    """Ended between the old classes' removal and the first enrollment, it has left a bank without a class."""
     out = tmp_path / "out"
     shutil.copytree(tiny_model, out / "model")
     demo(out, data)
@@ -105,5 +105,5 @@ def test_on_one_class_by_a_relative_path(
     monkeypatch.chdir(data)
     shutil.copytree(tiny_model, tmp_path / "out" / "model")
     summary, _ = demo(tmp_path / "out", Path("disc"))
-    assert "inspect  4 pictures" in summary
+    assert "inspect  4 images" in summary
     assert (tmp_path / "out" / "overlays" / "disc" / "test" / "scratch" / "000.png").is_file()

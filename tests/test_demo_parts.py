@@ -13,12 +13,12 @@ SMALL = 160
 
 
 @pytest.mark.parametrize("class_name", [*CLASSES, UNKNOWN])
-def test_good_picture(class_name: str) -> None:
-    picture, mask = render(class_name, seed=3, size=SMALL)
-    assert picture.shape == (SMALL, SMALL, 3) and picture.dtype == np.uint8
+def test_good_image(class_name: str) -> None:
+    image, mask = render(class_name, seed=3, size=SMALL)
+    assert image.shape == (SMALL, SMALL, 3) and image.dtype == np.uint8
     assert mask.shape == (SMALL, SMALL) and mask.dtype == np.bool_
     assert not mask.any()
-    assert picture.std() > 20  # something is there
+    assert image.std() > 20  # something is there
 
 
 @pytest.mark.parametrize(("class_name", "defect"), GOOD + CASES)
@@ -30,7 +30,7 @@ def test_equal_arguments_give_equal_bytes(class_name: str, defect: str | None) -
 
 
 @pytest.mark.parametrize(("class_name", "defect"), CASES)
-def test_mask_is_exactly_where_the_defect_changes_the_picture(class_name: str, defect: str) -> None:
+def test_mask_is_exactly_where_the_defect_changes_the_image(class_name: str, defect: str) -> None:
     good, _ = render(class_name, 11, size=SMALL)
     bad, mask = render(class_name, 11, defect, SMALL)
     np.testing.assert_array_equal(mask, (good != bad).any(axis=2))
@@ -72,7 +72,7 @@ def test_dataset_is_an_mvtec_tree(tmp_path: Path) -> None:
     assert files == sorted(wanted)
     contents = [(tmp_path / "a" / file).read_bytes() for file in files]
     assert contents == [(tmp_path / "b" / file).read_bytes() for file in files]
-    assert len(set(contents)) == len(contents)  # no test picture is a training picture
+    assert len(set(contents)) == len(contents)  # no test image is a training image
     mask = np.asarray(
         Image.open(tmp_path / "a" / CLASSES[0] / "ground_truth" / DEFECTS[CLASSES[0]][0] / "000_mask.png")
     )

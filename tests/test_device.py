@@ -253,7 +253,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
             return 1
 
     fake_pycuda(monkeypatch, Error=RuntimeError, init=lambda: None, Device=Gpu)
-    with pytest.raises(VisionADError, match="wanted GPU 2, found 1"):
+    with pytest.raises(VisionADError, match="expected GPU 2, got 1"):
         device.Device.open(2)
 
 

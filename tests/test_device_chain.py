@@ -128,11 +128,11 @@ def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> 
     on_gpu, on_cpu = both
     assert isinstance(on_gpu.chain, DeviceChain) and isinstance(on_cpu.chain, HostChain)
     assert on_gpu.engine.info["chain"].startswith("on the GPU")
-    pictures = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(4)]
-    pictures.append(np.repeat(np.repeat(part(4), 12, axis=0), 16, axis=1))  # 1152 x 2048: room is made for it
-    pictures.append(part(6)[:, :, 0])  # grey
-    wanted = on_cpu.inspect_batch(pictures)
-    found = on_gpu.inspect_batch(pictures)  # one picture a call: split
+    images = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(4)]
+    images.append(np.repeat(np.repeat(part(4), 12, axis=0), 16, axis=1))  # 1152 x 2048: room is made for it
+    images.append(part(6)[:, :, 0])  # grey
+    wanted = on_cpu.inspect_batch(images)
+    found = on_gpu.inspect_batch(images)  # one image a call: split
     for one, right in zip(found, wanted, strict=True):
         check(one, right)
         assert one.timings["total"] >= one.timings["wait"] and "route" in one.timings
@@ -161,8 +161,8 @@ def test_engine_key_one_class_are_matched_at_once_and_another_class_again(
 
     def look(seed: int, kind: str, class_name: str | None = None) -> list[str]:
         done.clear()
-        picture = part(seed, defect=seed % 2 == 1, kind=kind)
-        check(on_gpu.inspect(picture, class_name=class_name), on_cpu.inspect(picture, class_name=class_name))
+        image = part(seed, defect=seed % 2 == 1, kind=kind)
+        check(on_gpu.inspect(image, class_name=class_name), on_cpu.inspect(image, class_name=class_name))
         return done.copy()
 
     asked, at_once, again = ["encode", "match"], ["inspect"], ["inspect", "match"]
@@ -197,18 +197,18 @@ def test_a_gpu_is_kept_awake_between_parts(
 
     monkeypatch.setattr(Chain, "_run", counted)
     with Inspector.open(own_model, tmp_path / "tensorrt", backend="tensorrt", threads=1, keep_alive=0.01) as awake:
-        for picture in (part(3), np.repeat(np.repeat(part(3), 12, axis=0), 20, axis=1)):  # room is made for the second
-            check(awake.inspect(picture), both[1].inspect(picture))
+        for image in (part(3), np.repeat(np.repeat(part(3), 12, axis=0), 20, axis=1)):  # room is made for the second
+            check(awake.inspect(image), both[1].inspect(image))
             assert all(runs.acquire(timeout=30) for _ in range(3))
     left = runs._value
     time.sleep(0.05)
     assert runs._value == left  # closed with it
     for wrong in (0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(VisionADError, match=r"keep_alive .*: wanted seconds above 0"):
+        with pytest.raises(VisionADError, match=r"keep_alive .*: expected seconds above 0"):
             Inspector.open(own_model, keep_alive=wrong)
 
 
-def test_the_pictures_of_a_call_are_under_way_together(
+def test_the_images_of_a_call_are_under_way_together(
     both: tuple[Inspector, Inspector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu, on_cpu = both
@@ -221,8 +221,8 @@ def test_the_pictures_of_a_call_are_under_way_together(
         return plain(*args)
 
     monkeypatch.setattr(Chain, "encode", encode)
-    pictures = [part(i, defect=i % 2 == 1, kind="disc" if i < 6 else "grid") for i in range(9)]
-    for one, right in zip(on_gpu.inspect_batch(pictures), on_cpu.inspect_batch(pictures), strict=True):
+    images = [part(i, defect=i % 2 == 1, kind="disc" if i < 6 else "grid") for i in range(9)]
+    for one, right in zip(on_gpu.inspect_batch(images), on_cpu.inspect_batch(images), strict=True):
         check(one, right)
     monkeypatch.setattr(Chain, "encode", lambda *_: on_gpu.engine.no_such_thing)  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="no_such_thing"):
@@ -354,7 +354,7 @@ def test_a_wrong_kernel_is_found_when_opened(gpu: type[FakeDevice], own_model: P
     assert not Owner.of(0).run(lambda device: len(device._buffers))  # all memory was given back
 
 
-def test_no_room_for_a_larger_picture_leaves_the_line_running(both: tuple[Inspector, Inspector]) -> None:
+def test_no_room_for_a_larger_image_leaves_the_line_running(both: tuple[Inspector, Inspector]) -> None:
     on_gpu, on_cpu = both
     device = Owner.of(0).run(lambda device: device)
     device.total_memory = 128 << 20

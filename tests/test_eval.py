@@ -63,7 +63,7 @@ def run(model: Path, root: Path, shots: int = 1, name: str = "mvtec", **more: An
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every picture the runtime has inspected."""
+    """Every image the runtime has inspected."""
     seen: list[Path] = []
     inner = Inspector.inspect_files
 
@@ -145,8 +145,8 @@ def test_one_for_all_against_separate(tiny_model: Path, root: Path) -> None:
     assert multi.to_dict()["mean"]["all"]["routing_accuracy"]["mean"] > 0.5
 
 
-def test_misrouted_pictures_count_as_routed(tiny_model: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A router that takes every second picture of `disc` for a `grid`, and the rest for nothing known."""
+def test_misrouted_images_count_as_routed(tiny_model: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that takes every second image of `disc` for a `grid`, and the rest for nothing known."""
     inner, turn = RuntimePredictor.inspect, itertools.count()
 
     def astray(self: Any, paths: Any, class_name: str | None) -> Any:
@@ -261,18 +261,18 @@ def test_calibration_is_measured(tiny_model: Path, root: Path) -> None:
     assert "false rejects" in plain(found)
     few = run(tiny_model, root, calibrate=0.01)
     assert few.units[0].result["calibration"]["threshold"] is None
-    assert "99 good pictures" in markdown(few)
+    assert "99 good images" in markdown(few)
 
 
-def test_unreadable_pictures(tiny_model: Path, root: Path, tmp_path: Path, counted: list[Path]) -> None:
-    (root / "disc/test/good/001.png").write_bytes(b"no picture")
+def test_unreadable_images(tiny_model: Path, root: Path, tmp_path: Path, counted: list[Path]) -> None:
+    (root / "disc/test/good/001.png").write_bytes(b"no image")
     (root / "disc/ground_truth/scratch/002_mask.png").write_bytes(b"no mask")
     (root / "disc/train/good/004.png").write_bytes(b"no normal")
     options = [tiny_model, "--dataset", "mvtec", "--root", root, "--shots", 1]
     stopped = command(*options, "--json", tmp_path / "e.json")
     assert isinstance(stopped.exception, VisionADError)
     said = str(stopped.exception)
-    assert "2 pictures or masks" in said and "good/001.png" in said and "002_mask.png" in said and "1 finished" in said
+    assert "2 images or masks" in said and "good/001.png" in said and "002_mask.png" in said and "1 finished" in said
     assert not (tmp_path / "e.json").exists()
     counted.clear()
     done = command(*options, "--json", tmp_path / "e.json", "--skip-unreadable")
@@ -285,12 +285,12 @@ def test_unreadable_pictures(tiny_model: Path, root: Path, tmp_path: Path, count
     assert "good/001.png" in done.output
     again = command(*options, "--json", tmp_path / "e.json")
     assert isinstance(again.exception, VisionADError)  # what was skipped is not taken for finished
-    with pytest.raises(VisionADError, match=r"3 pictures or masks .*train/good/004"):
+    with pytest.raises(VisionADError, match=r"3 images or masks .*train/good/004"):
         run(tiny_model, root, calibrate=0.2)
     (root / "disc/train/good/000.png").write_bytes(b"no support")
-    with pytest.raises(VisionADError, match=r"3 pictures or masks .*train/good/000"):
+    with pytest.raises(VisionADError, match=r"3 images or masks .*train/good/000"):
         run(tiny_model, root, mode="multi")
-    with pytest.raises(VisionADError, match="none of its 1 support pictures"):
+    with pytest.raises(VisionADError, match="none of its 1 support images"):
         run(tiny_model, root, skip_unreadable=True)
     two = run(tiny_model, root, shots=2, skip_unreadable=True)
     assert two.units[0].result["supports"] == ["disc/train/good/001.png"]
@@ -308,7 +308,7 @@ def test_no_result_is_written_over_another_or_over_the_data_set(tiny_model: Path
         assert file.read_bytes() == before
 
 
-def test_copies_of_a_picture_teach_nothing_new(tiny_model: Path, root: Path) -> None:
+def test_copies_of_a_image_teach_nothing_new(tiny_model: Path, root: Path) -> None:
     for i in (1, 2):
         shutil.copy(root / "disc/train/good/000.png", root / f"disc/train/good/00{i}.png")
     found = run(tiny_model, root, shots=2, calibrate=0.3)
@@ -379,7 +379,7 @@ def test_command_writes_what_was_asked(tiny_model: Path, tmp_path: Path) -> None
         (["--engine", "trt"], "runtime or reference"),
         (["--seeds", "1,x"], "whole numbers"),
         (["--seeds", "1,1"], "each once"),
-        (["--shots", "7"], "wanted 7 shots, but there are 6"),
+        (["--shots", "7"], "expected 7 shots, but there are 6"),
         (["--calibrate", "1"], "between 0 and 1"),
         (["--engine", "reference", "--bit-depth", "12"], "8-bit"),
         (["--dataset", "imagenet"], "known are"),

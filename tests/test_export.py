@@ -171,7 +171,7 @@ def test_weights_that_fit_and_see_nothing_are_refused(weights: Path, tmp_path: P
     state = {key: torch.from_numpy(value) * scale for key, value in load_file(weights).items()}
     save_file(state if scale != 1 else {k: v.to(torch.int8) for k, v in state.items()}, tmp_path / "odd.safetensors")
     with pytest.raises(
-        ModelError, match=r"odd\.safetensors: wanted unit tokens that differ where .* give the trained float weights"
+        ModelError, match=r"odd\.safetensors: expected unit tokens that differ where .* give the trained float weights"
     ):
         export_model(NAME, tmp_path / "model", weights=tmp_path / "odd.safetensors", **SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ["odd.safetensors"]
@@ -247,7 +247,7 @@ def test_layers_and_views_as_text() -> None:
     assert parse_layers("4-18") == tuple(range(4, 19))
     assert parse_layers(" 5 ") == (5,)
     for wrong in ("", "9-2", "a-b", "1-", "-3", "1,2"):
-        with pytest.raises(ModelError, match="wanted A-B"):
+        with pytest.raises(ModelError, match="expected A-B"):
             parse_layers(wrong)
     assert parse_views("original, flip") == ("original", "flip")
 
@@ -334,6 +334,6 @@ def test_command_line_wins_over_config(no_export: None, weights: Path, tmp_path:
     assert (summary["layers"], summary["views"], summary["crop"]) == ([1, 2], ["original", "clamp"], 64)
     assert json.loads((tmp_path / "m" / "manifest.json").read_bytes())["format"] == "visionad-model"
     text = describe(summary)
-    assert "leaves the outer 21.0% of the picture uninspected; --resize 64 --crop 64 inspects all of it" in text
+    assert "leaves the outer 21.0% of the image uninspected; --resize 64 --crop 64 inspects all of it" in text
     assert "uninspected" not in describe({**summary, "dropped_area": 0.0})
     assert isinstance(CliRunner().invoke(app, ["--out", str(tmp_path / "n")]).exception, VisionADError)

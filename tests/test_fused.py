@@ -262,7 +262,7 @@ def test_what_only_looks_like_attention_is_left_alone(tiny_model: Path, tmp_path
 
 
 def test_a_model_without_attention_is_left_as_it_is(tmp_path: Path) -> None:
-    """LayerNorm after a sum of pictures is nothing that ONNX Runtime's operator takes."""
+    """LayerNorm after a sum of images is nothing that ONNX Runtime's operator takes."""
     value = helper.make_tensor_value_info
     shape = [1, 4, 4, 8]
     nodes = [
@@ -376,16 +376,16 @@ def test_a_graph_is_of_the_addresses_that_it_was_captured_with(half_model: Path,
 
     engine = open_engine(half_model, half, "onnxruntime-cuda", batch_size=1)
     assert isinstance(engine, OrtStreamEngine)
-    pictures = np.random.default_rng(0).standard_normal((2, 1, 3, 64, 64)).astype(np.float32)
-    right = [open_engine(half_model, half, "onnxruntime-cpu").encode(p) for p in pictures]
+    images = np.random.default_rng(0).standard_normal((2, 1, 3, 64, 64)).astype(np.float32)
+    right = [open_engine(half_model, half, "onnxruntime-cpu").encode(p) for p in images]
 
     def work(device: Any) -> list[F32]:
         stream, found = device.stream(), []
         cameras = []
-        for picture, token in zip(pictures, right, strict=True):
+        for image, token in zip(images, right, strict=True):
             assert token.cls is not None
-            arrays = [device.pinned(a.shape, np.float32) for a in (picture, token.patch, token.cls)]
-            arrays[0][...] = picture
+            arrays = [device.pinned(a.shape, np.float32) for a in (image, token.patch, token.cls)]
+            arrays[0][...] = image
             cameras.append((arrays, [device.alloc(a.nbytes) for a in arrays]))
         for arrays, buffers in [*cameras, *cameras]:
             device.upload(buffers[0], arrays[0], stream)

@@ -216,8 +216,8 @@ def test_search_finds_what_the_cpu_finds(gpu_search: Any, place: Place, rows: in
     other = np.flatnonzero(row[:, 0] != cpu.row)  # rows nearer to each other than float64 tells
     assert len(other) <= len(queries) / 100
     exact = np.einsum("qd,qd->q", queries[other].astype(np.float64), bank[row[other, 0]].astype(np.float64))
-    wanted = np.einsum("qd,qd->q", queries[other].astype(np.float64), bank[cpu.row[other]].astype(np.float64))
-    np.testing.assert_allclose(exact, wanted, rtol=0, atol=1e-15)
+    expected = np.einsum("qd,qd->q", queries[other].astype(np.float64), bank[cpu.row[other]].astype(np.float64))
+    np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-15)
 
 
 @not_interpreted
@@ -319,15 +319,15 @@ def line(place: Place) -> Iterator[Callable[..., Line]]:
         one.engine.close()
 
 
-def same(found: Matched, wanted: Matched) -> None:
+def same(found: Matched, expected: Matched) -> None:
     """To the last bit."""
     for view in VIEWS:
-        np.testing.assert_array_equal(found.distances[view], wanted.distances[view])
-    np.testing.assert_array_equal(found.anomaly_map, wanted.anomaly_map)
-    assert found.score == wanted.score
+        np.testing.assert_array_equal(found.distances[view], expected.distances[view])
+    np.testing.assert_array_equal(found.anomaly_map, expected.anomaly_map)
+    assert found.score == expected.score
 
 
-PICTURES = [
+IMAGES = [
     (1, 1, 3), (2, 3, 3), (13, 61, 1), (61, 13, 3), (480, 640, 3), (1, 3000, 3), (3000, 1, 1), (2048, 2448, 3), (1080, 1920, 0),
     (333, 4096, 3), (4096, 333, 0),
 ]  # fmt: skip
@@ -335,8 +335,8 @@ PICTURES = [
 
 def test_preprocess_gives_the_hosts_bytes(line: Callable[..., Line], place: Place) -> None:
     one = line()
-    sizes = [size for size in PICTURES if max(size) <= place.side]
-    for turn in range(0, len(sizes), 2):  # two pictures a call: other sizes by the same graph
+    sizes = [size for size in IMAGES if max(size) <= place.side]
+    for turn in range(0, len(sizes), 2):  # two images a call: other sizes by the same graph
         rgbs = [noise(h, w, i, c or 1) for i, (h, w, c) in enumerate(sizes[turn : turn + 2])]
         rgbs = [p if size[2] else p[:, :, 0] for p, size in zip(rgbs, sizes[turn : turn + 2], strict=True)]
         images, _ = one.chain.trace(one.encode(rgbs))
@@ -344,14 +344,14 @@ def test_preprocess_gives_the_hosts_bytes(line: Callable[..., Line], place: Plac
             colour = (
                 rgb if rgb.ndim == 3 and rgb.shape[2] == 3 else np.repeat(rgb.reshape(*rgb.shape[:2], 1), 3, axis=2)
             )
-            wanted = preprocess.query_views(preprocess.prepare(colour, place.spec), VIEWS)
-            np.testing.assert_array_equal(found, wanted, err_msg=str(rgb.shape))
+            expected = preprocess.query_views(preprocess.prepare(colour, place.spec), VIEWS)
+            np.testing.assert_array_equal(found, expected, err_msg=str(rgb.shape))
 
 
 @interpreted_slowly
 def test_distances_map_and_score_are_the_hosts_and_stay(line: Callable[..., Line]) -> None:
     one = line(side=64)
-    banks = [one.enrol(0), one.enrol(1, shots=2)]
+    banks = [one.enroll(0), one.enroll(1, shots=2)]
     one.chain.keep(banks)
     first = one.inspect([noise(30, 40)] * 2, banks)
     one.check(first, banks)
@@ -365,9 +365,9 @@ def test_distances_map_and_score_are_the_hosts_and_stay(line: Callable[..., Line
 
 
 @not_interpreted
-def test_a_picture_like_the_enrolled_ones_has_no_distance(line: Callable[..., Line]) -> None:
+def test_a_image_like_the_enrolled_ones_has_no_distance(line: Callable[..., Line]) -> None:
     one = line(side=64)
-    bank = one.enrol(0)
+    bank = one.enroll(0)
     for v, view in enumerate(VIEWS):
         one.engine.patch[v] = bank.rows(view)[: len(one.engine.patch[v])]
     (found,) = one.inspect([noise(9, 9)], [bank])
@@ -379,7 +379,7 @@ def test_a_picture_like_the_enrolled_ones_has_no_distance(line: Callable[..., Li
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_broken_engine_is_an_error(line: Callable[..., Line], value: float) -> None:
     one = line(side=64)
-    bank = one.enrol(0)
+    bank = one.enroll(0)
     one.chain.keep([bank])
     right = one.engine.patch[4, 1, 2].copy()
     one.engine.patch[4, 1, 2] = value
@@ -391,7 +391,7 @@ def test_a_broken_engine_is_an_error(line: Callable[..., Line], value: float) ->
 
 def test_pixels_outside_the_region_are_zero(line: Callable[..., Line]) -> None:
     one = line(side=64)
-    bank, region = one.enrol(0), np.random.default_rng(0).random((256, 256)) > 0.7
+    bank, region = one.enroll(0), np.random.default_rng(0).random((256, 256)) > 0.7
     encoded = one.encode([noise(9, 9)] * 2)
     plain, masked = one.chain.match(encoded, [bank, bank], [None, region])
     one.check([plain], [bank])
@@ -405,10 +405,10 @@ def test_a_class_changes_while_other_cameras_inspect(line: Callable[..., Line], 
     """Four cameras, each with a class of its own, while another class comes, changes and goes; no result moves by a bit."""
     cameras = 4
     one = line(cameras=cameras, rows=3, side=64)
-    steady, versions = [one.enrol(i) for i in range(cameras)], [one.enrol(100 + i, shots=1 + i) for i in range(3)]
+    steady, versions = [one.enroll(i) for i in range(cameras)], [one.enroll(100 + i, shots=1 + i) for i in range(3)]
     one.chain.keep(steady)
-    wanted = [one.inspect([noise(20, 30, i)], [bank], i)[0] for i, bank in enumerate(steady)]
-    for found, bank in zip(wanted, steady, strict=True):
+    expected = [one.inspect([noise(20, 30, i)], [bank], i)[0] for i, bank in enumerate(steady)]
+    for found, bank in zip(expected, steady, strict=True):
         one.check([found], [bank])
     done = threading.Event()
     served = [0] * cameras
@@ -416,7 +416,7 @@ def test_a_class_changes_while_other_cameras_inspect(line: Callable[..., Line], 
     def camera(number: int) -> None:
         try:
             while not done.is_set() or served[number] < 2:
-                same(one.inspect([noise(20, 30, number)], [steady[number]], number)[0], wanted[number])
+                same(one.inspect([noise(20, 30, number)], [steady[number]], number)[0], expected[number])
                 served[number] += 1
         finally:
             done.set()
@@ -447,7 +447,7 @@ def resident_bytes() -> int:
 @not_interpreted
 def test_thousands_of_calls_take_no_memory(line: Callable[..., Line], place: Place) -> None:
     one = line(cameras=2, rows=3, side=64)
-    banks = [one.enrol(0), one.enrol(1, shots=2)]
+    banks = [one.enroll(0), one.enroll(1, shots=2)]
     one.chain.keep(banks)
 
     def free() -> int:
@@ -507,27 +507,27 @@ def test_the_whole_chain_gives_what_the_host_gives_around_the_same_engine(whole:
     ):
         rgb = np.ascontiguousarray(bgr[:, :, ::-1])
         chosen = [bank.classes[kind]]
-        (wanted,) = host.run([rgb], partial(_given, chosen), class_token=True, trace=True)
+        (expected,) = host.run([rgb], partial(_given, chosen), class_token=True, trace=True)
         ((found, stages),) = whole.trace_batch([rgb])
-        assert stages is not None and wanted.images is not None and wanted.patch is not None
-        np.testing.assert_array_equal(stages.views, wanted.images)
-        np.testing.assert_allclose(stages.tokens.patch, wanted.patch, rtol=0, atol=allowed)
-        np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=allowed)
-        assert abs(found.score - wanted.score) <= allowed and found.class_name == kind
+        assert stages is not None and expected.images is not None and expected.patch is not None
+        np.testing.assert_array_equal(stages.views, expected.images)
+        np.testing.assert_allclose(stages.tokens.patch, expected.patch, rtol=0, atol=allowed)
+        np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=0, atol=allowed)
+        assert abs(found.score - expected.score) <= allowed and found.class_name == kind
 
 
 def test_cameras_in_threads_give_what_each_gives_alone(whole: Inspector) -> None:
     """More cameras than the chain has places for, while a class is enrolled: the same bits."""
-    pictures = [part(i, defect=True) for i in range(6)]
-    wanted = [whole.inspect(picture, class_name="disc") for picture in pictures]
+    images = [part(i, defect=True) for i in range(6)]
+    expected = [whole.inspect(image, class_name="disc") for image in images]
     done = threading.Event()
 
     def camera(number: int) -> None:
         while True:
             last = done.is_set()
-            found = whole.inspect(pictures[number], class_name="disc")
-            np.testing.assert_array_equal(found.anomaly_map, wanted[number].anomaly_map)
-            assert found.score == wanted[number].score
+            found = whole.inspect(images[number], class_name="disc")
+            np.testing.assert_array_equal(found.anomaly_map, expected[number].anomaly_map)
+            assert found.score == expected[number].score
             if last:
                 return
 
@@ -537,7 +537,7 @@ def test_cameras_in_threads_give_what_each_gives_alone(whole: Inspector) -> None
         finally:
             done.set()
 
-    in_threads(clerk, *(partial(camera, i) for i in range(len(pictures))))
+    in_threads(clerk, *(partial(camera, i) for i in range(len(images))))
     found = whole.inspect(part(31, kind="grid"), class_name="new")
     assert found.class_name == "new" and np.isfinite(found.score)
 
@@ -588,12 +588,12 @@ def test_an_engine_computes_what_the_cpu_computes(backend: str, precision: str, 
     try:
         spec = manifest.identity.preprocess
         noise = np.random.default_rng(1).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
-        images = np.stack([normalise(picture, spec) for picture in noise])
-        found, again, wanted = engine.encode(images), engine.encode(images), cpu.encode(images)
+        images = np.stack([normalise(image, spec) for image in noise])
+        found, again, expected = engine.encode(images), engine.encode(images), cpu.encode(images)
         turned = engine.encode(np.ascontiguousarray(images[::-1]))
         assert engine.encode(images, class_token=False).cls is None
         for name in ("patch", "cls"):
-            one, right = getattr(found, name), getattr(wanted, name)
+            one, right = getattr(found, name), getattr(expected, name)
             np.testing.assert_allclose(one, right, rtol=0, atol=GOLDEN_TOLERANCE[precision])
             np.testing.assert_array_equal(one, getattr(again, name))  # the same input, the same bits
             near = POSITION_TOLERANCE * GOLDEN_TOLERANCE[precision]

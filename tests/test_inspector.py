@@ -1,4 +1,4 @@
-"""The chain as users call it: same result however it is called, live enrolment, self-test, calibration."""
+"""The chain as users call it: same result however it is called, live enrollment, self-test, calibration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from visionad_runtime import BankError, Inspector, ModelError, PictureError, VisionADError
+from visionad_runtime import BankError, ImageError, Inspector, ModelError, VisionADError
 from visionad_runtime import _threads as workers
 from visionad_runtime._threads import cores
 from visionad_runtime.bank.store import Bank
@@ -44,12 +44,12 @@ def same(a: Result, b: Result) -> bool:
 
 
 def test_result_does_not_depend_on_batch_or_order(inspector: Inspector) -> None:
-    pictures = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(7)]
-    alone = [inspector.inspect(p) for p in pictures]
+    images = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(7)]
+    alone = [inspector.inspect(p) for p in images]
     for batch in (2, 3, 7):
-        together = [r for i in range(0, 7, batch) for r in inspector.inspect_batch(pictures[i : i + batch])]
+        together = [r for i in range(0, 7, batch) for r in inspector.inspect_batch(images[i : i + batch])]
         assert all(map(same, alone, together))
-    assert all(map(same, reversed(alone), inspector.inspect_batch(pictures[::-1])))
+    assert all(map(same, reversed(alone), inspector.inspect_batch(images[::-1])))
 
 
 def test_result_does_not_depend_on_threads(inspector: Inspector, tiny_model: Path) -> None:
@@ -74,17 +74,17 @@ def test_more_threads_than_cores_are_not_taken(
     monkeypatch.setattr("visionad_runtime.inspector.open_engine", note)
     Inspector.open(tiny_model, threads=5000).close()
     assert taken == [cores()]
-    with pytest.raises(VisionADError, match="threads 0: wanted 1 or more"):
+    with pytest.raises(VisionADError, match="threads 0: expected 1 or more"):
         Inspector.open(tiny_model, threads=0)
 
 
 def test_many_threads_share_one_inspector(inspector: Inspector) -> None:
-    pictures = [part(i, defect=True) for i in range(6)]
-    alone = [inspector.inspect(p) for p in pictures]
+    images = [part(i, defect=True) for i in range(6)]
+    alone = [inspector.inspect(p) for p in images]
     found: dict[int, Result] = {}
 
     def work(i: int) -> None:
-        found[i] = inspector.inspect(pictures[i])
+        found[i] = inspector.inspect(images[i])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
     for t in threads:
@@ -102,7 +102,7 @@ def test_colour_orders(inspector: Inspector) -> None:
     assert same(inspector.inspect(grey), inspector.inspect(np.repeat(grey[:, :, None], 3, axis=2)))
 
 
-def test_a_grey_support_is_the_same_picture_however_it_is_given(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_grey_support_is_the_same_image_however_it_is_given(tiny_model: Path, tmp_path: Path) -> None:
     grey = part(3)[:, :, 0]
     inspector = Inspector.open(tiny_model, tmp_path / "bank")
     inspector.enroll("disc", [grey])
@@ -122,24 +122,24 @@ def test_paths_and_views_may_be_plain_text(inspector: Inspector, tiny_model: Pat
     inspector.enroll_files("text", [str(good[0])])
     (one,) = inspector.inspect_files([str(good[1])], class_name="text")
     assert one.path == good[1] and one.result is not None
-    with pytest.raises(VisionADError, match="batch 0: wanted 1 picture or more"):
+    with pytest.raises(VisionADError, match="batch 0: expected 1 image or more"):
         next(inspector.inspect_files(good, batch=0))
-    with pytest.raises(PictureError, match="wanted a list of picture files, found one"):
+    with pytest.raises(ImageError, match="expected a list of image files, got one"):
         next(inspector.inspect_files(str(good[1])))
-    with pytest.raises(PictureError, match="wanted a list of picture files, found one"):
+    with pytest.raises(ImageError, match="expected a list of image files, got one"):
         inspector.enroll_files("text", good[1])  # type: ignore[arg-type]
     with Inspector.open(tiny_model, views="original, clamp", threads=1) as other:
         assert other.views == ("original", "clamp")
 
 
-def test_an_enrolled_picture_has_distance_zero_in_all_poses(inspector: Inspector) -> None:
+def test_an_enrolled_image_has_distance_zero_in_all_poses(inspector: Inspector) -> None:
     for turned in (part(0), part(0)[::-1].copy(), part(0)[:, ::-1].copy()):
         result = inspector.inspect(turned, class_name="disc")
-        assert result.anomaly_map.max() < 1e-4  # flips of the picture are flips of the resized one up to rounding
+        assert result.anomaly_map.max() < 1e-4  # flips of the image are flips of the resized one up to rounding
     assert inspector.inspect(part(0, defect=True), class_name="disc").score > 0.01
 
 
-def test_enrolment_is_live_and_on_disk(inspector: Inspector, tiny_model: Path) -> None:
+def test_enrollment_is_live_and_on_disk(inspector: Inspector, tiny_model: Path) -> None:
     assert inspector.bank is not None
     before = inspector.inspect(part(9, defect=True), class_name="disc")
     version = inspector.enroll("disc", [part(9, defect=True)])
@@ -152,11 +152,11 @@ def test_enrolment_is_live_and_on_disk(inspector: Inspector, tiny_model: Path) -
     )
 
 
-def test_a_failed_enrolment_changes_nothing(inspector: Inspector) -> None:
+def test_a_failed_enrollment_changes_nothing(inspector: Inspector) -> None:
     assert inspector.bank is not None
     version = inspector.bank.manifest.version
     for bad, error in (
-        ([part(7), part(7).astype(np.float32) / 255], PictureError),
+        ([part(7), part(7).astype(np.float32) / 255], ImageError),
         ([part(0)], BankError),  # enrolled already
         ([], BankError),
     ):
@@ -174,13 +174,13 @@ def test_routing_finds_the_class_and_knows_a_stranger(inspector: Inspector) -> N
     np.testing.assert_array_equal(given.anomaly_map, disc.anomaly_map)
 
 
-def test_the_golden_picture_is_a_stranger(inspector: Inspector, tiny_model: Path) -> None:
+def test_the_golden_image_is_a_stranger(inspector: Inspector, tiny_model: Path) -> None:
     from visionad_runtime.inspector import read_golden
 
     image = read_golden(tiny_model)["image"]
     padded = cv2.copyMakeBorder(
         image, 4, 4, 4, 4, cv2.BORDER_REPLICATE
-    )  # 72 x 72: the crop gives the golden picture back
+    )  # 72 x 72: the crop gives the golden image back
     result = inspector.inspect(padded, colour="rgb")
     assert (result.class_name, result.class_source, result.verdict) == (None, "unknown", "unknown")
     assert np.isfinite(result.score)
@@ -225,7 +225,7 @@ def test_a_class_name_in_composed_or_decomposed_letters(tiny_model: Path, tmp_pa
 
 
 def test_a_flipped_weight_bit_is_caught(tiny_model: Path, tmp_path: Path) -> None:
-    """Digest first; and when somebody has fixed the digest up, the golden picture."""
+    """Digest first; and when somebody has fixed the digest up, the golden image."""
     from visionad_runtime.formats.files import sha256_file
 
     model = tmp_path / "model"
@@ -263,20 +263,20 @@ def test_a_truncated_or_missing_model(tiny_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "bad", [np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), "x", None]
 )
-def test_arrays_that_are_no_pictures(inspector: Inspector, bad: object) -> None:
-    with pytest.raises(PictureError):
+def test_arrays_that_are_no_images(inspector: Inspector, bad: object) -> None:
+    with pytest.raises(ImageError):
         inspector.inspect(bad)  # type: ignore[arg-type]
 
 
-def test_one_picture_is_not_taken_for_a_list(inspector: Inspector) -> None:
+def test_one_image_is_not_taken_for_a_list(inspector: Inspector) -> None:
     for call in (inspector.inspect_batch, lambda images: inspector.enroll("new", images)):
-        with pytest.raises(PictureError, match="put it into a list"):
+        with pytest.raises(ImageError, match="put it into a list"):
             call(part(0))
     assert inspector.bank is not None and "new" not in inspector.bank.classes
     assert len(inspector.inspect_batch(np.stack([part(0), part(1)]))) == 2
 
 
-def test_calibration_never_compares_a_picture_with_itself(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
+def test_calibration_never_compares_a_image_with_itself(tiny_model: Path, tmp_path: Path, good: list[Path]) -> None:
     inspector = Inspector.open(tiny_model, tmp_path / "bank", threads=1)
     inspector.enroll_files("disc", good[:2])
     done = calibrate_class(inspector, "disc", good, 0.25)
@@ -341,7 +341,7 @@ def test_lean_import_brings_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_first_picture_imports_no_package(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
+def test_the_first_image_imports_no_package(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
     """What is imported then makes the first part wait, mostly the first defect."""
     Inspector.open(tiny_model, tmp_path / "bank").enroll_files("disc", good[:2])
     np.save(tmp_path / "defect.npy", part(7, defect=True))

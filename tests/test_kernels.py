@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from visionad_runtime import preprocess, search
 from visionad_runtime.cuda.kernels import read_manifest, read_target
-from visionad_runtime.errors import PictureError, VisionADError
+from visionad_runtime.errors import ImageError, VisionADError
 from visionad_runtime.formats.manifest import PreprocessSpec, ViewName
 from visionad_runtime.pipeline.cuda import work_tables as plan
 from visionad_runtime.pipeline.cuda.slot import ACROSS_PROGRAMS
@@ -492,7 +492,7 @@ def test_bound_holds() -> None:
 
 def test_tables_have_the_columns_the_kernels_read() -> None:
     assert kernels.JOB_COLUMNS.value == plan.JOB_COLUMNS
-    assert kernels.PICTURE_COLUMNS.value == plan.PICTURE_COLUMNS
+    assert kernels.IMAGE_COLUMNS.value == plan.IMAGE_COLUMNS
     assert kernels.FRACTION_BITS.value == plan.FRACTION_BITS
     assert (kernels.VIEW_FLIP.value, kernels.VIEW_CLAMP.value) == (plan.VIEW_CODES["flip"], plan.VIEW_CODES["clamp"])
 
@@ -504,35 +504,35 @@ ALL: tuple[ViewName, ...] = ("original", "flip", "clamp")
 
 
 def run_preprocess(
-    pictures: list[NDArray[np.uint8]],
+    images: list[NDArray[np.uint8]],
     spec: PreprocessSpec,
     views: tuple[ViewName, ...],
     block: int = 32,
     programs: int = 2,
 ) -> F32:
-    """(pictures, views, 3, crop, crop) through resize_across and resize_down."""
-    plans = [plan.PicturePlan.of(*p.shape[:2], 1 if p.ndim == 2 else p.shape[2], spec) for p in pictures]
-    pixels = [torch.from_numpy(np.ascontiguousarray(p)) for p in pictures]
+    """(images, views, 3, crop, crop) through resize_across and resize_down."""
+    plans = [plan.ImagePlan.of(*p.shape[:2], 1 if p.ndim == 2 else p.shape[2], spec) for p in images]
+    pixels = [torch.from_numpy(np.ascontiguousarray(p)) for p in images]
     tables = torch.from_numpy(np.concatenate([p.tables for p in plans]))
-    for picture, p in zip(pictures, plans, strict=True):
-        assert len(p.tables) <= plan.table_size(*picture.shape[:2], spec)
+    for image, p in zip(images, plans, strict=True):
+        assert len(p.tables) <= plan.table_size(*image.shape[:2], spec)
     columns, at, row = [], 0, 0
     for data, p in zip(pixels, plans, strict=True):
         columns.append(p.columns(data.data_ptr(), at, row * 3 * spec.crop))
         at, row = at + len(p.tables), row + p.rows
     across = torch.full((row * 3 * spec.crop + 1,), 77, dtype=torch.uint8)
-    images = torch.full((len(pictures), len(views), 3, spec.crop, spec.crop), float("nan"))
+    views_of_images = torch.full((len(images), len(views), 3, spec.crop, spec.crop), float("nan"))
     table = torch.from_numpy(np.array(columns, np.int64))
     launch(
-        kernels.resize_across, (programs, len(pictures)), table, tables, across, spec.crop, BLOCK=block, reached=pixels
+        kernels.resize_across, (programs, len(images)), table, tables, across, spec.crop, BLOCK=block, reached=pixels
     )
     assert across[-1] == 77
     launch(
-        kernels.resize_down, (spec.crop, len(pictures)),
+        kernels.resize_down, (spec.crop, len(images)),
         table, tables, across, torch.from_numpy(plan.level_table(spec)), torch.tensor([plan.VIEW_CODES[v] for v in views],
-        dtype=torch.int32), len(views), images, spec.crop, BLOCK=block,
+        dtype=torch.int32), len(views), views_of_images, spec.crop, BLOCK=block,
     )  # fmt: skip
-    return images.numpy()
+    return views_of_images.numpy()
 
 
 @pytest.mark.parametrize(
@@ -555,7 +555,7 @@ def test_preprocess_is_bit_identical(height: int, width: int, resize: int, crop:
 
 
 @pytest.mark.slow(group="interpreter")
-def test_a_picture_as_wide_as_a_cameras_as_the_product_is_called() -> None:
+def test_a_image_as_wide_as_a_cameras_as_the_product_is_called() -> None:
     """5 megapixels are 2448 x 2048: its width, the product's blocks and programs, and a crop that is more than a block and not a
     multiple. Rows only repeat, and all 2048 take the interpreter minutes."""
     spec = PreprocessSpec(resize=300, crop=264, mean=IMAGENET[0], std=IMAGENET[1])
@@ -567,12 +567,12 @@ def test_a_picture_as_wide_as_a_cameras_as_the_product_is_called() -> None:
     np.testing.assert_array_equal(found[0], preprocess.query_views(preprocess.prepare(rgb, spec), views))
 
 
-def test_a_batch_of_different_pictures_and_greys() -> None:
+def test_a_batch_of_different_images_and_greys() -> None:
     spec = PreprocessSpec(resize=20, crop=14, mean=IMAGENET[0], std=IMAGENET[1])
-    pictures = [noise(50, 30), noise(7, 9, 1), noise(20, 20, 2)[:, :, 0], noise(33, 31, 3, 1)]
-    colour = [np.repeat(p.reshape(*p.shape[:2], -1), 3 // (p.shape[2] if p.ndim == 3 else 1), axis=2) for p in pictures]
+    images = [noise(50, 30), noise(7, 9, 1), noise(20, 20, 2)[:, :, 0], noise(33, 31, 3, 1)]
+    colour = [np.repeat(p.reshape(*p.shape[:2], -1), 3 // (p.shape[2] if p.ndim == 3 else 1), axis=2) for p in images]
     views: tuple[ViewName, ...] = ("clamp", "flip")
-    found = run_preprocess(pictures, spec, views)
+    found = run_preprocess(images, spec, views)
     for one, rgb in zip(found, colour, strict=True):
         np.testing.assert_array_equal(one, preprocess.query_views(preprocess.prepare(rgb, spec), views))
 
@@ -590,7 +590,7 @@ def test_taps_are_pillows(n_in: int, n_out: int, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("image", "words"),
     [
         (np.zeros((4, 4, 3), np.float32), "uint8"),
         (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\)"),
@@ -599,9 +599,9 @@ def test_taps_are_pillows(n_in: int, n_out: int, data: st.DataObject) -> None:
         (np.zeros((20, 31), np.uint8), "31 x 20"),
     ],
 )
-def test_picture_refusals(picture: NDArray[np.uint8], words: str) -> None:
-    with pytest.raises(PictureError, match=words):
-        plan.check_picture(picture, 20, 30)
+def test_image_refusals(image: NDArray[np.uint8], words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        plan.check_image(image, 20, 30)
 
 
 @pytest.mark.parametrize(("side", "dim", "rows"), [(6, 1, 1), (7, 97, 3), (13, 64, 2), slow("interpreter", 28, 33, 1)])
@@ -625,7 +625,7 @@ def test_rarity(side: int, dim: int, rows: int, alike: bool) -> None:
 
 
 def run_fuse(distances: F32, views: tuple[ViewName, ...], region: NDArray[np.uint8] | None = None) -> F32:
-    """(pictures, views, side, side) → (pictures, 256, 256)."""
+    """(images, views, side, side) → (images, 256, 256)."""
     count, side = len(distances), distances.shape[-1]
     low, part = plan.upsample_tables(side)
     size = MAP_SIZE
@@ -788,7 +788,7 @@ def test_what_was_built_otherwise_is_told() -> None:
     found = {"sm_90": {"pack": build.Built(b"other", {"entry": "pack"})}}
     assert build.check(found) == ["sm_90/pack is not what the source gives"]
     done = compiler("--check", "--target", "sm_75")
-    assert done.returncode == 2 and "wanted some of sm_80" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "expected some of sm_80" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("newer", ["sm_103", "sm_121"])

@@ -31,7 +31,7 @@ def geometry_of(width: int, height: int, resize: int = 448, crop: int = 392) -> 
 
 TOP = 655
 ONE_TO_ONE = geometry_of(MAP_SIZE, MAP_SIZE, MAP_SIZE, MAP_SIZE)
-"""A picture in which map pixels are picture pixels."""
+"""An image in which map pixels are image pixels."""
 
 
 def cold() -> F32:
@@ -140,9 +140,9 @@ def test_the_share_of_the_map_that_makes_the_score(share: float, count: int) -> 
 # --- regions: where --------------------------------------------------------------------------------------------------
 
 
-def map_of(picture: NDArray[np.uint8], spec: PreprocessSpec) -> F32:
-    """What a perfect detector of white would make of a picture: the input it gets, averaged to 256 × 256."""
-    grey = resize_crop(picture, spec)[:, :, 0].astype(np.float32) / 255
+def map_of(image: NDArray[np.uint8], spec: PreprocessSpec) -> F32:
+    """What a perfect detector of white would make of an image: the input it gets, averaged to 256 × 256."""
+    grey = resize_crop(image, spec)[:, :, 0].astype(np.float32) / 255
     return cv2.resize(grey, (MAP_SIZE, MAP_SIZE), interpolation=cv2.INTER_AREA)
 
 
@@ -164,11 +164,11 @@ def test_a_defect_is_found_where_it_lies(
     width: int, height: int, resize: int, crop: int, note: str, left: float, top: float
 ) -> None:
     x, y, w, h = int(left * width), int(top * height), int(0.2 * width), int(0.1 * height)
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[y : y + h, x : x + w] = 255
-    field = map_of(picture, spec_of(resize, crop))
+    image = np.zeros((height, width, 3), np.uint8)
+    image[y : y + h, x : x + w] = 255
+    field = map_of(image, spec_of(resize, crop))
     (region,) = regions.regions(field, geometry_of(width, height, resize, crop), 0.5)
-    across, down = width * crop / resize / MAP_SIZE, height * crop / resize / MAP_SIZE  # a map pixel, in picture pixels
+    across, down = width * crop / resize / MAP_SIZE, height * crop / resize / MAP_SIZE  # a map pixel, in image pixels
     bx, by, bw, bh = region.bbox
     assert abs(bx - x) <= across + 1 and abs(bx + bw - x - w) <= across + 1
     assert abs(by - y) <= down + 1 and abs(by + bh - y - h) <= down + 1
@@ -218,7 +218,7 @@ def test_geometry_maps_corners_to_the_crops_corners() -> None:
     height=st.integers(1, 3000),
     spec=st.sampled_from([(448, 392), (448, 448), (255, 224), (256, 256)]),
 )
-def test_every_area_is_one_region_inside_the_picture(
+def test_every_area_is_one_region_inside_the_image(
     seed: int, side: int, quantile: float, width: int, height: int, spec: tuple[int, int]
 ) -> None:
     field = anomaly_map.upsample(noise(seed, side, side))
@@ -390,7 +390,7 @@ def test_a_constant_map(value: float) -> None:
 
 
 @pytest.mark.parametrize(("level", "reached"), [(1.0, True), (0.5, False)])
-def test_a_picture_of_one_pixel(level: float, reached: bool) -> None:
+def test_a_image_of_one_pixel(level: float, reached: bool) -> None:
     field = cold()
     field[40:90, 40:90] = field[200:240, 100:180] = 1
     found = regions.regions(field, geometry_of(1, 1), level, reached=reached)

@@ -58,7 +58,7 @@ def literal_aupro(maps: Maps, masks: Masks) -> float | None:
 
 
 def realistic(seed: int, n: int, size: int = 256) -> tuple[list[NDArray[np.float32]], list[NDArray[np.bool_]]]:
-    """Maps as the method makes them, 28 × 28 values upsampled, with one or two defects in every second picture."""
+    """Maps as the method makes them, 28 × 28 values upsampled, with one or two defects in every second image."""
     rng = np.random.default_rng(seed)
     maps, masks = [], []
     for i in range(n):
@@ -119,14 +119,14 @@ def test_image_metrics_by_hand() -> None:
 def test_image_metrics_without_defects() -> None:
     report = image_metrics([1.0, 2.0], [0, 0])
     assert set(report.values.values()) == {None}
-    assert report.reasons == dict.fromkeys(report.values, "no defect pictures")
+    assert report.reasons == dict.fromkeys(report.values, "no defect images")
     assert set(image_metrics([], []).values.values()) == {None}
 
 
 def test_image_metrics_without_good_ones() -> None:
     report = image_metrics([1.0, 2.0], [1, 1])
     assert report.values == {"image_auroc": None, "image_ap": 1.0, "image_f1max": 1.0}  # as scikit-learn has it
-    assert report.reasons == {"image_auroc": "no good pictures"}
+    assert report.reasons == {"image_auroc": "no good images"}
 
 
 @pytest.mark.parametrize(

@@ -188,15 +188,15 @@ def test_a_precision_that_the_cpu_lacks_is_an_error_in_words(
 
 @pytest.mark.usefixtures("without_bf16")
 def test_the_command_line_says_it_too(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture, bank = tmp_path / "part.png", tmp_path / "bank"
-    cv2.imwrite(str(picture), part(0))
-    assert run(["bank", "add", str(tiny_model), str(bank), "--class", "disc", str(picture)]) == 0
+    image, bank = tmp_path / "part.png", tmp_path / "bank"
+    cv2.imwrite(str(image), part(0))
+    assert run(["bank", "add", str(tiny_model), str(bank), "--class", "disc", str(image)]) == 0
     capsys.readouterr()
-    assert run(["predict", str(tiny_model), str(bank), str(picture), "--precision", "bf16"]) == 2
+    assert run(["predict", str(tiny_model), str(bank), str(image), "--precision", "bf16"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and len(said.err.strip().splitlines()) == 1
     assert "got bf16, which it has no instructions for: it takes AVX512_BF16 or AMX" in said.err
-    assert run(["predict", str(tiny_model), str(bank), str(picture), "--precision", "int8"]) == 2
+    assert run(["predict", str(tiny_model), str(bank), str(image), "--precision", "int8"]) == 2
     assert "precision 'int8': expected one of fp32, tf32, bf16, fp16" in capsys.readouterr().err
 
 

@@ -67,7 +67,7 @@ def test_heat_survives_a_scale_without_length() -> None:
     [
         (448, 448, 448, 384),
         (512, 512, 448, 384),
-        (900, 600, 448, 392),  # the whole picture is squeezed into a square
+        (900, 600, 448, 392),  # the whole image is squeezed into a square
         (300, 1000, 256, 224),
         (640, 480, 224, 224),  # no crop
         (500, 500, 255, 224),  # an odd margin: the crop is not quite central
@@ -103,7 +103,7 @@ def test_normal_areas_stay_clear_and_heat_stays_inside_the_crop() -> None:
 @pytest.mark.parametrize(
     "class_name", [None, "bolt", "a very long name, much longer than any strip could ever hold " * 3]
 )
-def test_any_size_of_picture(height: int, width: int, class_name: str | None) -> None:
+def test_any_size_of_image(height: int, width: int, class_name: str | None) -> None:
     triangle = region((0, 0), (width - 1, 0), (width - 1, height - 1))
     geometry = geometry_of(width, height)
     for caption in (True, False):
@@ -141,7 +141,7 @@ def test_input_is_left_alone() -> None:
     np.testing.assert_array_equal(image, plain(400, 400))
 
 
-def test_save_overlay_writes_the_same_picture(tmp_path: Path) -> None:
+def test_save_overlay_writes_the_same_image(tmp_path: Path) -> None:
     geometry = geometry_of(300, 300)
     result = SimpleNamespace(
         anomaly_map=cold(), geometry=geometry, regions=(), verdict="ok", score=0.1, threshold=0.5, class_name="bolt",

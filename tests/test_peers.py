@@ -29,7 +29,7 @@ def imported(name: str) -> Any:
 protocol = imported("protocol")
 
 
-def test_a_map_of_the_whole_picture_stays_as_it_is() -> None:
+def test_a_map_of_the_whole_image_stays_as_it_is() -> None:
     anomaly_map = np.random.default_rng(0).random((256, 256), np.float32)
     np.testing.assert_allclose(protocol.full_frame(anomaly_map, 448, 448), anomaly_map, atol=1e-6)
 
@@ -45,9 +45,9 @@ def test_a_whole_map_is_resized_as_torch_resizes(shape: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize(("resize", "crop"), [(448, 384), (448, 392), (256, 224), (255, 128)])
-def test_a_cropped_map_lies_where_its_pixels_lie_in_the_picture(resize: int, crop: int) -> None:
+def test_a_cropped_map_lies_where_its_pixels_lie_in_the_image(resize: int, crop: int) -> None:
     offset = round((resize - crop) / 2)
-    across = (np.arange(256) + 0.5) / 256 * crop + offset  # where a map pixel lies in the resized picture
+    across = (np.arange(256) + 0.5) / 256 * crop + offset  # where a map pixel lies in the resized image
     shown = protocol.full_frame(np.broadcast_to(across.astype(np.float32), (256, 256)), resize, crop)
     centre = (np.arange(256) + 0.5) / 256 * resize
     inside = (centre >= offset) & (centre <= offset + crop)
@@ -62,14 +62,14 @@ def test_a_cropped_map_lies_where_its_pixels_lie_in_the_picture(resize: int, cro
 def test_a_defect_in_the_blind_margin_counts_as_missed(tmp_path: Path) -> None:
     from PIL import Image
 
-    picture, drawn = tmp_path / "a.png", tmp_path / "a_mask.png"
-    Image.new("RGB", (256, 256)).save(picture)
+    image, drawn = tmp_path / "a.png", tmp_path / "a_mask.png"
+    Image.new("RGB", (256, 256)).save(image)
     mask = np.zeros((256, 256), np.uint8)
     mask[120:136, 120:136] = 255  # in the middle, seen
     mask[:8, :] = 255  # along the upper edge, beyond the crop 224 of 256
     Image.fromarray(mask).save(drawn)
-    sample = Sample(picture, "part", 1, "scratch", masks=(drawn,))
-    good = Sample(picture, "part", 0)
+    sample = Sample(image, "part", 1, "scratch", masks=(drawn,))
+    good = Sample(image, "part", 0)
     masks = protocol.masks_of([sample, good])
     np.testing.assert_array_equal(masks[0], load_mask(sample, 448, 448))
     seen = np.random.default_rng(0).random((256, 256), np.float32)

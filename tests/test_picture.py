@@ -1,4 +1,4 @@
-"""Every file that is not a plain 8-bit picture, and what the user is told about it. Every plain one, and its pixels."""
+"""Every file that is not a plain 8-bit image, and what the user is told about it. Every plain one, and its pixels."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from visionad_runtime.errors import PictureError, VisionADError
+from visionad_runtime.errors import ImageError, VisionADError
 from visionad_runtime.images import discover, pixels, reader
 from visionad_runtime.images.arrays import from_array
 from visionad_runtime.images.decode import MAX_FILE_BYTES, decode, load, read_bytes
-from visionad_runtime.images.discover import find_pictures
+from visionad_runtime.images.discover import find_images
 from visionad_runtime.images.pixels import copy_pixels
 
 U8 = NDArray[np.uint8]
@@ -91,7 +91,7 @@ def test_lossless_files_keep_every_value(data: bytes, note: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "wanted", "note"),
+    ("data", "expected", "note"),
     [
         (encoded(RGB[:, :, 0], "PPM"), RGB[:, :, [0, 0, 0]], "PGM"),
         (encoded(RGB[:, :, 0], "TIFF"), RGB[:, :, [0, 0, 0]], "grey TIFF"),
@@ -140,7 +140,7 @@ def test_cmyk_and_grey_jpegs() -> None:
     assert (grey == grey[:, :, :1]).all() and np.abs(grey[:, :, 0].astype(int) - SMOOTH[:, :, 0]).mean() < 4
 
 
-def test_a_camera_phones_second_picture_is_passed_over() -> None:
+def test_a_camera_phones_second_image_is_passed_over() -> None:
     data = encoded(Image.fromarray(SMOOTH), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.n_frames) == ("MPO", 2)
@@ -186,9 +186,9 @@ WRITERS: dict[str, Callable[[U16], bytes]] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_deep_files_need_a_stated_depth(name: str) -> None:
-    with pytest.raises(PictureError, match=r"more than 8 bits a channel.*--bit-depth 10, 12 or 16"):
+    with pytest.raises(ImageError, match=r"more than 8 bits a channel.*--bit-depth 10, 12 or 16"):
         decode(WRITERS[name](RGB16), name)
-    with pytest.raises(PictureError, match="more than 8 bits"):
+    with pytest.raises(ImageError, match="more than 8 bits"):
         decode(WRITERS[name](np.zeros_like(RGB16)), name)  # the header decides, not the values
 
 
@@ -209,7 +209,7 @@ def test_the_top_eight_bits_of_the_stated_depth_are_used(name: str, depth: int) 
     ("depth", "words"), [(10, "10 bits"), (12, "12 bits"), (8, "9..16"), (17, "9..16"), (-1, "9..16")]
 )
 def test_a_wrong_depth_is_refused(name: str, depth: int, words: str) -> None:
-    with pytest.raises(PictureError, match=words):
+    with pytest.raises(ImageError, match=words):
         decode(WRITERS[name](RGB16), name, bit_depth=depth)
 
 
@@ -222,7 +222,7 @@ def test_a_pnm_of_few_deep_levels_is_not_rescaled(maxval: int, values: tuple[int
     wanted = np.array(values) >> 2
     wanted = wanted.reshape(1, 2, 3) if colour else np.repeat(wanted[None, :, None], 3, axis=2)
     np.testing.assert_array_equal(decode(data, "p", bit_depth=10), wanted)
-    with pytest.raises(PictureError, match="more than 8 bits"):
+    with pytest.raises(ImageError, match="more than 8 bits"):
         decode(data, "p")
 
 
@@ -245,13 +245,13 @@ def test_deep_grey_with_alpha() -> None:
     ],
 )
 def test_floats_and_long_integers_are_refused_either_way(data: bytes, note: str, depth: int | None) -> None:
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         decode(data, note, depth)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP", "GIF"])
 def test_a_depth_stated_for_8_bits_is_refused(kind: str) -> None:
-    with pytest.raises(PictureError, match="the file holds 8 bits"):
+    with pytest.raises(ImageError, match="the file holds 8 bits"):
         decode(encoded(RGB, kind), kind, bit_depth=12)
 
 
@@ -266,12 +266,12 @@ def frames(kind: str) -> bytes:
 @pytest.mark.parametrize(
     ("data", "words", "note"),
     [
-        (b"", "no picture", "nothing"),
-        (b"\0" * 1000, "no picture", "zeros"),
-        (b"this is a text, renamed to .png", "no picture", "text"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture", "SVG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture", "EPS, which Pillow runs Ghostscript for"),
-        (encoded(RGB, "ICO"), "no picture", "a format that is not offered"),
+        (b"", "no image", "nothing"),
+        (b"\0" * 1000, "no image", "zeros"),
+        (b"this is a text, renamed to .png", "no image", "text"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image", "SVG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image", "EPS, which Pillow runs Ghostscript for"),
+        (encoded(RGB, "ICO"), "no image", "a format that is not offered"),
         (b"\x89PNG\r\n\x1a\n", "x", "PNG signature alone"),
         (b"\xff\xd8\xff", "x", "JPEG signature alone"),
         (frames("GIF"), "2 frames", "animated GIF"),
@@ -295,7 +295,7 @@ def frames(kind: str) -> bytes:
 def test_bad_content_is_one_clear_line(data: bytes, words: str, note: str, capfd: pytest.CaptureFixture[str]) -> None:
     for depth in (None, 16):
         with pytest.raises(
-            PictureError, match="the label" if words == "x" or depth else f"^the label: .*{words}"
+            ImageError, match="the label" if words == "x" or depth else f"^the label: .*{words}"
         ) as caught:
             decode(data, "the label", depth)
         assert "\n" not in str(caught.value)
@@ -327,9 +327,9 @@ def test_a_truncated_file_is_refused_or_complete(name: str) -> None:
     for length in {*range(0, len(data), max(1, len(data) // 60)), *range(len(data) - 24, len(data))}:
         try:
             found = decode(data[:length], name, depth)
-        except PictureError:
+        except ImageError:
             refused += 1
-        else:  # what is missing was no pixel: never half a picture on a grey ground
+        else:  # what is missing was no pixel: never half an image on a grey ground
             np.testing.assert_array_equal(found, whole, f"{length} of {len(data)} bytes")
     assert refused >= 50
 
@@ -337,7 +337,7 @@ def test_a_truncated_file_is_refused_or_complete(name: str) -> None:
 @pytest.mark.parametrize("name", ORIGINALS)
 @settings(max_examples=120, deadline=None)
 @given(damage=st.data())
-def test_damaged_bytes_give_pixels_or_a_picture_error(name: str, damage: st.DataObject) -> None:
+def test_damaged_bytes_give_pixels_or_a_image_error(name: str, damage: st.DataObject) -> None:
     data, depth = ORIGINALS[name]
     place = st.one_of(
         st.integers(0, min(63, len(data) - 1)), st.integers(0, len(data) - 1)
@@ -349,7 +349,7 @@ def test_damaged_bytes_give_pixels_or_a_picture_error(name: str, damage: st.Data
         patch.setattr(pixels, "MAX_PIXELS", 1_000_000)  # a mutated header must not make the test slow
         try:
             found = decode(bytes(mutant), name, depth)
-        except PictureError as exc:
+        except ImageError as exc:
             assert "\n" not in str(exc)
         else:
             assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3 and found.size
@@ -370,9 +370,9 @@ def test_load_reads_what_was_written(tmp_path: Path) -> None:
     ("name", "words"),
     [
         ("missing.png", "missing.png: cannot be read: No such file"),
-        ("folder", "folder: wanted a picture, found a folder"),
+        ("folder", "folder: expected an image, got a folder"),
         ("empty.png", r"empty.png: is empty \(0 bytes\)"),
-        ("text.png", "text.png: is no picture of a known format"),
+        ("text.png", "text.png: is no image of a known format"),
         ("text.png/below.png", "Not a directory"),
         ("nul\0byte.png", "null"),
         ("loop.png", "cannot be read"),
@@ -390,7 +390,7 @@ def test_bad_files_are_one_clear_line(name: str, words: str, tmp_path: Path) -> 
     (tmp_path / "dangling.png").symlink_to("nowhere.png")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(PictureError, match=words) as caught:
+    with pytest.raises(ImageError, match=words) as caught:
         load(tmp_path / name)
     assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
 
@@ -399,17 +399,17 @@ def test_bad_files_are_one_clear_line(name: str, words: str, tmp_path: Path) -> 
 def test_forbidden_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(RGB, "PNG"))
     (tmp_path / "a.png").chmod(0)
-    with pytest.raises(PictureError, match="Permission denied"):
+    with pytest.raises(ImageError, match="Permission denied"):
         load(tmp_path / "a.png")
     (tmp_path / "locked").mkdir(mode=0)
     with pytest.raises(VisionADError, match="cannot be listed: Permission denied"):
-        find_pictures([tmp_path])
+        find_images([tmp_path])
 
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "sparse.png", "wb") as f:
         f.truncate(MAX_FILE_BYTES + 1)
-    with pytest.raises(PictureError, match="1024 MiB is larger"):
+    with pytest.raises(ImageError, match="1024 MiB is larger"):
         read_bytes(tmp_path / "sparse.png")
 
 
@@ -435,7 +435,7 @@ def test_folders_are_searched_below_and_in_order(tmp_path: Path) -> None:
     touch(
         tmp_path, "notes.txt", "mask.npy", "png", ".hidden.png", ".cache/x.png", "sub/.git/y.png", "folder.png/in.pgm"
     )
-    found = find_pictures([tmp_path])
+    found = find_images([tmp_path])
     assert [f.name.as_posix() for f in found] == [
         "10.png", "9.png", "Z.bmp", "a.JPG", "b.png", "folder.png/in.pgm", "new\nline.gif", "sub/a.webp", "sub/deep/c.tiff",
         "é.png",
@@ -446,7 +446,7 @@ def test_folders_are_searched_below_and_in_order(tmp_path: Path) -> None:
 def test_arguments_keep_their_order_and_named_files_are_always_taken(tmp_path: Path) -> None:
     touch(tmp_path, "two/b.png", "two/a.png", "one.dat", ".hidden.png", ".secret/s.png")
     asked = ["two", "one.dat", ".hidden.png", "missing.png", "two/b.png", ".secret", "nul\0byte.png"]
-    found = find_pictures([tmp_path / name for name in asked])
+    found = find_images([tmp_path / name for name in asked])
     assert [f.path.relative_to(tmp_path).as_posix() for f in found] == [
         "two/a.png", "two/b.png", "one.dat", ".hidden.png", "missing.png", "two/b.png", ".secret/s.png", "nul\0byte.png",
     ]  # fmt: skip
@@ -460,24 +460,24 @@ def test_linked_folders_do_not_loop(tmp_path: Path) -> None:
     (tmp_path / "parts" / "up").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "parts" / "self").symlink_to(".", target_is_directory=True)
     (tmp_path / "parts" / "linked.png").symlink_to(tmp_path / "elsewhere" / "b.png")
-    assert [f.name.as_posix() for f in find_pictures([tmp_path / "parts"])] == ["a.png", "linked.png"]
+    assert [f.name.as_posix() for f in find_images([tmp_path / "parts"])] == ["a.png", "linked.png"]
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert [f.path for f in find_pictures([tmp_path / "link"])] == [tmp_path / "link" / "b.png"]  # named, so followed
+    assert [f.path for f in find_images([tmp_path / "link"])] == [tmp_path / "link" / "b.png"]  # named, so followed
 
 
 @pytest.mark.parametrize("names", [(), ("notes.txt", ".hidden.png"), ("sub/.gitkeep",)])
-def test_a_folder_without_pictures_is_an_error(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_folder_without_images_is_an_error(names: tuple[str, ...], tmp_path: Path) -> None:
     touch(tmp_path, *names)
-    with pytest.raises(VisionADError, match="holds no picture"):
-        find_pictures([tmp_path])
-    assert find_pictures([]) == []
+    with pytest.raises(VisionADError, match="holds no image"):
+        find_images([tmp_path])
+    assert find_images([]) == []
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("image", "colour", "wanted", "note"),
+    ("image", "colour", "expected", "note"),
     [
         (RGB, "rgb", RGB, "as it is"),
         (RGB, "bgr", RGB[:, :, ::-1], "as OpenCV gives it"),
@@ -488,7 +488,7 @@ def test_a_folder_without_pictures_is_an_error(names: tuple[str, ...], tmp_path:
         (RGB[:1, :1], "rgb", RGB[:1, :1], "one pixel"),
         (RGB[:1, :1], "bgr", RGB[:1, :1, ::-1], "one pixel of BGR"),
         (RGB[:1], "bgr", RGB[:1, :, ::-1], "a row of BGR"),
-        (RGB[:, 2:3], "bgr", RGB[:, 2:3, ::-1], "a column of a BGR picture"),
+        (RGB[:, 2:3], "bgr", RGB[:, 2:3, ::-1], "a column of a BGR image"),
         (RGB[:, :, ::-1], "rgb", RGB[:, :, ::-1], "BGR that the caller turned around"),
         (RGB[:3, :3, 0], "bgr", RGB[:3, :3, 0], "3 × 3 grey is no row of colours"),
     ],
@@ -507,8 +507,8 @@ def test_arrays_that_are_taken(image: U8, colour: str, wanted: U8, note: str) ->
 @pytest.mark.parametrize(
     ("image", "colour", "words"),
     [
-        (RGB, "BGR", "wanted 'bgr' or 'rgb', found 'BGR'"),
-        (RGB, "", "wanted 'bgr' or 'rgb'"),
+        (RGB, "BGR", "expected 'bgr' or 'rgb', got 'BGR'"),
+        (RGB, "", "expected 'bgr' or 'rgb'"),
         (RGB.astype(np.uint16), "rgb", "uint16"),
         (RGB.astype(np.int8), "rgb", "int8"),
         (RGB / 255, "rgb", "float64"),
@@ -534,7 +534,7 @@ def test_arrays_that_are_taken(image: U8, colour: str, wanted: U8, note: str) ->
     ],
 )
 def test_arrays_that_are_refused(image: U8, colour: str, words: str) -> None:
-    with pytest.raises(PictureError, match=words):
+    with pytest.raises(ImageError, match=words):
         from_array(image, colour)
 
 
@@ -543,7 +543,7 @@ def test_arrays_that_are_refused(image: U8, colour: str, words: str) -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Twelve pictures of one grey each; the fourth is damaged."""
+    """Twelve images of one grey each; the fourth is damaged."""
     made = [tmp_path / f"{i:02d}.png" for i in range(12)]
     for i, path in enumerate(made):
         path.write_bytes(encoded(np.full((8, 9, 3), i, np.uint8), "PNG") if i != 3 else b"nothing")
@@ -557,7 +557,7 @@ def test_files_come_in_order_however_many_read(files: list[Path], readers: int) 
         assert [one.path for one in found] == files
         assert [one.rgb is None for one in found] == [i == 3 for i in range(12)]
         assert all(one.rgb[0, 0, 0] == i for i, one in enumerate(found) if one.rgb is not None)
-        assert "00.png" not in str(found[3].error) and "03.png: is no picture" in str(found[3].error)
+        assert "00.png" not in str(found[3].error) and "03.png: is no image" in str(found[3].error)
         assert all(one.ms > 0 for one in found)
 
 
@@ -583,7 +583,7 @@ def test_a_list_is_read_ahead_an_iterator_is_not(files: list[Path], monkeypatch:
     assert begun == ["00.png"]
 
 
-def test_large_pictures_are_not_read_ahead(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_not_read_ahead(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str] = []
 
     def counted(path: Path, bit_depth: int | None) -> U8:
@@ -607,7 +607,7 @@ def test_who_stops_early_leaves_no_thread_at_work(files: list[Path]) -> None:
 
 def test_one_path_is_no_list(files: list[Path]) -> None:
     for one in (files[0], str(files[0])):
-        with pytest.raises(PictureError, match=r"00\.png: wanted a list of picture files, found one"):
+        with pytest.raises(ImageError, match=r"00\.png: expected a list of image files, got one"):
             discover.as_paths(one)  # type: ignore[arg-type]
 
 

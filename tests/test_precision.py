@@ -114,7 +114,7 @@ def test_a_vit_computes_products_in_half_and_the_rest_in_float32(
     types = realised(model)
     assert types["MatMul"] == {kind: 6 * blocks}
     assert types["Softmax"] == types["Gelu"] == {kind: blocks}
-    assert types["Conv"] == {"fp32": 1}  # reads the pictures
+    assert types["Conv"] == {"fp32": 1}  # reads the images
     assert types["ReduceL2"] == {"fp32": 2}
     assert set(types["LayerNormalization"]) == {"fp32"}
     assert types["Cast"] == {kind: 2 * blocks, "fp32": 2 * blocks}  # in and out of attention, in and out of the MLP
@@ -326,9 +326,7 @@ def test_a_precision_that_costs_too_much_is_refused(
 ) -> None:
     source, probes = graphs["efficientnet_lite0"]
     path = Path(shutil.copy(source, tmp_path / "backbone.onnx"))
-    with pytest.raises(
-        ModelError, match=r"bf16 costs .* picture has cosine 0\.9.* --precision fp16 passes, with 0\.999"
-    ):
+    with pytest.raises(ModelError, match=r"bf16 costs .* image has cosine 0\.9.* --precision fp16 passes, with 0\.999"):
         lower_file(path, "bf16", probes, 1 << 30)
     assert path.read_bytes() == source.read_bytes()
     wrong = probes._replace(patch=np.roll(probes.patch, 1, axis=-1))

@@ -110,7 +110,7 @@ def test_resize_at_the_methods_own_sizes(height: int, width: int, resize: int, c
     np.testing.assert_array_equal(found, pillow_bilinear(rgb, resize)[at : at + crop, at : at + crop], note)
 
 
-def test_resize_of_a_very_large_picture_is_pillows() -> None:
+def test_resize_of_a_very_large_image_is_pillows() -> None:
     rgb = np.tile(pixels_of(500, 400), (8, 15, 1))
     assert rgb.shape == (4000, 6000, 3)
     np.testing.assert_array_equal(preprocess.resize_crop(rgb, spec_of(448, 392), 2), by_pillow(rgb, 448, 392))
@@ -124,7 +124,7 @@ def test_grey_is_what_three_equal_channels_are(height: int, width: int) -> None:
     np.testing.assert_array_equal(preprocess.prepare(grey, spec, 2), thrice)
 
 
-def test_resize_takes_any_memory_layout_and_leaves_the_picture_alone() -> None:
+def test_resize_takes_any_memory_layout_and_leaves_the_image_alone() -> None:
     whole = pixels_of(120, 90)
     spec = spec_of(32, 28)
     for view in (

@@ -157,18 +157,18 @@ def test_what_a_recording_forbids_is_one_line_and_nothing_stays(driver: pretend_
 def test_every_taking_that_fails_is_one_line_and_leaves_nothing(driver: pretend_driver.Pretended) -> None:
     line = Line(Place("driver", Owner.of(0), **SIZES["driver"]), rows=3, side=64)
     line.chain.close()
-    bank, picture, live = line.enrol(0), np.full((9, 9, 3), 100, np.uint8), driver.live()
+    bank, image, live = line.enroll(0), np.full((9, 9, 3), 100, np.uint8), driver.live()
 
     def inspect_once() -> NDArray[np.float32]:
-        with Chain(line.place.owner, line.engine, line.identity, max_picture=(64, 64)) as chain:
+        with Chain(line.place.owner, line.engine, line.identity, max_image=(64, 64)) as chain:
             chain.keep([bank])
-            (found,) = chain.match(chain.encode([picture]), [bank])
-            (again,) = chain.inspect([picture], [bank])[1]
+            (found,) = chain.match(chain.encode([image]), [bank])
+            (again,) = chain.inspect([image], [bank])[1]
             np.testing.assert_array_equal(again.anomaly_map, found.anomaly_map)
             return found.anomaly_map
 
     driver.driver.pretend_fail_at(0)
-    wanted = inspect_once()
+    expected = inspect_once()
     takings = driver.driver.pretend_taken()
     assert takings > 50
     for number in range(1, takings + 1):
@@ -177,7 +177,7 @@ def test_every_taking_that_fails_is_one_line_and_leaves_nothing(driver: pretend_
             inspect_once()
         assert driver.live() == live, f"taking {number} of {takings}"
     driver.driver.pretend_fail_at(0)
-    np.testing.assert_array_equal(inspect_once(), wanted)
+    np.testing.assert_array_equal(inspect_once(), expected)
     line.engine.close()
 
 
@@ -214,16 +214,16 @@ def test_an_inspector_with_onnx_runtime_amid_the_chain(
         one.enroll("disc", [part(0), part(1)])
         one.enroll("grid", [part(0, kind="grid")])
     for seed, kind in enumerate(["disc", "disc", "disc", "grid", "disc"]):
-        found, wanted = (one.inspect(part(10 + seed, defect=seed % 2 == 1, kind=kind)) for one in opened)
-        np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=2e-6)
-        assert found.class_name == wanted.class_name and abs(found.score - wanted.score) < 2e-6
+        found, expected = (one.inspect(part(10 + seed, defect=seed % 2 == 1, kind=kind)) for one in opened)
+        np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=0, atol=2e-6)
+        assert found.class_name == expected.class_name and abs(found.score - expected.score) < 2e-6
     before, until = len(runs), time.monotonic() + 30
     while len(runs) < before + 3 and time.monotonic() < until:
         time.sleep(0.002)
-    assert len(runs) >= before + 3  # it is kept awake, and the next pictures are right
-    pictures = [part(20 + i, defect=i % 2 == 1) for i in range(5)]
-    for found, wanted in zip(*(one.inspect_batch(pictures) for one in opened), strict=True):
-        np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, rtol=0, atol=2e-6)
+    assert len(runs) >= before + 3  # it is kept awake, and the next images are right
+    images = [part(20 + i, defect=i % 2 == 1) for i in range(5)]
+    for found, expected in zip(*(one.inspect_batch(images) for one in opened), strict=True):
+        np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=0, atol=2e-6)
     for one in opened:
         one.close()
     assert driver.live() == {"contexts": 1}
@@ -238,15 +238,15 @@ from visionad_runtime.cuda.kernels import Kernels
 from visionad_runtime.errors import VisionADError
 driver, owner = pretend_driver.set_up().driver, Owner.of(0)
 line = Line(Place("driver", owner, **SIZES["driver"]), rows=3, side=64)
-bank, picture = line.enrol(0), np.full((9, 9, 3), 100, np.uint8)
+bank, image = line.enroll(0), np.full((9, 9, 3), 100, np.uint8)
 line.chain.keep([bank])
-encoded = line.chain.encode([picture])
+encoded = line.chain.encode([image])
 driver.pretend_break(719)
 for call in (
     lambda: line.chain.match(encoded, [bank]),
     lambda: line.chain.trace(encoded),
-    lambda: line.chain.encode([picture]),
-    lambda: line.chain.keep([bank, line.enrol(1)]),
+    lambda: line.chain.encode([image]),
+    lambda: line.chain.keep([bank, line.enroll(1)]),
     lambda: owner.run(lambda device: device.free_memory()),
     lambda: owner.run(lambda device: device.stream()),
     lambda: owner.run(Kernels),

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from visionad_ref import (  # noqa: E402
     REGISTRY,
     ClassBank,
-    PictureError,
+    ImageError,
     Reference,
     SpecError,
     WeightsError,
@@ -336,23 +336,23 @@ def test_preprocess_is_pillow_crop_and_scale(deit: Reference, tmp_path: Path) ->
 
 
 def test_exif_rotation_is_not_applied(deit: Reference, tmp_path: Path) -> None:
-    picture = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 64, 3))
+    image = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 64, 3))
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "turned.png", exif=exif)
-    assert torch.equal(deit.preprocess(tmp_path / "turned.png"), deit.preprocess(picture))
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert torch.equal(deit.preprocess(tmp_path / "turned.png"), deit.preprocess(image))
 
 
-def test_pictures_that_cannot_be_used(deit: Reference, tmp_path: Path) -> None:
+def test_images_that_cannot_be_used(deit: Reference, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for name, message in (("deep.png", "8 bits"), ("text.png", "cannot be read"), ("none.png", "cannot be read")):
-        with pytest.raises(PictureError, match=message) as info:
+        with pytest.raises(ImageError, match=message) as info:
             deit.preprocess(tmp_path / name)
         assert name in str(info.value)
 
 
-def test_poses_and_views_of_a_small_picture() -> None:
+def test_poses_and_views_of_a_small_image() -> None:
     image = torch.tensor([[[1.0, -2.0], [3.0, 4.0]]])
     wanted = [
         [[1, -2], [3, 4]],
@@ -419,7 +419,7 @@ def test_route_by_hand() -> None:
     assert route(torch.tensor([1.0, 0.0]), {"bolt": bank(0.0, 1.0)}, strange).margin == math.inf
 
 
-def test_a_support_picture_is_no_anomaly(deit: Reference) -> None:
+def test_a_support_image_is_no_anomaly(deit: Reference) -> None:
     rng = np.random.default_rng(0)
     good = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
     other = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))

@@ -70,7 +70,7 @@ def full(name: str = "bolt") -> Report:
     facts = [
         ("image AUROC", "0.99"),
         ("routing", "3 of 3"),
-        ("a picture", "4 ms"),
+        ("an image", "4 ms"),
         ("first verdict", "2 s"),
         ("shots", "4"),
     ]
@@ -82,8 +82,8 @@ def test_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
     parser = Balance()
     parser.feed(text)
     assert parser.open == []
-    outside_pictures = re.sub(r'"data:image/jpeg;base64,[A-Za-z0-9+/=]+"', '""', text)
-    assert not re.search(r"https?:|//[a-z]|url\(|@import|<script|<link|<iframe", outside_pictures, re.IGNORECASE)
+    outside_images = re.sub(r'"data:image/jpeg;base64,[A-Za-z0-9+/=]+"', '""', text)
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|<script|<link|<iframe", outside_images, re.IGNORECASE)
     for _, attributes in parser.tags:
         assert (attributes.get("src") or "data:").startswith("data:image/") or "src" not in attributes
         assert (attributes.get("href") or "#").startswith("#")
@@ -133,7 +133,7 @@ def test_mistakes_are_named(truth: str | None, verdict: str, routed: str | None,
         Report("empty", [], [], {}),
         Report("no cases", [("a", "b")], [ClassReport("bolt", [], [])], {"decode": 0.0}),
         Report("bare", [], [ClassReport("bolt", [noise(8, 8)], [case(None, "unknown", None, threshold=None)])], {}),
-        Report("odd", [], [ClassReport("bolt", [], [case(score=float("nan")), case(picture=noise(8, 4000))])], {}),
+        Report("odd", [], [ClassReport("bolt", [], [case(score=float("nan")), case(image=noise(8, 4000))])], {}),
         Report("flat", [], [ClassReport("bolt", [], [case(score=0.0, threshold=None)] * 2)], {}),
     ],
     ids=lambda report: report.title,
@@ -146,7 +146,7 @@ def test_sparse_reports(tmp_path: Path, report: Report) -> None:
 
 def test_sixty_cases_stay_small(tmp_path: Path) -> None:
     busy, _ = render("pcb", 0)  # the most detailed part
-    entry = ClassReport("pcb", [busy] * 8, [case(picture=busy, overlay=busy, mask=mask())] * 60)
+    entry = ClassReport("pcb", [busy] * 8, [case(image=busy, overlay=busy, mask=mask())] * 60)
     assert len(page(tmp_path, Report("sixty", [], [entry], {}))) < 3_000_000
 
 

@@ -170,7 +170,7 @@ def test_memory_does_not_grow_with_queries(bank_of: Bank) -> None:
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_a_bank_of_repeats_stays_cheap(way: tuple[str, str], k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flat pictures can give one token thousands of times; candidates must not be scored one by one then."""
+    """Flat images can give one token thousands of times; candidates must not be scored one by one then."""
     bank, queries = np.repeat(patches(8, 2, 64), 10_000, axis=0), patches(9, 200, 64)
     use(way[1], monkeypatch)
     scored = 0
@@ -259,7 +259,7 @@ def with_value(value: float) -> F32:
         (unit(0, 3, 8), unit(1, 4, 9), r"found float32 \(3, 8\) and float32 \(4, 9\)"),
         (unit(0, 3, 8), unit(1, 4, 8)[0], r"found float32 \(3, 8\) and float32 \(8,\)"),
         (unit(0, 3, 8)[0], unit(1, 4, 8), r"found float32 \(8,\) and float32 \(4, 8\)"),
-        (unit(0, 4, 8).reshape(2, 2, 8), unit(1, 4, 8), "wanted"),
+        (unit(0, 4, 8).reshape(2, 2, 8), unit(1, 4, 8), "expected"),
         (unit(0, 3, 8).astype(np.float64), unit(1, 4, 8), "found float64"),
         (unit(0, 3, 8), unit(1, 4, 8).astype(np.float16), "float16"),
         (with_value(np.nan), unit(1, 4, 8), "NaN or Inf among the patch tokens"),
@@ -281,7 +281,7 @@ def test_refusals(code: str, queries: F32, bank: F32, words: str, monkeypatch: p
 
 @pytest.mark.parametrize("k", [0, 5, -1])
 def test_more_neighbours_than_rows(k: int) -> None:
-    with pytest.raises(VisionADError, match=f"wanted {k} neighbours, found 4 bank rows; k is 1 to 4"):
+    with pytest.raises(VisionADError, match=f"expected {k} neighbours, got 4 bank rows; k is 1 to 4"):
         search.nearest(unit(0, 3, 8), unit(1, 4, 8), k)
 
 
@@ -391,7 +391,7 @@ def test_an_index_of_broken_rows_is_refused(value: float) -> None:
 @needs_code
 @pytest.mark.parametrize("dim", [64, 1024])
 def test_rows_that_are_all_alike_have_components(dim: int) -> None:
-    """Flat pictures; and rows that lie along one coordinate."""
+    """Flat images; and rows that lie along one coordinate."""
     library = native.native_library()[0]
     assert library is not None
     for row in (unit(1, 1, dim), np.eye(dim, dtype=np.float32)[:1]):

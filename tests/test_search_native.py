@@ -42,7 +42,7 @@ needs_build = pytest.mark.skipif(not here, reason="no build runs on this CPU and
 
 
 @pytest.mark.parametrize(
-    ("machine", "system", "level", "wanted"),
+    ("machine", "system", "level", "expected"),
     [
         ("x86_64", "win32", 3, ["x86-64-v3"]),
         ("x86_64", "win32", 1, []),
@@ -57,12 +57,12 @@ needs_build = pytest.mark.skipif(not here, reason="no build runs on this CPU and
         ("", "linux", 1, []),
     ],
 )
-def test_a_cpu_takes_the_best_build_that_it_can_run(machine: str, system: str, level: int, wanted: list[str]) -> None:
-    assert native.compatible_builds(machine, system, level) == wanted
+def test_a_cpu_takes_the_best_build_that_it_can_run(machine: str, system: str, level: int, expected: list[str]) -> None:
+    assert native.compatible_builds(machine, system, level) == expected
 
 
 @pytest.mark.parametrize(
-    ("system", "says", "process", "wanted"),
+    ("system", "says", "process", "expected"),
     [
         ("linux", "x86_64", "linux-x86_64", "x86_64"),
         ("linux", "aarch64", "linux-aarch64", "aarch64"),
@@ -73,12 +73,12 @@ def test_a_cpu_takes_the_best_build_that_it_can_run(machine: str, system: str, l
     ],
 )
 def test_the_machine_is_the_one_of_this_process(
-    system: str, says: str, process: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+    system: str, says: str, process: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(platform, "machine", lambda: says)
     monkeypatch.setattr(sysconfig, "get_platform", lambda: process)
-    assert native.process_machine() == wanted
+    assert native.process_machine() == expected
     monkeypatch.setattr(sys, "maxsize", 2**31 - 1)
     assert native.process_machine() == ""
 
@@ -121,7 +121,7 @@ def test_a_damaged_or_missing_build_is_named_and_the_next_one_used(
     shutil.copytree(native.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(native, "FOLDER", folder)
     queries, bank = unit(0, 9, 40), unit(1, 70, 40)
-    wanted = search.nearest(queries, bank)
+    expected = search.nearest(queries, bank)
     for i, name in enumerate(here):
         library = folder / native.file_name(name, sys.platform)
         library.write_bytes(library.read_bytes()[:-1] + b"?")
@@ -136,7 +136,7 @@ def test_a_damaged_or_missing_build_is_named_and_the_next_one_used(
         assert f"{name}.so cannot be loaded" in unfit[-1]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(native, "native_library", lambda result=(found, unfit): result)
-            np.testing.assert_array_equal(search.nearest(queries, bank), wanted)
+            np.testing.assert_array_equal(search.nearest(queries, bank), expected)
             report = doctor.diagnose()
         assert report["search"] == (rest[0] if rest else None)
         assert any(f"{name}.so cannot be loaded" in problem for problem in report["problems"])
@@ -181,13 +181,13 @@ def test_a_build_that_errs_here_is_not_used(part: str, monkeypatch: pytest.Monke
 def test_several_searches_at_once_do_not_disturb_each_other() -> None:
     library = native.Library(here[0])
     queries, banks = patches(1, 70, 96), [patches(i, 500 + i, 96) for i in range(4)]
-    wanted = [library.nearest(queries, bank, 2, error_bound(96), 1) for bank in banks]
+    expected = [library.nearest(queries, bank, 2, error_bound(96), 1) for bank in banks]
     failed = []
 
     def work(i: int) -> None:
         for threads in (1, 2, 3) * 10:
             found = library.nearest(queries, banks[i], 2, error_bound(96), threads)
-            if not (np.array_equal(found.row, wanted[i].row) and np.array_equal(found.score, wanted[i].score)):
+            if not (np.array_equal(found.row, expected[i].row) and np.array_equal(found.score, expected[i].score)):
                 failed.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
@@ -423,7 +423,7 @@ def test_the_level_of_a_cpu(flags: str, kept: int, leaves: int, level: int, name
 def test_the_level_of_this_cpu_is_what_linux_says() -> None:
     line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     flags = set(line.split()) | {"osxsave"}  # Linux lists the others only if this is there
-    levels = [level for level, wanted in ((1, ""), (3, V3)) if set(wanted.split()) <= flags]
+    levels = [level for level, expected in ((1, ""), (3, V3)) if set(expected.split()) <= flags]
     assert {native.Library(name).level for name in here} == {max(levels)}
 
 

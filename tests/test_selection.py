@@ -1,4 +1,4 @@
-"""Which good parts to enrol, and which of the enrolled stands out: against literal definitions, and as a user would."""
+"""Which good parts to enroll, and which of the enrolled stands out: against literal definitions, and as a user would."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_choice_covers_both_kinds(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_the_choice_is_the_best_single_one(tiny_model: Path, good: list[Path], tmp_path: Path) -> None:
-    """For one picture, greedy is exhaustive: enrol each alone and inspect the rest."""
+    """For one image, greedy is exhaustive: enroll each alone and inspect the rest."""
     means = []
     for path in good:
         inspector = Inspector.open(tiny_model, tmp_path / path.stem)

@@ -81,7 +81,7 @@ def test_a_grid_without_elsewhere_is_refused(
         assert status == (0 if good else 2)
         said = capsys.readouterr()
         assert ("distances weighed by self-similarity" in said.out) is good
-        assert (f"wanted at least {MIN_GRID} patches a side" in said.err) is not good
+        assert (f"expected at least {MIN_GRID} patches a side" in said.err) is not good
         assert (tmp_path / str(side)).exists() is good
 
 

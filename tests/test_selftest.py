@@ -61,7 +61,7 @@ def test_a_sound_model_passes_close_to_the_reference(model: Path, manifest: Mode
     assert worst["rms"] < RMS_TOLERANCE["fp32"] / 20
 
 
-def test_the_golden_pictures_are_worth_comparing(model: Path) -> None:
+def test_the_golden_images_are_worth_comparing(model: Path) -> None:
     golden = read_golden(model)
     assert golden["image"].shape == golden["blemished"].shape == (64, 64, 3)
     changed = (golden["image"] != golden["blemished"]).any(axis=2)
@@ -137,7 +137,7 @@ def class_token_off(graph: Any) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (constant_output, "patch_tokens: the same output for two different pictures"),
+        (constant_output, "patch_tokens: the same output for two different images"),
         (half_overflow, "patch_tokens: NaN or Inf; numbers beyond the range of fp32"),
         (patches_reversed, "patch_tokens: differs from the reference"),
         (class_token_off, "class_token: differs from the reference"),
@@ -196,7 +196,7 @@ def too_few(patch: Any, cls: Any) -> Any:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (last_row, "rows: one picture's tokens differ by"),
+        (last_row, "rows: one image's tokens differ by"),
         (swapped, "patch_tokens: the rows of a call come back in another order"),
         (only_classes_swapped, "class_token: the rows of a call come back in another order"),
         (too_few, r"patch_tokens: expected shape \(2, 16, 192\), got \(2, 15, 192\)"),

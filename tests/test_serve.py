@@ -151,7 +151,7 @@ def test_an_answer_is_what_the_inspector_says(app: Any, line: service.Line) -> N
             assert set(answer.json["timings_ms"]) == set(wanted["timings_ms"])
 
 
-def test_bare_pixels_are_the_same_picture(app: Any) -> None:
+def test_bare_pixels_are_the_same_image(app: Any) -> None:
     image = part(3, defect=True)
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     size = "width=128&height=96"
@@ -165,7 +165,7 @@ def test_bare_pixels_are_the_same_picture(app: Any) -> None:
         assert untimed(found.json) == untimed(wanted)
 
 
-def test_an_overlay_is_a_picture(app: Any, line: service.Line) -> None:
+def test_an_overlay_is_a_image(app: Any, line: service.Line) -> None:
     image = part(4, defect=True)
     result = line.inspector.inspect(image)
     answer = ask(app, "POST", "/overlay", png(image))
@@ -211,10 +211,10 @@ def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: service.
     ("url", "body", "status", "message"),
     [
         ("/inspect", b"", 400, "found nothing"),
-        ("/inspect?name=a.png", b"notes", 400, "a.png: is no picture"),
+        ("/inspect?name=a.png", b"notes", 400, "a.png: is no image"),
         ("/inspect", png(part(0))[:300], 400, "truncated"),
         ("/inspect?class=bolt", png(part(0)), 409, "no class 'bolt'"),
-        ("/inspect?pixels=mono8&width=3&height=4", b"x" * 11, 400, "wanted 12 bytes for 3 x 4"),
+        ("/inspect?pixels=mono8&width=3&height=4", b"x" * 11, 400, "expected 12 bytes for 3 x 4"),
         ("/inspect?pixels=rgb8&width=3", b"x" * 12, 400, "need width and height"),
         ("/inspect?pixels=mono8&width=3&height=4&bit_depth=12", b"x" * 12, 400, "8 bits"),
         ("/inspect?pixels=bayer&width=3&height=4", b"x" * 12, 400, "query.pixels"),
@@ -242,7 +242,7 @@ def test_too_much_and_too_many_are_refused(app: Any, line: service.Line, monkeyp
     with line.place(), line.place():
         answer = ask(app, "POST", "/inspect", data)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-        assert "2 pictures wait" in answer.json["error"]
+        assert "2 images wait" in answer.json["error"]
     assert ask(app, "POST", "/inspect", data, gone=True).status == 400
     monkeypatch.setattr(uploads, "MOST_SECONDS", 0.2)
     assert ask(app, "POST", "/inspect", data, stuck=True).status == 408
@@ -250,8 +250,8 @@ def test_too_much_and_too_many_are_refused(app: Any, line: service.Line, monkeyp
     assert "visionad_waiting 0.0" in ask(app, "GET", "/metrics").body.decode()
 
 
-def test_a_page_of_another_site_cannot_enrol(app: Any) -> None:
-    """Whoever reads a web page on the line's box would otherwise enrol what that page sends."""
+def test_a_page_of_another_site_cannot_enroll(app: Any) -> None:
+    """Whoever reads a web page on the line's box would otherwise enroll what that page sends."""
     data = png(part(0))
     for origin in ("https://elsewhere.example", "null", "http://box:9000"):
         for url in ("/classes/disc", "/inspect", "/overlay"):
@@ -348,14 +348,14 @@ def test_the_service_from_start_to_stop(tiny_model: Path, bank: Path) -> None:
         assert "bank version 2 (disc, grid)" in ready, process.stderr.read()
         address = urllib.parse.urlparse(ready.split()[2])
         assert address.hostname == "127.0.0.1" and address.port is not None
-        pictures = [png(part(i)) for i in range(12)]
+        images = [png(part(i)) for i in range(12)]
 
         def connect() -> http.client.HTTPConnection:
             return http.client.HTTPConnection("127.0.0.1", address.port or 0, timeout=60)
 
         def inspect(number: int) -> dict[str, Any]:
             connection = connect()
-            connection.request("POST", f"/inspect?name={number}", pictures[number])
+            connection.request("POST", f"/inspect?name={number}", images[number])
             response = connection.getresponse()
             assert response.status == 200
             return dict(json.loads(response.read()))
@@ -368,8 +368,8 @@ def test_the_service_from_start_to_stop(tiny_model: Path, bank: Path) -> None:
         # What is under way when the service is stopped is still answered.
         late, asking = connect(), connect()
         late.putrequest("POST", "/inspect?name=0")
-        late.putheader("Content-Length", str(len(pictures[0])))
-        late.endheaders(pictures[0][:100])
+        late.putheader("Content-Length", str(len(images[0])))
+        late.endheaders(images[0][:100])
         for _ in range(600):
             asking.request("GET", "/metrics")
             if b"visionad_waiting 1.0" in asking.getresponse().read():
@@ -377,7 +377,7 @@ def test_the_service_from_start_to_stop(tiny_model: Path, bank: Path) -> None:
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
-        late.send(pictures[0][100:])
+        late.send(images[0][100:])
         assert untimed(json.loads(late.getresponse().read())) == untimed(alone[0])
         assert process.wait(60) == 0
     finally:

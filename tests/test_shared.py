@@ -1,4 +1,4 @@
-"""On real pictures with real weights, where they are at hand: the claims a user would check first."""
+"""On real images with real weights, where they are at hand: the claims a user would check first."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_routing_among_four_sets(deit: Path, shared: Path, tmp_path: Path) -> No
     right = sum(a == b for a, b in found) / len(found)
     assert right >= 0.97, [
         pair for pair in found if pair[0] != pair[1]
-    ]  # of all pictures: benchmarks/results/routing.json
+    ]  # of all images: benchmarks/results/routing.json
     assert not [pair for pair in found if pair[1] not in (pair[0], None)], "never taken for another class"
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     stranger = inspector.inspect(noise)

@@ -1,4 +1,4 @@
-"""The torch-free choice of support pictures against torch, the published fixture and fixed vectors."""
+"""The torch-free choice of support images against torch, the published fixture and fixed vectors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from visionad_runtime.teaching.sampling import choose_support, choose_support_pa
 
 from tests.data import SHARED
 
-# Pictures in train/good of MVTec-AD, whose names are their numbers.
+# Images in train/good of MVTec-AD, whose names are their numbers.
 MVTEC = {
     "carpet": 280, "grid": 264, "leather": 245, "tile": 230, "wood": 247, "bottle": 209, "cable": 224, "capsule": 219,
     "hazelnut": 391, "metal_nut": 220, "pill": 267, "screw": 320, "toothbrush": 60, "transistor": 213, "zipper": 240,
 }  # fmt: skip
-# VisA: good pictures for training, and all good pictures (the names' range; some are for testing).
+# VisA: good images for training, and all good images (the names' range; some are for testing).
 VISA = {
     "candle": (900, 1000), "capsules": (542, 602), "cashew": (450, 500), "chewinggum": (453, 503), "fryum": (450, 500),
     "macaroni1": (900, 1000), "macaroni2": (900, 1000), "pcb1": (904, 1004), "pcb2": (901, 1001), "pcb3": (905, 1006),
@@ -71,7 +71,7 @@ def test_equals_published_mvtec() -> None:
 
 
 def test_equals_published_visa() -> None:
-    """Which good pictures VisA tests on is not in the fixture, but our indices must rank its names without a conflict."""
+    """Which good images VisA tests on is not in the fixture, but our indices must rank its names without a conflict."""
     sets = published()["visa"]
     for name, (train, total) in VISA.items():
         number_of: dict[int, int] = {}
@@ -109,5 +109,5 @@ def test_paths_are_sorted_by_file_name() -> None:
     assert choose_support_paths(paths, 3, 4) == [by_name[i] for i in choose_support(3, 3, 4)]
     for seed in (None, 0):
         for k in (0, 4):
-            with pytest.raises(VisionADError, match=f"wanted {k} shots"):
+            with pytest.raises(VisionADError, match=f"expected {k} shots"):
                 choose_support_paths(paths, k, seed)

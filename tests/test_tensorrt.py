@@ -103,11 +103,11 @@ def test_results_do_not_depend_on_batch_order_or_threads(
     install("11")
     inspector = Inspector.open(model, tmp_path / "bank", backend="tensorrt", views=views)
     inspector.enroll("disc", [part(0), part(1)])
-    pictures = [part(i, defect=i % 2 == 1) for i in range(5)]
-    alone = [inspector.inspect(p) for p in pictures]
-    together = inspector.inspect_batch(pictures[::-1])[::-1]
+    images = [part(i, defect=i % 2 == 1) for i in range(5)]
+    alone = [inspector.inspect(p) for p in images]
+    together = inspector.inspect_batch(images[::-1])[::-1]
     found: dict[int, Any] = {}
-    threads = [threading.Thread(target=lambda i=i: found.update({i: inspector.inspect(pictures[i])})) for i in range(5)]
+    threads = [threading.Thread(target=lambda i=i: found.update({i: inspector.inspect(images[i])})) for i in range(5)]
     for t in threads:
         t.start()
     for t in threads:
@@ -300,7 +300,7 @@ def test_build_on_a_gpu_tests_the_engine(install: Any, model: Path, capsys: pyte
     assert "for Fake L4: built in" in out and "self-test  passed: patch_tokens" in out
     module.fault = fake_tensorrt.constant
     assert run(["build", str(model), "--backend", "tensorrt"]) == 2
-    assert "the same output for two different pictures" in capsys.readouterr().err
+    assert "the same output for two different images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -391,12 +391,12 @@ def test_auto_takes_tensorrt_once_it_was_built(
     [
         (fake_tensorrt.rolled, "patch_tokens: the rows of a call come back in another order"),
         (fake_tensorrt.reversed_rows, "patch_tokens: "),
-        (fake_tensorrt.constant, "patch_tokens: the same output for two different pictures"),
+        (fake_tensorrt.constant, "patch_tokens: the same output for two different images"),
         (fake_tensorrt.overflow, "patch_tokens: NaN or Inf"),
         (fake_tensorrt.other_output, "patch_tokens: differs from the reference by"),
-        (fake_tensorrt.unequal_rows, "differs from the reference by|rows: one picture's tokens differ"),
-        (fake_tensorrt.one_bad_place, "rows: one picture's tokens differ by"),
-        (fake_tensorrt.neighbours, "rows: one picture's tokens differ by"),
+        (fake_tensorrt.unequal_rows, "differs from the reference by|rows: one image's tokens differ"),
+        (fake_tensorrt.one_bad_place, "rows: one image's tokens differ by"),
+        (fake_tensorrt.neighbours, "rows: one image's tokens differ by"),
     ],
 )
 def test_faults_of_the_library_are_caught(

@@ -107,7 +107,7 @@ def test_what_is_built_is_what_was_asked_for(models: Any, size: str, precision: 
     others = {t: n for t, n in built["graph"].items() if t != precision}
     assert {
         t: n for t, n in built["matrix_types"].items() if t != precision
-    } == others  # the convolution that reads pictures
+    } == others  # the convolution that reads images
     assert built["matrix_types"][precision] >= 4 * BLOCKS[size]
     assert built["attentions"] == BLOCKS[size]
     assert built["fused_attention"] == (0 if precision == "fp32" else BLOCKS[size])

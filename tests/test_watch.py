@@ -1,4 +1,4 @@
-"""Pictures that arrive in a folder: each inspected once it is whole, none twice, none lost to a restart."""
+"""Images that arrive in a folder: each inspected once it is whole, none twice, none lost to a restart."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class World:
         return Arrivals(self.folder, done, settle, self.wait, lambda: self.now)
 
     def seen(self, arrivals: Arrivals, until: float) -> list[tuple[float, str]]:
-        """When which picture was handed over."""
+        """When which image was handed over."""
         self.until = until
-        return [(round(self.now, 2), one.picture.name.as_posix()) for one in arrivals]
+        return [(round(self.now, 2), one.image.name.as_posix()) for one in arrivals]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def world(tmp_path: Path) -> World:
     return World(folder)
 
 
-def test_a_picture_is_handed_over_once_when_it_has_settled(world: World) -> None:
+def test_a_image_is_handed_over_once_when_it_has_settled(world: World) -> None:
     arrivals = world.watch()
     world.at(1, lambda: world.write("a.png"))
     world.at(2, lambda: world.write("deep/er/b.JPG"))
@@ -106,7 +106,7 @@ def test_the_order_is_that_in_which_they_were_written(world: World) -> None:
     assert [name for _, name in world.seen(arrivals, 2)] == ["c.png", "b.png", "d.png", "a.png"]
 
 
-def test_a_picture_written_anew_is_a_new_one_and_a_deleted_one_none(world: World) -> None:
+def test_a_image_written_anew_is_a_new_one_and_a_deleted_one_none(world: World) -> None:
     world.write("old.png", b"1")
     world.write("kept.png", b"1")
     arrivals = world.watch()
@@ -125,7 +125,7 @@ def test_what_lies_there_is_handed_over_if_it_is_not_done(world: World) -> None:
     arrivals = world.watch(none_old)
     assert (arrivals.there, arrivals.passed_over) == (2, 0)
     assert [name for _, name in world.seen(arrivals, 2)] == ["a.png", "b.png"]
-    arrivals = world.watch(lambda here: {one for one in here if one.picture.name.name == "a.png"})
+    arrivals = world.watch(lambda here: {one for one in here if one.image.name.name == "a.png"})
     assert [name for _, name in world.seen(arrivals, 4)] == ["b.png"]
 
 
@@ -139,13 +139,13 @@ def test_an_empty_file_may_be_one_that_is_only_opened(world: World) -> None:
     assert found[0][0] < 6.4 and found[1][0] > 15
 
 
-def test_a_picture_that_cannot_be_read_is_tried_again_for_a_while(world: World) -> None:
+def test_a_image_that_cannot_be_read_is_tried_again_for_a_while(world: World) -> None:
     arrivals = world.watch()
     world.at(1, lambda: world.write("locked.png"))
     world.at(1, lambda: world.write("broken.png"))
     world.until, tries, given_up = 20, dict[str, list[float]](), list[str]()
     for one in arrivals:
-        name = one.picture.name.name
+        name = one.image.name.name
         tries.setdefault(name, []).append(world.now)
         if (name == "broken.png" or len(tries[name]) < 3) and not arrivals.again(one):
             given_up.append(name)
@@ -158,7 +158,7 @@ def test_a_picture_that_cannot_be_read_is_tried_again_for_a_while(world: World) 
     world.at(21, lambda: world.write("gone.png"))
     world.until = 25
     for one in arrivals:
-        one.picture.path.unlink()
+        one.image.path.unlink()
         assert not arrivals.again(one)
 
 
@@ -287,7 +287,7 @@ def test_a_line_that_was_cut_off_is_taken_out(tmp_path: Path, cut: int, nuls: in
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "mine"
     path.write_bytes(content)
-    with pytest.raises(VisionADError, match="line 1: wanted a line of"):
+    with pytest.raises(VisionADError, match="line 1: expected a line of"):
         Journal(path).noted([arrival("a.png")])
     assert path.read_bytes() == content
 
@@ -353,7 +353,7 @@ def test_the_line_from_start_to_stop(line: tuple[Path, Path, Path], tmp_path: Pa
     overlays, maps = tmp_path / "overlays", tmp_path / "maps"
     running = Running(model, bank, folder, "--json", "--overlays", overlays, "--maps", maps)
     try:
-        assert "passing over 1 of the 1 pictures there" in running.err.readline()
+        assert "passing over 1 of the 1 images there" in running.err.readline()
         drop(folder / "a.png", 2)
         assert json.loads(running.out.readline())["class"] == "disc"
         (folder / "half.png").write_bytes((folder / "a.png").read_bytes()[:300])
@@ -363,7 +363,7 @@ def test_the_line_from_start_to_stop(line: tuple[Path, Path, Path], tmp_path: Pa
         found = json.loads(running.out.readline())
         assert found["image"] == str(folder / "half.png") and found["class"] == "disc"
         assert "truncated" in json.loads(running.out.readline())["error"]  # the other one
-        # Another process enrols a class: the next picture may be of it.
+        # Another process enrolls a class: the next image may be of it.
         for i in range(2):
             drop(tmp_path / "grids" / f"{i}.png", i, "grid")
         assert run(["bank", "add", str(model), str(bank), "--class", "grid", str(tmp_path / "grids")]) == 0
@@ -379,7 +379,7 @@ def test_the_line_from_start_to_stop(line: tuple[Path, Path, Path], tmp_path: Pa
             assert json.loads(running.out.readline())["bank_version"] == 2
         assert "going on with version 2 in memory" in running.err.readline()
         (bank / "manifest.json").write_bytes(good)
-        # The class goes: said of each picture, and inspected again when there is one.
+        # The class goes: said of each image, and inspected again when there is one.
         assert run(["bank", "remove", str(bank), "--class", "grid"]) == 0
         assert run(["bank", "remove", str(bank), "--class", "disc"]) == 0
         drop(folder / "9.png", 9)
@@ -444,7 +444,7 @@ def test_mistakes_are_one_line(
         ([model, bank, folder, "--overlays", folder / "overlays"], "would be inspected itself"),
         ([model, bank, tmp_path, "--overlays", folder], "would be inspected itself"),
         ([model, bank, folder, "--maps", tmp_path / "file"], "found a file"),
-        ([model, bank, folder, "--journal", tmp_path / "file"], "wanted a line of"),
+        ([model, bank, folder, "--journal", tmp_path / "file"], "expected a line of"),
         ([model, bank, folder, "--journal", tmp_path / "j", "--existing"], "--existing and --journal"),
         ([model, bank, folder, "--settle", "-1"], "--settle"),
         ([model, bank, folder, "--keep-alive", "0"], "keep_alive"),

@@ -67,10 +67,10 @@ class Peer:
         """See :class:`job.Method`."""
         return read_image(path, as_tensor=True)[None]
 
-    def inspect(self, picture: torch.Tensor) -> tuple[float, NDArray[np.float32]]:
+    def inspect(self, image: torch.Tensor) -> tuple[float, NDArray[np.float32]]:
         """See :class:`job.Method`."""
         with torch.inference_mode():
-            images = self._transform(picture)
+            images = self._transform(image)
             found = self._module.model(images)
         self.facts["input"] = list(images.shape[-2:])
         return found.pred_score.item(), found.anomaly_map[0, 0].numpy()

@@ -1,7 +1,7 @@
-"""What both workers share: read a job, learn, inspect picture by picture against the clock, tell. NumPy and the standard library.
+"""What both workers share: read a job, learn, inspect image by image against the clock, tell. NumPy and the standard library.
 
 A worker is a process of its own, run as ``python WORKER JOB``. JOB is a folder with ``job.json``: ``options`` of the method,
-``threads``, and ``units``, each with ``supports`` and ``pictures`` (file names). The worker adds ``N.npy`` for the N-th unit, its
+``threads``, and ``units``, each with ``supports`` and ``images`` (file names). The worker adds ``N.npy`` for the N-th unit, its
 raw float32 maps one after the other (several arrays in one file, as repeated ``np.save`` writes them), and ``done.json``.
 """
 
@@ -30,12 +30,12 @@ class Method(Protocol):
     facts: dict[str, Any]
 
     def learn(self, supports: list[Path]) -> int:
-        """Forget everything, learn these good pictures; returns the rows of the memory bank."""
+        """Forget everything, learn these good images; returns the rows of the memory bank."""
 
     def read(self, path: Path) -> Any:
-        """Decode a picture file, with the reader that is the method's own."""
+        """Decode an image file, with the reader that is the method's own."""
 
-    def inspect(self, picture: Any) -> tuple[float, NDArray[np.float32]]:
+    def inspect(self, image: Any) -> tuple[float, NDArray[np.float32]]:
         """Preprocess, encode, search, score: the raw score and the raw map (H, W) of the whole input."""
 
 
@@ -58,19 +58,19 @@ def work(open_method: Callable[[dict[str, Any], int], Method], packages: tuple[s
 
 
 def _unit(method: Method, unit: dict[str, Any], maps: Path) -> dict[str, Any]:
-    pictures = [Path(name) for name in unit["pictures"]]
+    images = [Path(name) for name in unit["pictures"]]
     start = time.perf_counter()
     rows = method.learn([Path(name) for name in unit["supports"]])
     learn_ms = (time.perf_counter() - start) * 1e3
     for _ in range(WARM_UP):
-        method.inspect(method.read(pictures[0]))
+        method.inspect(method.read(images[0]))
     scores, total, decode = [], [], []
     with open(maps, "wb") as file:
-        for path in pictures:
+        for path in images:
             start = time.perf_counter()
-            picture = method.read(path)
+            image = method.read(path)
             read = time.perf_counter()
-            score, anomaly_map = method.inspect(picture)
+            score, anomaly_map = method.inspect(image)
             end = time.perf_counter()
             scores.append(score)
             decode.append((read - start) * 1e3)

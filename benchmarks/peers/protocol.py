@@ -1,4 +1,4 @@
-"""The one protocol all methods are measured by: the whole picture, 256 × 256, on raw scores and raw maps."""
+"""The one protocol all methods are measured by: the whole image, 256 × 256, on raw scores and raw maps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ METRICS = ("image_auroc", "pixel_auroc", "pixel_aupro")
 
 
 def full_frame(anomaly_map: F32, resize: int, crop: int) -> F32:
-    """A map of the central ``crop`` of a picture resized to ``resize`` → one of the whole picture, 256 × 256.
+    """A map of the central ``crop`` of an image resized to ``resize`` → one of the whole image, 256 × 256.
 
     Bilinear, pixel centres on pixel centres. Outside the crop, where the method is blind, stands 0: no distance is
     smaller, so a defect there is missed, and a good pixel there raises no false alarm, as in use.
 
     Args:
-        anomaly_map: float32 (H, W) of distances, >= 0; ``crop == resize`` says that it shows the whole picture.
+        anomaly_map: float32 (H, W) of distances, >= 0; ``crop == resize`` says that it shows the whole image.
     """
     offset = crop_offset(resize, crop)
     share = ((np.arange(MAP_SIZE) + 0.5) / MAP_SIZE * resize - offset) / crop  # 0..1 from edge to edge of the crop

@@ -4,7 +4,7 @@ The same backbone weights, support files (by the published choice), test files, 
 in a fresh process, one after the other in one run. anomalib lives in an environment of its own, made on the first run from
 ``requirements.txt`` beside this file (about 6 GB), and is never imported here: files go between.
 
-Every figure is of the whole picture, whatever a method sees of it: VisionAD's default cuts a margin off, so its map is pasted into
+Every figure is of the whole image, whatever a method sees of it: VisionAD's default cuts a margin off, so its map is pasted into
 the full frame with the lowest value in the margin (``protocol.py``); its presets ``full-image`` and
 ``full-image-weighted``, which see all of it, stand
 beside it.
@@ -51,14 +51,14 @@ CAPTION = """\
 {sets}; supports by the published choice, {seeds}; the same support and test files, backbone weights, threads ({threads}) and metric
 code for all. Mean ± standard deviation over the seeds, in percent (of a set of several classes, of their mean).
 
-All figures are of the **whole picture**: raw maps, before any normalisation, brought bilinearly to 256 × 256 of it and held
-against masks of it. The peers see the whole picture, and so do VisionAD's presets *full-image*
+All figures are of the **whole image**: raw maps, before any normalisation, brought bilinearly to 256 × 256 of it and held
+against masks of it. The peers see the whole image, and so do VisionAD's presets *full-image*
 and *full-image-weighted*. Its default, *paper*, cuts
 a margin off; its map is pasted into the full frame with 0, the lowest value, in the margin, so that a defect there counts as
 missed.
 
-*ms*: one picture at a time, warm, from file to score and map, the class given; median over pictures, then seeds. *Peak*: resident
-memory of the whole process, libraries and enrolment included (anomalib imports all its models with any of them). *Rows*: of the
+*ms*: one image at a time, warm, from file to score and map, the class given; median over images, then seeds. *Peak*: resident
+memory of the whole process, libraries and enrollment included (anomalib imports all its models with any of them). *Rows*: of the
 memory bank. The peers run in torch, as anomalib's own engine runs them; their exports to OpenVINO or ONNX are not measured.
 """
 
@@ -133,7 +133,7 @@ def visionad(label: str, backbone: str, preset: str = "paper", **settings: Any) 
 
 
 def anomalydino(label: str, size: int | None, why: str, place: Options) -> Entry:
-    """anomalib's AnomalyDINO with its defaults, but for the size of the picture (None: its default)."""
+    """anomalib's AnomalyDINO with its defaults, but for the size of the image (None: its default)."""
     uses = f"anomalib's defaults: last block after the norm, 1 neighbour, no masking, no coreset; {why}"
     options = {"method": "anomalydino", "arguments": {}, "image_size": size, **place}
     return Entry(f"AnomalyDINO, {size or 252} px", label, uses, peer=options)

@@ -46,9 +46,9 @@ class VisionAD:
         """See :class:`job.Method`."""
         return decode.load(path)
 
-    def inspect(self, picture: pixels.RGB8) -> tuple[float, NDArray[np.float32]]:
+    def inspect(self, image: pixels.RGB8) -> tuple[float, NDArray[np.float32]]:
         """See :class:`job.Method`."""
-        ((result, _),) = self._inspector.trace_batch([picture], CLASS)
+        ((result, _),) = self._inspector.trace_batch([image], CLASS)
         return result.score, result.anomaly_map
 
 

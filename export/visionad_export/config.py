@@ -26,7 +26,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     except ValueError:
         layers = ()
     if not layers:
-        raise ModelError(f"layers {text!r}: wanted A-B with A <= B, e.g. 2-9, or one number")
+        raise ModelError(f"layers {text!r}: expected A-B with A <= B, e.g. 2-9, or one number")
     return layers
 
 

@@ -24,7 +24,7 @@ def describe(summary: dict[str, Any]) -> str:
         whole = resize // patch * patch
         lines.append(
             f"note       the centre crop {summary['crop']} of {resize} leaves the outer {summary['dropped_area']:.1%} of "
-            f"the picture uninspected; --resize {whole} --crop {whole} inspects all of it"
+            f"the image uninspected; --resize {whole} --crop {whole} inspects all of it"
         )
     return "\n".join(lines)
 
@@ -46,7 +46,7 @@ def _describe_precision(summary: dict[str, Any]) -> list[str]:
         ]
     lines.append(
         f"accuracy   smallest cosine to fp32 {accuracy['min_cosine']:.5f}, largest difference {accuracy['max_abs']:.1e} "
-        "(emulated, on pictures made to be hard)"
+        "(emulated, on images made to be hard)"
     )
     return lines
 

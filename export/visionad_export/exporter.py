@@ -61,7 +61,7 @@ EXTERNAL_DATA_LIMIT = 1_500_000_000
 """Bytes of weights from which they get a file of their own: one protobuf file must stay below 2 GiB."""
 
 _DOCS = {
-    "images": "RGB pictures (x / 255 - mean) / std, resized and cropped as the manifest says; float32 (batch, 3, H, W)",
+    "images": "RGB images (x / 255 - mean) / std, resized and cropped as the manifest says; float32 (batch, 3, H, W)",
     "patch_tokens": "unit patch tokens, row-major from the top left; float32 (batch, grid * grid, dim)",
     "class_token": "unit class tokens; float32 (batch, class_token_dim)",
 }
@@ -151,19 +151,19 @@ def export_model(
 
 
 def _golden(reference: Reference) -> dict[str, NDArray[Any]]:
-    """What the runtime tests itself with: two cropped pictures, torch's tokens of them in the ``original`` view, and the second's
+    """What the runtime tests itself with: two cropped images, torch's tokens of them in the ``original`` view, and the second's
     score against a bank of the first, upright, alone. The second is the first with a blemish: a square of inverted colours."""
-    picture = np.array(stranger(reference.spec.crop))
-    side = len(picture)
+    image = np.array(stranger(reference.spec.crop))
+    side = len(image)
     blemish = (slice(side // 3, side // 3 + side // 6),) * 2
-    blemished = picture.copy()
-    blemished[blemish] = 255 - picture[blemish]
-    images = torch.stack([normalise(Image.fromarray(p), reference.spec) for p in (picture, blemished)])
+    blemished = image.copy()
+    blemished[blemish] = 255 - image[blemish]
+    images = torch.stack([normalise(Image.fromarray(p), reference.spec) for p in (image, blemished)])
     patches, tokens = reference.encode(images)
     distances = method.distances(patches[1], patches[0]).view(reference.spec.grid, reference.spec.grid)
     score = method.image_score(method.upsample(method.fuse({"original": distances})))
     return {
-        "image": picture,
+        "image": image,
         "patch_tokens": patches[0].numpy().copy(),
         "class_token": tokens[0].numpy().copy(),
         "blemished": blemished,
@@ -184,8 +184,8 @@ def _check_that_it_sees(reference: Reference, golden: Mapping[str, NDArray[Any]]
     lengths = np.linalg.norm([*tokens, *blemished], axis=1)
     if not (np.abs(lengths - 1) < 1e-3).all() or np.array_equal(tokens, blemished):
         raise ModelError(
-            f"{reference.spec.backbone} with the weights of {reference.weights_source}: wanted unit tokens that differ where a "
-            f"picture has a blemish, found lengths from {lengths.min():.3g} to {lengths.max():.3g} and a largest difference of "
+            f"{reference.spec.backbone} with the weights of {reference.weights_source}: expected unit tokens that differ where a "
+            f"image has a blemish, got lengths from {lengths.min():.3g} to {lengths.max():.3g} and a largest difference of "
             f"{np.abs(tokens - blemished).max():.3g}; give the trained float weights; nothing was written"
         )
 
@@ -226,12 +226,12 @@ def _size(folder: Path) -> int:
 
 
 def _probes(reference: Reference, golden: NDArray[np.uint8]) -> Probes:
-    """What every graph is tried on: the golden picture as it is and clamped, noise, and the ends of the range as flat
-    pictures, on which ViTs grow their largest activations."""
-    picture = normalise(Image.fromarray(golden), reference.spec)
-    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+    """What every graph is tried on: the golden image as it is and clamped, noise, and the ends of the range as flat
+    images, on which ViTs grow their largest activations."""
+    image = normalise(Image.fromarray(golden), reference.spec)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     flat = [normalise(Image.new("RGB", golden.shape[:2], colour), reference.spec) for colour in ("white", "black")]
-    images = torch.stack([picture, noise, VIEWS["clamp"](picture), *flat])
+    images = torch.stack([image, noise, VIEWS["clamp"](image), *flat])
     patch, cls = reference.encode(images)
     return Probes(("golden", "noise", "clamped", "white", "black"), images.numpy(), patch.numpy(), cls.numpy())
 

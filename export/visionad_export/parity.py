@@ -1,7 +1,7 @@
-"""Runtime against reference, stage by stage, on the user's own pictures: what must be shown before going live.
+"""Runtime against reference, stage by stage, on the user's own images: what must be shown before going live.
 
-Both sides start from the picture file and share no code. The reference (PyTorch) loads the weights the model was exported from and,
-where the enrolled pictures can still be found, encodes them itself, so the whole chain is compared, bank included.
+Both sides start from the image file and share no code. The reference (PyTorch) loads the weights the model was exported from and,
+where the enrolled images can still be found, encodes them itself, so the whole chain is compared, bank included.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from visionad_runtime.inspector import Inspector
 from visionad_runtime.result import Result, Trace
 from visionad_runtime.scoring.spec import ScoringSpec
 
-from visionad_ref import VIEWS, ClassBank, MethodError, Picture, PictureError, Reference
+from visionad_ref import VIEWS, ClassBank, ImageError, ImageSource, MethodError, Reference
 
 STAGES = ("bank features", "preprocess", "patch features", "class token", "distances", "map", "score")
 
-# (tokens, distances and map, score): allowed difference to the fp32 reference, relative to the largest value of the picture's
+# (tokens, distances and map, score): allowed difference to the fp32 reference, relative to the largest value of the image's
 # output.
 #
 # fp32: engines add hundreds of products in another order, about 1e-5. A wrong layer, weight, resize or layout is at 0.1 and above.
 #
 # tf32, fp16: unit roundoff 2⁻¹¹ in about six results in a row per block, √(6 · 8 blocks) · 2⁻¹¹ = 3e-3 for a usual token; the
 # worst of 50 000 is some times that. A distance sums the errors of D elements, which mostly cancel, and a score averages 655
-# pixels. Worst on 83 real pictures, DeiT-Tiny and EfficientNet-Lite0, emulated: 2.4e-2, 1.0e-2, 2.8e-3. Allowed: twice that.
+# pixels. Worst on 83 real images, DeiT-Tiny and EfficientNet-Lite0, emulated: 2.4e-2, 1.0e-2, 2.8e-3. Allowed: twice that.
 #
 # bf16: unit roundoff 2⁻⁸. The same two backbones do not pass export's accuracy gate in it, at 0.17, 6.2e-2, 1.7e-2; one that
 # does must not be worse than they are.
@@ -54,10 +54,10 @@ def tolerances(precision: Precision) -> dict[str, float]:
 
 
 AUROC_TOLERANCE = 1e-3
-"""A tenth of a point, or one pair of pictures in the other order where the pictures are so few that this is more."""
+"""A tenth of a point, or one pair of images in the other order where the images are so few that this is more."""
 
 SMALLEST_SCALE = 0.1
-"""Outputs below it are compared with it instead: a picture that is enrolled itself has distances of about 0, where a relative
+"""Outputs below it are compared with it instead: an image that is enrolled itself has distances of about 0, where a relative
 difference says nothing."""
 
 # Each view's six poses, as the reference orders them, named as the runtime names the encodings that serve them: a flip
@@ -71,7 +71,7 @@ _POSE_BLOCKS = {
 
 @dataclass
 class Stage:
-    """Worst differences seen so far. ``relative`` is to the largest magnitude of the reference's output of the picture, or to
+    """Worst differences seen so far. ``relative`` is to the largest magnitude of the reference's output of the image, or to
     ``SMALLEST_SCALE``."""
 
     tolerance: float
@@ -82,7 +82,7 @@ class Stage:
     passed: bool = True
 
     def add(self, image: str, found: NDArray[Any], wanted: NDArray[Any]) -> None:
-        """Compare one picture's output."""
+        """Compare one image's output."""
         if found.shape != wanted.shape:
             raise AssertionError(f"{image}: the runtime gives {found.shape}, the reference {wanted.shape}")
         absolute = float(np.abs(found.astype(np.float64) - wanted).max())
@@ -133,14 +133,14 @@ def check_parity(
 ) -> dict[str, Any]:
     """Compare on ``paths``; JSON-ready report with ``pass``. Tolerances are those of the precision that the engine computes in.
 
-    Where the pictures lie in a folder ``good`` and others, as in MVTec-AD, the image AUROC of both sides is compared too.
+    Where the images lie in a folder ``good`` and others, as in MVTec-AD, the image AUROC of both sides is compared too.
 
     Args:
         weights: the backbone's weights, where the path noted at export no longer holds them.
         bit_depth: of files with 16 bits a channel, how many the camera fills (9..16). The reference takes grey ones.
 
     Raises:
-        VisionADError: weights missing or others, unreadable picture, nothing enrolled.
+        VisionADError: weights missing or others, unreadable image, nothing enrolled.
     """
     bank = inspector.enrolled(class_name)
     reference = load_reference(inspector.manifest, inspector.scoring, weights, threads)
@@ -186,7 +186,7 @@ def _compare(
     reference: Reference,
     banks: dict[str, ClassBank],
     path: Path,
-    seen: Picture,
+    seen: ImageSource,
     result: Result,
     trace: Trace,
     class_name: str | None,
@@ -225,7 +225,7 @@ def _compare(
 
 
 class _Order(NamedTuple):
-    """Pairs of pictures that the reference scores differently, how many of them the runtime puts the other way round, the rank
+    """Pairs of images that the reference scores differently, how many of them the runtime puts the other way round, the rank
     correlation that follows, and those that are further apart than the tolerance explains."""
 
     pairs: int
@@ -236,7 +236,7 @@ class _Order(NamedTuple):
 
 def _order(scores: list[tuple[float, float, str]], tolerance: float) -> _Order:
     found, wanted = (np.array([row[i] for row in scores], np.float64) for i in (0, 1))
-    gap = wanted[None, :] - wanted[:, None]  # above 0: the reference scores the column's picture higher
+    gap = wanted[None, :] - wanted[:, None]  # above 0: the reference scores the column's image higher
     swapped = (gap > 0) & (found[None, :] < found[:, None])
     pairs = int((gap > 0).sum())
     beyond = swapped & (gap > 2 * tolerance * np.maximum(wanted[None, :], SMALLEST_SCALE))
@@ -246,7 +246,7 @@ def _order(scores: list[tuple[float, float, str]], tolerance: float) -> _Order:
 
 
 def _auroc_difference(scores: list[tuple[float, float, str]]) -> dict[str, Any] | None:
-    """Image AUROC of runtime and reference, where folders say which pictures are good; ``None`` where they do not."""
+    """Image AUROC of runtime and reference, where folders say which images are good; ``None`` where they do not."""
     good = np.array([Path(name).parent.name == "good" for _, _, name in scores], bool)
     if good.all() or not good.any():
         return None
@@ -266,7 +266,7 @@ def _auroc_difference(scores: list[tuple[float, float, str]]) -> dict[str, Any] 
 
 
 def _auroc(scores: NDArray[np.float64], good: NDArray[np.bool_]) -> float:
-    """Probability that an anomalous picture scores above a good one, ties counted half."""
+    """Probability that an anomalous image scores above a good one, ties counted half."""
     gap = scores[~good][:, None] - scores[good][None, :]
     return float(((gap > 0) + 0.5 * (gap == 0)).mean())
 
@@ -301,7 +301,7 @@ def load_reference(
         raise VisionADError(f"reference: {exc}") from None
     if reference.weights_sha256 != identity.weights_sha256:
         raise VisionADError(
-            f"reference: wanted the weights the model was exported from (sha256 {identity.weights_sha256[:12]}), found "
+            f"reference: expected the weights the model was exported from (sha256 {identity.weights_sha256[:12]}), got "
             f"{reference.weights_sha256[:12]} in {reference.weights_source}; give the right file with --weights"
         )
     return reference
@@ -322,7 +322,7 @@ def _eight_bits(path: Path, bit_depth: int) -> Image.Image:
     """The top 8 of the bits that the camera fills, by Pillow, where the runtime has OpenCV.
 
     Raises:
-        VisionADError: not a grey picture of 16 bits a pixel, or none that Pillow reads.
+        VisionADError: not a grey image of 16 bits a pixel, or none that Pillow reads.
     """
     try:
         with Image.open(path) as opened:
@@ -331,8 +331,8 @@ def _eight_bits(path: Path, bit_depth: int) -> Image.Image:
         raise VisionADError(f"parity: {path}: the reference cannot read it ({exc}); save it as 16-bit PNG") from None
     if not mode.startswith("I"):
         raise VisionADError(
-            f"parity: {path}: with a bit depth, wanted a grey picture of 16 bits a pixel, found Pillow's mode {mode}; the "
-            "reference takes colour of 8 bits only: save some of the pictures so"
+            f"parity: {path}: with a bit depth, expected a grey image of 16 bits a pixel, got Pillow's mode {mode}; the "
+            "reference takes colour of 8 bits only: save some of the images so"
         )
     return Image.fromarray((pixels.astype(np.int64) >> (bit_depth - 8)).astype(np.uint8))
 
@@ -340,16 +340,16 @@ def _eight_bits(path: Path, bit_depth: int) -> Image.Image:
 def _reference_bank(
     reference: Reference, stored: StoredClass, bit_depth: int | None, stage: Stage
 ) -> tuple[ClassBank, str]:
-    """The reference's own bank, from the enrolled pictures where they are still what they were; else what is stored."""
+    """The reference's own bank, from the enrolled images where they are still what they were; else what is stored."""
     paths = [Path(image.source) for image in stored.entry.images]
     if not all(p.is_file() and sha256_file(p) == i.sha256 for p, i in zip(paths, stored.entry.images, strict=True)):
-        return stored_bank(reference, stored), "as stored (the enrolled pictures are no longer at their place)"
+        return stored_bank(reference, stored), "as stored (the enrolled images are no longer at their place)"
     try:
         own = reference.enroll(paths if bit_depth is None else [_eight_bits(path, bit_depth) for path in paths])
-    except (PictureError, VisionADError):
+    except (ImageError, VisionADError):
         return stored_bank(
             reference, stored
-        ), "as stored (the reference cannot read the enrolled pictures, with the bit depth that is stated)"
+        ), "as stored (the reference cannot read the enrolled images, with the bit depth that is stated)"
     for view in reference.views:
         stage.add(f"support of {stored.name}, view {view}", _in_reference_order(stored, view), own.rows[view].numpy())
     return own, "encoded by the reference"
@@ -370,7 +370,7 @@ def _in_reference_order(stored: StoredClass, view: Any) -> NDArray[np.float32]:
 
 def describe(report: dict[str, Any]) -> str:
     """The report for a person."""
-    lines = [f"{'stage':<16} {'max abs':>10} {'max rel':>10} {'allowed':>10}   worst picture"]
+    lines = [f"{'stage':<16} {'max abs':>10} {'max rel':>10} {'allowed':>10}   worst image"]
     for name, stage in report["stages"].items():
         mark = "ok  " if stage["pass"] else "FAIL"
         lines.append(
@@ -382,7 +382,7 @@ def describe(report: dict[str, Any]) -> str:
         lines.append(f"{what:<16} {len(faults)} disagreements" + (f", first: {faults[0]}" if faults else ""))
     if report["verdicts_on_threshold"]:
         lines.append(
-            f"{'on threshold':<16} {len(report['verdicts_on_threshold'])} pictures, too close to it for a verdict to be compared"
+            f"{'on threshold':<16} {len(report['verdicts_on_threshold'])} images, too close to it for a verdict to be compared"
         )
     order, auroc = report["order"], report["auroc"]
     lines.append(
@@ -397,7 +397,7 @@ def describe(report: dict[str, Any]) -> str:
         lines.append(f"bank of {name}: {origin}")
     verdict = "PARITY" if report["pass"] else "NO PARITY"
     lines.append(
-        f"{verdict} on {report['images']} pictures: {report['backend']} in {report['precision']} against PyTorch in fp32, "
+        f"{verdict} on {report['images']} images: {report['backend']} in {report['precision']} against PyTorch in fp32, "
         f"{report['model']}"
     )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""VisionAD's lean runtime: few-shot visual inspection from a folder of good pictures to a verdict. No torch inside.
+"""VisionAD's lean runtime: few-shot visual inspection from a folder of good images to a verdict. No torch inside.
 
 >>> from visionad_runtime import Inspector
 >>> inspector = Inspector.open("model", "bank")  # doctest: +SKIP
@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .errors import BankError, ModelError, PictureError, VisionADError
+from .errors import BankError, ImageError, ModelError, VisionADError
 
 if TYPE_CHECKING:
     from .inspector import Inspector
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Left to itself, ONNX Runtime (1.32) notes what it runs below the user's home, with an identifier, to send it. Not from a line.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["BankError", "Inspector", "ModelError", "PictureError", "Result", "VisionADError", "__version__"]
+__all__ = ["BankError", "ImageError", "Inspector", "ModelError", "Result", "VisionADError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class VisionADError(Exception):
-    """The user's mistake or the box's limit: what was wanted, what was found, where, and what mends it.
+    """The user's mistake or the box's limit: what was expected, what was got, where, and what mends it.
 
     The command line prints it as one line and exits with status 2.
     """
@@ -13,8 +13,8 @@ class VisionADError(Exception):
         return " ".join(super().__str__().split())  # one line, whatever a library put into it
 
 
-class PictureError(VisionADError):
-    """A picture cannot be read: missing, empty, truncated, of a wrong kind, or too large."""
+class ImageError(VisionADError):
+    """An image cannot be read: missing, empty, truncated, of a wrong kind, or too large."""
 
 
 class ModelError(VisionADError):

@@ -1,4 +1,4 @@
-"""The chain picture → verdict as one object. Every command and the Python API go through it."""
+"""The chain image → verdict as one object. Every command and the Python API go through it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .bank.routing import LIMITS, Route, Router
 from .bank.store import Bank
 from .bank.supports import read_supports
 from .engine.base import Engine, Tokens
-from .errors import BankError, PictureError, VisionADError
+from .errors import BankError, ImageError, VisionADError
 from .formats.files import sha256_bytes
 from .formats.manifest import ClassEntry, ModelManifest, SupportImage, ViewName, parse_precision
 from .formats.model_folder import read_model
@@ -112,10 +112,10 @@ class Inspector:
         """
         if threads is not None:
             if threads < 1:
-                raise VisionADError(f"threads {threads}: wanted 1 or more, or None for all cores")
+                raise VisionADError(f"threads {threads}: expected 1 or more, or None for all cores")
             threads = min(threads, cores())
         if keep_alive is not None and not 0 < keep_alive < math.inf:
-            raise VisionADError(f"keep_alive {keep_alive}: wanted seconds above 0, or None for never")
+            raise VisionADError(f"keep_alive {keep_alive}: expected seconds above 0, or None for never")
         import cv2  # noqa: F401  # too heavy for `import visionad_runtime`, and too slow for the first part that is not ok
 
         folder = Path(model)
@@ -192,7 +192,7 @@ class Inspector:
             Score, verdict, class, regions, map and timings.
 
         Raises:
-            PictureError: the array has another type or shape.
+            ImageError: the array has another type or shape.
             BankError: nothing is enrolled, or the class is unknown.
         """
         return self.inspect_batch([image], class_name=class_name, colour=colour, color=color)[0]
@@ -219,7 +219,7 @@ class Inspector:
             One result per image, in order.
 
         Raises:
-            PictureError: an array has another type or shape.
+            ImageError: an array has another type or shape.
             BankError: nothing is enrolled, or the class is unknown.
         """
         rgbs = arrays.from_arrays(images, colour if color is None else color)
@@ -232,10 +232,10 @@ class Inspector:
         leave_out: int | None = None,
         trace: bool = True,
     ) -> list[tuple[Result, Trace | None]]:
-        """Inspect decoded pictures (uint8 (H, W, 3) RGB, or (H, W) grey). The one path to a verdict.
+        """Inspect decoded images (uint8 (H, W, 3) RGB, or (H, W) grey). The one path to a verdict.
 
         Args:
-            leave_out: compare as if this support picture of ``class_name`` had not been enrolled (calibration).
+            leave_out: compare as if this support image of ``class_name`` had not been enrolled (calibration).
             trace: also return the stages in between, which on a GPU have to be fetched.
         """
         with self._lifetime.in_use():
@@ -257,7 +257,7 @@ class Inspector:
     def _traced(
         self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool
     ) -> list[tuple[Result, Trace | None]]:
-        """:meth:`trace_batch` for as many pictures as the chain takes at once."""
+        """:meth:`trace_batch` for as many images as the chain takes at once."""
         routes: list[Route | None] = [None] * len(rgbs)
         classes: list[ClassBank] = []
 
@@ -352,7 +352,7 @@ class Inspector:
         """The version of the bank in force, checked as :meth:`enrolled` does: another thread may change the bank at any time."""
         if self.bank is None or not (bank := self.bank.snapshot).classes:
             where = self.bank.folder if self.bank else "(none opened)"
-            raise BankError(f"bank {where} holds no class yet; enrol good pictures with `visionad bank add`")
+            raise BankError(f"bank {where} holds no class yet; enroll good images with `visionad bank add`")
         if class_name is not None and stored_name(class_name) not in bank.classes:
             raise BankError(unknown_class(self.bank.folder, class_name, bank.classes))
         return bank
@@ -387,7 +387,7 @@ class Inspector:
             VisionADError: ``paths`` is no list of paths, nothing is enrolled, or ``batch`` is below 1.
         """
         if batch < 1:
-            raise VisionADError(f"batch {batch}: wanted 1 picture or more")
+            raise VisionADError(f"batch {batch}: expected 1 image or more")
         self.enrolled(class_name)
         with closing(reader.read_all(discover.as_paths(paths), bit_depth, self._threads)) as files:
             while chunk := list(itertools.islice(files, batch)):
@@ -401,10 +401,10 @@ class Inspector:
                     timings = {"decode": decode_ms, **result.timings, "total": result.timings["total"] + decode_ms}
                     yield FileResult(path, rgb, replace(result, timings=timings), stages, None)
 
-    # -- enrol --------------------------------------------------------------------------------------------------------
+    # -- enroll --------------------------------------------------------------------------------------------------------
 
     def encode_support(self, rgb: pixels.RGB8) -> Tokens:
-        """All unique encodings of one good picture: ``patch`` (B, P, D) and ``cls`` (B, Dc), blocks in the bank's order."""
+        """All unique encodings of one good image: ``patch`` (B, P, D) and ``cls`` (B, Dc), blocks in the bank's order."""
         blocks = self._opened().manifest.blocks
         return self.encode(support_encodings(prepare(rgb, self.manifest.identity.preprocess, self._threads), blocks))
 
@@ -414,12 +414,12 @@ class Inspector:
         return self.bank
 
     def encode(self, images: F32) -> Tokens:
-        """The engine's tokens of normalised pictures, float32 (N, 3, crop, crop)."""
+        """The engine's tokens of normalised images, float32 (N, 3, crop, crop)."""
         with self._lifetime.in_use():
             return self.engine.encode(images)
 
     def as_class(self, name: str, support: SupportImage, rgb: pixels.RGB8) -> ClassBank:
-        """What a class would be with this one picture, not enrolled anywhere."""
+        """What a class would be with this one image, not enrolled anywhere."""
         tokens = self.encode_support(rgb)
         assert tokens.cls is not None
         entry = ClassEntry(file="", sha256="", images=(support,))
@@ -442,7 +442,7 @@ class Inspector:
             The bank's new version.
 
         Raises:
-            PictureError: an array has another type or shape. Nothing was changed.
+            ImageError: an array has another type or shape. Nothing was changed.
             BankError: an image is enrolled already, or the bank cannot be written. Nothing was changed.
         """
         given = arrays.from_arrays(images, colour if color is None else color)
@@ -470,7 +470,7 @@ class Inspector:
             The bank's new version.
 
         Raises:
-            PictureError: a file cannot be read, is given twice, or changes meanwhile; or ``paths`` is no list.
+            ImageError: a file cannot be read, is given twice, or changes meanwhile; or ``paths`` is no list.
             BankError: an image is enrolled already, or the bank cannot be written.
         """
         files = list(discover.as_paths(paths))
@@ -484,17 +484,17 @@ class Inspector:
         for path, s in zip(files, supports, strict=True):
             data = decode.read_bytes(path)
             if sha256_bytes(data) != s.sha256:
-                raise PictureError(f"{path}: changed while it was being enrolled; nothing was enrolled")
+                raise ImageError(f"{path}: changed while it was being enrolled; nothing was enrolled")
             encoded.append(self.encode_support(decode.decode(data, path, bit_depth)))
             step()
         return self.enroll_encoded(name, supports, encoded)
 
     def enroll_encoded(self, name: str, supports: Sequence[SupportImage], encoded: Sequence[Tokens]) -> int:
-        """The second half of :meth:`enroll`, for callers that have encoded the pictures already."""
+        """The second half of :meth:`enroll`, for callers that have encoded the images already."""
         with self._lifetime.in_use():
             bank = self._opened()
             if not encoded:
-                raise BankError(f"class {name!r}: no picture given")
+                raise BankError(f"class {name!r}: no image given")
             features = np.stack([t.patch for t in encoded], axis=1)
             class_tokens = np.stack([t.cls for t in encoded if t.cls is not None], axis=1)
             return bank.add(name, supports, features, class_tokens)

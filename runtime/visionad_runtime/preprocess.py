@@ -1,4 +1,4 @@
-"""RGB picture → what the backbone eats: resize, crop, normalise; the three views and the poses of support pictures.
+"""RGB image → what the backbone eats: resize, crop, normalise; the three views and the poses of support images.
 
 Method, sections 1 and 3. The resize *is* Pillow's (fixed-point bilinear with antialiasing; across, then down), so it is
 bit-identical to the reference by construction; ``docs/formats.md`` and ``tests/oracles.py`` spell out its arithmetic for others.
@@ -19,7 +19,7 @@ from .images.pixels import copy_pixels
 F32 = NDArray[np.float32]
 
 STRIP_PIXELS = 1 << 18
-"""Of a picture that are resized at a time."""
+"""Of an image that are resized at a time."""
 
 VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
 
@@ -32,14 +32,14 @@ _TURNS = {"r90": 1, "r180": 2, "r270": 3}
 
 
 def crop_offset(resize: int, crop: int) -> int:
-    """Pixels cut at the top and left of the resized picture (torchvision's rule: half to even)."""
+    """Pixels cut at the top and left of the resized image (torchvision's rule: half to even)."""
     return round((resize - crop) / 2)
 
 
 def resize_square(image: Image.Image, side: int) -> NDArray[np.uint8]:
     """Pillow's bilinear resize to (side, side), across, then down.
 
-    One pass a call: from Pillow 12.2 on, a single call takes tall pictures down first, then across, which is another function.
+    One pass a call: from Pillow 12.2 on, a single call takes tall images down first, then across, which is another function.
     """
     across = image.resize((side, image.height), Image.Resampling.BILINEAR)
     return np.asarray(across.resize((side, side), Image.Resampling.BILINEAR))
@@ -96,7 +96,7 @@ def apply_pose(image: F32, pose: str) -> F32:
 
 
 def apply_view(image: F32, view: ViewName) -> F32:
-    """A view of a normalised picture (3, H, W): itself, flipped vertically, or clamped at 0 from below."""
+    """A view of a normalised image (3, H, W): itself, flipped vertically, or clamped at 0 from below."""
     if view == "flip":
         return apply_pose(image, "fv")
     if view == "clamp":
@@ -135,12 +135,12 @@ def view_blocks(blocks: Sequence[str], view: ViewName) -> slice:
 
 
 def upright_block(blocks: Sequence[str], view: ViewName) -> int:
-    """Index of the encoding that is ``view`` of the unturned picture (its class token is the class's own)."""
+    """Index of the encoding that is ``view`` of the unturned image (its class token is the class's own)."""
     return list(blocks).index({"original": "e", "flip": "fv", "clamp": "clamp/e"}[view])
 
 
 def support_encodings(image: F32, blocks: Sequence[str]) -> F32:
-    """Normalised support picture (3, H, W) → (B, 3, H, W), the unique encodings named by ``blocks``."""
+    """Normalised support image (3, H, W) → (B, 3, H, W), the unique encodings named by ``blocks``."""
     clamped = apply_view(image, "clamp")
     return np.stack(
         [apply_pose(clamped if b.startswith("clamp/") else image, b.removeprefix("clamp/")) for b in blocks]

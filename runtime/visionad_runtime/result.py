@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .bank.memory_bank import ClassBank
 from .bank.routing import Route
 from .engine.base import Engine, Tokens
-from .errors import PictureError
+from .errors import ImageError
 from .formats.manifest import Precision, PreprocessSpec, ViewName
 from .images import pixels
 from .pipeline.base import Clock, Matched
@@ -26,11 +26,11 @@ ClassSource = Literal["given", "routed", "unknown"]
 
 @dataclass(frozen=True)
 class Result:
-    """What inspecting one picture gave.
+    """What inspecting one image gave.
 
     ``anomaly_map`` is float32 (256, 256), the sum of the views' cosine distances (0..2 a view), of the centre crop;
-    ``geometry`` maps it to the original picture. ``score`` is the mean of its largest pixels: 1 % of them, or the
-    scoring's ``top_fraction``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the picture is like no
+    ``geometry`` maps it to the original image. ``score`` is the mean of its largest pixels: 1 % of them, or the
+    scoring's ``top_fraction``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the image is like no
     class. ``timings`` are milliseconds. ``backend`` is the engine that encoded it, ``precision`` the one it
     computes in.
     """
@@ -51,7 +51,7 @@ class Result:
     precision: Precision = field(compare=False)
 
     def to_dict(self, image: str) -> dict[str, Any]:
-        """The JSON object ``visionad predict --json`` prints for a picture."""
+        """The JSON object ``visionad predict --json`` prints for an image."""
         return {
             "image": image,
             "class": self.class_name,
@@ -72,7 +72,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Trace:
-    """The stages between picture and map, for ``visionad parity`` and for curious users."""
+    """The stages between image and map, for ``visionad parity`` and for curious users."""
 
     views: F32
     tokens: Tokens
@@ -80,13 +80,13 @@ class Trace:
 
 
 class FileResult(NamedTuple):
-    """One file of :meth:`Inspector.inspect_files`: picture (RGB), result and trace, or the error that stopped it."""
+    """One file of :meth:`Inspector.inspect_files`: image (RGB), result and trace, or the error that stopped it."""
 
     path: Path
     rgb: pixels.RGB8 | None
     result: Result | None
     trace: Trace | None
-    error: PictureError | None
+    error: ImageError | None
 
 
 def make_result(

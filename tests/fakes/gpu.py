@@ -521,9 +521,9 @@ def weigh_rarity(
 
 
 def resize_across(
-    device: FakeDevice, grid: Any, constants: Any, pictures: int, tables: int, across: int, crop: int
+    device: FakeDevice, grid: Any, constants: Any, images: int, tables: int, across: int, crop: int
 ) -> None:
-    for own in device.read(pictures, np.int64, grid[1], plan.PICTURE_COLUMNS).tolist():
+    for own in device.read(images, np.int64, grid[1], plan.IMAGE_COLUMNS).tolist():
         pixels, width, channels, top, rows, taps, _, first, _, weights, _, at = own
         source = device.read(pixels + top * width * channels, np.uint8, rows, width, channels)
         column = device.read(tables + 4 * first, np.int32, crop)
@@ -536,14 +536,14 @@ def resize_across(
 
 
 def resize_down(
-    device: FakeDevice, grid: Any, constants: Any, pictures: int, tables: int, across: int, levels: int, views: int, count: int,
-    images: int, crop: int,
+    device: FakeDevice, grid: Any, constants: Any, images: int, tables: int, across: int, levels: int, views: int, count: int,
+    out_images: int, crop: int,
 ) -> None:  # fmt: skip
     assert grid[0] == crop
     table = device.read(levels, np.float32, 3, 256)
     codes = device.read(views, np.int32, count).tolist()
-    out = device.read(images, np.float32, grid[1], count, 3, crop, crop)
-    for number, own in enumerate(device.read(pictures, np.int64, grid[1], plan.PICTURE_COLUMNS).tolist()):
+    out = device.read(out_images, np.float32, grid[1], count, 3, crop, crop)
+    for number, own in enumerate(device.read(images, np.int64, grid[1], plan.IMAGE_COLUMNS).tolist()):
         _, _, _, top, rows, _, taps, _, first, _, weights, at = own
         source = device.read(across + at, np.uint8, rows, 3, crop)
         row = device.read(tables + 4 * first, np.int32, crop) - top

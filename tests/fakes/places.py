@@ -28,7 +28,7 @@ U8 = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Place:
-    """A GPU, or what stands in for it, and the sizes that it can take in a second or so: ``rows`` of a bank, ``side`` of a picture,
+    """A GPU, or what stands in for it, and the sizes that it can take in a second or so: ``rows`` of a bank, ``side`` of an image,
     ``grid`` of patches of ``patch`` pixels, ``calls``."""
 
     name: str
@@ -85,9 +85,9 @@ class Line:
         self.place, self.identity = place, place.identity(dim)
         self.engine = StubEngine(place.owner, self.identity, rows)
         size = side or place.side
-        self.chain = Chain(place.owner, self.engine, self.identity, cameras=cameras, max_picture=(size, size))
+        self.chain = Chain(place.owner, self.engine, self.identity, cameras=cameras, max_image=(size, size))
 
-    def enrol(self, seed: int, shots: int = 1) -> Class:
+    def enroll(self, seed: int, shots: int = 1) -> Class:
         shape = (len(Class("", np.empty(0)).blocks), shots, self.identity.grid**2, self.identity.dim)
         return Class(f"class {seed}", unit(1000 + seed, int(np.prod(shape[:3])), self.identity.dim).reshape(shape))
 

@@ -125,7 +125,7 @@ def make(flavour: str, version: str | None = None) -> Any:
     state: dict[str, Any] = {"logger": None}
 
     def register(logger: Any) -> Any:
-        assert isinstance(logger, ILogger) and logger.ready, "wanted an ILogger whose base __init__ was called"
+        assert isinstance(logger, ILogger) and logger.ready, "expected an ILogger whose base __init__ was called"
         if state["logger"] is None:
             state["logger"] = logger
         elif state["logger"] is not logger:

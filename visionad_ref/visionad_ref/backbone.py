@@ -1,6 +1,6 @@
 """The frozen backbone (method, section 2): which networks there are, how their weights load, which tokens they give.
 
-A backbone maps normalised pictures to one unit vector a patch and one unit vector a picture. Vision transformers
+A backbone maps normalised images to one unit vector a patch and one unit vector an image. Vision transformers
 average the tokens of several blocks; convolutional networks ("pyramid") concatenate several stages on one grid.
 """
 
@@ -43,7 +43,7 @@ class MethodError(Exception):
 
 
 class SpecError(MethodError):
-    """A backbone, layer range, picture size or view that does not exist or does not fit."""
+    """A backbone, layer range, image size or view that does not exist or does not fit."""
 
 
 class WeightsError(MethodError):
@@ -190,7 +190,7 @@ def load(
 
 
 class Backbone(nn.Module):
-    """Normalised pictures → unit patch tokens and a unit class token. This very module is what gets exported.
+    """Normalised images → unit patch tokens and a unit class token. This very module is what gets exported.
 
     Attributes:
         spec: what it was built from.
@@ -211,8 +211,8 @@ class Backbone(nn.Module):
         Returns:
             patch tokens (N, grid · grid, D) in row-major order and class tokens (N, Dc), both float32 of length 1.
         """
-        patches, picture = self._tokens(images)
-        return F.normalize(patches, dim=-1), F.normalize(picture, dim=-1)
+        patches, image = self._tokens(images)
+        return F.normalize(patches, dim=-1), F.normalize(image, dim=-1)
 
     def _vit(self, images: Tensor) -> tuple[Tensor, Tensor]:
         prefixed = int(cast(Any, self.net).num_prefix_tokens) > 0  # timm's own families stumble over asking for none
@@ -291,7 +291,7 @@ def _spec_of_timm_model(name: str, timm_name: str, net: Any) -> Spec:
 
 
 def _check_pyramid(net: Any, spec: Spec) -> None:
-    """Try a network once on an empty picture: timm's CNNs agree on the interface, other families do not."""
+    """Try a network once on an empty image: timm's CNNs agree on the interface, other families do not."""
     info = [net.feature_info[i] for i in spec.layers]
     wanted = [(stage["num_chs"], *2 * (math.ceil(spec.crop / stage["reduction"]),)) for stage in info]
     empty = torch.zeros(1, 3, spec.crop, spec.crop)
@@ -304,7 +304,7 @@ def _check_pyramid(net: Any, spec: Spec) -> None:
         found = []
     if found != wanted:
         raise SpecError(
-            f"{spec.backbone} gives no stages {spec.layers} of its stated size for a picture of {spec.crop} pixels; "
+            f"{spec.backbone} gives no stages {spec.layers} of its stated size for an image of {spec.crop} pixels; "
             "choose another backbone, layers or crop"
         )
 
@@ -329,7 +329,7 @@ def _check(spec: Spec, depth: int) -> None:
 
 
 def _fit_to_crop(net: Any, spec: Spec) -> None:
-    """Bring position embedding and expected picture size of a ViT from the checkpoint's size to ``crop``."""
+    """Bring position embedding and expected image size of a ViT from the checkpoint's size to ``crop``."""
     if spec.pos_embed == "timm":
         net.set_input_size(img_size=(spec.crop, spec.crop))
         return
@@ -416,7 +416,7 @@ def _read_state_dict(path: Path) -> StateDict:
         reason = (str(exc).splitlines() or [""])[0][:120]
         raise WeightsError(
             f"weights file {path} is damaged or of an unknown format ({type(exc).__name__}: {reason}); "
-            "wanted a .safetensors file or a PyTorch state dict"
+            "expected a .safetensors file or a PyTorch state dict"
         ) from None
     for wrapper in ("model", "teacher", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):

@@ -18,27 +18,27 @@ MAP_SIZE = 256
 TOP_SHARE = 0.01
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Normalised pictures (N, 3, H, W) → unit patch tokens (N, P, D) and unit class tokens (N, Dc)."""
+"""Normalised images (N, 3, H, W) → unit patch tokens (N, P, D) and unit class tokens (N, Dc)."""
 
 
-class PictureError(MethodError):
-    """A picture that the method does not define, such as one of 16 bits."""
+class ImageError(MethodError):
+    """An image that the method does not define, such as one of 16 bits."""
 
 
-# --- section 1: from picture to input ------------------------------------------------------------------------------
+# --- section 1: from image to input ------------------------------------------------------------------------------
 
 
-def resize_crop(picture: Image.Image, spec: Spec) -> Image.Image:
-    """Resize the whole picture to ``resize`` × ``resize`` and keep the centre ``crop`` × ``crop``, RGB, 8 bit.
+def resize_crop(image: Image.Image, spec: Spec) -> Image.Image:
+    """Resize the whole image to ``resize`` × ``resize`` and keep the centre ``crop`` × ``crop``, RGB, 8 bit.
 
-    Across, then down, as the method has it: left to itself, Pillow from 12.2 on takes tall pictures down first.
+    Across, then down, as the method has it: left to itself, Pillow from 12.2 on takes tall images down first.
 
     Raises:
-        PictureError: more than 8 bits a channel.
+        ImageError: more than 8 bits a channel.
     """
-    if picture.mode.startswith(("I", "F")):
-        raise PictureError(f"picture has mode {picture.mode!r}, more than 8 bits a channel; convert it to 8 bit first")
-    rgb = picture.convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        raise ImageError(f"image has mode {image.mode!r}, more than 8 bits a channel; convert it to 8 bit first")
+    rgb = image.convert("RGB")
     across = rgb.resize((spec.resize, rgb.height), Image.Resampling.BILINEAR)
     square = across.resize((spec.resize, spec.resize), Image.Resampling.BILINEAR)
     at = round((spec.resize - spec.crop) / 2)
@@ -52,9 +52,9 @@ def normalise(cropped: Image.Image, spec: Spec) -> Tensor:
     return (pixels - mean) / std
 
 
-def preprocess(picture: Image.Image, spec: Spec) -> Tensor:
-    """Picture → float32 (3, crop, crop), normalised."""
-    return normalise(resize_crop(picture, spec), spec)
+def preprocess(image: Image.Image, spec: Spec) -> Tensor:
+    """Image → float32 (3, crop, crop), normalised."""
+    return normalise(resize_crop(image, spec), spec)
 
 
 # --- section 3: views, poses, memory bank --------------------------------------------------------------------------
@@ -64,7 +64,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": lambda image: image.flip(-2),
     "clamp": lambda image: image.clamp(min=0),
 }
-"""The views a picture is seen in, on normalised (…, H, W)."""
+"""The views an image is seen in, on normalised (…, H, W)."""
 
 
 def poses(image: Tensor) -> list[Tensor]:
@@ -107,7 +107,7 @@ REACH, FLOOR = 2, 0.05
 
 
 def rarity(tokens: Tensor, side: int) -> Tensor:
-    """Weight of each of the (side², D) tokens of a picture: the fourth root of its cosine distance, at least ``FLOOR``, to the
+    """Weight of each of the (side², D) tokens of an image: the fourth root of its cosine distance, at least ``FLOOR``, to the
     nearest token more than ``REACH`` patches away across or down: (side²,) float32. (Not in the paper.)"""
     down, across = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     at = torch.stack([down.flatten(), across.flatten()], dim=1)
@@ -135,11 +135,11 @@ def image_score(anomaly_map: Tensor, share: float = TOP_SHARE) -> float:
 
 
 LIMITS = {"fused": (0.68, 0.50), "final": (0.85, 0.60)}
-"""Widest and tightest unlikeness up to which a picture is of a class, by kind of class token."""
+"""Widest and tightest unlikeness up to which an image is of a class, by kind of class token."""
 
 
 def stranger(side: int) -> Image.Image:
-    """A synthetic picture that is like no part: smooth gradients, and fine texture in every other cell of a checkerboard.
+    """A synthetic image that is like no part: smooth gradients, and fine texture in every other cell of a checkerboard.
 
     Integer arithmetic alone, so its bytes depend on ``side`` only.
     """
@@ -162,17 +162,17 @@ class Route:
 
 
 def unlikeness(class_token: Tensor, nearest: Tensor, known: Tensor, strange: Tensor) -> float:
-    """How little a picture has of its nearest class: 0 nothing else, 1 nothing in common, 2 the opposite.
+    """How little an image has of its nearest class: 0 nothing else, 1 nothing in common, 2 the opposite.
 
-    Class tokens of all pictures share a large part. Seen from their middle, that of the ``known`` (C, Dc) and of the
-    ``strange`` picture's (Dc,), like and unlike directions come apart. (The paper has no such rule.)
+    Class tokens of all images share a large part. Seen from their middle, that of the ``known`` (C, Dc) and of the
+    ``strange`` image's (Dc,), like and unlike directions come apart. (The paper has no such rule.)
     """
     middle = torch.cat([known, strange[None]]).double().mean(0)
     return 1 - float(F.cosine_similarity(class_token.double() - middle, nearest.double() - middle, dim=0))
 
 
 def route(class_token: Tensor, classes: Mapping[str, ClassBank], strange: Tensor, kind: str = "fused") -> Route:
-    """Find the class of a picture by its class token (Dc,): arg-min of the distance to each class's first support.
+    """Find the class of an image by its class token (Dc,): arg-min of the distance to each class's first support.
 
     Args:
         strange: class token (Dc,) of the ``stranger``.

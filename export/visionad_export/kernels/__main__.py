@@ -30,7 +30,7 @@ def main(
         unknown = [t for t in targets if t not in builder.TARGETS]
         if unknown or (build and target):
             raise VisionADError(
-                f"targets: wanted some of {', '.join(builder.TARGETS)} with --check, found {', '.join(targets)}"
+                f"targets: expected some of {', '.join(builder.TARGETS)} with --check, got {', '.join(targets)}"
             )
         built: dict[str, dict[str, builder.Built]] = {}
         # Each in a process of its own: the compiler keeps to one core.

@@ -107,11 +107,11 @@ def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
             {"BLOCK_Q": 16, "BLOCK_N": 64, "BLOCK_K": 32, "REACH": EXCLUSION_RADIUS},
         ),
         "resize_across": Variant(
-            {"pictures": "*i64", "tables": "*i32", "across": "*u8", "crop": "i32"}, {"BLOCK": 256},
+            {"plans": "*i64", "tables": "*i32", "across": "*u8", "crop": "i32"}, {"BLOCK": 256},
         ),
         "resize_down": Variant(
             {
-                "pictures": "*i64", "tables": "*i32", "across": "*u8", "levels": "*fp32", "views": "*i32", "count": "i32",
+                "plans": "*i64", "tables": "*i32", "across": "*u8", "levels": "*fp32", "views": "*i32", "count": "i32",
                 "images": "*fp32", "crop": "i32",
             },
             {"BLOCK": 256},
@@ -226,7 +226,7 @@ def _abi(ptx: str, types: list[str]) -> list[str]:
     found = re.findall(r"\.param \.(\w+)", ptx[ptx.index(".entry") : ptx.index("{", ptx.index(".entry"))])
     arguments = ["pointer" if t.startswith("*") else t for t in types] + ["null"] * (len(found) - len(types))
     if found != [_PTX_TYPES.get(a, "u64") for a in arguments]:
-        raise VisionADError(f"wanted kernel parameters {arguments}, Triton {triton.__version__} compiled {found}")
+        raise VisionADError(f"expected kernel parameters {arguments}, Triton {triton.__version__} compiled {found}")
     return arguments
 
 
@@ -279,7 +279,7 @@ def check(built: Mapping[str, Mapping[str, Built]], folder: Path = PRODUCT) -> l
     wanted = manifest(built)
     lines = []
     if wanted["source_sha256"] != have["source_sha256"]:
-        lines = [f"source_sha256: wanted {wanted['source_sha256']}, found {have['source_sha256']}"]
+        lines = [f"source_sha256: expected {wanted['source_sha256']}, got {have['source_sha256']}"]
     if wanted["triton"] != have["triton"]:
         return lines
     for target, kernels in built.items():

@@ -99,7 +99,7 @@ def check(built: Mapping[str, bytes], folder: Path = native.FOLDER) -> list[str]
     have, wanted = committed(folder), manifest(built)
     lines = []
     if wanted["source_sha256"] != have["source_sha256"]:
-        lines = [f"{SOURCE.name}: wanted source_sha256 {wanted['source_sha256']}, found {have['source_sha256']}"]
+        lines = [f"{SOURCE.name}: expected source_sha256 {wanted['source_sha256']}, got {have['source_sha256']}"]
     if wanted["compiler"] != have["compiler"]:
         return lines
     for name, library in built.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Work tables are written by the host (``visionad_runtime.pipeline.cuda.work_tables``), so that one launch, and one captured graph, serves
+# Work tables are written by the host (``work_tables``), so that one launch, and one captured graph, serves
 # any mix of classes. Columns of a search job:
 JOB_BANK16 = tl.constexpr(0)  # address of the view's first row, 16 bits
 JOB_BANK32 = tl.constexpr(1)  # the same row in float32
@@ -238,7 +238,7 @@ def weigh_rarity(
     tokens, distance, side, dim, floor,
     BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, REACH: tl.constexpr,
 ):  # fmt: skip
-    """Multiply each patch's distance by the fourth root of its distance, at least ``floor``, to the nearest patch of its picture
+    """Multiply each patch's distance by the fourth root of its distance, at least ``floor``, to the nearest patch of its image
     that is more than ``REACH`` patches away across or down. ``tokens`` (rows, side², dim), ``distance`` (rows, side²), float32.
 
     Products in float32, not in 16 bits: there is no second pass that would make up for them.
@@ -247,7 +247,7 @@ def weigh_rarity(
     row = tl.program_id(1).to(tl.int64)
     mine = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     inner = tl.arange(0, BLOCK_K)
-    picture = tokens + row * patches * dim
+    image = tokens + row * patches * dim
     nearest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     for start in range(0, patches, BLOCK_N):
         other = start + tl.arange(0, BLOCK_N)
@@ -255,12 +255,12 @@ def weigh_rarity(
         for k in range(0, dim, BLOCK_K):
             deep = (k + inner) < dim
             left = tl.load(
-                picture + mine[:, None] * dim + (k + inner)[None, :],
+                image + mine[:, None] * dim + (k + inner)[None, :],
                 mask=(mine < patches)[:, None] & deep[None, :],
                 other=0.0,
             )
             right = tl.load(
-                picture + other[:, None] * dim + (k + inner)[None, :],
+                image + other[:, None] * dim + (k + inner)[None, :],
                 mask=(other < patches)[:, None] & deep[None, :],
                 other=0.0,
             )
@@ -275,20 +275,20 @@ def weigh_rarity(
     tl.store(at, tl.load(at, mask=mine < patches, other=0.0) * weight, mask=mine < patches)
 
 
-# Columns of a picture to preprocess. Offsets of the resize tables are in int32s from ``tables``.
-PICTURE_PIXELS = tl.constexpr(0)  # address of its first byte
-PICTURE_WIDTH = tl.constexpr(1)
-PICTURE_CHANNELS = tl.constexpr(2)  # 3, or 1 for grey
-PICTURE_TOP = tl.constexpr(3)  # first source row that the crop needs
-PICTURE_ROWS = tl.constexpr(4)  # and how many
-PICTURE_TAPS_X = tl.constexpr(5)
-PICTURE_TAPS_Y = tl.constexpr(6)
-PICTURE_FIRST_X = tl.constexpr(7)  # per output column: first source column
-PICTURE_FIRST_Y = tl.constexpr(8)
-PICTURE_WEIGHTS_X = tl.constexpr(9)  # (taps, crop), in units of 2^-22
-PICTURE_WEIGHTS_Y = tl.constexpr(10)
-PICTURE_ACROSS = tl.constexpr(11)  # where its rows begin in ``across``, in bytes
-PICTURE_COLUMNS = tl.constexpr(12)
+# Columns of an image to preprocess. Offsets of the resize tables are in int32s from ``tables``.
+IMAGE_PIXELS = tl.constexpr(0)  # address of its first byte
+IMAGE_WIDTH = tl.constexpr(1)
+IMAGE_CHANNELS = tl.constexpr(2)  # 3, or 1 for grey
+IMAGE_TOP = tl.constexpr(3)  # first source row that the crop needs
+IMAGE_ROWS = tl.constexpr(4)  # and how many
+IMAGE_TAPS_X = tl.constexpr(5)
+IMAGE_TAPS_Y = tl.constexpr(6)
+IMAGE_FIRST_X = tl.constexpr(7)  # per output column: first source column
+IMAGE_FIRST_Y = tl.constexpr(8)
+IMAGE_WEIGHTS_X = tl.constexpr(9)  # (taps, crop), in units of 2^-22
+IMAGE_WEIGHTS_Y = tl.constexpr(10)
+IMAGE_ACROSS = tl.constexpr(11)  # where its rows begin in ``across``, in bytes
+IMAGE_COLUMNS = tl.constexpr(12)
 
 FRACTION_BITS = tl.constexpr(22)
 HALF = tl.constexpr(1 << 21)
@@ -301,19 +301,19 @@ def to_byte(total):
 
 
 @triton.jit
-def resize_across(pictures, tables, across, crop, BLOCK: tl.constexpr):
+def resize_across(plans, tables, across, crop, BLOCK: tl.constexpr):
     """First pass of Pillow's bilinear resize: the source rows and output columns that the crop needs, as bytes (rows, 3,
     crop)."""
-    picture = pictures + tl.program_id(1) * PICTURE_COLUMNS
-    pixels = tl.load(picture + PICTURE_PIXELS).to(across.dtype)
-    width = tl.load(picture + PICTURE_WIDTH)
-    channels = tl.load(picture + PICTURE_CHANNELS)
-    top = tl.load(picture + PICTURE_TOP)
-    taps = tl.load(picture + PICTURE_TAPS_X).to(tl.int32)
-    first_x = tables + tl.load(picture + PICTURE_FIRST_X)
-    weights = tables + tl.load(picture + PICTURE_WEIGHTS_X)
-    out = across + tl.load(picture + PICTURE_ACROSS)
-    for row in range(tl.program_id(0), tl.load(picture + PICTURE_ROWS).to(tl.int32), tl.num_programs(0)):
+    image = plans + tl.program_id(1) * IMAGE_COLUMNS
+    pixels = tl.load(image + IMAGE_PIXELS).to(across.dtype)
+    width = tl.load(image + IMAGE_WIDTH)
+    channels = tl.load(image + IMAGE_CHANNELS)
+    top = tl.load(image + IMAGE_TOP)
+    taps = tl.load(image + IMAGE_TAPS_X).to(tl.int32)
+    first_x = tables + tl.load(image + IMAGE_FIRST_X)
+    weights = tables + tl.load(image + IMAGE_WEIGHTS_X)
+    out = across + tl.load(image + IMAGE_ACROSS)
+    for row in range(tl.program_id(0), tl.load(image + IMAGE_ROWS).to(tl.int32), tl.num_programs(0)):
         line = pixels + (top + row) * width * channels
         for start in range(0, crop, BLOCK):
             x = start + tl.arange(0, BLOCK)
@@ -333,16 +333,16 @@ VIEW_CLAMP = tl.constexpr(2)
 
 
 @triton.jit
-def resize_down(pictures, tables, across, levels, views, count, images, crop, BLOCK: tl.constexpr):
-    """Second pass, normalised by table, in every view: float32 (pictures, views, 3, crop, crop)."""
+def resize_down(plans, tables, across, levels, views, count, images, crop, BLOCK: tl.constexpr):
+    """Second pass, normalised by table, in every view: float32 (images, views, 3, crop, crop)."""
     y = tl.program_id(0)
     number = tl.program_id(1).to(tl.int64)
-    picture = pictures + number * PICTURE_COLUMNS
-    rows = tl.load(picture + PICTURE_ROWS).to(tl.int32)
-    taps = tl.load(picture + PICTURE_TAPS_Y).to(tl.int32)
-    first = tl.load(tables + tl.load(picture + PICTURE_FIRST_Y) + y) - tl.load(picture + PICTURE_TOP).to(tl.int32)
-    weights = tables + tl.load(picture + PICTURE_WEIGHTS_Y)
-    source = across + tl.load(picture + PICTURE_ACROSS)
+    image = plans + number * IMAGE_COLUMNS
+    rows = tl.load(image + IMAGE_ROWS).to(tl.int32)
+    taps = tl.load(image + IMAGE_TAPS_Y).to(tl.int32)
+    first = tl.load(tables + tl.load(image + IMAGE_FIRST_Y) + y) - tl.load(image + IMAGE_TOP).to(tl.int32)
+    weights = tables + tl.load(image + IMAGE_WEIGHTS_Y)
+    source = across + tl.load(image + IMAGE_ACROSS)
     for start in range(0, crop, BLOCK):
         x = start + tl.arange(0, BLOCK)
         inside = x < crop
@@ -363,13 +363,13 @@ def resize_down(pictures, tables, across, levels, views, count, images, crop, BL
 
 @triton.jit
 def fuse_map(distance, views, count, low, part, region, anomaly_map, side, SIZE: tl.constexpr):
-    """Flip back, add in the views' order, upsample: distances (pictures, views, side, side) → maps (pictures, SIZE, SIZE).
+    """Flip back, add in the views' order, upsample: distances (images, views, side, side) → maps (images, SIZE, SIZE).
 
     The numpy path's arithmetic, operation by operation; compiled without fused multiply-add. Pixels whose ``region`` byte
     is 0 become 0.
     """
     y = tl.program_id(0)
-    picture = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(1).to(tl.int64)
     x = tl.arange(0, SIZE)
     low_x = tl.load(low + x)
     high_x = tl.minimum(low_x + 1, side - 1)
@@ -383,7 +383,7 @@ def fuse_map(distance, views, count, low, part, region, anomaly_map, side, SIZE:
     lower_right = tl.zeros([SIZE], tl.float32)
     for v in range(count):
         flip = tl.load(views + v) == VIEW_FLIP
-        grid = distance + (picture * count + v) * side * side
+        grid = distance + (image * count + v) * side * side
         upper = grid + tl.where(flip, side - 1 - low_y, low_y) * side
         lower = grid + tl.where(flip, side - 1 - high_y, high_y) * side
         upper_left += tl.load(upper + low_x)
@@ -393,7 +393,7 @@ def fuse_map(distance, views, count, low, part, region, anomaly_map, side, SIZE:
     above = upper_left * (1.0 - part_x) + upper_right * part_x
     below = lower_left * (1.0 - part_x) + lower_right * part_x
     value = above * (1.0 - part_y) + below * part_y
-    place = (picture * SIZE + y) * SIZE + x
+    place = (image * SIZE + y) * SIZE + x
     tl.store(anomaly_map + place, tl.where(tl.load(region + place) != 0, value, 0.0))
 
 

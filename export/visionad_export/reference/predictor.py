@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from visionad_runtime.bank.names import check_class_name
-from visionad_runtime.errors import PictureError
+from visionad_runtime.errors import ImageError
 from visionad_runtime.formats.model_folder import read_model
 from visionad_runtime.images import decode
 from visionad_runtime.result import Verdict
@@ -16,7 +16,7 @@ from visionad_runtime.scoring.preset import scoring_for
 from visionad_runtime.tools.evaluation.predictor import Prediction, Step
 
 from visionad_ref import ClassBank
-from visionad_ref import PictureError as ReferencePictureError
+from visionad_ref import ImageError as ReferenceImageError
 
 from ..parity import load_reference
 
@@ -57,7 +57,7 @@ class ReferencePredictor:
         """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`."""
         scores = []
         for one in self.inspect(normals, class_name):
-            if isinstance(one, PictureError):
+            if isinstance(one, ImageError):
                 raise one
             scores.append(one.score)
             step()
@@ -74,7 +74,7 @@ class ReferencePredictor:
         """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`."""
         self._thresholds[check_class_name(class_name)] = calibration["threshold"]
 
-    def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | PictureError]:
+    def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | ImageError]:
         """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`."""
         for path in paths:
             try:
@@ -86,11 +86,11 @@ class ReferencePredictor:
                 else:
                     matched = check_class_name(class_name)
                 result = self._reference.inspect(path, self._banks[matched])
-            except PictureError as exc:
+            except ImageError as exc:
                 yield exc
                 continue
-            except ReferencePictureError as exc:
-                yield PictureError(str(exc))
+            except ReferenceImageError as exc:
+                yield ImageError(str(exc))
                 continue
             threshold = self._thresholds.get(matched) if known else None
             verdict: Verdict = "unknown" if threshold is None else "anomalous" if result.score > threshold else "ok"

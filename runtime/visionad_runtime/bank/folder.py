@@ -55,21 +55,21 @@ def check_identity(folder: Path, bank: FeatureIdentity, model: FeatureIdentity) 
     differ = [f for f in FeatureIdentity.model_fields if getattr(bank, f) != getattr(model, f)]
     raise BankError(
         f"bank {folder} was made with {bank.describe()}, the model is {model.describe()}; they differ in "
-        f"{', '.join(differ)}; use the model the bank was made with, or enrol the good pictures again into a new bank"
+        f"{', '.join(differ)}; use the model the bank was made with, or enroll the good images again into a new bank"
     )
 
 
 def _read_class(folder: Path, manifest: BankManifest, name: str) -> ClassBank:
     if manifest.blocks != bank_blocks(manifest.views):
         raise BankError(
-            f"{folder / MANIFEST} is damaged: wanted the blocks of views {', '.join(manifest.views) or '(none)'}, "
-            f"found {', '.join(manifest.blocks)}; restore it from a backup"
+            f"{folder / MANIFEST} is damaged: expected the blocks of views {', '.join(manifest.views) or '(none)'}, "
+            f"got {', '.join(manifest.blocks)}; restore it from a backup"
         )
     entry = manifest.classes[name]
     path = folder / entry.file
     way_out = (
         f"restore it from a backup, or `visionad bank undo {folder}`, or `visionad bank remove {folder} --class {name!r}` "
-        "and enrol it again"
+        "and enroll it again"
     )
     try:
         data = path.read_bytes()
@@ -91,8 +91,8 @@ def _check_shapes(where: str, manifest: BankManifest, count: int, features: F32,
     wanted = ((blocks, count, identity.grid**2, identity.dim), (blocks, count, identity.class_token_dim))
     if (features.shape, class_tokens.shape) != wanted or {features.dtype, class_tokens.dtype} != {np.dtype(np.float32)}:
         raise BankError(
-            f"{where}: wanted float32 features {wanted[0]} and class_tokens {wanted[1]}, "
-            f"found {features.dtype} {features.shape} and {class_tokens.dtype} {class_tokens.shape}"
+            f"{where}: expected float32 features {wanted[0]} and class_tokens {wanted[1]}, "
+            f"got {features.dtype} {features.shape} and {class_tokens.dtype} {class_tokens.shape}"
         )
 
 

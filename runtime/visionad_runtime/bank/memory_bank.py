@@ -23,7 +23,7 @@ F32 = NDArray[np.float32]
 class ClassBank:
     """One class in memory, immutable and compared by identity.
 
-    ``features`` float32 (B, K, P, D), unit rows: B unique encodings (``blocks``) of K support pictures of P patches.
+    ``features`` float32 (B, K, P, D), unit rows: B unique encodings (``blocks``) of K support images of P patches.
     ``class_tokens`` float32 (B, K, Dc), unit rows.
     """
 
@@ -39,17 +39,17 @@ class ClassBank:
         return part.reshape(-1, part.shape[-1])
 
     def tokens(self, view: ViewName) -> F32:
-        """Class tokens (K, Dc) of the support pictures, unturned, in ``view``. The first one routes (method, section 5)."""
+        """Class tokens (K, Dc) of the support images, unturned, in ``view``. The first one routes (method, section 5)."""
         tokens: F32 = self.class_tokens[upright_block(self.blocks, view)]
         return tokens
 
-    def upright(self, picture: int, views: Sequence[ViewName]) -> dict[ViewName, F32]:
-        """Patch tokens (P, D) of support picture number ``picture``, unturned, by view: what a query of it would look like."""
-        return {view: self.features[upright_block(self.blocks, view), picture] for view in views}
+    def upright(self, image: int, views: Sequence[ViewName]) -> dict[ViewName, F32]:
+        """Patch tokens (P, D) of support image number ``image``, unturned, by view: what a query of it would look like."""
+        return {view: self.features[upright_block(self.blocks, view), image] for view in views}
 
-    def without(self, picture: int) -> ClassBank:
-        """The class as if support picture number ``picture`` had not been enrolled (leave-one-out)."""
-        keep = [k for k in range(self.features.shape[1]) if k != picture]
+    def without(self, image: int) -> ClassBank:
+        """The class as if support image number ``image`` had not been enrolled (leave-one-out)."""
+        keep = [k for k in range(self.features.shape[1]) if k != image]
         entry = self.entry.model_copy(update={"images": tuple(self.entry.images[k] for k in keep)})
         return ClassBank(self.name, entry, self.blocks, self.features[:, keep], self.class_tokens[:, keep])
 

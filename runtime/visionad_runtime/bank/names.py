@@ -22,7 +22,7 @@ def check_class_name(name: str) -> str:
     """
     name = stored_name(name)
     if not name or len(name) > 100 or name != name.strip() or not name.isprintable():
-        raise BankError(f"class name {name!r}: wanted 1 to 100 printable characters without blanks at either end")
+        raise BankError(f"class name {name!r}: expected 1 to 100 printable characters without blanks at either end")
     return name
 
 

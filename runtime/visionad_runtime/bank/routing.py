@@ -1,10 +1,10 @@
-"""Which class is a picture of, and is it of any? Per picture, by class token.
+"""Which class is an image of, and is it of any? Per image, by class token.
 
-The class is the method's (section 5): arg-min of the cosine distance to each class's first support picture. Whether the
-picture is of *any* class is this project's own rule, since the paper has none. Class tokens of all pictures lie close
+The class is the method's (section 5): arg-min of the cosine distance to each class's first support image. Whether the
+image is of *any* class is this project's own rule, since the paper has none. Class tokens of all images lie close
 together, in a direction of their own, so a raw distance means something else for every backbone. Seen from ``m``, the mean
-of the bank's class tokens and of that of a synthetic picture that is like no part (stored with the model), directions
-spread out and one limit serves all: ``unlikeness = 1 - cos(q - m, c - m)`` is about 0 for a picture of class ``c``, and
+of the bank's class tokens and of that of a synthetic image that is like no part (stored with the model), directions
+spread out and one limit serves all: ``unlikeness = 1 - cos(q - m, c - m)`` is about 0 for an image of class ``c``, and
 about 1 for one that has nothing of it.
 """
 
@@ -24,7 +24,7 @@ F64 = NDArray[np.float64]
 
 
 class Limits(NamedTuple):
-    """Up to which unlikeness a picture is of a class: ``widest``.
+    """Up to which unlikeness an image is of a class: ``widest``.
 
     Where the class has several supports: ``tightest`` plus their largest unlikeness to the first, so that parts which look all
     alike are told from strangers more sharply.
@@ -40,7 +40,7 @@ LIMITS = {"fused": Limits(0.68, 0.50), "final": Limits(0.85, 0.60)}
 
 class Route(NamedTuple):
     """``nearest`` class, its cosine ``distance`` 0..2, the ``margin`` to the second (``None`` with one class only), the
-    ``unlikeness`` 0..2 to the nearest class, and whether the picture is ``known``: not unlike it."""
+    ``unlikeness`` 0..2 to the nearest class, and whether the image is ``known``: not unlike it."""
 
     nearest: str
     distance: float
@@ -50,16 +50,16 @@ class Route(NamedTuple):
 
 
 class Router:
-    """The classes of a bank, as pictures are routed among them. What depends on the bank alone is worked out once."""
+    """The classes of a bank, as images are routed among them. What depends on the bank alone is worked out once."""
 
     def __init__(
         self, classes: Mapping[str, ClassBank], stranger: F32, limits: Limits, view: ViewName = "original"
     ) -> None:
-        """For pictures seen in ``view``.
+        """For images seen in ``view``.
 
         Args:
             classes: at least one; they must not change.
-            stranger: float32 (Dc,), unit length, class token of the model's golden picture.
+            stranger: float32 (Dc,), unit length, class token of the model's golden image.
             limits: of :data:`LIMITS`, by the model's kind of class token.
         """
         self._names = sorted(classes)
@@ -70,7 +70,7 @@ class Router:
         self._limit_of: dict[int, float] = {}
 
     def route(self, token: F32) -> Route:
-        """The class of a picture by its class token, float32 (Dc,), unit length."""
+        """The class of an image by its class token, float32 (Dc,), unit length."""
         query = token.astype(np.float64)
         distances = 1.0 - self._known @ query
         first = int(distances.argmin())
@@ -83,7 +83,7 @@ class Router:
         )
 
     def _limit(self, number: int) -> float:
-        """Up to which unlikeness a picture is of the class of this number."""
+        """Up to which unlikeness an image is of the class of this number."""
         spread = [self._unlikeness(t.astype(np.float64), number) for t in self._tokens[number][1:]]
         return min(self._limits.widest, self._limits.tightest + max(spread)) if spread else self._limits.widest
 

@@ -49,7 +49,7 @@ from .names import check_class_name, stored_name, unknown_class
 
 F32 = NDArray[np.float32]
 LEAST_DIGITS = 4
-"""Of a sha256, to name a picture that is to be removed."""
+"""Of a sha256, to name an image that is to be removed."""
 
 
 class Bank:
@@ -96,8 +96,8 @@ class Bank:
         if (folder / MANIFEST).exists():
             return cls.open(folder, identity)
         if folder.exists() and not folder.is_dir():
-            raise BankError(f"{folder}: wanted a bank folder, found a file")
-        # Leftovers of an enrolment that was killed before its first commit are no reason to refuse.
+            raise BankError(f"{folder}: expected a bank folder, got a file")
+        # Leftovers of an enrollment that was killed before its first commit are no reason to refuse.
         if folder.is_dir() and any(
             p.name not in ("classes", HISTORY, ".lock") and p.suffix != ".tmp" for p in folder.iterdir()
         ):
@@ -107,7 +107,7 @@ class Bank:
             check_identity(folder, manifest.identity, identity)
             return cls(folder, manifest, {n: _read_class(folder, manifest, n) for n in manifest.classes})
         if len(lost := sorted(p.name for p in (folder / "classes").glob("*.safetensors"))) > 1:
-            raise BankError(  # a first enrolment leaves one; the next change would delete what no manifest names
+            raise BankError(  # a first enrollment leaves one; the next change would delete what no manifest names
                 f"{folder} holds classes ({', '.join(lost)}), and neither {MANIFEST} nor {HISTORY}/ that says what they are; "
                 "restore these from a backup, or choose a new folder"
             )
@@ -120,7 +120,7 @@ class Bank:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def add(self, name: str, images: Sequence[SupportImage], features: F32, class_tokens: F32) -> int:
-        """Enrol support pictures in a new or existing class. Its threshold is dropped: it was true of other supports.
+        """Enroll support images in a new or existing class. Its threshold is dropped: it was true of other supports.
 
         Args:
             features: float32 (B, K, P, D), unit rows, blocks in the bank's order.
@@ -130,7 +130,7 @@ class Bank:
             The bank's new version.
 
         Raises:
-            BankError: bad class name, a picture that is enrolled already, tensors that do not fit, disk trouble.
+            BankError: bad class name, an image that is enrolled already, tensors that do not fit, disk trouble.
         """
         name = check_class_name(name)
         with self._changing():
@@ -146,14 +146,14 @@ class Bank:
                 class_tokens = np.concatenate([old.class_tokens, class_tokens], axis=1)
             entry = self._write_class(name, images, features, class_tokens)
             loaded = ClassBank(name, entry, self.manifest.blocks, features, class_tokens)
-            self._commit(f"add {name}: now {len(images)} pictures", {**self.classes, name: loaded})
+            self._commit(f"add {name}: now {len(images)} images", {**self.classes, name: loaded})
         return self.manifest.version
 
     def remove(self, name: str, image: str | None = None) -> int:
-        """Remove a class, or one support picture of it by its sha256, or :data:`LEAST_DIGITS` or more digits it begins with.
+        """Remove a class, or one support image of it by its sha256, or :data:`LEAST_DIGITS` or more digits it begins with.
 
         Raises:
-            BankError: unknown class; no or several pictures match; the last picture of a class.
+            BankError: unknown class; no or several images match; the last image of a class.
         """
         name = stored_name(name)
         with self._changing():
@@ -165,13 +165,11 @@ class Bank:
             if len(image) < LEAST_DIGITS or len(hits) != 1:
                 known = ", ".join(f"{i.sha256[:12]} ({Path(i.source).name})" for i in old.entry.images)
                 raise BankError(
-                    f"class {name!r}: wanted {LEAST_DIGITS} or more digits of one picture's sha256, found {image!r}, which "
+                    f"class {name!r}: expected {LEAST_DIGITS} or more digits of one image's sha256, got {image!r}, which "
                     f"{len(hits)} have; it has {known}"
                 )
             if len(old.entry.images) == 1:
-                raise BankError(
-                    f"class {name!r} has this one picture only; remove the class instead (leave out --image)"
-                )
+                raise BankError(f"class {name!r} has this one image only; remove the class instead (leave out --image)")
             less = old.without(hits[0])
             entry = self._write_class(name, less.entry.images, less.features, less.class_tokens)
             loaded = ClassBank(name, entry, self.manifest.blocks, less.features, less.class_tokens)
@@ -290,12 +288,14 @@ class Bank:
 
     def _check_tensors(self, count: int, features: F32, class_tokens: F32) -> None:
         identity = self.manifest.identity
-        _check_shapes("enrolment", self.manifest, count, features, class_tokens)
+        _check_shapes("enrollment", self.manifest, count, features, class_tokens)
         if count == 0:
-            raise BankError("enrolment: no picture given")
+            raise BankError("enrollment: no image given")
         for what, array in (("patch tokens", features), ("class tokens", class_tokens)):
             if not np.isfinite(array).all():
-                raise BankError(f"enrolment: NaN or Inf among the {what} of {identity.backbone}; run `visionad doctor`")
+                raise BankError(
+                    f"enrollment: NaN or Inf among the {what} of {identity.backbone}; run `visionad doctor`"
+                )
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import PictureError
+from ..errors import ImageError
 from ..formats.files import sha256_bytes
 from ..formats.manifest import SupportImage
 from ..images import decode
 
 
 def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[SupportImage]:
-    """Records of support picture files, after making sure that each can be decoded.
+    """Records of support image files, after making sure that each can be decoded.
 
     Raises:
-        PictureError: unreadable, or the same picture twice.
+        ImageError: unreadable, or the same image twice.
     """
     supports: list[SupportImage] = []
     for path in paths:
@@ -24,6 +24,6 @@ def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[S
         digest = sha256_bytes(data)
         twin = next((s.source for s in supports if s.sha256 == digest), None)
         if twin is not None:
-            raise PictureError(f"{path} and {twin} are the same picture; give each once")
+            raise ImageError(f"{path} and {twin} are the same image; give each once")
         supports.append(SupportImage(sha256=digest, source=str(path.absolute())))
     return supports

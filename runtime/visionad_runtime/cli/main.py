@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-bank_app = typer.Typer(help="Enrol, remove and check good parts.", rich_markup_mode=None)
+bank_app = typer.Typer(help="Enroll, remove and check good parts.", rich_markup_mode=None)
 app.add_typer(bank_app, name="bank")
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
@@ -116,7 +116,7 @@ def run(args: Sequence[str]) -> int:
     except KeyboardInterrupt:  # before or after the parser takes care of it
         status = INTERRUPTED
     except MemoryError:
-        return complain("out of memory; use smaller pictures, a smaller bank or a smaller --batch")
+        return complain("out of memory; use smaller images, a smaller bank or a smaller --batch")
     except Exception as exc:
         # A native library that was being imported makes an ImportError of it.
         if isinstance(exc.__cause__, KeyboardInterrupt):

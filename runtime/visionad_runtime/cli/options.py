@@ -12,7 +12,7 @@ from ..scoring.catalog import preset_help
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
 BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
 # readable=False: the parser must not refuse a whole run for one file; reading it says what is wrong, per file
-PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files or folders", readable=False)]
+PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="image files or folders", readable=False)]
 JsonFlag = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -62,7 +62,7 @@ KeepAlive = Annotated[
     typer.Option(
         "--keep-alive",
         metavar="SECONDS",
-        help="a GPU runs its last picture again when none came for so long, so that its clocks stay up [default: never]",
+        help="a GPU runs its last image again when none came for so long, so that its clocks stay up [default: never]",
     ),
 ]
 PresetOption = Annotated[

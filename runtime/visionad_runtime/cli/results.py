@@ -19,10 +19,10 @@ from .console import complain, say
 
 
 class ResultWriter:
-    """What is said and written of pictures.
+    """What is said and written of images.
 
     Attributes:
-        counts: pictures by verdict, and those without one.
+        counts: images by verdict, and those without one.
     """
 
     def __init__(self, as_json: bool, maps: Path | None, overlays: Path | None) -> None:
@@ -30,7 +30,7 @@ class ResultWriter:
         self.counts: Counter[str] = Counter()
 
     def add(self, one: FileResult, name: Path) -> dict[str, Any]:
-        """Say and write what was found of a picture, which the files are named after. Returns what ``--json`` says."""
+        """Say and write what was found of an image, which the files are named after. Returns what ``--json`` says."""
         if one.result is None or one.rgb is None:
             self.counts["unreadable"] += 1
             return self.error(one.path, one.error)
@@ -55,8 +55,8 @@ class ResultWriter:
         return facts
 
     def summary(self) -> str:
-        """How many pictures of each kind."""
-        return "  ".join(f"{n} {what}" for what, n in sorted(self.counts.items())) or "no picture"
+        """How many images of each kind."""
+        return "  ".join(f"{n} {what}" for what, n in sorted(self.counts.items())) or "no image"
 
 
 def verdict_line(path: Path, result: Any) -> str:
@@ -70,22 +70,20 @@ def check_names(names: Sequence[Path]) -> None:
     twice = [str(n) for n, count in Counter(n.with_suffix("") for n in names).items() if count > 1]
     if twice:
         raise VisionADError(
-            f"{len(twice)} names would be written twice (first: {twice[0]}); inspect these pictures in separate calls, "
+            f"{len(twice)} names would be written twice (first: {twice[0]}); inspect these images in separate calls, "
             "or name their common folder"
         )
 
 
-def check_targets(pictures: Sequence[Found], outputs: Sequence[tuple[Path | None, str]]) -> None:
-    """Results go into folders, and no result may be written over a picture that is inspected."""
-    inputs = {os.path.realpath(f.path) for f in pictures}
+def check_targets(images: Sequence[Found], outputs: Sequence[tuple[Path | None, str]]) -> None:
+    """Results go into folders, and no result may be written over an image that is inspected."""
+    inputs = {os.path.realpath(f.path) for f in images}
     for folder, suffix in outputs:
         if folder and folder.exists() and not folder.is_dir():
-            raise VisionADError(f"{folder}: wanted a folder for the results, found a file; choose another place")
-        for target in [folder / f.name.with_suffix(suffix) for f in pictures] if folder else []:
+            raise VisionADError(f"{folder}: expected a folder for the results, got a file; choose another place")
+        for target in [folder / f.name.with_suffix(suffix) for f in images] if folder else []:
             if os.path.realpath(target) in inputs:
-                raise VisionADError(
-                    f"{target} is a picture to inspect and would be written over; choose another folder"
-                )
+                raise VisionADError(f"{target} is an image to inspect and would be written over; choose another folder")
 
 
 def save_map(path: Path, anomaly_map: Any) -> None:

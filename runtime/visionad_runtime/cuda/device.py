@@ -46,7 +46,7 @@ class Device:
         cuda = _pycuda()
         count = cuda.Device.count()
         if not 0 <= index < count:
-            raise VisionADError(f"wanted GPU {index}, found {count or 'none'}; `nvidia-smi` lists them")
+            raise VisionADError(f"expected GPU {index}, got {count or 'none'}; `nvidia-smi` lists them")
         self.index = index
         self._cuda = cuda
         self._thread = threading.get_ident()
@@ -209,7 +209,7 @@ class Device:
                 driver.cuGraphDestroy(recorded)
 
     def _failed(self, doing: str, exc: Exception) -> VisionADError:
-        """The driver's error as one line. What runs for every picture asks for it only where there is one."""
+        """The driver's error as one line. What runs for every image asks for it only where there is one."""
         return _error(self._cuda, f"{doing} on {self.name}", exc, self)
 
     def _check(self) -> None:
@@ -427,7 +427,7 @@ def kernel_argument(value: int | float | np.number[Any] | Buffer) -> np.number[A
 
 def _fits(buffer: Buffer, array: NDArray[Any], offset: int) -> None:
     if not array.flags.c_contiguous:
-        raise VisionADError("copying to or from a GPU: wanted a C-contiguous array; use numpy.ascontiguousarray")
+        raise VisionADError("copying to or from a GPU: expected a C-contiguous array; use numpy.ascontiguousarray")
     if offset < 0 or offset + array.nbytes > buffer.nbytes:
         raise VisionADError(
             f"copying {array.nbytes} bytes at offset {offset} of a GPU buffer of {buffer.nbytes}: out of bounds"

@@ -97,7 +97,7 @@ class Owner(Protocol):
 class DeviceEngine(Protocol):
     """A backbone on the device.
 
-    ``enqueue`` reads ``rows`` normalised float32 pictures (3, crop, crop) at ``images`` and writes unit rows, float32
+    ``enqueue`` reads ``rows`` normalised float32 images (3, crop, crop) at ``images`` and writes unit rows, float32
     (rows, P, D) to ``patch`` and (rows, Dc) to ``cls``, in the stream's order. Its scratch memory may be shared: the
     chain never has it on two streams at once. ``capturable``: ``enqueue`` may be recorded into a CUDA graph.
     """

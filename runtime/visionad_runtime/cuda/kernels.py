@@ -35,7 +35,7 @@ def read_manifest() -> dict[str, Any]:
         raise VisionADError(f"{path} cannot be read ({exc}); install visionad again") from None
     if found.get("format") != "visionad-kernels" or found.get("schema_version") != 1:
         raise VisionADError(
-            f"{path}: wanted visionad-kernels of schema 1, found {found.get('format')}; install visionad again"
+            f"{path}: expected visionad-kernels of schema 1, got {found.get('format')}; install visionad again"
         )
     return found
 
@@ -85,7 +85,7 @@ class Kernel:
         """Enqueue it on ``grid`` programs. A pointer is a Buffer or an address; Triton's own trailing pointers are passed
         as 0."""
         if len(args) != self._named:
-            raise TypeError(f"kernel {self.name}: wanted {self._named} arguments, found {len(args)}")
+            raise TypeError(f"kernel {self.name}: expected {self._named} arguments, got {len(args)}")
         values = [_convert(kind, value) for kind, value in zip(self._arguments, args, strict=False)]
         values += [np.uint64(0)] * (len(self._arguments) - self._named)
         self._function.launch((*grid, 1), self._block, values, self._shared, stream)
@@ -99,7 +99,7 @@ def _convert(kind: str, value: int | float | Buffer) -> np.number[Any]:
         return np.int32(value)
     address = value if isinstance(value, int | float) else value.ptr
     if not isinstance(address, int) or not address or address % 16:
-        raise TypeError(f"kernel pointer {value!r}: wanted an address that is a multiple of 16")
+        raise TypeError(f"kernel pointer {value!r}: expected an address that is a multiple of 16")
     return np.uint64(address)
 
 

@@ -31,9 +31,9 @@ class _Strict(BaseModel):
 
 
 class PreprocessSpec(_Strict):
-    """How an RGB uint8 picture becomes the backbone's input (method, section 1).
+    """How an RGB uint8 image becomes the backbone's input (method, section 1).
 
-    The whole picture is resized to ``resize`` × ``resize`` (Pillow's fixed-point bilinear, antialiased), the centre
+    The whole image is resized to ``resize`` × ``resize`` (Pillow's fixed-point bilinear, antialiased), the centre
     ``crop`` × ``crop`` is kept, then ``(x / 255 - mean) / std`` per RGB channel in float32.
     """
 
@@ -86,8 +86,8 @@ class FeatureIdentity(_Strict):
 
 
 class Accuracy(_Strict, allow_inf_nan=True):  # what was found, before it is refused
-    """What a precision costs, emulated at export on pictures made to be hard: the smallest cosine of any token to the reference's,
-    and the largest absolute difference of any element of the unit tokens, on all those pictures and on the golden one."""
+    """What a precision costs, emulated at export on images made to be hard: the smallest cosine of any token to the reference's,
+    and the largest absolute difference of any element of the unit tokens, on all those images and on the golden one."""
 
     min_cosine: float
     max_abs: float
@@ -134,7 +134,7 @@ class ModelManifest(_Strict):
 
 
 class SupportImage(_Strict):
-    """One enrolled good picture: where it came from (absolute path or a label) and the sha256 of its file or pixels."""
+    """One enrolled good image: where it came from (absolute path or a label) and the sha256 of its file or pixels."""
 
     sha256: str
     source: str
@@ -219,13 +219,13 @@ def read_manifest(folder: Path, kind: type[M]) -> M:
         raise error(f"{path} cannot be read: {exc.strerror}") from None
     except (ValueError, RecursionError) as exc:
         raise lost(f"{path} is damaged: not JSON ({exc}); {way_out}") from None
-    wanted = kind.model_fields["format"].default
-    if not isinstance(raw, dict) or raw.get("format") != wanted:
+    expected = kind.model_fields["format"].default
+    if not isinstance(raw, dict) or raw.get("format") != expected:
         found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-        raise error(f"{path}: wanted format {wanted!r}, found {found!r}; is this the right folder?")
+        raise error(f"{path}: expected format {expected!r}, found {found!r}; is this the right folder?")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise error(
-            f"{path}: wanted schema_version {SCHEMA_VERSION}, found {raw.get('schema_version')!r}; "
+            f"{path}: expected schema_version {SCHEMA_VERSION}, found {raw.get('schema_version')!r}; "
             f"use the visionad release that wrote it, or make the {what} again with {remedy}"
         )
     try:

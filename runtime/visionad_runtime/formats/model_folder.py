@@ -26,6 +26,6 @@ def read_model(folder: Path) -> ModelManifest:
             ) from None
         if found != digest:
             raise ModelError(
-                f"{path} is damaged: wanted sha256 {digest[:12]}, found {found[:12]}; copy or export the model again"
+                f"{path} is damaged: expected sha256 {digest[:12]}, got {found[:12]}; copy or export the model again"
             )
     return manifest

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PictureError
+from ..errors import ImageError
 from .pixels import MAX_PIXELS, RGB8
 
 
@@ -15,10 +15,10 @@ def from_arrays(images: Sequence[NDArray[np.uint8]], colour: str) -> list[RGB8]:
     """:func:`from_array` for each.
 
     Raises:
-        PictureError: as there; or one picture was given, whose rows would be taken for pictures.
+        ImageError: as there; or one image was given, whose rows would be taken for images.
     """
     if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] in (1, 3):
-        raise PictureError(f"images: wanted a list of pictures, found one of shape {images.shape}; put it into a list")
+        raise ImageError(f"images: expected a list of images, got one of shape {images.shape}; put it into a list")
     return [from_array(image, colour) for image in images]
 
 
@@ -30,19 +30,19 @@ def from_array(image: NDArray[np.uint8], colour: str) -> RGB8:
         colour: ``"bgr"`` (as OpenCV gives it) or ``"rgb"``.
 
     Raises:
-        PictureError: another dtype or shape (values are never rescaled by guess), or no pixels.
+        ImageError: another dtype or shape (values are never rescaled by guess), or no pixels.
     """
     if colour not in ("bgr", "rgb"):
-        raise PictureError(f"colour: wanted 'bgr' or 'rgb', found {colour!r}")
+        raise ImageError(f"colour: expected 'bgr' or 'rgb', got {colour!r}")
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         found = getattr(image, "dtype", type(image).__name__)
-        raise PictureError(f"image: wanted a uint8 array (values 0..255), found {found}; convert it explicitly")
+        raise ImageError(f"image: expected a uint8 array (values 0..255), got {found}; convert it explicitly")
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:
-        raise PictureError(f"image: wanted shape (H, W, 3) or (H, W) with pixels, found {image.shape}")
+        raise ImageError(f"image: expected shape (H, W, 3) or (H, W) with pixels, got {image.shape}")
     if image.shape[0] * image.shape[1] > MAX_PIXELS:
-        raise PictureError(
+        raise ImageError(
             f"image: {image.shape[1]} x {image.shape[0]} is more than {MAX_PIXELS // 1_000_000} million pixels"
         )
     return image[:, :, ::-1] if image.ndim == 3 and colour == "bgr" else image

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import PictureError
+from ..errors import ImageError
 from .pixels import MAX_PIXELS, RGB8, in_rgb
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF")
@@ -24,36 +24,34 @@ def read_bytes(path: Path) -> bytes:
     """The file's bytes.
 
     Raises:
-        PictureError: missing, a folder or a pipe, empty, larger than 1 GiB, or not permitted.
+        ImageError: missing, a folder or a pipe, empty, larger than 1 GiB, or not permitted.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would hang the line, a device would fill its memory
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device"
-            raise PictureError(f"{path}: wanted a picture, found a {kind}")
+            raise ImageError(f"{path}: expected an image, got a {kind}")
         if status.st_size > MAX_FILE_BYTES:
-            raise PictureError(
-                f"{path}: {status.st_size >> 20} MiB is larger than any picture this program reads (1 GiB)"
-            )
+            raise ImageError(f"{path}: {status.st_size >> 20} MiB is larger than any image this program reads (1 GiB)")
         data = path.read_bytes()
     except OSError as exc:
-        raise PictureError(f"{path}: cannot be read: {exc.strerror or exc}") from None
+        raise ImageError(f"{path}: cannot be read: {exc.strerror or exc}") from None
     except ValueError as exc:  # an embedded NUL in the path
-        raise PictureError(f"{path!r}: {exc}") from None
+        raise ImageError(f"{path!r}: {exc}") from None
     if not data:
-        raise PictureError(f"{path}: is empty (0 bytes)")
+        raise ImageError(f"{path}: is empty (0 bytes)")
     return data
 
 
 def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8:
-    """Decode a picture file's bytes to RGB (method, section 1).
+    """Decode an image file's bytes to RGB (method, section 1).
 
     EXIF rotation is not applied (only TIFF's own Orientation tag is, by Pillow as by OpenCV); alpha is dropped, palette and
     grey are expanded as Pillow's ``convert("RGB")`` does.
 
     Args:
         data: the file's content (PNG, JPEG, BMP, TIFF, WebP, PPM or single-frame GIF).
-        label: what to call the picture in errors.
+        label: what to call the image in errors.
         bit_depth: for files with 16 bits a channel, how many of them the camera fills (9..16); the top 8 are used.
             ``None`` refuses such files, because guessing would change the contrast.
 
@@ -61,7 +59,7 @@ def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8
         uint8 (H, W, 3), RGB, C-contiguous.
 
     Raises:
-        PictureError: not a picture, truncated, several frames, more than :data:`MAX_PIXELS`, 16-bit without a stated depth.
+        ImageError: not an image, truncated, several frames, more than :data:`MAX_PIXELS`, 16-bit without a stated depth.
     """
     try:
         with _quiet, Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -69,22 +67,22 @@ def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8
             deep = _is_deep(image)
             if not deep:
                 if bit_depth is not None:
-                    raise PictureError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds 8 bits")
+                    raise ImageError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds 8 bits")
                 return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
             if bit_depth is not None:
                 image.load()  # finds damage quietly; OpenCV's decoders also write to stderr about it
-    except PictureError:
+    except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise PictureError(f"{label}: more than {MAX_PIXELS // 1_000_000} million pixels; refused unread") from None
+        raise ImageError(f"{label}: more than {MAX_PIXELS // 1_000_000} million pixels; refused unread") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{label}: is no picture of a known format ({', '.join(FORMATS)})") from None
+        raise ImageError(f"{label}: is no image of a known format ({', '.join(FORMATS)})") from None
     except MemoryError:
-        raise PictureError(f"{label}: not enough memory to unpack it") from None
+        raise ImageError(f"{label}: not enough memory to unpack it") from None
     except Exception as exc:  # decoders raise all sorts (OSError, SyntaxError, struct.error, zlib.error) on damage
-        raise PictureError(f"{label}: damaged or truncated picture ({exc})") from None
+        raise ImageError(f"{label}: damaged or truncated image ({exc})") from None
     if bit_depth is None:
-        raise PictureError(
+        raise ImageError(
             f"{label}: holds more than 8 bits a channel; state how many the camera fills (--bit-depth 10, 12 or 16), "
             "or save it with 8 bits"
         )
@@ -97,7 +95,7 @@ def load(path: Path, bit_depth: int | None = None) -> RGB8:
 
 
 class _Quiet:
-    """No warnings while pictures are decoded: Pillow warns about large ones, but here :data:`MAX_PIXELS` is the rule.
+    """No warnings while images are decoded: Pillow warns about large ones, but here :data:`MAX_PIXELS` is the rule.
 
     ``warnings.catch_warnings`` changes a setting of the whole process and at its end restores what it found. Of two threads that
     overlap, the second finds the silence of the first and would restore that, for ever. So threads are counted: the first one in
@@ -127,12 +125,12 @@ _quiet = _Quiet()
 def _check_header(image: Image.Image, label: str | Path) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise PictureError(
+        raise ImageError(
             f"{label}: {width} x {height} is more than {MAX_PIXELS // 1_000_000} million pixels; refused unread"
         )
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO's further frames are previews or the other eye
-        raise PictureError(f"{label}: holds {frames} frames; wanted a single picture")
+        raise ImageError(f"{label}: holds {frames} frames; expected a single image")
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -142,7 +140,7 @@ def _is_deep(image: Image.Image) -> bool:
     if image.format == "TIFF":
         bits = image.getexif().get(258, 8)  # BitsPerSample
         return bool(max(bits if isinstance(bits, tuple) else (bits,)) > 8)
-    tile = getattr(image, "tile", None)  # only file-backed pictures have it
+    tile = getattr(image, "tile", None)  # only file-backed images have it
     args = tile[0].args if tile else ()
     args = args if isinstance(args, tuple) else (args,)
     if image.format == "PPM":
@@ -155,21 +153,21 @@ def _decode_deep(data: bytes, label: str | Path, bit_depth: int) -> RGB8:
     import cv2
 
     if not 9 <= bit_depth <= 16:
-        raise PictureError(f"{label}: bit depth {bit_depth} is not in 9..16")
+        raise ImageError(f"{label}: bit depth {bit_depth} is not in 9..16")
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as exc:
-        raise PictureError(f"{label}: damaged or truncated picture ({exc.err})") from None
+        raise ImageError(f"{label}: damaged or truncated image ({exc.err})") from None
     if pixels is None:
-        raise PictureError(
+        raise ImageError(
             f"{label}: damaged, or more than 8 bits in an unusual way; save it as plain 16-bit PNG or TIFF"
         )
     if pixels.dtype != np.uint16:
-        raise PictureError(
+        raise ImageError(
             f"{label}: only unsigned 16-bit files can be read with a bit depth; save it as 16-bit PNG or TIFF"
         )
     if int(pixels.max()) >> bit_depth:
-        raise PictureError(
+        raise ImageError(
             f"{label}: holds values up to {int(pixels.max())}, more than {bit_depth} bits; state a larger bit depth"
         )
     eight = np.right_shift(pixels.astype(np.uint16), bit_depth - 8).astype(np.uint8)

@@ -7,26 +7,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import PictureError, VisionADError
+from ..errors import ImageError, VisionADError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".gif"})
 
 
 class Found(NamedTuple):
-    """A picture to read. ``name`` is its path below the folder argument it was found under, or its bare file name."""
+    """An image to read. ``name`` is its path below the folder argument it was found under, or its bare file name."""
 
     path: Path
     name: Path
 
 
-def find_pictures(paths: Iterable[Path]) -> list[Found]:
-    """Expand files and folders to pictures: arguments in order, each folder's pictures recursively, sorted by path.
+def find_images(paths: Iterable[Path]) -> list[Found]:
+    """Expand files and folders to images: arguments in order, each folder's images recursively, sorted by path.
 
     Files named directly are always taken; inside folders only :data:`SUFFIXES` count and hidden files are passed over.
     A path that does not exist is kept, so that reading it later names it as an error.
 
     Raises:
-        VisionADError: a folder holds no picture, or cannot be listed.
+        VisionADError: a folder holds no image, or cannot be listed.
     """
     found: list[Found] = []
     for path in paths:
@@ -35,13 +35,13 @@ def find_pictures(paths: Iterable[Path]) -> list[Found]:
             continue
         below = sorted(walk(path), key=lambda p: p.relative_to(path).as_posix())
         if not below:
-            raise VisionADError(f"folder {path} holds no picture (looked for {', '.join(sorted(SUFFIXES))})")
+            raise VisionADError(f"folder {path} holds no image (looked for {', '.join(sorted(SUFFIXES))})")
         found += [Found(p, p.relative_to(path)) for p in below]
     return found
 
 
 def walk(folder: Path) -> list[Path]:
-    """Pictures below a folder, in any order: by :data:`SUFFIXES`, hidden ones passed over.
+    """Images below a folder, in any order: by :data:`SUFFIXES`, hidden ones passed over.
 
     Raises:
         VisionADError: it cannot be listed.
@@ -63,8 +63,8 @@ def as_paths(paths: Iterable[Path | str]) -> Iterable[Path]:
     """A list of paths, or an iterator of them.
 
     Raises:
-        PictureError: it is one path, whose letters would be taken for paths.
+        ImageError: it is one path, whose letters would be taken for paths.
     """
     if isinstance(paths, str | os.PathLike):
-        raise PictureError(f"{paths}: wanted a list of picture files, found one; put it into a list")
+        raise ImageError(f"{paths}: expected a list of image files, got one; put it into a list")
     return [Path(path) for path in paths] if isinstance(paths, Sequence) else map(Path, paths)

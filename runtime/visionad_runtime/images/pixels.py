@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_PIXELS = 150_000_000
-"""Larger pictures are refused before they are unpacked (a decompression bomb, or a scanner's raw sheet)."""
+"""Larger images are refused before they are unpacked (a decompression bomb, or a scanner's raw sheet)."""
 
 RGB8 = NDArray[np.uint8]
 """(H, W, 3) RGB; or (H, W) grey where a caller gave that: the same result for a third of the bytes to resize or to upload. Of a
@@ -14,7 +14,7 @@ caller's array it is a view, whose pixels are brought in order by :func:`copy_pi
 
 
 def copy_pixels(to: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
-    """Copy (some rows of) a picture to C-contiguous memory. Where channels are turned around, as BGR's are, by OpenCV: numpy takes
+    """Copy (some rows of) an image to C-contiguous memory. Where channels are turned around, as BGR's are, by OpenCV: numpy takes
     50 times as long."""
     if pixels.ndim == 3 and pixels.strides[2] == -1:
         import cv2

@@ -9,21 +9,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import PictureError
+from ..errors import ImageError
 from .decode import load
 from .pixels import RGB8
 
 READERS, AHEAD_BYTES = 4, 64 << 20
-"""How many pictures are read ahead at most, each in a thread of its own, and how many bytes they may hold together, judged by the
-size of the picture read last. So very large pictures are not read ahead."""
+"""How many images are read ahead at most, each in a thread of its own, and how many bytes they may hold together, judged by the
+size of the image read last. So very large images are not read ahead."""
 
 
 class Read(NamedTuple):
-    """A picture file: its picture, or why there is none, and the milliseconds that took."""
+    """An image file: its image, or why there is none, and the milliseconds that took."""
 
     path: Path
     rgb: RGB8 | None
-    error: PictureError | None
+    error: ImageError | None
     ms: float
 
 
@@ -31,7 +31,7 @@ def read_all(paths: Iterable[Path], bit_depth: int | None = None, readers: int =
     """:func:`load` each, in order.
 
     Args:
-        paths: a list is read ahead while the caller works on the pictures it has. An iterator is not: its next path may not exist
+        paths: a list is read ahead while the caller works on the images it has. An iterator is not: its next path may not exist
             yet, so it is asked for one path at a time, when that one is needed.
         readers: threads that read ahead, at most :data:`READERS`.
     """
@@ -57,6 +57,6 @@ def _read(path: Path, bit_depth: int | None) -> Read:
     rgb, error = None, None
     try:
         rgb = load(path, bit_depth)
-    except PictureError as exc:
+    except ImageError as exc:
         error = exc
     return Read(path, rgb, error, (time.perf_counter() - start) * 1e3)

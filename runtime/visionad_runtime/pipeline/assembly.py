@@ -39,7 +39,7 @@ def open_chain(
     """The chain for an engine: on the GPU where it has one that the engine shares, else on the host. ``keep_alive``: as
     :meth:`Inspector.open <visionad_runtime.inspector.Inspector.open>` has it.
 
-    The one on the GPU must give what the host's gives for the blemished golden picture against a bank of the plain one, within the
+    The one on the GPU must give what the host's gives for the blemished golden image against a bank of the plain one, within the
     self-test's tolerance, on every camera, as enqueued and as recorded. Where it does not, or there is no memory for it, and ONNX
     Runtime is the engine, the host's is taken, with a warning: it gives the same, slower.
 
@@ -88,7 +88,7 @@ def _open_on_device(
                 if not apart <= allowed:
                     raise ModelError(
                         f"self-test of the device chain failed at {stage}: differs from the host's by {apart:.3g} on the golden "
-                        f"picture (allowed {allowed:g}); do not inspect with this box, run `visionad doctor`"
+                        f"image (allowed {allowed:g}); do not inspect with this box, run `visionad doctor`"
                     )
                 worst = max(worst, apart)
         chain.keep([])
@@ -102,7 +102,7 @@ def _open_on_device(
 
 
 def _stages(chain: Chain, rgb: NDArray[np.uint8], bank: ClassBank) -> dict[str, F32]:
-    """What a chain makes of a picture, in the order of the work."""
+    """What a chain makes of an image, in the order of the work."""
     (found,) = chain.run([rgb], lambda _: [bank], class_token=True, trace=True)
     assert found.images is not None and found.patch is not None and found.cls is not None
     return {

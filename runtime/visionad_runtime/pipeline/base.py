@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 
 Choose = Callable[[F32 | None], Sequence[ClassBank]]
-"""Class tokens float32 (N, V, Dc), or ``None`` where not asked for → the bank that each of the N pictures is matched against."""
+"""Class tokens float32 (N, V, Dc), or ``None`` where not asked for → the bank that each of the N images is matched against."""
 
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """One picture against one class: ``distances`` float32 (side, side) by view, as seen in that view and weighed where the scoring
+    """One image against one class: ``distances`` float32 (side, side) by view, as seen in that view and weighed where the scoring
     says so; ``anomaly_map`` float32 (256, 256); ``score`` and ``edge`` of
-    :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the picture.
+    :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the image.
 
     ``cls`` float32 (V, Dc), unit rows, where class tokens were asked for. With ``trace`` what lies between: ``images`` float32
     (V, 3, crop, crop), normalised, and ``patch`` float32 (V, P, D), unit rows.
@@ -45,7 +45,7 @@ class Matched:
 
 
 class Chain(Protocol):
-    """Picture → tokens → map. A picture's outcome does not depend on the others of a call. Any thread may call.
+    """Image → tokens → map. An image's outcome does not depend on the others of a call. Any thread may call.
 
     ``scoring`` says in which views, and how scores are made of distances. ``cameras`` is how many calls it works on at once; more
     take turns.
@@ -65,10 +65,10 @@ class Chain(Protocol):
         class_token: bool,
         trace: bool = False,
     ) -> list[Matched]:
-        """Inspect pictures, uint8 (H, W, 3) RGB or (H, W) grey of any sizes, at least one and at most :meth:`limit`.
+        """Inspect images, uint8 (H, W, 3) RGB or (H, W) grey of any sizes, at least one and at most :meth:`limit`.
 
         Args:
-            choose: called once, with class tokens when the pictures are encoded; what it takes is the stage ``route``.
+            choose: called once, with class tokens when the images are encoded; what it takes is the stage ``route``.
             class_token: whether ``choose`` is given class tokens.
         """
         ...
@@ -78,12 +78,12 @@ class Chain(Protocol):
         ...
 
     def limit(self) -> int | None:
-        """Pictures a call can take; ``None``: any number."""
+        """Images a call can take; ``None``: any number."""
         ...
 
     def memory(self) -> dict[str, int]:
         """Bytes that it has taken beside the engine's: ``chain`` and ``banks`` on the GPU, ``page_locked`` on the host. It
-        grows with banks and with the largest picture."""
+        grows with banks and with the largest image."""
         ...
 
     def close(self) -> None:

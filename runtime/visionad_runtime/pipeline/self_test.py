@@ -1,6 +1,6 @@
 """The test a backend must pass on the very box, at every start, before it may inspect.
 
-The model folder carries two pictures and what the PyTorch reference makes of them: tokens of both, and the score of the second
+The model folder carries two images and what the PyTorch reference makes of them: tokens of both, and the score of the second
 (the first with a blemish) against a bank of the first alone. A wrong weight, operator, output order or row order, a constant
 output, an overflow in half precision, rows that disturb each other, a wrong search or map: each is named by its stage.
 """
@@ -45,7 +45,7 @@ their mean; a third of that decides no verdict that the next part would not. In 
 DeiT-Tiny by 0.35 %."""
 
 POSITION_TOLERANCE = 0.1
-"""Share of :data:`GOLDEN_TOLERANCE` by which one picture's tokens may differ between places in a call: the same arithmetic,
+"""Share of :data:`GOLDEN_TOLERANCE` by which one image's tokens may differ between places in a call: the same arithmetic,
 another tile."""
 
 GOLDEN_TENSORS = (
@@ -62,7 +62,7 @@ Golden = Mapping[str, NDArray[Any]]
 
 
 def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
-    """The golden pictures of a model folder and what the reference makes of them (``docs/formats.md``).
+    """The golden images of a model folder and what the reference makes of them (``docs/formats.md``).
 
     Raises:
         ModelError: damaged; or exported by a release that stored less: a weaker test that nobody notices would be worse than one
@@ -85,7 +85,7 @@ def read_golden(folder: Path) -> dict[str, NDArray[Any]]:
 
 
 def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[str, float]:
-    """Encode the golden pictures and compare with the reference; also warms the engine up. Two encodings where each row is computed
+    """Encode the golden images and compare with the reference; also warms the engine up. Two encodings where each row is computed
     alone, two calls where rows share one.
 
     Returns:
@@ -120,12 +120,12 @@ def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[s
         if worst <= allowed and off <= allowed_rms:
             continue
         if _apart(got[0], got[1]) <= 0.01 * _apart(right[0], right[1]):
-            raise fail(stage, "the same output for two different pictures")
+            raise fail(stage, "the same output for two different images")
         if _apart(got[::-1], right) <= allowed:
             raise fail(stage, "the rows of a call come back in another order")
         raise fail(
             stage,
-            f"differs from the reference by {worst:.3g} on the golden pictures (allowed {allowed:g}), tokens by {off:.3g} in the "
+            f"differs from the reference by {worst:.3g} on the golden images (allowed {allowed:g}), tokens by {off:.3g} in the "
             f"root mean square (allowed {allowed_rms:g})",
         )
     if engine.batch_size > 1:
@@ -138,7 +138,7 @@ def self_test(engine: Engine, manifest: ModelManifest, golden: Golden) -> dict[s
         if not found["rows"] <= allowed_rows:
             raise fail(
                 "rows",
-                f"one picture's tokens differ by {found['rows']:.3g} between places in a call or with other pictures beside it "
+                f"one image's tokens differ by {found['rows']:.3g} between places in a call or with other images beside it "
                 f"(allowed {allowed_rows:g})",
             )
     golden_scoring = ScoringSpec(views=("original",))  # whatever the model's: the stored score was made so

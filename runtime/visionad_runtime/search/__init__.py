@@ -88,13 +88,13 @@ def _check(queries: F32, rows: F32, k: int) -> None:
         or {queries.dtype, rows.dtype} != {np.dtype(np.float32)}
     ):
         raise VisionADError(
-            f"search: wanted float32 (Q, D) queries and (N, D) bank rows, found {queries.dtype} {queries.shape} and "
+            f"search: expected float32 (Q, D) queries and (N, D) bank rows, got {queries.dtype} {queries.shape} and "
             f"{rows.dtype} {rows.shape}"
         )
     if not len(rows):
         raise VisionADError(NO_ROWS)
     if not 1 <= k <= len(rows):
-        raise VisionADError(f"search: wanted {k} neighbours, found {len(rows)} bank rows; k is 1 to {len(rows)}")
+        raise VisionADError(f"search: expected {k} neighbours, got {len(rows)} bank rows; k is 1 to {len(rows)}")
 
 
 def _search(queries: F32, rows: F32, k: int, threads: int, index: PrunedIndex | None) -> tuple[F64, I64]:

@@ -30,7 +30,7 @@ MAX_CANDIDATES = 8
 PARTIAL_SUMS = 8
 """Partial sums of a float64 score, as in ``exact_score`` of ``search.c``."""
 
-NO_ROWS = "search: the bank has no rows; enrol at least one good picture with `visionad bank add`"
+NO_ROWS = "search: the bank has no rows; enroll at least one good image with `visionad bank add`"
 NOT_FINITE = "search: NaN or Inf among the bank rows; the bank is damaged, run `visionad bank verify`"
 BROKEN_TOKENS = "search: NaN or Inf among the patch tokens; the engine's output is broken, run `visionad doctor`"
 

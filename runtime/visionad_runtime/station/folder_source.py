@@ -23,7 +23,7 @@ LOST_SECONDS = 1.0
 EMPTY_SECONDS = 10.0
 """For how long an empty file may be one that a writer has only opened."""
 PATIENCE_SECONDS, RETRY_SECONDS = 3.0, 0.5
-"""For how long a picture that cannot be read is tried again, and how often: its writer may pause, or not have let go of it."""
+"""For how long an image that cannot be read is tried again, and how often: its writer may pause, or not have let go of it."""
 
 
 class Stamp(NamedTuple):
@@ -34,9 +34,9 @@ class Stamp(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A picture to inspect, and as what it was found."""
+    """An image to inspect, and as what it was found."""
 
-    picture: Found
+    image: Found
     stamp: Stamp
 
 
@@ -50,11 +50,11 @@ class _File:
 
 
 class Arrivals:
-    """The pictures below a folder, as :func:`~visionad_runtime.images.discover.find_pictures` finds them, in the order in which they were
+    """The images below a folder, as :func:`~visionad_runtime.images.discover.find_images` finds them, in the order in which they were
     written, each once it has not changed for ``settle`` seconds. One that is written anew is a new one.
 
     Args:
-        done: of the pictures that lie there at the start, those to be passed over.
+        done: of the images that lie there at the start, those to be passed over.
         wait: sleeps so many seconds and returns whether to end.
 
     Attributes:
@@ -79,8 +79,7 @@ class Arrivals:
         old = set(done(here))
         now = clock()
         self._files = {
-            one.picture.path: _File(one.stamp, now, math.inf if one in old else self._due(one.stamp, now))
-            for one in here
+            one.image.path: _File(one.stamp, now, math.inf if one in old else self._due(one.stamp, now)) for one in here
         }
         self.there, self.passed_over = len(here), len(old)
 
@@ -93,7 +92,7 @@ class Arrivals:
         try:
             here = self._look(walk(self.folder))
             device = file_system(self.folder)
-            # Or all of its pictures would be new when it is back.
+            # Or all of its images would be new when it is back.
             if self._files and not here and device != self._device:
                 raise VisionADError(
                     f"folder {self.folder} is empty, and on another file system: the share is not mounted"
@@ -118,17 +117,17 @@ class Arrivals:
             files[path] = file
         self._files = files
         self._pause = max(POLL_SECONDS, 4 * (now - began))
-        yield from sorted(whole, key=lambda one: (one.stamp.modified_ns, one.picture.path))
+        yield from sorted(whole, key=lambda one: (one.stamp.modified_ns, one.image.path))
 
     def again(self, one: Arrival) -> bool:
-        """Hand a picture that could not be read over once more, unless it is gone or has been as it is for
+        """Hand an image that could not be read over once more, unless it is gone or has been as it is for
         :data:`PATIENCE_SECONDS`. Returns whether it will be."""
-        file, now = self._files.get(one.picture.path), self._clock()
+        file, now = self._files.get(one.image.path), self._clock()
         if (
             file is None
             or file.stamp != one.stamp
             or now - file.since >= PATIENCE_SECONDS
-            or not one.picture.path.exists()
+            or not one.image.path.exists()
         ):
             return False
         file.due = now + RETRY_SECONDS

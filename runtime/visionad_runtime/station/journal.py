@@ -15,7 +15,7 @@ from .folder_source import Arrival
 
 
 class Journal:
-    """A file to which a JSON line is added for each picture, on disk before the next picture begins. An existing one is continued.
+    """A file to which a JSON line is added for each image, on disk before the next image begins. An existing one is continued.
 
     Raises:
         VisionADError: it cannot be written.
@@ -35,14 +35,14 @@ class Journal:
         Raises:
             VisionADError: it cannot be read, or holds other things.
         """
-        wanted = {(one.picture.name.as_posix(), *one.stamp): one for one in ones}
+        wanted = {(one.image.name.as_posix(), *one.stamp): one for one in ones}
         found, end = set[Arrival](), 0
         try:
             self._file.seek(0)
             for number, line in enumerate(self._file, 1):
                 torn = line.rstrip(b"\0")  # which some file systems leave where data were to be
                 if not line.endswith(b"\n") and (torn.startswith(_BEGIN) or _BEGIN.startswith(torn)):
-                    self._file.truncate(end)  # the power went while it was written: that picture is inspected again
+                    self._file.truncate(end)  # the power went while it was written: that image is inspected again
                     break
                 end += len(line)
                 one = wanted.get(self._key(line, number))
@@ -53,13 +53,13 @@ class Journal:
         return found
 
     def add(self, one: Arrival, facts: Mapping[str, Any]) -> None:
-        """Note what was found of a picture.
+        """Note what was found of an image.
 
         Raises:
             VisionADError: it could not be written.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"name": one.picture.name.as_posix(), **one.stamp._asdict(), "time": now, **facts}
+        line = {"name": one.image.name.as_posix(), **one.stamp._asdict(), "time": now, **facts}
         try:
             self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
             self._file.flush()
@@ -78,7 +78,7 @@ class Journal:
             return str(facts["name"]), int(facts["bytes"]), int(facts["modified_ns"])
         except (ValueError, KeyError, TypeError):
             raise VisionADError(
-                f"{self.path}, line {number}: wanted a line of `visionad watch --journal`; choose another file"
+                f"{self.path}, line {number}: expected a line of `visionad watch --journal`; choose another file"
             ) from None
 
 

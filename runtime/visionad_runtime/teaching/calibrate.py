@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from ..bank.names import stored_name
-from ..errors import PictureError, VisionADError
+from ..errors import ImageError, VisionADError
 from ..formats.files import sha256_file
 from ..formats.manifest import Calibration
 from ..inspector import Inspector
@@ -123,7 +123,7 @@ def _by_digest(paths: Sequence[Path]) -> dict[str, Path]:
         try:
             digest = sha256_file(path)
         except OSError as exc:
-            raise PictureError(f"{path}: cannot be read: {exc.strerror or exc}") from None
+            raise ImageError(f"{path}: cannot be read: {exc.strerror or exc}") from None
         if digest in seen:
             raise VisionADError(f"calibration: {path} and {seen[digest]} are the same image; give each once")
         seen[digest] = path

@@ -53,7 +53,7 @@ def select_support(
         step: called once an image.
 
     Raises:
-        PictureError: unreadable, or the same image twice.
+        ImageError: unreadable, or the same image twice.
         VisionADError: fewer images than ``count``, or too many to choose.
         BankError: no bank.
     """

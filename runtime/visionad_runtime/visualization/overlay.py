@@ -1,4 +1,4 @@
-"""What a person looks at: the heat on the original picture, the verdict below it, contact sheets."""
+"""What a person looks at: the heat on the original image, the verdict below it, contact sheets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PANEL: Colour = (22, 24, 29)
 def heat(anomaly_map: Field, scale: tuple[float, float]) -> Rgb:
     """Colour a map, (H, W) float32 → (H, W, 3) uint8 RGB.
 
-    ``scale`` is (coldest, hottest) in map units and never taken from the picture: a good part must look cold. Values
+    ``scale`` is (coldest, hottest) in map units and never taken from the image: a good part must look cold. Values
     beyond the ends are clipped.
     """
     levels = (_normalised(anomaly_map, scale) * 255 + np.float32(0.5)).astype(np.uint8)
@@ -59,22 +59,22 @@ def draw_overlay(
     *,
     caption: bool = True,
 ) -> Rgb:
-    """Lay the heat over the original picture and write the verdict below it.
+    """Lay the heat over the original image and write the verdict below it.
 
     Args:
-        image: The original picture, (height, width, 3) uint8 RGB.
+        image: The original image, (height, width, 3) uint8 RGB.
         anomaly_map: (256, 256) float32 over the centre crop, in map units.
-        geometry: Where the crop lies in the picture.
+        geometry: Where the crop lies in the image.
         regions: Outlined in white.
         verdict: ``ok``, ``anomalous`` or ``unknown``.
-        score: The picture's score.
+        score: The image's score.
         threshold: None if the class has not been calibrated.
         class_name: None if no class was found.
-        scale: (coldest, hottest) map value of the colours; the same for all pictures that are to be compared.
+        scale: (coldest, hottest) map value of the colours; the same for all images that are to be compared.
         caption: False leaves the strip below out.
 
     Returns:
-        (h, w, 3) uint8 RGB. The picture's longest side is brought into 256..1024 pixels.
+        (h, w, 3) uint8 RGB. The image's longest side is brought into 256..1024 pixels.
     """
     canvas = _fit(image)
     height, width = canvas.shape[:2]
@@ -101,7 +101,7 @@ def draw_overlay(
 
 
 def overlay_png(rgb: Rgb, result: Result) -> bytes:
-    """The overlay of an inspected picture, uint8 (H, W, 3) RGB or (H, W) grey, as a PNG file."""
+    """The overlay of an inspected image, uint8 (H, W, 3) RGB or (H, W) grey, as a PNG file."""
     drawn = draw_overlay(
         in_rgb(rgb) if rgb.ndim == 2 else np.ascontiguousarray(rgb),
         result.anomaly_map,
@@ -125,7 +125,7 @@ def save_overlay(path: Path, rgb: Rgb, result: Result) -> None:
 
 
 def sheet(tiles: Sequence[Rgb], columns: int, title: str) -> Rgb:
-    """Put pictures of any sizes on one contact sheet with ``columns`` columns; (h, w, 3) uint8 RGB."""
+    """Put images of any sizes on one contact sheet with ``columns`` columns; (h, w, 3) uint8 RGB."""
     gap = 12
     cell_w = min(512, max((tile.shape[1] for tile in tiles), default=256))
     cell_h = min(512, max((tile.shape[0] for tile in tiles), default=64))
@@ -194,7 +194,7 @@ def _shrink(image: Rgb, width: int, height: int) -> Rgb:
 
 
 def _centred(image: Rgb, width: int, height: int) -> Rgb:
-    """Centre the picture on a dark panel of the size asked, or larger if it does not fit."""
+    """Centre the image on a dark panel of the size asked, or larger if it does not fit."""
     spare_x, spare_y = max(0, width - image.shape[1]), max(0, height - image.shape[0])
     if not spare_x and not spare_y:
         return image
@@ -215,7 +215,7 @@ def _corner_marks(canvas: Rgb, x0: int, y0: int, x1: int, y1: int) -> None:
 
 
 def _outline(canvas: Rgb, points: NDArray[np.float64]) -> None:
-    """White line with a dark rim, visible on any picture; ``points`` (N, 2) in canvas pixels."""
+    """White line with a dark rim, visible on any image; ``points`` (N, 2) in canvas pixels."""
     fixed = [np.round(points * 16).astype(np.int32)]
     weight = max(1, round(max(canvas.shape[:2]) / 420))
     cv2.polylines(canvas, fixed, True, (15, 15, 15), weight + 2, cv2.LINE_AA, shift=4)

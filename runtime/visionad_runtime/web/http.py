@@ -1,7 +1,7 @@
 """``visionad serve``: inspect over HTTP. The only module that needs the extra ``serve``.
 
-Pictures of all clients are inspected in the order in which they came, as many at once as the chain has cameras. Each response is
-what ``visionad predict --json`` says of that picture.
+Images of all clients are inspected in the order in which they came, as many at once as the chain has cameras. Each response is
+what ``visionad predict --json`` says of that image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 
 from .._version import __version__
 from ..bank.names import check_class_name
-from ..errors import BankError, PictureError, VisionADError
+from ..errors import BankError, ImageError, VisionADError
 from ..inspector import Inspector
 from ..visualization.overlay import overlay_png
 from .service import Given, Line, RefusalError
@@ -39,7 +39,7 @@ def make_app(line: Line, *, read_only: bool = False) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
-        read_only: nobody may enrol.
+        read_only: nobody may enroll.
     """
     inspector = line.inspector
     # No pages to look at: those that FastAPI offers load their scripts from the internet.
@@ -48,10 +48,10 @@ def make_app(line: Line, *, read_only: bool = False) -> FastAPI:
 
     @app.exception_handler(VisionADError)
     async def mistake(_: Request, exc: VisionADError) -> Response:
-        known: bool = isinstance(exc, PictureError | BankError)
+        known: bool = isinstance(exc, ImageError | BankError)
         if not known:
             log.error("%s", exc)
-        return answer(400 if isinstance(exc, PictureError) else 409 if known else 500, str(exc))
+        return answer(400 if isinstance(exc, ImageError) else 409 if known else 500, str(exc))
 
     @app.exception_handler(RefusalError)
     async def refused(_: Request, exc: RefusalError) -> Response:
@@ -71,22 +71,22 @@ def make_app(line: Line, *, read_only: bool = False) -> FastAPI:
 
     @app.post("/inspect", response_model=None)
     async def inspect(given: Annotated[Given, Depends(received)], class_name: ClassQuery = None) -> Response:
-        """Score, verdict and regions of the picture in the body, as ``visionad predict --json`` prints them."""
+        """Score, verdict and regions of the image in the body, as ``visionad predict --json`` prints them."""
         return JSONResponse((await line.inspect(given, class_name)).to_dict(given.name))
 
     @app.post("/overlay", response_model=None)
     async def overlay(given: Annotated[Given, Depends(received)], class_name: ClassQuery = None) -> Response:
-        """The picture in the body with heat, regions and verdict drawn on it, as PNG."""
+        """The image in the body with heat, regions and verdict drawn on it, as PNG."""
         result = await line.inspect(given, class_name)
         png = await asyncio.to_thread(overlay_png, given.rgb, result)
         return Response(png, media_type="image/png")
 
     @app.post("/classes/{class_name}", response_model=None)
     async def enroll(class_name: str, given: Annotated[Given, Depends(received)]) -> Response:
-        """Enrol the good part in the body in a class, new or existing. Its threshold is dropped: calibrate again."""
+        """Enroll the good part in the body in a class, new or existing. Its threshold is dropped: calibrate again."""
         if read_only:
             raise RefusalError(
-                403, "this service was started with --read-only; enrol with `visionad bank add` on its box"
+                403, "this service was started with --read-only; enroll with `visionad bank add` on its box"
             )
         class_name = check_class_name(class_name)
         version = await line.enroll(class_name, given)
@@ -104,7 +104,7 @@ def make_app(line: Line, *, read_only: bool = False) -> FastAPI:
 
     @app.get("/health", response_model=None)
     async def health() -> Response:
-        """Status 200 if pictures can be inspected, 503 if no class is enrolled."""
+        """Status 200 if images can be inspected, 503 if no class is enrolled."""
         held = await asyncio.to_thread(line.bank)
         facts = {
             "ready": bool(held.classes),

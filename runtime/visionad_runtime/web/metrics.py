@@ -17,13 +17,13 @@ class Metrics:
 
     def __init__(self, inspector: Inspector) -> None:
         self.registry = CollectorRegistry()
-        self.pictures = Counter(
-            "visionad_pictures", "pictures inspected", ["class_name", "verdict"], registry=self.registry
+        self.images = Counter(
+            "visionad_pictures", "images inspected", ["class_name", "verdict"], registry=self.registry
         )
         self.refused = Counter("visionad_refused", "requests without a result", ["status"], registry=self.registry)
         self.seconds = Histogram(
             "visionad_inspection_seconds",
-            "decoded picture to result, waiting left out",
+            "decoded image to result, waiting left out",
             buckets=LATENCIES,
             registry=self.registry,
         )
@@ -35,7 +35,7 @@ class Metrics:
             buckets=RATIOS,
             registry=self.registry,
         )
-        self.waiting = Gauge("visionad_waiting", "pictures that wait or are inspected", registry=self.registry)
+        self.waiting = Gauge("visionad_waiting", "images that wait or are inspected", registry=self.registry)
         version = Gauge("visionad_bank_version", "version of the bank in force", registry=self.registry)
         version.set_function(lambda: inspector.bank.manifest.version if inspector.bank is not None else 0)
         labels = ["version", "backend", "precision"]
@@ -46,7 +46,7 @@ class Metrics:
     def add(self, result: Result) -> None:
         """Count a result."""
         name = result.class_name or ""
-        self.pictures.labels(name, result.verdict).inc()
+        self.images.labels(name, result.verdict).inc()
         for stage, ms in result.timings.items():
             if stage == "total":
                 self.seconds.observe(ms / 1e3)

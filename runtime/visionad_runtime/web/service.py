@@ -18,7 +18,7 @@ from .metrics import Metrics
 
 T = TypeVar("T")
 MOST_WAITING = 32
-"""Pictures that may wait, decoded. More would be answered so late that nobody wants to know, and fill the memory."""
+"""Images that may wait, decoded. More would be answered so late that nobody wants to know, and fill the memory."""
 
 
 class RefusalError(Exception):
@@ -30,7 +30,7 @@ class RefusalError(Exception):
 
 
 class Given(NamedTuple):
-    """A picture that was sent, what its sender calls it, and the bytes that it was sent as."""
+    """An image that was sent, what its sender calls it, and the bytes that it was sent as."""
 
     rgb: RGB8
     name: str
@@ -57,7 +57,7 @@ class Line:
         return result
 
     async def enroll(self, class_name: str, given: Given) -> int:
-        """Enrol a good part; the bank's new version."""
+        """Enroll a good part; the bank's new version."""
 
         def work() -> int:
             support = SupportImage(sha256=sha256_bytes(given.body), source=given.name or "sent to visionad serve")
@@ -77,13 +77,13 @@ class Line:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place in the queue, while the picture is read, decoded and inspected.
+        """A place in the queue, while the image is read, decoded and inspected.
 
         Raises:
             RefusalError: all are taken.
         """
         if self._taken >= MOST_WAITING:
-            raise RefusalError(503, f"{self._taken} pictures wait already; send fewer, or to another box")
+            raise RefusalError(503, f"{self._taken} images wait already; send fewer, or to another box")
         self._taken += 1
         self.metrics.waiting.set(self._taken)
         try:

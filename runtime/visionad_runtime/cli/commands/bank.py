@@ -30,23 +30,23 @@ def bank_add(
     bank: BankArg,
     paths: PathsArg,
     class_name: ClassOption,
-    shots: Annotated[int | None, typer.Option(min=1, help="enrol only this many of the pictures")] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="enroll only this many of the images")] = None,
     seed: Annotated[
         int | None, typer.Option(help="choose them at random as the paper's runs do [default: the first by name]")
     ] = None,
     choose: Annotated[
         int | None,
-        typer.Option("--choose", min=1, help="enrol those from which the other good pictures differ least [1 to 24]"),
+        typer.Option("--choose", min=1, help="enroll those from which the other good images differ least [1 to 24]"),
     ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Enrol good pictures in a class (new or existing). All or none of them."""
+    """Enroll good images in a class (new or existing). All or none of them."""
     from ...bank.names import check_class_name
     from ...bank.supports import read_supports
-    from ...images.discover import find_pictures
+    from ...images.discover import find_images
     from ...inspector import Inspector
     from ...teaching.audit import leave_one_out_scores
     from ...teaching.sampling import choose_support_paths
@@ -54,40 +54,40 @@ def bank_add(
 
     class_name = check_class_name(class_name)
     if seed is not None and shots is None:
-        raise VisionADError("--seed chooses among pictures; say how many with --shots")
+        raise VisionADError("--seed chooses among images; say how many with --shots")
     if choose is not None and shots is not None:
-        raise VisionADError("--choose and --shots both say how many pictures to enrol; give one of them")
-    pictures = [f.path for f in find_pictures(paths)]
+        raise VisionADError("--choose and --shots both say how many images to enroll; give one of them")
+    images = [f.path for f in find_images(paths)]
     if shots is not None:
-        if shots > len(pictures):
-            raise VisionADError(f"--shots {shots}: only {len(pictures)} pictures were found")
-        pictures = choose_support_paths(pictures, shots, seed)
-    read_supports(pictures, bit_depth)  # a bad file is found before the model is loaded
+        if shots > len(images):
+            raise VisionADError(f"--shots {shots}: only {len(images)} images were found")
+        images = choose_support_paths(images, shots, seed)
+    read_supports(images, bit_depth)  # a bad file is found before the model is loaded
     with Inspector.open(model, bank, backend=backend, threads=threads) as inspector:
         assert inspector.bank is not None
         known = inspector.bank.classes.get(class_name)
         if choose is not None:
-            with progress(f"comparing {class_name}", len(pictures)) as step:
-                pictures = select_support(inspector, class_name, pictures, choose, bit_depth=bit_depth, step=step)
-        with progress(f"enrolling {class_name}", len(pictures)) as step:
-            version = inspector.enroll_files(class_name, pictures, bit_depth=bit_depth, step=step)
+            with progress(f"comparing {class_name}", len(images)) as step:
+                images = select_support(inspector, class_name, images, choose, bit_depth=bit_depth, step=step)
+        with progress(f"enrolling {class_name}", len(images)) as step:
+            version = inspector.enroll_files(class_name, images, bit_depth=bit_depth, step=step)
     enrolled = inspector.bank.classes[class_name]
     total = len(enrolled.entry.images)
     odd = [s for s in leave_one_out_scores(enrolled, inspector.scoring) if s.is_outlier]
     if as_json:
-        facts = {"class": class_name, "added": len(pictures), "shots": total, "bank_version": version}
+        facts = {"class": class_name, "added": len(images), "shots": total, "bank_version": version}
         named = [{"sha256": s.image.sha256, "source": s.image.source, "ratio": s.ratio} for s in odd]
-        say(json.dumps({**facts, "images": [str(p) for p in pictures], "odd": named}, ensure_ascii=False))
+        say(json.dumps({**facts, "images": [str(p) for p in images], "odd": named}, ensure_ascii=False))
         return
     if choose is not None:
-        for path in pictures:
+        for path in images:
             say(f"chosen: {path}")
     lost = (
         "; its threshold was dropped, calibrate again"
         if known is not None and known.entry.threshold is not None
         else ""
     )
-    say(f"enrolled {len(pictures)} in class {class_name} ({total} in all), bank version {version}{lost}")
+    say(f"enrolled {len(images)} in class {class_name} ({total} in all), bank version {version}{lost}")
     for s in odd:
         say(outlier_line(bank, class_name, s))
 
@@ -104,12 +104,10 @@ def bank_remove(
     class_name: ClassOption,
     image: Annotated[
         str | None,
-        typer.Option(
-            "--image", metavar="SHA", help="only the support picture whose sha256 begins so, 4 digits or more"
-        ),
+        typer.Option("--image", metavar="SHA", help="only the support image whose sha256 begins so, 4 digits or more"),
     ] = None,
 ) -> None:
-    """Remove a class, or one support picture of it."""
+    """Remove a class, or one support image of it."""
     from ...bank.store import Bank
 
     if image is None:
@@ -183,7 +181,7 @@ def bank_audit(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Score each enrolled picture against the others of its class, to find one that should not have been enrolled."""
+    """Score each enrolled image against the others of its class, to find one that should not have been enrolled."""
     from ...bank.names import unknown_class
     from ...bank.store import Bank
     from ...formats.manifest import ModelManifest, read_manifest
@@ -211,7 +209,7 @@ def bank_audit(
             say(json.dumps({"class": name, "pictures": rows}, ensure_ascii=False))
             continue
         if not found:
-            say(f"{name}: fewer than three pictures; none can be told from the others")
+            say(f"{name}: fewer than three images; none can be told from the others")
         for s in sorted(found, key=lambda s: -s.ratio):
             say(f"{name}: {s.score:.4f}, {s.ratio:.2f} times the others' median  {s.image.source}")
         for s in found:

@@ -25,11 +25,11 @@ TORCH = ("eager", "compiled", "method")
 def bench_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")],
     bank: Annotated[
-        Path | None, typer.Argument(metavar="BANK", help="bank folder [default: a temporary one of one picture]")
+        Path | None, typer.Argument(metavar="BANK", help="bank folder [default: a temporary one of one image]")
     ] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option("--images", metavar="PATH", help="picture files or folders; repeatable [default: rendered parts]"),
+        typer.Option("--images", metavar="PATH", help="image files or folders; repeatable [default: rendered parts]"),
     ] = None,
     class_name: Annotated[
         str | None, typer.Option("--class", metavar="NAME", help="class of the parts; skips routing")
@@ -40,7 +40,7 @@ def bench_command(
     ] = None,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
-    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="pictures a call")] = "1,2,4,8",
+    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="images a call")] = "1,2,4,8",
     seconds: Annotated[float, typer.Option(min=0.0, max=86400.0, help="each measurement takes about this long")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="turns in which the compared are timed")] = 7,
     starts: Annotated[int, typer.Option(min=0, help="fresh processes for the cold start")] = 3,
@@ -126,5 +126,5 @@ def _batches(text: str) -> tuple[int, ...]:
     except ValueError:
         found = ()
     if not found or not all(1 <= n <= 256 for n in found):
-        raise VisionADError(f"--batch {text}: wanted numbers of pictures from 1 to 256, such as 1,2,4")
+        raise VisionADError(f"--batch {text}: expected numbers of images from 1 to 256, such as 1,2,4")
     return found

@@ -45,11 +45,11 @@ def calibrate(
 ) -> None:
     """Set a class's threshold from good parts only."""
     from ...formats.manifest import as_dict
-    from ...images.discover import find_pictures
+    from ...images.discover import find_images
     from ...inspector import Inspector
     from ...teaching.calibrate import calibrate_class
 
-    pictures = [f.path for f in find_pictures(paths)]
+    images = [f.path for f in find_images(paths)]
     require_bank(bank)
     with (
         Inspector.open(
@@ -62,23 +62,23 @@ def calibrate(
             preset=preset,
             views=split_views(views),
         ) as inspector,
-        progress(f"calibrating {class_name}", len(pictures)) as step,
+        progress(f"calibrating {class_name}", len(images)) as step,
     ):
-        done = calibrate_class(inspector, class_name, pictures, max_false_reject, bit_depth, step)
+        done = calibrate_class(inspector, class_name, images, max_false_reject, bit_depth, step)
     threshold = done.threshold
     if as_json:
         facts = {"class": class_name, "threshold": threshold.value, "bank_version": done.bank_version}
         say(json.dumps({**facts, "skipped": done.skipped, **as_dict(done.record)}, ensure_ascii=False))
         return
     say(
-        f"class {class_name}: threshold {threshold.value:.4f} from {threshold.normals} good pictures ({done.record.method})"
+        f"class {class_name}: threshold {threshold.value:.4f} from {threshold.normals} good images ({done.record.method})"
     )
     say(
         f"a further good part is rejected with probability at most {threshold.mean_bound:.4f} on average over calibrations; "
         f"this threshold's own rate is below {threshold.upper_bound:.4f} at {done.record.confidence:.0%} confidence"
     )
     if done.record.method != "held-out":
-        say("enrolled pictures were scored as if they were not enrolled; for a rate that you must defend, give others")
+        say("enrolled images were scored as if they were not enrolled; for a rate that you must defend, give others")
     for path in done.skipped:
-        say(f"passed over, it is the class's only support picture: {path}")
+        say(f"passed over, it is the class's only support image: {path}")
     say(f"bank version {done.bank_version}")

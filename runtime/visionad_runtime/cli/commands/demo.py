@@ -20,10 +20,10 @@ def demo(
         Path | None,
         typer.Option("--data", metavar="DIR", help="your own parts, laid out as MVTec-AD [default: rendered parts]"),
     ] = None,
-    shots: Annotated[int, typer.Option(min=1, help="good pictures to enrol of each class")] = 4,
+    shots: Annotated[int, typer.Option(min=1, help="good images to enroll of each class")] = 4,
     threads: ThreadsOption = None,
 ) -> None:
-    """The main job end to end, offline: export, enrol, calibrate, inspect, and a report to look at."""
+    """The main job end to end, offline: export, enroll, calibrate, inspect, and a report to look at."""
     from ...tools.demo.run import run_demo
 
     summary = run_demo(

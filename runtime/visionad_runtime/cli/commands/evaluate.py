@@ -42,13 +42,13 @@ def eval_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")],
     dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help=DATASET_HELP)],
     root: Annotated[Path, typer.Option("--root", metavar="DIR", help="the data set's folder")],
-    shots: Annotated[int, typer.Option("--shots", min=1, help="support pictures a class")],
+    shots: Annotated[int, typer.Option("--shots", min=1, help="support images a class")],
     seeds: Annotated[
         str | None,
         typer.Option("--seeds", metavar="1,2,3", help="of the published choice [default: the first by name]"),
     ] = None,
     mode: Annotated[
-        str, typer.Option("--mode", help="separate: a bank a class; multi: one bank for all, each picture routed")
+        str, typer.Option("--mode", help="separate: a bank a class; multi: one bank for all, each image routed")
     ] = "separate",
     engine: Annotated[str, typer.Option("--engine", help="runtime, or reference (PyTorch, slow)")] = "runtime",
     calibrate: Annotated[
@@ -56,7 +56,7 @@ def eval_command(
         typer.Option(
             "--calibrate",
             metavar="RATE",
-            help="also set thresholds for this false-reject rate from the unused good pictures",
+            help="also set thresholds for this false-reject rate from the unused good images",
         ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write all numbers here")] = None,
@@ -71,7 +71,7 @@ def eval_command(
         typer.Option("--work", metavar="DIR", help="keep finished parts here, to go on later [default: beside --json]"),
     ] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="pass over pictures and masks that cannot be read, and list them")
+        bool, typer.Option("--skip-unreadable", help="pass over images and masks that cannot be read, and list them")
     ] = False,
     backend: Annotated[
         str, typer.Option("--backend", help="of the runtime: auto, or one that `visionad doctor` lists")
@@ -94,7 +94,7 @@ def eval_command(
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads [default: all cores]")] = None,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, max=256, help="pictures an engine call; never changes a result")
+        int, typer.Option("--batch", min=1, max=256, help="images an engine call; never changes a result")
     ] = 1,
     bit_depth: Annotated[
         int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files")
@@ -195,7 +195,7 @@ def _seeds(value: str) -> list[int]:
 
 
 def _check_targets(files: Sequence[Path], data: Dataset) -> None:
-    """No result may be written over another, or over a picture or mask that is measured on."""
+    """No result may be written over another, or over an image or mask that is measured on."""
     targets = [os.path.realpath(file) for file in files]
     if len(set(targets)) < len(targets):
         raise VisionADError("--json, --markdown and --html name the same file; give each a name of its own")

@@ -25,14 +25,14 @@ def export_command(
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="FILE", help="weights file [default: download or package]")
     ] = None,
-    resize: Annotated[int | None, typer.Option("--resize", min=8, help="side of the resized picture")] = None,
+    resize: Annotated[int | None, typer.Option("--resize", min=8, help="side of the resized image")] = None,
     crop: Annotated[
         int | None, typer.Option("--crop", min=8, help="side of the centre crop, a multiple of the patch")
     ] = None,
     layers: Annotated[str | None, typer.Option("--layers", metavar="A-B", help="blocks to average, from 0")] = None,
     views: Annotated[
         str | None,
-        typer.Option("--views", metavar="original,flip,clamp", help="views of a picture [default: all three]"),
+        typer.Option("--views", metavar="original,flip,clamp", help="views of an image [default: all three]"),
     ] = None,
     top_fraction: Annotated[
         float | None,

@@ -15,7 +15,7 @@ from ..options import DeviceOption, PrecisionOption
 def parity_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder")],
     bank: Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files or folders")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="image files or folders")],
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="FILE", help="weights file [default: where export found it]")
     ] = None,
@@ -39,22 +39,22 @@ def parity_command(
         from visionad_export.parity import describe as describe_parity
     except ModuleNotFoundError as exc:
         raise VisionADError(f"`visionad parity` needs {exc.name}: pip install 'visionad[export]'") from None
-    from ...images.discover import find_pictures
+    from ...images.discover import find_images
     from ...inspector import Inspector
     from ..console import progress
     from ..options import as_stored
 
-    pictures = [found.path for found in find_pictures(paths)]
+    images = [found.path for found in find_images(paths)]
     chosen = None if views is None else parse_views(views)
     with (
         Inspector.open(
             model, bank, backend=backend, precision=precision, device=device, threads=threads, views=chosen
         ) as inspector,
-        progress("comparing", len(pictures)) as step,
+        progress("comparing", len(images)) as step,
     ):
         name = as_stored(class_name)
         report = check_parity(
-            inspector, pictures, weights=weights, class_name=name, bit_depth=bit_depth, threads=threads, step=step
+            inspector, images, weights=weights, class_name=name, bit_depth=bit_depth, threads=threads, step=step
         )
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else describe_parity(report))
     return 0 if report["pass"] else 1

@@ -40,30 +40,30 @@ def predict(
     class_name: MaybeClass = None,
     as_json: JsonFlag = False,
     maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
-    overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="write overlay images (.png) here")] = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
-    batch: Annotated[int, typer.Option(min=1, max=256, help="pictures an engine call; never changes a result")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="images an engine call; never changes a result")] = 1,
     bit_depth: BitDepth = None,
 ) -> int:
-    """Inspect pictures: score, verdict and regions of each, in input order."""
-    from ...images.discover import Found, find_pictures
+    """Inspect images: score, verdict and regions of each, in input order."""
+    from ...images.discover import Found, find_images
     from ...inspector import Inspector
 
     inputs: list[Found | tuple[Path, VisionADError]] = []
-    for path in paths:  # a folder without pictures is reported like an unreadable picture: the rest goes on
+    for path in paths:  # a folder without images is reported like an unreadable image: the rest goes on
         try:
-            inputs += find_pictures([path])
+            inputs += find_images([path])
         except VisionADError as exc:
             inputs.append((path, exc))
-    pictures = [item for item in inputs if isinstance(item, Found)]
+    images = [item for item in inputs if isinstance(item, Found)]
     if maps or overlays:
-        check_names([f.name for f in pictures])
-        check_targets(pictures, [(maps, ".npy"), (overlays, ".png")])
+        check_names([f.name for f in images])
+        check_targets(images, [(maps, ".npy"), (overlays, ".png")])
     require_bank(bank)
     report = ResultWriter(as_json, maps, overlays)
     with (
@@ -77,12 +77,12 @@ def predict(
             preset=preset,
             views=split_views(views),
         ) as inspector,
-        progress("inspecting", len(pictures)) as step,
+        progress("inspecting", len(images)) as step,
     ):
         for line in inspector.uncalibrated():
             complain(line)
         results = inspector.inspect_files(
-            [f.path for f in pictures], class_name=class_name, batch=batch, bit_depth=bit_depth
+            [f.path for f in images], class_name=class_name, batch=batch, bit_depth=bit_depth
         )
         for item in inputs:
             if not isinstance(item, Found):
@@ -92,4 +92,4 @@ def predict(
             step()
     if not as_json:
         say(report.summary())
-    return 2 if report.counts["unreadable"] or len(pictures) < len(inputs) else 0
+    return 2 if report.counts["unreadable"] or len(images) < len(inputs) else 0

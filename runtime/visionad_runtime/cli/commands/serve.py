@@ -28,7 +28,7 @@ def serve(
     bank: BankArg,
     host: Annotated[str, typer.Option(help="address to listen at; 0.0.0.0 lets other boxes in")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
-    read_only: Annotated[bool, typer.Option("--read-only", help="nobody may enrol over HTTP")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="nobody may enroll over HTTP")] = False,
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -37,7 +37,7 @@ def serve(
     threads: ThreadsOption = None,
     keep_alive: KeepAlive = None,
 ) -> None:
-    """Inspect and enrol over HTTP, until Ctrl-C or a service's stop: /inspect, /overlay, /classes, /health, /metrics."""
+    """Inspect and enroll over HTTP, until Ctrl-C or a service's stop: /inspect, /overlay, /classes, /health, /metrics."""
     try:
         from ...web.http import listen
         from ...web.http import serve as answer_requests

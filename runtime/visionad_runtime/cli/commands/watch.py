@@ -32,19 +32,19 @@ from ..results import ResultWriter, require_bank
 def watch(
     model: ModelArg,
     bank: BankArg,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder in which pictures arrive")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder in which images arrive")],
     class_name: MaybeClass = None,
     as_json: JsonFlag = False,
     journal: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="note every picture here; a restart then inspects what arrived meanwhile"),
+        typer.Option(metavar="FILE", help="note every image here; a restart then inspects what arrived meanwhile"),
     ] = None,
-    existing: Annotated[bool, typer.Option("--existing", help="also the pictures that lie there already")] = False,
+    existing: Annotated[bool, typer.Option("--existing", help="also the images that lie there already")] = False,
     settle: Annotated[
         float, typer.Option(min=0.0, max=3600.0, help="a file is whole when it has not changed for so many seconds")
     ] = 0.2,
     maps: Annotated[Path | None, typer.Option(help="write raw anomaly maps (.npy, float32 256 x 256) here")] = None,
-    overlays: Annotated[Path | None, typer.Option(help="write overlay pictures (.png) here")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="write overlay images (.png) here")] = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -54,7 +54,7 @@ def watch(
     bit_depth: BitDepth = None,
     keep_alive: KeepAlive = None,
 ) -> None:
-    """Inspect pictures as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
+    """Inspect images as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
     from ...inspector import Inspector
     from ...station.folder_source import Arrivals
     from ...station.journal import Journal
@@ -67,7 +67,7 @@ def watch(
         )
     for target in (maps, overlays):
         if target is not None and target.exists() and not target.is_dir():
-            raise VisionADError(f"{target}: wanted a folder for the results, found a file; choose another place")
+            raise VisionADError(f"{target}: expected a folder for the results, got a file; choose another place")
     require_bank(bank)
     report = ResultWriter(as_json, maps, overlays)
     with (
@@ -91,9 +91,7 @@ def watch(
         arrivals = Arrivals(folder, done, settle, stop.wait)
         for line in inspector.uncalibrated():
             complain(line)
-        passed = (
-            f", passing over {arrivals.passed_over} of the {arrivals.there} pictures there" if arrivals.there else ""
-        )
+        passed = f", passing over {arrivals.passed_over} of the {arrivals.there} images there" if arrivals.there else ""
         complain(f"watching {folder} with {inspector.engine.name}{passed}")
         for one in arrivals:
             if stop.is_set():
@@ -103,14 +101,14 @@ def watch(
                 manifest = inspector.bank.manifest
                 complain(f"bank version {manifest.version} from here on: {manifest.change}")
             try:
-                (found,) = inspector.inspect_files([one.picture.path], class_name=class_name, bit_depth=bit_depth)
+                (found,) = inspector.inspect_files([one.image.path], class_name=class_name, bit_depth=bit_depth)
             except BankError as exc:  # the class was removed; it may come back
                 report.counts["not inspected"] += 1
-                report.error(one.picture.path, exc)
+                report.error(one.image.path, exc)
                 continue
             if found.error is not None and arrivals.again(one):
                 continue
-            facts = report.add(found, one.picture.name)
+            facts = report.add(found, one.image.name)
             if book is not None:
                 book.add(one, facts)
     if not as_json:

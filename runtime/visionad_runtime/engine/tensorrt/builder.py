@@ -255,7 +255,7 @@ def expected_io(manifest: ModelManifest) -> dict[str, list[int]]:
 
 
 def _batch_open(shape: list[int], manifest: ModelManifest) -> list[int]:
-    """A profile of one picture a call leaves nothing dynamic, and TensorRT-RTX then says 1 for the batch."""
+    """A profile of one image a call leaves nothing dynamic, and TensorRT-RTX then says 1 for the batch."""
     return [-1, *shape[1:]] if len(manifest.views) == 1 and shape[0] == 1 else shape
 
 

@@ -1,4 +1,4 @@
-"""Picture → map and score on the device: preprocess, engine, search, fuse, in one stream a camera.
+"""Image → map and score on the device: preprocess, engine, search, fuse, in one stream a camera.
 
 Nothing is allocated per call: every camera has its buffers, page-locked on the host, and one CUDA graph per stage and
 batch size. The engine's scratch memory and the search's are shared by all cameras and handed on by events. Banks stay on
@@ -42,7 +42,7 @@ class Chain:
         scoring: ScoringSpec = PAPER,
         *,
         cameras: int = 1,
-        max_picture: tuple[int, int] = (2160, 3840),
+        max_image: tuple[int, int] = (2160, 3840),
         keep_alive: float | None = None,
     ) -> None:
         """Load the kernels and take all memory.
@@ -52,19 +52,19 @@ class Chain:
             identity: of the model.
             scoring: in which views, and how scores are made of distances.
             cameras: how many streams.
-            max_picture: largest height and width of a picture.
+            max_image: largest height and width of an image.
             keep_alive: seconds of idleness after which the engine runs its last batch again, so that clocks stay up and
-                the next picture after a pause is as fast as the others. ``None``: never.
+                the next image after a pause is as fast as the others. ``None``: never.
 
         Raises:
             VisionADError: GPU too old, memory too small, engine without rows.
         """
         self.identity, self.scoring = identity, scoring
         self._owner, self._engine = owner, engine
-        self._max_picture = max_picture
+        self._max_image = max_image
         self.max_rows = engine.max_rows
         if self.max_rows < 1 or cameras < 1:
-            raise VisionADError(f"wanted an engine of at least 1 row and a camera, found {self.max_rows} and {cameras}")
+            raise VisionADError(f"expected an engine of at least 1 row and a camera, got {self.max_rows} and {cameras}")
         self._banks: dict[int, _Resident] = {}
         self._publishing = threading.Lock()
         self._closed = threading.Event()
@@ -76,7 +76,7 @@ class Chain:
             self._keeper.start()
 
     def _open(self, device: Device, cameras: int) -> tuple[_Shared, list[_Camera]]:
-        shared = _Shared(device, self.identity, self._max_picture, self.max_rows, self.scoring)
+        shared = _Shared(device, self.identity, self._max_image, self.max_rows, self.scoring)
         made: list[_Camera] = []
         try:
             made.extend(_Camera(device, shared) for _ in range(cameras))
@@ -101,20 +101,20 @@ class Chain:
     # -- inspect ------------------------------------------------------------------------------------------------------
 
     def encode(self, rgbs: Sequence[NDArray[np.uint8]], camera: int = 0) -> Encoded:
-        """Preprocess and encode pictures.
+        """Preprocess and encode images.
 
         Args:
-            rgbs: uint8 (H, W, 3) RGB, or (H, W) grey, of any size up to ``max_picture``; 1 to :attr:`max_batch` of them.
+            rgbs: uint8 (H, W, 3) RGB, or (H, W) grey, of any size up to ``max_image``; 1 to :attr:`max_batch` of them.
 
         Raises:
-            PictureError: not such a picture. VisionADError: none, or too many; the GPU failed.
+            ImageError: not such an image. VisionADError: none, or too many; the GPU failed.
         """
         views = self.scoring.views
-        self._check_pictures(rgbs)
+        self._check_images(rgbs)
         own = self._cameras[camera]
         with own.lock:
             self._check_open()
-            own.stage_pictures(rgbs)
+            own.stage_images(rgbs)
             timings = self._run(own, lambda: own.start(len(rgbs), views, self._engine, False))
             return own.encoded(len(rgbs), views, camera, timings)
 
@@ -128,15 +128,15 @@ class Chain:
         between. All timings are with the matches, those of the encoding are empty.
 
         Raises:
-            PictureError, VisionADError: as both.
+            ImageError, VisionADError: as both.
         """
         views = self.scoring.views
-        self._check_pictures(rgbs)
+        self._check_images(rgbs)
         _check_banks(len(rgbs), banks, None)
         own = self._cameras[camera]
         with own.lock:
             self._check_open()
-            own.stage_pictures(rgbs)
+            own.stage_images(rgbs)
             with self._using(banks) as residents:
                 own.stage_search(self._plan(residents, banks, views), None)
                 timings = self._run(own, lambda: own.start(len(rgbs), views, self._engine, True))
@@ -150,14 +150,14 @@ class Chain:
         banks: Sequence[ClassBankLike],
         regions: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> list[Matched]:
-        """Search each picture's bank, fuse, upsample and score.
+        """Search each image's bank, fuse, upsample and score.
 
         Args:
-            banks: one a picture. One that :meth:`keep` has not put on the device is uploaded for this call alone.
-            regions: per picture a (256, 256) mask of the map's pixels that count, or ``None`` for all; the others become 0.
+            banks: one an image. One that :meth:`keep` has not put on the device is uploaded for this call alone.
+            regions: per image a (256, 256) mask of the map's pixels that count, or ``None`` for all; the others become 0.
 
         Raises:
-            VisionADError: the camera has encoded other pictures since; an empty bank; NaN or Inf among the tokens.
+            VisionADError: the camera has encoded other images since; an empty bank; NaN or Inf among the tokens.
         """
         own = self._cameras[encoded.camera]
         count, views = len(encoded.cls), encoded.views
@@ -166,7 +166,7 @@ class Chain:
             self._check_open()
             if own.ticket != encoded.ticket:
                 raise VisionADError(
-                    f"camera {encoded.camera} has encoded other pictures since; match before encoding again"
+                    f"camera {encoded.camera} has encoded other images since; match before encoding again"
                 )
             with self._using(banks) as residents:
                 own.stage_search(self._plan(residents, banks, views), regions)
@@ -174,18 +174,18 @@ class Chain:
             return own.matched(count, views, timings)
 
     def trace(self, encoded: Encoded) -> tuple[F32, F32]:
-        """What lies between picture and distances, for parity reports: normalised views (N, V, 3, crop, crop), patch
+        """What lies between image and distances, for parity reports: normalised views (N, V, 3, crop, crop), patch
         tokens (N, V, P, D).
 
         Raises:
-            VisionADError: the camera has encoded other pictures since.
+            VisionADError: the camera has encoded other images since.
         """
         own = self._cameras[encoded.camera]
         with own.lock:
             self._check_open()
             if own.ticket != encoded.ticket:
                 raise VisionADError(
-                    f"camera {encoded.camera} has encoded other pictures since; trace before encoding again"
+                    f"camera {encoded.camera} has encoded other images since; trace before encoding again"
                 )
             images, patch = self._owner.run(
                 lambda device: own.download_trace(device, encoded.cls.shape[0] * len(encoded.views))
@@ -193,13 +193,13 @@ class Chain:
         lead = encoded.cls.shape[:2]
         return images.reshape(*lead, *images.shape[1:]), patch.reshape(*lead, *patch.shape[1:])
 
-    def _check_pictures(self, rgbs: Sequence[NDArray[np.uint8]]) -> None:
+    def _check_images(self, rgbs: Sequence[NDArray[np.uint8]]) -> None:
         if not 1 <= len(rgbs) <= self.max_batch:
             raise VisionADError(
-                f"wanted 1 to {self.max_batch} pictures of {len(self.scoring.views)} views, found {len(rgbs)}"
+                f"expected 1 to {self.max_batch} images of {len(self.scoring.views)} views, got {len(rgbs)}"
             )
         for rgb in rgbs:
-            plan.check_picture(rgb, *self._max_picture)
+            plan.check_image(rgb, *self._max_image)
 
     def _plan(self, residents: Sequence[_Resident], banks: Sequence[ClassBankLike], views: Views) -> plan.SearchPlan:
         found = [residents[i].view(bank, view) for i, bank in enumerate(banks) for view in views]
@@ -313,7 +313,7 @@ class Chain:
                 with used.lock:
                     if self._closed.is_set():
                         return
-                    try:  # the same pictures give the same tokens: what an Encoded refers to does not change
+                    try:  # the same images give the same tokens: what an Encoded refers to does not change
                         self._run(used, partial(used.start_again, self._engine))
                     except VisionADError:
                         return  # whoever inspects next is told
@@ -357,4 +357,4 @@ def _check_banks(
     count: int, banks: Sequence[ClassBankLike], regions: Sequence[NDArray[np.bool_] | None] | None
 ) -> None:
     if len(banks) != count or (regions is not None and len(regions) != count):
-        raise VisionADError(f"wanted a bank (and region) for each of {count} pictures, found {len(banks)}")
+        raise VisionADError(f"expected a bank (and region) for each of {count} images, got {len(banks)}")

@@ -16,7 +16,7 @@ Views = tuple[ViewName, ...]
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Pictures on the device, encoded. ``cls`` float32 (N, V, Dc), unit rows. The patch tokens stay where they are, until
+    """Images on the device, encoded. ``cls`` float32 (N, V, Dc), unit rows. The patch tokens stay where they are, until
     the same camera encodes again. ``timings``: milliseconds by stage, of the whole batch."""
 
     cls: F32
@@ -28,7 +28,7 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """One picture's outcome: ``distances`` float32 (side, side) by view, ``anomaly_map`` float32 (256, 256), ``score`` and ``edge``
+    """One image's outcome: ``distances`` float32 (side, side) by view, ``anomaly_map`` float32 (256, 256), ``score`` and ``edge``
     of :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the whole batch."""
 
     distances: Mapping[ViewName, F32]

@@ -22,8 +22,8 @@ from .executor import Chain
 F32 = NDArray[np.float32]
 
 CAMERAS = 2
-"""Pictures under way at once: while one is in the engine, the other is copied, resized or searched. More threads take turns."""
-PICTURE = (1080, 1920)
+"""Images under way at once: while one is in the engine, the other is copied, resized or searched. More threads take turns."""
+INITIAL_IMAGE_SIZE = (1080, 1920)
 """Height and width that room is taken for at first."""
 
 
@@ -75,7 +75,7 @@ class Turns:
 
 
 class DeviceChain:
-    """Each call takes a camera that is free. Room for pictures grows with the largest seen: a line's first picture decides, and
+    """Each call takes a camera that is free. Room for images grows with the largest seen: a line's first image decides, and
     nothing is to be configured."""
 
     def __init__(
@@ -94,11 +94,11 @@ class DeviceChain:
         """
         self._owner, self._engine, self._identity = owner, engine, identity
         self.scoring = scoring
-        self.cameras, self._size, self._keep_alive = CAMERAS, PICTURE, keep_alive
+        self.cameras, self._size, self._keep_alive = CAMERAS, INITIAL_IMAGE_SIZE, keep_alive
         self._banks: Mapping[int, ClassBank] = {}
         self._seen = _Seen()
         self._growing = threading.Lock()
-        self._chain = self._open(PICTURE)
+        self._chain = self._open(INITIAL_IMAGE_SIZE)
         self._turns = Turns(CAMERAS)
 
     def _open(self, size: tuple[int, int]) -> Chain:
@@ -108,7 +108,7 @@ class DeviceChain:
             self._identity,
             self.scoring,
             cameras=self.cameras,
-            max_picture=size,
+            max_image=size,
             keep_alive=self._keep_alive,
         )
 
@@ -163,11 +163,11 @@ class DeviceChain:
             for i, one in enumerate(found)
         ]  # fmt: skip
 
-    def _guess(self, pictures: int) -> Sequence[ClassBank]:
-        """The banks that so many pictures will be matched against, or none."""
+    def _guess(self, images: int) -> Sequence[ClassBank]:
+        """The banks that so many images will be matched against, or none."""
         seen, kept = self._seen, self._banks
         likely = [kept[bank] for bank in seen.last if bank in kept] if seen.repeats else []
-        return likely if len(likely) == len(seen.last) == pictures else []
+        return likely if len(likely) == len(seen.last) == images else []
 
     def keep(self, banks: Iterable[ClassBank]) -> None:
         """See :class:`~visionad_runtime.pipeline.base.Chain`. The others go on inspecting meanwhile."""
@@ -197,7 +197,7 @@ class DeviceChain:
             self._turns.give(camera)
 
     def _make_room(self, height: int, width: int) -> None:
-        """Open the chain anew for larger pictures, once all calls under way are done. If that fails, it is as it was."""
+        """Open the chain anew for larger images, once all calls under way are done. If that fails, it is as it was."""
         if height <= self._size[0] and width <= self._size[1]:
             return
         with self._growing:
@@ -226,12 +226,12 @@ def _same(banks: Sequence[ClassBank], others: Sequence[ClassBank]) -> bool:
     return len(banks) == len(others) and all(one is other for one, other in zip(banks, others, strict=True))
 
 
-def _share(laps: Iterable[Mapping[str, float]], route: float, whole: float, pictures: int) -> dict[str, float]:
-    """Milliseconds by stage, of one picture of a call."""
+def _share(laps: Iterable[Mapping[str, float]], route: float, whole: float, images: int) -> dict[str, float]:
+    """Milliseconds by stage, of one image of a call."""
     stages = dict.fromkeys(("upload", "preprocess", "engine", "route", "search", "map", "download"), 0.0)
     stages["route"] = route
     for own in laps:
         for stage, ms in own.items():
             stages[stage] += ms
     stages["wait"] = max(0.0, whole - sum(stages.values()))
-    return {stage: ms / pictures for stage, ms in stages.items()}
+    return {stage: ms / images for stage, ms in stages.items()}

@@ -48,11 +48,11 @@ class _Shared:
         self,
         device: Device,
         identity: FeatureIdentity,
-        max_picture: tuple[int, int],
+        max_image: tuple[int, int],
         max_rows: int,
         scoring: ScoringSpec,
     ) -> None:
-        self.identity, self.max_picture, self.max_rows = identity, max_picture, max_rows
+        self.identity, self.max_image, self.max_rows = identity, max_image, max_rows
         self.top, self.self_similarity = top_pixels(scoring.top_fraction), scoring.self_similarity
         self.spec: PreprocessSpec = identity.preprocess
         self.patches = identity.grid**2

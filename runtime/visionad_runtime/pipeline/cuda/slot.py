@@ -22,14 +22,14 @@ from ...search import BROKEN_TOKENS
 from . import work_tables as plan
 from .outputs import Encoded, Matched, Views
 from .shared import _Shared
-from .work_tables import PicturePlan
+from .work_tables import ImagePlan
 
 F32 = NDArray[np.float32]
 COPY, COPIERS = 1 << 20, 4
-"""Bytes of a picture that a thread copies at a time, and most threads: one alone would take longer for a large picture than the
+"""Bytes of an image that a thread copies at a time, and most threads: one alone would take longer for a large image than the
 GPU's own copy."""
 ACROSS_PROGRAMS = 512
-"""Programs a picture that the first resize pass's rows are dealt to."""
+"""Programs an image that the first resize pass's rows are dealt to."""
 
 
 class _Layout:
@@ -82,7 +82,7 @@ class _Camera:
         self._laps: list[str] = []
         self._graphs: dict[tuple[str, int, Views], tuple[int, Graph]] = {}
         self._views: dict[Views, Buffer] = {}
-        self._last: tuple[int, Views] = (0, ())  # pictures and views of the last encoding
+        self._last: tuple[int, Views] = (0, ())  # images and views of the last encoding
         try:
             self._take()
         except BaseException:
@@ -97,19 +97,19 @@ class _Camera:
         stages = ("start", "upload", "preprocess", "engine", "search", "map", "download")
         self._marks = {name: hold(device.event()) for name in stages}
         identity, rows, crop, patches = shared.identity, shared.max_rows, shared.spec.crop, shared.patches
-        height, width = shared.max_picture
-        self._picture_bytes = -(-height * width * 3 // 256) * 256
-        self._host_pixels = pinned((rows, self._picture_bytes), np.uint8)
-        self._pixels = take(rows * self._picture_bytes)
+        height, width = shared.max_image
+        self._image_bytes = -(-height * width * 3 // 256) * 256
+        self._host_pixels = pinned((rows, self._image_bytes), np.uint8)
+        self._pixels = take(rows * self._image_bytes)
         self._table = plan.table_size(height, width, shared.spec)
         self._sizes: list[tuple[int, ...]] = [()] * rows
-        self._rows = [(0, 0)] * rows  # of the pictures, that the crop needs
+        self._rows = [(0, 0)] * rows  # of the images, that the crop needs
         self._staged = [slice(0)] * rows  # and the bytes of them
         self._planned: plan.SearchPlan | None = None
         self._new_sizes = self._new_plan = self._new_regions = False
-        self._pictures = _Layout(
+        self._plans = _Layout(
             self.memory,
-            {"pictures": ((rows, plan.PICTURE_COLUMNS), np.int64), "tables": ((rows, self._table), np.int32)},
+            {"plans": ((rows, plan.IMAGE_COLUMNS), np.int64), "tables": ((rows, self._table), np.int32)},
         )  # fmt: skip
         self._across = take(rows * height * 3 * crop)
         self._images = take(4 * rows * 3 * crop * crop)
@@ -141,33 +141,33 @@ class _Camera:
 
     # -- on the caller's thread, who holds the lock: the owner's is for what is short -----------------------------------
 
-    def stage_pictures(self, rgbs: Sequence[NDArray[np.uint8]]) -> None:
-        """Copy pictures to page-locked memory, as far as the crop needs them."""
+    def stage_images(self, rgbs: Sequence[NDArray[np.uint8]]) -> None:
+        """Copy images to page-locked memory, as far as the crop needs them."""
         for slot, rgb in enumerate(rgbs):
             if self._sizes[slot] != rgb.shape:
                 self._describe(slot, rgb)
             first, end = self._rows[slot]
             line = rgb.nbytes // len(rgb)
             self._staged[slot] = slice(first * line, end * line)
-            picture = self._host_pixels[slot, : rgb.nbytes].reshape(rgb.shape)
+            image = self._host_pixels[slot, : rgb.nbytes].reshape(rgb.shape)
             step = max(1, COPY // line)
             workers = min(COPIERS, cores(), (end - first) // step)
             if workers < 2:
-                copy_pixels(picture[first:end], rgb[first:end])
+                copy_pixels(image[first:end], rgb[first:end])
             else:
                 starts = range(first, end, step)
-                spread(partial(_copy_rows, picture, rgb, step, end), starts, workers)
+                spread(partial(_copy_rows, image, rgb, step, end), starts, workers)
 
     def _describe(self, slot: int, rgb: NDArray[np.uint8]) -> None:
-        """Write how to resize the picture in ``slot``."""
+        """Write how to resize the image in ``slot``."""
         self._new_sizes = True  # until they are on the device
         spec = self._shared.spec
-        found = PicturePlan.of(rgb.shape[0], rgb.shape[1], rgb.shape[2] if rgb.ndim == 3 else 1, spec)
-        self._pictures.arrays["tables"][slot, : len(found.tables)] = found.tables
-        self._pictures.arrays["pictures"][slot] = found.columns(
-            self._pixels.ptr + slot * self._picture_bytes,
+        found = ImagePlan.of(rgb.shape[0], rgb.shape[1], rgb.shape[2] if rgb.ndim == 3 else 1, spec)
+        self._plans.arrays["tables"][slot, : len(found.tables)] = found.tables
+        self._plans.arrays["plans"][slot] = found.columns(
+            self._pixels.ptr + slot * self._image_bytes,
             slot * self._table,
-            slot * self._shared.max_picture[0] * 3 * spec.crop,
+            slot * self._shared.max_image[0] * 3 * spec.crop,
         )
         self._sizes[slot], self._rows[slot] = rgb.shape, (found.top, found.top + found.rows)
 
@@ -188,7 +188,7 @@ class _Camera:
             self._masked, self._new_regions = regions is not None, True
 
     def encoded(self, count: int, views: Views, camera: int, timings: Mapping[str, float]) -> Encoded:
-        """What the last run found of pictures."""
+        """What the last run found of images."""
         cls = self.host.cls[: count * len(views)].reshape(count, len(views), -1).copy()
         return Encoded(cls, views, timings, camera, self.ticket)
 
@@ -212,16 +212,16 @@ class _Camera:
     # -- on the owner's thread -----------------------------------------------------------------------------------------
 
     def start(self, count: int, views: Views, engine: DeviceEngine | None, search: bool) -> None:
-        """Enqueue what was staged: encode the pictures with ``engine``, and search their patch tokens."""
+        """Enqueue what was staged: encode the images with ``engine``, and search their patch tokens."""
         self._begin()
         if engine is not None:
             self.ticket += 1
             self._last = (count, views)
             for slot, part in enumerate(self._staged[:count]):
-                at = slot * self._picture_bytes + part.start
+                at = slot * self._image_bytes + part.start
                 self._device.upload(self._pixels, self._host_pixels[slot, part], self.stream, at)
             if self._new_sizes:
-                self._device.upload(self._pictures.buffer, self._pictures.host, self.stream)
+                self._device.upload(self._plans.buffer, self._plans.host, self.stream)
                 self._new_sizes = False
         if search:
             if self._new_plan:
@@ -266,7 +266,7 @@ class _Camera:
         }
 
     def start_again(self, engine: DeviceEngine) -> None:
-        """The engine on the last pictures once more."""
+        """The engine on the last images once more."""
         self._begin()
         self._encode(engine)
         self.done.record(self.stream)
@@ -289,11 +289,11 @@ class _Camera:
 
     def _preprocess(self, count: int, views: Views) -> None:
         kernels, crop = self._shared.kernels, self._shared.spec.crop
-        pictures, tables = self._pictures.address("pictures"), self._pictures.address("tables")
-        kernels["resize_across"].launch((ACROSS_PROGRAMS, count), (pictures, tables, self._across, crop), self.stream)
+        images, tables = self._plans.address("plans"), self._plans.address("tables")
+        kernels["resize_across"].launch((ACROSS_PROGRAMS, count), (images, tables, self._across, crop), self.stream)
         kernels["resize_down"].launch(
             (crop, count),
-            (pictures, tables, self._across, self._shared.levels, self._codes(views), len(views), self._images, crop),
+            (images, tables, self._across, self._shared.levels, self._codes(views), len(views), self._images, crop),
             self.stream,
         )
 
@@ -365,7 +365,7 @@ class _Camera:
         self._marks[stage].record(self.stream)
 
     def download_trace(self, device: Device, rows: int) -> tuple[F32, F32]:
-        """Normalised pictures and patch tokens of the last encoding; page-locked memory is taken for it, this is no part
+        """Normalised images and patch tokens of the last encoding; page-locked memory is taken for it, this is no part
         of the line."""
         crop, identity = self._shared.spec.crop, self._shared.identity
         with Memory(device) as brief:

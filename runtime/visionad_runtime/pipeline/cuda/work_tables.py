@@ -1,6 +1,6 @@
 """Host side of the kernels: the work tables they read. Plain numpy, no GPU.
 
-The tables live in device memory, so a launch (and a captured graph) stays the same while pictures of other sizes and
+The tables live in device memory, so a launch (and a captured graph) stays the same while images of other sizes and
 banks of other classes pass through it. Their columns are the kernels': ``export/visionad_export/kernels/source.py`` names
 them.
 """
@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import PictureError, VisionADError
+from ...errors import ImageError, VisionADError
 from ...formats.manifest import PreprocessSpec, ViewName
 from ...preprocess import crop_offset, normalise
 from ...scoring.anomaly_map import MAP_SIZE
@@ -37,7 +37,7 @@ PADDING = 64
 """Width of a 16-bit row is a multiple of this many columns: the depth of a tile, and whole 16-byte loads."""
 MAX_NEIGHBOURS = 8
 JOB_COLUMNS = 6
-PICTURE_COLUMNS = 12
+IMAGE_COLUMNS = 12
 TURNS = 8
 """Ways to split the bank that are tried: into items for one turn of all programs, for two, and so on."""
 ITEM_COST = 0.25
@@ -87,7 +87,7 @@ def bilinear_taps(n_in: int, n_out: int, begin: int, end: int) -> Taps:
 
 
 def table_size(height: int, width: int, spec: PreprocessSpec) -> int:
-    """int32s that the resize tables of pictures up to ``height`` × ``width`` take."""
+    """int32s that the resize tables of images up to ``height`` × ``width`` take."""
     return sum((1 + _max_taps(n, spec.resize)) * spec.crop for n in (height, width))
 
 
@@ -96,8 +96,8 @@ def _max_taps(n_in: int, n_out: int) -> int:
 
 
 @dataclass(frozen=True)
-class PicturePlan:
-    """How to resize pictures of one size. ``tables`` int32 is copied as it is; ``columns`` are relative to where it lies."""
+class ImagePlan:
+    """How to resize images of one size. ``tables`` int32 is copied as it is; ``columns`` are relative to where it lies."""
 
     tables: I32
     channels: int
@@ -108,8 +108,8 @@ class PicturePlan:
     taps_y: int
 
     @classmethod
-    def of(cls, height: int, width: int, channels: int, spec: PreprocessSpec) -> PicturePlan:
-        """Plan for uint8 (height, width) pictures of 1 or 3 channels."""
+    def of(cls, height: int, width: int, channels: int, spec: PreprocessSpec) -> ImagePlan:
+        """Plan for uint8 (height, width) images of 1 or 3 channels."""
         at = crop_offset(spec.resize, spec.crop)
         x = bilinear_taps(width, spec.resize, at, at + spec.crop)
         y = bilinear_taps(height, spec.resize, at, at + spec.crop)
@@ -119,7 +119,7 @@ class PicturePlan:
         return cls(tables, channels, width, top, rows, len(x.weights), len(y.weights))
 
     def columns(self, pixels: int, tables: int, across: int) -> list[int]:
-        """The kernels' row for a picture whose bytes lie at address ``pixels``, with its ``tables`` and ``across`` at
+        """The kernels' row for an image whose bytes lie at address ``pixels``, with its ``tables`` and ``across`` at
         these offsets."""
         crop = len(self.tables) // (2 + self.taps_x + self.taps_y)
         weights_x = tables + 2 * crop
@@ -135,17 +135,17 @@ def level_table(spec: PreprocessSpec) -> F32:
     return normalise(every, spec).reshape(3, 256)
 
 
-def check_picture(picture: NDArray[np.uint8], max_height: int, max_width: int) -> None:
-    """Raises PictureError unless ``picture`` is uint8 (H, W), (H, W, 1) or (H, W, 3) and fits."""
-    shape = picture.shape
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and shape[2] not in (1, 3)):
-        raise PictureError(f"wanted a uint8 picture (H, W, 3) or grey (H, W), found {picture.dtype} {shape}")
-    if not picture.size:
-        raise PictureError(f"wanted a picture with pixels, found an empty one {shape}")
+def check_image(image: NDArray[np.uint8], max_height: int, max_width: int) -> None:
+    """Raises ImageError unless ``image`` is uint8 (H, W), (H, W, 1) or (H, W, 3) and fits."""
+    shape = image.shape
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and shape[2] not in (1, 3)):
+        raise ImageError(f"expected a uint8 image (H, W, 3) or grey (H, W), got {image.dtype} {shape}")
+    if not image.size:
+        raise ImageError(f"expected an image with pixels, got an empty one {shape}")
     if shape[0] > max_height or shape[1] > max_width:
-        raise PictureError(
-            f"picture of {shape[1]} x {shape[0]} pixels: this chain was opened for up to {max_width} x {max_height}; "
-            "open it with a larger max_picture"
+        raise ImageError(
+            f"image of {shape[1]} x {shape[0]} pixels: this chain was opened for up to {max_width} x {max_height}; "
+            "open it with a larger max_image"
         )
 
 
@@ -190,7 +190,7 @@ def plan_search(
 ) -> SearchPlan:
     """Lay out one launch for several (bank, query rows) pairs.
 
-    Pairs with the same bank are merged, so pictures of one class fill whole tiles together. Items of one stretch of bank
+    Pairs with the same bank are merged, so images of one class fill whole tiles together. Items of one stretch of bank
     follow each other, so it is read from memory once and from cache for the other queries.
 
     Raises:
@@ -202,7 +202,7 @@ def plan_search(
             raise VisionADError(NO_ROWS)
         if not 1 <= neighbours <= min(bank.rows, MAX_NEIGHBOURS):
             raise VisionADError(
-                f"search: wanted 1 to {min(bank.rows, MAX_NEIGHBOURS)} neighbours of {bank.rows} bank rows, found {neighbours}"
+                f"search: expected 1 to {min(bank.rows, MAX_NEIGHBOURS)} neighbours of {bank.rows} bank rows, got {neighbours}"
             )
         merged.setdefault(bank, []).append(tokens)
     queries = [np.concatenate(tokens) for tokens in merged.values()]

@@ -73,7 +73,7 @@ def start(arguments: list[str], gpu_used: Callable[[], int] | None = None) -> St
 def cold_start(
     model: Path,
     bank: Path,
-    picture: Path,
+    image: Path,
     backend: str,
     threads: int | None,
     views: list[str],
@@ -93,7 +93,7 @@ def cold_start(
     asked = {name: value for name, value in (wishes or {}).items() if value is not None}
     settings |= asked
     opened = ["-c", _OPEN, json.dumps(settings)]
-    predict = ["-c", _PREDICT, "predict", str(model), str(bank), str(picture), "--json", "--backend", backend]
+    predict = ["-c", _PREDICT, "predict", str(model), str(bank), str(image), "--json", "--backend", backend]
     predict += ["--views", ",".join(views)]
     predict += ["--threads", str(threads)] if threads else []
     predict += ["--class", class_name] if class_name else []

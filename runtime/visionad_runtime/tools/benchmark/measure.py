@@ -34,7 +34,7 @@ class TorchBaseline(NamedTuple):
 
 @dataclass
 class Candidate:
-    """Something to time. ``call`` is given the number of the call, to choose its pictures by; what it returns is not kept.
+    """Something to time. ``call`` is given the number of the call, to choose its images by; what it returns is not kept.
 
     ``rounds`` holds milliseconds a call, a list for each round.
     """
@@ -98,7 +98,7 @@ def summarise(times: Sequence[float]) -> dict[str, Any]:
             found[name] = round(float(np.percentile(times, int(name[1:]))), 4)
         else:
             found[name] = None
-            missing[name] = f"{len(times)} calls; wanted at least {wanted} (--seconds)"
+            missing[name] = f"{len(times)} calls; expected at least {wanted} (--seconds)"
     if missing:
         found["why_null"] = missing
     return found
@@ -116,12 +116,12 @@ def ratio(a: Candidate, b: Candidate) -> dict[str, Any]:
 
 
 def throughput(candidate: Candidate, batch: int) -> float:
-    """Pictures a second over all calls."""
+    """Images a second over all calls."""
     return round(batch * len(candidate.times) / (sum(candidate.times) / 1e3), 3)
 
 
 def stage_table(timings: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Stage → :func:`summarise` of its milliseconds a picture, and its ``share`` of the whole by medians."""
+    """Stage → :func:`summarise` of its milliseconds an image, and its ``share`` of the whole by medians."""
     table = {stage: summarise([t[stage] for t in timings]) for stage in timings[0]}
     whole = table["total"]["p50"]
     for row in table.values():

@@ -85,7 +85,7 @@ def _told(what: str, pynvml: ModuleType) -> Iterator[None]:
 
 
 def energy(nvml: Nvml | str, call: Callable[[int], object], batch: int, seconds: float) -> dict[str, Any]:
-    """Joules a picture and mean watts of the whole GPU board, idle share included, over ``seconds`` of calls in a row.
+    """Joules an image and mean watts of the whole GPU board, idle share included, over ``seconds`` of calls in a row.
 
     NVML's counter moves about ten times a second, so the time is at least two seconds.
     """

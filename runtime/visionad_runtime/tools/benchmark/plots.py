@@ -31,13 +31,13 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise VisionADError(
-            f"--plots {folder}: wanted a folder, which cannot be made: {exc.strerror}; choose another place"
+            f"--plots {folder}: expected a folder, which cannot be made: {exc.strerror}; choose another place"
         ) from None
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``stages.png`` (median milliseconds of the stages, bars for each backend, from the file and from pixels) and
-    ``throughput.png`` (pictures a second by batch). Existing files are replaced.
+    ``throughput.png`` (images a second by batch). Existing files are replaced.
 
     Raises:
         VisionADError: they cannot be written.
@@ -61,7 +61,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
         widths = {n: stages[stage]["p50"] if stage in stages else 0.0 for n, stages in ways.items()}
         axes.barh(list(ways), list(widths.values()), left=list(start.values()), label=stage)
         start = {name: start[name] + width for name, width in widths.items()}
-    axes.set(xlabel=f"ms a picture, median, batch {report['settings']['batches'][0]}")
+    axes.set(xlabel=f"ms an image, median, batch {report['settings']['batches'][0]}")
     axes.set_title(title, fontsize=9)
     axes.invert_yaxis()
     bars.legend(fontsize=8, ncols=6, loc="outside lower center")
@@ -71,7 +71,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     for name, entry in backends.items():
         sizes = sorted(map(int, entry["batches"]))
         axes.plot(sizes, [entry["batches"][str(n)]["pictures_per_s"] for n in sizes], "o-", label=name)
-    axes.set(xlabel="pictures a call", ylabel="pictures a second", ylim=(0, None))
+    axes.set(xlabel="images a call", ylabel="images a second", ylim=(0, None))
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=8)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 def format_report(report: Mapping[str, Any]) -> str:
     """The report of :func:`~visionad_runtime.tools.benchmark.run.run_bench` as a short table for each backend."""
-    env, model, bank, pictures = (report[k] for k in ("environment", "model", "bank", "pictures"))
+    env, model, bank, images = (report[k] for k in ("environment", "model", "bank", "pictures"))
     settings = report["settings"]
     rows = f"{next(iter(bank['rows_per_view'].values())):g}" if bank["rows_per_view"] else "unknown"
     threads = settings["threads"] or "all"
     lines = [
         f"{model['name']}, {model['precision']}, {model['mb']} MB; views {', '.join(report['views'])}",
-        f"{pictures['count']} {pictures['source']} pictures of {', '.join(pictures['sizes'])}, class {pictures['class']}; bank of "
+        f"{images['count']} {images['source']} images of {', '.join(images['sizes'])}, class {images['class']}; bank of "
         f"{rows} rows a view, {bank['mb']} MB" + (f" ({bank['note']})" if "note" in bank else ""),
         f"{env['cpu']}, {env['cores']} cores, {threads} threads; {', '.join(env['gpus']) or 'no GPU'}; "
         f"visionad {env['visionad']} {env['commit'] or ''}".rstrip(),
@@ -56,7 +56,7 @@ def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
         f"  {'bare engine, same views':<26} {_percentiles(at['bare_engine'])}  ({at['bare_engine']['calls']} calls)",
         f"  {'whole : bare engine':<26} {_ratio(at['whole_to_bare_engine'])}",
         f"  {'pixels : bare engine':<26} {_ratio(at['pixels_to_bare_engine'])}",
-        f"  {'pictures a second':<26} "
+        f"  {'images a second':<26} "
         + ", ".join(f"{b['pictures_per_s']:g} at {n}" for n, b in entry["batches"].items()),
     ]
     if any(entry["chain_memory_mb"].values()):
@@ -74,7 +74,7 @@ def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
             f"  {'peak memory':<26} {cold['peak_memory_mb'] if cold['peak_memory_mb'] is not None else '-'} MB{gpu}",
         ]
     if energy["joules_per_picture"] is not None:
-        lines.append(f"  {'energy':<26} {energy['joules_per_picture']:.3f} J a picture at {energy['watts']:.0f} W")
+        lines.append(f"  {'energy':<26} {energy['joules_per_picture']:.3f} J an image at {energy['watts']:.0f} W")
     for part, roof in entry["roofline"].items():
         if "why_null" in roof:
             lines.append(f"  {'roofline':<26} {part}: {roof['why_null']}")

@@ -44,7 +44,7 @@ class Peaks(NamedTuple):
 
 
 def vit_flops(grid: int, extra: int, dim: int, blocks: int, patch: int) -> float:
-    """FLOPs of a vision transformer for one picture: its matrix products; norms, softmax and activations are not counted.
+    """FLOPs of a vision transformer for one image: its matrix products; norms, softmax and activations are not counted.
 
     With ``T = grid² + extra`` tokens of ``D = dim``, a block has queries, keys, values and the output (``8·T·D²``), the MLP
     of four times the width (``16·T·D²``), and attention's two products (``4·T²·D``). The patch embedding before the first block is
@@ -56,7 +56,7 @@ def vit_flops(grid: int, extra: int, dim: int, blocks: int, patch: int) -> float
 
 
 def backbone_work(identity: FeatureIdentity, weight_bytes: int, rows: int, class_token: bool) -> Work | str:
-    """One view through the backbone, when ``rows`` views share a call: weights once a call, pictures in and tokens out in float32.
+    """One view through the backbone, when ``rows`` views share a call: weights once a call, images in and tokens out in float32.
 
     Returns:
         Its :class:`Work`, or why that is not known.

@@ -21,7 +21,7 @@ from ...engine.registry import auto_backends, backend_spec
 from ...errors import VisionADError
 from ...formats.manifest import BankManifest, ModelManifest, read_manifest
 from ...formats.model_folder import read_model
-from ...images.discover import find_pictures
+from ...images.discover import find_images
 from ...inspector import Inspector
 from ...scoring.spec import ScoringSpec, choose_views
 from ...system import environment
@@ -33,8 +33,8 @@ from .nvml import Nvml, energy, open_nvml
 
 PARTS = 4
 PART_SIZE = 1024
-MAX_PICTURES, MAX_BYTES = 32, 512 << 20
-"""Pictures in turn, and bytes that they may take. They are held as pixels, and as views for the bare engine: 5.5 MB each at a crop
+MAX_IMAGES, MAX_BYTES = 32, 512 << 20
+"""Images in turn, and bytes that they may take. They are held as pixels, and as views for the bare engine: 5.5 MB each at a crop
 of 392."""
 PART = "gear"
 NO_GPU = "the backend uses no NVIDIA GPU"
@@ -76,7 +76,7 @@ class Settings:
         }
 
 
-class Pictures(NamedTuple):
+class Images(NamedTuple):
     """The files of the run in order, the pixels of each, uint8 (H, W, 3) BGR, its views, float32 (V, 3, crop, crop), as the engine
     gets them, and the classes that they were found to be of."""
 
@@ -124,27 +124,27 @@ def run_bench(
     choose_views(settings.views, held.views)  # said once, not for each backend
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionad-bench-")))
-        given = [found.path for found in find_pictures(list(settings.images))] if settings.images else _render(work)
+        given = [found.path for found in find_images(list(settings.images))] if settings.images else _render(work)
         bank, support = settings.bank, None
-        if bank is None:  # timed pictures must not be the enrolled one, where there are others
+        if bank is None:  # timed images must not be the enrolled one, where there are others
             bank, support = work / "bank", given[0]
             given = given[1:] or given
         close = stack.enter_context(ExitStack())
         opened, failed = _open_all(model, bank, support, settings, close)
         nvml = stack.enter_context(open_nvml())
-        pictures = _prepare(next(iter(opened.values())), given[:MAX_PICTURES], settings.class_name)
-        report = _Run(
-            model, manifest, bank, settings, opened, pictures, nvml, failed, torch_baselines, progress
-        ).measure(support is not None)
+        images = _prepare(next(iter(opened.values())), given[:MAX_IMAGES], settings.class_name)
+        report = _Run(model, manifest, bank, settings, opened, images, nvml, failed, torch_baselines, progress).measure(
+            support is not None
+        )
         close.close()  # a fresh process finds the box as it is at the start of a shift
         for name, entry in report["backends"].items():
-            entry["cold_start"] = _cold_start(model, bank, pictures.paths[0], name, settings, report, nvml)
+            entry["cold_start"] = _cold_start(model, bank, images.paths[0], name, settings, report, nvml)
         _roofline(report, model, manifest)
     report["failed"] = failed
     report["pictures"]["source"] = "given" if settings.images else "rendered"
     if support is not None:
         report["bank"]["note"] = (
-            f"temporary, enrolled from {'one of the pictures' if settings.images else 'a rendered part'}"
+            f"temporary, enrolled from {'one of the images' if settings.images else 'a rendered part'}"
         )
     return report
 
@@ -187,20 +187,20 @@ def _open_all(
     return opened, failed
 
 
-def _prepare(inspector: Inspector, paths: list[Path], class_name: str | None) -> Pictures:
+def _prepare(inspector: Inspector, paths: list[Path], class_name: str | None) -> Images:
     """As many of the files as may be held, at least one."""
-    pictures, held = Pictures([], [], [], []), 0
+    images, held = Images([], [], [], []), 0
     for one in inspector.inspect_files(paths, class_name=class_name, trace=True):
         if one.trace is None or one.result is None or one.rgb is None:
             raise VisionADError(f"bench: {one.error}")
         held += one.rgb.nbytes + one.trace.views.nbytes
-        if pictures.paths and held > MAX_BYTES:
+        if images.paths and held > MAX_BYTES:
             break
-        pictures.paths.append(one.path)
-        pictures.pixels.append(np.ascontiguousarray(one.rgb[:, :, ::-1]))
-        pictures.views.append(one.trace.views)
-        pictures.classes.append(one.result.class_name)
-    return pictures
+        images.paths.append(one.path)
+        images.pixels.append(np.ascontiguousarray(one.rgb[:, :, ::-1]))
+        images.views.append(one.trace.views)
+        images.classes.append(one.result.class_name)
+    return images
 
 
 @dataclass
@@ -212,7 +212,7 @@ class _Run:
     bank: Path
     settings: Settings
     opened: Mapping[str, Inspector]
-    pictures: Pictures
+    images: Images
     nvml: Nvml | str
     failed: dict[str, str]
     torch_baselines: TorchBaselines | None
@@ -281,8 +281,8 @@ class _Run:
         return {**self._describe(first, temporary), "backends": entries, **report}
 
     def _as_after_a_while(self, inspector: Inspector) -> None:
-        """Have the banks prepared that the pictures are compared with: beside the first calls, it would be measured."""
-        for rgb in {name: self.pictures.pixels[i] for i, name in enumerate(self.pictures.classes)}.values():
+        """Have the banks prepared that the images are compared with: beside the first calls, it would be measured."""
+        for rgb in {name: self.images.pixels[i] for i, name in enumerate(self.images.classes)}.values():
             for _ in range(2):
                 inspector.inspect(rgb, class_name=self.settings.class_name)
         settle()
@@ -290,7 +290,7 @@ class _Run:
     def _describe(self, first: Inspector, temporary: bool) -> dict[str, Any]:
         assert first.bank is not None
         settings, classes = self.settings, first.bank.classes
-        searched = [classes[name] for name in self.pictures.classes if name is not None]
+        searched = [classes[name] for name in self.images.classes if name is not None]
         return {
             "environment": environment(),
             "model": {
@@ -308,8 +308,8 @@ class _Run:
                 "mb": round(sum(p.stat().st_size for p in self.bank.rglob("*.safetensors")) / 1e6, 1),
             },
             "pictures": {
-                "count": len(self.pictures.paths),
-                "sizes": sorted({f"{rgb.shape[1]} x {rgb.shape[0]}" for rgb in self.pictures.pixels}),
+                "count": len(self.images.paths),
+                "sizes": sorted({f"{rgb.shape[1]} x {rgb.shape[0]}" for rgb in self.images.pixels}),
                 "class": settings.class_name or "routed",
             },
             "views": list(first.views),
@@ -327,7 +327,7 @@ class _Run:
         """From files to results, as `visionad predict` does it."""
 
         def call(number: int) -> None:
-            files = self.pictures.files(number, batch)
+            files = self.images.files(number, batch)
             for one in inspector.inspect_files(files, class_name=self.settings.class_name, batch=batch):
                 if one.result is None:
                     raise VisionADError(f"bench: {one.error}")
@@ -338,10 +338,10 @@ class _Run:
     def _from_pixels(
         self, inspector: Inspector, batch: int, laps: list[Mapping[str, float]]
     ) -> Callable[[int], object]:
-        """From decoded pictures in BGR, as OpenCV delivers them, to results: the call that a line's own program makes."""
+        """From decoded images in BGR, as OpenCV delivers them, to results: the call that a line's own program makes."""
 
         def call(number: int) -> None:
-            images = self.pictures.decoded(number, batch)
+            images = self.images.decoded(number, batch)
             results = inspector.inspect_batch(images, class_name=self.settings.class_name)
             laps.extend(result.timings for result in results)
 
@@ -349,12 +349,12 @@ class _Run:
 
     def _ready(self, batch: int) -> list[NDArray[np.float32]]:
         """The views of calls, prepared before: not all different calls where that would fill the memory."""
-        count = len(self.pictures.paths)
+        count = len(self.images.paths)
         different = count // math.gcd(count, batch)
-        return [self.pictures.prepared(call, batch) for call in range(min(different, max(1, MAX_PICTURES // batch)))]
+        return [self.images.prepared(call, batch) for call in range(min(different, max(1, MAX_IMAGES // batch)))]
 
     def _engine_only(self, inspector: Inspector, ready: list[NDArray[np.float32]]) -> Callable[[int], object]:
-        """The engine alone on the same pictures: what is left when all else is free."""
+        """The engine alone on the same images: what is left when all else is free."""
         routed = self.settings.class_name is None
         return lambda number: inspector.engine.encode(ready[number % len(ready)], class_token=routed)
 
@@ -388,7 +388,7 @@ class _Run:
         return lambda number: encode(ready[number % len(ready)])
 
     def _torch_method(self, inspect: Callable[[Path], object], batch: int) -> Callable[[int], object]:
-        return lambda number: [inspect(path) for path in self.pictures.files(number, batch)]
+        return lambda number: [inspect(path) for path in self.images.files(number, batch)]
 
     @staticmethod
     def _against(
@@ -422,7 +422,7 @@ class _Run:
 def _cold_start(
     model: Path,
     bank: Path,
-    picture: Path,
+    image: Path,
     backend: str,
     settings: Settings,
     report: Mapping[str, Any],
@@ -436,7 +436,7 @@ def _cold_start(
     return cold_start(
         model,
         bank,
-        picture,
+        image,
         backend,
         settings.threads,
         report["views"],
@@ -481,7 +481,7 @@ def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> N
         }
         if rows is None:
             entry["roofline"]["search, all views"] = {
-                "why_null": "no picture is of a known class, so what was searched is not known"
+                "why_null": "no image is of a known class, so what was searched is not known"
             }
         else:
             searched, size = (_known(halves), 2) if _chain_on_gpu(entry) else (cpu, 4)

@@ -1,7 +1,7 @@
 """Rendered industrial parts, good and bad, so that the demo needs no download and no camera.
 
 Every part is a small scene of signed distance functions: negative inside a shape, positive outside, in units of half a
-picture. A distance gives an antialiased edge, a bevel and a soft shadow from the same formula, without drawing at a
+image. A distance gives an antialiased edge, a bevel and a soft shadow from the same formula, without drawing at a
 higher resolution first. One seed fixes pose, light and noise; a defect draws from a stream of its own, so the good and
 the bad rendering of a seed differ in the defect and in nothing else.
 """
@@ -37,7 +37,7 @@ DEFECTS: dict[str, tuple[str, ...]] = {
     "blister": ("missing_tablet", "broken_tablet", "contamination"),
 }
 
-_LIGHT = (-0.6, -0.8)  # towards the lamp, up and left in the picture; it stays while the part turns
+_LIGHT = (-0.6, -0.8)  # towards the lamp, up and left in the image; it stays while the part turns
 
 
 # --- signed distances -------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def _lettering(text: str, height: int) -> Field:
 
 
 class _Patch:
-    """A window of the picture with coordinates of its own: origin where asked, axes along the part."""
+    """A window of the image with coordinates of its own: origin where asked, axes along the part."""
 
     def __init__(self, rgb: Field, u: Field, v: Field, pixel: float, light: tuple[float, float]) -> None:
         self.rgb, self.u, self.v = rgb, u, v
@@ -154,7 +154,7 @@ class _Patch:
         """Light the rim of a shape on the side of the lamp and darken the other (swapped for a hole)."""
         band = self.cover(distance) * _smooth(1 + distance / np.float32(width))
         gx, gy = (cv2.Sobel(distance, cv2.CV_32F, dx, 1 - dx, ksize=1, scale=0.5) for dx in (1, 0))
-        # The gradient is taken along the picture's rows and columns, so the lamp is not turned into the part's frame.
+        # The gradient is taken along the image's rows and columns, so the lamp is not turned into the part's frame.
         facing = (gx * np.float32(_LIGHT[0]) + gy * np.float32(_LIGHT[1])) / np.float32(self._pixel)
         sign = -strength if inwards else strength
         self.rgb *= (1 + np.float32(sign) * band * np.clip(facing, -1, 1))[..., None]
@@ -178,7 +178,7 @@ class _Patch:
 
 
 class _Scene:
-    """The whole picture, (S, S, 3) float32 in 0..1, and the pose of the part in it."""
+    """The whole image, (S, S, 3) float32 in 0..1, and the pose of the part in it."""
 
     def __init__(self, size: int, rng: np.random.Generator, turn: float, shift: float, zoom: float) -> None:
         self.rgb: Field = np.zeros((size, size, 3), dtype=np.float32)
@@ -196,7 +196,7 @@ class _Scene:
         )
 
     def frame(self) -> _Patch:
-        """All of the picture in the camera's coordinates, −1..1."""
+        """All of the image in the camera's coordinates, −1..1."""
         shape = self.rgb.shape[:2]
         return _Patch(
             self.rgb, np.broadcast_to(self._x, shape), np.broadcast_to(self._y, shape), self.pixel, self.light
@@ -767,11 +767,11 @@ def render(class_name: str, seed: int, defect: str | None = None, size: int = 51
         class_name: One of ``CLASSES``, or ``UNKNOWN`` for an object of no class.
         seed: Pose, light, noise and the defect's place. Equal arguments give equal bytes.
         defect: One of ``DEFECTS[class_name]``; None for a good part.
-        size: Side of the square picture in pixels.
+        size: Side of the square image in pixels.
 
     Returns:
-        The picture, (size, size, 3) uint8 RGB, and the defect's mask, (size, size) bool: true exactly where the
-        picture differs from the good one of the same seed.
+        The image, (size, size, 3) uint8 RGB, and the defect's mask, (size, size) bool: true exactly where the
+        image differs from the good one of the same seed.
     """
     if class_name not in _PARTS:
         raise ValueError(f"no part named {class_name!r}; there are {', '.join(_PARTS)}")
@@ -796,7 +796,7 @@ def write_dataset(root: Path, train: int = 8, good: int = 10, per_defect: int = 
     """Write every class as an MVTec-style tree of PNGs.
 
     ``root/<class>/train/good``, ``root/<class>/test/{good,<defect>}`` and ``root/<class>/ground_truth/<defect>``
-    (``000_mask.png``, 0 or 255). No two pictures share a seed.
+    (``000_mask.png``, 0 or 255). No two images share a seed.
     """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         jobs: list[Future[None]] = []
@@ -817,8 +817,8 @@ def write_dataset(root: Path, train: int = 8, good: int = 10, per_defect: int = 
 
 
 def _shoot(folder: Path, index: int, class_name: str, seed: int, defect: str | None) -> None:
-    picture, mask = render(class_name, seed, defect)
-    _save(folder / f"{index:03}.png", picture)
+    image, mask = render(class_name, seed, defect)
+    _save(folder / f"{index:03}.png", image)
     if defect is not None:
         truth = folder.parents[1] / "ground_truth" / defect
         _save(truth / f"{index:03}_mask.png", mask.astype(np.uint8) * np.uint8(255))

@@ -14,7 +14,7 @@ from ...visualization.thumbnails import Mask, Rgb, draw_ground_truth
 GOOD = "good"
 UNKNOWN = "unknown"
 PITCH = (
-    "Show it a few good parts, and it inspects: where a new picture differs from all of them, it says so and shows it."
+    "Show it a few good parts, and it inspects: where a new image differs from all of them, it says so and shows it."
 )
 
 _THUMB = 256
@@ -23,7 +23,7 @@ _SUPPORT_THUMB = 160
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One inspected picture."""
+    """One inspected image."""
 
     image_path: str
     class_name: str
@@ -34,13 +34,13 @@ class Case:
     verdict: str
     """``ok``, ``anomalous`` or ``unknown``."""
     overlay: Rgb
-    """(h, w, 3) uint8 RGB, any size; without a caption strip it sits best beside the picture."""
-    picture: Rgb
+    """(h, w, 3) uint8 RGB, any size; without a caption strip it sits best beside the image."""
+    image: Rgb
     """(h, w, 3) uint8 RGB, any size."""
     routed_class: str | None = None
     class_margin: float | None = None
     mask: Mask | None = None
-    """(h, w) bool, the true defect over the whole picture; outlined on it."""
+    """(h, w) bool, the true defect over the whole image; outlined on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +236,7 @@ def _card(anchor: str, case: Case, axis: Axis) -> dict[str, Any]:
         "anchor": anchor,
         "kind": _kind(case),
         "mistake": mistake(case),
-        "image": InlineImage.of_pixels(draw_ground_truth(case.picture, case.mask, _THUMB), f"{name}, as taken", _THUMB),
+        "image": InlineImage.of_pixels(draw_ground_truth(case.image, case.mask, _THUMB), f"{name}, as taken", _THUMB),
         "overlay": InlineImage.of_pixels(case.overlay, f"{name}, heat map", _THUMB),
         "verdict": case.verdict,
         "verdict_class": case.verdict if case.verdict in ("ok", "anomalous") else UNKNOWN,

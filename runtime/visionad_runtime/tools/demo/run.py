@@ -1,4 +1,4 @@
-"""``visionad demo``: export, enrol, calibrate, inspect and report, through the same functions as the single commands."""
+"""``visionad demo``: export, enroll, calibrate, inspect and report, through the same functions as the single commands."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from .report import GOOD, UNKNOWN, Case, ClassReport, Report, mistake, write_rep
 BACKBONE = "efficientnet_lite0"
 FALSE_REJECT = 0.05
 NORMALS = math.ceil(1 / FALSE_REJECT - 1)
-"""Good pictures, besides the enrolled ones, that a threshold for ``FALSE_REJECT`` takes."""
+"""Good images, besides the enrolled ones, that a threshold for ``FALSE_REJECT`` takes."""
 STRANGERS = 3
 CARDS = 24
-"""Pictures a class shows on the page; all of them are in ``verdicts.jsonl`` and ``overlays/``."""
+"""Images a class shows on the page; all of them are in ``verdicts.jsonl`` and ``overlays/``."""
 
 ExportModel = Callable[[str, Path], Mapping[str, Any]]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -110,9 +110,9 @@ def run_demo(
     facts = [
         ("Image AUROC", f"{np.mean(aurocs):.3f}" if aurocs else "–"),
         ("Routed to the right class", f"{routed:.1%}"),
-        ("A picture takes", f"{median['total']:.0f} ms"),
+        ("An image takes", f"{median['total']:.0f} ms"),
         ("First verdict after", f"{first_verdict:.1f} s"),
-        ("Good pictures shown", f"{shots} a class"),
+        ("Good images shown", f"{shots} a class"),
         *_ran_on(inspector),
     ]
     shown = [
@@ -129,7 +129,7 @@ def run_demo(
         Image.fromarray(sheet([c.overlay for c in picked], 8, "VisionAD demo: every row one class")).save(f, "PNG")
 
     lines = [
-        f"inspect  {len(seen.timings)} pictures, {median['total']:.0f} ms each (median), first verdict after {first_verdict:.1f} s",
+        f"inspect  {len(seen.timings)} images, {median['total']:.0f} ms each (median), first verdict after {first_verdict:.1f} s",
         *(
             f"result   {c.name}: image AUROC {_figure(c.image_auroc)}, pixel AUROC {_figure(c.pixel_auroc)}, "
             f"{sum(mistake(k) is None for k in c.cases)} of {len(c.cases)} verdicts right"
@@ -160,7 +160,7 @@ def _ran_on(inspector: Inspector) -> list[tuple[str, str]]:
 
 
 def thumb(path: Path) -> Any:
-    """Small RGB picture of a file for the page."""
+    """Small RGB image of a file for the page."""
     return thumbnail(load(path), 320)
 
 
@@ -203,7 +203,7 @@ def _split(dataset: Dataset, shots: int) -> tuple[dict[str, list[Path]], dict[st
     for name in dataset.classes:
         train = dataset.train(name)
         if len(train) < shots:
-            raise VisionADError(f"class {name!r} has {len(train)} good training pictures, --shots wants {shots}")
+            raise VisionADError(f"class {name!r} has {len(train)} good training images, --shots wants {shots}")
         supports[name], normals[name] = train[:shots], train[shots : shots + 4 * NORMALS]
     return supports, normals
 
@@ -215,18 +215,18 @@ def _teach(
     say: Callable[[str], None],
     progress: Progress,
 ) -> dict[str, float]:
-    """Enrol every class, then set the thresholds; returns class → the false-reject rate that its threshold keeps."""
+    """Enroll every class, then set the thresholds; returns class → the false-reject rate that its threshold keeps."""
     assert inspector.bank is not None
     for name in list(inspector.bank.classes):  # an earlier run's: made anew, undoable as any change
         inspector.bank.remove(name)
     for name, paths in supports.items():
         with progress(f"enrolling {name}", len(paths)) as step:
             inspector.enroll_files(name, paths, step=step)
-        say(f"enrol    {name}: {len(paths)} good pictures")
+        say(f"enroll    {name}: {len(paths)} good images")
     rates = {}
     for name, paths in normals.items():
         if len(paths) < 2:
-            say(f"         {name}: no further good pictures, so no threshold and no verdict, only scores")
+            say(f"         {name}: no further good images, so no threshold and no verdict, only scores")
             continue
         rates[name] = max(FALSE_REJECT, 1 / (len(paths) + 1))  # the lowest that so few can promise
         with progress(f"calibrating {name}", len(paths)) as step:
@@ -239,7 +239,7 @@ def _teach(
 
 @dataclass
 class _Seen:
-    """What inspecting everything gave: cases and pixel metrics by class, the strangers' cases, each picture's timings."""
+    """What inspecting everything gave: cases and pixel metrics by class, the strangers' cases, each image's timings."""
 
     cases: dict[str, list[Case]]
     pixels: dict[str, PixelMetrics]
@@ -248,7 +248,7 @@ class _Seen:
 
 
 def _inspect(inspector: Inspector, dataset: Dataset, strangers: Sequence[Path], out: Path, progress: Progress) -> _Seen:
-    """Inspect all test pictures and strangers, routed; writes overlays and ``verdicts.jsonl``."""
+    """Inspect all test images and strangers, routed; writes overlays and ``verdicts.jsonl``."""
     samples: list[Sample | None] = [s for name in dataset.classes for s in dataset.test(name)]
     paths = [*(s.path for s in samples if s is not None), *strangers]
     samples += [None] * len(strangers)
@@ -290,7 +290,7 @@ def _case(one: FileResult, sample: Sample | None) -> Case:
         threshold=result.threshold,
         verdict=result.verdict,
         overlay=thumbnail(drawn, 320),
-        picture=thumbnail(rgb, 320),
+        image=thumbnail(rgb, 320),
         routed_class=result.class_name,
         class_margin=result.class_margin,
         mask=mask,
@@ -328,7 +328,7 @@ def _without_total(timings: dict[str, float]) -> dict[str, float]:
 
 def _notes(shown: Sequence[ClassReport], every: Sequence[Case], rates: dict[str, float]) -> list[str]:
     count = sum(len(c.cases) for c in shown if c.name != "strangers")
-    notes = ["Every picture was routed to its class by its content alone; no class was given."]
+    notes = ["Every image was routed to its class by its content alone; no class was given."]
     if rates:
         notes.append(
             "Thresholds come from good parts alone: split conformal, false rejects on average at most "
@@ -336,17 +336,17 @@ def _notes(shown: Sequence[ClassReport], every: Sequence[Case], rates: dict[str,
             + "."
         )
     if count < len(every):
-        notes.append(f"{count} of {len(every)} pictures are shown: all mistakes, then an even choice of the rest.")
+        notes.append(f"{count} of {len(every)} images are shown: all mistakes, then an even choice of the rest.")
     return notes
 
 
 def _commands(out: Path) -> list[str]:
     model, bank = out / "model", out / "bank"
     return [
-        f"visionad bank add {model} {bank} --class my_part good_pictures/",
-        f"visionad calibrate {model} {bank} --class my_part more_good_pictures/ --max-false-reject 0.05",
-        f"visionad predict {model} {bank} new_pictures/ --json --overlays overlays/",
-        f"visionad parity {model} {bank} new_pictures/",
+        f"visionad bank add {model} {bank} --class my_part good_images/",
+        f"visionad calibrate {model} {bank} --class my_part more_good_images/ --max-false-reject 0.05",
+        f"visionad predict {model} {bank} new_images/ --json --overlays overlays/",
+        f"visionad parity {model} {bank} new_images/",
         "visionad demo --data your_mvtec_style_folder/ --out your_demo",
     ]
 

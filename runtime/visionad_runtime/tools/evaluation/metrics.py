@@ -71,7 +71,7 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike) -> MetricReport:
     """
     score, label = np.asarray(scores, np.float64), np.asarray(labels)
     if score.ndim != 1 or score.shape != label.shape:
-        raise VisionADError(f"image metrics: wanted a label for each score, found {label.shape} for {score.shape}")
+        raise VisionADError(f"image metrics: expected a label for each score, got {label.shape} for {score.shape}")
     if bad := np.count_nonzero(~np.isfinite(score)):
         raise VisionADError(f"image metrics: {bad} of {score.size} scores are NaN or infinite")
     if not np.isin(label, (0, 1)).all():
@@ -91,7 +91,7 @@ class PixelMetrics:
         self._lowest, self._highest = np.float32(np.inf), np.float32(-np.inf)
 
     def add(self, anomaly_map: F32, mask: NDArray[np.bool_]) -> None:
-        """Count one picture: its raw map, float32 (H, W), finite, and its mask, bool (H, W), True where defect.
+        """Count one image: its raw map, float32 (H, W), finite, and its mask, bool (H, W), True where defect.
 
         Raises:
             VisionADError: another shape or dtype, no pixels, NaN or infinity in the map. Nothing was counted then.
@@ -240,7 +240,7 @@ class _Table:
 
 
 class _Ranking:
-    """How many pixels (or pictures) lie above a value. ``keys`` (n,) ascending, distinct; ``sums`` (columns, n)."""
+    """How many pixels (or images) lie above a value. ``keys`` (n,) ascending, distinct; ``sums`` (columns, n)."""
 
     def __init__(self, keys: NDArray[np.generic], sums: F64) -> None:
         self.keys = keys
@@ -319,8 +319,10 @@ def _coarse(keys: U32, bits: int) -> U32:
 def _check(anomaly_map: F32, mask: NDArray[np.bool_]) -> None:
     if anomaly_map.dtype != np.float32 or mask.dtype != np.bool_:
         found = f"{anomaly_map.dtype} and {mask.dtype}"
-        raise VisionADError(f"pixel metrics: wanted a float32 map and a bool mask, found {found}")
+        raise VisionADError(f"pixel metrics: expected a float32 map and a bool mask, got {found}")
     if anomaly_map.ndim != 2 or anomaly_map.shape != mask.shape or not anomaly_map.size:
-        raise VisionADError(f"pixel metrics: map {anomaly_map.shape} and mask {mask.shape}; wanted one (H, W) for both")
+        raise VisionADError(
+            f"pixel metrics: map {anomaly_map.shape} and mask {mask.shape}; expected one (H, W) for both"
+        )
     if bad := np.count_nonzero(~np.isfinite(anomaly_map)):
         raise VisionADError(f"pixel metrics: {bad} of {anomaly_map.size} pixels of the map are NaN or infinite")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...bank.names import check_class_name
 from ...bank.store import Bank
-from ...errors import PictureError
+from ...errors import ImageError
 from ...formats.manifest import Calibration, ModelManifest
 from ...inspector import Inspector
 from ...result import Verdict
@@ -55,13 +55,13 @@ class Predictor(Protocol):
         """Learn a class."""
 
     def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
-        """Set the class's threshold from good pictures; returns what :meth:`recall` takes, JSON types."""
+        """Set the class's threshold from good images; returns what :meth:`recall` takes, JSON types."""
 
     def recall(self, class_name: str, calibration: Mapping[str, Any]) -> None:
         """Set the class's threshold as :meth:`calibrate` once did."""
 
-    def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | PictureError]:
-        """Inspect pictures in order; ``class_name=None`` finds each one's class."""
+    def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | ImageError]:
+        """Inspect images in order; ``class_name=None`` finds each one's class."""
 
 
 class RuntimePredictor:
@@ -99,7 +99,7 @@ class RuntimePredictor:
         record = Calibration.model_validate(calibration["record"])
         self._inspector.enrolled(name).calibrate(name, calibration["threshold"], (low, high), record)
 
-    def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | PictureError]:
+    def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | ImageError]:
         """See :class:`Predictor`."""
         name = None if class_name is None else check_class_name(class_name)
         for one in self._inspector.inspect_files(paths, class_name=name, batch=self._batch, bit_depth=self._bit_depth):

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bank.names import check_class_name
-from ...errors import PictureError, VisionADError
+from ...errors import ImageError, VisionADError
 from ...formats.files import sha256_bytes
 from ...images import decode
 from ...inspector import Inspector
@@ -94,13 +94,13 @@ def evaluate(
         progress: called with a title and a number of images; gives the function that counts one.
 
     Raises:
-        VisionADError: too few pictures, unreadable pictures or masks, or what ``Inspector.open`` raises.
+        VisionADError: too few images, unreadable images or masks, or what ``Inspector.open`` raises.
     """
     if calibrate is not None and not 0 < calibrate < 1:
-        raise VisionADError(f"--calibrate {calibrate}: wanted a false-reject rate between 0 and 1, e.g. 0.01")
+        raise VisionADError(f"--calibrate {calibrate}: expected a false-reject rate between 0 and 1, e.g. 0.01")
     chosen: tuple[int | None, ...] = (None,) if seeds is None else tuple(seeds)
     if not chosen or len(set(chosen)) != len(chosen):
-        raise VisionADError(f"seeds {', '.join(map(str, chosen)) or '(none)'}: wanted one or more, each once")
+        raise VisionADError(f"seeds {', '.join(map(str, chosen)) or '(none)'}: expected one or more, each once")
     for name in dataset.classes:  # before anything is loaded
         check_class_name(name)
         for seed in chosen:
@@ -123,7 +123,7 @@ def evaluate(
             )
             predictor = RuntimePredictor(inspector, batch=batch, bit_depth=bit_depth)
         run = _Run(predictor, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, Store(work))
-        with progress(f"{dataset.name}, {shots} shot{'s' if shots > 1 else ''}", run.pictures()) as step:
+        with progress(f"{dataset.name}, {shots} shot{'s' if shots > 1 else ''}", run.images()) as step:
             run.go(step)
         return run.evaluation()
 
@@ -190,8 +190,8 @@ class _Run:
             resumed=self.resumed,
         )
 
-    def pictures(self) -> int:
-        """How many pictures are left to encode, about: a step each."""
+    def images(self) -> int:
+        """How many images are left to encode, about: a step each."""
         total = 0
         for seed, tested, enrolled in self._groups():
             total += sum(len(self.dataset.test(name)) for name in tested)
@@ -213,7 +213,7 @@ class _Run:
                 self._group(seed, tested, enrolled, step)
 
     def _groups(self) -> Iterable[tuple[int | None, list[str], list[str]]]:
-        """Seed, classes to test, classes to enrol together for that."""
+        """Seed, classes to test, classes to enroll together for that."""
         for seed in self.seeds:
             left = [name for name in self.dataset.classes if (seed, name) not in self.units]
             if self.mode == "separate":
@@ -231,7 +231,7 @@ class _Run:
             learned[name] = self._sift(name, chosen, "support", faults[name], digests[name])
             if self.skip and not learned[name]:
                 raise DatasetError(
-                    f"class {name!r}: none of its {len(chosen)} support pictures can be read ({faults[name][0].reason})"
+                    f"class {name!r}: none of its {len(chosen)} support images can be read ({faults[name][0].reason})"
                 )
         if not self.skip and any(faults.values()):
             self.faults += [fault for found in faults.values() for fault in found]
@@ -253,23 +253,23 @@ class _Run:
                 self._keep(seed, name, unit)
 
     def _keep(self, seed: int | None, name: str, unit: EvaluationUnit) -> None:
-        if seed != self.seeds[0]:  # pictures are shown of the first seed only; the others' would only fill the memory
+        if seed != self.seeds[0]:  # images are shown of the first seed only; the others' would only fill the memory
             arrays = {k: v for k, v in unit.arrays.items() if not k.startswith(("picture_", "overlay_"))}
             unit = EvaluationUnit(unit.result, arrays)
         self.units[seed, name] = unit
 
-    # -- pictures that cannot be read ---------------------------------------------------------------------------------
+    # -- images that cannot be read ---------------------------------------------------------------------------------
 
     def _sift(
         self, name: str, paths: Sequence[Path], role: str, faults: list[UnreadableFile], digests: set[str]
     ) -> list[Path]:
-        """The readable ones, each picture once (a copy of a picture teaches nothing new); ``digests`` are known already."""
+        """The readable ones, each image once (a copy of an image teaches nothing new); ``digests`` are known already."""
         kept = []
         for path in paths:
             try:
                 data = decode.read_bytes(path)
                 decode.decode(data, path, self.bit_depth)
-            except PictureError as exc:
+            except ImageError as exc:
                 faults.append(UnreadableFile(path, role, name, str(exc)))
                 continue
             digest = sha256_bytes(data)
@@ -279,7 +279,7 @@ class _Run:
         return kept
 
     def _only_check(self, names: Iterable[str], step: Step, done: int = 0) -> None:
-        """Count what cannot be read among the test pictures, without inspecting any."""
+        """Count what cannot be read among the test images, without inspecting any."""
         for name in names:
             for sample in self.dataset.test(name)[done:]:
                 try:
@@ -302,7 +302,7 @@ class _Run:
         done = len(self.units)
         kept = f"; {done} finished units are kept in {self.store.folder}" if self.store.folder and done else ""
         raise DatasetError(
-            f"{self.dataset.name} at {self.dataset.root}: {len(by_path)} pictures or masks cannot be used: {first}{more}; mend "
+            f"{self.dataset.name} at {self.dataset.root}: {len(by_path)} images or masks cannot be used: {first}{more}; mend "
             f"them or pass over them with --skip-unreadable{kept}"
         )
 
@@ -343,7 +343,7 @@ class _Run:
         found: dict[str, Any] = {}
         if len(normals) < needed:
             found["reason"] = (
-                f"a false-reject rate of {rate:g} takes at least {needed} good pictures besides the supports, found {len(normals)}"
+                f"a false-reject rate of {rate:g} takes at least {needed} good images besides the supports, found {len(normals)}"
             )
         elif self.skip or len(faults) == before:
             found = self.predictor.calibrate(name, normals, rate, step)
@@ -362,7 +362,7 @@ class _Run:
         calibration: dict[str, Any] | None,
         step: Step,
     ) -> EvaluationUnit | None:
-        """Inspect a class's test pictures; None if one of them cannot be read and must not be skipped."""
+        """Inspect a class's test images; None if one of them cannot be read and must not be skipped."""
         own, samples = check_class_name(name), self.dataset.test(name)
         tally = Tally(self.dataset.root, self.mode, self.predictor.manifest, self.predictor.scoring, self.bit_depth)
         given = own if self.mode == "separate" else None
@@ -370,13 +370,13 @@ class _Run:
             zip(samples, self.predictor.inspect([s.path for s in samples], given), strict=True)
         ):
             try:
-                if isinstance(one, PictureError):
+                if isinstance(one, ImageError):
                     raise one
                 mask = self._mask(sample)
                 again = one
                 if one.class_name != own:  # taken for another class
                     (second,) = self.predictor.inspect([sample.path], own)
-                    if isinstance(second, PictureError):
+                    if isinstance(second, ImageError):
                         raise second
                     again = second
             except VisionADError as exc:

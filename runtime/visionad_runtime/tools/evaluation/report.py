@@ -88,7 +88,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
     spec = evaluation.manifest.identity.preprocess
     if spec.crop < spec.resize:
         lost = 1 - (spec.crop / spec.resize) ** 2
-        said.append(f"The centre crop leaves the outer {lost:.1%} of a picture uninspected, and unmeasured.")
+        said.append(f"The centre crop leaves the outer {lost:.1%} of an image uninspected, and unmeasured.")
     seed = evaluation.seeds[0]
     outside = sum(r["outside_crop"] for r in results if r["seed"] == seed)
     if outside:
@@ -100,14 +100,14 @@ def remarks(evaluation: Evaluation) -> list[str]:
         said.append(f"{without} defects have no mask and count in image metrics only.")
     if evaluation.mode == "multi":
         said.append(
-            "One bank for all classes, the class found for every picture by itself. A picture taken for another class is "
+            "One bank for all classes, the class found for every image by itself. An image taken for another class is "
             "scored against that class's bank, one like no class against the nearest."
         )
         said.append(_price(evaluation))
     if evaluation.calibrate is not None:
         said.append(
-            f"Thresholds are set from good pictures alone, for at most {evaluation.calibrate:.1%} false rejects on average; "
-            "false rejects and misses are counted on the test pictures. A picture without a verdict counts as neither."
+            f"Thresholds are set from good images alone, for at most {evaluation.calibrate:.1%} false rejects on average; "
+            "false rejects and misses are counted on the test images. An image without a verdict counts as neither."
         )
         said += _uncalibrated(evaluation)
     row = published(evaluation.dataset, evaluation.shots)

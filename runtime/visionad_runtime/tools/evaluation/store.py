@@ -26,7 +26,7 @@ class EvaluationUnit:
     """One class with one seed's supports.
 
     ``result`` is its entry of the JSON file. ``arrays``: ``scores`` (n,), ``labels`` (n,), the points ``roc``, ``pr`` and ``pro``
-    of its pixel curves (m, 2), and ``picture_K`` and ``overlay_K``, JPEG bytes of the K-th of ``result["worst"]``.
+    of its pixel curves (m, 2), and ``image_K`` and ``overlay_K``, JPEG bytes of the K-th of ``result["worst"]``.
     """
 
     result: dict[str, Any]

@@ -31,7 +31,7 @@ THUMB = 256
 
 
 class UnreadableFile(NamedTuple):
-    """A picture or mask that cannot be read. ``role``: ``support``, ``normal`` (to calibrate) or ``test``."""
+    """An image or mask that cannot be read. ``role``: ``support``, ``normal`` (to calibrate) or ``test``."""
 
     path: Path
     role: str
@@ -64,7 +64,7 @@ class Tally:
         self.scores: list[float] = []
         self.given_scores: list[float] = []
         self.labels: list[int] = []
-        # Pixels of pictures found to be of their own class; of the others, as routed, and with their class given.
+        # Pixels of images found to be of their own class; of the others, as routed, and with their class given.
         self.pixels, self.routed, self.given = PixelMetrics(), PixelMetrics(), PixelMetrics()
         self.taken_for: Counter[str | None] = Counter()
         self.verdicts: Counter[tuple[int, str]] = Counter()
@@ -73,7 +73,7 @@ class Tally:
         self.worst: dict[int, list[_Hard]] = {0: [], 1: []}
 
     def add(self, sample: Sample, seen: Prediction, given: Prediction, mask: NDArray[np.bool_] | None) -> None:
-        """Count one picture, as it was routed and with its class given (the same object, if it was routed well)."""
+        """Count one image, as it was routed and with its class given (the same object, if it was routed well)."""
         label = sample.label
         self.labels.append(label)
         self.scores.append(seen.score)
@@ -149,7 +149,7 @@ class Tally:
         return EvaluationUnit(result, self._arrays(worst))
 
     def _routing(self) -> dict[str, Any]:
-        """Where the pictures went that were to find their class themselves."""
+        """Where the images went that were to find their class themselves."""
         wrong, images = sum(self.taken_for.values()), len(self.labels)
         return {
             "routing_accuracy": 1 - wrong / images if images else None,
@@ -158,7 +158,7 @@ class Tally:
         }
 
     def _arrays(self, worst: Sequence[_Hard]) -> Arrays:
-        """What the report's plots and pictures are made of."""
+        """What the report's plots and images are made of."""
         curves = self.pixels.curves()
         arrays: Arrays = {
             "scores": np.asarray(self.scores, np.float64),
@@ -170,7 +170,7 @@ class Tally:
         scale = self._scale()
         for place, one in enumerate(worst):
             taken, drawn = _render(one, self.manifest, self.scoring, self.bit_depth, scale)
-            arrays[f"picture_{place}"] = np.frombuffer(taken, np.uint8)
+            arrays[f"image_{place}"] = np.frombuffer(taken, np.uint8)
             arrays[f"overlay_{place}"] = np.frombuffer(drawn, np.uint8)
         return arrays
 
@@ -186,7 +186,7 @@ class Tally:
         return {metric: found[metric] for metric in METRICS}, reasons, bounds
 
     def _realised(self, calibration: Mapping[str, Any]) -> dict[str, Any]:
-        """What the threshold did on the test pictures."""
+        """What the threshold did on the test images."""
         if "threshold" not in calibration:
             return {"threshold": None, "reason": calibration.get("reason", "")}
         record, count = calibration["record"], self.verdicts
@@ -204,7 +204,7 @@ class Tally:
         }
 
     def _scale(self) -> tuple[float, float]:
-        """One colour scale for the unit's heat maps: cold is a good picture's usual level, the middle where F1 is best."""
+        """One colour scale for the unit's heat maps: cold is a good image's usual level, the middle where F1 is best."""
         low = float(np.median(self.good_levels)) if self.good_levels else 0.0
         middle = best_threshold(np.asarray(self.scores), np.asarray(self.labels))
         return heatmap_range(low, middle)
@@ -213,7 +213,7 @@ class Tally:
 def _render(
     one: _Hard, manifest: ModelManifest, scoring: ScoringSpec, bit_depth: int | None, scale: tuple[float, float]
 ) -> tuple[bytes, bytes]:
-    """A picture with its true defect outlined, and with its heat, as JPEG."""
+    """An image with its true defect outlined, and with its heat, as JPEG."""
     rgb = decode.load(one.sample.path, bit_depth)
     height, width = rgb.shape[:2]
     geometry = Geometry.of(width, height, manifest.identity.preprocess)

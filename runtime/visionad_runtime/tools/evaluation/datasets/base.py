@@ -23,7 +23,7 @@ class DatasetError(VisionADError):
 
 
 class Box(NamedTuple):
-    """A defect's bounding box in pixels of the picture; ``right`` and ``bottom`` are excluded."""
+    """A defect's bounding box in pixels of the image; ``right`` and ``bottom`` are excluded."""
 
     left: int
     top: int
@@ -55,13 +55,13 @@ class Sample:
 
     @property
     def has_mask(self) -> bool:
-        """Is it known which pixels are defect? (Of a good picture, always: none.)"""
+        """Is it known which pixels are defect? (Of a good image, always: none.)"""
         return self.label == 0 or bool(self.masks or self.boxes)
 
 
 @dataclass(frozen=True)
 class ClassData:
-    """One class: good pictures to choose support from, sorted by file name; test pictures; more good ones, if set apart."""
+    """One class: good images to choose support from, sorted by file name; test images; more good ones, if set apart."""
 
     train: tuple[Path, ...]
     test: tuple[Sample, ...]
@@ -70,7 +70,7 @@ class ClassData:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A checked data set. Every class has train and test pictures."""
+    """A checked data set. Every class has train and test images."""
 
     name: str
     root: Path
@@ -82,15 +82,15 @@ class Dataset:
         return sorted(self.by_class)
 
     def train(self, class_name: str) -> list[Path]:
-        """Good pictures to choose support from, sorted by file name."""
+        """Good images to choose support from, sorted by file name."""
         return list(self._of(class_name).train)
 
     def validation(self, class_name: str) -> list[Path]:
-        """Further good pictures the layout sets apart (for a threshold); empty for most."""
+        """Further good images the layout sets apart (for a threshold); empty for most."""
         return list(self._of(class_name).validation)
 
     def test(self, class_name: str) -> list[Sample]:
-        """Test pictures, by type of defect, then file name."""
+        """Test images, by type of defect, then file name."""
         return list(self._of(class_name).test)
 
     def _of(self, class_name: str) -> ClassData:
@@ -133,7 +133,7 @@ class Faults:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Pictures directly in a folder, sorted by file name; none if there is no such folder."""
+    """Images directly in a folder, sorted by file name; none if there is no such folder."""
     if not folder.is_dir():
         return []
     found = (p for p in folder.iterdir() if p.suffix.lower() in discover.SUFFIXES and not p.name.startswith("."))
@@ -154,10 +154,10 @@ def subfolders(folder: Path) -> list[Path]:
 
 def listed_classes(train: dict[str, list[Path]], test: dict[str, list[Sample]], faults: Faults) -> dict[str, ClassData]:
     """Classes from explicit lists of files: check that all exist, sort."""
-    for pictures in train.values():
-        faults.need_files("picture", pictures)
+    for images in train.values():
+        faults.need_files("image", images)
     for samples in test.values():
-        faults.need_files("picture", (s.path for s in samples))
+        faults.need_files("image", (s.path for s in samples))
         faults.need_files("mask", (m for s in samples for m in s.masks))
     return {
         name: ClassData(

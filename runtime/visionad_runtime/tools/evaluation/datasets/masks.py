@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ....errors import PictureError
+from ....errors import ImageError
 from ....images import decode
 from ....preprocess import crop_offset, resize_square
 from .base import DatasetError, Sample
@@ -21,8 +21,8 @@ def load_mask(sample: Sample, resize: int, crop: int, size: int = 256) -> Mask:
     bilinear filter, cropped to the central ``crop``, brought to ``size`` by nearest neighbour; not 0 is defect.
 
     Raises:
-        DatasetError: the sample is a defect without a mask, mask and picture differ in size, or ``crop > resize``.
-        PictureError: the picture or a mask cannot be read.
+        DatasetError: the sample is a defect without a mask, mask and image differ in size, or ``crop > resize``.
+        ImageError: the image or a mask cannot be read.
     """
     if not 0 < crop <= resize:
         raise DatasetError(f"cannot crop {crop} out of {resize} pixels")
@@ -39,27 +39,27 @@ def load_mask(sample: Sample, resize: int, crop: int, size: int = 256) -> Mask:
 
 
 def full_mask(sample: Sample) -> Mask:
-    """The union of a sample's masks or boxes, bool (H, W) of its picture.
+    """The union of a sample's masks or boxes, bool (H, W) of its image.
 
     Raises:
-        DatasetError: mask and picture differ in size, or a box reaches out of it.
-        PictureError: one cannot be read.
+        DatasetError: mask and image differ in size, or a box reaches out of it.
+        ImageError: one cannot be read.
     """
     try:
         with Image.open(sample.path) as image:  # reads the header only
             width, height = image.size
     except OSError as exc:
-        raise PictureError(f"{sample.path}: cannot be read: {exc}") from None
+        raise ImageError(f"{sample.path}: cannot be read: {exc}") from None
     full = np.zeros((height, width), np.bool_)
     for path in sample.masks:
         raw = decode.load(path).max(axis=2)
         if raw.shape != full.shape:
-            raise DatasetError(f"{path}: mask of {raw.shape[::-1]} pixels for a picture of {(width, height)}")
+            raise DatasetError(f"{path}: mask of {raw.shape[::-1]} pixels for an image of {(width, height)}")
         # Drawn masks are 255 on 0, some with soft edges (compression, scaling) that are not defect. In a label map
         # (VisA: 1, 2, …) nothing reaches half way, and every number but 0 is a kind of defect.
         full |= raw > (127 if raw.max() > 127 else 0)
     for box in sample.boxes:
         if box.right > width or box.bottom > height:
-            raise DatasetError(f"{sample.path}: {box} reaches out of a picture of {(width, height)} pixels")
+            raise DatasetError(f"{sample.path}: {box} reaches out of an image of {(width, height)} pixels")
         full[box.top : box.bottom, box.left : box.right] = True
     return full

@@ -48,22 +48,22 @@ def mvtec_like(root: Path, faults: Faults, test: str = "test", masks_optional: b
         samples = []
         for kind in kinds:
             masks = _mask_files(truths[0] / kind.name) if truths and kind.name != GOOD else {}
-            pictures = image_files(kind)
-            if not pictures:
-                faults.add("test folder without pictures", kind)
-            for path in pictures:
+            images = image_files(kind)
+            if not images:
+                faults.add("test folder without images", kind)
+            for path in images:
                 mine = masks.get(path.stem, ())
                 if truths and kind.name != GOOD and not mine:
                     faults.add("mask missing", path)
                 samples.append(Sample(path, name, int(kind.name != GOOD), kind.name, masks=mine))
         train, validation = image_files(folder / "train" / GOOD), image_files(folder / "validation" / GOOD)
-        faults.need_files("picture", [*train, *validation, *(s.path for s in samples)])
+        faults.need_files("image", [*train, *validation, *(s.path for s in samples)])
         faults.need_files("mask", [m for s in samples for m in s.masks])
         classes[name] = ClassData(tuple(train), tuple(samples), tuple(validation))
     return classes
 
 
 def _mask_files(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Masks of one type of defect by the stem of their picture: ``STEM_mask.png``, ``STEM.png``, or all in ``STEM/``."""
+    """Masks of one type of defect by the stem of their image: ``STEM_mask.png``, ``STEM.png``, or all in ``STEM/``."""
     masks = {path.stem.removesuffix("_mask"): (path,) for path in image_files(folder)}
     return masks | {path.name: tuple(image_files(path)) for path in subfolders(folder)}

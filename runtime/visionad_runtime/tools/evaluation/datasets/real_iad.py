@@ -32,7 +32,7 @@ def real_iad(root: Path, faults: Faults) -> dict[str, ClassData]:
                     image = base / entry["image_path"]
                     if split == "train":
                         if kind != normal:
-                            faults.add("defect among train pictures", image)
+                            faults.add("defect among train images", image)
                         train.setdefault(name, []).append(image)
                     elif kind == normal:
                         test.setdefault(name, []).append(Sample(image, name, 0))

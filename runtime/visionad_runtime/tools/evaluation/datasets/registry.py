@@ -61,7 +61,7 @@ def layouts() -> Mapping[str, Layout]:
 
 
 def open_dataset(name: str, root: Path) -> Dataset:
-    """Find and check all pictures of a data set; none is decoded.
+    """Find and check all images of a data set; none is decoded.
 
     Args:
         name: one of :func:`layouts`.
@@ -78,8 +78,8 @@ def open_dataset(name: str, root: Path) -> Dataset:
     faults = Faults(name, root)
     by_class = known[name](root, faults)
     for class_name, data in by_class.items():
-        for part, pictures in (("train", data.train), ("test", data.test)):
-            if not pictures:
-                faults.add(f"class without {part} pictures", class_name)
+        for part, images in (("train", data.train), ("test", data.test)):
+            if not images:
+                faults.add(f"class without {part} images", class_name)
     faults.raise_if_any()
     return Dataset(name, root, dict(sorted(by_class.items())))

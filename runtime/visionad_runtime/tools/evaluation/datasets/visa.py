@@ -30,7 +30,7 @@ def visa(root: Path, faults: Faults) -> dict[str, ClassData]:
             if not name or not image or split not in ("train", "test") or label not in ("normal", "anomaly"):
                 faults.add("row not understood", line)
             elif split == "train" and label == "anomaly":
-                faults.add("defect among train pictures", line)
+                faults.add("defect among train images", line)
             elif split == "train":
                 train.setdefault(name, []).append(root / image)
             elif label == "normal":

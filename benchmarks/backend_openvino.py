@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from visionad_export.exporter import export_model
 from visionad_runtime import Inspector
-from visionad_runtime._threads import settle
+from visionad_runtime._threads import drain_background
 from visionad_runtime.engine import openvino
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.images import decode
@@ -101,7 +101,7 @@ def time_model(
             }
             candidates["engine"][name] = measure.Candidate(name, _engine(inspector, one[1].views))
             candidates["pixels to verdict"][name] = measure.Candidate(name, _whole(inspector, pixels))
-        settle()  # banks are prepared beside the first calls
+        drain_background()  # banks are prepared beside the first calls
         for timed in candidates.values():
             measure.time_interleaved(list(timed.values()), seconds, rounds=9)
     return {

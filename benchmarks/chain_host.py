@@ -21,14 +21,14 @@ import common
 import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime import preprocess
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
-from visionad_runtime.pipeline.cuda.pipeline import CAMERAS, DeviceChain
+from visionad_runtime.pipeline.cuda.pipeline import MAX_IN_FLIGHT, CudaPipeline
 from visionad_runtime.scoring.spec import PAPER
 from visionad_runtime.tools.benchmark.measure import summarise
 
 VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
-MANY = 4 * CAMERAS
+MANY = 4 * MAX_IN_FLIGHT
 """Threads that inspect, more than are served at once: they wait for their turn."""
 SIZES = ((64, 64), (480, 640), (1024, 1024), (1080, 1920), (2048, 2448))
 IDENTITY = FeatureIdentity(
@@ -69,17 +69,17 @@ def main() -> None:
         raise SystemExit(f"{why}; this needs pycuda on the pretended driver")
     driver = pretend_driver.set_up().driver
     driver.pretend_idle(1)
-    owner = Owner.of(0)
+    owner = DeviceThread.of(0)
     rng, shape = np.random.default_rng(0), (len(Class("", np.empty(0)).blocks), 1, IDENTITY.grid**2, IDENTITY.dim)
     banks: list[Any] = [Class(name, rng.standard_normal(shape, np.float32)) for name in ("one", "two")]
-    chain = DeviceChain(owner, NoEngine(), IDENTITY, PAPER)
-    chain.keep(banks)
+    chain = CudaPipeline(owner, NoEngine(), IDENTITY, PAPER)
+    chain.load_banks(banks)
     rows = []
     print(f"{'image':>12} {'class':>7} {'cameras':>7} {'p50, ms':>8} {'p99, ms':>8} {'images/s':>10}")
     for (height, width), (how, known, order) in itertools.product(
         SIZES, (("known", True, banks[:1]), ("again", False, banks[:1]), ("other", False, banks))
     ):
-        for cameras in (1, CAMERAS, MANY) if how == "known" else (1,):
+        for cameras in (1, MAX_IN_FLIGHT, MANY) if how == "known" else (1,):
             row = measure(chain, np.zeros((height, width, 3), np.uint8), known, order, cameras, args.calls)
             rows.append({"height": height, "width": width, "class": how, "cameras": cameras, **row})
             size = f"{width} x {height}"
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def measure(
-    chain: DeviceChain, rgb: NDArray[np.uint8], known: bool, order: Sequence[Any], cameras: int, calls: int
+    chain: CudaPipeline, rgb: NDArray[np.uint8], known: bool, order: Sequence[Any], cameras: int, calls: int
 ) -> dict[str, Any]:
     """Milliseconds an image, of cameras that each inspect ``calls`` images."""
     spans: list[list[float]] = [[] for _ in range(cameras)]

@@ -33,13 +33,13 @@ import numpy as np
 from gpu_table import figure, told_aim
 from numpy.typing import NDArray
 from visionad_runtime import Inspector, preprocess
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.engine.base import NVIDIA_GPU
 from visionad_runtime.engine.registry import backend_spec
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.manifest import PreprocessSpec
 from visionad_runtime.images import decode
-from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
+from visionad_runtime.pipeline.cuda.pipeline import CudaPipeline
 from visionad_runtime.system import environment
 from visionad_runtime.tools.benchmark import measure
 from visionad_runtime.tools.benchmark.nvml import Nvml, open_nvml
@@ -114,7 +114,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
             "enrollment": enrollment(line, 2, seconds["enrollment"]),
             "pauses": {"plain": pauses(line, seconds["pauses"] / 2)},
         }
-        if isinstance(inspector.chain, DeviceChain):
+        if isinstance(inspector.chain, CudaPipeline):
             inspector.close()  # or the memory would have to hold both
             with opened(KEEP_ALIVE) as awake:
                 report["pauses"]["kept_alive"] = pauses(Line(awake, line.images), seconds["pauses"] / 2)
@@ -126,7 +126,7 @@ def _meter(inspector: Inspector, nvml: Nvml | str) -> Callable[[], int] | str:
     if backend_spec(inspector.engine.name).device != NVIDIA_GPU:
         return "the backend uses no GPU"
     if inspector.engine.requires_device_pipeline:  # no other library allocates there
-        owner = Owner.of(0)
+        owner = DeviceThread.of(0)
         return lambda: owner.run(lambda device: device.total_memory - device.free_memory())
     return nvml if isinstance(nvml, str) else nvml.used
 

@@ -47,7 +47,7 @@ from gpu_table import figure, told_aim
 from numpy.typing import NDArray
 from visionad_runtime.cuda.interface import Device
 from visionad_runtime.cuda.kernels import Kernels
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.system import environment
 from visionad_runtime.tools.benchmark import measure, roofline
@@ -259,7 +259,7 @@ def passes(rows: Sequence[int], dims: Sequence[int]) -> list[tuple[int, list[int
 
 
 @dataclass
-class Limits:
+class RoutingThresholds:
     """``until``: when no new size is begun. ``seconds`` of the GPU for each contender at each size."""
 
     until: float
@@ -289,7 +289,7 @@ class Run:
         Raises:
             VisionADError: the GPU failed.
         """
-        limits = Limits(time.monotonic() + self.args.seconds, self.args.each)
+        limits = RoutingThresholds(time.monotonic() + self.args.seconds, self.args.each)
         ground = Ground(device, Kernels(device), device.stream(), self.args.cache)
         peaks = {kind: roofline.gpu_peaks(kind) for kind in ("fp16", "bf16")}
         self.peaks = p if isinstance(p := peaks["fp16"], roofline.Peaks) else None
@@ -313,7 +313,7 @@ class Run:
                 self._bank(ground, dim, rows[0], sizes, limits)
         ground.close()
 
-    def _bank(self, ground: Ground, dim: int, rows: int, sizes: Sequence[Size], limits: Limits) -> None:
+    def _bank(self, ground: Ground, dim: int, rows: int, sizes: Sequence[Size], limits: RoutingThresholds) -> None:
         """Every size in one bank."""
         if not limits.left():
             self._skip(sizes, f"no time left of {self.args.seconds:g} s")
@@ -339,7 +339,7 @@ class Run:
                 if size is sizes[0] and CLASSES * self.args.class_rows <= rows <= AIM[1]:
                     self._mixed(ground, dim, made, queries, limits)  # an aim's, so before the other sizes
 
-    def _mixed(self, ground: Ground, dim: int, made: Rows, queries: Rows, limits: Limits) -> None:
+    def _mixed(self, ground: Ground, dim: int, made: Rows, queries: Rows, limits: RoutingThresholds) -> None:
         """The mixture of classes in one bank."""
         each, patches = self.args.class_rows, self.args.patches
         if not limits.left():
@@ -417,7 +417,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = options.parse_args(argv)
     one = Run(args, PEERS)
     try:
-        Owner.of(0).run(one.measure)
+        DeviceThread.of(0).run(one.measure)
     except VisionADError as exc:
         one.report["faults"].append(str(exc))
     if "gpu" in one.report:

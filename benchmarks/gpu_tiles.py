@@ -27,7 +27,7 @@ from gpu_opponents import CACHE, I32, Contender, Ground, KernelSet, Rows, ours
 from gpu_search import Size, draw, race
 from visionad_runtime.cuda.interface import Device
 from visionad_runtime.cuda.kernels import Kernel, Kernels, read_target
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.system import environment
 
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = options.parse_args(argv)
     sizes = [Size(*size) for size in args.size] if args.size else SIZES
     try:
-        report = Owner.of(0).run(lambda device: measure(device, sizes, args.each, args.cache))
+        report = DeviceThread.of(0).run(lambda device: measure(device, sizes, args.each, args.cache))
     except VisionADError as exc:
         print(f"gpu_tiles: {exc}", file=sys.stderr)
         return 1

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.memory import Memory
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.engine import Tokens
 from visionad_runtime.engine.onnxruntime import cuda as leaf
 from visionad_runtime.engine.onnxruntime.providers import CUDA
@@ -111,7 +111,7 @@ def _timed(engine: leaf.OrtStreamEngine, images: F32, tokens: Tokens, seconds: f
             times = {"gpu_ms": measure.summarise(gpu), "host_ms": measure.summarise(host)}
             return times | ({"kernels": _kernels(call)} if kernels else {})
 
-    return Owner.of(0).run(work)
+    return DeviceThread.of(0).run(work)
 
 
 def _kernels(call: Callable[[], object]) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from visionad_runtime.scoring.self_similarity import self_similarity_weight
 from visionad_runtime.scoring.spec import ScoringSpec
 from visionad_runtime.search import nearest
 from visionad_runtime.teaching.audit import leave_one_out_scores
-from visionad_runtime.teaching.sampling import choose_support
+from visionad_runtime.teaching.sampling import sample_support
 from visionad_runtime.teaching.selection import select_support
 from visionad_runtime.tools.demo.rendering import write_dataset
 from visionad_runtime.tools.evaluation.datasets.base import Dataset, Sample
@@ -124,7 +124,9 @@ class Tokens:
         """A training image as a class of its own."""
         if index not in self._supports:
             path = self.train[index]
-            self._supports[index] = self.inspector.as_class("x", SupportImage(sha256="", source=str(path)), load(path))
+            self._supports[index] = self.inspector.encode_class(
+                "x", SupportImage(sha256="", source=str(path)), load(path)
+            )
         return self._supports[index]
 
     def nearest(self, view: str, index: int, keep: int, pool: int) -> np.ndarray:
@@ -198,7 +200,7 @@ def measure(
     for name in data.classes:
         tokens = {key: Tokens(inspector, data, name) for key, inspector in banks.items()}
         for seed in range(seeds):
-            order = choose_support(len(data.train(name)), min(max(shots), len(data.train(name))), seed)
+            order = sample_support(len(data.train(name)), min(max(shots), len(data.train(name))), seed)
             for count in shots:
                 variants = [*PRESETS] + [v for v in TRIED if count == 1 and seed < tried and v.model in tokens]
                 for variant in variants:
@@ -221,7 +223,7 @@ def check_against_eval(models: dict[str, Path], data: Dataset, name: str, tokens
     alone = replace(data, by_class={name: data.by_class[name]})
     for variant in PRESETS:
         result = evaluate(models[variant.name], alone, 1, seeds=[0]).to_dict()["results"][0]
-        ours = tokens[variant.model].figures(variant, choose_support(len(data.train(name)), 1, 0))
+        ours = tokens[variant.model].figures(variant, sample_support(len(data.train(name)), 1, 0))
         for figure in FIGURES:
             a, b = result[figure], ours[figure]
             if (a is None) != (b is None) or (a is not None and b is not None and abs(a - b) > 2e-5):
@@ -234,7 +236,7 @@ def audit(model: Path, data: Dataset, scratch: Path) -> Iterator[dict[str, Any]]
     rng = np.random.default_rng(0)
 
     def classes(paths: Sequence[Path]) -> list[ClassBank]:
-        return [inspector.as_class("x", SupportImage(sha256=str(p), source=str(p)), load(p)) for p in paths]
+        return [inspector.encode_class("x", SupportImage(sha256=str(p), source=str(p)), load(p)) for p in paths]
 
     for count in (4, 8):
         named = false = rounds = 0

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime import Inspector
-from visionad_runtime._threads import settle
+from visionad_runtime._threads import drain_background
 from visionad_runtime.tools.benchmark.measure import summarise
 from visionad_runtime.tools.demo.rendering import render
 
@@ -115,7 +115,7 @@ def _cell(inspector: Inspector, port: int, image: NDArray[np.uint8], way: str, r
         score = ask()["score"]
         if way != "jpg":
             assert inspector.inspect(given, class_name="gear").score == score
-    settle()
+    drain_background()
     time.sleep(1)
     direct, request, around = list[float](), list[float](), list[float]()
     for _ in range(rounds):

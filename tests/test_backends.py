@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from visionad_runtime import Inspector, system
 from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import thread
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.engine import onnxruntime, registry, tensorrt
 from visionad_runtime.engine.base import Engine, Probe, Tokens
 from visionad_runtime.engine.native import STDERR, STDOUT, capture_fd
@@ -38,7 +38,7 @@ from visionad_runtime.engine.tensorrt.cache import EngineCache
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.formats.model_folder import read_model
-from visionad_runtime.pipeline.host import HostChain
+from visionad_runtime.pipeline.host import HostPipeline
 from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.pipeline.self_test import read_golden, self_test
 from visionad_runtime.tools import doctor
@@ -108,7 +108,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(thread, "Device", FakeDevice)
     fake_ort.install(monkeypatch)
     yield
-    Owner.of(0).close()
+    DeviceThread.of(0).close()
 
 
 @pytest.mark.parametrize("group", [1, 2, 3])
@@ -124,8 +124,8 @@ def test_a_stream_of_ones_own_gives_the_same_tokens(
     with pytest.raises(VisionADError, match="onnxruntime-cuda: this engine was closed"):
         engine.encode(images)
     with pytest.raises(VisionADError, match="onnxruntime-cuda: this engine was closed"):
-        Owner.of(0).run(lambda d: engine.enqueue(1, 2, 3, group, d.stream()))
-    assert not Owner.of(0).run(lambda d: {k: n for k, n in d.live().items() if k != "streams"})
+        DeviceThread.of(0).run(lambda d: engine.enqueue(1, 2, 3, group, d.stream()))
+    assert not DeviceThread.of(0).run(lambda d: {k: n for k, n in d.live().items() if k != "streams"})
 
 
 def test_where_the_runtime_cannot_use_the_gpu_the_chain_is_the_hosts(
@@ -139,11 +139,11 @@ def test_where_the_runtime_cannot_use_the_gpu_the_chain_is_the_hosts(
         ({"capability": (7, 5)}, "expected compute capability 8.0"),
         ({}, "the GPU is reached by pycuda, which is missing"),
     ):
-        Owner.of(0).close()
+        DeviceThread.of(0).close()
         FakeDevice.gpu |= gpu
         FakeDevice.missing = None if gpu else "the GPU is reached by pycuda, which is missing"
         with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:
-            assert isinstance(inspector.engine, OrtDeviceEngine) and isinstance(inspector.chain, HostChain)
+            assert isinstance(inspector.engine, OrtDeviceEngine) and isinstance(inspector.chain, HostPipeline)
             # any thread may call it, and ONNX Runtime keeps each thread's graphs
             assert inspector.engine.info["operators"] == "operators as in the file, no CUDA graph"
         assert f"stay on the CPU: {why}" in caplog.text
@@ -158,7 +158,7 @@ def test_a_chain_that_differs_from_the_hosts_is_not_used(
 
     monkeypatch.setitem(FakeDevice.kernels, "top_mean", wrong)
     with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:
-        assert isinstance(inspector.engine, OrtStreamEngine) and isinstance(inspector.chain, HostChain)
+        assert isinstance(inspector.engine, OrtStreamEngine) and isinstance(inspector.chain, HostPipeline)
         assert "self-test of the device chain failed at score" in inspector.engine.info["chain"]
     assert "stay on the CPU: self-test of the device chain failed at score" in caplog.text
 

@@ -62,7 +62,7 @@ def test_the_ratio_is_of_rounds_so_that_a_slow_spell_changes_nothing() -> None:
     assert found["highest"] == 3.0 and found["median"] == statistics.median([3, 1.5, 1.5, 1.5])
 
 
-class Clock:
+class StageTimer:
     """Time that passes only in calls."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Clock:
 def test_a_race_takes_turns_within_its_time(
     cost: dict[str, float], seconds: float, rounds: int, turns: int, calls: dict[str, int]
 ) -> None:
-    clock, order, steps = Clock(), [], []
+    clock, order, steps = StageTimer(), [], []
 
     def candidate(name: str) -> Candidate:
         def call(number: int) -> None:
@@ -215,7 +215,7 @@ def test_gpu_peaks_are_of_random_numbers(precision: str, monkeypatch: pytest.Mon
     """With a GPU whose every event is a millisecond after the one before; the arithmetic is the CPU's."""
     torch = pytest.importorskip("torch")
     seen: list[Any] = []
-    clock = Clock()
+    clock = StageTimer()
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -308,7 +308,7 @@ def test_energy_without_a_meter_is_null_with_the_reason() -> None:
 
 
 def test_energy_is_the_counters_difference_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
+    clock = StageTimer()
     monkeypatch.setattr(nvml.time, "perf_counter", clock)
 
     class Meter(nvml.Nvml):

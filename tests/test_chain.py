@@ -15,12 +15,12 @@ import pytest
 from numpy.typing import NDArray
 from visionad_runtime import preprocess, search
 from visionad_runtime.cuda import kernels, thread
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.errors import ImageError, VisionADError
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
 from visionad_runtime.pipeline.cuda import loader, shared, slot
-from visionad_runtime.pipeline.cuda.executor import Chain
-from visionad_runtime.pipeline.cuda.outputs import Matched
+from visionad_runtime.pipeline.cuda.executor import CudaExecutor
+from visionad_runtime.pipeline.cuda.outputs import ExecutorOutput
 from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
 from visionad_runtime.scoring.self_similarity import self_similarity_weight
 from visionad_runtime.scoring.spec import ScoringSpec
@@ -69,7 +69,7 @@ BOLT, NUT, GEAR = enroll("bolt", [100]), enroll("nut", [200, 201]), enroll("gear
 
 def expected(
     rgb: U8, bank: Class, views: tuple[ViewName, ...] = VIEWS, region: NDArray[np.bool_] | None = None
-) -> Matched:
+) -> ExecutorOutput:
     """The numpy path."""
     colour = rgb if rgb.ndim == 3 and rgb.shape[2] == 3 else np.repeat(rgb.reshape(*rgb.shape[:2], 1), 3, axis=2)
     images = preprocess.query_views(preprocess.prepare(colour, SPEC), views)
@@ -80,10 +80,10 @@ def expected(
     anomaly_map = upsample(fuse(distances))
     if region is not None:
         anomaly_map = np.where(region, anomaly_map, np.float32(0))
-    return Matched(distances, anomaly_map, *top_k_mean(anomaly_map), {})
+    return ExecutorOutput(distances, anomaly_map, *top_k_mean(anomaly_map), {})
 
 
-def check(found: Matched, right: Matched) -> None:
+def check(found: ExecutorOutput, right: ExecutorOutput) -> None:
     assert tuple(found.distances) == tuple(right.distances)
     for view, grid in right.distances.items():
         np.testing.assert_array_max_ulp(found.distances[view], grid, maxulp=1)
@@ -106,10 +106,10 @@ class Line:
     ) -> None:
         self.at_once = at_once
         FakeDevice.gpu |= {"capability": (9, 0), "multiprocessors": 3, "seed": seed, "pace": pace}
-        self.owner = Owner.of(next(GPUS))
+        self.owner = DeviceThread.of(next(GPUS))
         self.device = fake_of(self.owner)
         self.engine = FakeEngine(self.owner, IDENTITY, encode_row, max_rows, capturable)
-        self.chain = Chain(self.owner, self.engine, IDENTITY, **{"max_image": (64, 96), **settings})
+        self.chain = CudaExecutor(self.owner, self.engine, IDENTITY, **{"max_image": (64, 96), **settings})
 
     def warm_up(self, batches: Sequence[int] = (1,)) -> None:
         """Record every camera's graphs for these batch sizes."""
@@ -117,7 +117,7 @@ class Line:
             for count in batches:
                 self.chain.match(self.chain.encode([image(0)] * count, camera), [BOLT] * count)
 
-    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0) -> list[Matched]:
+    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0) -> list[ExecutorOutput]:
         if self.at_once:
             return self.chain.inspect(rgbs, banks, camera)[1]
         return self.chain.match(self.chain.encode(rgbs, camera), banks)
@@ -151,7 +151,7 @@ def line(gpu: None) -> Iterator[Callable[..., Line]]:
 @pytest.mark.parametrize("capturable", [True, False])
 def test_a_mixed_batch_is_the_numpy_path(line: Callable[..., Line], seed: int, capturable: bool) -> None:
     one = line(seed=seed, capturable=capturable)
-    one.chain.keep([BOLT, NUT, GEAR])
+    one.chain.load_banks([BOLT, NUT, GEAR])
     shapes = [(30, 40), (64, 96), (1, 1), (17, 5)]
     for turn in range(3):  # first as it is, then by graph, then with other images and classes in the same graph
         rgbs = [image(10 * turn + i, *shapes[(i + turn) % 4]) for i in range(4)]
@@ -176,7 +176,7 @@ def test_some_views_only(line: Callable[..., Line], views: tuple[ViewName, ...])
 
 def test_nothing_is_allocated_per_call_and_every_batch_size_has_its_graphs(line: Callable[..., Line]) -> None:
     one = line(cameras=2)
-    one.chain.keep([BOLT, NUT])
+    one.chain.load_banks([BOLT, NUT])
     one.warm_up((1, 3))
     made, graphs = one.device.made, len(one.device.graphs)
     assert graphs == 2 * 2 * 4  # cameras, batch sizes, stages
@@ -216,7 +216,7 @@ def test_the_scorings_fraction_of_the_map_makes_the_score(line: Callable[..., Li
 
 def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:
     one = line()
-    one.chain.keep([BOLT, NUT])
+    one.chain.load_banks([BOLT, NUT])
     region = np.random.default_rng(0).random((256, 256)) > 0.7
     for turn in range(3):  # as it is, then by graph, then with other images and classes
         rgbs, banks = [image(turn, 30 + turn), image(9, 5, 60)], [(BOLT, NUT), (BOLT, NUT), (NUT, GEAR)][turn]
@@ -248,7 +248,7 @@ def test_large_images_are_copied_by_several_threads(
 
 def test_what_is_as_before_is_not_uploaded_again(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
     one = line()
-    one.chain.keep([BOLT, NUT])
+    one.chain.load_banks([BOLT, NUT])
     uploads: list[Any] = []
     plain, pixels = FakeDevice.upload, one.chain._cameras[0]._pixels
 
@@ -336,7 +336,7 @@ def run_cameras(one: Line, cameras: int, turns: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_cameras_do_not_disturb_each_other(line: Callable[..., Line], seed: int, at_once: bool) -> None:
     one = line(seed=seed, pace=1, cameras=3, max_rows=6, at_once=at_once)
-    one.chain.keep([BOLT, NUT, GEAR])
+    one.chain.load_banks([BOLT, NUT, GEAR])
     run_cameras(one, 3, 3)
 
 
@@ -375,7 +375,7 @@ def test_the_fake_device_sees_a_missing_wait(line: Callable[..., Line], monkeypa
     found: dict[str | None, list[bool]] = {None: [], "engine_free": [], "maxima_free": []}
     for seed in range(8):
         one = line(seed=seed, pace=1, cameras=2, max_rows=3)
-        one.chain.keep([BOLT, NUT])
+        one.chain.load_banks([BOLT, NUT])
         one.warm_up()
         for forgotten, outcomes in found.items():
             outcomes.append(overlap(one, forgotten, monkeypatch))
@@ -394,7 +394,7 @@ def test_a_class_is_enrolled_while_cameras_run(
         monkeypatch.setattr(module, "STAGING", 1024)  # many pieces
     one = line(pace=1, cameras=2, max_rows=3, at_once=at_once)
     versions = [enroll("nut", range(200, 201 + n)) for n in range(3)]
-    one.chain.keep([BOLT, versions[0]])
+    one.chain.load_banks([BOLT, versions[0]])
     current = [versions[0]]
     served = [0]
     done = threading.Event()
@@ -409,7 +409,7 @@ def test_a_class_is_enrolled_while_cameras_run(
         try:
             for bank in versions[1:]:
                 before = served[0]
-                one.chain.keep([BOLT, bank])
+                one.chain.load_banks([BOLT, bank])
                 current[0] = bank
                 while served[0] < before + 2:
                     time.sleep(0.001)
@@ -422,12 +422,12 @@ def test_a_class_is_enrolled_while_cameras_run(
 
 def test_banks_that_are_not_kept_any_more_are_freed(line: Callable[..., Line]) -> None:
     one = line()
-    one.chain.keep([GEAR])
+    one.chain.load_banks([GEAR])
     one.inspect([image(0)], [GEAR])
     alone = one.live()
-    one.chain.keep([GEAR, BOLT, NUT])
+    one.chain.load_banks([GEAR, BOLT, NUT])
     assert one.live() > alone
-    one.chain.keep([GEAR])
+    one.chain.load_banks([GEAR])
     assert one.live() == alone
     found = one.inspect([image(0), image(1)], [NUT, NUT])  # not kept: uploaded for the call
     check(found[1], expected(image(1), NUT))
@@ -436,19 +436,19 @@ def test_banks_that_are_not_kept_any_more_are_freed(line: Callable[..., Line]) -
 
 def test_kept_banks_are_uploaded_once(line: Callable[..., Line]) -> None:
     one = line()
-    one.chain.keep([BOLT, NUT])
+    one.chain.load_banks([BOLT, NUT])
     made = one.device.made
-    one.chain.keep([NUT, BOLT])
+    one.chain.load_banks([NUT, BOLT])
     assert one.device.made == made
 
 
 def test_a_larger_bank_gets_more_room_and_new_graphs(line: Callable[..., Line]) -> None:
     one = line(max_rows=6)
-    one.chain.keep([BOLT])
+    one.chain.load_banks([BOLT])
     one.warm_up()
     graphs, room = len(one.device.graphs), one.chain._shared.maxima.nbytes
     large = enroll("large", range(400, 408))
-    one.chain.keep([BOLT, large])
+    one.chain.load_banks([BOLT, large])
     assert one.chain._shared.maxima.nbytes > room
     for _ in range(2):
         for bank in (large, BOLT):
@@ -458,32 +458,32 @@ def test_a_larger_bank_gets_more_room_and_new_graphs(line: Callable[..., Line]) 
 
 def test_no_room_for_a_bank_leaves_the_others_as_they_were(line: Callable[..., Line]) -> None:
     one = line()
-    one.chain.keep([BOLT])
+    one.chain.load_banks([BOLT])
     before = one.live()
     one.device.total_memory = before + GEAR.features.nbytes + 100
     with pytest.raises(VisionADError, match="out of GPU memory"):
-        one.chain.keep([BOLT, GEAR])
+        one.chain.load_banks([BOLT, GEAR])
     assert one.live() == before
     check(one.inspect([image(0)], [BOLT])[0], expected(image(0), BOLT))
 
 
 def test_no_room_for_the_chain_leaves_nothing_behind(gpu: None) -> None:
-    owner = Owner.of(next(GPUS))
+    owner = DeviceThread.of(next(GPUS))
     device, engine = fake_of(owner), FakeEngine(owner, IDENTITY, encode_row)
     for memory in (100, 5_000, 100_000, 400_000, 1_000_000):
         device.total_memory = memory
         with pytest.raises(VisionADError, match="out of GPU memory"):
-            Chain(owner, engine, IDENTITY, cameras=2, max_image=(64, 96))
+            CudaExecutor(owner, engine, IDENTITY, cameras=2, max_image=(64, 96))
         assert not owner.run(lambda _: device.live())
     owner.close()
 
 
 def test_no_room_at_any_taking_leaves_nothing_behind_and_the_chain_goes_on(gpu: None) -> None:
-    owner = Owner.of(next(GPUS))
+    owner = DeviceThread.of(next(GPUS))
     device, engine = fake_of(owner), FakeEngine(owner, IDENTITY, encode_row, max_rows=3)
 
-    def work(chain: Chain) -> None:
-        chain.keep([BOLT])
+    def work(chain: CudaExecutor) -> None:
+        chain.load_banks([BOLT])
         encoded = chain.encode([image(0)])
         chain.trace(encoded)
         check(chain.match(encoded, [NUT])[0], expected(image(0), NUT))  # not kept: uploaded for the call
@@ -492,7 +492,7 @@ def test_no_room_at_any_taking_leaves_nothing_behind_and_the_chain_goes_on(gpu: 
     for number in itertools.count(1):
         device.made, FakeDevice.fail_at = 0, number
         try:
-            with Chain(owner, engine, IDENTITY, cameras=2, max_image=(64, 96)) as chain:
+            with CudaExecutor(owner, engine, IDENTITY, cameras=2, max_image=(64, 96)) as chain:
                 try:
                     work(chain)
                 except VisionADError:
@@ -518,7 +518,7 @@ def test_closed_while_a_bank_is_uploaded(line: Callable[..., Line], monkeypatch:
 
     monkeypatch.setattr(one.chain, "_upload", overtaken)
     with pytest.raises(VisionADError, match="closed"):
-        one.chain.keep([BOLT])
+        one.chain.load_banks([BOLT])
     assert not one.owner.run(lambda _: one.device.live())
 
 
@@ -550,7 +550,7 @@ def test_refusals(line: Callable[..., Line]) -> None:
     broken = BOLT.features.copy()
     broken[0, 0, 0, 0] = np.inf
     with pytest.raises(VisionADError, match="'bad': NaN or Inf"):
-        chain.keep([Class("bad", broken, BOLT.blocks)])
+        chain.load_banks([Class("bad", broken, BOLT.blocks)])
     check(chain.match(encoded, [BOLT])[0], expected(image(0), BOLT))  # none of it did harm
     chain.encode([image(1)])
     with pytest.raises(VisionADError, match="other images since"):
@@ -562,7 +562,7 @@ def test_refusals(line: Callable[..., Line]) -> None:
     chain.close()
     for late in (
         lambda: chain.encode([image(0)]),
-        lambda: chain.keep([GEAR]),
+        lambda: chain.load_banks([GEAR]),
         lambda: chain.inspect([image(0)], [BOLT]),
         lambda: chain.match(encoded, [BOLT]),
         lambda: chain.trace(encoded),

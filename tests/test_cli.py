@@ -139,10 +139,10 @@ def test_bank_commands(bank: Path, tiny_model: Path, good: list[Path], capsys: p
 def test_shots_and_seed_choose(
     tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from visionad_runtime.teaching.sampling import choose_support
+    from visionad_runtime.teaching.sampling import sample_support
 
     folder = str(good[0].parent)
-    for name, extra, expected in (("a", [], [0, 1]), ("b", ["--seed", "3"], choose_support(4, 2, 3))):
+    for name, extra, expected in (("a", [], [0, 1]), ("b", ["--seed", "3"], sample_support(4, 2, 3))):
         args = [
             "bank",
             "add",

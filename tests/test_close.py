@@ -23,7 +23,7 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import thread as gpu_thread
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.pipeline.cuda import pipeline as inspect
 from visionad_runtime.tools import doctor
@@ -52,16 +52,16 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         module = fake_tensorrt.make({"tensorrt": "11", "tensorrt-rtx": "rtx"}[request.param])
         monkeypatch.setitem(sys.modules, module.__name__, module)
     yield request.param
-    Owner.of(0).close()
+    DeviceThread.of(0).close()
 
 
 def gpu() -> FakeDevice:
-    return cast("FakeDevice", Owner.of(0).run(lambda device: device))
+    return cast("FakeDevice", DeviceThread.of(0).run(lambda device: device))
 
 
 def left() -> dict[str, int]:
     """What is still taken of the GPU."""
-    return Owner.of(0).run(lambda _: gpu().live())
+    return DeviceThread.of(0).run(lambda _: gpu().live())
 
 
 def test_nothing_is_left_after_close(backend: str, own_model: Path, tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_cameras_are_served_while_a_image_is_enrolled(
     """Between two groups of its encodings the owner's thread does others' work."""
     with Inspector.open(own_model, tmp_path / "bank", backend=backend) as inspector:
         order: list[str] = []
-        begin = Owner.serve
+        begin = DeviceThread.serve
 
-        def serve(owner: Owner, *work: Callable[..., object]) -> object:
+        def serve(owner: DeviceThread, *work: Callable[..., object]) -> object:
             if threading.current_thread() is enroller:
                 order.append("group")
                 inspected = threading.Thread(target=lambda: owner.run(lambda _: order.append("other")))
@@ -181,7 +181,7 @@ def test_cameras_are_served_while_a_image_is_enrolled(
                 inspected.join()
             return begin(owner, *work)
 
-        monkeypatch.setattr(Owner, "serve", serve)
+        monkeypatch.setattr(DeviceThread, "serve", serve)
         enroller = threading.Thread(target=lambda: inspector.enroll("disc", [part(0)]))
         enroller.start()
         enroller.join()

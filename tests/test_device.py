@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from visionad_runtime.cuda import device, driver, thread
 from visionad_runtime.cuda.device import Device as RealDevice
 from visionad_runtime.cuda.device import kernel_argument
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.errors import VisionADError
 
 from tests.data import in_threads
@@ -25,20 +25,20 @@ from tests.fakes.gpu import FakeDevice, FakeEvent
 
 
 @pytest.fixture
-def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
+def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceThread]:
     FakeDevice.reset()
     monkeypatch.setattr(thread, "Device", FakeDevice)
-    yield Owner.of(0)
-    Owner.of(0).close()
+    yield DeviceThread.of(0)
+    DeviceThread.of(0).close()
 
 
-def test_all_threads_share_one_owner(owner: Owner) -> None:
+def test_all_threads_share_one_owner(owner: DeviceThread) -> None:
     seen: list[tuple[int, int]] = []
 
     def work(_: FakeDevice) -> None:
-        seen.append((threading.get_ident(), Owner.of(0).run(lambda d: d.index)))  # work may hand in work
+        seen.append((threading.get_ident(), DeviceThread.of(0).run(lambda d: d.index)))  # work may hand in work
 
-    threads = [threading.Thread(target=lambda: Owner.of(0).run(work)) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: DeviceThread.of(0).run(work)) for _ in range(8)]
     for t in threads:
         t.start()
     for t in threads:
@@ -46,7 +46,7 @@ def test_all_threads_share_one_owner(owner: Owner) -> None:
     assert len(seen) == 8 and len(set(seen)) == 1 and seen[0][0] != threading.get_ident()
 
 
-def test_an_error_reaches_the_caller_and_the_owner_lives_on(owner: Owner) -> None:
+def test_an_error_reaches_the_caller_and_the_owner_lives_on(owner: DeviceThread) -> None:
     def fail(_: FakeDevice) -> None:
         raise ValueError("no")
 
@@ -55,24 +55,24 @@ def test_an_error_reaches_the_caller_and_the_owner_lives_on(owner: Owner) -> Non
     assert owner.run(lambda d: d.name) == "Fake L4"
 
 
-def test_a_device_refuses_other_threads(owner: Owner) -> None:
+def test_a_device_refuses_other_threads(owner: DeviceThread) -> None:
     device = owner.run(lambda d: d)
     with pytest.raises(AssertionError, match="does not own"):
         device.alloc(4)
 
 
-def test_closing_frees_and_the_next_use_opens_again(owner: Owner) -> None:
+def test_closing_frees_and_the_next_use_opens_again(owner: DeviceThread) -> None:
     first = owner.run(lambda d: (d.alloc(8), d)[1])
     owner.close()
     assert not first._buffers and not FakeDevice._open
     for late in (owner.run, partial(owner.serve, lambda _: None)):
         with pytest.raises(VisionADError, match="GPU 0 was let go by this process"):  # nobody waits for ever
             late(lambda _: None)
-    again = Owner.of(0)
+    again = DeviceThread.of(0)
     assert again is not owner and again.run(lambda d: d) is not first
 
 
-def test_results_are_stale_until_somebody_waits(owner: Owner) -> None:
+def test_results_are_stale_until_somebody_waits(owner: DeviceThread) -> None:
     def work(d: FakeDevice) -> tuple[list[float], list[float]]:
         host, back, buffer, stream = d.pinned(4, np.float32), d.pinned(4, np.float32), d.alloc(16), d.stream()
         host[:], back[:] = [1, 2, 3, 4], 0
@@ -87,7 +87,7 @@ def test_results_are_stale_until_somebody_waits(owner: Owner) -> None:
     assert owner.run(work) == ([0, 0, 0, 0], [1, 2, 3, 4])
 
 
-def test_an_event_tells_without_waiting(owner: Owner) -> None:
+def test_an_event_tells_without_waiting(owner: DeviceThread) -> None:
     def work(d: FakeDevice) -> list[bool]:
         host, buffer, stream, event = d.pinned(4, np.float32), d.alloc(16), d.stream(), d.event()
         d.upload(buffer, host, stream)
@@ -97,7 +97,7 @@ def test_an_event_tells_without_waiting(owner: Owner) -> None:
     assert owner.run(work) == [False, True, True]
 
 
-def test_others_are_served_while_the_gpu_works(owner: Owner) -> None:
+def test_others_are_served_while_the_gpu_works(owner: DeviceThread) -> None:
     """Three pieces of GPU work, begun in the order handed in; each caller sleeps until its own has ended."""
     begun, between = [], threading.Event()
 
@@ -139,7 +139,7 @@ def test_others_are_served_while_the_gpu_works(owner: Owner) -> None:
     assert found == {i: [float(i)] * 4 for i in range(3)}
 
 
-def test_an_error_while_serving_is_the_callers_alone(owner: Owner) -> None:
+def test_an_error_while_serving_is_the_callers_alone(owner: DeviceThread) -> None:
     def begin(d: FakeDevice) -> FakeEvent:
         stream, event = d.stream(), d.event()
         event.record(stream)
@@ -155,7 +155,7 @@ def test_an_error_while_serving_is_the_callers_alone(owner: Owner) -> None:
     assert owner.run(lambda _: owner.serve(begin, lambda d: d.name)) == "Fake L4"  # by the owner itself
 
 
-def test_closing_finishes_what_is_under_way(owner: Owner) -> None:
+def test_closing_finishes_what_is_under_way(owner: DeviceThread) -> None:
     ended: list[str] = []
 
     def begin(d: FakeDevice) -> FakeEvent:

@@ -21,12 +21,12 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 
 from visionad_runtime import Inspector
 from visionad_runtime.cuda import thread as gpu_thread
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.pipeline.cuda import pipeline as device_chain
-from visionad_runtime.pipeline.cuda.executor import Chain
-from visionad_runtime.pipeline.cuda.pipeline import DeviceChain, Turns
-from visionad_runtime.pipeline.host import HostChain
+from visionad_runtime.pipeline.cuda.executor import CudaExecutor
+from visionad_runtime.pipeline.cuda.pipeline import CudaPipeline, FairSlotPool
+from visionad_runtime.pipeline.host import HostPipeline
 from visionad_runtime.result import Result
 from visionad_runtime.teaching.calibrate import calibrate_class
 
@@ -42,7 +42,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeDevice]]:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     fake_ort.install(monkeypatch)
     yield FakeDevice
-    Owner.of(0).close()
+    DeviceThread.of(0).close()
 
 
 @pytest.fixture(params=["tensorrt", "onnxruntime-cuda"])
@@ -71,14 +71,14 @@ def check(found: Result, wanted: Result) -> None:
     )
 
 
-def waiting(turns: Turns, count: int) -> None:
+def waiting(turns: FairSlotPool, count: int) -> None:
     while len(turns._waiting) != count:
         time.sleep(0.001)
 
 
 def test_cameras_go_to_who_came_first() -> None:
     """Also where who gives one back wants it again at once."""
-    turns, order = Turns(2), list[str]()
+    turns, order = FairSlotPool(2), list[str]()
     mine = [turns.take(), turns.take()]
 
     def line(name: str) -> None:
@@ -102,7 +102,7 @@ def test_cameras_go_to_who_came_first() -> None:
 
 @pytest.mark.parametrize("handed", [False, True], ids=["while it waits", "as it is handed one"])
 def test_who_is_interrupted_keeps_no_camera(handed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Turns(1)
+    turns = FairSlotPool(1)
     camera = turns.take()
 
     class Interrupted(device_chain.queue.SimpleQueue[int]):
@@ -126,7 +126,7 @@ def test_who_is_interrupted_keeps_no_camera(handed: bool, monkeypatch: pytest.Mo
 
 def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> None:
     on_gpu, on_cpu = both
-    assert isinstance(on_gpu.chain, DeviceChain) and isinstance(on_cpu.chain, HostChain)
+    assert isinstance(on_gpu.chain, CudaPipeline) and isinstance(on_cpu.chain, HostPipeline)
     assert on_gpu.engine.info["chain"].startswith("on the GPU")
     images = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(4)]
     images.append(np.repeat(np.repeat(part(4), 12, axis=0), 16, axis=1))  # 1152 x 2048: room is made for it
@@ -151,13 +151,13 @@ def test_engine_key_one_class_are_matched_at_once_and_another_class_again(
     on_gpu, on_cpu = both
     done: list[str] = []
     for name in ("encode", "inspect", "match"):
-        plain = getattr(Chain, name)
+        plain = getattr(CudaExecutor, name)
 
         def told(*args: Any, _name: str = name, _plain: Callable[..., Any] = plain) -> Any:
             done.append(_name)
             return _plain(*args)
 
-        monkeypatch.setattr(Chain, name, told)
+        monkeypatch.setattr(CudaExecutor, name, told)
 
     def look(seed: int, kind: str, class_name: str | None = None) -> list[str]:
         done.clear()
@@ -188,14 +188,14 @@ def test_a_gpu_is_kept_awake_between_parts(
     both: tuple[Inspector, Inspector], own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = threading.Semaphore(0)
-    plain = Chain._run
+    plain = CudaExecutor._run
 
     def counted(*args: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
             runs.release()
         return plain(*args)
 
-    monkeypatch.setattr(Chain, "_run", counted)
+    monkeypatch.setattr(CudaExecutor, "_run", counted)
     with Inspector.open(own_model, tmp_path / "tensorrt", backend="tensorrt", threads=1, keep_alive=0.01) as awake:
         for image in (part(3), np.repeat(np.repeat(part(3), 12, axis=0), 20, axis=1)):  # room is made for the second
             check(awake.inspect(image), both[1].inspect(image))
@@ -212,19 +212,19 @@ def test_the_images_of_a_call_are_under_way_together(
     both: tuple[Inspector, Inspector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu, on_cpu = both
-    assert on_gpu.chain.cameras == 2 and on_gpu.chain.limit() == 1
-    together, plain, calls = threading.Barrier(2), Chain.encode, itertools.count()
+    assert on_gpu.chain.cameras == 2 and on_gpu.chain.max_batch_size() == 1
+    together, plain, calls = threading.Barrier(2), CudaExecutor.encode, itertools.count()
 
     def encode(*args: Any) -> Any:
         if next(calls) < 2:
             together.wait(timeout=30)
         return plain(*args)
 
-    monkeypatch.setattr(Chain, "encode", encode)
+    monkeypatch.setattr(CudaExecutor, "encode", encode)
     images = [part(i, defect=i % 2 == 1, kind="disc" if i < 6 else "grid") for i in range(9)]
     for one, right in zip(on_gpu.inspect_batch(images), on_cpu.inspect_batch(images), strict=True):
         check(one, right)
-    monkeypatch.setattr(Chain, "encode", lambda *_: on_gpu.engine.no_such_thing)  # type: ignore[attr-defined]
+    monkeypatch.setattr(CudaExecutor, "encode", lambda *_: on_gpu.engine.no_such_thing)  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="no_such_thing"):
         on_gpu.inspect_batch([part(30), part(31)])
 
@@ -233,10 +233,10 @@ def test_the_images_of_a_call_are_under_way_together(
 def test_all_memory_is_told(both: tuple[Inspector, Inspector]) -> None:
     on_gpu, on_cpu = both
     assert not any(on_cpu.chain.memory().values())
-    device = Owner.of(0).run(lambda device: device)
+    device = DeviceThread.of(0).run(lambda device: device)
 
     def taken() -> int:
-        return device.total_memory - Owner.of(0).run(lambda device: device.free_memory())
+        return device.total_memory - DeviceThread.of(0).run(lambda device: device.free_memory())
 
     buffers = 4 * 3 * (3 * 64 * 64 + 16 * 192 + on_gpu.manifest.identity.class_token_dim)
     assert on_gpu.engine.info["memory"] == "activation 2 x 0 MiB, weights 0 MiB"
@@ -351,12 +351,12 @@ def test_a_wrong_kernel_is_found_when_opened(gpu: type[FakeDevice], own_model: P
     gpu.kernels[kernel] = wrong
     with pytest.raises(ModelError, match=f"self-test of the device chain failed at {stage}: differs"):
         Inspector.open(own_model, backend="tensorrt")
-    assert not Owner.of(0).run(lambda device: len(device._buffers))  # all memory was given back
+    assert not DeviceThread.of(0).run(lambda device: len(device._buffers))  # all memory was given back
 
 
 def test_no_room_for_a_larger_image_leaves_the_line_running(both: tuple[Inspector, Inspector]) -> None:
     on_gpu, on_cpu = both
-    device = Owner.of(0).run(lambda device: device)
+    device = DeviceThread.of(0).run(lambda device: device)
     device.total_memory = 128 << 20
     with pytest.raises(VisionADError, match="out of GPU memory"):
         on_gpu.inspect(np.zeros((4000, 6000, 3), np.uint8))
@@ -365,4 +365,4 @@ def test_no_room_for_a_larger_image_leaves_the_line_running(both: tuple[Inspecto
 
 def test_turing_keeps_the_hosts_chain(gpu: type[FakeDevice], own_model: Path) -> None:
     gpu.gpu["capability"] = (7, 5)
-    assert isinstance(Inspector.open(own_model, backend="tensorrt").chain, HostChain)
+    assert isinstance(Inspector.open(own_model, backend="tensorrt").chain, HostPipeline)

@@ -15,7 +15,7 @@ from visionad_runtime.cli.commands.evaluate import eval_command
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.inspector import Inspector
-from visionad_runtime.teaching.sampling import choose_support_paths
+from visionad_runtime.teaching.sampling import sample_support_paths
 from visionad_runtime.tools.evaluation.aggregate import Evaluation
 from visionad_runtime.tools.evaluation.datasets.masks import load_mask
 from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
@@ -95,7 +95,7 @@ def test_numbers_are_those_found_by_hand(tiny_model: Path, root: Path, tmp_path:
     for unit in found.units:
         data = open_dataset("mvtec", root)
         name = unit.result["class"]
-        chosen = choose_support_paths(data.train(name), 2, 3)
+        chosen = sample_support_paths(data.train(name), 2, 3)
         assert unit.result["supports"] == [p.relative_to(root).as_posix() for p in chosen]
         inspector = Inspector.open(tiny_model, tmp_path / f"bank-{name}", threads=1)
         inspector.enroll("part", [cv2.imread(str(p)) for p in chosen])

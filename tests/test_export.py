@@ -26,7 +26,7 @@ from visionad_export import exporter
 from visionad_export.config import ExportConfig, load_config, parse_layers, parse_views
 from visionad_export.describe import describe
 from visionad_export.exporter import export_model
-from visionad_ref.method import normalise, stranger
+from visionad_ref.method import normalise, out_of_distribution_image
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.scoring.spec import PAPER, ScoringSpec
@@ -110,7 +110,7 @@ def test_blocks_after_the_last_layer_are_left_out(exported: tuple[Path, dict]) -
 
 def test_golden_tensors_are_the_references(exported: tuple[Path, dict], weights: Path) -> None:
     golden = load_file(exported[0] / "golden.safetensors")
-    assert np.array_equal(golden["image"], np.asarray(stranger(64)))
+    assert np.array_equal(golden["image"], np.asarray(out_of_distribution_image(64)))
     reference = Reference.load(NAME, weights, **SMALL)
     patches, token = reference.encode(normalise(Image.fromarray(golden["image"]), reference.spec)[None])
     assert np.allclose(golden["patch_tokens"], patches[0], atol=1e-6)
@@ -118,7 +118,7 @@ def test_golden_tensors_are_the_references(exported: tuple[Path, dict], weights:
 
 
 def test_the_stranger_is_the_same_everywhere() -> None:
-    image = np.asarray(stranger(392))
+    image = np.asarray(out_of_distribution_image(392))
     assert (image.shape, image.dtype) == ((392, 392, 3), np.uint8)
     assert hashlib.sha256(image.tobytes()).hexdigest() == GOLDEN_SHA256
     assert len(np.unique(image)) == 256

@@ -25,7 +25,7 @@ from visionad_export.exporter import export_model
 from visionad_export.graph.fuse_onnxruntime import write_fused
 from visionad_export.graph.precision import HALF, lower
 from visionad_runtime.cuda import thread
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.files import sha256_file
 from visionad_runtime.formats.manifest import CUDA_ONNX_FILE, ModelManifest, Precision, read_manifest
@@ -328,7 +328,7 @@ def half(half_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelMan
     manifest = read_manifest(half_model, ModelManifest)
     files = manifest.files | {CUDA_ONNX_FILE: sha256_file(half_model / CUDA_ONNX_FILE)}
     yield manifest.model_copy(update={"precision": "fp16", "files": files})
-    Owner.of(0).close()
+    DeviceThread.of(0).close()
 
 
 CASES = {
@@ -367,7 +367,7 @@ def test_no_way_runs(half_model: Path, half: ModelManifest) -> None:
     with pytest.raises(VisionADError, match="onnxruntime-cuda failed to run: it runs nothing"):
         open_engine(half_model, half, "onnxruntime-cuda", batch_size=3)
     assert len(fake_ort.Session.opened) == 3
-    assert not Owner.of(0).run(lambda d: {k: n for k, n in d.live().items() if k != "streams"})
+    assert not DeviceThread.of(0).run(lambda d: {k: n for k, n in d.live().items() if k != "streams"})
 
 
 def test_a_graph_is_of_the_addresses_that_it_was_captured_with(half_model: Path, half: ModelManifest) -> None:
@@ -395,7 +395,7 @@ def test_a_graph_is_of_the_addresses_that_it_was_captured_with(half_model: Path,
             found.append(arrays[1].copy())
         return found
 
-    for found, wanted in zip(Owner.of(0).run(work), [*right, *right], strict=True):
+    for found, wanted in zip(DeviceThread.of(0).run(work), [*right, *right], strict=True):
         np.testing.assert_allclose(found, wanted.patch, atol=2e-6)
     engine.close()
 

@@ -25,15 +25,15 @@ from visionad_runtime.cuda import thread
 from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.kernels import Kernels
 from visionad_runtime.cuda.memory import Memory
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.engine.base import NVIDIA_GPU, Engine
 from visionad_runtime.engine.registry import backend_spec, backends
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.pipeline.cuda import slot
-from visionad_runtime.pipeline.cuda.outputs import Matched
-from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
-from visionad_runtime.pipeline.host import HostChain
+from visionad_runtime.pipeline.cuda.outputs import ExecutorOutput
+from visionad_runtime.pipeline.cuda.pipeline import CudaPipeline
+from visionad_runtime.pipeline.host import HostPipeline
 from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.pipeline.self_test import GOLDEN_TOLERANCE, POSITION_TOLERANCE
 from visionad_runtime.preprocess import normalise
@@ -72,17 +72,17 @@ interpreted_slowly = pytest.mark.parametrize(
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """The GPU, or each stand-in, behind an owner's thread."""
     if request.param != "hardware":
-        monkeypatch.setattr(Owner, "_all", {})
+        monkeypatch.setattr(DeviceThread, "_all", {})
         monkeypatch.setattr(thread, "Device", stand_in(request.param))
         if request.param == "interpreter":
-            monkeypatch.setattr(slot, "ACROSS_PROGRAMS", 4)
+            monkeypatch.setattr(slot, "ROW_PROGRAMS", 4)
     try:
-        Owner.of(0).run(lambda device: device.name)
+        DeviceThread.of(0).run(lambda device: device.name)
     except VisionADError as exc:
         pytest.skip(str(exc))
-    yield Place(request.param, Owner.of(0), **SIZES[request.param])
+    yield Place(request.param, DeviceThread.of(0), **SIZES[request.param])
     if request.param != "hardware":
-        Owner.of(0).close()
+        DeviceThread.of(0).close()
     if request.param == "driver":
         pretended = importlib.import_module("tests.fakes.pretend_driver").set_up()
         assert not pretended.fault() and not pretended.live()
@@ -319,7 +319,7 @@ def line(place: Place) -> Iterator[Callable[..., Line]]:
         one.engine.close()
 
 
-def same(found: Matched, expected: Matched) -> None:
+def same(found: ExecutorOutput, expected: ExecutorOutput) -> None:
     """To the last bit."""
     for view in VIEWS:
         np.testing.assert_array_equal(found.distances[view], expected.distances[view])
@@ -352,7 +352,7 @@ def test_preprocess_gives_the_hosts_bytes(line: Callable[..., Line], place: Plac
 def test_distances_map_and_score_are_the_hosts_and_stay(line: Callable[..., Line]) -> None:
     one = line(side=64)
     banks = [one.enroll(0), one.enroll(1, shots=2)]
-    one.chain.keep(banks)
+    one.chain.load_banks(banks)
     first = one.inspect([noise(30, 40)] * 2, banks)
     one.check(first, banks)
     if one.place.name != "interpreter":  # where each map takes seconds
@@ -380,7 +380,7 @@ def test_a_image_like_the_enrolled_ones_has_no_distance(line: Callable[..., Line
 def test_a_broken_engine_is_an_error(line: Callable[..., Line], value: float) -> None:
     one = line(side=64)
     bank = one.enroll(0)
-    one.chain.keep([bank])
+    one.chain.load_banks([bank])
     right = one.engine.patch[4, 1, 2].copy()
     one.engine.patch[4, 1, 2] = value
     with pytest.raises(VisionADError, match="NaN or Inf among the patch tokens"):
@@ -406,7 +406,7 @@ def test_a_class_changes_while_other_cameras_inspect(line: Callable[..., Line], 
     cameras = 4
     one = line(cameras=cameras, rows=3, side=64)
     steady, versions = [one.enroll(i) for i in range(cameras)], [one.enroll(100 + i, shots=1 + i) for i in range(3)]
-    one.chain.keep(steady)
+    one.chain.load_banks(steady)
     expected = [one.inspect([noise(20, 30, i)], [bank], i)[0] for i, bank in enumerate(steady)]
     for found, bank in zip(expected, steady, strict=True):
         one.check([found], [bank])
@@ -425,7 +425,7 @@ def test_a_class_changes_while_other_cameras_inspect(line: Callable[..., Line], 
         try:
             for bank in versions:
                 before = min(served)
-                one.chain.keep([*steady, bank])
+                one.chain.load_banks([*steady, bank])
                 while min(served) < before + 1 and not done.is_set():
                     time.sleep(0.001)
         finally:
@@ -448,7 +448,7 @@ def resident_bytes() -> int:
 def test_thousands_of_calls_take_no_memory(line: Callable[..., Line], place: Place) -> None:
     one = line(cameras=2, rows=3, side=64)
     banks = [one.enroll(0), one.enroll(1, shots=2)]
-    one.chain.keep(banks)
+    one.chain.load_banks(banks)
 
     def free() -> int:
         return place.owner.run(lambda device: device.free_memory())
@@ -475,7 +475,7 @@ def whole(
     if not has_nvidia_driver():
         pytest.importorskip("onnx", reason="the stand-in parses with it")
         fake_tensorrt = importlib.import_module("tests.fakes.tensorrt")
-        monkeypatch.setattr(Owner, "_all", {})
+        monkeypatch.setattr(DeviceThread, "_all", {})
         monkeypatch.setattr(thread, "Device", stand_in("numpy"))
         monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make("11"))
     else:
@@ -485,7 +485,7 @@ def whole(
         one.enroll("grid", [part(0, kind="grid")])
         yield one
     if not has_nvidia_driver():
-        Owner.of(0).close()
+        DeviceThread.of(0).close()
 
 
 def _given(banks: list[ClassBank], _: F32 | None) -> list[ClassBank]:
@@ -493,10 +493,10 @@ def _given(banks: list[ClassBank], _: F32 | None) -> list[ClassBank]:
 
 
 def test_the_whole_chain_gives_what_the_host_gives_around_the_same_engine(whole: Inspector) -> None:
-    assert isinstance(whole.chain, DeviceChain) and whole.engine.info["chain"].startswith("on the GPU")
+    assert isinstance(whole.chain, CudaPipeline) and whole.engine.info["chain"].startswith("on the GPU")
     bank = whole.bank
     assert bank is not None
-    host = HostChain(whole.engine, whole.manifest.identity, whole.scoring, threads=1)
+    host = HostPipeline(whole.engine, whole.manifest.identity, whole.scoring, threads=1)
     large = np.repeat(np.repeat(part(4), 12, axis=0), 16, axis=1)  # 1152 x 2048: room is made for it
     allowed = GOLDEN_TOLERANCE[whole.manifest.precision]
     for bgr, kind in (

@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 from visionad_runtime import BankError, ImageError, Inspector, ModelError, VisionADError
 from visionad_runtime import _threads as workers
-from visionad_runtime._threads import cores
+from visionad_runtime._threads import available_cpus
 from visionad_runtime.bank.store import Bank
 from visionad_runtime.formats.files import sha256_file
-from visionad_runtime.pipeline.host import HostChain
+from visionad_runtime.pipeline.host import HostPipeline
 from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.result import Result
 from visionad_runtime.search import IndexState, PrunedIndex, native
@@ -73,7 +73,7 @@ def test_more_threads_than_cores_are_not_taken(
 
     monkeypatch.setattr("visionad_runtime.inspector.open_engine", note)
     Inspector.open(tiny_model, threads=5000).close()
-    assert taken == [cores()]
+    assert taken == [available_cpus()]
     with pytest.raises(VisionADError, match="threads 0: expected 1 or more"):
         Inspector.open(tiny_model, threads=0)
 
@@ -374,11 +374,11 @@ def test_a_large_bank_gets_an_index_that_gives_the_same(
     plain = inspector.inspect(image, class_name="disc")
     monkeypatch.setattr("visionad_runtime.search.pruning.MIN_ROWS", 3 * 6 * 16)
     monkeypatch.setattr("visionad_runtime.search.pruning.MAX_RELATIVE_COST", 1000)
-    assert inspector.bank is not None and isinstance(inspector.chain, HostChain)
+    assert inspector.bank is not None and isinstance(inspector.chain, HostPipeline)
     bank, index = inspector.bank.classes["disc"], inspector.chain.index
     rows = bank.rows("flip")
     done = threading.Event()
-    workers.aside(lambda: done.wait(60))  # so that no index is built yet
+    workers.submit_background(lambda: done.wait(60))  # so that no index is built yet
     for state in (IndexState.REQUESTED, IndexState.BUILDING, IndexState.BUILDING):
         assert same(inspector.inspect(image, class_name="disc"), plain)
         assert {index.state(bank, view) for view in inspector.views} == {state}

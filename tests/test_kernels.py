@@ -20,7 +20,7 @@ from visionad_runtime.cuda.kernels import read_manifest, read_target
 from visionad_runtime.errors import ImageError, VisionADError
 from visionad_runtime.formats.manifest import PreprocessSpec, ViewName
 from visionad_runtime.pipeline.cuda import work_tables as plan
-from visionad_runtime.pipeline.cuda.slot import ACROSS_PROGRAMS
+from visionad_runtime.pipeline.cuda.slot import ROW_PROGRAMS
 from visionad_runtime.pipeline.cuda.work_tables import GROUP, RUN, BankView, SearchPlan, maxima_a_query, plan_search
 from visionad_runtime.scoring.anomaly_map import MAP_SIZE, fuse, top_k_mean, top_pixels, upsample
 from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, self_similarity_weight
@@ -563,7 +563,7 @@ def test_a_image_as_wide_as_a_cameras_as_the_product_is_called() -> None:
     views: tuple[ViewName, ...] = ("original", "flip")
     block = build.variants(90)["resize_across"].constants["BLOCK"]
     assert block < spec.crop < 2 * block
-    found = run_preprocess([rgb], spec, views, block, ACROSS_PROGRAMS)
+    found = run_preprocess([rgb], spec, views, block, ROW_PROGRAMS)
     np.testing.assert_array_equal(found[0], preprocess.query_views(preprocess.prepare(rgb, spec), views))
 
 

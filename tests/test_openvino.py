@@ -279,12 +279,12 @@ def test_a_threshold_calibrated_in_bf16_holds_in_bf16_alone(tiny_model: Path, tm
     pixels = part(0)
     with Inspector.open(tiny_model, bank, backend="openvino", precision="bf16") as inspector:
         result = inspector.inspect(pixels)
-        assert result.verdict == "ok" and result.precision == "bf16" and not inspector.uncalibrated()
+        assert result.verdict == "ok" and result.precision == "bf16" and not inspector.calibration_warnings()
         assert inspector.inspect(part(0, defect=True)).verdict == "anomalous"
         assert result.to_dict("x")["precision"] == "bf16"
     with Inspector.open(tiny_model, bank, backend="openvino") as inspector:
         assert inspector.inspect(pixels).verdict == "unknown"
-        (line,) = inspector.uncalibrated()
+        (line,) = inspector.calibration_warnings()
         assert "in bf16, which does not hold for" in line and "in fp32" in line
 
 

@@ -11,10 +11,10 @@ from visionad_runtime.scoring.regions import Geometry, Region
 from visionad_runtime.visualization.overlay import (
     LONGEST_SIDE,
     SHORTEST_LONG_SIDE,
+    contact_sheet,
     draw_overlay,
-    heat,
+    heatmap,
     save_overlay,
-    sheet,
 )
 
 
@@ -41,25 +41,25 @@ def draw(
 
 
 def test_heat_has_a_fixed_scale() -> None:
-    alone = heat(np.full((256, 256), 0.2, dtype=np.float32), (0.0, 1.0))
+    alone = heatmap(np.full((256, 256), 0.2, dtype=np.float32), (0.0, 1.0))
     mixed = np.full((256, 256), 0.2, dtype=np.float32)
     mixed[0, 0] = 50.0  # a hot cell elsewhere changes nothing
-    np.testing.assert_array_equal(heat(mixed, (0.0, 1.0))[1:], alone[1:])
+    np.testing.assert_array_equal(heatmap(mixed, (0.0, 1.0))[1:], alone[1:])
     assert (alone == alone[0, 0]).all()
-    assert (heat(mixed, (0.0, 100.0))[5, 5] != alone[5, 5]).any()
+    assert (heatmap(mixed, (0.0, 100.0))[5, 5] != alone[5, 5]).any()
 
 
 @pytest.mark.parametrize("value", [1.0, 7.0, np.inf, np.nan])
 def test_heat_clips_beyond_the_scale_and_shows_what_is_not_a_number(value: float) -> None:
     field = cold()
     field[3, 4] = value
-    coloured = heat(field, (0.0, 1.0))
+    coloured = heatmap(field, (0.0, 1.0))
     assert coloured.shape == (256, 256, 3) and coloured.dtype == np.uint8
-    np.testing.assert_array_equal(coloured[3, 4], heat(np.ones((1, 1), dtype=np.float32), (0.0, 1.0))[0, 0])
+    np.testing.assert_array_equal(coloured[3, 4], heatmap(np.ones((1, 1), dtype=np.float32), (0.0, 1.0))[0, 0])
 
 
 def test_heat_survives_a_scale_without_length() -> None:
-    assert heat(np.ones((4, 4), dtype=np.float32), (1.0, 1.0)).shape == (4, 4, 3)
+    assert heatmap(np.ones((4, 4), dtype=np.float32), (1.0, 1.0)).shape == (4, 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,6 @@ def test_save_overlay_writes_the_same_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_sheet_holds_tiles_of_any_size(count: int) -> None:
     tiles = [plain(10 + 300 * k, 700 - 100 * k) for k in range(count)]
-    page = sheet(tiles, columns=3, title="parts <b>& more" * 20)
+    page = contact_sheet(tiles, columns=3, title="parts <b>& more" * 20)
     assert page.dtype == np.uint8 and page.shape[2] == 3
     assert sum((page == 120).all(axis=2).ravel()) >= 100 * count

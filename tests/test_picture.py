@@ -553,7 +553,7 @@ def files(tmp_path: Path) -> list[Path]:
 @pytest.mark.parametrize("readers", [1, 2, 3, 99])
 def test_files_come_in_order_however_many_read(files: list[Path], readers: int) -> None:
     for paths in (files, tuple(files), iter(files)):
-        found = list(reader.read_all(paths, readers=readers))
+        found = list(reader.read_images(paths, readers=readers))
         assert [one.path for one in found] == files
         assert [one.rgb is None for one in found] == [i == 3 for i in range(12)]
         assert all(one.rgb[0, 0, 0] == i for i, one in enumerate(found) if one.rgb is not None)
@@ -563,7 +563,7 @@ def test_files_come_in_order_however_many_read(files: list[Path], readers: int) 
 
 def test_a_list_is_read_ahead_an_iterator_is_not(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str] = []
-    together = threading.Barrier(reader.READERS)
+    together = threading.Barrier(reader.PREFETCH_THREADS)
 
     def slow(path: Path, bit_depth: int | None) -> U8:
         begun.append(path.name)
@@ -572,13 +572,13 @@ def test_a_list_is_read_ahead_an_iterator_is_not(files: list[Path], monkeypatch:
         return RGB
 
     monkeypatch.setattr(reader, "load", slow)
-    reads = reader.read_all(files[:9], readers=99)
+    reads = reader.read_images(files[:9], readers=99)
     assert next(reads).path == files[0]
     assert [one.path for one in reads] == files[1:9]
     assert len(begun) == 9
     begun.clear()
     monkeypatch.setattr(reader, "load", lambda path, _: begun.append(path.name) or RGB)
-    reads = reader.read_all(iter(files), readers=99)
+    reads = reader.read_images(iter(files), readers=99)
     next(reads)
     assert begun == ["00.png"]
 
@@ -592,14 +592,14 @@ def test_large_images_are_not_read_ahead(files: list[Path], monkeypatch: pytest.
 
     monkeypatch.setattr(reader, "load", counted)
     for room, most in ((0, 1), (1, 2), (2, 3)):
-        monkeypatch.setattr(reader, "AHEAD_BYTES", room * RGB.nbytes)
+        monkeypatch.setattr(reader, "PREFETCH_BYTES", room * RGB.nbytes)
         begun.clear()
-        for done, _ in enumerate(reader.read_all(files, readers=4), start=1):
+        for done, _ in enumerate(reader.read_images(files, readers=4), start=1):
             assert len(begun) <= done + most - 1
 
 
 def test_who_stops_early_leaves_no_thread_at_work(files: list[Path]) -> None:
-    reads = reader.read_all(files, readers=3)
+    reads = reader.read_images(files, readers=3)
     next(reads)
     reads.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("visionad-read")]

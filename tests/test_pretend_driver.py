@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from visionad_runtime import Inspector
 from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.kernels import choose_target, read_manifest, read_target
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.engine.onnxruntime import cuda as leaf
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.pipeline.cuda.executor import Chain
-from visionad_runtime.pipeline.cuda.pipeline import DeviceChain
+from visionad_runtime.pipeline.cuda.executor import CudaExecutor
+from visionad_runtime.pipeline.cuda.pipeline import CudaPipeline
 from visionad_runtime.system import has_nvidia_driver
 
 from tests.data import ROOT, part
@@ -59,12 +59,12 @@ def driver() -> Iterator[pretend_driver.Pretended]:
     yield one
     one.driver.pretend_fail_at(0)
     one.driver.pretend_break(0)
-    Owner.of(0).close()
+    DeviceThread.of(0).close()
     assert not one.fault() and not one.live()
 
 
 def on_driver(work: Callable[[Device], Any]) -> Any:
-    return Owner.of(0).run(work)
+    return DeviceThread.of(0).run(work)
 
 
 @pytest.mark.parametrize("target", [t for t in read_manifest()["targets"] if t.startswith("sm_")])
@@ -155,13 +155,13 @@ def test_what_a_recording_forbids_is_one_line_and_nothing_stays(driver: pretend_
 
 @in_its_process
 def test_every_taking_that_fails_is_one_line_and_leaves_nothing(driver: pretend_driver.Pretended) -> None:
-    line = Line(Place("driver", Owner.of(0), **SIZES["driver"]), rows=3, side=64)
+    line = Line(Place("driver", DeviceThread.of(0), **SIZES["driver"]), rows=3, side=64)
     line.chain.close()
     bank, image, live = line.enroll(0), np.full((9, 9, 3), 100, np.uint8), driver.live()
 
     def inspect_once() -> NDArray[np.float32]:
-        with Chain(line.place.owner, line.engine, line.identity, max_image=(64, 64)) as chain:
-            chain.keep([bank])
+        with CudaExecutor(line.place.owner, line.engine, line.identity, max_image=(64, 64)) as chain:
+            chain.load_banks([bank])
             (found,) = chain.match(chain.encode([image]), [bank])
             (again,) = chain.inspect([image], [bank])[1]
             np.testing.assert_array_equal(again.anomaly_map, found.anomaly_map)
@@ -209,7 +209,7 @@ def test_an_inspector_with_onnx_runtime_amid_the_chain(
         Inspector.open(tiny_model, tmp_path / b, backend=b, keep_alive=0.002)
         for b in ("onnxruntime-cuda", "onnxruntime-cpu")
     ]
-    assert isinstance(opened[0].chain, DeviceChain) and int(streams[0]) > 0
+    assert isinstance(opened[0].chain, CudaPipeline) and int(streams[0]) > 0
     for one in opened:
         one.enroll("disc", [part(0), part(1)])
         one.enroll("grid", [part(0, kind="grid")])
@@ -239,14 +239,14 @@ from visionad_runtime.errors import VisionADError
 driver, owner = pretend_driver.set_up().driver, Owner.of(0)
 line = Line(Place("driver", owner, **SIZES["driver"]), rows=3, side=64)
 bank, image = line.enroll(0), np.full((9, 9, 3), 100, np.uint8)
-line.chain.keep([bank])
+line.chain.load_banks([bank])
 encoded = line.chain.encode([image])
 driver.pretend_break(719)
 for call in (
     lambda: line.chain.match(encoded, [bank]),
     lambda: line.chain.trace(encoded),
     lambda: line.chain.encode([image]),
-    lambda: line.chain.keep([bank, line.enroll(1)]),
+    lambda: line.chain.load_banks([bank, line.enroll(1)]),
     lambda: owner.run(lambda device: device.free_memory()),
     lambda: owner.run(lambda device: device.stream()),
     lambda: owner.run(Kernels),

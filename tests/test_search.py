@@ -405,17 +405,17 @@ def test_rows_that_are_all_alike_have_components(dim: int) -> None:
     assert not are_orthonormal(orthonormalized(np.zeros((20, 3))) * (1 + 1e-11))
 
 
-class Owner:
+class DeviceThread:
     """Stands for a bank."""
 
 
 @needs_code
 def test_an_index_is_built_from_the_second_request_on_and_goes_with_its_bank() -> None:
     queries, rows = along_few(5, 50, 128), along_few(6, 2100, 128)
-    index, owner, other = search.SearchIndex(), Owner(), Owner()
+    index, owner, other = search.SearchIndex(), DeviceThread(), DeviceThread()
     assert index.state(owner, "original") is IndexState.NOT_REQUESTED
     done = threading.Event()
-    workers.aside(lambda: done.wait(60))
+    workers.submit_background(lambda: done.wait(60))
     for state in (IndexState.REQUESTED, IndexState.BUILDING, IndexState.BUILDING):
         assert index.index_for(owner, "original", rows, queries) is rows
         assert index.state(owner, "original") is state
@@ -435,7 +435,7 @@ def test_an_index_is_built_from_the_second_request_on_and_goes_with_its_bank() -
 
 def test_a_small_bank_gets_no_index() -> None:
     queries, rows = along_few(5, 50, 128), along_few(6, 2000, 128)
-    index, owner = search.SearchIndex(), Owner()
+    index, owner = search.SearchIndex(), DeviceThread()
     assert all(index.index_for(owner, "original", rows, queries) is rows for _ in range(3))
     assert index.state(owner, "original") is IndexState.NOT_REQUESTED
 
@@ -445,7 +445,7 @@ def test_without_an_index_the_rows_are_searched(value: float) -> None:
     """Broken rows, which the search reports, and rows that no components help with."""
     rows, queries = unit(1, 2100, 64), unit(2, 40, 64)
     rows[-1, -1] = value
-    index, owner = search.SearchIndex(), Owner()
+    index, owner = search.SearchIndex(), DeviceThread()
     for _ in range(3):
         assert index.index_for(owner, "original", rows, queries) is rows
         workers.settle()

@@ -209,7 +209,7 @@ def test_faults_of_a_device_are_named(model: Path, manifest: ModelManifest, faul
         self_test(Faulty(right, fault), manifest, read_golden(model))
 
 
-def spread(length: float) -> Any:
+def parallel_for(length: float) -> Any:
     """A fault that moves every token by ``length``, in no direction much."""
 
     def fault(patch: Any, cls: Any) -> Any:
@@ -230,7 +230,7 @@ def test_a_fault_that_moves_all_tokens_a_little_is_no_rounding(model: Path, mani
     found = self_test(Faulty(right, spiky, "bf16"), half, read_golden(model))
     assert found["patch_tokens"] > 0.03 and found["rms"] < 0.02
     for length, passes in ((0.025, True), (0.035, False)):
-        faulty = Faulty(right, spread(length), "bf16")
+        faulty = Faulty(right, parallel_for(length), "bf16")
         if passes:
             assert self_test(faulty, half, read_golden(model))["rms"] == pytest.approx(length, abs=1e-6)
             continue

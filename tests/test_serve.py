@@ -122,15 +122,15 @@ def bank(filled: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def line(tiny_model: Path, bank: Path) -> Iterator[service.Line]:
+def line(tiny_model: Path, bank: Path) -> Iterator[service.InspectionService]:
     with Inspector.open(tiny_model, bank) as inspector:
-        opened = service.Line(inspector)
+        opened = service.InspectionService(inspector)
         yield opened
         opened.close()
 
 
 @pytest.fixture
-def app(line: service.Line) -> Any:
+def app(line: service.InspectionService) -> Any:
     return http.make_app(line)
 
 
@@ -138,7 +138,7 @@ def untimed(facts: dict[str, Any]) -> dict[str, Any]:
     return {**facts, "timings_ms": 0}
 
 
-def test_an_answer_is_what_the_inspector_says(app: Any, line: service.Line) -> None:
+def test_an_answer_is_what_the_inspector_says(app: Any, line: service.InspectionService) -> None:
     for seed in range(3):
         image = part(seed, defect=seed == 1, kind="grid" if seed == 2 else "disc")
         for class_name in (None, "disc"):
@@ -165,7 +165,7 @@ def test_bare_pixels_are_the_same_image(app: Any) -> None:
         assert untimed(found.json) == untimed(wanted)
 
 
-def test_an_overlay_is_a_image(app: Any, line: service.Line) -> None:
+def test_an_overlay_is_a_image(app: Any, line: service.InspectionService) -> None:
     image = part(4, defect=True)
     result = line.inspector.inspect(image)
     answer = ask(app, "POST", "/overlay", png(image))
@@ -175,7 +175,7 @@ def test_an_overlay_is_a_image(app: Any, line: service.Line) -> None:
     assert Image.open(io.BytesIO(grey.body)).mode == "RGB"
 
 
-def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: service.Line, bank: Path) -> None:
+def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: service.InspectionService, bank: Path) -> None:
     image, data = part(5), png(part(5))
     image[:, :, 0] = 0
     assert ask(app, "POST", "/inspect?class=new%20one", data).status == 409
@@ -233,18 +233,20 @@ def test_mistakes_have_a_status_and_a_line(app: Any, url: str, body: bytes, stat
     assert f'visionad_refused_total{{status="{status}"}} 1.0' in ask(app, "GET", "/metrics").body.decode()
 
 
-def test_too_much_and_too_many_are_refused(app: Any, line: service.Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_much_and_too_many_are_refused(
+    app: Any, line: service.InspectionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = png(part(0))
-    monkeypatch.setattr(uploads, "MOST_BYTES", 1000)
+    monkeypatch.setattr(uploads, "MAX_UPLOAD_BYTES", 1000)
     assert ask(app, "POST", "/inspect", b"x" * 1_000_000).status == 413
-    monkeypatch.setattr(uploads, "MOST_BYTES", 1 << 20)
-    monkeypatch.setattr(service, "MOST_WAITING", 2)
+    monkeypatch.setattr(uploads, "MAX_UPLOAD_BYTES", 1 << 20)
+    monkeypatch.setattr(service, "MAX_QUEUE", 2)
     with line.place(), line.place():
         answer = ask(app, "POST", "/inspect", data)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert "2 images wait" in answer.json["error"]
     assert ask(app, "POST", "/inspect", data, gone=True).status == 400
-    monkeypatch.setattr(uploads, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(uploads, "UPLOAD_TIMEOUT", 0.2)
     assert ask(app, "POST", "/inspect", data, stuck=True).status == 408
     assert ask(app, "POST", "/inspect", data).status == 200  # and all places are free again
     assert "visionad_waiting 0.0" in ask(app, "GET", "/metrics").body.decode()
@@ -262,7 +264,7 @@ def test_a_page_of_another_site_cannot_enroll(app: Any) -> None:
 
 
 def test_an_engine_that_fails_is_the_services_fault(
-    app: Any, line: service.Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    app: Any, line: service.InspectionService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise VisionADError("the GPU is gone")
@@ -273,7 +275,7 @@ def test_an_engine_that_fails_is_the_services_fault(
     assert "the GPU is gone" in caplog.text
 
 
-def test_health_and_metrics(app: Any, line: service.Line, bank: Path) -> None:
+def test_health_and_metrics(app: Any, line: service.InspectionService, bank: Path) -> None:
     health = ask(app, "GET", "/health")
     assert health.status == 200
     assert health.json["ready"] and health.json["bank_version"] == 2 and health.json["backend"] == "onnxruntime-cpu"

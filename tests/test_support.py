@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.teaching.sampling import choose_support, choose_support_paths
+from visionad_runtime.teaching.sampling import sample_support, sample_support_paths
 
 from tests.data import SHARED
 
@@ -48,7 +48,7 @@ def published() -> dict[str, dict[str, dict[str, list[str]]]]:
 )
 def test_fixed_vectors(n: int, seed: int, expected: list[int]) -> None:
     """Drawn with torch 2.14; they hold where neither torch nor the fixture is at hand."""
-    assert choose_support(n, len(expected), seed) == expected
+    assert sample_support(n, len(expected), seed) == expected
 
 
 def test_equals_torch() -> None:
@@ -60,14 +60,14 @@ def test_equals_torch() -> None:
         generator = torch.Generator().manual_seed(seed)
         torch.empty((), dtype=torch.int64).random_(generator=generator)
         expected = torch.randperm(n, generator=generator)[:8].tolist()
-        assert choose_support(n, min(8, n), seed) == expected, (n, seed)
+        assert sample_support(n, min(8, n), seed) == expected, (n, seed)
 
 
 def test_equals_published_mvtec() -> None:
     for seed, classes in published()["mvtec"].items():
         assert set(classes) == set(MVTEC)
         for name, files in classes.items():
-            assert [f"{i:03d}.png" for i in choose_support(MVTEC[name], 8, int(seed))] == files, (seed, name)
+            assert [f"{i:03d}.png" for i in sample_support(MVTEC[name], 8, int(seed))] == files, (seed, name)
 
 
 def test_equals_published_visa() -> None:
@@ -76,7 +76,7 @@ def test_equals_published_visa() -> None:
     for name, (train, total) in VISA.items():
         number_of: dict[int, int] = {}
         for seed, classes in sets.items():
-            for index, file in zip(choose_support(train, 8, int(seed)), classes[name], strict=True):
+            for index, file in zip(sample_support(train, 8, int(seed)), classes[name], strict=True):
                 assert number_of.setdefault(index, int(Path(file).stem)) == int(Path(file).stem), (seed, name)
         ranked = [number_of[index] for index in sorted(number_of)]
         assert len(ranked) > 60
@@ -88,9 +88,9 @@ def test_equals_published_visa() -> None:
 @given(n=st.integers(1, 300), seed=st.integers(-(2**63), 2**64 - 1), data=st.data())
 def test_nested_and_distinct(n: int, seed: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, n))
-    everything = choose_support(n, n, seed)
+    everything = sample_support(n, n, seed)
     assert sorted(everything) == list(range(n))
-    assert choose_support(n, k, seed) == everything[:k]
+    assert sample_support(n, k, seed) == everything[:k]
 
 
 @pytest.mark.parametrize(
@@ -99,15 +99,15 @@ def test_nested_and_distinct(n: int, seed: int, data: st.DataObject) -> None:
 )
 def test_out_of_range(n: int, k: int, seed: int) -> None:
     with pytest.raises(VisionADError, match="support"):
-        choose_support(n, k, seed)
+        sample_support(n, k, seed)
 
 
 def test_paths_are_sorted_by_file_name() -> None:
     paths = [Path("b/000.png"), Path("a/002.png"), Path("c/001.png")]
     by_name = [Path("b/000.png"), Path("c/001.png"), Path("a/002.png")]
-    assert choose_support_paths(paths, 2, None) == by_name[:2]
-    assert choose_support_paths(paths, 3, 4) == [by_name[i] for i in choose_support(3, 3, 4)]
+    assert sample_support_paths(paths, 2, None) == by_name[:2]
+    assert sample_support_paths(paths, 3, 4) == [by_name[i] for i in sample_support(3, 3, 4)]
     for seed in (None, 0):
         for k in (0, 4):
             with pytest.raises(VisionADError, match=f"expected {k} shots"):
-                choose_support_paths(paths, k, seed)
+                sample_support_paths(paths, k, seed)

@@ -21,7 +21,7 @@ pytest.importorskip("onnx", reason="the stand-in parses with it")
 from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import thread
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.engine.tensorrt import api as tensorrt_api
 from visionad_runtime.engine.tensorrt.builder import build
 from visionad_runtime.engine.tensorrt.cache import EngineCache
@@ -40,7 +40,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeDevice]]:
     FakeDevice.reset()
     monkeypatch.setattr(thread, "Device", FakeDevice)
     yield FakeDevice
-    Owner.of(0).close()
+    DeviceThread.of(0).close()
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_build_and_run_gives_the_cpus_tokens(
     np.testing.assert_array_equal(found.patch, cpu.patch)
     np.testing.assert_array_equal(found.cls, cpu.cls)
     assert engine.encode(images, class_token=False).cls is None
-    device = Owner.of(0).run(lambda d: d)
+    device = DeviceThread.of(0).run(lambda d: d)
     before = device.made
     engine.encode(images)
     assert device.made == before  # nothing is taken per call
@@ -154,7 +154,7 @@ def test_an_engine_that_does_not_fit_is_built_again_and_said(
 ) -> None:
     install("10")
     first, _ = build(model, manifest, "tensorrt")
-    Owner.of(0).close()
+    DeviceThread.of(0).close()
     module = install("10", "10.8.0" if change == "version" else None)
     if change == "gpu":
         gpu.gpu["name"] = "NVIDIA L40S"
@@ -268,7 +268,7 @@ def test_rtx_targets(install: Any, model: Path, manifest: ModelManifest, gpu: ty
     one, _ = build(model, manifest, "tensorrt-rtx", "8.9")
     engine = open_engine(model, manifest, "tensorrt-rtx")  # the one for just this GPU comes first
     assert engine.info["engine"] == one.folder.name[:12]
-    Owner.of(0).close()
+    DeviceThread.of(0).close()
     gpu.gpu["capability"] = (7, 5)  # Turing: the portable engine does not run there
     entry, fresh = build(model, manifest, "tensorrt-rtx")
     assert fresh and entry.key["capability"] == "7.5"
@@ -406,8 +406,8 @@ def test_faults_of_the_library_are_caught(
     module.fault = fault
     with pytest.raises(ModelError, match=f"self-test of tensorrt failed at .*({said})"):
         open_engine(model, manifest, "tensorrt")
-    device = Owner.of(0).run(lambda d: d)
-    assert Owner.of(0).run(lambda d: d.free_memory()) == device.total_memory  # and its memory was given back
+    device = DeviceThread.of(0).run(lambda d: d)
+    assert DeviceThread.of(0).run(lambda d: d.free_memory()) == device.total_memory  # and its memory was given back
 
 
 def test_a_short_group_has_no_neighbour_from_the_call_before(

@@ -17,20 +17,20 @@ import cv2
 import pytest
 from visionad_runtime import VisionADError
 from visionad_runtime.cli.main import run
-from visionad_runtime.images.discover import Found
+from visionad_runtime.images.discover import ImageFile
 from visionad_runtime.station import folder_source
-from visionad_runtime.station.folder_source import Arrival, Arrivals, Stamp
+from visionad_runtime.station.folder_source import DetectedFile, FileStamp, FolderSource
 from visionad_runtime.station.journal import Journal
 
 from tests.data import part
 
 
-def all_old(here: Collection[Arrival]) -> Collection[Arrival]:
+def all_old(here: Collection[DetectedFile]) -> Collection[DetectedFile]:
     """What lies there at the start is passed over."""
     return here
 
 
-def none_old(_: Collection[Arrival]) -> Collection[Arrival]:
+def none_old(_: Collection[DetectedFile]) -> Collection[DetectedFile]:
     """It is inspected."""
     return ()
 
@@ -60,11 +60,11 @@ class World:
         return self.now > self.until
 
     def watch(
-        self, done: Callable[[Collection[Arrival]], Collection[Arrival]] = all_old, settle: float = 0.2
-    ) -> Arrivals:
-        return Arrivals(self.folder, done, settle, self.wait, lambda: self.now)
+        self, done: Callable[[Collection[DetectedFile]], Collection[DetectedFile]] = all_old, settle: float = 0.2
+    ) -> FolderSource:
+        return FolderSource(self.folder, done, settle, self.wait, lambda: self.now)
 
-    def seen(self, arrivals: Arrivals, until: float) -> list[tuple[float, str]]:
+    def seen(self, arrivals: FolderSource, until: float) -> list[tuple[float, str]]:
         """When which image was handed over."""
         self.until = until
         return [(round(self.now, 2), one.image.name.as_posix()) for one in arrivals]
@@ -152,7 +152,7 @@ def test_a_image_that_cannot_be_read_is_tried_again_for_a_while(world: World) ->
     assert given_up == ["broken.png"]
     assert len(tries["locked.png"]) == 3
     times = tries["broken.png"]
-    assert 5 <= len(times) <= 8 and times[-1] - times[0] >= folder_source.PATIENCE_SECONDS - 0.3
+    assert 5 <= len(times) <= 8 and times[-1] - times[0] >= folder_source.RETRY_TIMEOUT - 0.3
     assert not arrivals.again(arrival("none.png"))
     # One that has gone before it was read is said at once.
     world.at(21, lambda: world.write("gone.png"))
@@ -175,7 +175,7 @@ def test_a_folder_that_is_away_is_waited_for(world: World, caplog: pytest.LogCap
         f"folder {world.folder} is back",
     ]
     with pytest.raises(VisionADError, match="cannot be listed"):
-        Arrivals(world.folder / "none", all_old, 0.2, world.wait)
+        FolderSource(world.folder / "none", all_old, 0.2, world.wait)
 
 
 def test_a_share_that_is_not_mounted_is_no_empty_folder(
@@ -242,8 +242,8 @@ def test_looking_takes_a_fifth_of_the_time_at_most(world: World, monkeypatch: py
 # --- journal ---------------------------------------------------------------------------------------------------------
 
 
-def arrival(name: str, size: int = 5, modified: int = 7) -> Arrival:
-    return Arrival(Found(Path("/in", name), Path(name)), Stamp(size, modified))
+def arrival(name: str, size: int = 5, modified: int = 7) -> DetectedFile:
+    return DetectedFile(ImageFile(Path("/in", name), Path(name)), FileStamp(size, modified))
 
 
 def test_a_journal_knows_what_it_was_told(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.serial  # affinity and threads that must run at the sam
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_every_piece_is_worked_once(count: int, threads: int) -> None:
     done: list[int] = []
-    workers.spread(done.append, range(count), threads)
+    workers.parallel_for(done.append, range(count), threads)
     assert sorted(done) == list(range(count))
 
 
@@ -29,7 +29,7 @@ def test_one_piece_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(workers, "_crew", none)
     done: list[int] = []
-    workers.spread(done.append, iter([3]), 7)
+    workers.parallel_for(done.append, iter([3]), 7)
     assert done == [3]
 
 
@@ -40,7 +40,7 @@ def test_other_threads_do_take_part() -> None:
         both.wait()  # would break if one thread did all the pieces
         seen.add(threading.get_ident())
 
-    workers.spread(work, range(2), 2)
+    workers.parallel_for(work, range(2), 2)
     assert len(seen) == 2 and threading.get_ident() in seen
 
 
@@ -56,9 +56,9 @@ def test_an_error_is_raised_after_the_others_are_done(mine: bool) -> None:
         late.append(piece)
 
     with pytest.raises(MemoryError):
-        workers.spread(work, range(2), 2)
+        workers.parallel_for(work, range(2), 2)
     assert len(late) == 1
-    workers.spread(late.append, range(3), 2)  # and the threads live on
+    workers.parallel_for(late.append, range(3), 2)  # and the threads live on
     assert len(late) == 4
 
 
@@ -66,7 +66,7 @@ def test_many_callers_share_the_threads() -> None:
     def call(caller: int) -> list[int]:
         done: list[int] = []
         for _ in range(50):
-            workers.spread(done.append, range(caller, caller + 4), 3)
+            workers.parallel_for(done.append, range(caller, caller + 4), 3)
         return sorted(done)
 
     with ThreadPoolExecutor(8) as callers:
@@ -89,7 +89,7 @@ def test_the_callers_core_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None
 
     def mask_of_another() -> set[int]:
         masks.clear()
-        workers.spread(work, range(2), 2)
+        workers.parallel_for(work, range(2), 2)
         return next(mask for thread, mask in masks if thread != threading.get_native_id())
 
     mask_of_another()  # the thread is there
@@ -120,14 +120,14 @@ def test_what_is_put_aside_is_done_in_turn(caplog: pytest.LogCaptureFixture) -> 
         if number == 2:
             raise OSError("no space")
         if sys.platform == "linux":
-            assert nice() == min(19, priority + workers.ASIDE_NICE)
+            assert nice() == min(19, priority + workers.BACKGROUND_NICENESS)
         done.append(number)
 
     for i in range(5):
-        workers.aside(lambda i=i: work(i))  # type: ignore[misc]
+        workers.submit_background(lambda i=i: work(i))  # type: ignore[misc]
     assert done == []  # nobody waits
     release.set()
-    workers.settle()
+    workers.drain_background()
     assert done == [0, 1, 3, 4]
     assert "put aside" in caplog.text and "no space" in caplog.text
     assert nice() == priority
@@ -140,25 +140,25 @@ def test_work_is_put_aside_where_priorities_are_forbidden(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "setpriority", forbidden)
     workers._beside.cache_clear()
     done: list[int] = []
-    workers.aside(lambda: done.append(1))
-    workers.settle()
+    workers.submit_background(lambda: done.append(1))
+    workers.drain_background()
     assert done == [1]
     workers._beside.cache_clear()
 
 
 def test_a_process_does_not_wait_for_what_was_put_aside() -> None:
-    code = "import time; from visionad_runtime import workers; workers.aside(lambda: time.sleep(300)); time.sleep(0.05)"
+    code = "import time; from visionad_runtime import workers; workers.submit_background(lambda: time.sleep(300)); time.sleep(0.05)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_fork_has_threads_of_its_own() -> None:
-    workers.spread(lambda _: None, range(4), 2)
-    workers.settle()
+    workers.parallel_for(lambda _: None, range(4), 2)
+    workers.drain_background()
     child = os.fork()
     if not child:
         done: list[int] = []
-        workers.spread(done.append, range(4), 2)
-        workers.aside(lambda: done.append(4))
-        workers.settle()
+        workers.parallel_for(done.append, range(4), 2)
+        workers.submit_background(lambda: done.append(4))
+        workers.drain_background()
         os._exit(0 if len(done) == 5 else 1)
     assert os.waitpid(child, 0)[1] == 0

@@ -41,7 +41,7 @@ from visionad_export.exporter import export_model
 from visionad_ref.backbone import REGISTRY, Spec, load
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.scoring.preset import load_preset
-from visionad_runtime.teaching.sampling import choose_support_paths
+from visionad_runtime.teaching.sampling import sample_support_paths
 from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
 
 HERE = Path(__file__).resolve().parent
@@ -180,7 +180,7 @@ class Bench:
         dataset = open_dataset(SETS[name], common.shared() / "data" / name)
         masks = {part: protocol.masks_of(dataset.test(part)) for part in dataset.classes}
         units = [
-            (part, seed, choose_support_paths(dataset.train(part), shots, seed))
+            (part, seed, sample_support_paths(dataset.train(part), shots, seed))
             for part in dataset.classes
             for seed in seeds
         ]

@@ -39,7 +39,7 @@ class VisionAD:
         folder = Path(tempfile.mkdtemp(dir=self._banks.name)) / "bank"
         self._inspector.bank = Bank.open_or_new(folder, manifest.identity, manifest.views)
         self._inspector.enroll_files(CLASS, supports)
-        matched = self._inspector.enrolled(CLASS).snapshot.classes[CLASS]
+        matched = self._inspector.require_class(CLASS).snapshot.classes[CLASS]
         return sum(len(matched.rows(view)) for view in self._inspector.views)
 
     def read(self, path: Path) -> pixels.RGB8:

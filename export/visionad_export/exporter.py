@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.numpy import save
-from visionad_ref.method import VIEWS, normalise, stranger
+from visionad_ref.method import VIEWS, normalise, out_of_distribution_image
 from visionad_runtime.errors import ModelError
 from visionad_runtime.formats.files import sha256_file
 from visionad_runtime.formats.manifest import (
@@ -153,7 +153,7 @@ def export_model(
 def _golden(reference: Reference) -> dict[str, NDArray[Any]]:
     """What the runtime tests itself with: two cropped images, torch's tokens of them in the ``original`` view, and the second's
     score against a bank of the first, upright, alone. The second is the first with a blemish: a square of inverted colours."""
-    image = np.array(stranger(reference.spec.crop))
+    image = np.array(out_of_distribution_image(reference.spec.crop))
     side = len(image)
     blemish = (slice(side // 3, side // 3 + side // 6),) * 2
     blemished = image.copy()

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from visionad_runtime.bank.memory_bank import ClassBank as StoredClass
-from visionad_runtime.bank.names import stored_name
+from visionad_runtime.bank.names import normalize_class_name
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.files import sha256_file
 from visionad_runtime.formats.manifest import FeatureIdentity, ModelManifest, Precision, WeightsRecord
@@ -142,12 +142,12 @@ def check_parity(
     Raises:
         VisionADError: weights missing or others, unreadable image, nothing enrolled.
     """
-    bank = inspector.enrolled(class_name)
+    bank = inspector.require_class(class_name)
     reference = load_reference(inspector.manifest, inspector.scoring, weights, threads)
     report = _Report(tolerances(inspector.engine.precision))
     banks: dict[str, ClassBank] = {}
     origins: dict[str, str] = {}
-    class_name = None if class_name is None else stored_name(class_name)
+    class_name = None if class_name is None else normalize_class_name(class_name)
     for name in bank.classes if class_name is None else [class_name]:
         stage = report.stage("bank features")
         banks[name], origins[name] = _reference_bank(reference, bank.classes[name], bit_depth, stage)

@@ -1,6 +1,6 @@
 """Threads that stay, beside the caller's own, for work that lets go of Python's lock.
 
-Some share a caller's work (:func:`spread`), one does what nobody waits for (:func:`aside`).
+Some share a caller's work (:func:`parallel_for`), one does what nobody waits for (:func:`submit_background`).
 
 A search is over in milliseconds. Threads made for each would cost a tenth of that, and a thread that the system wakes on its
 waker's core, as kernels in virtual machines are seen to do, would halve the speed until a balancing tick that comes too late.
@@ -26,16 +26,16 @@ from .errors import VisionADError
 T = TypeVar("T")
 log = logging.getLogger("visionad")
 
-ASIDE_NICE = 10
+BACKGROUND_NICENESS = 10
 """How much lower than the others' is the priority of the thread for what nobody waits for: a tenth of a core that both want."""
 
 
-def cores() -> int:
+def available_cpus() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def spread(work: Callable[[T], None], pieces: Iterable[T], workers: int) -> None:
+def parallel_for(work: Callable[[T], None], pieces: Iterable[T], workers: int) -> None:
     """Call ``work`` with each of ``pieces``, in this thread and up to ``workers - 1`` others; return when all are done.
 
     Each thread takes the next piece whenever it is free, so a thread that wakes up late does not delay the others. With one
@@ -76,7 +76,7 @@ class _Crew:
     """The threads of this process, one fewer than there are cores."""
 
     def __init__(self) -> None:
-        self.size = max(1, cores() - 1)
+        self.size = max(1, available_cpus() - 1)
         self._threads: list[int] = []
         self._kept_off: tuple[int | None, int] = None, 0
         self.pool = ThreadPoolExecutor(
@@ -103,15 +103,15 @@ def _crew() -> _Crew:
     return _Crew()
 
 
-def aside(work: Callable[[], object]) -> None:
+def submit_background(work: Callable[[], object]) -> None:
     """Call ``work`` in a thread beside all others, after what was handed in before. The process does not wait for it to end."""
     _beside().put(work)
 
 
-def settle() -> None:
+def drain_background() -> None:
     """Wait until all that was put aside is done."""
     done = threading.Event()
-    aside(done.set)
+    submit_background(done.set)
     done.wait()
 
 
@@ -123,7 +123,7 @@ def _beside() -> queue.SimpleQueue[Callable[[], object]]:
         if sys.platform == "linux":  # where a thread has a priority of its own: it takes what the others leave
             with contextlib.suppress(OSError):  # a service may be forbidden to change it
                 os.setpriority(
-                    os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + ASIDE_NICE
+                    os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + BACKGROUND_NICENESS
                 )
         while True:
             try:

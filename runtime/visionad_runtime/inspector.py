@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._threads import Lifetime, cores, spread
+from ._threads import Lifetime, available_cpus, parallel_for
 from .bank.memory_bank import ClassBank, Snapshot
-from .bank.names import stored_name, unknown_class
+from .bank.names import normalize_class_name, unknown_class_message
 from .bank.routing import LIMITS, Route, Router
 from .bank.store import Bank
 from .bank.supports import read_supports
@@ -27,8 +27,8 @@ from .formats.files import sha256_bytes
 from .formats.manifest import ClassEntry, ModelManifest, SupportImage, ViewName, parse_precision
 from .formats.model_folder import read_model
 from .images import arrays, decode, discover, pixels, reader
-from .pipeline.assembly import open_chain
-from .pipeline.base import Chain
+from .pipeline.assembly import open_pipeline
+from .pipeline.base import Pipeline
 from .pipeline.opening import open_engine
 from .pipeline.self_test import read_golden
 from .preprocess import prepare, support_encodings
@@ -67,8 +67,8 @@ class Inspector:
         self.engine = engine
         self.bank = bank
         self.scoring = scoring
-        self.chain: Chain = open_chain(engine, manifest, scoring, golden, threads, keep_alive)
-        self._threads = threads or cores()
+        self.chain: Pipeline = open_pipeline(engine, manifest, scoring, golden, threads, keep_alive)
+        self._threads = threads or available_cpus()
         self._kept: Snapshot | None = None
         self._router: tuple[Snapshot, Router] | None = None
         self._seen: tuple[int, ...] | None = None
@@ -113,7 +113,7 @@ class Inspector:
         if threads is not None:
             if threads < 1:
                 raise VisionADError(f"threads {threads}: expected 1 or more, or None for all cores")
-            threads = min(threads, cores())
+            threads = min(threads, available_cpus())
         if keep_alive is not None and not 0 < keep_alive < math.inf:
             raise VisionADError(f"keep_alive {keep_alive}: expected seconds above 0, or None for never")
         import cv2  # noqa: F401  # too heavy for `import visionad_runtime`, and too slow for the first part that is not ok
@@ -239,19 +239,19 @@ class Inspector:
             trace: also return the stages in between, which on a GPU have to be fetched.
         """
         with self._lifetime.in_use():
-            class_name = None if class_name is None else stored_name(class_name)
+            class_name = None if class_name is None else normalize_class_name(class_name)
             bank = self._snapshot(class_name)
             if not rgbs:
                 return []
             self._keep()
-            at_once = self.chain.limit() or len(rgbs)
+            at_once = self.chain.max_batch_size() or len(rgbs)
             found: dict[int, list[tuple[Result, Trace | None]]] = {}
 
             def part(start: int) -> None:
                 found[start] = self._traced(rgbs[start : start + at_once], bank, class_name, leave_out, trace)
 
             starts = range(0, len(rgbs), at_once)
-            spread(part, starts, min(len(starts), self.chain.cameras))
+            parallel_for(part, starts, min(len(starts), self.chain.cameras))
             return [one for start in starts for one in found[start]]
 
     def _traced(
@@ -296,7 +296,7 @@ class Inspector:
         if self._kept is not self.bank.snapshot and self._keeping.acquire(blocking=False):
             try:
                 newest = self.bank.snapshot
-                self.chain.keep(newest.classes.values())
+                self.chain.load_banks(newest.classes.values())
                 self._kept = newest
             finally:
                 self._keeping.release()
@@ -328,7 +328,7 @@ class Inspector:
         record = matched.entry.calibration
         return record is None or self.scoring.holds_for(record, self.engine.precision)
 
-    def uncalibrated(self) -> list[str]:
+    def calibration_warnings(self) -> list[str]:
         """Return why thresholds of the bank are not used here, a line for each such class."""
         here = f"{self.scoring.describe()} in {self.engine.precision}"
         return [
@@ -338,7 +338,7 @@ class Inspector:
             if (record := matched.entry.calibration) is not None and not self._calibrated_for(matched)
         ]
 
-    def enrolled(self, class_name: str | None) -> Bank:
+    def require_class(self, class_name: str | None) -> Bank:
         """The bank, if it can inspect (this class).
 
         Raises:
@@ -349,12 +349,12 @@ class Inspector:
         return self.bank
 
     def _snapshot(self, class_name: str | None) -> Snapshot:
-        """The version of the bank in force, checked as :meth:`enrolled` does: another thread may change the bank at any time."""
+        """The version of the bank in force, checked as :meth:`require_class` does: another thread may change the bank at any time."""
         if self.bank is None or not (bank := self.bank.snapshot).classes:
             where = self.bank.folder if self.bank else "(none opened)"
             raise BankError(f"bank {where} holds no class yet; enroll good images with `visionad bank add`")
-        if class_name is not None and stored_name(class_name) not in bank.classes:
-            raise BankError(unknown_class(self.bank.folder, class_name, bank.classes))
+        if class_name is not None and normalize_class_name(class_name) not in bank.classes:
+            raise BankError(unknown_class_message(self.bank.folder, class_name, bank.classes))
         return bank
 
     def inspect_files(
@@ -388,8 +388,8 @@ class Inspector:
         """
         if batch < 1:
             raise VisionADError(f"batch {batch}: expected 1 image or more")
-        self.enrolled(class_name)
-        with closing(reader.read_all(discover.as_paths(paths), bit_depth, self._threads)) as files:
+        self.require_class(class_name)
+        with closing(reader.read_images(discover.as_paths(paths), bit_depth, self._threads)) as files:
             while chunk := list(itertools.islice(files, batch)):
                 readable = [one.rgb for one in chunk if one.rgb is not None]
                 results = iter(self.trace_batch(readable, class_name, leave_out, trace))
@@ -418,7 +418,7 @@ class Inspector:
         with self._lifetime.in_use():
             return self.engine.encode(images)
 
-    def as_class(self, name: str, support: SupportImage, rgb: pixels.RGB8) -> ClassBank:
+    def encode_class(self, name: str, support: SupportImage, rgb: pixels.RGB8) -> ClassBank:
         """What a class would be with this one image, not enrolled anywhere."""
         tokens = self.encode_support(rgb)
         assert tokens.cls is not None
@@ -446,7 +446,7 @@ class Inspector:
             BankError: an image is enrolled already, or the bank cannot be written. Nothing was changed.
         """
         given = arrays.from_arrays(images, colour if color is None else color)
-        rgbs = [pixels.in_rgb(one) if one.ndim == 2 else one for one in given]  # one digest, however it is given
+        rgbs = [pixels.to_rgb(one) if one.ndim == 2 else one for one in given]  # one digest, however it is given
         supports = [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array") for rgb in rgbs]
         return self.enroll_encoded(name, supports, [self.encode_support(rgb) for rgb in rgbs])
 
@@ -475,7 +475,7 @@ class Inspector:
         """
         files = list(discover.as_paths(paths))
         supports = read_supports(files, bit_depth)
-        old = self.bank.classes.get(stored_name(name)) if self.bank is not None else None
+        old = self.bank.classes.get(normalize_class_name(name)) if self.bank is not None else None
         known = {image.sha256 for image in old.entry.images} if old is not None else set()
         for s in supports:  # said before minutes of encoding; the bank checks again when it commits
             if s.sha256 in known:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ._threads import spread
+from ._threads import parallel_for
 from .formats.manifest import PreprocessSpec, ViewName
 from .images.pixels import copy_pixels
 
@@ -62,7 +62,7 @@ def resize_crop(rgb: NDArray[np.uint8], spec: PreprocessSpec, threads: int = 1) 
         across[rows] = np.asarray(image.resize((side, image.height), Image.Resampling.BILINEAR))[:, at : at + spec.crop]
 
     step = -(-height // max(1, min(height, height * rgb.shape[1] // STRIP_PIXELS)))
-    spread(strip, [slice(row, min(row + step, height)) for row in range(0, height, step)], threads)
+    parallel_for(strip, [slice(row, min(row + step, height)) for row in range(0, height, step)], threads)
     down = np.asarray(Image.fromarray(across).resize((spec.crop, side), Image.Resampling.BILINEAR))
     cropped = down[at : at + spec.crop]
     return np.broadcast_to(cropped[:, :, None], (*cropped.shape, 3)) if cropped.ndim == 2 else cropped

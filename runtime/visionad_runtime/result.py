@@ -16,7 +16,7 @@ from .engine.base import Engine, Tokens
 from .errors import ImageError
 from .formats.manifest import Precision, PreprocessSpec, ViewName
 from .images import pixels
-from .pipeline.base import Clock, Matched
+from .pipeline.base import PipelineOutput, StageTimer
 from .scoring.regions import Geometry, Region, regions
 
 F32 = NDArray[np.float32]
@@ -91,7 +91,7 @@ class FileResult(NamedTuple):
 
 def make_result(
     bank: ClassBank,
-    output: Matched,
+    output: PipelineOutput,
     route: Route | None,
     shape: tuple[int, ...],
     spec: PreprocessSpec,
@@ -111,15 +111,15 @@ def make_result(
         bank_version: version of the bank in force.
         engine: that encoded it.
     """
-    timer = Clock()
+    timer = StageTimer()
     known = route is None or route.known
     threshold = bank.entry.threshold if known and threshold_holds else None
     verdict: Verdict = "unknown" if threshold is None else "anomalous" if output.score > threshold else "ok"
     geometry = Geometry.of(shape[1], shape[0], spec)
     level, reached = (output.edge, True) if threshold is None else (threshold, False)
     found = () if verdict == "ok" else regions(output.anomaly_map, geometry, level, reached=reached)
-    timer.lap("verdict")
-    timings = {**output.timings, **timer.laps}
+    timer.mark("verdict")
+    timings = {**output.timings, **timer.milliseconds}
     return Result(
         score=output.score,
         verdict=verdict,

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ._threads import cores
+from ._threads import available_cpus
 from ._version import __version__
 
 MEASURED_WITH = (
@@ -75,7 +75,7 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": cpu_name(),
-        "cores": cores(),
+        "cores": available_cpus(),
         "gpus": gpu_names(),
         "platform": platform.platform(),
         "python": platform.python_version(),

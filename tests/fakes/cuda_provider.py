@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import onnxruntime as ort
 import pytest
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.engine.onnxruntime import cuda as leaf
 from visionad_runtime.engine.onnxruntime.providers import Provider
 from visionad_runtime.errors import ModelError
@@ -96,7 +96,7 @@ def _entry(options: ort.RunOptions, key: str) -> str | None:
 
 
 def _device() -> FakeDevice:
-    return cast("FakeDevice", Owner.of(0).run(lambda device: device))
+    return cast("FakeDevice", DeviceThread.of(0).run(lambda device: device))
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

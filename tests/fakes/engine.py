@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime import preprocess
 from visionad_runtime.cuda.memory import Memory
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.formats.manifest import FeatureIdentity, ViewName
 
 from tests.data import unit
@@ -20,7 +20,7 @@ F32 = NDArray[np.float32]
 VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
 
 
-def fake_of(owner: Owner) -> FakeDevice:
+def fake_of(owner: DeviceThread) -> FakeDevice:
     """Return the fake device behind an owner's thread."""
     return cast("FakeDevice", owner.run(lambda device: device))
 
@@ -33,7 +33,7 @@ class FakeEngine:
 
     def __init__(
         self,
-        owner: Owner,
+        owner: DeviceThread,
         identity: FeatureIdentity,
         encode_row: Callable[[F32], tuple[F32, F32]],
         max_rows: int = 12,
@@ -71,7 +71,7 @@ class FakeEngine:
 class StubEngine:
     """For any device, hardware too. Gives tokens that were set before, whatever the images."""
 
-    def __init__(self, owner: Owner, identity: FeatureIdentity, rows: int) -> None:
+    def __init__(self, owner: DeviceThread, identity: FeatureIdentity, rows: int) -> None:
         self.max_rows, self.capturable = rows, True
         shapes = (rows, identity.grid**2, identity.dim), (rows, identity.class_token_dim)
         self._owner = owner

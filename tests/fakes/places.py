@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from visionad_runtime import search
 from visionad_runtime.cuda.device import Device
-from visionad_runtime.cuda.thread import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec
-from visionad_runtime.pipeline.cuda.executor import Chain
-from visionad_runtime.pipeline.cuda.outputs import Encoded, Matched
+from visionad_runtime.pipeline.cuda.executor import CudaExecutor
+from visionad_runtime.pipeline.cuda.outputs import Encoded, ExecutorOutput
 from visionad_runtime.scoring.anomaly_map import fuse, top_k_mean, upsample
 
 from tests.data import unit
@@ -32,7 +32,7 @@ class Place:
     ``grid`` of patches of ``patch`` pixels, ``calls``."""
 
     name: str
-    owner: Owner
+    owner: DeviceThread
     queries: int
     rows: int
     side: int
@@ -85,19 +85,19 @@ class Line:
         self.place, self.identity = place, place.identity(dim)
         self.engine = StubEngine(place.owner, self.identity, rows)
         size = side or place.side
-        self.chain = Chain(place.owner, self.engine, self.identity, cameras=cameras, max_image=(size, size))
+        self.chain = CudaExecutor(place.owner, self.engine, self.identity, cameras=cameras, max_image=(size, size))
 
     def enroll(self, seed: int, shots: int = 1) -> Class:
         shape = (len(Class("", np.empty(0)).blocks), shots, self.identity.grid**2, self.identity.dim)
         return Class(f"class {seed}", unit(1000 + seed, int(np.prod(shape[:3])), self.identity.dim).reshape(shape))
 
-    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0) -> list[Matched]:
+    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0) -> list[ExecutorOutput]:
         return self.chain.match(self.encode(rgbs, camera), banks)
 
     def encode(self, rgbs: Sequence[U8], camera: int = 0) -> Encoded:
         return self.chain.encode(rgbs, camera)
 
-    def check(self, found: Sequence[Matched], banks: Sequence[Class]) -> None:
+    def check(self, found: Sequence[ExecutorOutput], banks: Sequence[Class]) -> None:
         """Distances are the CPU's search's up to rounding, map and score the CPU's of them to the last bit."""
         side = self.identity.grid
         for i, (one, bank) in enumerate(zip(found, banks, strict=True)):

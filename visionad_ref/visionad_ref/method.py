@@ -138,7 +138,7 @@ LIMITS = {"fused": (0.68, 0.50), "final": (0.85, 0.60)}
 """Widest and tightest unlikeness up to which an image is of a class, by kind of class token."""
 
 
-def stranger(side: int) -> Image.Image:
+def out_of_distribution_image(side: int) -> Image.Image:
     """A synthetic image that is like no part: smooth gradients, and fine texture in every other cell of a checkerboard.
 
     Integer arithmetic alone, so its bytes depend on ``side`` only.
@@ -161,7 +161,7 @@ class Route:
     unknown: bool
 
 
-def unlikeness(class_token: Tensor, nearest: Tensor, known: Tensor, strange: Tensor) -> float:
+def centered_distance(class_token: Tensor, nearest: Tensor, known: Tensor, strange: Tensor) -> float:
     """How little an image has of its nearest class: 0 nothing else, 1 nothing in common, 2 the opposite.
 
     Class tokens of all images share a large part. Seen from their middle, that of the ``known`` (C, Dc) and of the
@@ -175,7 +175,7 @@ def route(class_token: Tensor, classes: Mapping[str, ClassBank], strange: Tensor
     """Find the class of an image by its class token (Dc,): arg-min of the distance to each class's first support.
 
     Args:
-        strange: class token (Dc,) of the ``stranger``.
+        strange: class token (Dc,) of the ``out_of_distribution_image``.
         kind: of class token, ``fused`` or ``final``.
     """
     found = sorted(
@@ -185,7 +185,7 @@ def route(class_token: Tensor, classes: Mapping[str, ClassBank], strange: Tensor
     margin = found[1][0] - distance if len(found) > 1 else math.inf
     known = torch.stack([bank.class_tokens[0] for bank in classes.values()])
     first, *others = classes[nearest].class_tokens
-    spread = [unlikeness(other, first, known, strange) for other in others]
+    spread = [centered_distance(other, first, known, strange) for other in others]
     widest, tightest = LIMITS[kind]
     limit = min(widest, tightest + max(spread)) if spread else widest  # supports that look alike: a sharper limit
-    return Route(nearest, distance, margin, unlikeness(class_token, first, known, strange) > limit)
+    return Route(nearest, distance, margin, centered_distance(class_token, first, known, strange) > limit)

@@ -137,7 +137,7 @@ class Reference:
     @torch.inference_mode()
     def route(self, image: ImageSource, classes: Mapping[str, ClassBank]) -> method.Route:
         """Which of the classes an image is of, if any."""
-        strange = method.normalise(method.stranger(self.spec.crop), self.spec)
+        strange = method.normalise(method.out_of_distribution_image(self.spec.crop), self.spec)
         seen = method.VIEWS[self.views[0]](self.preprocess(image))
         token, strange_token = self.encode(torch.stack([seen, strange]))[1]
         return method.route(token, classes, strange_token, self.spec.class_token)

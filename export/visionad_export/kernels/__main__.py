@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from typing import Annotated
 
 import typer
-from visionad_runtime._threads import cores
+from visionad_runtime._threads import available_cpus
 from visionad_runtime.errors import VisionADError
 
 
@@ -35,7 +35,7 @@ def main(
         built: dict[str, dict[str, builder.Built]] = {}
         # Each in a process of its own: the compiler keeps to one core.
         with (
-            ProcessPoolExecutor(min(cores(), len(targets)), get_context("spawn")) as pool,
+            ProcessPoolExecutor(min(available_cpus(), len(targets)), get_context("spawn")) as pool,
             typer.progressbar(length=len(targets), label="compiling", file=sys.stderr) as bar,
         ):
             for name, product in zip(targets, pool.map(builder.build, targets), strict=True):

@@ -23,7 +23,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 
-class Limits(NamedTuple):
+class RoutingThresholds(NamedTuple):
     """Up to which unlikeness an image is of a class: ``widest``.
 
     Where the class has several supports: ``tightest`` plus their largest unlikeness to the first, so that parts which look all
@@ -34,7 +34,7 @@ class Limits(NamedTuple):
     tightest: float
 
 
-LIMITS = {"fused": Limits(0.68, 0.50), "final": Limits(0.85, 0.60)}
+LIMITS = {"fused": RoutingThresholds(0.68, 0.50), "final": RoutingThresholds(0.85, 0.60)}
 """By kind of class token; set on four real data sets in banks of 1 to 4 classes (``docs/routing.md``)."""
 
 
@@ -53,7 +53,7 @@ class Router:
     """The classes of a bank, as images are routed among them. What depends on the bank alone is worked out once."""
 
     def __init__(
-        self, classes: Mapping[str, ClassBank], stranger: F32, limits: Limits, view: ViewName = "original"
+        self, classes: Mapping[str, ClassBank], stranger: F32, limits: RoutingThresholds, view: ViewName = "original"
     ) -> None:
         """For images seen in ``view``.
 

@@ -45,10 +45,10 @@ from .folder import (
 )
 from .lock import _locked
 from .memory_bank import ClassBank, Snapshot
-from .names import check_class_name, stored_name, unknown_class
+from .names import check_class_name, normalize_class_name, unknown_class_message
 
 F32 = NDArray[np.float32]
-LEAST_DIGITS = 4
+MIN_SHA256_PREFIX = 4
 """Of a sha256, to name an image that is to be removed."""
 
 
@@ -150,22 +150,22 @@ class Bank:
         return self.manifest.version
 
     def remove(self, name: str, image: str | None = None) -> int:
-        """Remove a class, or one support image of it by its sha256, or :data:`LEAST_DIGITS` or more digits it begins with.
+        """Remove a class, or one support image of it by its sha256, or :data:`MIN_SHA256_PREFIX` or more digits it begins with.
 
         Raises:
             BankError: unknown class; no or several images match; the last image of a class.
         """
-        name = stored_name(name)
+        name = normalize_class_name(name)
         with self._changing():
             old = self._class(name)
             if image is None:
                 self._commit(f"remove {name}", {n: c for n, c in self.classes.items() if n != name})
                 return self.manifest.version
             hits = [k for k, i in enumerate(old.entry.images) if i.sha256.startswith(image.lower())]
-            if len(image) < LEAST_DIGITS or len(hits) != 1:
+            if len(image) < MIN_SHA256_PREFIX or len(hits) != 1:
                 known = ", ".join(f"{i.sha256[:12]} ({Path(i.source).name})" for i in old.entry.images)
                 raise BankError(
-                    f"class {name!r}: expected {LEAST_DIGITS} or more digits of one image's sha256, got {image!r}, which "
+                    f"class {name!r}: expected {MIN_SHA256_PREFIX} or more digits of one image's sha256, got {image!r}, which "
                     f"{len(hits)} have; it has {known}"
                 )
             if len(old.entry.images) == 1:
@@ -192,7 +192,7 @@ class Bank:
         Raises:
             BankError: unknown class, or not the one that was scored.
         """
-        name = stored_name(name)
+        name = normalize_class_name(name)
         with self._changing():
             old = self._class(name)
             if scored is not None and scored.sha256 != old.entry.sha256:
@@ -268,12 +268,12 @@ class Bank:
         Raises:
             BankError: no bank, or unknown class.
         """
-        name = stored_name(name)
+        name = normalize_class_name(name)
         read_manifest(folder, BankManifest)  # what is no bank gets no lock file either
         with _locked(folder):
             now = read_manifest(folder, BankManifest)
             if name not in now.classes:
-                raise BankError(unknown_class(folder, name, now.classes))
+                raise BankError(unknown_class_message(folder, name, now.classes))
             fresh = _successor(now, f"remove {name}", {n: e for n, e in now.classes.items() if n != name})
             _write_version(folder, fresh)
         return fresh.version
@@ -284,7 +284,7 @@ class Bank:
         try:
             return self.classes[name]
         except KeyError:
-            raise BankError(unknown_class(self.folder, name, self.classes)) from None
+            raise BankError(unknown_class_message(self.folder, name, self.classes)) from None
 
     def _check_tensors(self, count: int, features: F32, class_tokens: F32) -> None:
         identity = self.manifest.identity

@@ -20,9 +20,9 @@ def as_stored(name: str | None) -> str | None:
     """A class name in the form in which banks store it, however the terminal composes its letters."""
     if name is None:
         return None
-    from ..bank.names import stored_name
+    from ..bank.names import normalize_class_name
 
-    return stored_name(name)
+    return normalize_class_name(name)
 
 
 def checked_precision(name: str | None) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import VisionADError
 
 if TYPE_CHECKING:
-    from ..images.discover import Found
+    from ..images.discover import ImageFile
     from ..result import FileResult
 
 from .console import complain, say
@@ -75,7 +75,7 @@ def check_names(names: Sequence[Path]) -> None:
         )
 
 
-def check_targets(images: Sequence[Found], outputs: Sequence[tuple[Path | None, str]]) -> None:
+def check_targets(images: Sequence[ImageFile], outputs: Sequence[tuple[Path | None, str]]) -> None:
     """Results go into folders, and no result may be written over an image that is inspected."""
     inputs = {os.path.realpath(f.path) for f in images}
     for folder, suffix in outputs:

@@ -86,7 +86,7 @@ class Device(Protocol):
     def capture(self, stream: Any, /) -> AbstractContextManager[Graph]: ...
 
 
-class Owner(Protocol):
+class DeviceThread(Protocol):
     """The one thread that uses a GPU: ``run(work)`` is ``work(device)`` done there, in the order handed in. ``serve(begin, end)``
     is ``begin(device)``, which returns an event, and ``end(device)`` once that has happened; others' work is done meanwhile."""
 

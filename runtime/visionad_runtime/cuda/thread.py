@@ -23,10 +23,10 @@ from .device import Buffer, Device, Event, Graph, Module, Stream
 T = TypeVar("T")
 
 
-class Owner:
+class DeviceThread:
     """The one thread that uses a GPU. Any thread hands work in, with :meth:`run` or :meth:`serve`; it is begun in that order."""
 
-    _all: ClassVar[dict[int, Owner]] = {}
+    _all: ClassVar[dict[int, DeviceThread]] = {}
     _making: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, index: int) -> None:
@@ -40,7 +40,7 @@ class Owner:
         atexit.register(self.close)
 
     @classmethod
-    def of(cls, index: int = 0) -> Owner:
+    def of(cls, index: int = 0) -> DeviceThread:
         """The owner of a GPU, the same for everybody in this process. Its device is opened with the first work."""
         with cls._making:
             if index not in cls._all:
@@ -83,9 +83,9 @@ class Owner:
 
     def close(self) -> None:
         """Finish what is under way, close the device and end the thread. The next :meth:`of` starts a new one."""
-        with Owner._making:
-            if Owner._all.get(self._index) is self:
-                del Owner._all[self._index]
+        with DeviceThread._making:
+            if DeviceThread._all.get(self._index) is self:
+                del DeviceThread._all[self._index]
         atexit.unregister(self.close)
         with self._taking:
             self._ended = True
@@ -164,7 +164,7 @@ def _sleep_exactly() -> None:
 if TYPE_CHECKING:  # what the chain asks for is what there is
 
     def _fulfils(
-        device: Device, buffer: Buffer, stream: Stream, event: Event, module: Module, graph: Graph, owner: Owner
+        device: Device, buffer: Buffer, stream: Stream, event: Event, module: Module, graph: Graph, owner: DeviceThread
     ) -> tuple[
         interface.Device,
         interface.Buffer,
@@ -172,6 +172,6 @@ if TYPE_CHECKING:  # what the chain asks for is what there is
         interface.Event,
         interface.Module,
         interface.Graph,
-        interface.Owner,
+        interface.DeviceThread,
     ]:
         return device, buffer, stream, event, module, graph, owner

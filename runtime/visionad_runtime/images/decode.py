@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError
-from .pixels import MAX_PIXELS, RGB8, in_rgb
+from .pixels import MAX_PIXELS, RGB8, to_rgb
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF")
 """``JPEG`` opens MPO too. Only names that Pillow has an opener for: another one makes every format after it unreadable."""
@@ -171,4 +171,4 @@ def _decode_deep(data: bytes, label: str | Path, bit_depth: int) -> RGB8:
             f"{label}: holds values up to {int(pixels.max())}, more than {bit_depth} bits; state a larger bit depth"
         )
     eight = np.right_shift(pixels.astype(np.uint16), bit_depth - 8).astype(np.uint8)
-    return in_rgb(eight)
+    return to_rgb(eight)

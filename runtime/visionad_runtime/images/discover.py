@@ -12,14 +12,14 @@ from ..errors import ImageError, VisionADError
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".gif"})
 
 
-class Found(NamedTuple):
+class ImageFile(NamedTuple):
     """An image to read. ``name`` is its path below the folder argument it was found under, or its bare file name."""
 
     path: Path
     name: Path
 
 
-def find_images(paths: Iterable[Path]) -> list[Found]:
+def find_images(paths: Iterable[Path]) -> list[ImageFile]:
     """Expand files and folders to images: arguments in order, each folder's images recursively, sorted by path.
 
     Files named directly are always taken; inside folders only :data:`SUFFIXES` count and hidden files are passed over.
@@ -28,15 +28,15 @@ def find_images(paths: Iterable[Path]) -> list[Found]:
     Raises:
         VisionADError: a folder holds no image, or cannot be listed.
     """
-    found: list[Found] = []
+    found: list[ImageFile] = []
     for path in paths:
         if not path.is_dir():
-            found.append(Found(path, Path(path.name)))
+            found.append(ImageFile(path, Path(path.name)))
             continue
         below = sorted(walk(path), key=lambda p: p.relative_to(path).as_posix())
         if not below:
             raise VisionADError(f"folder {path} holds no image (looked for {', '.join(sorted(SUFFIXES))})")
-        found += [Found(p, p.relative_to(path)) for p in below]
+        found += [ImageFile(p, p.relative_to(path)) for p in below]
     return found
 
 

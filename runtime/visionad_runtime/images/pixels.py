@@ -24,7 +24,7 @@ def copy_pixels(to: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
         np.copyto(to, pixels)
 
 
-def in_rgb(pixels: NDArray[np.uint8]) -> RGB8:
+def to_rgb(pixels: NDArray[np.uint8]) -> RGB8:
     """Grey (H, W), BGR or BGRA as (H, W, 3)."""
     import cv2
 

@@ -20,22 +20,22 @@ from .self_test import GOLDEN_TOLERANCE
 if TYPE_CHECKING:
     from ..cuda.interface import DeviceEngine
 
-from .base import Chain
-from .host import HostChain
+from .base import Pipeline
+from .host import HostPipeline
 
 log = logging.getLogger("visionad")
 
 F32 = NDArray[np.float32]
 
 
-def open_chain(
+def open_pipeline(
     engine: Engine,
     manifest: ModelManifest,
     scoring: ScoringSpec,
     golden: Mapping[str, NDArray[Any]],
     threads: int | None = None,
     keep_alive: float | None = None,
-) -> Chain:
+) -> Pipeline:
     """The chain for an engine: on the GPU where it has one that the engine shares, else on the host. ``keep_alive``: as
     :meth:`Inspector.open <visionad_runtime.inspector.Inspector.open>` has it.
 
@@ -46,7 +46,7 @@ def open_chain(
     Raises:
         ModelError: it does not, naming the stage. VisionADError: no memory for it.
     """
-    host = HostChain(engine, manifest.identity, scoring, threads=threads)
+    host = HostPipeline(engine, manifest.identity, scoring, threads=threads)
     if engine.device_engine is None:
         return host
     try:
@@ -64,11 +64,11 @@ def _open_on_device(
     make: Callable[[], DeviceEngine],
     manifest: ModelManifest,
     golden: Mapping[str, NDArray[Any]],
-    host: HostChain,
+    host: HostPipeline,
     keep_alive: float | None,
-) -> Chain:
-    from ..cuda.thread import Owner
-    from .cuda.pipeline import CAMERAS, DeviceChain
+) -> Pipeline:
+    from ..cuda.thread import DeviceThread
+    from .cuda.pipeline import MAX_IN_FLIGHT, CudaPipeline
 
     identity = manifest.identity
     blocks = bank_blocks(host.scoring.views)
@@ -76,12 +76,12 @@ def _open_on_device(
     bank = ClassBank(
         "golden", ClassEntry(file="", sha256="", images=()), blocks, tokens.patch[:, None], tokens.patch[:, :0]
     )
-    chain = DeviceChain(Owner.of(0), make(), identity, host.scoring, keep_alive=keep_alive)
+    chain = CudaPipeline(DeviceThread.of(0), make(), identity, host.scoring, keep_alive=keep_alive)
     try:
         wanted = _stages(host, golden["blemished"], bank)
-        chain.keep([bank])
+        chain.load_banks([bank])
         worst = 0.0
-        for _ in range(2 * CAMERAS):
+        for _ in range(2 * MAX_IN_FLIGHT):
             for stage, found in _stages(chain, golden["blemished"], bank).items():
                 allowed = 0.0 if stage == "preprocess" else GOLDEN_TOLERANCE[engine.precision]
                 apart = float(np.abs(found - wanted[stage]).max())
@@ -91,7 +91,7 @@ def _open_on_device(
                         f"image (allowed {allowed:g}); do not inspect with this box, run `visionad doctor`"
                     )
                 worst = max(worst, apart)
-        chain.keep([])
+        chain.load_banks([])
     except BaseException:
         chain.close()
         raise
@@ -101,7 +101,7 @@ def _open_on_device(
     return chain
 
 
-def _stages(chain: Chain, rgb: NDArray[np.uint8], bank: ClassBank) -> dict[str, F32]:
+def _stages(chain: Pipeline, rgb: NDArray[np.uint8], bank: ClassBank) -> dict[str, F32]:
     """What a chain makes of an image, in the order of the work."""
     (found,) = chain.run([rgb], lambda _: [bank], class_token=True, trace=True)
     assert found.images is not None and found.patch is not None and found.cls is not None

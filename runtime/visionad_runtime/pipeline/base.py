@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 F32 = NDArray[np.float32]
 
-Choose = Callable[[F32 | None], Sequence[ClassBank]]
+BankSelector = Callable[[F32 | None], Sequence[ClassBank]]
 """Class tokens float32 (N, V, Dc), or ``None`` where not asked for → the bank that each of the N images is matched against."""
 
 
 @dataclass(frozen=True, eq=False)
-class Matched:
+class PipelineOutput:
     """One image against one class: ``distances`` float32 (side, side) by view, as seen in that view and weighed where the scoring
     says so; ``anomaly_map`` float32 (256, 256); ``score`` and ``edge`` of
     :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the image.
@@ -44,7 +44,7 @@ class Matched:
     patch: F32 | None = None
 
 
-class Chain(Protocol):
+class Pipeline(Protocol):
     """Image → tokens → map. An image's outcome does not depend on the others of a call. Any thread may call.
 
     ``scoring`` says in which views, and how scores are made of distances. ``cameras`` is how many calls it works on at once; more
@@ -60,11 +60,11 @@ class Chain(Protocol):
     def run(
         self,
         rgbs: Sequence[NDArray[np.uint8]],
-        choose: Choose,
+        choose: BankSelector,
         *,
         class_token: bool,
         trace: bool = False,
-    ) -> list[Matched]:
+    ) -> list[PipelineOutput]:
         """Inspect images, uint8 (H, W, 3) RGB or (H, W) grey of any sizes, at least one and at most :meth:`limit`.
 
         Args:
@@ -73,11 +73,11 @@ class Chain(Protocol):
         """
         ...
 
-    def keep(self, banks: Iterable[ClassBank]) -> None:
+    def load_banks(self, banks: Iterable[ClassBank]) -> None:
         """These banks will be inspected with, and no others: have them where the chain computes. Others work, but slower."""
         ...
 
-    def limit(self) -> int | None:
+    def max_batch_size(self) -> int | None:
         """Images a call can take; ``None``: any number."""
         ...
 
@@ -91,15 +91,15 @@ class Chain(Protocol):
         ...
 
 
-class Clock:
+class StageTimer:
     """Milliseconds a stage: ``laps``."""
 
     def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
+        self.milliseconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, stage: str) -> None:
+    def mark(self, stage: str) -> None:
         """The stage that ends now."""
         now = time.perf_counter()
-        self.laps[stage] = (now - self._last) * 1e3
+        self.milliseconds[stage] = (now - self._last) * 1e3
         self._last = now

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .._threads import cores
+from .._threads import available_cpus
 from ..bank.memory_bank import ClassBank
 from ..engine.base import Engine, Tokens
 from ..formats.manifest import FeatureIdentity, ViewName
@@ -20,12 +20,12 @@ from ..search import SearchIndex, nearest
 if TYPE_CHECKING:
     pass
 
-from .base import Choose, Clock, Matched
+from .base import BankSelector, PipelineOutput, StageTimer
 
 F32 = NDArray[np.float32]
 
 
-class HostChain:
+class HostPipeline:
     """NumPy, Pillow and any backbone engine."""
 
     cameras = 1
@@ -45,24 +45,24 @@ class HostChain:
     def run(
         self,
         rgbs: Sequence[NDArray[np.uint8]],
-        choose: Choose,
+        choose: BankSelector,
         *,
         class_token: bool,
         trace: bool = False,
-    ) -> list[Matched]:
-        """See :class:`Chain`."""
-        clock = Clock()
-        spec, threads = self._identity.preprocess, self._threads or cores()
+    ) -> list[PipelineOutput]:
+        """See :class:`Pipeline`."""
+        clock = StageTimer()
+        spec, threads = self._identity.preprocess, self._threads or available_cpus()
         images = np.stack([query_views(prepare(rgb, spec, threads), self.scoring.views) for rgb in rgbs])
-        clock.lap("preprocess")
+        clock.mark("preprocess")
         tokens: Tokens = self._engine.encode(images.reshape(-1, *images.shape[2:]), class_token=class_token)
-        clock.lap("engine")
+        clock.mark("engine")
         lead = images.shape[:2]
         patch = tokens.patch.reshape(*lead, *tokens.patch.shape[1:])
         cls = None if tokens.cls is None else tokens.cls.reshape(*lead, -1)
         banks = choose(cls)
-        clock.lap("route")
-        shared = {stage: ms / len(rgbs) for stage, ms in clock.laps.items()}
+        clock.mark("route")
+        shared = {stage: ms / len(rgbs) for stage, ms in clock.milliseconds.items()}
         return [
             self._match(patch[i], bank, shared, None if cls is None else cls[i], images[i] if trace else None, trace)
             for i, bank in enumerate(banks)
@@ -76,30 +76,30 @@ class HostChain:
         cls: F32 | None,
         images: F32 | None,
         trace: bool,
-    ) -> Matched:
-        clock = Clock()
+    ) -> PipelineOutput:
+        clock = StageTimer()
 
         def search(view: ViewName, tokens: F32) -> F32:
             index = self.index.index_for(bank, view, bank.rows(view), tokens)
             return nearest(tokens, index, threads=self._threads).distance
 
         tokens = dict(zip(self.scoring.views, patch, strict=True))
-        one = score_tokens(tokens, search, self.scoring, threads=self._threads, mark=clock.lap)
-        return Matched(
-            one.distances, one.anomaly_map, one.score, one.cutoff, {**timings, **clock.laps}, cls, images,
+        one = score_tokens(tokens, search, self.scoring, threads=self._threads, mark=clock.mark)
+        return PipelineOutput(
+            one.distances, one.anomaly_map, one.score, one.cutoff, {**timings, **clock.milliseconds}, cls, images,
             patch if trace else None,
         )  # fmt: skip
 
-    def keep(self, banks: Iterable[ClassBank]) -> None:
-        """See :class:`Chain`. Banks are in the host's memory already."""
+    def load_banks(self, banks: Iterable[ClassBank]) -> None:
+        """See :class:`Pipeline`. Banks are in the host's memory already."""
 
-    def limit(self) -> int | None:
-        """See :class:`Chain`."""
+    def max_batch_size(self) -> int | None:
+        """See :class:`Pipeline`."""
         return None
 
     def memory(self) -> dict[str, int]:
-        """See :class:`Chain`."""
+        """See :class:`Pipeline`."""
         return dict.fromkeys(("chain", "banks", "page_locked"), 0)
 
     def close(self) -> None:
-        """See :class:`Chain`. All it has is the engine's and the bank's."""
+        """See :class:`Pipeline`. All it has is the engine's and the bank's."""

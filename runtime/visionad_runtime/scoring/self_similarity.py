@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .._threads import cores, spread
+from .._threads import available_cpus, parallel_for
 from ..errors import VisionADError
 from .product import scores_float32
 
@@ -67,6 +67,6 @@ def self_similarity_weight(patch: F32, side: int, threads: int | None = None) ->
         scores.reshape(-1, side, side)[near[down][:, :, None] & near[across][:, None, :]] = -np.inf
         nearest[some] = scores.max(axis=1)
 
-    spread(block, range(0, count, BLOCK), max(1, threads if threads is not None else cores()))
+    parallel_for(block, range(0, count, BLOCK), max(1, threads if threads is not None else available_cpus()))
     # Two square roots, which every machine rounds alike, as it does not a power.
     return np.sqrt(np.sqrt(np.maximum(1 - nearest, np.float32(MIN_DISTANCE))))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .._threads import cores
+from .._threads import available_cpus
 from ..errors import VisionADError
 from . import native
 from .index import IndexState, SearchIndex
@@ -74,7 +74,7 @@ def nearest(queries: F32, bank: F32 | PrunedIndex, k: int = 1, *, threads: int |
     _check(queries, rows, k)
     queries = as_contiguous(queries)
     width = bank.projections.shape[1] if isinstance(bank, PrunedIndex) else rows.shape[1]
-    threads = max(1, threads if threads is not None else cores())
+    threads = max(1, threads if threads is not None else available_cpus())
     threads = int(min(threads, max(1, len(queries) * width * len(rows) / MIN_WORK_PER_THREAD)))
     score, row = _search(queries, rows, k, threads, bank if isinstance(bank, PrunedIndex) else None)
     shape = (len(queries),) if k == 1 else (len(queries), k)

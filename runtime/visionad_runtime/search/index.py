@@ -9,7 +9,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 
-from .._threads import aside
+from .._threads import submit_background
 from ..errors import VisionADError
 from . import pruning
 from .numpy_search import F32
@@ -65,7 +65,7 @@ class SearchIndex:
             elif entry.state is IndexState.NOT_REQUESTED:
                 entry.state = IndexState.REQUESTED
         if build:
-            aside(functools.partial(self._build, entry, rows, queries))
+            submit_background(functools.partial(self._build, entry, rows, queries))
         return rows
 
     def state(self, bank: object, view: str) -> IndexState:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._threads import spread
+from .._threads import parallel_for
 from ..errors import VisionADError
 from .numpy_search import F32, F64, I64, error_bound, search_numpy
 
@@ -161,7 +161,7 @@ class Library:
         def work(thread: int) -> None:
             self._search(search, *(a[thread].ctypes.data for a in (score, row, scratch)))
 
-        spread(work, range(threads), threads)
+        parallel_for(work, range(threads), threads)
         for other in range(1, threads):
             self._merge(count, k, score.ctypes.data, row.ctypes.data, score[other].ctypes.data, row[other].ctypes.data)
         return NativeResult(score[0], row[0], search.rescored, not search.not_finite)
@@ -201,7 +201,7 @@ class Library:
                 rows[start:].ctypes.data, size, dim, columns.ctypes.data, width, residual, out[start:].ctypes.data
             )
 
-        spread(work, range(0, count, step), threads)
+        parallel_for(work, range(0, count, step), threads)
         return out
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._threads import cores
+from .._threads import available_cpus
 from ..errors import VisionADError
 from . import native
 from .native import Library
@@ -72,7 +72,7 @@ def build_index(rows: F32, queries: F32, threads: int | None = None) -> F32 | Pr
     for tokens, message in ((rows, NOT_FINITE), (queries, BROKEN_TOKENS)):
         if not np.isfinite(tokens).all():
             raise VisionADError(message)
-    library, threads = native.native_library()[0], threads or cores()
+    library, threads = native.native_library()[0], threads or available_cpus()
     components = None if library is None else fit_components(rows, queries, MAX_RELATIVE_COST, library, threads)
     if library is None or components is None:
         return rows

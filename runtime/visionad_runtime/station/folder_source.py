@@ -12,44 +12,44 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import VisionADError
-from ..images.discover import Found, walk
+from ..images.discover import ImageFile, walk
 
 log = logging.getLogger("visionad")
 
 POLL_SECONDS = 0.05
 """Between two looks, or four times as long as a look takes: a large folder costs a fifth of a core at most."""
-LOST_SECONDS = 1.0
+RECONNECT_INTERVAL = 1.0
 """Between two looks at a folder that cannot be listed, such as a share that is away."""
 EMPTY_SECONDS = 10.0
 """For how long an empty file may be one that a writer has only opened."""
-PATIENCE_SECONDS, RETRY_SECONDS = 3.0, 0.5
+RETRY_TIMEOUT, RETRY_SECONDS = 3.0, 0.5
 """For how long an image that cannot be read is tried again, and how often: its writer may pause, or not have let go of it."""
 
 
-class Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """What tells that a file was not written to since. Not its inode: some network shares make up another one each time."""
 
     bytes: int
     modified_ns: int
 
 
-class Arrival(NamedTuple):
+class DetectedFile(NamedTuple):
     """An image to inspect, and as what it was found."""
 
-    image: Found
-    stamp: Stamp
+    image: ImageFile
+    stamp: FileStamp
 
 
 @dataclass
 class _File:
     """What was seen of a file: since when it is as it is, and when it is to be handed over; never again: infinity."""
 
-    stamp: Stamp
+    stamp: FileStamp
     since: float
     due: float
 
 
-class Arrivals:
+class FolderSource:
     """The images below a folder, as :func:`~visionad_runtime.images.discover.find_images` finds them, in the order in which they were
     written, each once it has not changed for ``settle`` seconds. One that is written anew is a new one.
 
@@ -67,7 +67,7 @@ class Arrivals:
     def __init__(
         self,
         folder: Path,
-        done: Callable[[Collection[Arrival]], Collection[Arrival]],
+        done: Callable[[Collection[DetectedFile]], Collection[DetectedFile]],
         settle: float,
         wait: Callable[[float], bool],
         clock: Callable[[], float] = time.monotonic,
@@ -83,11 +83,11 @@ class Arrivals:
         }
         self.there, self.passed_over = len(here), len(old)
 
-    def __iter__(self) -> Iterator[Arrival]:
+    def __iter__(self) -> Iterator[DetectedFile]:
         while not self._wait(self._pause):
             yield from self._ready()
 
-    def _ready(self) -> Iterator[Arrival]:
+    def _ready(self) -> Iterator[DetectedFile]:
         began = self._clock()
         try:
             here = self._look(walk(self.folder))
@@ -101,7 +101,7 @@ class Arrivals:
             if not self._lost:
                 log.warning("%s; looking for it again every second", exc)
             self._lost = True
-            self._pause = LOST_SECONDS
+            self._pause = RECONNECT_INTERVAL
             return
         if self._lost:
             log.warning("folder %s is back", self.folder)
@@ -119,34 +119,29 @@ class Arrivals:
         self._pause = max(POLL_SECONDS, 4 * (now - began))
         yield from sorted(whole, key=lambda one: (one.stamp.modified_ns, one.image.path))
 
-    def again(self, one: Arrival) -> bool:
+    def again(self, one: DetectedFile) -> bool:
         """Hand an image that could not be read over once more, unless it is gone or has been as it is for
-        :data:`PATIENCE_SECONDS`. Returns whether it will be."""
+        :data:`RETRY_TIMEOUT`. Returns whether it will be."""
         file, now = self._files.get(one.image.path), self._clock()
-        if (
-            file is None
-            or file.stamp != one.stamp
-            or now - file.since >= PATIENCE_SECONDS
-            or not one.image.path.exists()
-        ):
+        if file is None or file.stamp != one.stamp or now - file.since >= RETRY_TIMEOUT or not one.image.path.exists():
             return False
         file.due = now + RETRY_SECONDS
         return True
 
-    def _due(self, stamp: Stamp, now: float) -> float:
+    def _due(self, stamp: FileStamp, now: float) -> float:
         return now + (self.settle if stamp.bytes else max(self.settle, EMPTY_SECONDS))
 
     @staticmethod
-    def _look(paths: list[Path]) -> dict[Path, Stamp]:
+    def _look(paths: list[Path]) -> dict[Path, FileStamp]:
         here = {}
         for path in paths:
             with suppress(OSError):  # gone since it was listed
                 found = path.stat()
-                here[path] = Stamp(found.st_size, found.st_mtime_ns)
+                here[path] = FileStamp(found.st_size, found.st_mtime_ns)
         return here
 
-    def _arrival(self, path: Path, stamp: Stamp) -> Arrival:
-        return Arrival(Found(path, path.relative_to(self.folder)), stamp)
+    def _arrival(self, path: Path, stamp: FileStamp) -> DetectedFile:
+        return DetectedFile(ImageFile(path, path.relative_to(self.folder)), stamp)
 
 
 def file_system(folder: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VisionADError
-from .folder_source import Arrival
+from .folder_source import DetectedFile
 
 
 class Journal:
@@ -29,14 +29,14 @@ class Journal:
         except OSError as exc:
             raise VisionADError(f"journal {path} cannot be used: {exc.strerror}; choose another place") from None
 
-    def noted(self, ones: Collection[Arrival]) -> set[Arrival]:
+    def noted(self, ones: Collection[DetectedFile]) -> set[DetectedFile]:
         """Those of them that it has a line of.
 
         Raises:
             VisionADError: it cannot be read, or holds other things.
         """
         wanted = {(one.image.name.as_posix(), *one.stamp): one for one in ones}
-        found, end = set[Arrival](), 0
+        found, end = set[DetectedFile](), 0
         try:
             self._file.seek(0)
             for number, line in enumerate(self._file, 1):
@@ -52,7 +52,7 @@ class Journal:
             raise VisionADError(f"journal {self.path} cannot be used: {exc.strerror}; choose another place") from None
         return found
 
-    def add(self, one: Arrival, facts: Mapping[str, Any]) -> None:
+    def add(self, one: DetectedFile, facts: Mapping[str, Any]) -> None:
         """Note what was found of an image.
 
         Raises:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..bank.names import stored_name
+from ..bank.names import normalize_class_name
 from ..errors import ImageError, VisionADError
 from ..formats.files import sha256_file
 from ..formats.manifest import Calibration
@@ -68,8 +68,8 @@ def calibrate_class(
     Raises:
         VisionADError: unreadable image, the same image twice, too few images, class changed meanwhile. Nothing changes then.
     """
-    name = stored_name(name)
-    bank = inspector.enrolled(name)
+    name = normalize_class_name(name)
+    bank = inspector.require_class(name)
     matched = bank.classes[name]
     places = {image.sha256: k for k, image in enumerate(matched.entry.images)}
     seen = _by_digest(paths)

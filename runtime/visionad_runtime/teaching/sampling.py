@@ -17,7 +17,7 @@ _MAX_N = (2**32 - 1) // 20
 """From here on torch's ``randperm`` draws 64 bits a step; no class has that many images."""
 
 
-def choose_support(n: int, k: int, seed: int) -> list[int]:
+def sample_support(n: int, k: int, seed: int) -> list[int]:
     """Indices of the ``k`` support images among ``n`` sorted by file name; nested: ``k`` is a prefix of ``k + 1``.
 
     Equal to ``g = torch.Generator().manual_seed(seed); torch.empty((), dtype=torch.int64).random_(generator=g);
@@ -47,7 +47,7 @@ def choose_support(n: int, k: int, seed: int) -> list[int]:
     return order[:k]
 
 
-def choose_support_paths(paths: Sequence[Path], k: int, seed: int | None) -> list[Path]:
+def sample_support_paths(paths: Sequence[Path], k: int, seed: int | None) -> list[Path]:
     """The ``k`` support images among ``paths``, sorted by file name here; ``seed=None`` takes the first ``k``.
 
     Raises:
@@ -55,7 +55,7 @@ def choose_support_paths(paths: Sequence[Path], k: int, seed: int | None) -> lis
     """
     by_name = sorted(paths, key=lambda path: path.name)
     if seed is not None:
-        return [by_name[i] for i in choose_support(len(by_name), k, seed)]
+        return [by_name[i] for i in sample_support(len(by_name), k, seed)]
     if not 1 <= k <= len(by_name):
         raise VisionADError(f"support: expected {k} shots, but there are {len(by_name)} images to choose from")
     return by_name[:k]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bank.memory_bank import ClassBank
-from ..bank.names import stored_name
+from ..bank.names import normalize_class_name
 from ..bank.supports import read_supports
 from ..errors import VisionADError
 from ..formats.files import sha256_bytes
@@ -76,7 +76,7 @@ def select_support(
         kept = sorted(k_center_greedy(np.stack(tokens), MAX_CANDIDATES))
         paths, supports = [paths[i] for i in kept], [supports[i] for i in kept]
     bank = inspector.bank
-    known = bank.classes.get(stored_name(name)) if bank is not None else None
+    known = bank.classes.get(normalize_class_name(name)) if bank is not None else None
     if known is not None:
         enrolled = {image.sha256 for image in known.entry.images}
         fresh = [i for i, s in enumerate(supports) if s.sha256 not in enrolled]
@@ -90,7 +90,7 @@ def select_support(
         data = decode.read_bytes(path)
         if sha256_bytes(data) != support.sha256:
             raise VisionADError(f"{path}: changed while it was being read; nothing was enrolled")
-        candidates.append(inspector.as_class(name, support, decode.decode(data, path, bit_depth)))
+        candidates.append(inspector.encode_class(name, support, decode.decode(data, path, bit_depth)))
         if not thinned:
             step()
     return [paths[i] for i in _cover(candidates, known, inspector.scoring, count)]

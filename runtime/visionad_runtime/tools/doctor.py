@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._threads import cores
+from .._threads import available_cpus
 from ..engine.base import BackendSpec
 from ..engine.registry import auto_backends, backends
 from ..errors import VisionADError
@@ -80,7 +80,7 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "cores": cores(),
+        "cores": available_cpus(),
         "gpus": gpus,
         "packages": versions,
         "extras": {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..formats.files import atomic_write
-from ..images.pixels import in_rgb
+from ..images.pixels import to_rgb
 from ..scoring.anomaly_map import MAP_SIZE
 from ..scoring.regions import Geometry, Region
 
@@ -35,7 +35,7 @@ _FAINT: Colour = (150, 156, 166)
 _PANEL: Colour = (22, 24, 29)
 
 
-def heat(anomaly_map: Field, scale: tuple[float, float]) -> Rgb:
+def heatmap(anomaly_map: Field, scale: tuple[float, float]) -> Rgb:
     """Colour a map, (H, W) float32 → (H, W, 3) uint8 RGB.
 
     ``scale`` is (coldest, hottest) in map units and never taken from the image: a good part must look cold. Values
@@ -103,7 +103,7 @@ def draw_overlay(
 def overlay_png(rgb: Rgb, result: Result) -> bytes:
     """The overlay of an inspected image, uint8 (H, W, 3) RGB or (H, W) grey, as a PNG file."""
     drawn = draw_overlay(
-        in_rgb(rgb) if rgb.ndim == 2 else np.ascontiguousarray(rgb),
+        to_rgb(rgb) if rgb.ndim == 2 else np.ascontiguousarray(rgb),
         result.anomaly_map,
         result.geometry,
         result.regions,
@@ -124,7 +124,7 @@ def save_overlay(path: Path, rgb: Rgb, result: Result) -> None:
     atomic_write(path, overlay_png(rgb, result))
 
 
-def sheet(tiles: Sequence[Rgb], columns: int, title: str) -> Rgb:
+def contact_sheet(tiles: Sequence[Rgb], columns: int, title: str) -> Rgb:
     """Put images of any sizes on one contact sheet with ``columns`` columns; (h, w, 3) uint8 RGB."""
     gap = 12
     cell_w = min(512, max((tile.shape[1] for tile in tiles), default=256))
@@ -171,7 +171,7 @@ def _blended(canvas: Rgb, placed: Field, seen: Field, scale: tuple[float, float]
     ramp = np.clip((_normalised(placed, scale) - np.float32(0.15)) / np.float32(0.60), 0, 1)
     alpha = (ramp * ramp * (3 - 2 * ramp) * np.float32(0.72) * seen)[..., None]
     base = canvas.astype(np.float32) * (np.float32(0.62) + np.float32(0.38) * seen)[..., None]
-    blended: Rgb = (base * (1 - alpha) + heat(placed, scale) * alpha + np.float32(0.5)).astype(np.uint8)
+    blended: Rgb = (base * (1 - alpha) + heatmap(placed, scale) * alpha + np.float32(0.5)).astype(np.uint8)
     return blended
 
 

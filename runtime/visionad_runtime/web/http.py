@@ -26,8 +26,8 @@ from ..bank.names import check_class_name
 from ..errors import BankError, ImageError, VisionADError
 from ..inspector import Inspector
 from ..visualization.overlay import overlay_png
-from .service import Given, Line, RefusalError
-from .uploads import received
+from .service import InspectionService, RequestError, UploadedImage
+from .uploads import read_upload
 
 log = logging.getLogger("visionad")
 GRACE_SECONDS = 10
@@ -35,7 +35,7 @@ GRACE_SECONDS = 10
 ClassQuery = Annotated[str | None, Query(alias="class", description="class of the part; skips routing")]
 
 
-def make_app(line: Line, *, read_only: bool = False) -> FastAPI:
+def make_app(line: InspectionService, *, read_only: bool = False) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
@@ -53,8 +53,8 @@ def make_app(line: Line, *, read_only: bool = False) -> FastAPI:
             log.error("%s", exc)
         return answer(400 if isinstance(exc, ImageError) else 409 if known else 500, str(exc))
 
-    @app.exception_handler(RefusalError)
-    async def refused(_: Request, exc: RefusalError) -> Response:
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, exc: RequestError) -> Response:
         return answer(exc.status, str(exc))
 
     @app.exception_handler(RequestValidationError)
@@ -70,22 +70,22 @@ def make_app(line: Line, *, read_only: bool = False) -> FastAPI:
         return JSONResponse({"error": message}, status, {"Retry-After": "1"} if status == 503 else None)
 
     @app.post("/inspect", response_model=None)
-    async def inspect(given: Annotated[Given, Depends(received)], class_name: ClassQuery = None) -> Response:
+    async def inspect(given: Annotated[UploadedImage, Depends(read_upload)], class_name: ClassQuery = None) -> Response:
         """Score, verdict and regions of the image in the body, as ``visionad predict --json`` prints them."""
         return JSONResponse((await line.inspect(given, class_name)).to_dict(given.name))
 
     @app.post("/overlay", response_model=None)
-    async def overlay(given: Annotated[Given, Depends(received)], class_name: ClassQuery = None) -> Response:
+    async def overlay(given: Annotated[UploadedImage, Depends(read_upload)], class_name: ClassQuery = None) -> Response:
         """The image in the body with heat, regions and verdict drawn on it, as PNG."""
         result = await line.inspect(given, class_name)
         png = await asyncio.to_thread(overlay_png, given.rgb, result)
         return Response(png, media_type="image/png")
 
     @app.post("/classes/{class_name}", response_model=None)
-    async def enroll(class_name: str, given: Annotated[Given, Depends(received)]) -> Response:
+    async def enroll(class_name: str, given: Annotated[UploadedImage, Depends(read_upload)]) -> Response:
         """Enroll the good part in the body in a class, new or existing. Its threshold is dropped: calibrate again."""
         if read_only:
-            raise RefusalError(
+            raise RequestError(
                 403, "this service was started with --read-only; enroll with `visionad bank add` on its box"
             )
         class_name = check_class_name(class_name)
@@ -112,7 +112,7 @@ def make_app(line: Line, *, read_only: bool = False) -> FastAPI:
             "model": inspector.manifest.identity.describe(),
             "backend": inspector.engine.name,
             "bank_version": held.manifest.version,
-            "notes": inspector.uncalibrated() if held.classes else ["no class is enrolled"],
+            "notes": inspector.calibration_warnings() if held.classes else ["no class is enrolled"],
         }
         return JSONResponse(facts, 200 if held.classes else 503)
 
@@ -142,7 +142,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(inspector: Inspector, waiting: socket.socket, stop: threading.Event, *, read_only: bool = False) -> None:
     """Answer requests until ``stop`` is set by a signal; what is under way then is finished."""
-    line = Line(inspector)
+    line = InspectionService(inspector)
     try:
         config = uvicorn.Config(
             make_app(line, read_only=read_only),

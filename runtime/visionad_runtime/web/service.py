@@ -17,11 +17,11 @@ from ..result import Result
 from .metrics import Metrics
 
 T = TypeVar("T")
-MOST_WAITING = 32
+MAX_QUEUE = 32
 """Images that may wait, decoded. More would be answered so late that nobody wants to know, and fill the memory."""
 
 
-class RefusalError(Exception):
+class RequestError(Exception):
     """A request that is not answered, and with which status."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -29,7 +29,7 @@ class RefusalError(Exception):
         self.status = status
 
 
-class Given(NamedTuple):
+class UploadedImage(NamedTuple):
     """An image that was sent, what its sender calls it, and the bytes that it was sent as."""
 
     rgb: RGB8
@@ -37,7 +37,7 @@ class Given(NamedTuple):
     body: bytes
 
 
-class Line:
+class InspectionService:
     """The inspector behind the requests: whoever comes first is served first."""
 
     def __init__(self, inspector: Inspector) -> None:
@@ -45,7 +45,7 @@ class Line:
         self._pool = ThreadPoolExecutor(inspector.chain.cameras, "visionad-serve")
         self._taken = 0
 
-    async def inspect(self, given: Given, class_name: str | None) -> Result:
+    async def inspect(self, given: UploadedImage, class_name: str | None) -> Result:
         """As :meth:`Inspector.inspect`, with the bank that is on disk."""
 
         def work() -> Result:
@@ -56,7 +56,7 @@ class Line:
         self.metrics.add(result)
         return result
 
-    async def enroll(self, class_name: str, given: Given) -> int:
+    async def enroll(self, class_name: str, given: UploadedImage) -> int:
         """Enroll a good part; the bank's new version."""
 
         def work() -> int:
@@ -80,10 +80,10 @@ class Line:
         """A place in the queue, while the image is read, decoded and inspected.
 
         Raises:
-            RefusalError: all are taken.
+            RequestError: all are taken.
         """
-        if self._taken >= MOST_WAITING:
-            raise RefusalError(503, f"{self._taken} images wait already; send fewer, or to another box")
+        if self._taken >= MAX_QUEUE:
+            raise RequestError(503, f"{self._taken} images wait already; send fewer, or to another box")
         self._taken += 1
         self.metrics.waiting.set(self._taken)
         try:

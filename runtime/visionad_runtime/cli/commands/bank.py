@@ -49,7 +49,7 @@ def bank_add(
     from ...images.discover import find_images
     from ...inspector import Inspector
     from ...teaching.audit import leave_one_out_scores
-    from ...teaching.sampling import choose_support_paths
+    from ...teaching.sampling import sample_support_paths
     from ...teaching.selection import select_support
 
     class_name = check_class_name(class_name)
@@ -61,7 +61,7 @@ def bank_add(
     if shots is not None:
         if shots > len(images):
             raise VisionADError(f"--shots {shots}: only {len(images)} images were found")
-        images = choose_support_paths(images, shots, seed)
+        images = sample_support_paths(images, shots, seed)
     read_supports(images, bit_depth)  # a bad file is found before the model is loaded
     with Inspector.open(model, bank, backend=backend, threads=threads) as inspector:
         assert inspector.bank is not None
@@ -182,7 +182,7 @@ def bank_audit(
     as_json: JsonFlag = False,
 ) -> None:
     """Score each enrolled image against the others of its class, to find one that should not have been enrolled."""
-    from ...bank.names import unknown_class
+    from ...bank.names import unknown_class_message
     from ...bank.store import Bank
     from ...formats.manifest import ModelManifest, read_manifest
     from ...scoring.preset import scoring_for
@@ -191,7 +191,7 @@ def bank_audit(
     manifest = read_manifest(model, ModelManifest)
     opened = Bank.open(bank, manifest.identity)
     if class_name is not None and class_name not in opened.classes:
-        raise VisionADError(unknown_class(bank, class_name, opened.classes))
+        raise VisionADError(unknown_class_message(bank, class_name, opened.classes))
     spec = scoring_for(manifest, opened.manifest.views)
     for name in opened.classes if class_name is None else [class_name]:
         found = leave_one_out_scores(opened.classes[name], spec)

@@ -66,7 +66,7 @@ def bench_command(
 
     `--precision` and `--device` are for those of the backends that offer them.
     """
-    from ...bank.names import stored_name
+    from ...bank.names import normalize_class_name
     from ...engine.registry import backends
     from ...tools.benchmark.plots import draw, make_folder, require_matplotlib
     from ...tools.benchmark.report import format_report
@@ -84,7 +84,7 @@ def bench_command(
     settings = Settings(
         bank=bank,
         images=tuple(images or ()),
-        class_name=None if class_name is None else stored_name(class_name),
+        class_name=None if class_name is None else normalize_class_name(class_name),
         backends=tuple(dict.fromkeys(wanted)),
         precision=precision,
         device=device,

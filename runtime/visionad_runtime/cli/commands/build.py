@@ -65,11 +65,11 @@ def build_command(
 
 def _self_test(model: Path, manifest: ModelManifest, backend: str) -> str | None:
     """On a box that can run the engine it is tested at once; where there is no GPU, at the first start on the target."""
-    from ...cuda.thread import Owner
+    from ...cuda.thread import DeviceThread
     from ...pipeline.opening import open_engine
 
     try:
-        Owner.of(0).run(lambda device: device.name)
+        DeviceThread.of(0).run(lambda device: device.name)
     except VisionADError:
         return None
     engine = open_engine(model, manifest, backend)

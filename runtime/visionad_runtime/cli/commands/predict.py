@@ -10,7 +10,7 @@ import typer
 from ...errors import VisionADError
 
 if TYPE_CHECKING:
-    from ...images.discover import Found
+    from ...images.discover import ImageFile
 
 from ..console import complain, progress, say
 from ..options import (
@@ -51,16 +51,16 @@ def predict(
     bit_depth: BitDepth = None,
 ) -> int:
     """Inspect images: score, verdict and regions of each, in input order."""
-    from ...images.discover import Found, find_images
+    from ...images.discover import ImageFile, find_images
     from ...inspector import Inspector
 
-    inputs: list[Found | tuple[Path, VisionADError]] = []
+    inputs: list[ImageFile | tuple[Path, VisionADError]] = []
     for path in paths:  # a folder without images is reported like an unreadable image: the rest goes on
         try:
             inputs += find_images([path])
         except VisionADError as exc:
             inputs.append((path, exc))
-    images = [item for item in inputs if isinstance(item, Found)]
+    images = [item for item in inputs if isinstance(item, ImageFile)]
     if maps or overlays:
         check_names([f.name for f in images])
         check_targets(images, [(maps, ".npy"), (overlays, ".png")])
@@ -79,13 +79,13 @@ def predict(
         ) as inspector,
         progress("inspecting", len(images)) as step,
     ):
-        for line in inspector.uncalibrated():
+        for line in inspector.calibration_warnings():
             complain(line)
         results = inspector.inspect_files(
             [f.path for f in images], class_name=class_name, batch=batch, bit_depth=bit_depth
         )
         for item in inputs:
-            if not isinstance(item, Found):
+            if not isinstance(item, ImageFile):
                 report.error(*item)
                 continue
             report.add(next(results), item.name)

@@ -62,7 +62,7 @@ def serve(
             keep_alive=keep_alive,
         ) as inspector,
     ):
-        for line in inspector.uncalibrated():
+        for line in inspector.calibration_warnings():
             complain(line)
         assert inspector.bank is not None
         place = f"[{host}]" if ":" in host else host

@@ -56,7 +56,7 @@ def watch(
 ) -> None:
     """Inspect images as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
     from ...inspector import Inspector
-    from ...station.folder_source import Arrivals
+    from ...station.folder_source import FolderSource
     from ...station.journal import Journal
 
     if journal is not None and existing:
@@ -85,11 +85,11 @@ def watch(
             keep_alive=keep_alive,
         ) as inspector,
     ):
-        inspector.enrolled(class_name)
+        inspector.require_class(class_name)
         book = None if journal is None else stack.enter_context(closing(Journal(journal)))
         done = (lambda here: () if existing else here) if book is None else book.noted
-        arrivals = Arrivals(folder, done, settle, stop.wait)
-        for line in inspector.uncalibrated():
+        arrivals = FolderSource(folder, done, settle, stop.wait)
+        for line in inspector.calibration_warnings():
             complain(line)
         passed = f", passing over {arrivals.passed_over} of the {arrivals.there} images there" if arrivals.there else ""
         complain(f"watching {folder} with {inspector.engine.name}{passed}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...cuda.device import Device, Event
 from ...cuda.memory import Memory
-from ...cuda.thread import Owner
+from ...cuda.thread import DeviceThread
 from ...errors import VisionADError
 from ...formats.manifest import CUDA_ONNX_FILE, ONNX_FILE, ModelManifest
 from ..base import Tokens, closed_error, encode_in_batches
@@ -119,7 +119,7 @@ def _can_share_gpu() -> bool:
     """Whether the runtime itself can use the GPU (pycuda is here, the GPU is an Ampere or newer): then all of the pipeline can run
     there."""
     try:
-        capability = Owner.of(0).run(lambda device: device.capability)
+        capability = DeviceThread.of(0).run(lambda device: device.capability)
         if capability >= (8, 0):
             return True
         why = f"expected compute capability 8.0 or newer, got {capability[0]}.{capability[1]}"
@@ -255,7 +255,7 @@ class OrtStreamEngine:
         """
         self.name, self.batch_size, self.precision = provider.backend, batch_size, manifest.precision
         self._provider, self.max_rows = provider, batch_size
-        self._owner, self._variants, self._kind = Owner.of(0), variants, device
+        self._owner, self._variants, self._kind = DeviceThread.of(0), variants, device
         self._shapes = tensor_shapes(manifest, batch_size)
         self._memory: Memory | None = None
         self._encoding = threading.Lock()

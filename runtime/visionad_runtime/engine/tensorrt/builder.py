@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...cuda.device import Device
-from ...cuda.thread import Owner
+from ...cuda.thread import DeviceThread
 from ...errors import ModelError, VisionADError
 from ...formats.files import atomic_write
 from ...formats.manifest import ONNX_FILE, ModelManifest
@@ -97,7 +97,7 @@ def build(
     with ThreadPoolExecutor(1, "visionad-build") as pool:
         try:
             if not api.rtx:
-                return Owner.of(0).run(lambda device: work(device, capability_of(device)))
+                return DeviceThread.of(0).run(lambda device: work(device, capability_of(device)))
             # not in this thread: TensorRT's callbacks would swallow a Ctrl-C, and the build would go on
             return pool.submit(work, None, capability or _target_here()).result()
         except KeyboardInterrupt:
@@ -108,7 +108,7 @@ def build(
 def _target_here() -> str:
     """Turing needs an engine of its own; everything else, and a PC without a GPU, the portable one."""
     try:
-        return Owner.of(0).run(default_target)
+        return DeviceThread.of(0).run(default_target)
     except VisionADError:
         return PORTABLE
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ...cuda.device import Buffer, Device, Event, Graph, Stream
 from ...cuda.memory import Memory
-from ...cuda.thread import Owner
+from ...cuda.thread import DeviceThread
 from ...errors import ModelError, VisionADError
 from ...formats.manifest import ModelManifest
 from ..base import Tokens, closed_error, encode_in_batches
@@ -73,7 +73,7 @@ class TensorRTEngine:
         self.info: dict[str, str] = {}
         self._api = load_api(backend)
         self._manifest = manifest
-        self._owner = Owner.of(0)
+        self._owner = DeviceThread.of(0)
         self._host: dict[str, NDArray[np.float32]] = {}
         self._device: dict[str, Buffer] = {}
         self._graph: Graph | None = None

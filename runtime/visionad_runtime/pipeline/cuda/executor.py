@@ -17,26 +17,26 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cuda.interface import Device, DeviceEngine, Event, Owner
+from ...cuda.interface import Device, DeviceEngine, DeviceThread, Event
 from ...errors import VisionADError
 from ...formats.manifest import FeatureIdentity
 from ...scoring.spec import PAPER, ScoringSpec
 from . import work_tables as plan
-from .loader import _checked_rows, _Loader
-from .outputs import Encoded, Matched, Views
-from .shared import ClassBankLike, _Resident, _Shared
-from .slot import _Camera
+from .loader import BankLoader, checked_rows
+from .outputs import Encoded, ExecutorOutput, Views
+from .shared import ClassBankLike, ResidentBank, SharedBuffers
+from .slot import Slot
 
 F32 = NDArray[np.float32]
 
 
-class Chain:
+class CudaExecutor:
     """The chain on one GPU for several cameras. Every method may be called from any thread; a camera serves one call at a
     time."""
 
     def __init__(
         self,
-        owner: Owner,
+        owner: DeviceThread,
         engine: DeviceEngine,
         identity: FeatureIdentity,
         scoring: ScoringSpec = PAPER,
@@ -65,7 +65,7 @@ class Chain:
         self.max_rows = engine.max_rows
         if self.max_rows < 1 or cameras < 1:
             raise VisionADError(f"expected an engine of at least 1 row and a camera, got {self.max_rows} and {cameras}")
-        self._banks: dict[int, _Resident] = {}
+        self._banks: dict[int, ResidentBank] = {}
         self._publishing = threading.Lock()
         self._closed = threading.Event()
         self._last_use = time.monotonic()
@@ -75,11 +75,11 @@ class Chain:
             self._keeper = threading.Thread(target=self._keep_alive, args=(keep_alive,), daemon=True)
             self._keeper.start()
 
-    def _open(self, device: Device, cameras: int) -> tuple[_Shared, list[_Camera]]:
-        shared = _Shared(device, self.identity, self._max_image, self.max_rows, self.scoring)
-        made: list[_Camera] = []
+    def _open(self, device: Device, cameras: int) -> tuple[SharedBuffers, list[Slot]]:
+        shared = SharedBuffers(device, self.identity, self._max_image, self.max_rows, self.scoring)
+        made: list[Slot] = []
         try:
-            made.extend(_Camera(device, shared) for _ in range(cameras))
+            made.extend(Slot(device, shared) for _ in range(cameras))
         except BaseException:
             for camera in made:
                 camera.close()
@@ -87,7 +87,7 @@ class Chain:
             raise
         return shared, made
 
-    def __enter__(self) -> Chain:
+    def __enter__(self) -> CudaExecutor:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,7 +123,7 @@ class Chain:
         rgbs: Sequence[NDArray[np.uint8]],
         banks: Sequence[ClassBankLike],
         camera: int = 0,
-    ) -> tuple[Encoded, list[Matched]]:
+    ) -> tuple[Encoded, list[ExecutorOutput]]:
         """:meth:`encode` and :meth:`match` in one go, for whoever knows the banks beforehand: the GPU does not wait for the host in
         between. All timings are with the matches, those of the encoding are empty.
 
@@ -149,7 +149,7 @@ class Chain:
         encoded: Encoded,
         banks: Sequence[ClassBankLike],
         regions: Sequence[NDArray[np.bool_] | None] | None = None,
-    ) -> list[Matched]:
+    ) -> list[ExecutorOutput]:
         """Search each image's bank, fuse, upsample and score.
 
         Args:
@@ -201,11 +201,11 @@ class Chain:
         for rgb in rgbs:
             plan.check_image(rgb, *self._max_image)
 
-    def _plan(self, residents: Sequence[_Resident], banks: Sequence[ClassBankLike], views: Views) -> plan.SearchPlan:
+    def _plan(self, residents: Sequence[ResidentBank], banks: Sequence[ClassBankLike], views: Views) -> plan.SearchPlan:
         found = [residents[i].view(bank, view) for i, bank in enumerate(banks) for view in views]
         return self._shared.plan(tuple(found))
 
-    def _run(self, own: _Camera, start: Callable[[], None]) -> Mapping[str, float]:
+    def _run(self, own: Slot, start: Callable[[], None]) -> Mapping[str, float]:
         """Enqueue on the owner's thread, and sleep until it is done. Milliseconds by stage."""
         self._check_open()
         self._last_use = time.monotonic()
@@ -225,7 +225,7 @@ class Chain:
 
     # -- banks --------------------------------------------------------------------------------------------------------
 
-    def keep(self, banks: Iterable[ClassBankLike]) -> None:
+    def load_banks(self, banks: Iterable[ClassBankLike]) -> None:
         """Have these banks on the device, and no others. Cameras go on with what they have until the new ones are complete.
 
         A bank is known by its ``features`` array, so classes that did not change cost nothing.
@@ -249,10 +249,10 @@ class Chain:
             self._check_open()
 
     @contextmanager
-    def _using(self, banks: Sequence[ClassBankLike]) -> Iterator[list[_Resident]]:
+    def _using(self, banks: Sequence[ClassBankLike]) -> Iterator[list[ResidentBank]]:
         """The banks' residents; none of them is freed before the block ends. Banks that are not kept are here for the
         block alone."""
-        held: dict[int, _Resident] = {}
+        held: dict[int, ResidentBank] = {}
         try:
             for bank in banks:
                 key = id(bank.features)
@@ -268,19 +268,19 @@ class Chain:
             for resident in held.values():
                 self._release(resident)
 
-    def _release(self, resident: _Resident) -> None:
+    def _release(self, resident: ResidentBank) -> None:
         with self._publishing:
             resident.users -= 1
             last = resident.users == 0
         if last:
             self._owner.run(lambda _: resident.close())
 
-    def _upload(self, bank: ClassBankLike) -> _Resident:
+    def _upload(self, bank: ClassBankLike) -> ResidentBank:
         """Put a bank on the device, with one user. Every step is work of its own for the owner's thread."""
         with self._shared.uploading:
             self._check_open()
-            source = _checked_rows(bank)  # on this thread: it takes long for a large bank
-            loader = self._owner.run(lambda device: _Loader(device, self._shared, bank, source))
+            source = checked_rows(bank)  # on this thread: it takes long for a large bank
+            loader = self._owner.run(lambda device: BankLoader(device, self._shared, bank, source))
             try:
                 while not self._owner.run(lambda _: loader.step()):
                     pass

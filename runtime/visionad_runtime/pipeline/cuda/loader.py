@@ -11,14 +11,14 @@ from ...cuda.interface import Device
 from ...cuda.memory import Memory
 from ...errors import VisionADError
 from ...search import NO_ROWS
-from .shared import STAGING, ClassBankLike, _Resident, _Shared
+from .shared import STAGING, ClassBankLike, ResidentBank, SharedBuffers
 
 F32 = NDArray[np.float32]
 UPLOAD_POLL_SECONDS = 50e-6
 """Pause of the owner's thread before it looks again whether a piece of a bank has been uploaded."""
 
 
-def _checked_rows(bank: ClassBankLike) -> F32:
+def checked_rows(bank: ClassBankLike) -> F32:
     """A bank's numbers one after the other.
 
     Raises:
@@ -30,10 +30,10 @@ def _checked_rows(bank: ClassBankLike) -> F32:
     return source
 
 
-class _Loader:
+class BankLoader:
     """Uploads a bank piece by piece through two page-locked buffers, then packs it to 16 bits."""
 
-    def __init__(self, device: Device, shared: _Shared, bank: ClassBankLike, source: F32) -> None:
+    def __init__(self, device: Device, shared: SharedBuffers, bank: ClassBankLike, source: F32) -> None:
         self._device, self._shared, self._source = device, shared, source
         dim = shared.identity.dim
         self._rows = len(self._source) // dim
@@ -52,7 +52,7 @@ class _Loader:
             raise
         self._at = 0
         self._turn = 0
-        self._resident = _Resident(bank, dim, shared.width, self._memory, self._rows32, self._rows16)
+        self._resident = ResidentBank(bank, dim, shared.width, self._memory, self._rows32, self._rows16)
 
     def step(self) -> bool:
         """Enqueue the next piece, or look whether all is done."""
@@ -85,7 +85,7 @@ class _Loader:
         self._spare.close()
         return True
 
-    def resident(self) -> _Resident:
+    def resident(self) -> ResidentBank:
         """The bank, complete."""
         return self._resident
 

@@ -27,7 +27,7 @@ class Encoded:
 
 
 @dataclass(frozen=True, eq=False)
-class Matched:
+class ExecutorOutput:
     """One image's outcome: ``distances`` float32 (side, side) by view, ``anomaly_map`` float32 (256, 256), ``score`` and ``edge``
     of :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the whole batch."""
 

@@ -1,4 +1,4 @@
-"""The inspector's chain on a GPU: :class:`~visionad_runtime.pipeline.base.Chain` over the chain of one GPU."""
+"""The inspector's chain on a GPU: :class:`~visionad_runtime.pipeline.base.CudaExecutor` over the chain of one GPU."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bank.memory_bank import ClassBank
-from ...cuda.interface import DeviceEngine, Owner
+from ...cuda.interface import DeviceEngine, DeviceThread
 from ...formats.manifest import FeatureIdentity
 from ...scoring.spec import ScoringSpec
-from ..base import Choose, Matched
-from .executor import Chain
+from ..base import BankSelector, PipelineOutput
+from .executor import CudaExecutor
 
 F32 = NDArray[np.float32]
 
-CAMERAS = 2
+MAX_IN_FLIGHT = 2
 """Images under way at once: while one is in the engine, the other is copied, resized or searched. More threads take turns."""
 INITIAL_IMAGE_SIZE = (1080, 1920)
 """Height and width that room is taken for at first."""
@@ -40,7 +40,7 @@ class _Seen(threading.local):
         self.repeats, self.last = now == self.last, now
 
 
-class Turns:
+class FairSlotPool:
     """Cameras that are free, to callers in the order in which they came. From a plain queue the thread that has just given one back
     takes it again before another wakes up, and of many threads some wait for seconds."""
 
@@ -74,13 +74,13 @@ class Turns:
                 self._free.append(camera)
 
 
-class DeviceChain:
+class CudaPipeline:
     """Each call takes a camera that is free. Room for images grows with the largest seen: a line's first image decides, and
     nothing is to be configured."""
 
     def __init__(
         self,
-        owner: Owner,
+        owner: DeviceThread,
         engine: DeviceEngine,
         identity: FeatureIdentity,
         scoring: ScoringSpec,
@@ -90,19 +90,19 @@ class DeviceChain:
         """Load the kernels and take all memory.
 
         Raises:
-            VisionADError: as :class:`~visionad_runtime.pipeline.cuda.executor.Chain`.
+            VisionADError: as :class:`~visionad_runtime.pipeline.cuda.executor.CudaExecutor`.
         """
         self._owner, self._engine, self._identity = owner, engine, identity
         self.scoring = scoring
-        self.cameras, self._size, self._keep_alive = CAMERAS, INITIAL_IMAGE_SIZE, keep_alive
+        self.cameras, self._size, self._keep_alive = MAX_IN_FLIGHT, INITIAL_IMAGE_SIZE, keep_alive
         self._banks: Mapping[int, ClassBank] = {}
         self._seen = _Seen()
         self._growing = threading.Lock()
         self._chain = self._open(INITIAL_IMAGE_SIZE)
-        self._turns = Turns(CAMERAS)
+        self._turns = FairSlotPool(MAX_IN_FLIGHT)
 
-    def _open(self, size: tuple[int, int]) -> Chain:
-        return Chain(
+    def _open(self, size: tuple[int, int]) -> CudaExecutor:
+        return CudaExecutor(
             self._owner,
             self._engine,
             self._identity,
@@ -115,12 +115,12 @@ class DeviceChain:
     def run(
         self,
         rgbs: Sequence[NDArray[np.uint8]],
-        choose: Choose,
+        choose: BankSelector,
         *,
         class_token: bool,
         trace: bool = False,
-    ) -> list[Matched]:
-        """See :class:`~visionad_runtime.pipeline.base.Chain`. ``timings``: the GPU's own by stage, and as ``wait`` the rest of the time:
+    ) -> list[PipelineOutput]:
+        """See :class:`~visionad_runtime.pipeline.base.CudaExecutor`. ``timings``: the GPU's own by stage, and as ``wait`` the rest of the time:
         until a camera was free, for copies on the host and for the GPU's other work.
 
         Parts of one class mostly follow each other. So where the calling thread's last two calls were matched against the same
@@ -156,7 +156,7 @@ class DeviceChain:
         whole = 1e3 * (time.perf_counter() - started)
         timings = _share(laps, route, whole, len(rgbs))
         return [
-            Matched(
+            PipelineOutput(
                 one.distances, one.anomaly_map, one.score, one.edge, timings,
                 None if cls is None else cls[i], None if images is None else images[i], None if patch is None else patch[i],
             )
@@ -169,19 +169,19 @@ class DeviceChain:
         likely = [kept[bank] for bank in seen.last if bank in kept] if seen.repeats else []
         return likely if len(likely) == len(seen.last) == images else []
 
-    def keep(self, banks: Iterable[ClassBank]) -> None:
-        """See :class:`~visionad_runtime.pipeline.base.Chain`. The others go on inspecting meanwhile."""
+    def load_banks(self, banks: Iterable[ClassBank]) -> None:
+        """See :class:`~visionad_runtime.pipeline.base.CudaExecutor`. The others go on inspecting meanwhile."""
         with self._growing:
             newest = {id(bank): bank for bank in banks}
-            self._chain.keep(newest.values())
+            self._chain.load_banks(newest.values())
             self._banks, self._seen = newest, _Seen()
 
-    def limit(self) -> int | None:
-        """See :class:`~visionad_runtime.pipeline.base.Chain`."""
+    def max_batch_size(self) -> int | None:
+        """See :class:`~visionad_runtime.pipeline.base.CudaExecutor`."""
         return self._chain.max_batch
 
     def memory(self) -> dict[str, int]:
-        """See :class:`~visionad_runtime.pipeline.base.Chain`."""
+        """See :class:`~visionad_runtime.pipeline.base.CudaExecutor`."""
         return self._chain.memory()
 
     def close(self) -> None:
@@ -210,12 +210,12 @@ class DeviceChain:
                 self._chain.close()  # first, or both would have to fit
                 try:
                     self._chain = self._open(larger)
-                    self._chain.keep(self._banks.values())
+                    self._chain.load_banks(self._banks.values())
                     self._size = larger
                 except BaseException:
                     self._chain.close()
                     self._chain = self._open(old)
-                    self._chain.keep(self._banks.values())
+                    self._chain.load_banks(self._banks.values())
                     raise
             finally:
                 for camera in idle:

@@ -41,7 +41,7 @@ class ClassBankLike(Protocol):
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-class _Shared:
+class SharedBuffers:
     """What all cameras use: kernels, constant tables, and the search's maxima, which one camera has at a time."""
 
     def __init__(
@@ -91,7 +91,7 @@ class _Shared:
         work = list(zip(views, patches.reshape(len(views), -1), strict=True))
         return plan.plan_search(work, self.block_q, self.block_n, self.programs)
 
-    def reserve(self, device: Device, resident: _Resident, streams: Sequence[Stream]) -> None:
+    def reserve(self, device: Device, resident: ResidentBank, streams: Sequence[Stream]) -> None:
         """Make the maxima large enough for a full batch against this bank. Waits for the streams: the larger bank is not
         in use yet."""
         rows = max((part.stop - part.start for part in resident.slices.values()), default=0)
@@ -110,7 +110,7 @@ class _Shared:
         self.maxima.close()
 
 
-class _Resident:
+class ResidentBank:
     """A class's bank on the device: all its blocks in float32 and in 16 bits; a view is a run of rows."""
 
     def __init__(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._threads import cores, spread
+from ..._threads import available_cpus, parallel_for
 from ...cuda.interface import Buffer, Device, DeviceEngine, Graph
 from ...cuda.memory import Memory
 from ...errors import VisionADError
@@ -20,15 +20,15 @@ from ...scoring.anomaly_map import MAP_SIZE
 from ...scoring.self_similarity import MIN_DISTANCE
 from ...search import BROKEN_TOKENS
 from . import work_tables as plan
-from .outputs import Encoded, Matched, Views
-from .shared import _Shared
+from .outputs import Encoded, ExecutorOutput, Views
+from .shared import SharedBuffers
 from .work_tables import ImagePlan
 
 F32 = NDArray[np.float32]
 COPY, COPIERS = 1 << 20, 4
 """Bytes of an image that a thread copies at a time, and most threads: one alone would take longer for a large image than the
 GPU's own copy."""
-ACROSS_PROGRAMS = 512
+ROW_PROGRAMS = 512
 """Programs an image that the first resize pass's rows are dealt to."""
 
 
@@ -70,10 +70,10 @@ class _Host:
     scores: NDArray[np.float64]
 
 
-class _Camera:
+class Slot:
     """One stream with its buffers and graphs. What is staged and found is for who holds ``lock``, all else for the owner."""
 
-    def __init__(self, device: Device, shared: _Shared) -> None:
+    def __init__(self, device: Device, shared: SharedBuffers) -> None:
         self._device, self._shared = device, shared
         self.lock = threading.Lock()
         self.ticket = 0
@@ -151,12 +151,12 @@ class _Camera:
             self._staged[slot] = slice(first * line, end * line)
             image = self._host_pixels[slot, : rgb.nbytes].reshape(rgb.shape)
             step = max(1, COPY // line)
-            workers = min(COPIERS, cores(), (end - first) // step)
+            workers = min(COPIERS, available_cpus(), (end - first) // step)
             if workers < 2:
                 copy_pixels(image[first:end], rgb[first:end])
             else:
                 starts = range(first, end, step)
-                spread(partial(_copy_rows, image, rgb, step, end), starts, workers)
+                parallel_for(partial(_copy_rows, image, rgb, step, end), starts, workers)
 
     def _describe(self, slot: int, rgb: NDArray[np.uint8]) -> None:
         """Write how to resize the image in ``slot``."""
@@ -192,7 +192,7 @@ class _Camera:
         cls = self.host.cls[: count * len(views)].reshape(count, len(views), -1).copy()
         return Encoded(cls, views, timings, camera, self.ticket)
 
-    def matched(self, count: int, views: Views, timings: Mapping[str, float]) -> list[Matched]:
+    def matched(self, count: int, views: Views, timings: Mapping[str, float]) -> list[ExecutorOutput]:
         """What the last run found of them in the banks.
 
         Raises:
@@ -205,7 +205,7 @@ class _Camera:
         if not np.isfinite(rows).all():
             raise VisionADError(BROKEN_TOKENS)
         return [
-            Matched(dict(zip(views, rows[i], strict=True)), maps[i], score, edge, timings)
+            ExecutorOutput(dict(zip(views, rows[i], strict=True)), maps[i], score, edge, timings)
             for i, (score, edge) in enumerate(scores)
         ]
 
@@ -290,7 +290,7 @@ class _Camera:
     def _preprocess(self, count: int, views: Views) -> None:
         kernels, crop = self._shared.kernels, self._shared.spec.crop
         images, tables = self._plans.address("plans"), self._plans.address("tables")
-        kernels["resize_across"].launch((ACROSS_PROGRAMS, count), (images, tables, self._across, crop), self.stream)
+        kernels["resize_across"].launch((ROW_PROGRAMS, count), (images, tables, self._across, crop), self.stream)
         kernels["resize_down"].launch(
             (crop, count),
             (images, tables, self._across, self._shared.levels, self._codes(views), len(views), self._images, crop),

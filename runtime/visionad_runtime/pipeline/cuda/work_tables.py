@@ -38,7 +38,7 @@ PADDING = 64
 MAX_NEIGHBOURS = 8
 JOB_COLUMNS = 6
 IMAGE_COLUMNS = 12
-TURNS = 8
+MAX_WAVES = 8
 """Ways to split the bank that are tried: into items for one turn of all programs, for two, and so on."""
 ITEM_COST = 0.25
 """Of an item besides its tiles, in tiles: the loads of its first one are waited for."""
@@ -240,7 +240,7 @@ def _run_length(tiles_q: I64, tiles_n: I64, programs: int) -> int:
     longest = max(1, int(tiles_n.max()))
     runs = range(1, longest + 1)
     tried = []
-    for turns in range(least, least + TURNS):
+    for turns in range(least, least + MAX_WAVES):
         run = runs[bisect_left(runs, True, hi=longest - 1, key=lambda r: items(r) <= turns * programs)]
         tried.append((turns * (run + ITEM_COST), run))
     return min(tried)[1]
@@ -253,9 +253,9 @@ def _items(job: int, first: int, slots: int, rows: int, block_q: int, run: int) 
 
 
 def max_items(slots: int, jobs: int, block_q: int, programs: int) -> int:
-    """Items that any plan of up to ``slots`` queries in up to ``jobs`` jobs can have: :data:`TURNS` rounds beyond one item a tile
+    """Items that any plan of up to ``slots`` queries in up to ``jobs`` jobs can have: :data:`MAX_WAVES` rounds beyond one item a tile
     of queries."""
-    return TURNS * programs + slots // block_q + jobs
+    return MAX_WAVES * programs + slots // block_q + jobs
 
 
 # --- map -------------------------------------------------------------------------------------------------------------

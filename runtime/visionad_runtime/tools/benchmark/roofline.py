@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..._threads import cores
+from ..._threads import available_cpus
 from ...formats.manifest import FeatureIdentity
 from ...scoring.product import scores_float32
 from ...search import nearest
@@ -101,7 +101,7 @@ def assess(work: Work, seconds: float, peaks: Peaks | None) -> dict[str, Any]:
 
 def cpu_peaks(threads: int | None = None, side: int = 1024, copy_mb: int = 256, repeats: int = 5) -> Peaks:
     """The best of several float32 products (ONNX Runtime's, the search's) and of several copies, on all ``threads`` at once."""
-    threads = threads or cores()
+    threads = threads or available_cpus()
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((side, side), np.float32)
     bank = np.tile(rows / np.linalg.norm(rows, axis=1, keepdims=True), (threads, 1))

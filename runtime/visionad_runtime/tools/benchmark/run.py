@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..._threads import settle
+from ..._threads import drain_background
 from ...bank.memory_bank import ClassBank
 from ...engine.base import CPU, NVIDIA_GPU
 from ...engine.registry import auto_backends, backend_spec
@@ -285,7 +285,7 @@ class _Run:
         for rgb in {name: self.images.pixels[i] for i, name in enumerate(self.images.classes)}.values():
             for _ in range(2):
                 inspector.inspect(rgb, class_name=self.settings.class_name)
-        settle()
+        drain_background()
 
     def _describe(self, first: Inspector, temporary: bool) -> dict[str, Any]:
         assert first.bank is not None

@@ -18,7 +18,7 @@ import onnxruntime
 from PIL import Image
 
 from ..._version import __version__
-from ...bank.names import stored_name
+from ...bank.names import normalize_class_name
 from ...errors import VisionADError
 from ...formats.files import atomic_file, atomic_write
 from ...formats.manifest import MANIFEST
@@ -28,7 +28,7 @@ from ...inspector import Inspector
 from ...result import FileResult
 from ...teaching.calibrate import calibrate_class
 from ...visualization.html import require_jinja
-from ...visualization.overlay import draw_overlay, save_overlay, sheet
+from ...visualization.overlay import contact_sheet, draw_overlay, save_overlay
 from ...visualization.thumbnails import thumbnail
 from ..evaluation.datasets.base import Dataset, Sample
 from ..evaluation.datasets.masks import full_mask, load_mask
@@ -126,7 +126,9 @@ def run_demo(
     )
     picked = [c for entry in shown for c in _pick(entry.cases, 8)]
     with atomic_file(out / "sheet.png") as f:
-        Image.fromarray(sheet([c.overlay for c in picked], 8, "VisionAD demo: every row one class")).save(f, "PNG")
+        Image.fromarray(contact_sheet([c.overlay for c in picked], 8, "VisionAD demo: every row one class")).save(
+            f, "PNG"
+        )
 
     lines = [
         f"inspect  {len(seen.timings)} images, {median['total']:.0f} ms each (median), first verdict after {first_verdict:.1f} s",
@@ -284,7 +286,7 @@ def _case(one: FileResult, sample: Sample | None) -> Case:
         mask = np.asarray(share) > 0
     return Case(
         image_path=str(one.path),
-        class_name=stored_name(sample.class_name) if sample is not None else "strangers",
+        class_name=normalize_class_name(sample.class_name) if sample is not None else "strangers",
         truth=truth,
         score=result.score,
         threshold=result.threshold,
@@ -303,7 +305,12 @@ def _class_report(
     image = image_metrics([c.score for c in cases], [int(c.truth != GOOD) for c in cases]).values["image_auroc"]
     pixel = pixels.compute().values["pixel_auroc"]
     return ClassReport(
-        name, supports, cases, image, pixel, inspector.enrolled(name).classes[stored_name(name)].entry.threshold
+        name,
+        supports,
+        cases,
+        image,
+        pixel,
+        inspector.require_class(name).classes[normalize_class_name(name)].entry.threshold,
     )
 
 

@@ -89,7 +89,7 @@ class RuntimePredictor:
         """See :class:`Predictor`."""
         name = check_class_name(class_name)
         done = calibrate_class(self._inspector, name, normals, rate, self._bit_depth, step)
-        scale = self._inspector.enrolled(name).classes[name].entry.map_scale
+        scale = self._inspector.require_class(name).classes[name].entry.map_scale
         return {"threshold": done.threshold.value, "map_scale": scale, "record": done.record.model_dump(mode="json")}
 
     def recall(self, class_name: str, calibration: Mapping[str, Any]) -> None:
@@ -97,7 +97,7 @@ class RuntimePredictor:
         name = check_class_name(class_name)
         low, high = calibration["map_scale"]
         record = Calibration.model_validate(calibration["record"])
-        self._inspector.enrolled(name).calibrate(name, calibration["threshold"], (low, high), record)
+        self._inspector.require_class(name).calibrate(name, calibration["threshold"], (low, high), record)
 
     def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | ImageError]:
         """See :class:`Predictor`."""

@@ -29,7 +29,7 @@ from ...formats.files import sha256_bytes
 from ...images import decode
 from ...inspector import Inspector
 from ...scoring.anomaly_map import MAP_SIZE
-from ...teaching.sampling import choose_support_paths
+from ...teaching.sampling import sample_support_paths
 from .aggregate import Evaluation, Mode
 from .datasets.base import Dataset, DatasetError, Sample
 from .datasets.masks import load_mask
@@ -405,6 +405,6 @@ class _Run:
 
 def _supports(dataset: Dataset, name: str, shots: int, seed: int | None) -> list[Path]:
     try:
-        return choose_support_paths(dataset.train(name), shots, seed)
+        return sample_support_paths(dataset.train(name), shots, seed)
     except VisionADError as exc:
         raise VisionADError(f"class {name!r}: {exc}") from None

@@ -33,7 +33,7 @@ def case(truth: str | None = "good", verdict: str = "ok", routed: str | None = "
         "score": 0.2,
         "threshold": 0.5,
         "overlay": noise(),
-        "picture": noise(),
+        "image": noise(),
         "class_margin": 0.1,
     }
     return Case(truth=truth, verdict=verdict, routed_class=routed, **{**values, **more})  # type: ignore[arg-type]

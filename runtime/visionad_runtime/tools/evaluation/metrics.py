@@ -77,7 +77,7 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike) -> MetricReport:
     if not np.isin(label, (0, 1)).all():
         raise VisionADError("image metrics: labels must be 0 (good) or 1 (defect)")
     defect, good = (_Ranking.of(score[label == side]) for side in (1, 0))
-    return _rank_metrics("image", "pictures", defect, good, exact=True)
+    return _rank_metrics("image", "images", defect, good, exact=True)
 
 
 class PixelMetrics:

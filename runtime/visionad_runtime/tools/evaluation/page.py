@@ -152,13 +152,13 @@ def _hardest(unit: EvaluationUnit) -> list[tuple[str, list[dict[str, Any]]]]:
     ):
         cards = []
         for place, entry in enumerate(unit.result["worst"]):
-            if entry["label"] != label or f"image_{place}" not in unit.arrays:
+            if entry["label"] != label or f"picture_{place}" not in unit.arrays:
                 continue
             path = entry["image"]
             misrouted = entry["class"] != unit.result["class"]
             cards.append(
                 {
-                    "image": InlineImage.of_jpeg(unit.arrays[f"image_{place}"].tobytes(), f"{path}, as taken"),
+                    "image": InlineImage.of_jpeg(unit.arrays[f"picture_{place}"].tobytes(), f"{path}, as taken"),
                     "overlay": InlineImage.of_jpeg(unit.arrays[f"overlay_{place}"].tobytes(), f"{path}, heat map"),
                     "defect": entry["defect"],
                     "score": entry["score"],

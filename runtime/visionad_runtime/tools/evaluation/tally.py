@@ -170,7 +170,7 @@ class Tally:
         scale = self._scale()
         for place, one in enumerate(worst):
             taken, drawn = _render(one, self.manifest, self.scoring, self.bit_depth, scale)
-            arrays[f"image_{place}"] = np.frombuffer(taken, np.uint8)
+            arrays[f"picture_{place}"] = np.frombuffer(taken, np.uint8)
             arrays[f"overlay_{place}"] = np.frombuffer(drawn, np.uint8)
         return arrays
 

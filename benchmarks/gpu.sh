@@ -174,7 +174,7 @@ runs() { # BACKEND: whether doctor says that it could run here
 # -- on the hardware ---------------------------------------------------------------------------------------------------
 
 gpu_tests() { # STEP LIMIT SELECTION: a process each, since a library that crashes takes the other tests with it
-    step "$1" "$2" "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py -k "$3" || true
+    step "$1" "$2" "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/gpu/test_gpu.py -k "$3" || true
 }
 ENGINES='engine or whole_chain or cameras'
 if [[ $TESTS != yes ]]; then
@@ -312,7 +312,7 @@ elif ! command -v compute-sanitizer >/dev/null; then
 else
     # A test takes more memory than there is on purpose: the driver's refusals are the tests' business, not errors of the kernels.
     step compute-sanitizer 120 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 \
-        "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_gpu.py \
+        "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu/test_gpu.py \
         -k "not ($ENGINES) and not thousands" || true
 fi
 

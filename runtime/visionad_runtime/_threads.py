@@ -188,7 +188,11 @@ class Lifetime:
 
     @contextmanager
     def end(self) -> Iterator[bool]:
-        """Refuse later calls and wait for those under way. Yield whether this is the first end, whose caller frees what was used."""
+        """Refuse later calls and wait for those under way.
+
+        Yields:
+            Whether this is the first end. Its caller frees what was used.
+        """
         with self._changed:
             self._closing = True
             self._changed.wait_for(lambda: not self._under_way)

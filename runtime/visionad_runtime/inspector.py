@@ -349,7 +349,7 @@ class Inspector:
         return self.bank
 
     def _snapshot(self, class_name: str | None) -> Snapshot:
-        """The version of the bank in force, checked as :meth:`require_class` does: another thread may change the bank at any time."""
+        """The version in force, checked as in :meth:`require_class`: another thread may change the bank at any time."""
         if self.bank is None or not (bank := self.bank.snapshot).classes:
             where = self.bank.folder if self.bank else "(none opened)"
             raise BankError(f"bank {where} holds no class yet; enroll good images with `visionad bank add`")

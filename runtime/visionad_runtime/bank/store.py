@@ -214,7 +214,8 @@ class Bank:
         again.
 
         Args:
-            to: the version whose state is wanted, any of :func:`~visionad_runtime.bank.folder.restorable_versions`: also one that was undone. That too can be undone.
+            to: the version to bring back, one of :func:`~visionad_runtime.bank.folder.restorable_versions`. It may be one that
+                was undone, and can be undone in turn.
 
         Returns:
             The manifest now in force.

@@ -50,8 +50,9 @@ class _File:
 
 
 class FolderSource:
-    """The images below a folder, as :func:`~visionad_runtime.images.discover.find_images` finds them, in the order in which they were
-    written, each once it has not changed for ``settle`` seconds. One that is written anew is a new one.
+    """The images below a folder, in the order in which they were written, each once.
+
+    An image is handed over when it has not changed for ``settle`` seconds. An image that is written anew is a new one.
 
     Args:
         done: of the images that lie there at the start, those to be passed over.

@@ -1,7 +1,7 @@
 """The published choice of support images (method, section 6), without torch.
 
 The published recipe draws from torch's CPU generator, which is the Mersenne Twister that numpy's legacy ``RandomState``
-also is, seeded alike with the low 32 bits. ``tests/test_support.py`` holds both against each other.
+also is, seeded alike with the low 32 bits. ``tests/unit/teaching/test_sampling.py`` holds both against each other.
 """
 
 from __future__ import annotations

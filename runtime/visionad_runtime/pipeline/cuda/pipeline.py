@@ -1,4 +1,4 @@
-"""The inspector's chain on a GPU: :class:`~visionad_runtime.pipeline.base.CudaExecutor` over the chain of one GPU."""
+"""The inspector's chain on a GPU: :class:`~visionad_runtime.pipeline.base.Pipeline` over the chain of one GPU."""
 
 from __future__ import annotations
 
@@ -120,8 +120,9 @@ class CudaPipeline:
         class_token: bool,
         trace: bool = False,
     ) -> list[PipelineOutput]:
-        """See :class:`~visionad_runtime.pipeline.base.CudaExecutor`. ``timings``: the GPU's own by stage, and as ``wait`` the rest of the time:
-        until a camera was free, for copies on the host and for the GPU's other work.
+        """See :class:`~visionad_runtime.pipeline.base.Pipeline`.
+
+        ``timings`` are the GPU's own by stage. ``wait`` is the rest: for a free slot, for copies on the host, for other work.
 
         Parts of one class mostly follow each other. So where the calling thread's last two calls were matched against the same
         banks, this one is too before ``choose`` is asked, and the GPU goes from the engine to the search without a pause. Where
@@ -170,18 +171,18 @@ class CudaPipeline:
         return likely if len(likely) == len(seen.last) == images else []
 
     def load_banks(self, banks: Iterable[ClassBank]) -> None:
-        """See :class:`~visionad_runtime.pipeline.base.CudaExecutor`. The others go on inspecting meanwhile."""
+        """See :class:`~visionad_runtime.pipeline.base.Pipeline`. The others go on inspecting meanwhile."""
         with self._growing:
             newest = {id(bank): bank for bank in banks}
             self._chain.load_banks(newest.values())
             self._banks, self._seen = newest, _Seen()
 
     def max_batch_size(self) -> int | None:
-        """See :class:`~visionad_runtime.pipeline.base.CudaExecutor`."""
+        """See :class:`~visionad_runtime.pipeline.base.Pipeline`."""
         return self._chain.max_batch
 
     def memory(self) -> dict[str, int]:
-        """See :class:`~visionad_runtime.pipeline.base.CudaExecutor`."""
+        """See :class:`~visionad_runtime.pipeline.base.Pipeline`."""
         return self._chain.memory()
 
     def close(self) -> None:

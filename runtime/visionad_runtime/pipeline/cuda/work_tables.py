@@ -253,8 +253,10 @@ def _items(job: int, first: int, slots: int, rows: int, block_q: int, run: int) 
 
 
 def max_items(slots: int, jobs: int, block_q: int, programs: int) -> int:
-    """Items that any plan of up to ``slots`` queries in up to ``jobs`` jobs can have: :data:`MAX_WAVES` rounds beyond one item a tile
-    of queries."""
+    """Return the most items of any plan of up to ``slots`` queries in up to ``jobs`` jobs.
+
+    It has :data:`MAX_WAVES` rounds beyond one item a tile of queries.
+    """
     return MAX_WAVES * programs + slots // block_q + jobs
 
 

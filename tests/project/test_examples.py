@@ -16,9 +16,10 @@ import cv2
 import pytest
 
 from tests.conftest import part
+from tests.data import ROOT
 from tests.workplace import CLASS, make_workplace
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 COMMAND = "from visionad_runtime.cli.entry import main; main()"
 """The console script, of the code that is tested, whatever is installed."""
 SECONDS = 120

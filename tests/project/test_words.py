@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.data import ROOT
+
 SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".cff", ".sh", ".c", ".html", ".css", ".js", ".txt", ""}
 BANNED = {
     "picture": (re.compile("picture", re.IGNORECASE), "image"),
@@ -28,7 +29,7 @@ ALLOWED = {
 EXCEPT = {
     "CONTRIBUTING.md": "names the words that are not used",
     "CHANGELOG.md": "names what was renamed",
-    "tests/test_words.py": "this file",
+    "tests/project/test_words.py": "this file",
     "benchmarks/tables.py": "reads the fields of result files made before the words changed",
     "benchmarks/results/": "records of runs stay as they were written",
 }

@@ -469,7 +469,7 @@ _WRITER = textwrap.dedent(
     import os, signal, sys
     sys.path[:0] = {paths!r}
     from pathlib import Path
-    import test_bank as t
+    import test_store as t
     import visionad_runtime.formats.files as a
 
     # Die at the n-th step that touches the disk: before or after a write, an fsync, a rename.

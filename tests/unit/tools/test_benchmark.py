@@ -28,7 +28,9 @@ from visionad_runtime.tools.benchmark.measure import Candidate
 from visionad_runtime.tools.benchmark.report import format_report
 from visionad_runtime.tools.benchmark.run import Settings, run_bench
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from tests.data import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
 
 TIMES = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=250)
 QUICK = ["--batch", "1,2", "--seconds", "0", "--rounds", "3", "--starts", "1", "--threads", "1"]

@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 import typer
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.data import ROOT
+
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
 GENERATED = ("docs/reference/cli.md", "docs/reference/schemas.md")
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s#]*)(?:#([^)\s]*))?\)")

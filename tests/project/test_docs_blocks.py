@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.data import ROOT
 from tests.workplace import make_workplace
 
-ROOT = Path(__file__).resolve().parents[1]
 TESTED_APART = {path.stem.removeprefix("test_").replace("_", "-") for path in (ROOT / "tests").rglob("test_add_a_*.py")}
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.stem not in TESTED_APART)]
 FENCE = re.compile(

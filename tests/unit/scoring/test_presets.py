@@ -19,7 +19,9 @@ from visionad_runtime.scoring import catalog
 from visionad_runtime.scoring.preset import load_preset, scoring_for
 from visionad_runtime.scoring.spec import PAPER, ScoringSpec
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "add-a-preset.md"
+from tests.data import ROOT
+
+GUIDE = ROOT / "docs" / "guides" / "add-a-preset.md"
 ONE_VIEW = """about = "one view, any image size"
 [scoring]
 views = ["original"]

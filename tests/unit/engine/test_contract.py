@@ -23,7 +23,8 @@ from visionad_runtime.formats.manifest import ModelManifest, Precision, read_man
 from visionad_runtime.pipeline.opening import open_engine
 from visionad_runtime.pipeline.self_test import read_golden, self_test
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.data import ROOT
+
 GUIDE = ROOT / "docs" / "guides" / "add-a-backend.md"
 REMEDY = re.compile(r"pip install|install it|use --?\w|visionad build|JetPack|LD_LIBRARY_PATH|update or uninstall")
 

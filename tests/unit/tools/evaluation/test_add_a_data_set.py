@@ -15,7 +15,9 @@ from visionad_runtime.tools.evaluation import datasets
 from visionad_runtime.tools.evaluation.datasets import registry
 from visionad_runtime.tools.evaluation.datasets.base import DatasetError
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "add-a-data-set.md"
+from tests.data import ROOT
+
+GUIDE = ROOT / "docs" / "guides" / "add-a-data-set.md"
 
 
 def block(language: str) -> str:

@@ -142,14 +142,17 @@ def open_engine(
         log.info("backend %s: it was asked for", backend)
         return engine
     passed_over: dict[str, str] = {}
-    last = VisionADError("no backend runs here")
+    cause = VisionADError("no backend runs here")
     for spec in auto_backends():
         try:
             if spec.require_engine is not None:
                 spec.require_engine(folder)
             engine = attempt(spec)
         except VisionADError as exc:
-            passed_over[spec.name], last = str(exc), exc
+            passed_over[spec.name] = str(exc)
+            # That an optional backend is missing says less than why one that is always installed fails.
+            if wish is not None or device is not None or spec.extra is None:
+                cause = exc
             continue
         why = "the best that runs here and passes its self-test"
         engine.info["chosen because"] = why
@@ -160,7 +163,7 @@ def open_engine(
         return engine
     # The CPU runs everywhere: why it does not is about this model. The others are of interest where a GPU is.
     (log.warning if has_nvidia_driver() else log.info)("no backend runs here:%s", _listed(passed_over))
-    raise last
+    raise cause
 
 
 def _listed(passed_over: dict[str, str]) -> str:

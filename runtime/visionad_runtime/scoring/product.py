@@ -1,7 +1,7 @@
 """A float32 matrix product by ONNX Runtime's kernel.
 
 It is there anyway, uses the widest vector unit of the CPU whatever NumPy was built with, does not spin between calls, and runs in
-several threads at once. The product is a model of one node, which ``visionad_export.graph.product`` writes.
+several threads at once. The product is a model of one node, which the exporter writes.
 """
 
 from __future__ import annotations

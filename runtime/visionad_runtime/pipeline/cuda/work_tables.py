@@ -1,7 +1,7 @@
 """Host side of the kernels: the work tables they read. Plain numpy, no GPU.
 
 The tables live in device memory, so a launch (and a captured graph) stays the same while images of other sizes and
-banks of other classes pass through it. Their columns are the kernels': ``export/visionad_export/kernels/source.py`` names
+banks of other classes pass through it. Their columns are the kernels', whose source (docs/kernels.md) names
 them.
 """
 

@@ -210,7 +210,7 @@ def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: service.
 @pytest.mark.parametrize(
     ("url", "body", "status", "message"),
     [
-        ("/inspect", b"", 400, "found nothing"),
+        ("/inspect", b"", 400, "got nothing"),
         ("/inspect?name=a.png", b"notes", 400, "a.png: is no image"),
         ("/inspect", png(part(0))[:300], 400, "truncated"),
         ("/inspect?class=bolt", png(part(0)), 409, "no class 'bolt'"),

@@ -443,7 +443,7 @@ def test_mistakes_are_one_line(
         ([model, bank, folder, "--class", "bolt"], "no class 'bolt'"),
         ([model, bank, folder, "--overlays", folder / "overlays"], "would be inspected itself"),
         ([model, bank, tmp_path, "--overlays", folder], "would be inspected itself"),
-        ([model, bank, folder, "--maps", tmp_path / "file"], "found a file"),
+        ([model, bank, folder, "--maps", tmp_path / "file"], "got a file"),
         ([model, bank, folder, "--journal", tmp_path / "file"], "expected a line of"),
         ([model, bank, folder, "--journal", tmp_path / "j", "--existing"], "--existing and --journal"),
         ([model, bank, folder, "--settle", "-1"], "--settle"),

@@ -371,7 +371,7 @@ def test_a_foreign_folder_is_not_taken_for_a_bank(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"x")
     with pytest.raises(BankError, match="not empty and no bank"):
         Bank.open_or_new(tmp_path, IDENTITY, VIEWS)
-    with pytest.raises(BankError, match="found a file"):
+    with pytest.raises(BankError, match="got a file"):
         Bank.open_or_new(tmp_path / "holiday.jpg", IDENTITY, VIEWS)
     for folder, message in ((tmp_path, "is no bank"), (tmp_path / "none", "does not exist")):
         with pytest.raises(BankError, match=message):

@@ -415,7 +415,7 @@ def test_a_broken_query_is_marked_and_spoils_no_other(value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "k", "words"), [(0, 1, "no rows"), (5, 6, "1 to 5 neighbours"), (5, 0, "found 0"), (50, 9, "1 to 8")]
+    ("rows", "k", "words"), [(0, 1, "no rows"), (5, 6, "1 to 5 neighbours"), (5, 0, "got 0"), (50, 9, "1 to 8")]
 )
 def test_search_refusals(rows: int, k: int, words: str) -> None:
     with pytest.raises(VisionADError, match=words):

@@ -528,15 +528,15 @@ def test_closed_while_a_bank_is_uploaded(line: Callable[..., Line], monkeypatch:
 def test_refusals(line: Callable[..., Line]) -> None:
     one = line(max_rows=7)
     chain = one.chain
-    with pytest.raises(VisionADError, match="1 to 2 images of 3 views, found 3"):
+    with pytest.raises(VisionADError, match="1 to 2 images of 3 views, got 3"):
         chain.encode([image(0)] * 3)
-    with pytest.raises(VisionADError, match="found 0"):
+    with pytest.raises(VisionADError, match="got 0"):
         chain.encode([])
     with pytest.raises(ImageError, match="max_image"):
         chain.encode([image(0, 65, 10)])
     with pytest.raises(ImageError, match="uint8"):
         chain.encode([image(0).astype(np.float32)])  # type: ignore[list-item]
-    with pytest.raises(VisionADError, match="1 to 2 images of 3 views, found 3"):
+    with pytest.raises(VisionADError, match="1 to 2 images of 3 views, got 3"):
         chain.inspect([image(0)] * 3, [BOLT] * 3)
     with pytest.raises(VisionADError, match="a bank"):
         chain.inspect([image(0)], [BOLT, BOLT])

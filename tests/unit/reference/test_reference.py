@@ -221,8 +221,8 @@ def test_any_timm_vit_and_cnn(tmp_path: Path) -> None:
         ("deit_tiny_patch16_224", {"layers": [3, 12]}, "has layers 0-11"),
         ("deit_tiny_patch16_224", {"layers": []}, "one or more"),
         ("deit_tiny_patch16_224", {"layers": [3, 2]}, "rising order"),
-        ("deit_tiny_patch16_224", {"views": ["original", "sepia"]}, "original, flip, clamp; found original, sepia"),
-        ("deit_tiny_patch16_224", {"views": []}, "found none"),
+        ("deit_tiny_patch16_224", {"views": ["original", "sepia"]}, "original, flip, clamp; got original, sepia"),
+        ("deit_tiny_patch16_224", {"views": []}, "got none"),
         ("deit_tiny_patch16_224", {"class_token": "mean"}, "known: fused, final"),
     ],
 )

@@ -127,6 +127,7 @@ def test_the_stranger_is_the_same_everywhere() -> None:
 GOLDEN_SHA256 = "24292457bd8e8316188119439e36ed1091b4f2cad0dd770d1b5eccd8038f8e7e"
 
 
+@pytest.mark.slow(group="export")
 def test_large_weights_get_a_file_of_their_own(weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     export_model(NAME, out, weights=weights, **SMALL, external_data_limit=1000, class_token="final")

@@ -146,7 +146,8 @@ def pytest(expression: str, arguments: list[str], python: Path = PYTHON) -> None
         alone = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.serial" in p.read_text("utf-8")]
         call(python, "-m", "pytest", "-m", f"serial and {expression}", *alone)
         expression = f"not serial and {expression}"
-    call(python, "-m", "pytest", "-n", "2", "--dist=loadscope", "--durations=15", "-m", expression, *arguments)
+    workers = ("-n", "2", "--dist=loadscope", "--no-loadscope-reorder")
+    call(python, "-m", "pytest", *workers, "--durations=15", "-m", expression, *arguments)
 
 
 def test(arguments: list[str]) -> None:

@@ -30,6 +30,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for a background job
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = ("test_tensorrt_rtx", "test_search", "test_cli", "test_close", "test_precision", "test_gpu", "test_kernels")
+"""Modules that begin first, so that two workers end together (with ``--no-loadscope-reorder``)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the modules that take longest first; keep the order otherwise."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real images and weights, where they lie beside the project."""

@@ -206,7 +206,7 @@ PARTS='
 import sys
 from pathlib import Path
 from PIL import Image
-from visionad_runtime.demo.parts import render
+from visionad_runtime.tools.demo.rendering import render
 for seed in range(4):
     defect = "broken_tooth" if seed == 3 else None
     folder = Path(sys.argv[1]) / (defect or "good")

@@ -1,6 +1,7 @@
 """Leave-one-out scores of the enrolled images: which support looks like none of the others.
 
-The score is the one that inspection uses, so it speaks of the very false rejects a line would see. Evidence: ``docs/presets.md``.
+The score is the one that inspection uses, so it speaks of the very false rejects a line would see. Evidence:
+``docs/guides/presets.md``.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def leave_one_out_scores(matched: ClassBank, spec: ScoringSpec) -> list[LeaveOne
     if len(images) < MIN_SUPPORTS:
         return []
     scores = [
-        score_tokens(matched.upright(k, spec.views), search_rows(matched.without(k)), spec).score
+        score_tokens(matched.unrotated(k, spec.views), search_rows(matched.leave_out(k)), spec).score
         for k in range(len(images))
     ]
     rows = []

@@ -1,6 +1,7 @@
 """Which of many good images to enroll, so that the other good ones score lowest.
 
-The score is the one that inspection uses, so it speaks of the very false rejects a line would see. Evidence: ``docs/presets.md``.
+The score is the one that inspection uses, so it speaks of the very false rejects a line would see. Evidence:
+``docs/guides/presets.md``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from numpy.typing import NDArray
 
 from ..bank.memory_bank import ClassBank
 from ..bank.names import normalize_class_name
-from ..bank.supports import read_supports
+from ..bank.supports import load_support, read_supports
 from ..errors import VisionADError
-from ..formats.files import sha256_bytes
 from ..formats.manifest import ViewName
 from ..images import decode
 from ..inspector import Inspector
 from ..preprocess import prepare, query_views
-from ..scoring.score import Distances, SearchBank, nearest_distances, patch_weights, score_distances, weighed
+from ..scoring.score import Distances, SearchBank, apply_weights, nearest_distances, patch_weights, score_distances
 from ..scoring.spec import ScoringSpec
 from ..search import nearest
 
@@ -87,10 +87,7 @@ def select_support(
         paths, supports = [paths[i] for i in fresh], [supports[i] for i in fresh]
     candidates = []
     for path, support in zip(paths, supports, strict=True):
-        data = decode.read_bytes(path)
-        if sha256_bytes(data) != support.sha256:
-            raise VisionADError(f"{path}: changed while it was being read; nothing was enrolled")
-        candidates.append(inspector.encode_class(name, support, decode.decode(data, path, bit_depth)))
+        candidates.append(inspector.encode_class(name, support, load_support(path, support, bit_depth)))
         if not thinned:
             step()
     return [paths[i] for i in _cover(candidates, known, inspector.scoring, count)]
@@ -122,12 +119,12 @@ def search_rows(bank: ClassBank) -> SearchBank:
 
 
 def _cover(candidates: Sequence[ClassBank], known: ClassBank | None, spec: ScoringSpec, count: int) -> list[int]:
-    queries = [candidate.upright(0, spec.views) for candidate in candidates]
+    queries = [candidate.unrotated(0, spec.views) for candidate in candidates]
     weights = [patch_weights(tokens, spec) for tokens in queries]
 
     def distances_to(bank: ClassBank) -> list[Distances]:
         search = search_rows(bank)
-        return [weighed(nearest_distances(q, search), w) for q, w in zip(queries, weights, strict=True)]
+        return [apply_weights(nearest_distances(q, search), w) for q, w in zip(queries, weights, strict=True)]
 
     pairs = [distances_to(candidate) for candidate in candidates]
     now = distances_to(known) if known is not None else None

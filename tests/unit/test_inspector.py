@@ -360,7 +360,7 @@ def inspected(inspector: Inspector, image: NDArray[np.uint8], times: int) -> lis
     found = []
     for _ in range(times):
         found.append(inspector.inspect(image, class_name="disc"))
-        workers.settle()
+        workers.drain_background()
     return found
 
 
@@ -384,7 +384,7 @@ def test_a_large_bank_gets_an_index_that_gives_the_same(
         assert {index.state(bank, view) for view in inspector.views} == {state}
     assert index.index_for(bank, "flip", rows, rows[:16]) is rows
     done.set()
-    workers.settle()
+    workers.drain_background()
     assert {index.state(bank, view) for view in inspector.views} == {IndexState.READY}
     assert all(
         isinstance(index.index_for(bank, view, bank.rows(view), rows[:16]), PrunedIndex) for view in inspector.views

@@ -281,7 +281,7 @@ def test_refusals(code: str, queries: F32, bank: F32, words: str, monkeypatch: p
 
 @pytest.mark.parametrize("k", [0, 5, -1])
 def test_more_neighbours_than_rows(k: int) -> None:
-    with pytest.raises(VisionADError, match=f"expected {k} neighbours, got 4 bank rows; k is 1 to 4"):
+    with pytest.raises(VisionADError, match=f"expected {k} neighbors, got 4 bank rows; k is 1 to 4"):
         search.nearest(unit(0, 3, 8), unit(1, 4, 8), k)
 
 

@@ -786,7 +786,7 @@ def test_building_again_gives_the_same_bytes() -> None:
 
 def test_what_was_built_otherwise_is_told() -> None:
     found = {"sm_90": {"pack": build.Built(b"other", {"entry": "pack"})}}
-    assert build.check(found) == ["sm_90/pack is not what the source gives"]
+    assert build.check(found) == ["sm_90/pack differs from what the source compiles to"]
     done = compiler("--check", "--target", "sm_75")
     assert done.returncode == 2 and "expected some of sm_80" in done.stderr and "Traceback" not in done.stderr
 

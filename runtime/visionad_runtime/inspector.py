@@ -67,7 +67,7 @@ class Inspector:
         self.engine = engine
         self.bank = bank
         self.scoring = scoring
-        self.chain: Pipeline = open_pipeline(engine, manifest, scoring, golden, threads, keep_alive)
+        self.pipeline: Pipeline = open_pipeline(engine, manifest, scoring, golden, threads, keep_alive)
         self._threads = threads or available_cpus()
         self._kept: Snapshot | None = None
         self._router: tuple[Snapshot, Router] | None = None
@@ -160,7 +160,7 @@ class Inspector:
         with self._lifetime.end() as first:
             if first:
                 try:
-                    self.chain.close()
+                    self.pipeline.close()
                 finally:
                     self.engine.close()
 
@@ -244,14 +244,14 @@ class Inspector:
             if not rgbs:
                 return []
             self._keep()
-            at_once = self.chain.max_batch_size() or len(rgbs)
+            at_once = self.pipeline.max_batch_size() or len(rgbs)
             found: dict[int, list[tuple[Result, Trace | None]]] = {}
 
             def part(start: int) -> None:
                 found[start] = self._traced(rgbs[start : start + at_once], bank, class_name, leave_out, trace)
 
             starts = range(0, len(rgbs), at_once)
-            parallel_for(part, starts, min(len(starts), self.chain.cameras))
+            parallel_for(part, starts, min(len(starts), self.pipeline.slots))
             return [one for start in starts for one in found[start]]
 
     def _traced(
@@ -271,7 +271,7 @@ class Inspector:
             return classes
 
         out, spec = [], self.manifest.identity.preprocess
-        for i, found in enumerate(self.chain.run(rgbs, choose, class_token=class_name is None, trace=trace)):
+        for i, found in enumerate(self.pipeline.run(rgbs, choose, class_token=class_name is None, trace=trace)):
             holds = self._calibrated_for(classes[i])
             result = make_result(
                 classes[i], found, routes[i], rgbs[i].shape, spec, holds, bank.manifest.version, self.engine
@@ -296,7 +296,7 @@ class Inspector:
         if self._kept is not self.bank.snapshot and self._keeping.acquire(blocking=False):
             try:
                 newest = self.bank.snapshot
-                self.chain.load_banks(newest.classes.values())
+                self.pipeline.load_banks(newest.classes.values())
                 self._kept = newest
             finally:
                 self._keeping.release()

@@ -116,7 +116,7 @@ def make_result(
     threshold = bank.entry.threshold if known and threshold_holds else None
     verdict: Verdict = "unknown" if threshold is None else "anomalous" if output.score > threshold else "ok"
     geometry = Geometry.of(shape[1], shape[0], spec)
-    level, reached = (output.edge, True) if threshold is None else (threshold, False)
+    level, reached = (output.cutoff, True) if threshold is None else (threshold, False)
     found = () if verdict == "ok" else regions(output.anomaly_map, geometry, level, reached=reached)
     timer.mark("verdict")
     timings = {**output.timings, **timer.milliseconds}

@@ -374,8 +374,8 @@ def test_a_large_bank_gets_an_index_that_gives_the_same(
     plain = inspector.inspect(image, class_name="disc")
     monkeypatch.setattr("visionad_runtime.search.pruning.MIN_ROWS", 3 * 6 * 16)
     monkeypatch.setattr("visionad_runtime.search.pruning.MAX_RELATIVE_COST", 1000)
-    assert inspector.bank is not None and isinstance(inspector.chain, HostPipeline)
-    bank, index = inspector.bank.classes["disc"], inspector.chain.index
+    assert inspector.bank is not None and isinstance(inspector.pipeline, HostPipeline)
+    bank, index = inspector.bank.classes["disc"], inspector.pipeline.index
     rows = bank.rows("flip")
     done = threading.Event()
     workers.submit_background(lambda: done.wait(60))  # so that no index is built yet

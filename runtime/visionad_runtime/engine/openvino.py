@@ -276,13 +276,7 @@ def check_realised(types: Counter[str], hint: str | None, precision: Precision, 
 
 
 def describe_precision(types: Counter[str], precision: Precision, kept: int) -> str:
-    """Describe the precision of a compiled model.
-
-    Args:
-        types: Precision -> number of executed products.
-        precision: The requested precision.
-        kept: Convolutions that were marked to stay in fp32.
-    """
+    """Describe the precision of a compiled model, with the number of convolutions that were kept in fp32."""
     if not types:
         return f"{precision}, as the compiled model states; the device lists no operations"
     if not kept:

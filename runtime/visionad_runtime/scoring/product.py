@@ -1,7 +1,7 @@
 """A float32 matrix product by ONNX Runtime.
 
 ONNX Runtime is a dependency already. Its kernel uses the widest vector unit of the CPU, however NumPy was built, does not spin
-between calls, and may run in several threads at once. the exporter writes the model, which has one node.
+between calls, and may run in several threads at once. The exporter writes the model, which has one node.
 """
 
 from __future__ import annotations

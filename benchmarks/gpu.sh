@@ -191,7 +191,7 @@ fi
 
 if [[ -z $GPU ]]; then
     skip search 'no GPU'
-elif ! WHY=$("$PYTHON" -c 'from visionad_runtime.cuda.device import Owner; Owner.of(0).run(lambda gpu: gpu.name)' 2>&1); then
+elif ! WHY=$("$PYTHON" -c 'from visionad_runtime.cuda.thread import DeviceThread; DeviceThread.of(0).run(lambda gpu: gpu.name)' 2>&1); then
     skip search "$(tail -n 1 <<<"$WHY")"
 else
     step search $((SEARCH + 60)) "$PYTHON" benchmarks/gpu_search.py --seconds "$SEARCH" --out "$OUT/search.json" || true
@@ -206,7 +206,7 @@ PARTS='
 import sys
 from pathlib import Path
 from PIL import Image
-from visionad_runtime.demo.parts import render
+from visionad_runtime.tools.demo.rendering import render
 for seed in range(4):
     defect = "broken_tooth" if seed == 3 else None
     folder = Path(sys.argv[1]) / (defect or "good")

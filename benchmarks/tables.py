@@ -21,8 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 H100 = "gpu-nvidia-h100-80gb-hbm3-2026-11-27/597d1b6"
 MARK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 AIM = re.compile(r"^(FAIL|pass|not measured) +(.*?): ((?!\d+ calls)[+\d].*|at most \d.*)$", re.MULTILINE)
-PRESETS = {name: name for name in ("paper", "full-image", "full-image-weighted")}
-"""Preset names of result files made before the presets were renamed."""
+PRESETS = ("paper", "full-image", "full-image-weighted")
 BACKBONES = {"deit_tiny_patch16_224": "DeiT-Tiny", "efficientnet_lite0": "EfficientNet-Lite0"}
 
 Rows = Iterable[Sequence[object]]
@@ -179,7 +178,7 @@ def _presets(variants: Iterable[str]) -> Rows:
                             f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
                         )
                     cells.append(" / ".join(parts))
-                label = PRESETS[variant] + (", `--choose`" if chosen else "")
+                label = variant + (", `--choose`" if chosen else "")
                 yield name, label, *cells, " / ".join(f"{mean(of):.1f}" for of in means)
 
 

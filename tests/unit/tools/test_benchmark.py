@@ -495,7 +495,7 @@ def test_torch_baselines_compute_what_the_engine_computes(tiny_model: Path, good
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--backend", "quantum"], "quantum: not known; choose of tensorrt"),
+        (["--backend", "quantum"], "quantum: expected one of tensorrt"),
         (["--batch", "0"], "--batch 0: expected"),
         (["--batch", "a"], "--batch a: expected"),
         (["--reference", "jax"], "expected some of eager, compiled, method"),

@@ -111,7 +111,7 @@ def time_model(
         "details": details,
         **{
             what: {
-                "base_ms": measure.summarise(timed[BASE].times)["p50"],
+                "base_ms": measure.summarize(timed[BASE].times)["p50"],
                 **{name: measure.ratio(timed[name], timed[BASE]) for name in timed if name != BASE},
             }
             for what, timed in candidates.items()

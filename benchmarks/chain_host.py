@@ -25,7 +25,7 @@ from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
 from visionad_runtime.pipeline.cuda.pipeline import MAX_IN_FLIGHT, CudaPipeline
 from visionad_runtime.scoring.spec import PAPER
-from visionad_runtime.tools.benchmark.measure import summarise
+from visionad_runtime.tools.benchmark.measure import summarize
 
 VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
 MANY = 4 * MAX_IN_FLIGHT
@@ -121,7 +121,7 @@ def measure(
         thread.join()
     took = time.perf_counter() - begin
     every = [ms for times in spans for ms in times]
-    return {**summarise(every), "pictures_per_s": len(every) / took}
+    return {**summarize(every), "pictures_per_s": len(every) / took}
 
 
 if __name__ == "__main__":

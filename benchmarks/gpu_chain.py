@@ -240,7 +240,7 @@ def cameras(line: Line, threads: int, seconds: float) -> dict[str, Any]:
     if not spans:
         raise VisionADError(f"no time for a call of {threads} cameras; give more --seconds")
     took = max(end for _, end in spans) - min(start for start, _ in spans)
-    return {"cameras": threads, **measure.summarise(_ms(spans)), "pictures_per_s": round(len(spans) / took, 2)}
+    return {"cameras": threads, **measure.summarize(_ms(spans)), "pictures_per_s": round(len(spans) / took, 2)}
 
 
 class Stages:
@@ -280,7 +280,7 @@ def steady(line: Line, calls: int, seconds: float, gpu_used: Callable[[], int] |
     first, last = memory[0], memory[-1]
     told = {"gpu_why_null": gpu_used} if isinstance(gpu_used, str) else {}
     return {
-        **measure.summarise(_ms(spans)),
+        **measure.summarize(_ms(spans)),
         "stages": stages.slowest(),
         "memory": memory,
         "host_grew": last["host_bytes"] - first["host_bytes"],
@@ -324,8 +324,8 @@ def enrollment(line: Line, threads: int, seconds: float) -> dict[str, Any]:
         "cameras": threads,
         "enrolled": len(busy),
         "enrollment_ms": round(statistics.median(_ms(busy)), 2),
-        "before": measure.summarise(_ms(before)) if before else None,
-        "during": measure.summarise(_ms(during)) if during else None,
+        "before": measure.summarize(_ms(before)) if before else None,
+        "during": measure.summarize(_ms(during)) if during else None,
     }
 
 
@@ -341,7 +341,7 @@ def pauses(line: Line, seconds: float) -> list[dict[str, Any]]:
             start = time.perf_counter()
             line.inspect(len(spans))
             spans.append((start, time.perf_counter()))
-        found.append({"pause_s": pause, **measure.summarise(_ms(spans))})
+        found.append({"pause_s": pause, **measure.summarize(_ms(spans))})
     return found
 
 

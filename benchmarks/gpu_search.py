@@ -112,7 +112,7 @@ def race(contenders: Sequence[Contender], seconds: float) -> dict[str, dict[str,
     seconds = min(seconds, CALLS * min(c.run() for c in contenders) / 1e3)
     entrants = [clock.entrant(c) for c in contenders]
     measure.time_interleaved(entrants, seconds, ROUNDS, clock=clock)
-    return {c.name: {**measure.summarise(e.times), "how": c.how} for c, e in zip(contenders, entrants, strict=True)}
+    return {c.name: {**measure.summarize(e.times), "how": c.how} for c, e in zip(contenders, entrants, strict=True)}
 
 
 @dataclass(frozen=True)

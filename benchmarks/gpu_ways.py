@@ -108,7 +108,7 @@ def _timed(engine: leaf.OrtStreamEngine, images: F32, tokens: Tokens, seconds: f
             while time.monotonic() < until:
                 calls.append(call())
             gpu, host = zip(*calls, strict=True)
-            times = {"gpu_ms": measure.summarise(gpu), "host_ms": measure.summarise(host)}
+            times = {"gpu_ms": measure.summarize(gpu), "host_ms": measure.summarize(host)}
             return times | ({"kernels": _kernels(call)} if kernels else {})
 
     return DeviceThread.of(0).run(work)

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime import Inspector
 from visionad_runtime._threads import drain_background
-from visionad_runtime.tools.benchmark.measure import summarise
+from visionad_runtime.tools.benchmark.measure import summarize
 from visionad_runtime.tools.demo.rendering import render
 
 SIZES = ((512, 512), (1024, 1024), (2448, 2048))
@@ -132,9 +132,9 @@ def _cell(inspector: Inspector, port: int, image: NDArray[np.uint8], way: str, r
         "size": f"{image.shape[1]} x {image.shape[0]}",
         "sent as": way,
         "kb": len(body) // 1000,
-        "inspect": summarise(direct),
-        "request": summarise(request),
-        "around": summarise(around),
+        "inspect": summarize(direct),
+        "request": summarize(request),
+        "around": summarize(around),
         "request_to_inspect": round(statistics.median(r / d for r, d in zip(request, direct, strict=True)), 3),
     }
 

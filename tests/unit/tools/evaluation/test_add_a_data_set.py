@@ -80,7 +80,7 @@ def test_one_file_adds_a_data_set(
     data = registry.open_dataset("line-camera", root)
     assert [p.name for p in data.train("bolt")] == ["0.png", "1.png"]
     assert [(s.label, len(s.masks)) for s in data.test("bolt")] == [(0, 0), (1, 1)]
-    with pytest.raises(DatasetError, match=r"unknown data set 'mnist'; known are .*line-camera"):
+    with pytest.raises(DatasetError, match=r"unknown data set 'mnist'; expected one of .*line-camera"):
         registry.open_dataset("mnist", root)
     assert run(["eval", "--help"]) == 0
     assert "line-camera" in capsys.readouterr().out

@@ -207,7 +207,7 @@ def test_a_class_name_in_composed_or_decomposed_letters(tiny_model: Path, good: 
         (["calibrate", "{model}", "{bank}", "--class", "x", "{good}"], "no class 'x'"),
         (["export", "--out", "{nowhere}"], "--backbone"),
         (["export", "--backbone", "resnet_of_my_dreams", "--out", "{nowhere}"], "unknown backbone"),
-        (["demo", "--out", "{folder}"], "holds other things"),
+        (["demo", "--out", "{folder}"], "holds other files"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(

@@ -103,7 +103,7 @@ def test_a_package_that_does_not_import_leaves_the_others_usable(
 
 
 def test_no_two_layouts_have_one_name() -> None:
-    with pytest.raises(ValueError, match=r"'mvtec' is registered twice: by visionad_runtime\..*mvtec and test_add"):
+    with pytest.raises(ValueError, match=r"'mvtec' is registered twice: by visionad_runtime\..*mvtec and .*test_add"):
 
         @registry.register("mvtec")
         def other(*_: object) -> dict[str, object]:

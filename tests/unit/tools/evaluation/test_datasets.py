@@ -173,7 +173,7 @@ def test_lists_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_visa_other_columns(tmp_path: Path) -> None:
-    visa(tmp_path, VISA_ROWS, "object,split,label,image,mask")
+    visa(tmp_path, VISA_ROWS, "object,split,label,photo,mask")
     with pytest.raises(DatasetError, match="no column image"):
         open_dataset("visa", tmp_path)
 
@@ -218,7 +218,7 @@ def test_real_iad_bad_lists(tmp_path: Path) -> None:
         ("[1]", "expected a list of Real-IAD"),
         ("{", "expected JSON"),
         ("[" * 100_000, "expected JSON"),
-        (json.dumps({"meta": meta, "train": [{**lists["train"][0], "category": 1}], "test": []}), "are to be text"),
+        (json.dumps({"meta": meta, "train": [{**lists["train"][0], "category": 1}], "test": []}), "must be text"),
     ):
         path.write_text(content, "utf-8")
         with pytest.raises(DatasetError, match=message):

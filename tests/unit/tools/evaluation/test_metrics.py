@@ -298,8 +298,8 @@ def test_smallest_possible_span() -> None:
     [
         (np.array([[np.nan, 1]], np.float32), np.zeros((1, 2), np.bool_), "1 of 2 pixels of the map are NaN"),
         (np.array([[np.inf, 1]], np.float32), np.zeros((1, 2), np.bool_), "NaN or infinite"),
-        (np.zeros((2, 2), np.float64), np.zeros((2, 2), np.bool_), "float32 map and a bool mask, found float64"),
-        (np.zeros((2, 2), np.float32), np.zeros((2, 2), np.uint8), "found float32 and uint8"),
+        (np.zeros((2, 2), np.float64), np.zeros((2, 2), np.bool_), "float32 map and a bool mask, got float64"),
+        (np.zeros((2, 2), np.float32), np.zeros((2, 2), np.uint8), "got float32 and uint8"),
         (np.zeros((2, 2), np.float32), np.zeros((2, 3), np.bool_), r"map \(2, 2\) and mask \(2, 3\)"),
         (np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 2), np.bool_), "one .H, W. for both"),
         (np.zeros((0, 2), np.float32), np.zeros((0, 2), np.bool_), "one .H, W. for both"),

@@ -1,11 +1,12 @@
-"""Accuracy on the real images at hand, runtime and reference side by side: `python benchmarks/accuracy.py`.
+"""Accuracy on real images, runtime and reference side by side: `python benchmarks/accuracy.py`.
 
-One shot (the first file by name), the paper's three views, each data set on its own. The two engines share no code from
-file to score, so equal tables say that what runs at the line is the method.
+One shot (the first file by name), the paper's three views, each data set by itself. The two engines share no code from file to
+score, so equal tables show that the runtime computes the method.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ BACKBONE = "deit_tiny_patch16_224"
 
 def main() -> None:
     """Measure, print a table, write ``benchmarks/results/accuracy.json``."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     shared, rows = common.shared(), []
     weights = shared / "weights" / BACKBONE / "model.safetensors"
     with tempfile.TemporaryDirectory() as folder:
@@ -31,15 +33,15 @@ def main() -> None:
         reference = partial(ReferencePredictor, model, weights=weights)
         for layout, name in SETS:
             dataset = open_dataset(layout, shared / "data" / name)
-            found = {
-                engine: evaluate(model, dataset, 1, open_predictor=opened).to_dict()["results"][0]
-                for engine, opened in (("runtime", None), ("reference", reference))
+            results = {
+                engine: evaluate(model, dataset, 1, open_predictor=open_predictor).to_dict()["results"][0]
+                for engine, open_predictor in (("runtime", None), ("reference", reference))
             }
-            for engine, result in found.items():
+            for engine, result in results.items():
                 rows.append(
                     {"set": name, "engine": engine, "images": result["images"], **{m: result[m] for m in METRICS}}
                 )
-            pairs = [(found["runtime"][m], found["reference"][m]) for m in METRICS]
+            pairs = [(results["runtime"][m], results["reference"][m]) for m in METRICS]
             rows[-2]["largest_difference"] = max(abs(a - b) for a, b in pairs if a is not None and b is not None)
             print(f"{name}: runtime and reference differ by at most {rows[-2]['largest_difference']:.1e}", flush=True)
     print("| set | images | " + " | ".join(METRICS) + " |\n|" + "---|" * (len(METRICS) + 2))

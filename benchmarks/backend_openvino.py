@@ -111,7 +111,7 @@ def time_model(
         "details": details,
         **{
             what: {
-                "base_ms": measure.summarise(timed[BASE].times)["p50"],
+                "base_ms": measure.summarize(timed[BASE].times)["p50"],
                 **{name: measure.ratio(timed[name], timed[BASE]) for name in timed if name != BASE},
             }
             for what, timed in candidates.items()
@@ -135,8 +135,8 @@ def judge(backbone: str, model: Path, data: Path, every: int, folder: Path) -> l
     rows = []
     base: Outcome | None = None
     for name, way in {**WAYS, ALL_OF_IT: WAYS["openvino, bf16"]}.items():
-        usual = openvino.FP32_CONVOLUTIONS
-        openvino.FP32_CONVOLUTIONS = 0 if name == ALL_OF_IT else usual
+        default = openvino.FP32_CONVOLUTIONS
+        openvino.FP32_CONVOLUTIONS = 0 if name == ALL_OF_IT else default
         try:
             with ExitStack() as stack:
                 bank = folder / f"{backbone} {data.name} {name}"
@@ -145,11 +145,13 @@ def judge(backbone: str, model: Path, data: Path, every: int, folder: Path) -> l
                     rows.append({"backbone": backbone, "set": data.name, "way": name, "runs": False})
                     continue
                 inspector.enroll_files(PART, good[:1])
-                seen = Outcome(inspector, good[1:], tests)
+                outcome = Outcome(inspector, good[1:], tests)
         finally:
-            openvino.FP32_CONVOLUTIONS = usual
-        base = base or seen
-        rows.append({"backbone": backbone, "set": data.name, "way": name, "runs": True, **seen.against(base, labels)})
+            openvino.FP32_CONVOLUTIONS = default
+        base = base or outcome
+        rows.append(
+            {"backbone": backbone, "set": data.name, "way": name, "runs": True, **outcome.against(base, labels)}
+        )
         print(rows[-1], flush=True)
     return rows
 
@@ -161,13 +163,13 @@ class Outcome:
         """Inspect all images. ``normals`` are good parts that are not in the bank, for the threshold."""
         self.precision = inspector.engine.info.get("precision", inspector.engine.precision)
         self.self_test = inspector.engine.info["self-test"]
-        found = [one for one in inspector.inspect_files(normals, class_name=PART) if one.result is not None]
-        self.threshold = conformal_threshold([one.result.score for one in found if one.result], FALSE_REJECT).value
+        files = [file for file in inspector.inspect_files(normals, class_name=PART) if file.result is not None]
+        self.threshold = conformal_threshold([file.result.score for file in files if file.result], FALSE_REJECT).value
         self.scores, self.tokens = np.empty(len(tests)), []
-        for i, one in enumerate(inspector.inspect_files(tests, class_name=PART, trace=True)):
-            assert one.result is not None and one.trace is not None
-            self.scores[i] = one.result.score
-            self.tokens.append(one.trace.tokens.patch[0])
+        for i, file in enumerate(inspector.inspect_files(tests, class_name=PART, trace=True)):
+            assert file.result is not None and file.trace is not None
+            self.scores[i] = file.result.score
+            self.tokens.append(file.trace.tokens.patch[0])
 
     def against(self, base: Outcome, labels: NDArray[np.bool_]) -> dict[str, Any]:
         """Compare with the base."""

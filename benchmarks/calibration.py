@@ -1,12 +1,13 @@
-"""Does the promise hold on real good parts? `python benchmarks/calibration.py`.
+"""Realized false rejects of calibrated thresholds on real good parts: `python benchmarks/calibration.py`.
 
-All good images of each set but the one support are scored once. Then, many times over, some are drawn to calibrate on and
-the rest play the parts that come later: how many of them does the threshold reject? (A split's rate over a few later parts is
-itself noisy, so it lies beyond the bound, which is on the true rate, more often than in 5 % of splits.)
+All good images of a set except the support are scored once. Then many random splits calibrate on some of them and count how many of
+the others the threshold rejects. The rate over few images is noisy, and the bound is on the true rate, so a split's rate exceeds
+it more often than in 5 % of the splits.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ RATE, NORMALS, SPLITS = 0.05, 19, 1000
 
 def main() -> None:
     """Measure, print a table, write ``benchmarks/results/calibration.json``."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, dataset, part, inspector in common.real_sets(Path(folder)):
@@ -28,11 +30,11 @@ def main() -> None:
                 "all good images": train + [s.path for s in dataset.test(part) if s.label == 0],
                 "training images only": train,
             }
-            found = inspector.inspect_files(groups["all good images"], class_name=part)
-            scores = {one.path: one.result.score for one in found if one.result is not None}
+            files = inspector.inspect_files(groups["all good images"], class_name=part)
+            scores = {file.path: file.result.score for file in files if file.result is not None}
             for label, paths in groups.items():
                 rows.append({"set": name, "pictures": label, **splits(np.array([scores[p] for p in paths]))})
-    print(f"| set | images | n | mean false-reject rate (promised {RATE:.0%}) | splits beyond the 95 % bound |")
+    print(f"| set | images | n | mean false-reject rate (target {RATE:.0%}) | splits beyond the 95 % bound |")
     print("|---|---|---|---|---|")
     for r in rows:
         print(f"| {r['set']} | {r['pictures']} | {r['n']} | {r['mean_false_reject']:.3f} | {r['beyond_bound']:.3f} |")
@@ -41,20 +43,20 @@ def main() -> None:
 
 
 def splits(scores: np.ndarray) -> dict[str, float]:
-    """Mean realised rate over random splits, and how often a split's rate lies above its own 95 % bound."""
+    """Return the mean realized rate over random splits, and how often a split's rate exceeds its own 95 % bound."""
     normals = min(NORMALS, len(scores) - 5)
     rate = max(RATE, 1 / (normals + 1))
     rng = np.random.default_rng(0)
-    realised, beyond = [], 0
+    realized, beyond = [], 0
     for _ in range(SPLITS):
         order = rng.permutation(len(scores))
         threshold = conformal_threshold(scores[order[:normals]].tolist(), rate)
-        realised.append(float((scores[order[normals:]] > threshold.value).mean()))
-        beyond += realised[-1] > threshold.upper_bound
+        realized.append(float((scores[order[normals:]] > threshold.value).mean()))
+        beyond += realized[-1] > threshold.upper_bound
     return {
         "n": len(scores),
         "rate": rate,
-        "mean_false_reject": float(np.mean(realised)),
+        "mean_false_reject": float(np.mean(realized)),
         "beyond_bound": beyond / SPLITS,
     }
 

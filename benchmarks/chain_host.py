@@ -1,9 +1,11 @@
-"""What the chain on a GPU costs on the host: `python benchmarks/chain_host.py` (no GPU needed).
+"""Host time of the GPU pipeline: `python benchmarks/chain_host.py` (no GPU needed).
 
-pycuda and the runtime's own code run on the tests' pretended driver, whose kernels take no time, with an engine that does
-nothing. What is left is what the host adds to every image: handing over to the GPU's thread, page-locked copies (and the
-driver's, which a GPU does by itself), enqueueing, waking up, results. ``known``: the class is given; ``again``: routed, of the
-same class as the images before; ``other``: routed, each of another class than the one before.
+pycuda and the runtime run on the tests' pretended driver, whose kernels take no time, with an engine that does nothing. What
+remains is the host's time per image: the handover to the GPU's thread, page-locked copies (and the driver's copies, which a GPU
+does by itself), enqueueing, waking up and results.
+
+``known``: the class is given. ``again``: routed, to the class of the images before. ``other``: routed, each to another class than
+the one before.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
 from visionad_runtime.pipeline.cuda.pipeline import MAX_IN_FLIGHT, CudaPipeline
 from visionad_runtime.scoring.spec import PAPER
-from visionad_runtime.tools.benchmark.measure import summarise
+from visionad_runtime.tools.benchmark.measure import summarize
 
 VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
 MANY = 4 * MAX_IN_FLIGHT
-"""Threads that inspect, more than are served at once: they wait for their turn."""
+"""Inspecting threads: more than the slots, so that some wait."""
 SIZES = ((64, 64), (480, 640), (1024, 1024), (1080, 1920), (2048, 2448))
 IDENTITY = FeatureIdentity(
     backbone="none", weights_sha256="0" * 64, kind="vit", layers=(0,), patch=14, grid=28, dim=1024, class_token="fused",
@@ -39,17 +41,17 @@ IDENTITY = FeatureIdentity(
 
 
 class NoEngine:
-    """Takes no time."""
+    """An engine that takes no time."""
 
     max_rows, capturable = len(VIEWS), True
 
     def enqueue(self, *_: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Class:
-    """As much of a class's bank as the chain reads."""
+    """The part of a class's bank that the pipeline reads."""
 
     name: str
     features: NDArray[np.float32]
@@ -59,8 +61,8 @@ class Class:
 def main() -> None:
     """Measure, print a table, write ``benchmarks/results/chain_host.json``."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--calls", type=int, default=2000, help="per figure")
-    options.add_argument("--name", default="chain_host", help="of the result file")
+    options.add_argument("--calls", type=int, default=2000, help="calls per number")
+    options.add_argument("--name", default="chain_host", help="name of the result file")
     args = options.parse_args()
     sys.path.insert(0, str(common.ROOT))
     from tests.fakes import pretend_driver
@@ -75,7 +77,7 @@ def main() -> None:
     chain = CudaPipeline(owner, NoEngine(), IDENTITY, PAPER)
     chain.load_banks(banks)
     rows = []
-    print(f"{'image':>12} {'class':>7} {'cameras':>7} {'p50, ms':>8} {'p99, ms':>8} {'images/s':>10}")
+    print(f"{'image':>12} {'class':>7} {'threads':>7} {'p50, ms':>8} {'p99, ms':>8} {'images/s':>10}")
     for (height, width), (how, known, order) in itertools.product(
         SIZES, (("known", True, banks[:1]), ("again", False, banks[:1]), ("other", False, banks))
     ):
@@ -95,7 +97,7 @@ def main() -> None:
 def measure(
     chain: CudaPipeline, rgb: NDArray[np.uint8], known: bool, order: Sequence[Any], cameras: int, calls: int
 ) -> dict[str, Any]:
-    """Milliseconds an image, of cameras that each inspect ``calls`` images."""
+    """Return milliseconds per image of threads that inspect ``calls`` images each."""
     spans: list[list[float]] = [[] for _ in range(cameras)]
     classes = itertools.cycle(order)
 
@@ -119,9 +121,9 @@ def measure(
         thread.start()
     for thread in threads:
         thread.join()
-    took = time.perf_counter() - begin
-    every = [ms for times in spans for ms in times]
-    return {**summarise(every), "pictures_per_s": len(every) / took}
+    elapsed = time.perf_counter() - begin
+    times = [ms for own in spans for ms in own]
+    return {**summarize(times), "pictures_per_s": len(times) / elapsed}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every benchmark needs: models with random weights, where the numbers were made, where they go."""
+"""Shared by the benchmarks: models with random weights, real images, the environment, and result files."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ PEERS = ("scikit-learn", "faiss-cpu")
 
 
 def shared() -> Path:
-    """Real images and weights beside the project (or at VISIONAD_SHARED)."""
-    place = Path(os.environ.get("VISIONAD_SHARED", ROOT.parent / "shared"))
-    if not (place / "data").is_dir():
-        raise SystemExit(f"no data at {place}: set VISIONAD_SHARED to the folder that holds data/ and weights/")
-    return place
+    """Return the folder of real images and weights: beside the project, or at VISIONAD_SHARED."""
+    folder = Path(os.environ.get("VISIONAD_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        raise SystemExit(f"no data at {folder}: set VISIONAD_SHARED to the folder that holds data/ and weights/")
+    return folder
 
 
 def real_sets(folder: Path) -> Iterator[tuple[str, Dataset, str, Inspector]]:
-    """Each set of real images, its one class, and DeiT-Tiny with its real weights to inspect it, nothing enrolled."""
+    """Yield each set of real images: name, data set, its one class, and DeiT-Tiny with real weights and nothing enrolled."""
     from visionad_export.exporter import export_model
     from visionad_runtime import Inspector
     from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
 
-    place = shared()
-    export_model(BACKBONE, folder / "model", weights=place / "weights" / BACKBONE / "model.safetensors")
+    real = shared()
+    export_model(BACKBONE, folder / "model", weights=real / "weights" / BACKBONE / "model.safetensors")
     for name in SETS:
-        dataset = open_dataset("folder", place / "data" / name)
+        dataset = open_dataset("folder", real / "data" / name)
         (part,) = dataset.classes
         with Inspector.open(folder / "model", folder / name) as inspector:
             yield name, dataset, part, inspector
 
 
 def random_weights(backbone: str, path: Path) -> Path:
-    """A weights file of a backbone that was never trained: as fast as the real one, which may not be at hand. Two things are as
-    training leaves them. LayerScale is 1: at its first value, 1e-5, no block would add anything, and in fp16 nothing would be
-    rounded. Position embeddings are ten times their first size: before that, all patches of a plain background have the same
-    token but for rounding, and an exact search must tell apart hundreds of rows (27 groups a query of a rendered gear in 4704
-    rows of the ViT-S, then 1.6; DeiT-Tiny's real weights: 1.0)."""
+    """Write random weights of a backbone: as fast as the trained ones, which may not be available.
+
+    Two tensors are scaled as training leaves them. LayerScale is 1: at its initial 1e-5 no block would add anything, and fp16 would
+    round nothing. Position embeddings are ten times their initial size: otherwise all patches of a plain background have the same
+    token but for rounding, and an exact search must compare hundreds of rows. A rendered gear in 4704 rows of a ViT-S then needs
+    27 groups per query instead of 1.6; DeiT-Tiny's real weights need 1.0.
+    """
     import timm
     import torch
     from safetensors.torch import save_file
@@ -65,7 +67,7 @@ def random_weights(backbone: str, path: Path) -> Path:
 
 
 def export_random(backbone: str, out: Path) -> Path:
-    """Model folder of a backbone with :func:`random_weights`."""
+    """Export a backbone with :func:`random_weights` to a model folder."""
     from visionad_export.exporter import export_model
 
     export_model(backbone, out, weights=random_weights(backbone, out.with_suffix(".safetensors")))
@@ -73,9 +75,11 @@ def export_random(backbone: str, out: Path) -> Path:
 
 
 class Tokens:
-    """Random patch tokens with the structure that matters to a search, set so that as many rows crowd around the nearest one
-    as among tokens of DeiT-Tiny on real bottles, hazelnuts and tiles: a large common part with outlying dimensions, few
-    directions that patches vary along, quiet background and lively texture."""
+    """Random patch tokens with the structure that matters to a search.
+
+    They have a large common part with outlying dimensions, few directions of variation, quiet background and lively texture. As
+    many rows lie near the nearest one as with tokens of DeiT-Tiny on real bottles, hazelnuts and tiles.
+    """
 
     def __init__(self, dim: int, seed: int = 0) -> None:
         self.rng, self.dim = np.random.default_rng(seed), dim
@@ -84,7 +88,7 @@ class Tokens:
         self.directions = (outlying * self.rng.standard_normal((6, dim)) * 1.5 / 6**0.5).astype(np.float32)
 
     def draw(self, rows: int, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Unit rows, float32 (rows, dim)."""
+        """Draw unit rows, float32 (rows, dim)."""
         out = np.empty((rows, self.dim), np.float32) if out is None else out
         for start in range(0, rows, 65536):
             part = out[start : start + 65536]
@@ -98,21 +102,21 @@ class Tokens:
 
 
 def environment() -> dict[str, Any]:
-    """Hardware, versions and commit, as ``visionad bench`` notes them, with what is raced beside."""
+    """Return hardware, versions and commit as in ``visionad bench``, with the versions of the compared libraries."""
     from visionad_runtime import system
 
-    found = system.environment()
-    return {**found, "versions": found["versions"] | {p: v for p in PEERS if (v := system.package_version(p))}}
+    facts = system.environment()
+    return {**facts, "versions": facts["versions"] | {p: v for p in PEERS if (v := system.package_version(p))}}
 
 
 def memory(line: str) -> float:
-    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process, MB. (``getrusage`` would tell the parent's peak as its own.)"""
+    """Return ``VmRSS`` (now) or ``VmHWM`` (peak) of this process in MB. ``getrusage`` would include the parent's peak."""
     words = dict(part.split(":\t") for part in Path("/proc/self/status").read_text().splitlines())
     return int(words[line].split()[0]) * 1024 / 1e6
 
 
 def write(name: str, result: dict[str, Any]) -> Path:
-    """Commit-ready result file ``benchmarks/results/NAME.json``."""
+    """Write the result file ``benchmarks/results/NAME.json``."""
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"environment": environment(), **result}, indent=1) + "\n")
     return path

@@ -1,17 +1,19 @@
-"""What a first pass in fewer bits would leave to the second: `python benchmarks/first_pass.py`.
+"""Groups that a first pass in fewer bits leaves to the second: `python benchmarks/first_pass.py`.
 
-The GPU's search takes the largest 16-bit score of each group of 8 bank rows, and scores again, from the 16-bit rows, every group
-that could hold the nearest one (docs/kernels.md). Here the same is counted for products of fp16, bf16, fp8 and int8 on real tokens,
-each with the best that can be made of it: a scale for each row, 8 bits for what is left once the bank's centre is taken away, the
-error bound of each single pair, and the exact score of the nearest row as what a group must reach.
+The GPU's search takes the largest 16-bit score of each group of 8 bank rows, and rescores from the 16-bit rows every group that
+could hold the nearest one (docs/kernels.md). This benchmark counts the same for products of fp16, bf16, fp8 and int8 on real
+tokens. Each format gets its best case: a scale per row, 8 bits for the difference to the bank's center, the error bound of each
+pair, and the exact score of the nearest row as the limit.
 
-8-bit products are twice as fast as 16-bit ones, so an 8-bit pass saves half the product's time: N D / F for a query, N rows of D
-columns and F 16-bit operations a second. Fetching a group again takes 2 * 8 D / B at B bytes a second. So it pays off while the
-share of groups that are scored again is below B / 2F, unless the bank fits in the GPU's cache, and then the search is short anyway.
+8-bit products are twice as fast as 16-bit ones. An 8-bit pass therefore saves half the product's time: N D / F for a query, with
+N rows of D columns and F 16-bit operations per second. Fetching a group again takes 2 * 8 D / B at B bytes per second. The pass
+pays off while the fraction of rescored groups is below B / 2F, unless the bank fits in the GPU's cache, where the search is short
+anyway.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +27,12 @@ from visionad_runtime.pipeline.cuda.work_tables import GROUP, RUN
 F32 = NDArray[np.float32]
 SHOTS, IMAGES = (1, 4, 16), 4
 RATES = {"H100": (3.35, 989), "L4": (0.3, 121)}
-"""By the data sheets: TB/s of the memory, and TFLOP/s of dense products in 16 bits."""
+"""From the data sheets: memory in TB/s, dense 16-bit products in TFLOP/s."""
 
 
 def main() -> None:
     """Count, print a table, write ``benchmarks/results/first_pass.json``."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, dataset, part, inspector in common.real_sets(Path(folder)):
@@ -37,16 +40,16 @@ def main() -> None:
             assert inspector.bank is not None
             enrolled, samples = inspector.bank.classes[part], dataset.test(part)
             paths = [s.path for s in samples[:: len(samples) // IMAGES][:IMAGES]]
-            found = inspector.inspect_files(paths, class_name=part, trace=True)
-            queries = np.concatenate([one.trace.tokens.patch[0] for one in found if one.trace is not None])
+            files = inspector.inspect_files(paths, class_name=part, trace=True)
+            queries = np.concatenate([file.trace.tokens.patch[0] for file in files if file.trace is not None])
             for shots in SHOTS:
                 few = enrolled
                 for place in range(len(enrolled.entry.images) - 1, shots - 1, -1):
                     few = few.leave_out(place)
                 bank = few.rows(inspector.views[0])
-                rows += [{"set": name, "shots": shots, "rows": len(bank), **one} for one in count(queries, bank)]
+                rows += [{"set": name, "shots": shots, "rows": len(bank), **row} for row in count(queries, bank)]
     limits = {gpu: memory / (2 * product) for gpu, (memory, product) in RATES.items()}
-    print("| set | bank rows | product | groups scored again: mean | median | 99th percentile | share of all |")
+    print("| set | bank rows | product | groups rescored: mean | median | 99th percentile | share of all |")
     print("|---|---|---|---|---|---|---|")
     for r in rows:
         figures = f"{r['mean']:.1f} | {r['median']:.0f} | {r['p99']:.0f} | {r['share']:.3%}"
@@ -57,14 +60,14 @@ def main() -> None:
 
 
 def count(queries: F32, bank: F32) -> list[dict[str, object]]:
-    """Groups that each product leaves, over all queries."""
+    """Count the groups that each product leaves, over all queries."""
     best = (queries.astype(np.float64) @ bank.T.astype(np.float64)).max(axis=1)
-    nothing, centre = np.zeros(bank.shape[1], np.float32), bank.mean(axis=0)
+    zero, center = np.zeros(bank.shape[1], np.float32), bank.mean(axis=0)
     products: dict[str, tuple[F32, Callable[[F32], F32]]] = {
-        "fp16": (nothing, lambda x: x.astype(np.float16).astype(np.float32)),
-        "bf16": (nothing, lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32)),
-        "fp8": (centre, lambda x: _scaled(x, 448, lambda y: y.astype(ml_dtypes.float8_e4m3fn).astype(np.float32))),
-        "int8": (centre, lambda x: _scaled(x, 127, np.rint)),
+        "fp16": (zero, lambda x: x.astype(np.float16).astype(np.float32)),
+        "bf16": (zero, lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32)),
+        "fp8": (center, lambda x: _scaled(x, 448, lambda y: y.astype(ml_dtypes.float8_e4m3fn).astype(np.float32))),
+        "int8": (center, lambda x: _scaled(x, 127, np.rint)),
     }
     found = []
     for name, (middle, rounded) in products.items():

@@ -191,7 +191,7 @@ fi
 
 if [[ -z $GPU ]]; then
     skip search 'no GPU'
-elif ! WHY=$("$PYTHON" -c 'from visionad_runtime.cuda.device import Owner; Owner.of(0).run(lambda gpu: gpu.name)' 2>&1); then
+elif ! WHY=$("$PYTHON" -c 'from visionad_runtime.cuda.thread import DeviceThread; DeviceThread.of(0).run(lambda gpu: gpu.name)' 2>&1); then
     skip search "$(tail -n 1 <<<"$WHY")"
 else
     step search $((SEARCH + 60)) "$PYTHON" benchmarks/gpu_search.py --seconds "$SEARCH" --out "$OUT/search.json" || true

@@ -239,8 +239,8 @@ def cameras(line: Line, threads: int, seconds: float) -> dict[str, Any]:
     spans = [span for own in line.calls(threads, lambda _: time.perf_counter() < until) for span in own]
     if not spans:
         raise VisionADError(f"no time for a call of {threads} cameras; give more --seconds")
-    took = max(end for _, end in spans) - min(start for start, _ in spans)
-    return {"cameras": threads, **measure.summarise(_ms(spans)), "pictures_per_s": round(len(spans) / took, 2)}
+    elapsed = max(end for _, end in spans) - min(start for start, _ in spans)
+    return {"cameras": threads, **measure.summarize(_ms(spans)), "pictures_per_s": round(len(spans) / elapsed, 2)}
 
 
 class Stages:
@@ -278,14 +278,14 @@ def steady(line: Line, calls: int, seconds: float, gpu_used: Callable[[], int] |
         gpu = None if isinstance(gpu_used, str) else gpu_used()
         memory.append({"calls": len(spans), "host_bytes": round(common.memory("VmRSS") * 1e6), "gpu_bytes": gpu})
     first, last = memory[0], memory[-1]
-    told = {"gpu_why_null": gpu_used} if isinstance(gpu_used, str) else {}
+    reason = {"gpu_why_null": gpu_used} if isinstance(gpu_used, str) else {}
     return {
-        **measure.summarise(_ms(spans)),
+        **measure.summarize(_ms(spans)),
         "stages": stages.slowest(),
         "memory": memory,
         "host_grew": last["host_bytes"] - first["host_bytes"],
         "gpu_grew": None if last["gpu_bytes"] is None else last["gpu_bytes"] - first["gpu_bytes"],
-        **told,
+        **reason,
     }
 
 
@@ -324,14 +324,14 @@ def enrollment(line: Line, threads: int, seconds: float) -> dict[str, Any]:
         "cameras": threads,
         "enrolled": len(busy),
         "enrollment_ms": round(statistics.median(_ms(busy)), 2),
-        "before": measure.summarise(_ms(before)) if before else None,
-        "during": measure.summarise(_ms(during)) if during else None,
+        "before": measure.summarize(_ms(before)) if before else None,
+        "during": measure.summarize(_ms(during)) if during else None,
     }
 
 
 def pauses(line: Line, seconds: float) -> list[dict[str, Any]]:
     """Latency of calls that come after a pause, at least two for each of :data:`PAUSES`."""
-    found = []
+    rows = []
     for pause in PAUSES:
         spans: list[tuple[float, float]] = []
         line.inspect(0)
@@ -341,8 +341,8 @@ def pauses(line: Line, seconds: float) -> list[dict[str, Any]]:
             start = time.perf_counter()
             line.inspect(len(spans))
             spans.append((start, time.perf_counter()))
-        found.append({"pause_s": pause, **measure.summarise(_ms(spans))})
-    return found
+        rows.append({"pause_s": pause, **measure.summarize(_ms(spans))})
+    return rows
 
 
 def _ms(spans: Sequence[tuple[float, float]]) -> list[float]:
@@ -350,57 +350,59 @@ def _ms(spans: Sequence[tuple[float, float]]) -> list[float]:
 
 
 def aims(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was wanted, and whether it is so: ``pass`` true, false, or ``None`` where it was not measured, or over too few calls."""
-    found, out = report["steady"], []
-    calls, p50, p99 = found["calls"], found["p50"], found["p99"]
+    """Return the aims: ``aim``, ``found``, and ``pass`` (true, false, or ``None`` if not measured or over too few calls)."""
+    row, results = report["steady"], []
+    calls, p50, p99 = row["calls"], row["p50"], row["p99"]
     ratio = None if p99 is None else p99 / p50
-    out.append({
+    results.append({
         "aim": f"p99 at most {STEADY_RATIO} p50 over {STEADY_CALLS} calls",
         "found": f"{ratio:.3f} over {calls}" if ratio is not None else f"{calls} calls",
         "pass": None if ratio is None or calls < STEADY_CALLS else ratio <= STEADY_RATIO,
     })  # fmt: skip
     for where, most in (("host", HEAP), ("gpu", 0)):
-        grew = found[f"{where}_grew"]
-        out.append({
+        grew = row[f"{where}_grew"]
+        results.append({
             "aim": f"{GROWTH_CALLS} calls without growth of {where} memory",
-            "found": found.get("gpu_why_null") if grew is None else f"{grew / 1e6:+.2f} MB over {calls}",
+            "found": row.get("gpu_why_null") if grew is None else f"{grew / 1e6:+.2f} MB over {calls}",
             "pass": None if grew is None else False if grew > most else True if calls >= GROWTH_CALLS else None,
         })  # fmt: skip
-    return out
+    return results
 
 
 def table(report: Mapping[str, Any]) -> list[str]:
-    """What a person reads."""
+    """Format the report as text."""
     lines = [f"{report['model']}, {report['precision']}, {report['backend']}; ms"]
     lines.append(
         f"{'image':<12}{'decode jpg':>11}{'decode png':>11}{'OpenCV':>9}{'host':>9}{'upload':>9}{'preprocess':>11}"
     )
-    for one in report["sizes"]:
-        cells = [one["decode jpg"], one["decode png"], one["OpenCV"], one["host"]]
-        cells += [one["chain"].get("upload"), one["chain"].get("preprocess")]
-        size = f"{one['width']} x {one['height']}"
+    for row in report["sizes"]:
+        cells = [row["decode jpg"], row["decode png"], row["OpenCV"], row["host"]]
+        cells += [row["chain"].get("upload"), row["chain"].get("preprocess")]
+        size = f"{row['width']} x {row['height']}"
         lines.append(
             f"{size:<12}" + "".join(f"{figure(c):>{w}}" for c, w in zip(cells, (11, 11, 9, 9, 9, 11), strict=True))
         )
     lines += [
-        f"{one['cameras']} cameras: p50 {figure(one['p50'])}, p99 {figure(one['p99'])}, {one['pictures_per_s']:g} images/s "
-        f"({one['calls']} calls)"
-        for one in report["cameras"]
+        f"{row['cameras']} cameras: p50 {figure(row['p50'])}, p99 {figure(row['p99'])}, {row['pictures_per_s']:g} images/s "
+        f"({row['calls']} calls)"
+        for row in report["cameras"]
     ]
-    held, beside = report["steady"], report["enrollment"]
-    lines.append(f"steady: p50 {figure(held['p50'])}, p99 {figure(held['p99'])} ({held['calls']} calls)")
-    late = sorted(held["stages"].items(), key=lambda item: item[1]["p50"] - item[1]["slowest"])
-    told = ", ".join(f"{name} {figure(s['slowest'])} for {figure(s['p50'])}" for name, s in late[:5])
-    lines.append(f"the slowest hundredth of them: {told}")
+    steady_row, enrolling = report["steady"], report["enrollment"]
+    lines.append(
+        f"steady: p50 {figure(steady_row['p50'])}, p99 {figure(steady_row['p99'])} ({steady_row['calls']} calls)"
+    )
+    late = sorted(steady_row["stages"].items(), key=lambda item: item[1]["p50"] - item[1]["slowest"])
+    stages = ", ".join(f"{name} {figure(s['slowest'])} for {figure(s['p50'])}" for name, s in late[:5])
+    lines.append(f"the slowest hundredth of them: {stages}")
     for when in ("before", "during"):
-        if (one := beside[when]) is not None:
+        if (row := enrolling[when]) is not None:
             lines.append(
-                f"{beside['cameras']} cameras {when} enrollment: p50 {figure(one['p50'])}, p99 {figure(one['p99'])} "
-                f"({one['calls']} calls; {beside['enrolled']} enrolled, {beside['enrollment_ms']} ms each)"
+                f"{enrolling['cameras']} cameras {when} enrollment: p50 {figure(row['p50'])}, p99 {figure(row['p99'])} "
+                f"({row['calls']} calls; {enrolling['enrolled']} enrolled, {enrolling['enrollment_ms']} ms each)"
             )
     for how, rows in report["pauses"].items():
-        told = "; ".join(f"{r['pause_s']:g} s: p50 {figure(r['p50'])} ({r['calls']} calls)" for r in rows)
-        lines.append(f"after a pause, {how.replace('_', ' ')}: {told}")
+        latencies = "; ".join(f"{r['pause_s']:g} s: p50 {figure(r['p50'])} ({r['calls']} calls)" for r in rows)
+        lines.append(f"after a pause, {how.replace('_', ' ')}: {latencies}")
     return lines + [told_aim(aim) for aim in report["aims"]]
 
 

@@ -91,7 +91,7 @@ def _give_back() -> None:
 
 
 class GpuClock:
-    """Time that passes on the GPU alone, so that ``measure.race`` deals turns by it."""
+    """Time that passes on the GPU alone, which ``measure.time_interleaved`` takes as its clock."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -99,7 +99,7 @@ class GpuClock:
     def __call__(self) -> float:
         return self.seconds
 
-    def entrant(self, contender: Contender) -> measure.Candidate:
+    def candidate(self, contender: Contender) -> measure.Candidate:
         def call(_: int) -> None:
             self.seconds += contender.run() / 1e3
 
@@ -110,9 +110,9 @@ def race(contenders: Sequence[Contender], seconds: float) -> dict[str, dict[str,
     """Milliseconds of each, timed in turns for about ``seconds`` of the GPU each, or :data:`CALLS` of the fastest."""
     clock = GpuClock()
     seconds = min(seconds, CALLS * min(c.run() for c in contenders) / 1e3)
-    entrants = [clock.entrant(c) for c in contenders]
-    measure.time_interleaved(entrants, seconds, ROUNDS, clock=clock)
-    return {c.name: {**measure.summarise(e.times), "how": c.how} for c, e in zip(contenders, entrants, strict=True)}
+    candidates = [clock.candidate(c) for c in contenders]
+    measure.time_interleaved(candidates, seconds, ROUNDS, clock=clock)
+    return {c.name: {**measure.summarize(e.times), "how": c.how} for c, e in zip(contenders, candidates, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -202,16 +202,16 @@ def mixed(
     }  # fmt: skip
 
 
-def judged(found: dict[str, Any], peaks: roofline.Peaks | None) -> dict[str, Any]:
+def judged(row: dict[str, Any], peaks: roofline.Peaks | None) -> dict[str, Any]:
     """Rates and shares of a cell by medians."""
-    p50 = {name: t["p50"] for name, t in found["ms"].items()}
+    p50 = {name: t["p50"] for name, t in row["ms"].items()}
     own = p50[OURS]
     work = roofline.Work(
-        2.0 * found["queries"] * found["rows"] * found["dim"],
-        2.0 * (found["queries"] + found["rows"]) * found["dim"] + 8.0 * found["queries"],
+        2.0 * row["queries"] * row["rows"] * row["dim"],
+        2.0 * (row["queries"] + row["rows"]) * row["dim"] + 8.0 * row["queries"],
     )
     return {
-        **found,
+        **row,
         "tflop_per_s": round(work.flops / own / 1e9, 2),
         "gb_per_s": round(work.bytes / own / 1e6, 1),
         "share_of_peak": round(work.flops / (own / 1e3) / peaks.flops, 4) if peaks else None,
@@ -223,11 +223,11 @@ def judged(found: dict[str, Any], peaks: roofline.Peaks | None) -> dict[str, Any
 
 
 def aims(cells: Sequence[Mapping[str, Any]], mixtures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was wanted, and whether it is so: ``pass`` true, false, or ``None`` where it was not measured."""
-    wanted = [c for c in cells if (c["queries"], c["rows"], c["dim"]) == AIM and c["share_of_cublas"] is not None]
-    share = wanted[0]["share_of_cublas"] if wanted else None
-    beside = [c for c in cells if c["to_gemm_and_max"] is not None]
-    slowest = max(beside, key=lambda c: c["to_gemm_and_max"], default=None)
+    """Return the aims: ``aim``, ``found``, and ``pass`` (true, false, or ``None`` if not measured)."""
+    at_aim = [c for c in cells if (c["queries"], c["rows"], c["dim"]) == AIM and c["share_of_cublas"] is not None]
+    share = at_aim[0]["share_of_cublas"] if at_aim else None
+    compared = [c for c in cells if c["to_gemm_and_max"] is not None]
+    slowest = max(compared, key=lambda c: c["to_gemm_and_max"], default=None)
     worst = max((m["ratio"]["one class, all rows"] for m in mixtures), default=None)
     same = max((m["ratio"]["one class, same work"] for m in mixtures), default=None)
     return [
@@ -240,7 +240,7 @@ def aims(cells: Sequence[Mapping[str, Any]], mixtures: Sequence[Mapping[str, Any
             "aim": "search never slower than GEMM + max",
             "found": slowest
             and f"at most {slowest['to_gemm_and_max']:.3f} of its time, at {slowest['queries']} x {slowest['rows']} x "
-            f"{slowest['dim']}, of {len(beside)} sizes",
+            f"{slowest['dim']}, of {len(compared)} sizes",
             "pass": slowest and slowest["to_gemm_and_max"] <= 1,
         },
         {
@@ -259,8 +259,13 @@ def passes(rows: Sequence[int], dims: Sequence[int]) -> list[tuple[int, list[int
 
 
 @dataclass
-class RoutingThresholds:
-    """``until``: when no new size is begun. ``seconds`` of the GPU for each contender at each size."""
+class TimeLimits:
+    """Limits of a run.
+
+    Attributes:
+        until: monotonic time after which no new size is begun.
+        seconds: GPU time of each contender at each size.
+    """
 
     until: float
     seconds: float
@@ -289,7 +294,7 @@ class Run:
         Raises:
             VisionADError: the GPU failed.
         """
-        limits = RoutingThresholds(time.monotonic() + self.args.seconds, self.args.each)
+        limits = TimeLimits(time.monotonic() + self.args.seconds, self.args.each)
         ground = Ground(device, Kernels(device), device.stream(), self.args.cache)
         peaks = {kind: roofline.gpu_peaks(kind) for kind in ("fp16", "bf16")}
         self.peaks = p if isinstance(p := peaks["fp16"], roofline.Peaks) else None
@@ -313,7 +318,7 @@ class Run:
                 self._bank(ground, dim, rows[0], sizes, limits)
         ground.close()
 
-    def _bank(self, ground: Ground, dim: int, rows: int, sizes: Sequence[Size], limits: RoutingThresholds) -> None:
+    def _bank(self, ground: Ground, dim: int, rows: int, sizes: Sequence[Size], limits: TimeLimits) -> None:
         """Every size in one bank."""
         if not limits.left():
             self._skip(sizes, f"no time left of {self.args.seconds:g} s")
@@ -331,15 +336,15 @@ class Run:
                     continue
                 with self._unless_full([size]):
                     compiled = self.args.compiled and (size.queries, size.rows, size.dim) == AIM
-                    found = cell(ground, size, queries, made, limits.seconds, self.peers, compiled)
-                    self.report["faults"] += found.pop("faults")
-                    self.report["cells"].append(judged(found, self.peaks))
+                    row = cell(ground, size, queries, made, limits.seconds, self.peers, compiled)
+                    self.report["faults"] += row.pop("faults")
+                    self.report["cells"].append(judged(row, self.peaks))
                     print(line(self.report["cells"][-1]), flush=True)
                 _give_back()
                 if size is sizes[0] and CLASSES * self.args.class_rows <= rows <= AIM[1]:
                     self._mixed(ground, dim, made, queries, limits)  # an aim's, so before the other sizes
 
-    def _mixed(self, ground: Ground, dim: int, made: Rows, queries: Rows, limits: RoutingThresholds) -> None:
+    def _mixed(self, ground: Ground, dim: int, made: Rows, queries: Rows, limits: TimeLimits) -> None:
         """The mixture of classes in one bank."""
         each, patches = self.args.class_rows, self.args.patches
         if not limits.left():
@@ -372,13 +377,13 @@ HEADER = (
 )
 
 
-def line(found: Mapping[str, Any]) -> str:
+def line(row: Mapping[str, Any]) -> str:
     """A row of the table."""
-    p50 = "".join(f"{figure(found['ms'].get(name, {}).get('p50')):>11}" for name in COLUMNS)
-    shares = (f"{'-' if s is None else format(s, '.0%')}" for s in (found["share_of_peak"], found["share_of_cublas"]))
+    p50 = "".join(f"{figure(row['ms'].get(name, {}).get('p50')):>11}" for name in COLUMNS)
+    shares = (f"{'-' if s is None else format(s, '.0%')}" for s in (row["share_of_peak"], row["share_of_cublas"]))
     return (
-        f"{Size(found['queries'], found['rows'], found['dim'])!s:<24}{p50}{figure(found['ms'][OURS]['p99']):>9}"
-        f"{found['tflop_per_s']:>9.1f}{found['gb_per_s']:>8.0f}{next(shares):>6}{next(shares):>7}"
+        f"{Size(row['queries'], row['rows'], row['dim'])!s:<24}{p50}{figure(row['ms'][OURS]['p99']):>9}"
+        f"{row['tflop_per_s']:>9.1f}{row['gb_per_s']:>8.0f}{next(shares):>6}{next(shares):>7}"
     )
 
 
@@ -390,8 +395,8 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         for m in report["mixed"]
     ]
     for kind, peak in report["peaks"].items():
-        told = peak.get("why_null") or f"{peak['tflop_per_s']} TFLOP/s, {peak['gb_per_s']} GB/s ({peak['how']})"
-        lines.append(f"peak {kind}: {told}")
+        rates = peak.get("why_null") or f"{peak['tflop_per_s']} TFLOP/s, {peak['gb_per_s']} GB/s ({peak['how']})"
+        lines.append(f"peak {kind}: {rates}")
     missing = {name: why for c in report["cells"] for name, why in c["missing"].items()}
     lines += [f"not beside: {name}: {why}" for name, why in missing.items()]
     reasons: dict[str, list[str]] = {}
@@ -415,19 +420,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--compiled", action="store_true", help="torch.compile too, at the size of the first aim")
     options.add_argument("--out", type=Path, help="JSON file")
     args = options.parse_args(argv)
-    one = Run(args, PEERS)
+    run = Run(args, PEERS)
     try:
-        DeviceThread.of(0).run(one.measure)
+        DeviceThread.of(0).run(run.measure)
     except VisionADError as exc:
-        one.report["faults"].append(str(exc))
-    if "gpu" in one.report:
-        one.report["aims"] = aims(one.report["cells"], one.report["mixed"])
-        print("\n".join(summary(one.report)))
+        run.report["faults"].append(str(exc))
+    if "gpu" in run.report:
+        run.report["aims"] = aims(run.report["cells"], run.report["mixed"])
+        print("\n".join(summary(run.report)))
         if args.out is not None:
-            args.out.write_text(json.dumps(one.report, indent=1) + "\n")
-    for fault in one.report["faults"]:
+            args.out.write_text(json.dumps(run.report, indent=1) + "\n")
+    for fault in run.report["faults"]:
         print(f"gpu_search: {fault}", file=sys.stderr)
-    return 1 if one.report["faults"] else 0
+    return 1 if run.report["faults"] else 0
 
 
 if __name__ == "__main__":

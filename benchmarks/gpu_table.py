@@ -1,7 +1,8 @@
-"""The last thing `benchmarks/gpu.sh` prints: `python benchmarks/gpu_table.py OUT`, from what it left there, in at most 40 lines."""
+"""Summary of a run of `benchmarks/gpu.sh` in at most 40 lines: `python benchmarks/gpu_table.py OUT`."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,23 +12,26 @@ from typing import Any
 from visionad_runtime.engine.base import NVIDIA_GPU
 from visionad_runtime.engine.registry import backend_spec
 
-MOST_LINES = 40
+MAX_LINES = 40
 BAD = ("FAILED", "TIMED OUT")
 HEADER = (
     "model", "prec", "backend", "file ms", "p99", "pixels", "p99", ":engine", "img/s", "at", "J/img", "GPU MB", "roof",
 )  # fmt: skip
 WIDTHS = (-25, -5, -17, 8, 8, 8, 8, 8, 8, 3, 7, 7, 5)
-"""Latency of the first batch size, from the file and from pixels, the latter's ratio to the bare engine, the best throughput and at
-which batch. Below 0: to the left."""
+"""Column widths; negative ones align left. The columns are the latency of the first batch size from the file and from pixels, the
+latter's ratio to the bare engine, and the best throughput with its batch size."""
 LARGE = "dinov2_vitl14"
 PEAK_SHARE, WHOLE_TO_ENGINE, COSINE, AUROC = 0.55, 1.15, 0.999, 0.1
-"""Wanted: of the measured bf16 peak, by the engine of the large backbone in 16 bits at three views a call; of the bare engine's
-time, by the whole inspection; of the features to fp32's; points that AUROC may differ from fp32's."""
+"""Aims: fraction of the measured bf16 peak that the large backbone's engine reaches in 16 bits at three views a call; time of the
+whole inspection relative to the bare engine; cosine of the features to those in fp32; difference of the AUROC to fp32 in
+points."""
 
 
 def main() -> int:
     """Print the table and write ``OUT/table.txt``; exit status 1 if a check failed."""
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of results that benchmarks/gpu.sh wrote")
+    out = parser.parse_args().out
     steps = [line.split("\t") for line in (out / "steps.tsv").read_text().splitlines()]
     text = "\n".join(
         table(
@@ -56,7 +60,7 @@ def table(
     chains: Sequence[dict[str, Any]] = (),
     ways: Sequence[dict[str, Any]] = (),
 ) -> list[str]:
-    """``steps`` are name, state, seconds and note. What failed comes first, then the figures, the aims, and what was skipped."""
+    """Format the summary: failures first, then numbers, aims, and skipped steps. A step is name, state, seconds and note."""
     counts = {state: sum(s == state for _, s, _, _ in steps) for state in dict.fromkeys(s for _, s, _, _ in steps)}
     spent = sum(int(seconds) for _, _, seconds, _ in steps)
     lines = [f"{', '.join(f'{n} {state}' for state, n in counts.items())}; {spent} s in steps"]
@@ -74,8 +78,8 @@ def table(
             skipped.setdefault(f"{state}: {note}", []).append(name)
     lines += [f"{why} ({len(names)}: {', '.join(names)})" for why, names in skipped.items()]
     lines = [line if len(line) <= 160 else line[:157] + "..." for line in lines]
-    if len(lines) > MOST_LINES:
-        lines = [*lines[: MOST_LINES - 1], f"... {len(lines) - MOST_LINES + 1} lines more in steps.tsv"]
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], f"... {len(lines) - MAX_LINES + 1} lines more in steps.tsv"]
     return lines
 
 
@@ -111,30 +115,31 @@ def _searched(reports: Iterable[Mapping[str, Any]]) -> list[str]:
     """One image's search at a few sizes."""
     cells = [c for r in reports for c in r["cells"] if c["queries"] == 784 and c["dim"] in (384, 1024)]
     lines = []
-    for one in sorted(cells, key=lambda c: (-c["dim"], c["rows"])):
-        beside = one["to_gemm_and_max"]
+    for cell in sorted(cells, key=lambda c: (-c["dim"], c["rows"])):
+        to_peer = cell["to_gemm_and_max"]
         lines.append(
-            f"search {one['rows']:>8} rows of {one['dim']:<5} {_number(one['ms']['visionad']['p50'], 3):>8} ms "
-            f"{one['tflop_per_s']:>7.1f} TFLOP/s {_share(one['share_of_peak'])} of peak {_share(one['share_of_cublas'])} of cuBLAS"
-            + ("" if beside is None else f", {beside:.2f} of GEMM + max")
+            f"search {cell['rows']:>8} rows of {cell['dim']:<5} {_number(cell['ms']['visionad']['p50'], 3):>8} ms "
+            f"{cell['tflop_per_s']:>7.1f} TFLOP/s {_share(cell['share_of_peak'])} of peak "
+            f"{_share(cell['share_of_cublas'])} of cuBLAS"
+            + ("" if to_peer is None else f", {to_peer:.2f} of GEMM + max")
         )
     return lines
 
 
 def _under_load(reports: Iterable[Mapping[str, Any]]) -> list[str]:
     return [
-        f"cameras {one['backend']} {one['model'].split()[0]} {one['precision']}: "
+        f"cameras {report['backend']} {report['model'].split()[0]} {report['precision']}: "
         + "; ".join(
             f"{c['cameras']}: p50 {_number(c['p50'], 2)} p99 {_number(c['p99'], 2)} ms, {c['pictures_per_s']:g}/s"
-            for c in one["cameras"]
+            for c in report["cameras"]
         )
         + "; "
         + ", ".join(
             f"after {row['pause_s']:g} s {_number(row['p50'], 2)} ms {how.replace('_', ' ')}"
-            for how, rows in one["pauses"].items()
+            for how, rows in report["pauses"].items()
             for row in rows[-1:]
         )
-        for one in reports
+        for report in reports
     ]
 
 
@@ -149,12 +154,12 @@ def every_aim(
         _engine_aim(benches, searches),
         _whole_aim(benches),
         *_accuracy_aims(parities),
-        *([aim for one in searches for aim in one["aims"]] or [_not_run("search beside cuBLAS")]),
+        *([aim for report in searches for aim in report["aims"]] or [_not_run("search beside cuBLAS")]),
         *([] if chains else [_not_run("an inspector under load")]),
         *(
-            {**aim, "aim": f"{one['model'].split()[0]} {one['backend']}: {aim['aim']}"}
-            for one in chains
-            for aim in one["aims"]
+            {**aim, "aim": f"{report['model'].split()[0]} {report['backend']}: {aim['aim']}"}
+            for report in chains
+            for aim in report["aims"]
         ),
     ]
 
@@ -173,14 +178,14 @@ def _engine_aim(benches: Iterable[Mapping[str, Any]], searches: Iterable[Mapping
         if b["model"]["precision"] == "bf16" and b["peaks"]["gpu"]["gflop_per_s"] is not None
     ]
     peak = next((p for p in measured if p is not None), None)
-    found: list[tuple[float, str]] = []
+    rates: list[tuple[float, str]] = []
     for bench, backend, entry in _large(benches):
         gflop = entry["roofline"]["engine, a view"].get("gflop")
         if bench["model"]["precision"] not in ("fp16", "bf16") or len(bench["views"]) != 3 or gflop is None:
             continue
         ms = _engine_ms(entry)
-        found.append((3 * gflop / ms, f"{backend}, {bench['model']['precision']}"))
-    best = max(found, default=None)
+        rates.append((3 * gflop / ms, f"{backend}, {bench['model']['precision']}"))
+    best = max(rates, default=None)
     share = best[0] / peak if best and peak else None
     return {
         "aim": f"ViT-L engine in 16 bits, three views a call: at least {PEAK_SHARE:.0%} of the bf16 peak here",
@@ -193,14 +198,14 @@ def _whole_aim(benches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """From pixels to verdict, as a camera's image comes decoded, beside the engine's own time on the GPU's clock in the same
     calls. Told too: beside the engine with copies of its input and output, as one would call it alone, and from the file, which
     the host decodes."""
-    found: list[tuple[float, str]] = []
+    ratios: list[tuple[float, str]] = []
     for bench, backend, entry in _large(benches):
         at = entry["batches"]["1"]
         pixels, alone = at["pixels"]["p50"], _engine_ms(entry)
-        told = f"{pixels:.2f} ms, the engine {alone:.2f}; with its copies {at['pixels_to_bare_engine']['median']:.3f}"
-        told += f", from the file {at['whole_to_bare_engine']['median']:.3f}"
-        found.append((pixels / alone, f"{told} ({backend}, {bench['model']['precision']})"))
-    best = min(found, default=None)
+        note = f"{pixels:.2f} ms, the engine {alone:.2f}; with its copies {at['pixels_to_bare_engine']['median']:.3f}"
+        note += f", from the file {at['whole_to_bare_engine']['median']:.3f}"
+        ratios.append((pixels / alone, f"{note} ({backend}, {bench['model']['precision']})"))
+    best = min(ratios, default=None)
     return {
         "aim": f"ViT-L, three views, 1 shot: pixels to verdict at most {WHOLE_TO_ENGINE} of the bare engine's time",
         "found": f"{best[0]:.3f}: {best[1]}" if best else None,
@@ -211,8 +216,8 @@ def _whole_aim(benches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def _engine_ms(entry: Mapping[str, Any]) -> float:
     """Of three views: on the GPU's clock, from pixels, where the chain is there, else with copies."""
     stages = entry["stages"]["pixels"]
-    found: float = (stages["engine"] if "wait" in stages else entry["batches"]["1"]["bare_engine"])["p50"]
-    return found
+    milliseconds: float = (stages["engine"] if "wait" in stages else entry["batches"]["1"]["bare_engine"])["p50"]
+    return milliseconds
 
 
 def _on_gpu(backend: str) -> bool:

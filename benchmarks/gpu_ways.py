@@ -74,11 +74,11 @@ def measure_all(folder: Path, seconds: float, kernels: bool) -> dict[str, Any]:
             row["fails"] = str(exc)
             continue
         with closing(engine):
-            found = engine.encode(images)
-            plain = found.patch if plain is None else plain
+            tokens = engine.encode(images)
+            plain = tokens.patch if plain is None else plain
             row |= {
-                "cosine": float((found.patch * plain).sum(axis=2).min()),
-                **_timed(engine, images, found, seconds, kernels),
+                "cosine": float((tokens.patch * plain).sum(axis=2).min()),
+                **_timed(engine, images, tokens, seconds, kernels),
             }
     if plain is None:
         raise VisionADError(f"{folder} runs in no way: {rows[-1]['fails']}")
@@ -108,7 +108,7 @@ def _timed(engine: leaf.OrtStreamEngine, images: F32, tokens: Tokens, seconds: f
             while time.monotonic() < until:
                 calls.append(call())
             gpu, host = zip(*calls, strict=True)
-            times = {"gpu_ms": measure.summarise(gpu), "host_ms": measure.summarise(host)}
+            times = {"gpu_ms": measure.summarize(gpu), "host_ms": measure.summarize(host)}
             return times | ({"kernels": _kernels(call)} if kernels else {})
 
     return DeviceThread.of(0).run(work)
@@ -121,10 +121,10 @@ def _kernels(call: Callable[[], object]) -> list[dict[str, Any]]:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(PROFILED):
             call()
-    seen = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
+    kernels = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
     return [
         {"name": e.key, "calls": e.count / PROFILED, "ms": e.self_device_time_total / PROFILED / 1e3}
-        for e in seen[:MOST_KERNELS]
+        for e in kernels[:MOST_KERNELS]
     ]
 
 

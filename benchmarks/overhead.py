@@ -24,7 +24,7 @@ from visionad_runtime.tools.demo.rendering import render
 
 PROMISED_RATIO = 1.10
 SETTLE = 0.2
-"""Seconds between measurements: a bare session's threads go on spinning for a while and would slow whatever comes next."""
+"""Seconds between measurements: the threads of a bare session keep spinning for a while and would slow the next one."""
 PROMISED_MEMORY = "2 x (model + bank) + 300 MB"
 
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str, object]:
-    """All figures of one backbone."""
+    """Measure one backbone."""
     model = common.export_random(backbone, folder / "model")
     image = folder / "part.png"
     cv2.imwrite(str(image), render("gear", 1, size=900)[0])
@@ -58,9 +58,9 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
     ((_, trace),) = inspector.trace_batch([cv2.imread(str(image))], "gear")
 
     def whole() -> dict[str, float]:
-        (one,) = inspector.inspect_files([image], class_name="gear")
-        assert one.result is not None
-        return dict(one.result.timings)
+        (file,) = inspector.inspect_files([image], class_name="gear")
+        assert file.result is not None
+        return dict(file.result.timings)
 
     def session() -> None:
         bare.run(None, {"images": trace.views})
@@ -77,10 +77,10 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
         for name, call in (("session", session), ("whole", whole), ("one_by_one", one_by_one)):
             time.sleep(SETTLE)
             start = time.perf_counter()
-            found = call()
+            timings = call()
             times[name].append((time.perf_counter() - start) * 1e3)
-            if isinstance(found, dict):
-                stages.append(found)
+            if isinstance(timings, dict):
+                stages.append(timings)
     median = {name: statistics.median(values) for name, values in times.items()}
     pairs = [w / s for w, s in zip(times["whole"], times["session"], strict=True)]
 
@@ -114,7 +114,7 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
 
 
 def _process(command: list[str]) -> tuple[float, float]:
-    """Peak resident memory (MB) and seconds to the first line of output of a process of its own."""
+    """Return peak resident memory (MB) and seconds to the first line of output of a fresh process."""
     wrapper = (
         "import resource, subprocess, sys, time; s = time.perf_counter();"
         "p = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE); p.stdout.readline(); t = time.perf_counter() - s;"

@@ -97,8 +97,8 @@ def study(backbone: str, model: Path, support: Path, tests: list[Path], folder: 
         cosines = compare(encoded[precision][1], encoded["fp32"][1])
         for bank in dict.fromkeys((precision, "fp32")):
             scores[precision, bank] = score(encoded[precision][1], encoded[bank][0])
-            wanted = scores["fp32", "fp32"]
-            move = np.abs(scores[precision, bank] / wanted - 1)
+            expected = scores["fp32", "fp32"]
+            move = np.abs(scores[precision, bank] / expected - 1)
             rows.append(
                 {
                     "backbone": backbone,
@@ -106,7 +106,7 @@ def study(backbone: str, model: Path, support: Path, tests: list[Path], folder: 
                     "bank": bank,
                     "auroc": float(roc_auc_score(labels, scores[precision, bank])),
                     "score_moves_at_most": float(move.max()),
-                    "spread_of_good": float(wanted[~labels].std() / wanted[~labels].mean()),
+                    "spread_of_good": float(expected[~labels].std() / expected[~labels].mean()),
                     "token_cosine_min": float(cosines.min()),
                     "token_cosine_mean": float(cosines.mean()),
                 }
@@ -120,14 +120,14 @@ def study_int8(
 ) -> list[dict[str, Any]]:
     """One row a way to int8."""
     rows, labels = [], np.array([path.parent.name != "good" for path in tests])
-    wanted = encode(model / "backbone.onnx", model, support, tests)[1]
+    expected = encode(model / "backbone.onnx", model, support, tests)[1]
     for name, path in quantised(model, normals, folder).items():
         rows_of_bank, tokens = encode(path, model, support, tests)
-        cosines, found = compare(tokens, wanted), score(tokens, rows_of_bank)
+        cosines, scores = compare(tokens, expected), score(tokens, rows_of_bank)
         rows.append(
             {
                 "graph": name,
-                "auroc": float(roc_auc_score(labels, found)),
+                "auroc": float(roc_auc_score(labels, scores)),
                 "token_cosine_min": float(cosines.min()),
                 "token_cosine_mean": float(cosines.mean()),
             }
@@ -141,13 +141,13 @@ def study_emulated(
 ) -> list[dict[str, Any]]:
     """One row an 8-bit type and way to scale activations, with its own bank, by the reference."""
     rows, labels = [], np.array([path.parent.name != "good" for path in tests])
-    _, wanted = encode_by(Reference.load(backbone, weights), support, tests)
+    _, expected = encode_by(Reference.load(backbone, weights), support, tests)
     for kind, scales in itertools.product(ROUNDED, ("tensor", "token")):
         reference = Reference.load(backbone, weights)
         images = [torch.from_numpy(prepare(decode.load(path), reference.spec)[None]) for path in normals]
         round_linears(reference, ROUNDED[kind], images if scales == "tensor" else None)
         bank, tokens = encode_by(reference, support, tests)
-        cosines = compare(tokens, wanted)
+        cosines = compare(tokens, expected)
         rows.append(
             {
                 "type": kind,
@@ -166,14 +166,14 @@ def round_linears(reference: Reference, rounded: Rounded, images: list[torch.Ten
     linears = [module for module in reference.backbone.modules() if isinstance(module, torch.nn.Linear)]
     largest: dict[torch.nn.Module, torch.Tensor] = {}
 
-    def seen(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def record_largest(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         largest[module] = torch.maximum(largest.get(module, torch.zeros(())), inputs[0].abs().max())
 
-    def given(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def round_input(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         scale = inputs[0].abs().amax(-1, keepdim=True) if images is None else largest[module]
         return (rounded(inputs[0], scale),)
 
-    hooks = [linear.register_forward_pre_hook(seen) for linear in linears]
+    hooks = [linear.register_forward_pre_hook(record_largest) for linear in linears]
     for image in images or ():
         reference.encode(image)
     for hook in hooks:
@@ -181,7 +181,7 @@ def round_linears(reference: Reference, rounded: Rounded, images: list[torch.Ten
     for linear in linears:
         weight = linear.weight.data
         linear.weight.data = rounded(weight, weight.abs().amax(1, keepdim=True))
-        linear.register_forward_pre_hook(given)
+        linear.register_forward_pre_hook(round_input)
 
 
 def to_fp8(values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
@@ -245,7 +245,7 @@ def quantised(model: Path, normals: list[Path], folder: Path) -> dict[str, Path]
 
 
 def side_by_side(model: Path, normals: list[Path], folder: Path) -> dict[str, float]:
-    """Median milliseconds of one encoding in fp32, and the others' as ratios to it, taken in turns."""
+    """Return the median milliseconds of one encoding in fp32, and the ratios of the others to it. They take turns."""
     graph = ir.load(model / "backbone.onnx")
     lower(graph, "fp16")
     ir.save(graph, folder / "fp16.onnx")
@@ -256,13 +256,13 @@ def side_by_side(model: Path, normals: list[Path], folder: Path) -> dict[str, fl
     }
     sessions = {name: session(path) for name, path in paths.items()}
     image = np.zeros((1, *sessions["fp32"].get_inputs()[0].shape[1:]), np.float32)
-    taken: dict[str, list[float]] = {name: [] for name in sessions}
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(ROUNDS):
-        for name, one in sessions.items():
+        for name, run_session in sessions.items():
             start = time.perf_counter()
-            one.run(None, {"images": image})
-            taken[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(times[2:]) for name, times in taken.items()}
+            run_session.run(None, {"images": image})
+            seconds[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(times[2:]) for name, times in seconds.items()}
     return {"fp32_ms": median["fp32"] * 1e3, **{f"{k} / fp32": v / median["fp32"] for k, v in median.items()}}
 
 
@@ -285,8 +285,8 @@ def encode(path: Path, model: Path, support: Path, tests: list[Path]) -> tuple[F
     return np.concatenate([tokens(pose) for pose in poses]), [tokens(prepare(decode.load(p), spec)) for p in tests]
 
 
-def compare(found: list[F32], wanted: list[F32]) -> NDArray[np.float64]:
-    return np.concatenate([(a.astype(np.float64) * b).sum(-1) for a, b in zip(found, wanted, strict=True)])
+def compare(tokens: list[F32], expected: list[F32]) -> NDArray[np.float64]:
+    return np.concatenate([(a.astype(np.float64) * b).sum(-1) for a, b in zip(tokens, expected, strict=True)])
 
 
 def score(tokens: list[F32], rows: F32) -> NDArray[np.float64]:

@@ -135,16 +135,18 @@ class Tokens:
         if key not in self._found:
             rows = _pooled(self.support(index).rows(view), self.side, pool)  # type: ignore[arg-type]
             queries = _pooled(self.query(view), self.side, pool)
-            found = [nearest(q, rows, keep).distance for q in queries]
-            self._found[key] = np.stack(found).reshape(len(queries), -1, keep)
+            distances = [nearest(q, rows, keep).distance for q in queries]
+            self._found[key] = np.stack(distances).reshape(len(queries), -1, keep)
         return self._found[key]
 
     def figures(self, variant: Variant, supports: Sequence[int]) -> dict[str, float | None]:
         """The metrics of one variant with these supports."""
         total: dict[str, np.ndarray] = {}
         for view in variant.views:
-            found = np.concatenate([self.nearest(view, i, variant.neighbours, variant.pool) for i in supports], axis=2)
-            total[view] = np.sort(found, axis=2)[..., : variant.neighbours].mean(axis=2)
+            distances = np.concatenate(
+                [self.nearest(view, i, variant.neighbours, variant.pool) for i in supports], axis=2
+            )
+            total[view] = np.sort(distances, axis=2)[..., : variant.neighbours].mean(axis=2)
             if variant.exponent:
                 total[view] *= self.weights(view) ** np.float32(variant.exponent)
         scores, pixels = [], PixelMetrics()
@@ -158,10 +160,10 @@ class Tokens:
             scores.append(image_score(field_, variant.share))
             if mask is not None:
                 pixels.add(field_, mask)
-        found_ = {**image_metrics(scores, self.labels).values}
+        values = {**image_metrics(scores, self.labels).values}
         if all(m is not None for m in self.masks):
-            found_ |= pixels.compute().values
-        return {name: found_.get(name) for name in FIGURES}
+            values |= pixels.compute().values
+        return {name: values.get(name) for name in FIGURES}
 
 
 def _pooled(tokens: np.ndarray, side: int, pool: int) -> np.ndarray:
@@ -178,7 +180,7 @@ def _pooled(tokens: np.ndarray, side: int, pool: int) -> np.ndarray:
 def export_all(folder: Path, shared: Path, backbone: str) -> dict[str, Path]:
     """The exports a backbone's variants need. ``whole`` has all views, so that what the preset leaves out can be measured."""
     weights = shared / "weights" / backbone / "model.safetensors"
-    given: dict[str, Any] = {"weights": weights} if weights.is_file() else {}
+    weight_options: dict[str, Any] = {"weights": weights} if weights.is_file() else {}
     presets = {
         name: ExportConfig(backbone=backbone, preset=name).resolved() for name in (FULL_IMAGE.name, WEIGHTED.name)
     }
@@ -187,7 +189,7 @@ def export_all(folder: Path, shared: Path, backbone: str) -> dict[str, Path]:
     if backbone.startswith("deit"):
         models["fine"] = {"resize": 560, "crop": 560, "scoring": ScoringSpec(views=("original",))}
     for name, settings in models.items():
-        export_model(backbone, folder / name, **given, **settings)
+        export_model(backbone, folder / name, **weight_options, **settings)
     return {name: folder / name for name in models}
 
 
@@ -204,17 +206,17 @@ def measure(
             for count in shots:
                 variants = [*PRESETS] + [v for v in TRIED if count == 1 and seed < tried and v.model in tokens]
                 for variant in variants:
-                    found = tokens[variant.model].figures(variant, order[:count])
-                    per[variant.name, count, f"seed {seed}"].append(found)
+                    figures = tokens[variant.model].figures(variant, order[:count])
+                    per[variant.name, count, f"seed {seed}"].append(figures)
         for variant in (FULL_IMAGE, WEIGHTED):
             chosen = select_support(banks[variant.name], name, data.train(name), max(shots))
             for count in shots:
-                found = tokens["whole"].figures(variant, [data.train(name).index(p) for p in chosen[:count]])
-                per[variant.name, count, "chosen"].append(found)
+                figures = tokens["whole"].figures(variant, [data.train(name).index(p) for p in chosen[:count]])
+                per[variant.name, count, "chosen"].append(figures)
         if seeds:
             check_against_eval(models, data, name, tokens)
-    for (variant_name, count, supports), found_ in per.items():
-        means = {f: _mean([r[f] for r in found_]) for f in FIGURES}
+    for (variant_name, count, supports), rows in per.items():
+        means = {f: _mean([r[f] for r in rows]) for f in FIGURES}
         yield {"variant": variant_name, "shots": count, "supports": supports, **means}
 
 
@@ -272,8 +274,8 @@ def cost(models: dict[str, Path], images: Sequence[Path], support: Path, scratch
     for path in images:
         for name, inspector in inspectors.items():
             start = time.perf_counter()
-            (one,) = inspector.inspect_files([path], class_name="part")
-            assert one.result is not None
+            (file,) = inspector.inspect_files([path], class_name="part")
+            assert file.result is not None
             times[name].append((time.perf_counter() - start) * 1e3)
     medians = {f"{name}_ms": statistics.median(own) for name, own in times.items()}
     ratios = {
@@ -284,8 +286,8 @@ def cost(models: dict[str, Path], images: Sequence[Path], support: Path, scratch
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    held = [v for v in values if v is not None]
-    return sum(held) / len(held) if len(held) == len(values) else None
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def table(rows: Sequence[dict[str, Any]], sets: Sequence[str]) -> str:

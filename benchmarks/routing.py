@@ -29,12 +29,12 @@ RATES = ("right", "taken_for_another", "own_unknown", "other_set_unknown", "synt
 
 def images(data: Path) -> dict[str, tuple[list[Path], list[Path]]]:
     """Data set → (candidates for support, images to route), each sorted."""
-    found = {
+    images_by_set = {
         name: (sorted(data.glob(f"{folder}/train/good/*")), sorted(data.glob(f"{folder}/test/*/*")))
         for name, folder in (("bottle", "mvtec_bottle"), ("hazelnut", "adfi_hazelnut"), ("tile", "magnetic_tile"))
     }
     boards = data / "deeppcb/PCBData"
-    return {**found, "board": (sorted(boards.glob("*/*/*_temp.jpg")), sorted(boards.glob("*/*/*_test.jpg")))}
+    return {**images_by_set, "board": (sorted(boards.glob("*/*/*_temp.jpg")), sorted(boards.glob("*/*/*_test.jpg")))}
 
 
 def strangers() -> list[np.ndarray]:

@@ -83,8 +83,8 @@ def worker(job: str, **options: Any) -> dict[str, Any]:
     """Run one of :data:`WORKERS` in a process of its own."""
     command = [sys.executable, __file__, "--worker", json.dumps({"job": job, **options})]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    row: dict[str, Any] = json.loads(done.stdout)
+    return row
 
 
 def timed(call: Callable[[], Any], seconds: float = 1.0) -> float:

@@ -191,8 +191,8 @@ def save_sets(folder: Path) -> None:
 def cases(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Where tokens come from, queries, bank."""
     for path in sorted(folder.glob("*.npz")):
-        held = np.load(path)
-        yield path.stem, held["queries"], held["bank"]
+        arrays = np.load(path)
+        yield path.stem, arrays["queries"], arrays["bank"]
     for dim in args.dims:
         tokens = common.Tokens(dim)
         queries = tokens.draw(args.queries)
@@ -247,7 +247,7 @@ def measure(args: argparse.Namespace, threads: int, folder: str) -> None:
 
 
 def contenders(
-    queries: np.ndarray, bank: np.ndarray, index: Any, held: dict[str, Any], threads: int
+    queries: np.ndarray, bank: np.ndarray, index: Any, indexes: dict[str, Any], threads: int
 ) -> dict[str, Callable[[], Any]]:
     """Each gives the best score (Q,)."""
     from visionad_runtime.search import nearest
@@ -256,7 +256,10 @@ def contenders(
         "numpy": lambda: (queries @ bank.T).max(axis=1),
         "numpy_tiled": lambda: tiled(queries, bank),
         "faiss": lambda: index.search(queries, 1)[0][:, 0],
-        **{name: lambda one=one: 1 - nearest(queries, one, threads=threads).distance for name, one in held.items()},
+        **{
+            name: lambda rows=rows: 1 - nearest(queries, rows, threads=threads).distance
+            for name, rows in indexes.items()
+        },
     }
 
 

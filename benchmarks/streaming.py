@@ -1,8 +1,8 @@
 """Pixel metrics of a stream as large as Real-IAD: `python benchmarks/streaming.py [--classes 30 --maps 5000]`.
 
-Made-up maps, 256 x 256, as `visionad eval` adds them: class by class, one map at a time, a third of them with a defect, nothing
-kept but the tables. Each class is also merged into a table of all classes, more than `visionad eval` asks for. Result: the peak
-memory of the process, time per 1 000 maps, and what the tables had to give up (`error_bounds`) to stay within memory.
+Synthetic maps of 256 x 256 are added as in `visionad eval`: class by class, one map at a time, a third of them with a defect.
+Only the tables are kept. Each class is also merged into a table of all classes, which `visionad eval` does not need. Result: peak
+memory of the process, time per 1000 maps, and the error bounds of coarsened tables.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from visionad_runtime.scoring.anomaly_map import MAP_SIZE
 from visionad_runtime.tools.evaluation.metrics import PixelMetrics
 
 GRID = 28
-"""Patches across: maps are upsampled from as many values, so their pixels are as distinct as real ones."""
+"""Patches along a side. Maps are upsampled from this many values, so their pixels are as distinct as real ones."""
 
 
 def draw(rng: np.random.Generator, level: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A map, float32 (256, 256), and its mask: one or two defects in a third of them, none in the others."""
+    """Draw a map, float32 (256, 256), and its mask. A third of the maps have one or two defects."""
     patches = level + 0.1 * rng.standard_normal((GRID, GRID), np.float32)
     mask = np.zeros((MAP_SIZE, MAP_SIZE), np.uint8)
     if rng.random() < 1 / 3:
         for _ in range(rng.integers(1, 3)):
-            centre, axes = rng.integers(20, MAP_SIZE - 20, 2), rng.integers(3, 40, 2)
-            cv2.ellipse(mask, centre.tolist(), axes.tolist(), float(rng.integers(180)), 0, 360, 1, -1)
+            center, axes = rng.integers(20, MAP_SIZE - 20, 2), rng.integers(3, 40, 2)
+            cv2.ellipse(mask, center.tolist(), axes.tolist(), float(rng.integers(180)), 0, 360, 1, -1)
         patches += 0.25 * cv2.resize(mask.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)
     large = cv2.resize(patches.astype(np.float32), (MAP_SIZE, MAP_SIZE), interpolation=cv2.INTER_LINEAR)
     return np.asarray(large), mask > 0

@@ -7,6 +7,7 @@ A page marks a table with ``<!-- table NAME -->`` and ``<!-- end -->``. The text
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -21,8 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 H100 = "gpu-nvidia-h100-80gb-hbm3-2026-11-27/597d1b6"
 MARK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 AIM = re.compile(r"^(FAIL|pass|not measured) +(.*?): ((?!\d+ calls)[+\d].*|at most \d.*)$", re.MULTILINE)
-PRESETS = {name: name for name in ("paper", "full-image", "full-image-weighted")}
-"""Preset names of result files made before the presets were renamed."""
+PRESETS = ("paper", "full-image", "full-image-weighted")
 BACKBONES = {"deit_tiny_patch16_224": "DeiT-Tiny", "efficientnet_lite0": "EfficientNet-Lite0"}
 
 Rows = Iterable[Sequence[object]]
@@ -45,18 +45,23 @@ def register(*header: str) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]
 
 @cache
 def load(name: str) -> Any:
-    """A result file by its name without the suffix."""
+    """Read a result file by its name without the suffix."""
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction as percent, a dash for ``None``."""
+    """Format a fraction as percent; a dash for ``None``."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def pick(rows: Iterable[dict[str, Any]], /, **where: object) -> list[dict[str, Any]]:
-    """The rows that hold all of these values."""
+    """Return the rows that have all of these values."""
     return [row for row in rows if all(row[key] == value for key, value in where.items())]
+
+
+def field(row: dict[str, Any], name: str, old_name: str) -> Any:
+    """Return a field that older result files have under another name."""
+    return row[name] if name in row else row[old_name]
 
 
 @register("measured", "result", "on")
@@ -82,14 +87,20 @@ def headline() -> Rows:
 @register("measured", "result")
 def overhead() -> Rows:
     """What everything around the backbone costs."""
-    found = load("overhead")
-    yield "bare session, three views in one call", f"{found['bare session, 3 views in one call, ms']:.0f} ms"
-    yield "PNG file to result", f"{found['PNG file to result, ms']:.0f} ms"
-    yield "ratio, median of pairs", f"{found['ratio to the bare session (median of pairs)']:.3f}"
-    yield "peak memory of `predict`, 1 image", f"{found['peak memory of predict, 1 picture, MB']:.0f} MB"
-    yield "peak memory of `predict`, 8 images", f"{found['peak memory of predict, 8 pictures, MB']:.0f} MB"
-    yield "model and bank, of that", f"{found['model + bank, MB']:.0f} MB"
-    yield "process start to first verdict", f"{found['process start to first verdict, s']:.1f} s"
+    record = load("overhead")
+    yield "bare session, three views in one call", f"{record['bare session, 3 views in one call, ms']:.0f} ms"
+    yield "PNG file to result", f"{record['PNG file to result, ms']:.0f} ms"
+    yield "ratio, median of pairs", f"{record['ratio to the bare session (median of pairs)']:.3f}"
+    yield (
+        "peak memory of `predict`, 1 image",
+        f"{field(record, 'peak memory of predict, 1 image, MB', 'peak memory of predict, 1 picture, MB'):.0f} MB",
+    )
+    yield (
+        "peak memory of `predict`, 8 images",
+        f"{field(record, 'peak memory of predict, 8 images, MB', 'peak memory of predict, 8 pictures, MB'):.0f} MB",
+    )
+    yield "model and bank, of that", f"{record['model + bank, MB']:.0f} MB"
+    yield "process start to first verdict", f"{record['process start to first verdict, s']:.1f} s"
 
 
 @register("stage", "AVX2, ms", "AVX-512 (older commit), ms")
@@ -113,9 +124,9 @@ def stages() -> Rows:
 @register("PyTorch", "time / runtime's, AVX2", "time / runtime's, AVX-512 (older commit)")
 def torch() -> Rows:
     """PyTorch beside the runtime, in one run."""
-    old = {one["what"]: one for one in load("bench-cpu")["against"]}
-    for one in load("bench-cpu-avx2")["against"]:
-        yield one["what"], f"{one['ratio']['median']:.2f}", f"{old[one['what']]['ratio']['median']:.2f}"
+    old = {row["what"]: row for row in load("bench-cpu")["against"]}
+    for row in load("bench-cpu-avx2")["against"]:
+        yield row["what"], f"{row['ratio']['median']:.2f}", f"{old[row['what']]['ratio']['median']:.2f}"
 
 
 @register("image", "sent as", "median added by HTTP, ms")
@@ -129,7 +140,7 @@ def http() -> Rows:
 def http_clients() -> Rows:
     """Throughput over HTTP."""
     for who, rate in load("serve")["several clients"].items():
-        yield who.removesuffix(", pictures/s"), rate
+        yield who.removesuffix(", pictures/s").removesuffix(", images/s"), rate
 
 
 @register("set", "images", "image AUROC", "pixel AUROC", "AUPRO", "runtime − reference, largest")
@@ -154,8 +165,8 @@ def calibration() -> Rows:
 
 
 def _presets(variants: Iterable[str]) -> Rows:
-    found = load("presets")
-    one_shot = pick(found["rows"], shots=1)
+    record = load("presets")
+    one_shot = pick(record["rows"], shots=1)
     for backbone, name in BACKBONES.items():
         for variant in variants:
             for chosen in (False, True):
@@ -167,7 +178,7 @@ def _presets(variants: Iterable[str]) -> Rows:
                 if not rows:
                     continue
                 cells, means = [], ([], [])  # type: ignore[var-annotated]
-                for data in found["sets"]:
+                for data in record["sets"]:
                     parts = []
                     for key, of in zip(("image_auroc", "pixel_aupro"), means, strict=True):
                         values = [100 * r[key] for r in pick(rows, set=data) if r[key] is not None]
@@ -179,7 +190,7 @@ def _presets(variants: Iterable[str]) -> Rows:
                             f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
                         )
                     cells.append(" / ".join(parts))
-                label = PRESETS[variant] + (", `--choose`" if chosen else "")
+                label = variant + (", `--choose`" if chosen else "")
                 yield name, label, *cells, " / ".join(f"{mean(of):.1f}" for of in means)
 
 
@@ -254,9 +265,9 @@ def search_cpu() -> Rows:
     """Exact search on a CPU, ratios of time."""
     for row in load("search-avx2")["rows"]:
         ratios = (
-            f"{row['ratios'][f'{ours} / {theirs}']:.2f}"
-            for theirs in ("numpy", "faiss")
-            for ours in ("float32", "prepared")
+            f"{field(row['ratios'], f'{name} / {peer}', f'{old_name} / {peer}'):.2f}"
+            for peer in ("numpy", "faiss")
+            for name, old_name in (("plain", "float32"), ("index", "prepared"))
         )
         yield row["tokens"], row["rows"], row["dim"], row["threads"], *ratios
 
@@ -302,12 +313,12 @@ def gpu_cameras() -> Rows:
 @register("aim", "measured", "reached")
 def gpu_aims() -> Rows:
     """What the run on the H100 says of its aims."""
-    seen: dict[str, tuple[str, str]] = {}
+    rows: dict[str, tuple[str, str]] = {}
     for table in ("table-vitl", "table-vits"):
-        for word, aim, found in AIM.findall((RESULTS / H100 / f"{table}.txt").read_text()):
-            seen.setdefault(aim, (found, {"FAIL": "no", "pass": "yes"}.get(word, "too few calls to say")))
-    for aim, (found, reached) in seen.items():
-        yield aim, found, reached
+        for word, aim, measured in AIM.findall((RESULTS / H100 / f"{table}.txt").read_text()):
+            rows.setdefault(aim, (measured, {"FAIL": "no", "pass": "yes"}.get(word, "too few calls to say")))
+    for aim, (measured, reached) in rows.items():
+        yield aim, measured, reached
 
 
 @register("image", "class", "slots", "p50, ms", "p99, ms")
@@ -326,8 +337,8 @@ def gpu_host() -> Rows:
 @register("set", "bank rows", "first pass", "groups to rescore")
 def first_pass() -> Rows:
     """Fraction of the groups that a first pass of fewer bits leaves, at most shots."""
-    found = load("first_pass")["rows"]
-    for row in pick(found, shots=max(r["shots"] for r in found)):
+    rows = load("first_pass")["rows"]
+    for row in pick(rows, shots=max(r["shots"] for r in rows)):
         yield row["set"], row["rows"], row["product"], percent(row["share"], 2)
 
 
@@ -335,26 +346,36 @@ def first_pass() -> Rows:
 def scale() -> Rows:
     """Search time and memory by bank size, 384 dimensions, 784 queries."""
     for row in load("scale")["rows"]:
-        keys = ("float32 search, ms", "float32 bank, MB", "memory of float32 bank and search, MB")
-        yield row["rows"], *(f"{row[key]:.1f}" if row.get(key) is not None else "–" for key in keys)
+        names = (
+            ("search, ms", "float32 search, ms"),
+            ("bank, MB", "float32 bank, MB"),
+            ("memory of bank and search, MB", "memory of float32 bank and search, MB"),
+        )
+        yield row["rows"], *(f"{field(row, *either):.1f}" for either in names)
 
 
 @register("classes", "bank, MB", "open, ms", "enroll one image, ms", "route, ms")
 def scale_classes() -> Rows:
     """A bank by its number of classes."""
     for row in load("scale")["classes"]:
-        keys = ("bank, MB", "open, ms", "enrol one more, ms")
-        yield row["classes"], *(f"{row[key]:.0f}" for key in keys), f"{row['route, ms']:.2f}"
+        enroll = field(row, "enroll one more, ms", "enrol one more, ms")
+        yield (
+            row["classes"],
+            f"{row['bank, MB']:.0f}",
+            f"{row['open, ms']:.0f}",
+            f"{enroll:.0f}",
+            f"{row['route, ms']:.2f}",
+        )
 
 
 @register("measured", "result")
 def streaming() -> Rows:
     """Pixel metrics of a data set of Real-IAD's size."""
-    found = load("streaming")
-    yield "maps of 256 × 256", found["maps"]
-    yield "classes", found["classes"]
-    yield "peak memory", f"{found['peak MB']:.0f} MB"
-    yield "time per 1000 maps, one core", f"{found['seconds per 1000 maps, all four metrics']:.1f} s"
+    record = load("streaming")
+    yield "maps of 256 × 256", record["maps"]
+    yield "classes", record["classes"]
+    yield "peak memory", f"{record['peak MB']:.0f} MB"
+    yield "time per 1000 maps, one core", f"{record['seconds per 1000 maps, all four metrics']:.1f} s"
 
 
 @register("result file", "commit", "date", "CPU or GPU")
@@ -391,5 +412,8 @@ def main(check: bool) -> int:
 
 
 if __name__ == "__main__":
-    changed = main(check="--check" in sys.argv[1:])
-    sys.exit("run `python benchmarks/tables.py` and commit the pages" if changed and "--check" in sys.argv[1:] else 0)
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page differs")
+    check = options.parse_args().check
+    if main(check) and check:
+        sys.exit("run `python benchmarks/tables.py` and commit the pages")

@@ -71,9 +71,9 @@ class Peer:
         """See :class:`job.Method`."""
         with torch.inference_mode():
             images = self._transform(image)
-            found = self._module.model(images)
+            output = self._module.model(images)
         self.facts["input"] = list(images.shape[-2:])
-        return found.pred_score.item(), found.anomaly_map[0, 0].numpy()
+        return output.pred_score.item(), output.anomaly_map[0, 0].numpy()
 
 
 def _with_backbone(kind: Any, backbone: str, arguments: dict[str, Any]) -> Any:

@@ -64,10 +64,10 @@ def measure(
     crop: int,
 ) -> dict[str, Any]:
     """:data:`METRICS` of one class; the pixel metrics are None where there are no masks."""
-    found = image_metrics(scores, [sample.label for sample in samples]).values
+    metrics = image_metrics(scores, [sample.label for sample in samples]).values
     if masks is not None:
         pixels = PixelMetrics()
         for anomaly_map, mask in zip(maps, masks, strict=True):
             pixels.add(full_frame(anomaly_map, resize, crop), mask)
-        found |= pixels.compute().values
-    return {name: found.get(name) for name in METRICS}
+        metrics |= pixels.compute().values
+    return {name: metrics.get(name) for name in METRICS}

@@ -235,15 +235,15 @@ def _maps(path: Path, count: int) -> Iterator[NDArray[np.float32]]:
 
 def peers_environment(folder: Path) -> None:
     """Make the peers' virtual environment, unless it is there with these very requirements."""
-    wanted, stamp = HERE / "requirements.txt", folder / "requirements.txt"
-    if stamp.is_file() and stamp.read_bytes() == wanted.read_bytes():
+    requirements, stamp = HERE / "requirements.txt", folder / "requirements.txt"
+    if stamp.is_file() and stamp.read_bytes() == requirements.read_bytes():
         return
-    print(f"making {folder} from {wanted.relative_to(common.ROOT)}: about 6 GB, some minutes", flush=True)
+    print(f"making {folder} from {requirements.relative_to(common.ROOT)}: about 6 GB, some minutes", flush=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-    for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, "--requirement", str(wanted)]):
+    for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, "--requirement", str(requirements)]):
         if subprocess.run(command).returncode:
             raise SystemExit(f"{folder} could not be made, see above; the command was {' '.join(command)}")
-    stamp.write_bytes(wanted.read_bytes())
+    stamp.write_bytes(requirements.read_bytes())
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -256,10 +256,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "|" + "---|" * 5 + "---:|" * 6,
     ]
     for key, group in groupby(rows, lambda r: (r["set"], r["shots"], r["method"], r["backbone"])):
-        found = list(group)
-        cells = [*map(str, key), _input(found[0]["facts"]), *(_spread(found, m) for m in protocol.METRICS)]
-        cells += [f"{statistics.median(r['ms'] for r in found):.0f}", f"{found[0]['peak_rss_mb']:.0f}"]
-        lines.append(f"| {' | '.join([*cells, str(found[0]['bank_rows'])])} |")
+        rows_of_key = list(group)
+        cells = [*map(str, key), _input(rows_of_key[0]["facts"]), *(_spread(rows_of_key, m) for m in protocol.METRICS)]
+        cells += [f"{statistics.median(r['ms'] for r in rows_of_key):.0f}", f"{rows_of_key[0]['peak_rss_mb']:.0f}"]
+        lines.append(f"| {' | '.join([*cells, str(rows_of_key[0]['bank_rows'])])} |")
     return "\n".join(lines)
 
 

@@ -124,12 +124,12 @@ def test_bank_commands(bank: Path, tiny_model: Path, good: list[Path], capsys: p
     capsys.readouterr()
     assert run(["bank", "remove", str(bank), "--class", "disc", "--image", sha[:8]]) == 0
     gone = info["classes"]["disc"]["images"][0]["source"]
-    assert capsys.readouterr().out == f"bank version 3: remove disc: {gone} (`visionad bank undo` takes it back)\n"
+    assert capsys.readouterr().out == f"bank version 3: remove disc: {gone} (`visionad bank undo` restores it)\n"
     assert run(["bank", "remove", str(bank), "--class", "nut"]) == 0
     assert run(["bank", "undo", str(bank)]) == 0
     assert "version 5" in capsys.readouterr().out.splitlines()[-1]
     assert run(["bank", "info", str(bank)]) == 0
-    assert "--to VERSION` brings back any of: 1, 2, 3, 4" in capsys.readouterr().out.splitlines()[-1]
+    assert "--to VERSION` restores any of: 1, 2, 3, 4" in capsys.readouterr().out.splitlines()[-1]
     assert run(["bank", "undo", str(bank), "--to", "4"]) == 0
     assert "nut" not in capsys.readouterr().out.split("classes:")[-1]
     assert run(["bank", "undo", str(bank), "--to", "77"]) == 2
@@ -207,7 +207,7 @@ def test_a_class_name_in_composed_or_decomposed_letters(tiny_model: Path, good: 
         (["calibrate", "{model}", "{bank}", "--class", "x", "{good}"], "no class 'x'"),
         (["export", "--out", "{nowhere}"], "--backbone"),
         (["export", "--backbone", "resnet_of_my_dreams", "--out", "{nowhere}"], "unknown backbone"),
-        (["demo", "--out", "{folder}"], "holds other things"),
+        (["demo", "--out", "{folder}"], "holds other files"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(

@@ -1,4 +1,4 @@
-"""What commands say: lines on stdout, messages on stderr, progress bars, the log; and how they are stopped."""
+"""Output of the commands: lines on stdout, messages on stderr, progress bars and the log. Also how a command is stopped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 
 def set_verbosity(verbose: bool) -> None:
+    """Send the log to stderr: from INFO on if ``verbose``, else warnings."""
     log = logging.getLogger("visionad")
     log.setLevel(logging.INFO if verbose else logging.WARNING)
     if not log.handlers:
@@ -19,26 +20,36 @@ def set_verbosity(verbose: bool) -> None:
 
 
 class StderrHandler(logging.Handler):
-    """The log's lines as the command's other messages, on whatever stderr is now."""
+    """Write log records like the other messages. Stderr is looked up for each record, because a host may replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
         sys.stderr.write(f"visionad: {record.getMessage()}\n")
 
 
 def complain(message: str, status: int = 2) -> int:
+    """Write a message to stderr as one line; return the exit status."""
     sys.stderr.write(f"visionad: {' '.join(message.split())}\n")
     return status
 
 
 def say(text: str) -> None:
-    """A line of output, seen at once: a line PC reads it through a pipe."""
+    """Write a line to stdout and flush it, because a line PC reads it through a pipe."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal's stderr, nothing in a pipe. Yields the function that counts one step."""
+    """Show a progress bar on stderr if it is a terminal, and nothing otherwise.
+
+    Args:
+        what: title of the bar.
+        total: number of steps.
+
+    Yields:
+        The function that counts one step.
+    """
     if not sys.stderr.isatty() or total < 2:
         yield lambda: None
         return
@@ -53,17 +64,20 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def until_stopped() -> Iterator[threading.Event]:
-    """Set by Ctrl-C or a service's stop, so that what is being inspected is finished. A second Ctrl-C does not wait for that."""
-    stop, before = threading.Event(), dict[signal.Signals, Any]()
+    """Yield an event that Ctrl-C (SIGINT) or SIGTERM sets, so that the running inspection is finished.
 
-    def end(*_: object) -> None:
+    A second Ctrl-C stops at once.
+    """
+    stop, previous = threading.Event(), dict[signal.Signals, Any]()
+
+    def set_stop(*_: object) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, end)
+        previous[number] = signal.signal(number, set_stop)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

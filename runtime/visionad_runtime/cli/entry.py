@@ -1,4 +1,4 @@
-"""Where the console script begins: what can go wrong from the first import on, before anything is there that could say so."""
+"""Entry point of the console script. It reports errors of the first imports, before the command line itself is loaded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from ..errors import import_error_message, is_own_module
 
 
 def main() -> None:
-    """``visionad``. Interrupted while it is being imported it ends with status 130, without a package that it needs with 2 and
-    one line, never with a traceback."""
+    """Run ``visionad``.
+
+    Exit status 130 if it is interrupted while it is imported, and 2 with one line on stderr if a required package is missing.
+    """
     try:
         from .main import main as command
     except KeyboardInterrupt:
@@ -17,6 +19,6 @@ def main() -> None:
     except ImportError as exc:
         if is_own_module(exc):
             raise
-        print(f"visionad: {import_error_message(exc)}", file=sys.stderr)  # noqa: T201 - the command's own way needs typer
+        print(f"visionad: {import_error_message(exc)}", file=sys.stderr)  # noqa: T201 - console.complain needs typer
         sys.exit(2)
     command()

@@ -1,4 +1,4 @@
-"""The ``visionad`` command. Exit status: 0 good, 2 the user's mistake (one line on stderr), 1 the program's own fault."""
+"""The ``visionad`` command. Exit status: 0 success, 1 internal error, 2 user error (one line on stderr)."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ INTERRUPTED = 130
 INTERRUPTION = "interrupted; what was finished is kept"
 
 
-def print_version(wanted: bool) -> None:
-    if wanted:
+def print_version(requested: bool) -> None:
+    """Print the version and exit, if ``--version`` is given."""
+    if requested:
         say(f"visionad {__version__}")
         raise typer.Exit
 
@@ -77,33 +78,40 @@ def global_options(
     verbose: Annotated[
         bool,
         typer.Option(
-            "--verbose", callback=set_verbosity, help="Say on stderr what is chosen and why, such as the backend."
+            "--verbose", callback=set_verbosity, help="Report choices and their reasons on stderr, such as the backend."
         ),
     ] = False,
 ) -> None:
-    """Few-shot visual inspection: show 1 to 8 good parts, start inspecting."""
+    """Few-shot visual inspection: enroll 1 to 8 good parts, then inspect."""
 
 
 app.callback()(global_options)
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line of this process and exit."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this (>&-, a service)
+        if stream is None:  # closed by the caller (>&-, a service)
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process lives
-        else:  # JSON is UTF-8 wherever it goes; a file name that is no UTF-8 is escaped as JSON escapes it
+        else:  # JSON is UTF-8 everywhere; file names that are not UTF-8 are escaped as in JSON
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command line; returns the exit status."""
+    """Run one command line.
+
+    Args:
+        args: arguments without the program's name.
+
+    Returns:
+        The exit status.
+    """
     args = list(args)
     if args in ([], ["bank"]):
         args.append("--help")
-    if "" in args:  # as a path it would mean the working folder and everything below
+    if "" in args:  # as a path, it would mean the working folder and everything below
         return complain("an argument is empty (a variable that is not set?); give a path or a name in its place")
     try:
         status = app(args=args, prog_name="visionad", standalone_mode=False)
@@ -111,14 +119,14 @@ def run(args: Sequence[str]) -> int:
     except VisionADError as exc:
         return complain(str(exc))
     except (BrokenPipeError, SystemExit):
-        drop_stdout()  # the reader went away (| head), which the parser makes an exit; that is its right
+        drop_stdout()  # the reader closed the pipe (| head), which the parser turns into an exit; that is no error
         return 0
-    except KeyboardInterrupt:  # before or after the parser takes care of it
+    except KeyboardInterrupt:  # outside the parser, which handles its own
         status = INTERRUPTED
     except MemoryError:
         return complain("out of memory; use smaller images, a smaller bank or a smaller --batch")
     except Exception as exc:
-        # A native library that was being imported makes an ImportError of it.
+        # Importing a native library turns Ctrl-C into an ImportError.
         if isinstance(exc.__cause__, KeyboardInterrupt):
             return complain(INTERRUPTION, INTERRUPTED)
         if hasattr(exc, "format_message"):  # a usage error of the command-line parser
@@ -137,5 +145,5 @@ def run(args: Sequence[str]) -> int:
 
 
 def drop_stdout() -> None:
-    """What is left to write goes nowhere, or the interpreter would fail on it when it ends."""
+    """Discard what is still buffered for stdout; flushing it at exit would fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

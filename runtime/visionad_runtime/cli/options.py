@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..scoring.catalog import preset_help
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")]
 BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
-# readable=False: the parser must not refuse a whole run for one file; reading it says what is wrong, per file
+# readable=False: one unreadable file must not stop the run; reading it reports the error for that file
 PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="image files or folders", readable=False)]
 JsonFlag = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
 def as_stored(name: str | None) -> str | None:
-    """A class name in the form in which banks store it, however the terminal composes its letters."""
+    """Return a class name in the form that banks store, whatever Unicode form the terminal uses."""
     if name is None:
         return None
     from ..bank.names import normalize_class_name
@@ -26,7 +26,11 @@ def as_stored(name: str | None) -> str | None:
 
 
 def checked_precision(name: str | None) -> str | None:
-    """A precision that exists, before anything is opened."""
+    """Check a precision before anything is opened.
+
+    Raises:
+        VisionADError: there is no such precision.
+    """
     from ..formats.manifest import parse_precision
 
     return parse_precision(name)
@@ -37,19 +41,21 @@ MaybeClass = Annotated[
     str | None,
     typer.Option("--class", metavar="NAME", callback=as_stored, help="class of the parts; skips routing"),
 ]
-BackendOption = Annotated[str, typer.Option("--backend", help="auto, or one that `visionad doctor` lists")]
+BackendOption = Annotated[str, typer.Option("--backend", help="auto, or a backend that `visionad doctor` lists")]
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
         "--precision",
         metavar="P",
         callback=checked_precision,
-        help="compute in fp32, bf16 or fp16, by a backend that offers it [default: the model's]",
+        help="compute in fp32, bf16 or fp16, if the backend offers the choice [default: the model's]",
     ),
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", metavar="D", help="compute on cpu, gpu or npu, by a backend that offers it (openvino)"),
+    typer.Option(
+        "--device", metavar="D", help="compute on cpu, gpu or npu, if the backend offers the choice (openvino)"
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default, and at most: all cores]")
@@ -62,14 +68,12 @@ KeepAlive = Annotated[
     typer.Option(
         "--keep-alive",
         metavar="SECONDS",
-        help="a GPU runs its last image again when none came for so long, so that its clocks stay up [default: never]",
+        help="rerun the last image after this many idle seconds, to keep the GPU's clocks up [default: never]",
     ),
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option(
-        "--preset", metavar="NAME", help=f"how to score: {preset_help()} [default: as the model was exported]"
-    ),
+    typer.Option("--preset", metavar="NAME", help=f"scoring: {preset_help()} [default: the model's]"),
 ]
 ViewsOption = Annotated[
     str | None,
@@ -78,4 +82,5 @@ ViewsOption = Annotated[
 
 
 def split_views(views: str | None) -> list[str] | None:
+    """Split ``--views`` at its commas."""
     return None if views is None else [v.strip() for v in views.split(",")]

@@ -1,1 +1,1 @@
-"""What surrounds inspection: evaluation, benchmarks, the demo, diagnosis. Nothing below imports it."""
+"""Evaluation, benchmark, demo and diagnosis. No layer below imports this package."""

@@ -1,4 +1,4 @@
-"""``visionad doctor``: what this box can run, what would be chosen, what is missing and what to install."""
+"""``visionad doctor``: what this machine can run, what ``auto`` takes, and what to install."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..system import cpu_name, gpu_names, package_version
 
 LEAN = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "safetensors", "pydantic", "typer")
 MODULES = {"pillow": "PIL.Image", "opencv-python-headless": "cv2", "safetensors": "safetensors.numpy"}
-"""Of those, what may be installed and not load: a library of the system is missing, or another package's files are in its place."""
+"""Packages that may be installed and fail to load: a system library is missing, or another package has overwritten their files."""
 EXTRAS = {
     "export": (
         "torch",
@@ -32,11 +32,10 @@ EXTRAS = {
     "eval": ("matplotlib", "jinja2"),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client"),
 }
-"""What each extra brings that is no backend's."""
+"""Packages of each extra that belong to no backend."""
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 
-# What the test suite passed with, newest first. A version outside is not known to be bad, only untested.
 TESTED = {
     "python": ("3.11", "3.12", "3.13"),
     "numpy": ("2.4",),
@@ -45,14 +44,17 @@ TESTED = {
     "torch": ("2.14",),
     "timm": ("1.0",),
 }
-"""Of what is no backend's."""
+"""Versions that the test suite passed with, newest first, of packages that belong to no backend. Other versions are untested."""
 
 
 def diagnose(model: Path | None = None) -> dict[str, Any]:
-    """Everything :func:`format_report` prints, as JSON types. Imports nothing heavy and never raises for a broken box.
+    """Diagnose this machine. Nothing heavy is imported, and a broken installation raises no error.
 
     Args:
-        model: a model folder to self-test here as well.
+        model: model folder to self-test as well.
+
+    Returns:
+        The report, JSON types.
     """
     problems: list[str] = []
     specs = backends().values()
@@ -64,17 +66,18 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
         f"{name} is missing: pip install visionad" for name in LEAN if versions[name] is None and not _stands_in(name)
     ]
     for family in (OPENCVS, ONNXRUNTIMES):
-        here = [n for n in family if package_version(n)]
-        if len(here) > 1:
-            keep = _onnxruntime() if family is ONNXRUNTIMES else here[0]
+        installed = [n for n in family if package_version(n)]
+        if len(installed) > 1:
+            keep = _onnxruntime() if family is ONNXRUNTIMES else installed[0]
             problems.append(
-                f"{' and '.join(here)} overwrite each other's files: pip uninstall {' '.join(here)}, then pip install {keep}"
+                f"{' and '.join(installed)} overwrite each other's files: pip uninstall {' '.join(installed)}, "
+                f"then pip install {keep}"
             )
     problems += _broken([name for name in MODULES if versions[name] or _stands_in(name)])
     providers = _providers(problems)
     gpus = gpu_names()
-    states = {spec.name: spec.probe()._asdict() for spec in specs}
-    searches = _search(problems)
+    backend_states = {spec.name: spec.probe()._asdict() for spec in specs}
+    native_search = _search(problems)
     report: dict[str, Any] = {
         "visionad": package_version("visionad"),
         "python": sys.version.split()[0],
@@ -89,9 +92,9 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
             for missing in [[n for n in names if versions[n] is None]]
         },
         "onnxruntime_providers": providers,
-        "backends": states,
-        "chosen": _choice(states, model),
-        "search": searches,
+        "backends": backend_states,
+        "chosen": _choice(backend_states, model),
+        "search": native_search,
         "tested_with": {k: list(v) for k, v in tested.items()},
         "not_run_on_a_gpu": {package: what for spec in specs for package, what in spec.not_run.items()},
         "untested": _untested(versions, tested),
@@ -103,12 +106,12 @@ def diagnose(model: Path | None = None) -> dict[str, Any]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The report for a person."""
+    """Format the report as text."""
     lines = [
         f"visionad {report['visionad']} on Python {report['python']}, {report['platform']}",
         f"CPU      {report['cpu']}, {report['cores']} cores",
     ]
-    lines += [f"GPU      {gpu}" for gpu in report["gpus"]] or ["GPU      none seen (no NVIDIA driver)"]
+    lines += [f"GPU      {gpu}" for gpu in report["gpus"]] or ["GPU      none (no NVIDIA driver)"]
     lines.append(
         f"Backend  {report['chosen'] or 'NONE'} (ONNX Runtime offers {', '.join(report['onnxruntime_providers']) or 'nothing'})"
     )
@@ -116,14 +119,14 @@ def format_report(report: dict[str, Any]) -> str:
     code = (
         f"machine code {report['search']}"
         if report["search"]
-        else "NumPy, two to three times slower: no machine code runs here"
+        else "NumPy, two to three times slower: no machine code runs on this CPU"
     )
     lines.append(f"Search   {code}")
     for name, version in report["packages"].items():
         mark = "?" if name in report["untested"] else " "
         lines.append(f"  {mark} {name:<34} {version or '-'}")
     if report["untested"]:
-        lines.append("  ? = not among the versions the test suite passed with")
+        lines.append("  ? = not a version that the test suite passed with")
     for extra, state in report["extras"].items():
         lines.append(
             f"Extra    {extra}: "
@@ -143,26 +146,26 @@ def _self_test(model: Path, problems: list[str]) -> str:
 
         engine = open_engine(model, read_model(model))
         engine.close()
-    except (VisionADError, ImportError) as exc:  # what does not import is a problem by itself as well
+    except (VisionADError, ImportError) as exc:  # a failed import is listed as its own problem too
         problems.append(str(exc))
         return "self-test failed"
-    return f"self-test passed on {engine.name} in {engine.precision}, within these of the reference: {engine.info['self-test']}"
+    return f"self-test passed on {engine.name} in {engine.precision}, differences to the reference: {engine.info['self-test']}"
 
 
 def _search(problems: list[str]) -> str | None:
-    """Name of the machine code that searches on this CPU."""
+    """Return the name of the machine code that searches on this CPU; ``None`` if NumPy does."""
     try:
         from ..search import native
 
         library, unfit = native.native_library()
-    except ImportError:  # a problem by itself, named above
+    except ImportError:  # already listed as a problem
         return None
     problems.extend(unfit)
     return library.name if library else None
 
 
 def _choice(states: dict[str, dict[str, Any]], model: Path | None) -> str | None:
-    """Return what ``auto`` takes here first. It takes a backend that needs a build only where an engine of the model was built."""
+    """Return the backend that ``auto`` tries first. One that needs a build counts only if an engine of the model was built."""
     return next((s.name for s in auto_backends() if states[s.name]["runs"] and _is_built(s, model)), None)
 
 
@@ -179,7 +182,7 @@ def _is_built(spec: BackendSpec, model: Path | None) -> bool:
 
 
 def _stands_in(name: str) -> bool:
-    """Another distribution may bring the same module (opencv-python for opencv-python-headless, and so on)."""
+    """Return whether another distribution provides the same module, as opencv-python does for opencv-python-headless."""
     family = OPENCVS if name in OPENCVS else ONNXRUNTIMES if name in ONNXRUNTIMES else ()
     return any(package_version(n) for n in family)
 
@@ -197,10 +200,10 @@ def _broken(names: Sequence[str]) -> list[str]:
     for name in names:
         try:
             importlib.import_module(MODULES[name])
-        except Exception as exc:  # a broken native library raises anything
-            here = [n for n in OPENCVS if package_version(n)] if name in OPENCVS else []
+        except Exception as exc:  # a broken native library raises any type
+            installed = [n for n in OPENCVS if package_version(n)] if name in OPENCVS else []
             broken.append(
-                f"{MODULES[name]} does not import ({exc}): pip install --force-reinstall {(here or [name])[0]}"
+                f"{MODULES[name]} does not import ({exc}): pip install --force-reinstall {(installed or [name])[0]}"
             )
     return broken
 
@@ -210,12 +213,12 @@ def _providers(problems: list[str]) -> list[str]:
         import onnxruntime
 
         return list(onnxruntime.get_available_providers())
-    except Exception as exc:  # a broken native library raises anything
+    except Exception as exc:  # a broken native library raises any type
         problems.append(f"onnxruntime does not import ({exc}): pip install --force-reinstall {_onnxruntime()}")
         return []
 
 
 def _onnxruntime() -> str:
-    """The package of it that is to be here: another one would overwrite its files."""
-    here = [name for name in ONNXRUNTIMES if package_version(name)]
-    return "onnxruntime-gpu" if "onnxruntime-gpu" in here else (here or ["onnxruntime"])[0]
+    """Return the package of ONNX Runtime to install. Another one would overwrite its files."""
+    installed = [name for name in ONNXRUNTIMES if package_version(name)]
+    return "onnxruntime-gpu" if "onnxruntime-gpu" in installed else (installed or ["onnxruntime"])[0]

@@ -1,1 +1,1 @@
-"""What a person looks at: overlays and contact sheets, and HTML pages made of templates."""
+"""Overlays, contact sheets and HTML pages from templates."""

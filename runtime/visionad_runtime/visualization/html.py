@@ -1,7 +1,7 @@
-"""HTML pages from the templates beside this module: one file each, everything inside, nothing fetched.
+"""HTML pages from the templates in ``templates/``. A page is one file and fetches nothing.
 
-Templates escape every value by themselves, and a content security policy in each page forbids any other resource. Jinja2 belongs to
-the extras ``eval`` and ``export``; it is imported when a page is rendered.
+Templates escape every value, and a content security policy in each page forbids other resources. Jinja2 belongs to the extras
+``eval`` and ``export``. It is imported when a page is rendered.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).with_name("templates")
 HEADLINES = 4
-"""Facts that a page shows large, at its top."""
+"""Number of facts that a page shows large, at its top."""
 
 
 def require_jinja() -> None:
@@ -40,11 +40,14 @@ def require_jinja() -> None:
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template of ``templates/``; every value is escaped.
+    """Render a template of ``templates/``. Every value is escaped.
 
     Args:
-        template: its file name.
-        values: what it shows; a name that the template uses and that is missing is an error.
+        template: file name of the template.
+        values: values by name. A name that the template uses must be given.
+
+    Returns:
+        The page.
     """
     return _environment().get_template(template).render(headlines=HEADLINES, **values)
 
@@ -67,17 +70,17 @@ def _environment() -> jinja2.Environment:
 
 
 def number(value: float | None) -> str:
-    """Format with three significant digits; a dash for none."""
+    """Format a number with three significant digits; a dash for ``None``, NaN and infinity."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
 class InlineImage:
-    """An image inside the page.
+    """An image embedded in a page.
 
     Attributes:
         source: data URI of the JPEG.
-        alt: what it shows.
+        alt: description of the image.
         width: pixels.
         height: pixels.
     """
@@ -102,7 +105,13 @@ class InlineImage:
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale with round ticks."""
+    """An axis with round ticks.
+
+    Attributes:
+        low: value at its start.
+        high: value at its end.
+        step: distance of the ticks.
+    """
 
     low: float
     high: float
@@ -133,12 +142,12 @@ class Strip:
     """Frame of a wide diagram over an axis, in units of its view box.
 
     Attributes:
-        axis: its horizontal scale.
-        height: of the diagram between its upper and its lower end.
-        left: margin.
-        right: margin.
-        top: margin.
-        width: of the whole diagram.
+        axis: horizontal axis.
+        height: height of the plotted area.
+        left: left margin.
+        right: right margin.
+        top: upper margin.
+        width: width of the whole diagram.
     """
 
     axis: Axis
@@ -159,9 +168,9 @@ class Strip:
         return self.width - self.left - self.right
 
     def x(self, value: float) -> float:
-        """Return the horizontal place of a value."""
+        """Return the horizontal position of a value."""
         return self.left + self.room * self.axis.at(value)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return place and label of each tick."""
+        """Return position and label of each tick."""
         return [(self.x(value), f"{value:.4g}") for value in self.axis.ticks()]

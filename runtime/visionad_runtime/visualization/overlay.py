@@ -1,4 +1,4 @@
-"""What a person looks at: the heat on the original image, the verdict below it, contact sheets."""
+"""Overlays: the heat map on the original image with the verdict below it. Also contact sheets."""
 
 from __future__ import annotations
 
@@ -23,27 +23,32 @@ if TYPE_CHECKING:
 
 Rgb = NDArray[np.uint8]
 Field = NDArray[np.float32]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 LONGEST_SIDE = 1024
 SHORTEST_LONG_SIDE = 256
-_CAPTION_WIDTH = 320  # a caption is not readable on less
+_CAPTION_WIDTH = 320  # a narrower caption is not readable
 
-VERDICT_COLOURS: dict[str, Colour] = {"ok": (34, 150, 84), "anomalous": (208, 46, 46), "unknown": (201, 128, 10)}
-_INK: Colour = (238, 240, 243)
-_FAINT: Colour = (150, 156, 166)
-_PANEL: Colour = (22, 24, 29)
+VERDICT_COLORS: dict[str, Color] = {"ok": (34, 150, 84), "anomalous": (208, 46, 46), "unknown": (201, 128, 10)}
+_INK: Color = (238, 240, 243)
+_FAINT: Color = (150, 156, 166)
+_PANEL: Color = (22, 24, 29)
 
 
 def heatmap(anomaly_map: Field, scale: tuple[float, float]) -> Rgb:
-    """Colour a map, (H, W) float32 → (H, W, 3) uint8 RGB.
+    """Color an anomaly map.
 
-    ``scale`` is (coldest, hottest) in map units and never taken from the image: a good part must look cold. Values
-    beyond the ends are clipped.
+    Args:
+        anomaly_map: (H, W) float32.
+        scale: (coldest, hottest) in map units; values beyond are clipped. It is never taken from the image, so that a good part
+            looks cold.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
     """
     levels = (_normalised(anomaly_map, scale) * 255 + np.float32(0.5)).astype(np.uint8)
-    coloured = cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)
-    return np.ascontiguousarray(coloured[..., ::-1], dtype=np.uint8)
+    colored = cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)
+    return np.ascontiguousarray(colored[..., ::-1], dtype=np.uint8)
 
 
 def draw_overlay(
@@ -59,22 +64,22 @@ def draw_overlay(
     *,
     caption: bool = True,
 ) -> Rgb:
-    """Lay the heat over the original image and write the verdict below it.
+    """Draw the heat map over the original image, and the verdict below it.
 
     Args:
-        image: The original image, (height, width, 3) uint8 RGB.
-        anomaly_map: (256, 256) float32 over the centre crop, in map units.
-        geometry: Where the crop lies in the image.
-        regions: Outlined in white.
+        image: original image, (height, width, 3) uint8 RGB.
+        anomaly_map: (256, 256) float32 over the center crop, in map units.
+        geometry: position of the crop in the image.
+        regions: regions to outline in white.
         verdict: ``ok``, ``anomalous`` or ``unknown``.
-        score: The image's score.
-        threshold: None if the class has not been calibrated.
-        class_name: None if no class was found.
-        scale: (coldest, hottest) map value of the colours; the same for all images that are to be compared.
-        caption: False leaves the strip below out.
+        score: score of the image.
+        threshold: ``None`` if the class is not calibrated.
+        class_name: ``None`` if the image is of no known class.
+        scale: (coldest, hottest) map value of the colors; the same for all images that are compared.
+        caption: whether to add the strip with the verdict.
 
     Returns:
-        (h, w, 3) uint8 RGB. The image's longest side is brought into 256..1024 pixels.
+        (h, w, 3) uint8 RGB. The longest side of the image is scaled into 256..1024 pixels.
     """
     canvas = _fit(image)
     height, width = canvas.shape[:2]
@@ -82,13 +87,13 @@ def draw_overlay(
 
     left, top = _scaled(geometry.to_original(0, 0), to_x, to_y)
     right, bottom = _scaled(geometry.to_original(MAP_SIZE, MAP_SIZE), to_x, to_y)
-    placed = _stretched(anomaly_map, (left, top, right, bottom), (width, height))
+    stretched = _stretched(anomaly_map, (left, top, right, bottom), (width, height))
     x0, y0 = round(left), round(top)
     x1, y1 = max(x0 + 1, round(right)), max(y0 + 1, round(bottom))
-    seen = np.zeros((height, width), dtype=np.float32)
-    seen[y0:y1, x0:x1] = 1
+    covered = np.zeros((height, width), dtype=np.float32)
+    covered[y0:y1, x0:x1] = 1
 
-    blended = _blended(canvas, placed, seen, scale)
+    blended = _blended(canvas, stretched, covered, scale)
     _corner_marks(blended, x0, y0, x1, y1)
     for region in regions:
         outline = np.asarray(region.polygon, dtype=np.float64).reshape(-1, 2)
@@ -96,12 +101,17 @@ def draw_overlay(
             _outline(blended, (outline + 0.5) * (to_x, to_y) - 0.5)
     if not caption:
         return blended
-    framed = _centred(blended, max(width, _CAPTION_WIDTH), height)
+    framed = _centered(blended, max(width, _CAPTION_WIDTH), height)
     return np.concatenate([framed, _caption(framed.shape[1], verdict, score, threshold, class_name)])
 
 
 def overlay_png(rgb: Rgb, result: Result) -> bytes:
-    """The overlay of an inspected image, uint8 (H, W, 3) RGB or (H, W) grey, as a PNG file."""
+    """Return the overlay of an inspected image as a PNG file.
+
+    Args:
+        rgb: uint8 (H, W, 3) RGB or (H, W) gray.
+        result: result of the image.
+    """
     drawn = draw_overlay(
         to_rgb(rgb) if rgb.ndim == 2 else np.ascontiguousarray(rgb),
         result.anomaly_map,
@@ -114,23 +124,32 @@ def overlay_png(rgb: Rgb, result: Result) -> bytes:
         result.map_scale,
     )
     file = io.BytesIO()
-    Image.fromarray(drawn).save(file, "PNG", compress_level=2)  # a quarter of the usual time, a tenth more bytes
+    Image.fromarray(drawn).save(file, "PNG", compress_level=2)  # a quarter of the default's time, a tenth more bytes
     return file.getvalue()
 
 
 def save_overlay(path: Path, rgb: Rgb, result: Result) -> None:
-    """Write :func:`overlay_png`, parent folders included."""
+    """Write :func:`overlay_png` to a file, and create its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, overlay_png(rgb, result))
 
 
 def contact_sheet(tiles: Sequence[Rgb], columns: int, title: str) -> Rgb:
-    """Put images of any sizes on one contact sheet with ``columns`` columns; (h, w, 3) uint8 RGB."""
+    """Arrange images on one contact sheet.
+
+    Args:
+        tiles: images, each (h, w, 3) uint8 RGB of any size.
+        columns: images per row.
+        title: text above them.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+    """
     gap = 12
     cell_w = min(512, max((tile.shape[1] for tile in tiles), default=256))
     cell_h = min(512, max((tile.shape[0] for tile in tiles), default=64))
     columns = max(1, min(columns, len(tiles) or 1))
-    cells = [_centred(_shrink(tile, cell_w, cell_h), cell_w, cell_h) for tile in tiles]
+    cells = [_centered(_shrink(tile, cell_w, cell_h), cell_w, cell_h) for tile in tiles]
     width = max(_CAPTION_WIDTH, columns * (cell_w + gap) + gap)
     rows = -(-len(cells) // columns)
     page = np.empty((64 + rows * (cell_h + gap), width, 3), dtype=np.uint8)
@@ -145,7 +164,7 @@ def contact_sheet(tiles: Sequence[Rgb], columns: int, title: str) -> Rgb:
 
 
 def _normalised(anomaly_map: Field, scale: tuple[float, float]) -> Field:
-    """Map units → 0..1. Not a number counts as hottest: it must be seen."""
+    """Scale map units to 0..1. NaN counts as hottest, so that it is visible."""
     cold, hot = scale
     span = max(hot - cold, 1e-12)
     level = (np.asarray(anomaly_map, dtype=np.float64) - cold) / span
@@ -157,26 +176,39 @@ def _scaled(point: tuple[float, float], to_x: float, to_y: float) -> tuple[float
 
 
 def _stretched(anomaly_map: Field, edges: tuple[float, float, float, float], size: tuple[int, int]) -> Field:
-    """The map laid between ``edges`` (left, top, right, bottom) of a canvas of ``size`` (width, height), going on beyond them."""
+    """Stretch a map over a canvas. Beyond its edges the border values are repeated.
+
+    Args:
+        anomaly_map: (H, W) float32.
+        edges: left, top, right and bottom of the map on the canvas, in pixels.
+        size: width and height of the canvas.
+    """
     left, top, right, bottom = edges
     step_x, step_y = (right - left) / MAP_SIZE, (bottom - top) / MAP_SIZE
-    # The edges are those of pixels, warpAffine speaks of pixel centres: hence the halves.
-    place = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]], dtype=np.float64)
+    # Edges are positions of pixel edges, and warpAffine takes pixel centers: hence the halves.
+    transform = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]], dtype=np.float64)
     source = np.ascontiguousarray(anomaly_map, dtype=np.float32)
-    return np.asarray(cv2.warpAffine(source, place, size, borderMode=cv2.BORDER_REPLICATE), dtype=np.float32)
+    return np.asarray(cv2.warpAffine(source, transform, size, borderMode=cv2.BORDER_REPLICATE), dtype=np.float32)
 
 
-def _blended(canvas: Rgb, placed: Field, seen: Field, scale: tuple[float, float]) -> Rgb:
-    """Heat over the canvas, opaque by how hot it is and only where ``seen`` is 1; elsewhere the method is blind, which dims it."""
-    ramp = np.clip((_normalised(placed, scale) - np.float32(0.15)) / np.float32(0.60), 0, 1)
-    alpha = (ramp * ramp * (3 - 2 * ramp) * np.float32(0.72) * seen)[..., None]
-    base = canvas.astype(np.float32) * (np.float32(0.62) + np.float32(0.38) * seen)[..., None]
-    blended: Rgb = (base * (1 - alpha) + heatmap(placed, scale) * alpha + np.float32(0.5)).astype(np.uint8)
+def _blended(canvas: Rgb, stretched: Field, covered: Field, scale: tuple[float, float]) -> Rgb:
+    """Blend the heat map over the canvas. Its opacity grows with the heat.
+
+    Args:
+        canvas: (h, w, 3) uint8 RGB.
+        stretched: (h, w) map values.
+        covered: (h, w), 1 where the method inspects and 0 elsewhere; the rest is dimmed.
+        scale: as in :func:`heatmap`.
+    """
+    ramp = np.clip((_normalised(stretched, scale) - np.float32(0.15)) / np.float32(0.60), 0, 1)
+    alpha = (ramp * ramp * (3 - 2 * ramp) * np.float32(0.72) * covered)[..., None]
+    base = canvas.astype(np.float32) * (np.float32(0.62) + np.float32(0.38) * covered)[..., None]
+    blended: Rgb = (base * (1 - alpha) + heatmap(stretched, scale) * alpha + np.float32(0.5)).astype(np.uint8)
     return blended
 
 
 def _fit(image: Rgb) -> Rgb:
-    """Bring the longest side into 256..1024: averaging down, whole-number nearest up."""
+    """Scale the longest side into 256..1024: down by averaging, up by repeating pixels a whole number of times."""
     height, width = image.shape[:2]
     longest = max(height, width)
     if longest > LONGEST_SIDE:
@@ -193,8 +225,8 @@ def _shrink(image: Rgb, width: int, height: int) -> Rgb:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _centred(image: Rgb, width: int, height: int) -> Rgb:
-    """Centre the image on a dark panel of the size asked, or larger if it does not fit."""
+def _centered(image: Rgb, width: int, height: int) -> Rgb:
+    """Center the image on a dark panel of the given size, or a larger one if it does not fit."""
     spare_x, spare_y = max(0, width - image.shape[1]), max(0, height - image.shape[0])
     if not spare_x and not spare_y:
         return image
@@ -206,16 +238,16 @@ def _centred(image: Rgb, width: int, height: int) -> Rgb:
 
 
 def _corner_marks(canvas: Rgb, x0: int, y0: int, x1: int, y1: int) -> None:
-    """Corners of the square the method sees, as in a viewfinder."""
+    """Mark the corners of the inspected square, as in a viewfinder."""
     arm = max(2, min(x1 - x0, y1 - y0) // 20)
     for x, y, dx, dy in ((x0, y0, 1, 1), (x1 - 1, y0, -1, 1), (x0, y1 - 1, 1, -1), (x1 - 1, y1 - 1, -1, -1)):
-        for colour, thickness in (((20, 20, 20), 3), (_INK, 1)):
-            cv2.line(canvas, (x, y), (x + dx * arm, y), colour, thickness)
-            cv2.line(canvas, (x, y), (x, y + dy * arm), colour, thickness)
+        for color, thickness in (((20, 20, 20), 3), (_INK, 1)):
+            cv2.line(canvas, (x, y), (x + dx * arm, y), color, thickness)
+            cv2.line(canvas, (x, y), (x, y + dy * arm), color, thickness)
 
 
 def _outline(canvas: Rgb, points: NDArray[np.float64]) -> None:
-    """White line with a dark rim, visible on any image; ``points`` (N, 2) in canvas pixels."""
+    """Draw a white line with a dark rim, visible on any image. ``points`` (N, 2) are in canvas pixels."""
     fixed = [np.round(points * 16).astype(np.int32)]
     weight = max(1, round(max(canvas.shape[:2]) / 420))
     cv2.polylines(canvas, fixed, True, (15, 15, 15), weight + 2, cv2.LINE_AA, shift=4)
@@ -224,7 +256,7 @@ def _outline(canvas: Rgb, points: NDArray[np.float64]) -> None:
 
 @lru_cache(maxsize=16)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)  # embedded in Pillow: the same on every box
+    return ImageFont.load_default(size=size)  # embedded in Pillow: the same on every machine
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
@@ -237,18 +269,18 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room
 
 
 def _caption(width: int, verdict: str, score: float, threshold: float | None, class_name: str | None) -> Rgb:
-    """The strip below: verdict in its colour, class, score against threshold; (h, width, 3)."""
+    """Draw the strip below the image: verdict, class, score and threshold; (h, width, 3) uint8 RGB."""
     unit = max(14, min(26, width // 30))
     strip = Image.new("RGB", (width, round(unit * 2.6)), _PANEL)
     pen = ImageDraw.Draw(strip)
-    colour = VERDICT_COLOURS.get(verdict, VERDICT_COLOURS["unknown"])
+    color = VERDICT_COLORS.get(verdict, VERDICT_COLORS["unknown"])
     middle, gap = strip.height / 2, unit * 0.6
     small, bold = _font(unit - 2), _font(unit)
 
     label = verdict.upper()
     pill = bold.getbbox(label)[2] + 2 * gap
     box = (gap, middle - unit * 0.85, gap + pill, middle + unit * 0.85)
-    pen.rounded_rectangle(box, radius=unit * 0.4, fill=colour)
+    pen.rounded_rectangle(box, radius=unit * 0.4, fill=color)
     pen.text((2 * gap, middle), label, fill=(255, 255, 255), font=bold, anchor="lm")
 
     limit = "no threshold" if threshold is None else f"limit {threshold:.4g}"
@@ -262,5 +294,5 @@ def _caption(width: int, verdict: str, score: float, threshold: float | None, cl
     left = pill + 2 * gap
     name = _shorten(class_name or "no class", bold, right - left)
     pen.text((left, middle), name, fill=_INK if class_name else _FAINT, font=bold, anchor="lm")
-    pen.rectangle((0, 0, width, max(2, unit // 8) - 1), fill=colour)
+    pen.rectangle((0, 0, width, max(2, unit // 8) - 1), fill=color)
     return np.array(strip, dtype=np.uint8)

@@ -41,7 +41,7 @@ QUICK = ["--batch", "1,2", "--seconds", "0", "--rounds", "3", "--starts", "1", "
 
 @given(TIMES)
 def test_percentiles_are_between_the_two_calls_they_lie_between(times: list[float]) -> None:
-    found, ordered = measure.summarise(times), sorted(times)
+    found, ordered = measure.summarize(times), sorted(times)
     assert found["calls"] == len(times) and found["mean"] == pytest.approx(sum(times) / len(times), abs=1e-4)
     for name, enough in (("p50", 1), ("p95", 20), ("p99", 100)):
         if len(times) < enough:
@@ -200,7 +200,7 @@ def test_a_search_on_the_gpu_is_held_against_16_bits(tiny_model: Path, monkeypat
             "onnxruntime-cpu": {**entry, "stages": {"pixels": stages}},
         },
     }  # fmt: skip
-    bench_run._roofline(report, tiny_model, manifest)
+    roofline.add_roofline(report, tiny_model, manifest)
     there, here = (report["backends"][name]["roofline"]["search, all views"] for name in report["backends"])
     assert asked == ["fp32", "fp16"]
     assert there["share_of_roof"] == pytest.approx(there["gflop_per_s"] / 8000, abs=1e-3)
@@ -377,8 +377,8 @@ def test_the_meter_of_the_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("library", "why"),
     [
-        (FakeNvml(2), "NVML sees 2 GPUs"),
-        (FakeNvml(1, counts=False), "does not give the energy used here (Not Supported)"),
+        (FakeNvml(2), "NVML reports 2 GPUs"),
+        (FakeNvml(1, counts=False), "does not report the energy used (Not Supported)"),
         (FakeNvml(1, driver=False), "no NVIDIA driver here"),
         (None, "not installed: pip install 'visionad[gpu]'"),
     ],
@@ -495,7 +495,7 @@ def test_torch_baselines_compute_what_the_engine_computes(tiny_model: Path, good
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--backend", "quantum"], "quantum: not known; choose of tensorrt"),
+        (["--backend", "quantum"], "quantum: expected one of tensorrt"),
         (["--batch", "0"], "--batch 0: expected"),
         (["--batch", "a"], "--batch a: expected"),
         (["--reference", "jax"], "expected some of eager, compiled, method"),
@@ -518,7 +518,7 @@ def test_mistakes_are_one_line(
         (["--seconds", "inf"], "--seconds"),
         (
             ["--plots", "file"],
-            "--plots file: expected a folder, which cannot be made: File exists; choose another place",
+            "--plots file: expected a folder, which cannot be created: File exists; choose another place",
         ),
     ],
 )

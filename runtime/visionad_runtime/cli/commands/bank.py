@@ -1,4 +1,4 @@
-"""``visionad bank``: enroll, remove, undo, inspect and check good parts."""
+"""``visionad bank``: enroll, remove, undo, list, verify and audit good parts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from ..options import (
     as_stored,
 )
 
-# -- bank -------------------------------------------------------------------------------------------------------------
-
 
 def bank_add(
     model: ModelArg,
@@ -32,18 +30,18 @@ def bank_add(
     class_name: ClassOption,
     shots: Annotated[int | None, typer.Option(min=1, help="enroll only this many of the images")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="choose them at random as the paper's runs do [default: the first by name]")
+        int | None, typer.Option(help="select them at random, as the paper's runs do [default: the first by name]")
     ] = None,
     choose: Annotated[
         int | None,
-        typer.Option("--choose", min=1, help="enroll those from which the other good images differ least [1 to 24]"),
+        typer.Option("--choose", min=1, help="enroll the images that represent the others best [1 to 24]"),
     ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Enroll good images in a class (new or existing). All or none of them."""
+    """Enroll good images in a new or existing class, all or none of them."""
     from ...bank.names import check_class_name
     from ...bank.supports import read_supports
     from ...images.discover import find_images
@@ -62,10 +60,10 @@ def bank_add(
         if shots > len(images):
             raise VisionADError(f"--shots {shots}: only {len(images)} images were found")
         images = sample_support_paths(images, shots, seed)
-    read_supports(images, bit_depth)  # a bad file is found before the model is loaded
+    read_supports(images, bit_depth)  # reports a bad file before the model is loaded
     with Inspector.open(model, bank, backend=backend, threads=threads) as inspector:
         assert inspector.bank is not None
-        known = inspector.bank.classes.get(class_name)
+        previous = inspector.bank.classes.get(class_name)
         if choose is not None:
             with progress(f"comparing {class_name}", len(images)) as step:
                 images = select_support(inspector, class_name, images, choose, bit_depth=bit_depth, step=step)
@@ -73,29 +71,27 @@ def bank_add(
             version = inspector.enroll_files(class_name, images, bit_depth=bit_depth, step=step)
     enrolled = inspector.bank.classes[class_name]
     total = len(enrolled.entry.images)
-    odd = [s for s in leave_one_out_scores(enrolled, inspector.scoring) if s.is_outlier]
+    outliers = [s for s in leave_one_out_scores(enrolled, inspector.scoring) if s.is_outlier]
     if as_json:
         facts = {"class": class_name, "added": len(images), "shots": total, "bank_version": version}
-        named = [{"sha256": s.image.sha256, "source": s.image.source, "ratio": s.ratio} for s in odd]
+        named = [{"sha256": s.image.sha256, "source": s.image.source, "ratio": s.ratio} for s in outliers]
         say(json.dumps({**facts, "images": [str(p) for p in images], "odd": named}, ensure_ascii=False))
         return
     if choose is not None:
         for path in images:
             say(f"chosen: {path}")
-    lost = (
-        "; its threshold was dropped, calibrate again"
-        if known is not None and known.entry.threshold is not None
-        else ""
-    )
-    say(f"enrolled {len(images)} in class {class_name} ({total} in all), bank version {version}{lost}")
-    for s in odd:
+    had_threshold = previous is not None and previous.entry.threshold is not None
+    note = "; its threshold was dropped, calibrate again" if had_threshold else ""
+    say(f"enrolled {len(images)} in class {class_name} ({total} in all), bank version {version}{note}")
+    for s in outliers:
         say(outlier_line(bank, class_name, s))
 
 
-def outlier_line(bank: Path, class_name: str, standing: Any) -> str:
+def outlier_line(bank: Path, class_name: str, outlier: Any) -> str:
+    """Return the advice for a support that stands out from the others of its class."""
     return (
-        f"look at {standing.image.source}: it differs from the others {standing.ratio:.1f} times as much as they do; "
-        f"if it is not good, `visionad bank remove {bank} --class {class_name} --image {standing.image.sha256[:12]}`"
+        f"look at {outlier.image.source}: it differs from the others {outlier.ratio:.1f} times as much as they do; "
+        f"if it is not good, `visionad bank remove {bank} --class {class_name} --image {outlier.image.sha256[:12]}`"
     )
 
 
@@ -104,10 +100,12 @@ def bank_remove(
     class_name: ClassOption,
     image: Annotated[
         str | None,
-        typer.Option("--image", metavar="SHA", help="only the support image whose sha256 begins so, 4 digits or more"),
+        typer.Option(
+            "--image", metavar="SHA", help="only the support whose sha256 starts with these digits, 4 or more"
+        ),
     ] = None,
 ) -> None:
-    """Remove a class, or one support image of it."""
+    """Remove a class, or one of its supports."""
     from ...bank.store import Bank
 
     if image is None:
@@ -115,29 +113,30 @@ def bank_remove(
     else:
         opened = Bank.open(bank)
         version, change = opened.remove(class_name, image), opened.manifest.change
-    say(f"bank version {version}: {change} (`visionad bank undo` takes it back)")
+    say(f"bank version {version}: {change} (`visionad bank undo` restores it)")
 
 
 def bank_undo(
     bank: BankArg,
     to: Annotated[
-        int | None, typer.Option("--to", min=1, metavar="VERSION", help="any that `bank info` lists, undone ones too")
+        int | None,
+        typer.Option("--to", min=1, metavar="VERSION", help="a version that `bank info` lists, undone ones included"),
     ] = None,
 ) -> None:
-    """Take back the last change, or all since a version."""
+    """Undo the last change, or return to a version."""
     from ...bank.store import Bank
 
-    now = Bank.undo(bank, to)
-    say(f"bank version {now.version}: {now.change}; classes: {', '.join(now.classes) or 'none'}")
+    restored = Bank.undo(bank, to)
+    say(f"bank version {restored.version}: {restored.change}; classes: {', '.join(restored.classes) or 'none'}")
 
 
 def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
-    """What a bank holds."""
+    """List the classes, supports, thresholds and versions of a bank."""
     from ...bank.folder import restorable_versions
     from ...formats.manifest import BankManifest, as_dict, read_manifest
 
     manifest = read_manifest(bank, BankManifest)
-    kept = [v for v in restorable_versions(bank) if v != manifest.version]
+    restorable = [v for v in restorable_versions(bank) if v != manifest.version]
     if as_json:
         classes = {
             n: {"shots": len(e.images), "bytes": file_size(bank / e.file), **as_dict(e)}
@@ -145,7 +144,12 @@ def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
         }
         say(
             json.dumps(
-                {**as_dict(manifest), "kept": kept, "model_digest": manifest.identity.digest(), "classes": classes},
+                {
+                    **as_dict(manifest),
+                    "kept": restorable,
+                    "model_digest": manifest.identity.digest(),
+                    "classes": classes,
+                },
                 ensure_ascii=False,
             )
         )
@@ -157,16 +161,17 @@ def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
         say(f"{name}: {len(entry.images)} shots, {file_size(bank / entry.file) / 1e6:.1f} MB, {threshold}")
         for image in entry.images:
             say(f"  {image.sha256[:12]}  {image.source}")
-    if kept:
-        say(f"`visionad bank undo {bank} --to VERSION` brings back any of: {', '.join(map(str, kept))}")
+    if restorable:
+        say(f"`visionad bank undo {bank} --to VERSION` restores any of: {', '.join(map(str, restorable))}")
 
 
 def file_size(path: Path) -> int:
+    """Return the bytes of a file, 0 if it is missing."""
     return path.stat().st_size if path.exists() else 0
 
 
 def bank_verify(bank: BankArg) -> None:
-    """Read everything and check every digest, shape and row."""
+    """Read the whole bank and check every digest, shape and row."""
     from ...bank.store import verify
 
     manifest = verify(bank)
@@ -181,7 +186,7 @@ def bank_audit(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Score each enrolled image against the others of its class, to find one that should not have been enrolled."""
+    """Score each support against the others of its class, to find one that should not have been enrolled."""
     from ...bank.names import unknown_class_message
     from ...bank.store import Bank
     from ...formats.manifest import ModelManifest, read_manifest
@@ -194,7 +199,7 @@ def bank_audit(
         raise VisionADError(unknown_class_message(bank, class_name, opened.classes))
     spec = scoring_for(manifest, opened.manifest.views)
     for name in opened.classes if class_name is None else [class_name]:
-        found = leave_one_out_scores(opened.classes[name], spec)
+        scores = leave_one_out_scores(opened.classes[name], spec)
         if as_json:
             rows = [
                 {
@@ -204,14 +209,14 @@ def bank_audit(
                     "ratio": s.ratio,
                     "odd": s.is_outlier,
                 }
-                for s in found
+                for s in scores
             ]
             say(json.dumps({"class": name, "pictures": rows}, ensure_ascii=False))
             continue
-        if not found:
-            say(f"{name}: fewer than three images; none can be told from the others")
-        for s in sorted(found, key=lambda s: -s.ratio):
+        if not scores:
+            say(f"{name}: fewer than three images; an outlier cannot be told from the others")
+        for s in sorted(scores, key=lambda s: -s.ratio):
             say(f"{name}: {s.score:.4f}, {s.ratio:.2f} times the others' median  {s.image.source}")
-        for s in found:
+        for s in scores:
             if s.is_outlier:
                 say(outlier_line(bank, name, s))

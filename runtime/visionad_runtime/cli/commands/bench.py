@@ -1,4 +1,4 @@
-"""``visionad bench``: registered by ``cli.py``; everything heavy is imported when it runs."""
+"""``visionad bench``. Heavy modules are imported when it runs."""
 
 from __future__ import annotations
 
@@ -36,14 +36,16 @@ def bench_command(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option("--backend", metavar="B", help="repeatable, or B,B [default: all of auto's that run here]"),
+        typer.Option(
+            "--backend", metavar="B", help="repeatable, or B,B [default: every backend of auto that runs here]"
+        ),
     ] = None,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
-    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="images a call")] = "1,2,4,8",
-    seconds: Annotated[float, typer.Option(min=0.0, max=86400.0, help="each measurement takes about this long")] = 10,
-    rounds: Annotated[int, typer.Option(min=1, help="turns in which the compared are timed")] = 7,
-    starts: Annotated[int, typer.Option(min=0, help="fresh processes for the cold start")] = 3,
+    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="images per call")] = "1,2,4,8",
+    seconds: Annotated[float, typer.Option(min=0.0, max=86400.0, help="approximate time of each measurement")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds; the compared calls take turns in each")] = 7,
+    starts: Annotated[int, typer.Option(min=0, help="fresh processes that measure the cold start")] = 3,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default, and at most: all cores]")
     ] = None,
@@ -62,9 +64,9 @@ def bench_command(
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="write diagrams (.png) here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
-    """Latency per stage, percentiles, throughput, cold start, memory and energy, beside the bare engine and other backends.
+    """Measure latency per stage, throughput, cold start, memory and energy, side by side with the bare engine and other backends.
 
-    `--precision` and `--device` are for those of the backends that offer them.
+    `--precision` and `--device` apply to the backends that offer them.
     """
     from ...bank.names import normalize_class_name
     from ...engine.registry import backends
@@ -73,10 +75,10 @@ def bench_command(
     from ...tools.benchmark.run import Settings, run_bench
     from ..console import progress
 
-    wanted = [name.strip() for one in backend or [] for name in one.split(",")]
-    for name in wanted:
+    names = [name.strip() for option in backend or [] for name in option.split(",")]
+    for name in names:
         if name not in backends():
-            raise VisionADError(f"--backend {name}: not known; choose of {', '.join(backends())}")
+            raise VisionADError(f"--backend {name}: expected one of {', '.join(backends())}")
     baselines = None if reference is None else _torch_baselines(reference, weights)
     if plots is not None:
         require_matplotlib()
@@ -85,7 +87,7 @@ def bench_command(
         bank=bank,
         images=tuple(images or ()),
         class_name=None if class_name is None else normalize_class_name(class_name),
-        backends=tuple(dict.fromkeys(wanted)),
+        backends=tuple(dict.fromkeys(names)),
         precision=precision,
         device=device,
         batches=_batches(batch),
@@ -102,7 +104,7 @@ def bench_command(
 
 
 def _torch_baselines(text: str, weights: Path | None) -> TorchBaselines:
-    """Return what opens the PyTorch of ``--reference``; torch is imported when it is called."""
+    """Return the function that opens the candidates of ``--reference``. Torch is imported when it is called."""
     kinds = [kind.strip() for kind in text.split(",")]
     unknown = [kind for kind in kinds if kind not in TORCH]
     if unknown:
@@ -122,9 +124,9 @@ def _torch_baselines(text: str, weights: Path | None) -> TorchBaselines:
 
 def _batches(text: str) -> tuple[int, ...]:
     try:
-        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        sizes = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        found = ()
-    if not found or not all(1 <= n <= 256 for n in found):
+        sizes = ()
+    if not sizes or not all(1 <= n <= 256 for n in sizes):
         raise VisionADError(f"--batch {text}: expected numbers of images from 1 to 256, such as 1,2,4")
-    return found
+    return sizes

@@ -1,4 +1,4 @@
-"""``visionad build``: registered by ``cli.py``; everything heavy is imported when it runs."""
+"""``visionad build``. Heavy modules are imported when it runs."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ def build_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")],
     backend: Annotated[
         str,
-        typer.Option("--backend", help="one that runs engines built beforehand; `visionad doctor` lists the backends"),
+        typer.Option(
+            "--backend", help="a backend whose engines are built beforehand; `visionad doctor` lists the backends"
+        ),
     ],
     precision: Annotated[
         str | None,
-        typer.Option("--precision", metavar="P", help="insist on fp32, tf32, bf16 or fp16 [default: as exported]"),
+        typer.Option("--precision", metavar="P", help="require fp32, tf32, bf16 or fp16 [default: as exported]"),
     ] = None,
     capability: Annotated[
         list[str] | None,
         typer.Option(
             "--capability",
             metavar="X.Y",
-            help="an engine for this compute capability alone, where the backend can build for another GPU than the one that is "
-            "here; may be repeated [default: one for 8.0 and newer]",
+            help="build for this compute capability only, if the backend can build for a GPU that is not in this machine; "
+            "repeatable [default: one engine for 8.0 and newer]",
         ),
     ] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="even if it is in the cache")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="build even if the engine is in the cache")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
-    """Build the model's TensorRT engine, check what was built, and keep it in MODEL.engines beside the model."""
+    """Build the model's TensorRT engine, check it, and store it in MODEL.engines beside the model."""
     from ...engine.registry import backend_spec, backends
     from ...formats.model_folder import read_model
     from ..console import progress
 
     spec = backend_spec(backend)
     if spec.build is None:
-        able = " or ".join(other.name for other in backends().values() if other.needs_build)
-        raise VisionADError(f"--backend {backend}: expected {able}; the others need no build")
+        builders = " or ".join(other.name for other in backends().values() if other.needs_build)
+        raise VisionADError(f"--backend {backend}: expected {builders}; the others need no build")
     if capability and not spec.build_targets:
-        able = " or ".join(other.name for other in backends().values() if other.build_targets)
-        raise VisionADError(f"--capability is for {able}; {backend} builds for the GPU that is here")
+        builders = " or ".join(other.name for other in backends().values() if other.build_targets)
+        raise VisionADError(f"--capability is for {builders}; {backend} builds for the GPU of this machine")
     manifest = read_model(model)
     exported: str = manifest.precision
     if precision not in (None, exported):
@@ -64,7 +66,7 @@ def build_command(
 
 
 def _self_test(model: Path, manifest: ModelManifest, backend: str) -> str | None:
-    """On a box that can run the engine it is tested at once; where there is no GPU, at the first start on the target."""
+    """Test the engine if this machine has a GPU. Return the result, or ``None`` without a GPU: then the first start tests it."""
     from ...cuda.thread import DeviceThread
     from ...pipeline.opening import open_engine
 
@@ -87,7 +89,11 @@ def _report(facts: dict[str, Any], manifest: ModelManifest) -> str:
     memory = ", ".join(f"{k.removesuffix('_bytes')} {v / 1e6:.1f} MB" for k, v in facts["memory"].items())
     done = f"built in {facts['seconds']} s" if facts["fresh"] else "was built already"
     low, _, high = facts["profile"]
-    tested = f"passed: {facts['self_test']}" if facts["self_test"] else "at the first start on the target (no GPU here)"
+    tested = (
+        f"passed: {facts['self_test']}"
+        if facts["self_test"]
+        else "at the first start on the target (no GPU in this machine)"
+    )
     lines = [
         f"{facts['backend']} {facts['builder']} engine of {manifest.identity.backbone} for {place}: {done}",
         f"  precision  {facts['precision']}; matrix layers: {types}",

@@ -25,15 +25,13 @@ from ..options import (
 )
 from ..results import require_bank
 
-# -- the rest ---------------------------------------------------------------------------------------------------------
-
 
 def calibrate(
     model: ModelArg,
     bank: BankArg,
     paths: PathsArg,
     class_name: ClassOption,
-    max_false_reject: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.01,
+    max_false_reject: Annotated[float, typer.Option(help="fraction of good parts that may be rejected")] = 0.01,
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -43,7 +41,7 @@ def calibrate(
     bit_depth: BitDepth = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Set a class's threshold from good parts only."""
+    """Compute a class's threshold from good parts only."""
     from ...formats.manifest import as_dict
     from ...images.discover import find_images
     from ...inspector import Inspector
@@ -64,21 +62,19 @@ def calibrate(
         ) as inspector,
         progress(f"calibrating {class_name}", len(images)) as step,
     ):
-        done = calibrate_class(inspector, class_name, images, max_false_reject, bit_depth, step)
-    threshold = done.threshold
+        result = calibrate_class(inspector, class_name, images, max_false_reject, bit_depth, step)
+    threshold, record = result.threshold, result.record
     if as_json:
-        facts = {"class": class_name, "threshold": threshold.value, "bank_version": done.bank_version}
-        say(json.dumps({**facts, "skipped": done.skipped, **as_dict(done.record)}, ensure_ascii=False))
+        facts = {"class": class_name, "threshold": threshold.value, "bank_version": result.bank_version}
+        say(json.dumps({**facts, "skipped": result.skipped, **as_dict(record)}, ensure_ascii=False))
         return
-    say(
-        f"class {class_name}: threshold {threshold.value:.4f} from {threshold.normals} good images ({done.record.method})"
-    )
+    say(f"class {class_name}: threshold {threshold.value:.4f} from {threshold.normals} good images ({record.method})")
     say(
         f"a further good part is rejected with probability at most {threshold.mean_bound:.4f} on average over calibrations; "
-        f"this threshold's own rate is below {threshold.upper_bound:.4f} at {done.record.confidence:.0%} confidence"
+        f"this threshold's own rate is below {threshold.upper_bound:.4f} at {record.confidence:.0%} confidence"
     )
-    if done.record.method != "held-out":
-        say("enrolled images were scored as if they were not enrolled; for a rate that you must defend, give others")
-    for path in done.skipped:
-        say(f"passed over, it is the class's only support image: {path}")
-    say(f"bank version {done.bank_version}")
+    if record.method != "held-out":
+        say("enrolled images were scored leave-one-out; for an audited rate, give images that are not enrolled")
+    for path in result.skipped:
+        say(f"skipped, it is the only support of the class: {path}")
+    say(f"bank version {result.bank_version}")

@@ -13,17 +13,19 @@ from ..options import ThreadsOption
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder for everything the demo writes")] = Path(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder for all output of the demo")] = Path(
         "visionad-demo"
     ),
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="DIR", help="your own parts, laid out as MVTec-AD [default: rendered parts]"),
+        typer.Option(
+            "--data", metavar="DIR", help="your own parts in the layout of MVTec-AD [default: rendered parts]"
+        ),
     ] = None,
-    shots: Annotated[int, typer.Option(min=1, help="good images to enroll of each class")] = 4,
+    shots: Annotated[int, typer.Option(min=1, help="good images to enroll in each class")] = 4,
     threads: ThreadsOption = None,
 ) -> None:
-    """The main job end to end, offline: export, enroll, calibrate, inspect, and a report to look at."""
+    """Run the main job offline: export, enroll, calibrate, inspect, and write a report."""
     from ...tools.demo.run import run_demo
 
     summary = run_demo(
@@ -37,7 +39,7 @@ def _export_for_demo(backbone: str, model: Path) -> dict[str, Any]:
         from visionad_export.exporter import export_model
     except ModuleNotFoundError as exc:
         raise VisionADError(
-            f"the demo makes its model itself, which needs {exc.name}: pip install 'visionad[export]' "
-            f"(or copy a model folder to {model}; inspecting needs no extra)"
+            f"the demo exports its own model, which needs {exc.name}: pip install 'visionad[export]' "
+            f"(or copy a model folder to {model}; inspection needs no extra)"
         ) from None
     return export_model(backbone, model)

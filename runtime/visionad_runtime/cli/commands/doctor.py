@@ -14,9 +14,9 @@ from ..options import JsonFlag
 
 def doctor(
     as_json: JsonFlag = False,
-    model: Annotated[Path | None, typer.Option(metavar="MODEL", help="also self-test this model here")] = None,
+    model: Annotated[Path | None, typer.Option(metavar="MODEL", help="also run the self-test of this model")] = None,
 ) -> int:
-    """What this box can run, and what to install. Exit status 2 when something is broken."""
+    """Report what this machine can run and what to install. Exit status 2 if something is broken."""
     from ...tools.doctor import diagnose, format_report
 
     report = diagnose(model)

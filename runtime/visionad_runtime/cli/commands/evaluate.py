@@ -1,4 +1,4 @@
-"""``visionad eval``: registered by ``cli.py``; everything heavy is imported when it runs."""
+"""``visionad eval``. Heavy modules are imported when it runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DATASET_HELP = "layout of the data set's folder"
 
 
 class EvalCommand(TyperCommand):
-    """The command whose help lists the data sets. It asks the registry only then: that imports every layout."""
+    """Command whose help lists the data sets. Only the help asks the registry, because that imports every layout."""
 
     def get_help(self, ctx: Any) -> str:
         """See ``TyperCommand``."""
@@ -42,13 +42,17 @@ def eval_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, made by `visionad export`")],
     dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help=DATASET_HELP)],
     root: Annotated[Path, typer.Option("--root", metavar="DIR", help="the data set's folder")],
-    shots: Annotated[int, typer.Option("--shots", min=1, help="support images a class")],
+    shots: Annotated[int, typer.Option("--shots", min=1, help="supports per class")],
     seeds: Annotated[
         str | None,
-        typer.Option("--seeds", metavar="1,2,3", help="of the published choice [default: the first by name]"),
+        typer.Option(
+            "--seeds",
+            metavar="1,2,3",
+            help="seeds of the published support selection [default: the first images by name]",
+        ),
     ] = None,
     mode: Annotated[
-        str, typer.Option("--mode", help="separate: a bank a class; multi: one bank for all, each image routed")
+        str, typer.Option("--mode", help="separate: one bank per class; multi: one bank for all, each image routed")
     ] = "separate",
     engine: Annotated[str, typer.Option("--engine", help="runtime, or reference (PyTorch, slow)")] = "runtime",
     calibrate: Annotated[
@@ -56,7 +60,7 @@ def eval_command(
         typer.Option(
             "--calibrate",
             metavar="RATE",
-            help="also set thresholds for this false-reject rate from the unused good images",
+            help="also compute thresholds for this false-reject rate from the unused good images",
         ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write all numbers here")] = None,
@@ -64,25 +68,25 @@ def eval_command(
         Path | None, typer.Option("--markdown", metavar="FILE", help="write the table here")
     ] = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="write a page with curves and the worst mistakes here")
+        Path | None, typer.Option("--html", metavar="FILE", help="write a page with curves and the hardest images here")
     ] = None,
     work: Annotated[
         Path | None,
-        typer.Option("--work", metavar="DIR", help="keep finished parts here, to go on later [default: beside --json]"),
+        typer.Option(
+            "--work", metavar="DIR", help="keep finished units here, to resume later [default: beside --json]"
+        ),
     ] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="pass over images and masks that cannot be read, and list them")
+        bool, typer.Option("--skip-unreadable", help="skip images and masks that cannot be read, and list them")
     ] = False,
     backend: Annotated[
-        str, typer.Option("--backend", help="of the runtime: auto, or one that `visionad doctor` lists")
+        str, typer.Option("--backend", help="the runtime's: auto, or a backend that `visionad doctor` lists")
     ] = "auto",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     preset: Annotated[
         str | None,
-        typer.Option(
-            "--preset", metavar="NAME", help=f"how to score: {preset_help()} [default: as the model was exported]"
-        ),
+        typer.Option("--preset", metavar="NAME", help=f"scoring: {preset_help()} [default: the model's]"),
     ] = None,
     views: Annotated[
         str | None,
@@ -90,17 +94,17 @@ def eval_command(
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", metavar="FILE", help="of the reference [default: where export found them]"),
+        typer.Option("--weights", metavar="FILE", help="the reference's [default: where export found them]"),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads [default: all cores]")] = None,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, max=256, help="images an engine call; never changes a result")
+        int, typer.Option("--batch", min=1, max=256, help="images per engine call; never changes a result")
     ] = 1,
     bit_depth: Annotated[
         int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files")
     ] = None,
 ) -> None:
-    """Measure a model on a data set: the seven metrics, per class, mean and spread over seeds. Resumes where it stopped."""
+    """Measure a model on a data set: seven metrics per class, mean and spread over seeds. A stopped run resumes."""
     from ...formats.files import atomic_write
     from ...tools.evaluation.datasets.registry import open_dataset
     from ...tools.evaluation.protocol import evaluate
@@ -121,11 +125,11 @@ def eval_command(
         require_jinja()
     data = open_dataset(dataset, root)
     _check_targets(files, data)
-    for file in files:  # found out now, not after a day's work
+    for file in files:  # fails now, not after hours of work
         _check_place(file)
     if work is None and json_file is not None:
         work = json_file.with_name(f"{json_file.name}.work")
-    found = evaluate(
+    evaluation = evaluate(
         model,
         data,
         shots,
@@ -146,18 +150,18 @@ def eval_command(
         progress=progress,
     )
     if json_file is not None:
-        text = json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         atomic_write(json_file, (text + "\n").encode())
     if markdown_file is not None:
-        atomic_write(markdown_file, markdown(found).encode())
+        atomic_write(markdown_file, markdown(evaluation).encode())
     if html_file is not None:
         from ...tools.evaluation.page import html_page
 
-        atomic_write(html_file, html_page(found).encode())
-    if found.resumed:
-        typer.echo(f"{found.resumed} of {len(found.units)} units were finished already (in {work})")
-    typer.echo(plain(found))
-    for remark in remarks(found):
+        atomic_write(html_file, html_page(evaluation).encode())
+    if evaluation.resumed:
+        typer.echo(f"{evaluation.resumed} of {len(evaluation.units)} units were finished already (in {work})")
+    typer.echo(plain(evaluation))
+    for remark in remarks(evaluation):
         typer.echo(remark)
 
 
@@ -191,28 +195,32 @@ def _seeds(value: str) -> list[int]:
     try:
         return [int(seed) for seed in value.split(",")]
     except ValueError:
-        raise VisionADError(f"--seeds {value}: expected whole numbers with commas between, e.g. 1,2,3") from None
+        raise VisionADError(f"--seeds {value}: expected whole numbers separated by commas, e.g. 1,2,3") from None
 
 
 def _check_targets(files: Sequence[Path], data: Dataset) -> None:
-    """No result may be written over another, or over an image or mask that is measured on."""
+    """Check that no result overwrites another, or an image or mask of the data set.
+
+    Raises:
+        VisionADError: one would.
+    """
     targets = [os.path.realpath(file) for file in files]
     if len(set(targets)) < len(targets):
-        raise VisionADError("--json, --markdown and --html name the same file; give each a name of its own")
+        raise VisionADError("--json, --markdown and --html name the same file; give each its own name")
     inputs: set[Path] = set()
     for name in data.classes:
         inputs.update(data.train(name), data.validation(name))
         for sample in data.test(name):
             inputs.update((sample.path, *sample.masks))
-    for file, taken in zip(files, targets, strict=True):
-        if file.exists() and taken in {os.path.realpath(path) for path in inputs}:
-            raise VisionADError(f"{file} belongs to the data set and would be written over; choose another name")
+    for file, target in zip(files, targets, strict=True):
+        if file.exists() and target in {os.path.realpath(path) for path in inputs}:
+            raise VisionADError(f"{file} belongs to the data set and would be overwritten; choose another name")
 
 
 def _check_place(file: Path) -> None:
     if file.is_dir():
-        raise VisionADError(f"{file} is a folder; expected the name of a file to write")
+        raise VisionADError(f"{file}: expected a file to write, got a folder; choose another name")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise VisionADError(f"cannot make the folder {file.parent}: {exc.strerror}; choose another place") from None
+        raise VisionADError(f"cannot create the folder {file.parent}: {exc.strerror}; choose another place") from None

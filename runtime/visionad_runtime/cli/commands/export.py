@@ -1,4 +1,4 @@
-"""``visionad export``: torch is imported only when it runs."""
+"""``visionad export``. Torch is imported when it runs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ def export_command(
     ] = None,
     resize: Annotated[int | None, typer.Option("--resize", min=8, help="side of the resized image")] = None,
     crop: Annotated[
-        int | None, typer.Option("--crop", min=8, help="side of the centre crop, a multiple of the patch")
+        int | None, typer.Option("--crop", min=8, help="side of the center crop, a multiple of the patch size")
     ] = None,
-    layers: Annotated[str | None, typer.Option("--layers", metavar="A-B", help="blocks to average, from 0")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", metavar="A-B", help="transformer blocks to average, counted from 0")
+    ] = None,
     views: Annotated[
         str | None,
         typer.Option("--views", metavar="original,flip,clamp", help="views of an image [default: all three]"),
@@ -52,13 +54,16 @@ def export_command(
         ),
     ] = None,
     class_token: Annotated[
-        str | None, typer.Option("--class-token", metavar="fused|final", help="token that finds the class")
+        str | None, typer.Option("--class-token", metavar="fused|final", help="token that routing compares")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="of the products: fp32, tf32, bf16 or fp16")
+        str | None, typer.Option("--precision", help="precision of the products: fp32, tf32, bf16 or fp16")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="YAML with these options; the command line wins")
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", help="YAML file with these options; the command line takes precedence"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""``visionad parity``: torch is imported only when it runs."""
+"""``visionad parity``. Torch is imported when it runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def parity_command(
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="FILE", help="weights file [default: where export found it]")
     ] = None,
-    class_name: Annotated[str | None, typer.Option("--class", metavar="NAME", help="class; skips routing")] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="class of the parts; skips routing")
+    ] = None,
     backend: Annotated[str, typer.Option("--backend", help="runtime backend to compare")] = "auto",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -27,12 +29,12 @@ def parity_command(
         str | None, typer.Option("--views", metavar="original,flip,clamp", help="[default: all of the bank's]")
     ] = None,
     bit_depth: Annotated[
-        int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files, grey ones")
+        int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit gray files")
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads [default: all cores]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> int:
-    """Compare the runtime with the PyTorch reference, stage by stage. Exit status 1 when they differ."""
+    """Compare the runtime with the PyTorch reference, stage by stage. Exit status 1 if they differ."""
     try:
         from visionad_export.config import parse_views
         from visionad_export.parity import check_parity
@@ -44,11 +46,11 @@ def parity_command(
     from ..console import progress
     from ..options import as_stored
 
-    images = [found.path for found in find_images(paths)]
-    chosen = None if views is None else parse_views(views)
+    images = [file.path for file in find_images(paths)]
+    chosen_views = None if views is None else parse_views(views)
     with (
         Inspector.open(
-            model, bank, backend=backend, precision=precision, device=device, threads=threads, views=chosen
+            model, bank, backend=backend, precision=precision, device=device, threads=threads, views=chosen_views
         ) as inspector,
         progress("comparing", len(images)) as step,
     ):

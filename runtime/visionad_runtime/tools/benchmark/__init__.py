@@ -1,1 +1,1 @@
-"""``visionad bench``: what an inspection costs here, stage by stage, beside the bare engine and the other backends."""
+"""``visionad bench``: cost of an inspection by stage, side by side with the bare engine and other backends."""

@@ -1,4 +1,4 @@
-"""Fresh processes: how long one takes to open a model and to give its first verdict, and the memory that it needs."""
+"""Cold start: time of a fresh process to open a model and to give its first verdict, and its memory."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ else:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(child.returncode, peak, flush=True)
 """
-"""Between the measured process and this one, because a child's peak counts its parent's pages up to its exec: a small parent."""
+"""Program between this process and the measured one. A child's peak memory counts its parent's pages until exec, so the parent
+must be small."""
 
 _OPEN = """
 import json, sys
 from visionad_runtime import Inspector
 settings = json.loads(sys.argv[1])
-with Inspector.open(settings.pop("model"), **settings):  # its memory is read meanwhile
+with Inspector.open(settings.pop("model"), **settings):  # its memory is read while it waits
     print("open", flush=True)
     sys.stdin.readline()
 """
@@ -43,7 +44,13 @@ _PREDICT = "from visionad_runtime.cli.entry import main; main()"
 
 
 class Start(NamedTuple):
-    """Seconds from a process's start to its first line of output, its peak resident bytes, GPU bytes taken by then."""
+    """Measurements of one fresh process.
+
+    Attributes:
+        seconds: from its start to its first line of output.
+        peak: peak resident bytes; ``None`` if the system does not report them.
+        gpu_bytes: GPU bytes taken by its first line; ``None`` if not measured.
+    """
 
     seconds: float
     peak: int | None
@@ -51,10 +58,14 @@ class Start(NamedTuple):
 
 
 def start(arguments: list[str], gpu_used: Callable[[], int] | None = None) -> Start:
-    """Run Python with ``arguments`` as a process of its own.
+    """Run Python in a fresh process.
+
+    Args:
+        arguments: arguments of Python.
+        gpu_used: returns the bytes of GPU memory in use.
 
     Raises:
-        VisionADError: it failed; with its last line.
+        VisionADError: the process failed. The message has its last line.
     """
     before = gpu_used() if gpu_used is not None else 0
     command = [sys.executable, "-c", _WATCH, sys.executable, *arguments]
@@ -65,8 +76,8 @@ def start(arguments: list[str], gpu_used: Callable[[], int] | None = None) -> St
     out, err = watch.communicate("\n")
     status, peak = map(int, out.split() or (1, -1))
     if status or seconds < 0:
-        said = [line for line in err.splitlines() if line.strip()]
-        raise VisionADError(f"a fresh process failed with status {status}: {said[-1] if said else 'it said nothing'}")
+        lines = [line for line in err.splitlines() if line.strip()]
+        raise VisionADError(f"a fresh process failed with status {status}: {lines[-1] if lines else 'no message'}")
     return Start(seconds, peak if peak >= 0 else None, taken)
 
 
@@ -80,26 +91,41 @@ def cold_start(
     class_name: str | None,
     repeats: int,
     gpu_used: Callable[[], int] | str,
-    wishes: Mapping[str, str | None] | None = None,
+    options: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """Medians over ``repeats`` fresh processes each, in turn: until ``Inspector.open`` is done, and until `visionad predict` has
-    given the first verdict. Files are in the system's cache. GPU memory is that of a process that has opened and tested the model.
+    """Measure the cold start with fresh processes, two per repeat.
+
+    One process opens the model. The other runs `visionad predict` until its first verdict. Files are in the system's cache.
 
     Args:
-        gpu_used: bytes of GPU memory in use by anybody, or why that is not known.
-        wishes: precision and device to open the backend with.
+        model: model folder.
+        bank: bank folder.
+        image: image to inspect.
+        backend: backend to open.
+        threads: CPU threads of the engine, ``None`` for all cores.
+        views: views to inspect.
+        class_name: class of the image; ``None`` routes it.
+        repeats: number of repeats.
+        gpu_used: returns the bytes of GPU memory in use by all processes; or the reason why they are not known.
+        options: precision and device to open the backend with; ``None`` values are left out.
+
+    Returns:
+        Medians, JSON types. GPU memory is that of the process that has opened and tested the model.
+
+    Raises:
+        VisionADError: a process failed.
     """
     settings = {"model": str(model), "bank": str(bank), "backend": backend, "threads": threads, "views": views}
-    asked = {name: value for name, value in (wishes or {}).items() if value is not None}
-    settings |= asked
-    opened = ["-c", _OPEN, json.dumps(settings)]
+    chosen = {name: value for name, value in (options or {}).items() if value is not None}
+    settings |= chosen
+    open_model = ["-c", _OPEN, json.dumps(settings)]
     predict = ["-c", _PREDICT, "predict", str(model), str(bank), str(image), "--json", "--backend", backend]
     predict += ["--views", ",".join(views)]
     predict += ["--threads", str(threads)] if threads else []
     predict += ["--class", class_name] if class_name else []
-    predict += [word for name, value in asked.items() for word in (f"--{name}", value)]
+    predict += [word for name, value in chosen.items() for word in (f"--{name}", value)]
     used = None if isinstance(gpu_used, str) else gpu_used
-    starts = [(start(opened, used), start(predict)) for _ in range(repeats)]
+    starts = [(start(open_model, used), start(predict)) for _ in range(repeats)]
     peaks = [p.peak for _, p in starts if p.peak is not None]
     memory = [o.gpu_bytes for o, _ in starts if o.gpu_bytes is not None]
     why = {"why_null": gpu_used} if isinstance(gpu_used, str) else {}

@@ -1,4 +1,4 @@
-"""Timing side by side: who is compared runs in turns within one run, so that a busy minute or a slower clock hits all alike."""
+"""Interleaved timing: candidates take turns within one run, so that a busy minute or a lower clock affects all of them alike."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ENOUGH = {"p50": 1, "p95": 20, "p99": 100}
-"""Calls a percentile is given from: with fewer, no call at all lies beyond it."""
+MIN_CALLS = {"p50": 1, "p95": 20, "p99": 100}
+"""Calls that a percentile needs. With fewer, no call lies beyond it."""
 MIN_ROUNDS = 3
 MAX_CALLS = 2000
 
@@ -22,7 +22,7 @@ class TorchBaseline(NamedTuple):
     """PyTorch as a candidate: its backbone alone, or the whole method.
 
     Attributes:
-        where: device that it runs on.
+        where: device that runs it.
         encode: encodes views, float32 (N, 3, crop, crop), to float32 arrays; ``None`` for a whole method.
         inspect: inspects an image file; ``None`` for a backbone alone.
     """
@@ -34,9 +34,12 @@ class TorchBaseline(NamedTuple):
 
 @dataclass
 class Candidate:
-    """Something to time. ``call`` is given the number of the call, to choose its images by; what it returns is not kept.
+    """A call to time.
 
-    ``rounds`` holds milliseconds a call, a list for each round.
+    Attributes:
+        name: title in the report.
+        call: takes the number of the call, which selects its images. Its result is discarded.
+        rounds: milliseconds of each call, one list per round.
     """
 
     name: str
@@ -46,7 +49,7 @@ class Candidate:
     @property
     def times(self) -> list[float]:
         """Milliseconds of every timed call."""
-        return [t for one in self.rounds for t in one]
+        return [t for times in self.rounds for t in times]
 
 
 def time_interleaved(
@@ -56,74 +59,93 @@ def time_interleaved(
     step: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Time the candidates in turns within one run. Fills their ``rounds``; the call that warms up is numbered 0 and not kept.
+    """Time the candidates in turns within one run, and fill their ``rounds``.
 
-    Each gets about ``seconds`` in all, and at least one call a round. Who begins changes from round to round. Where calls are
-    so slow that one a round takes longer than that, there are fewer rounds, but never fewer than three.
+    Each candidate gets at least one call per round. The first one changes from round to round. If one call per round takes longer
+    than ``seconds``, there are fewer rounds, but never fewer than :data:`MIN_ROUNDS`. Call 0 warms up and is not recorded.
 
     Args:
+        candidates: calls to time.
+        seconds: approximate time of each candidate.
+        rounds: number of rounds.
         step: called ``rounds`` times in all.
+        clock: returns seconds.
     """
-    slow = []
+    durations = []
     for candidate in candidates:
         start = clock()
         candidate.call(0)
-        slow.append(max(clock() - start, 1e-7))
-    turns = max(min(rounds, MIN_ROUNDS), min(rounds, int(seconds / max(slow))))
-    calls = [min(MAX_CALLS, max(1, round(seconds / turns / one))) for one in slow]
-    for turn in range(turns):
+        durations.append(max(clock() - start, 1e-7))
+    actual_rounds = max(min(rounds, MIN_ROUNDS), min(rounds, int(seconds / max(durations))))
+    calls = [min(MAX_CALLS, max(1, round(seconds / actual_rounds / duration))) for duration in durations]
+    for number in range(actual_rounds):
         for i in range(len(candidates)):
-            which = (turn + i) % len(candidates)
-            candidate, count = candidates[which], calls[which]
+            index = (number + i) % len(candidates)
+            candidate, count = candidates[index], calls[index]
             times = []
             for n in range(count):
                 start = clock()
-                candidate.call(1 + turn * count + n)
+                candidate.call(1 + number * count + n)
                 times.append((clock() - start) * 1e3)
             candidate.rounds.append(times)
         step()
-    for _ in range(rounds - turns):
+    for _ in range(rounds - actual_rounds):
         step()
 
 
-def summarise(times: Sequence[float]) -> dict[str, Any]:
-    """Number of calls, mean and percentiles of ``times`` (ms), interpolated linearly between calls.
+def summarize(times: Sequence[float]) -> dict[str, Any]:
+    """Summarize times.
 
-    A percentile that too few calls lie behind is ``None``, and ``why_null`` says so.
+    Args:
+        times: milliseconds of each call, at least one.
+
+    Returns:
+        Number of calls, mean, and percentiles with linear interpolation. A percentile of too few calls is ``None``, with the
+        reason in ``why_null``.
     """
-    found: dict[str, Any] = {"calls": len(times), "mean": round(statistics.fmean(times), 4)}
+    summary: dict[str, Any] = {"calls": len(times), "mean": round(statistics.fmean(times), 4)}
     missing = {}
-    for name, wanted in ENOUGH.items():
-        if len(times) >= wanted:
-            found[name] = round(float(np.percentile(times, int(name[1:]))), 4)
+    for name, minimum in MIN_CALLS.items():
+        if len(times) >= minimum:
+            summary[name] = round(float(np.percentile(times, int(name[1:]))), 4)
         else:
-            found[name] = None
-            missing[name] = f"{len(times)} calls; expected at least {wanted} (--seconds)"
+            summary[name] = None
+            missing[name] = f"{len(times)} calls; expected at least {minimum} (--seconds)"
     if missing:
-        found["why_null"] = missing
-    return found
+        summary["why_null"] = missing
+    return summary
 
 
 def ratio(a: Candidate, b: Candidate) -> dict[str, Any]:
-    """How many times as long ``a`` takes as ``b``: the median over rounds of the ratio of their medians in that round."""
-    pairs = [statistics.median(x) / statistics.median(y) for x, y in zip(a.rounds, b.rounds, strict=True)]
+    """Compare two candidates: the time of ``a`` divided by that of ``b``.
+
+    The ratio of a round is that of the medians in it. The result has the median, lowest and highest ratio over the rounds.
+    """
+    ratios = [statistics.median(x) / statistics.median(y) for x, y in zip(a.rounds, b.rounds, strict=True)]
     return {
-        "median": round(statistics.median(pairs), 4),
-        "lowest": round(min(pairs), 4),
-        "highest": round(max(pairs), 4),
-        "rounds": len(pairs),
+        "median": round(statistics.median(ratios), 4),
+        "lowest": round(min(ratios), 4),
+        "highest": round(max(ratios), 4),
+        "rounds": len(ratios),
     }
 
 
 def throughput(candidate: Candidate, batch: int) -> float:
-    """Images a second over all calls."""
+    """Return images per second over all calls."""
     return round(batch * len(candidate.times) / (sum(candidate.times) / 1e3), 3)
 
 
 def stage_table(timings: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Stage → :func:`summarise` of its milliseconds an image, and its ``share`` of the whole by medians."""
-    table = {stage: summarise([t[stage] for t in timings]) for stage in timings[0]}
-    whole = table["total"]["p50"]
+    """Summarize the stages of inspections.
+
+    Args:
+        timings: milliseconds by stage, with ``total``, of each image.
+
+    Returns:
+        Stage → :func:`summarize` of its times, and its ``share`` of the total, by medians.
+    """
+    table = {stage: summarize([t[stage] for t in timings]) for stage in timings[0]}
+    total = table["total"]["p50"]
     for row in table.values():
-        row["share"] = round(row["p50"] / whole, 4) if whole else None
+        row["share"] = round(row["p50"] / total, 4) if total else None
     return table

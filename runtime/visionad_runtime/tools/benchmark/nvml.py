@@ -1,4 +1,4 @@
-"""The NVIDIA driver's own meter (NVML): GPU memory in use and energy."""
+"""GPU memory in use and energy, by NVIDIA's management library (NVML)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import VisionADError
 
 
 class Nvml:
-    """The driver's meter of one GPU."""
+    """NVML's counters of one GPU."""
 
     def __init__(self, pynvml: ModuleType, handle: object) -> None:
         """Use :func:`open_nvml`."""
@@ -23,26 +23,26 @@ class Nvml:
         """Return the bytes of GPU memory in use, by any process.
 
         Raises:
-            VisionADError: NVML does not tell.
+            VisionADError: NVML does not report it.
         """
-        with _told("GPU memory", self._pynvml):
+        with _nvml_errors("GPU memory", self._pynvml):
             return int(self._pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
 
     def joules(self) -> float:
         """Return the energy used since the driver was loaded.
 
         Raises:
-            VisionADError: this GPU does not count it.
+            VisionADError: this GPU does not measure it.
         """
-        with _told("the energy used", self._pynvml):
+        with _nvml_errors("the energy used", self._pynvml):
             return float(self._pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
 
 
 @contextmanager
 def open_nvml() -> Iterator[Nvml | str]:
-    """Open the meter of the machine's one GPU, or say why there is none.
+    """Open NVML for the machine's only GPU. Yield the reason if that is not possible.
 
-    With several GPUs it is not known which of them CUDA calls the first, and a wrong meter is worse than none.
+    With several GPUs, it is not known which one CUDA numbers first, and a wrong measurement is worse than none.
     """
     try:
         pynvml = importlib.import_module("pynvml")
@@ -50,7 +50,7 @@ def open_nvml() -> Iterator[Nvml | str]:
         yield "GPU memory and energy are measured by nvidia-ml-py, which is not installed: pip install 'visionad[gpu]'"
         return
     try:
-        with _told("to start", pynvml):
+        with _nvml_errors("access", pynvml):
             pynvml.nvmlInit()
     except VisionADError as exc:
         yield str(exc)
@@ -63,41 +63,50 @@ def open_nvml() -> Iterator[Nvml | str]:
 
 def _only_gpu(pynvml: ModuleType) -> Nvml | str:
     try:
-        with _told("the number of GPUs", pynvml):
+        with _nvml_errors("the number of GPUs", pynvml):
             count = pynvml.nvmlDeviceGetCount()
         if count != 1:
-            return f"NVML sees {count} GPUs; measured where there is one"
-        with _told("GPU 0", pynvml):
+            return f"NVML reports {count} GPUs; measured only if there is one"
+        with _nvml_errors("GPU 0", pynvml):
             return Nvml(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
     except VisionADError as exc:
         return str(exc)
 
 
 @contextmanager
-def _told(what: str, pynvml: ModuleType) -> Iterator[None]:
-    """Turn NVML's errors into a :class:`VisionADError` that says what was asked for."""
+def _nvml_errors(what: str, pynvml: ModuleType) -> Iterator[None]:
+    """Turn NVML's errors into a :class:`VisionADError` that names the requested value."""
     try:
         yield
     except pynvml.NVMLError_LibraryNotFound:
         raise VisionADError("no NVIDIA driver here (NVML does not load)") from None
     except pynvml.NVMLError as exc:
-        raise VisionADError(f"NVML does not give {what} here ({exc})") from None
+        raise VisionADError(f"NVML does not report {what} ({exc})") from None
 
 
 def energy(nvml: Nvml | str, call: Callable[[int], object], batch: int, seconds: float) -> dict[str, Any]:
-    """Joules an image and mean watts of the whole GPU board, idle share included, over ``seconds`` of calls in a row.
+    """Measure the energy of the whole GPU board, its idle power included, over consecutive calls.
 
-    NVML's counter moves about ten times a second, so the time is at least two seconds.
+    NVML updates its counter about ten times per second, so the measurement takes at least two seconds.
+
+    Args:
+        nvml: the GPU's counters, or the reason why there are none.
+        call: takes the number of the call.
+        batch: images per call.
+        seconds: time of the measurement.
+
+    Returns:
+        Joules per image, mean watts and calls; the first two are ``None`` with ``why_null`` if not measured.
     """
     missing = {"joules_per_picture": None, "watts": None}
     if isinstance(nvml, str):
         return {**missing, "why_null": nvml}
     try:
-        begin, start_j, calls = time.perf_counter(), nvml.joules(), 0
+        begin, start_joules, calls = time.perf_counter(), nvml.joules(), 0
         while time.perf_counter() - begin < max(2.0, seconds):
             call(calls)
             calls += 1
-        used, took = nvml.joules() - start_j, time.perf_counter() - begin
+        used, elapsed = nvml.joules() - start_joules, time.perf_counter() - begin
     except VisionADError as exc:
         return {**missing, "why_null": str(exc)}
-    return {"joules_per_picture": round(used / (calls * batch), 4), "watts": round(used / took, 1), "calls": calls}
+    return {"joules_per_picture": round(used / (calls * batch), 4), "watts": round(used / elapsed, 1), "calls": calls}

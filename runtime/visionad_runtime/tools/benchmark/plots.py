@@ -1,4 +1,4 @@
-"""Diagrams of a run, by matplotlib (the ``eval`` extra)."""
+"""Diagrams of a run by matplotlib, from the extra ``eval``."""
 
 from __future__ import annotations
 
@@ -12,32 +12,41 @@ from ...formats.files import atomic_file
 
 
 def require_matplotlib() -> None:
-    """Before minutes of measuring.
+    """Check that diagrams can be drawn, before minutes of measuring.
 
     Raises:
-        VisionADError: it is not installed.
+        VisionADError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise VisionADError("--plots needs matplotlib: pip install 'visionad[eval]'")
 
 
 def make_folder(folder: Path) -> None:
-    """For the diagrams, also before minutes of measuring.
+    """Create the folder of the diagrams, before minutes of measuring.
 
     Raises:
-        VisionADError: it cannot be made.
+        VisionADError: it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise VisionADError(
-            f"--plots {folder}: expected a folder, which cannot be made: {exc.strerror}; choose another place"
+            f"--plots {folder}: expected a folder, which cannot be created: {exc.strerror}; choose another place"
         ) from None
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``stages.png`` (median milliseconds of the stages, bars for each backend, from the file and from pixels) and
-    ``throughput.png`` (images a second by batch). Existing files are replaced.
+    """Write the diagrams. Existing files are replaced.
+
+    ``stages.png`` has the median milliseconds of the stages, a bar for each backend, from the file and from pixels.
+    ``throughput.png`` has images per second by batch size.
+
+    Args:
+        report: report of :func:`~visionad_runtime.tools.benchmark.run.run_bench`.
+        folder: folder of the diagrams.
+
+    Returns:
+        The files.
 
     Raises:
         VisionADError: they cannot be written.
@@ -49,19 +58,19 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     title = f"{report['model']['name']}, {report['model']['precision']}\n{report['environment']['cpu']}"
     title += "".join(f", {gpu}" for gpu in report["environment"]["gpus"])
 
-    ways = {
-        f"{name}, {said}": entry["stages"][way]
+    stages_by_bar = {
+        f"{name}, {label}": entry["stages"][source]
         for name, entry in backends.items()
-        for way, said in (("whole", "file"), ("pixels", "pixels"))
+        for source, label in (("whole", "file"), ("pixels", "pixels"))
     }
-    bars = Figure(figsize=(9, 2.0 + 0.6 * len(ways)), layout="constrained")
+    bars = Figure(figsize=(9, 2.0 + 0.6 * len(stages_by_bar)), layout="constrained")
     axes = bars.subplots()
-    start = dict.fromkeys(ways, 0.0)
-    for stage in dict.fromkeys(s for stages in ways.values() for s in stages if s != "total"):
-        widths = {n: stages[stage]["p50"] if stage in stages else 0.0 for n, stages in ways.items()}
-        axes.barh(list(ways), list(widths.values()), left=list(start.values()), label=stage)
+    start = dict.fromkeys(stages_by_bar, 0.0)
+    for stage in dict.fromkeys(s for stages in stages_by_bar.values() for s in stages if s != "total"):
+        widths = {n: stages[stage]["p50"] if stage in stages else 0.0 for n, stages in stages_by_bar.items()}
+        axes.barh(list(stages_by_bar), list(widths.values()), left=list(start.values()), label=stage)
         start = {name: start[name] + width for name, width in widths.items()}
-    axes.set(xlabel=f"ms an image, median, batch {report['settings']['batches'][0]}")
+    axes.set(xlabel=f"ms per image, median, batch {report['settings']['batches'][0]}")
     axes.set_title(title, fontsize=9)
     axes.invert_yaxis()
     bars.legend(fontsize=8, ncols=6, loc="outside lower center")
@@ -71,7 +80,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     for name, entry in backends.items():
         sizes = sorted(map(int, entry["batches"]))
         axes.plot(sizes, [entry["batches"][str(n)]["pictures_per_s"] for n in sizes], "o-", label=name)
-    axes.set(xlabel="images a call", ylabel="images a second", ylim=(0, None))
+    axes.set(xlabel="images per call", ylabel="images per second", ylim=(0, None))
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=8)
 

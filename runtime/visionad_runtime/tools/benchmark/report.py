@@ -1,4 +1,4 @@
-"""What a person reads of a run."""
+"""The report of a run as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """The report of :func:`~visionad_runtime.tools.benchmark.run.run_bench` as a short table for each backend."""
+    """Format the report of :func:`~visionad_runtime.tools.benchmark.run.run_bench` as one short table per backend."""
     env, model, bank, images = (report[k] for k in ("environment", "model", "bank", "pictures"))
     settings = report["settings"]
     rows = f"{next(iter(bank['rows_per_view'].values())):g}" if bank["rows_per_view"] else "unknown"
@@ -15,14 +15,14 @@ def format_report(report: Mapping[str, Any]) -> str:
     lines = [
         f"{model['name']}, {model['precision']}, {model['mb']} MB; views {', '.join(report['views'])}",
         f"{images['count']} {images['source']} images of {', '.join(images['sizes'])}, class {images['class']}; bank of "
-        f"{rows} rows a view, {bank['mb']} MB" + (f" ({bank['note']})" if "note" in bank else ""),
+        f"{rows} rows per view, {bank['mb']} MB" + (f" ({bank['note']})" if "note" in bank else ""),
         f"{env['cpu']}, {env['cores']} cores, {threads} threads; {', '.join(env['gpus']) or 'no GPU'}; "
         f"visionad {env['visionad']} {env['commit'] or ''}".rstrip(),
     ]
     for name, entry in report["backends"].items():
         lines += ["", *_backend(name, entry, settings["batches"][0])]
     if report["against"]:
-        lines += ["", f"{'side by side, batch ' + str(settings['batches'][0]):<48} {'p50 ms':>9}   times as long as"]
+        lines += ["", f"{'side by side, batch ' + str(settings['batches'][0]):<48} {'p50 ms':>9}   time / that of"]
         lines += [
             f"  {a['what']:<46} {_ms(a['p50'])}   {a['ratio']['median']:.3f} {a['by']}" for a in report["against"]
         ]
@@ -48,7 +48,7 @@ def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
     ]
     for stage in stages["whole"]:
         if stage != "total":
-            cells = (_cells(stages[way].get(stage)) for way in ("whole", "pixels"))
+            cells = (_cells(stages[source].get(stage)) for source in ("whole", "pixels"))
             lines.append(f"  {stage:<26} {' '.join(cells)}".rstrip())
     lines += [
         f"  {'to verdict':<26} {_percentiles(at['whole'])} {'':>7} {_percentiles(at['pixels'])}  "
@@ -56,14 +56,14 @@ def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
         f"  {'bare engine, same views':<26} {_percentiles(at['bare_engine'])}  ({at['bare_engine']['calls']} calls)",
         f"  {'whole : bare engine':<26} {_ratio(at['whole_to_bare_engine'])}",
         f"  {'pixels : bare engine':<26} {_ratio(at['pixels_to_bare_engine'])}",
-        f"  {'images a second':<26} "
+        f"  {'images per second':<26} "
         + ", ".join(f"{b['pictures_per_s']:g} at {n}" for n, b in entry["batches"].items()),
     ]
     if any(entry["chain_memory_mb"].values()):
-        taken = entry["chain_memory_mb"]
+        memory = entry["chain_memory_mb"]
         lines.append(
-            f"  {'memory of the chain':<26} {taken['chain']} MB and banks of {taken['banks']} MB on the GPU, "
-            f"{taken['page_locked']} MB page-locked"
+            f"  {'memory of the pipeline':<26} {memory['chain']} MB and banks of {memory['banks']} MB on the GPU, "
+            f"{memory['page_locked']} MB page-locked"
         )
     cold, energy = entry["cold_start"], entry["energy"]
     if cold is not None:
@@ -74,13 +74,13 @@ def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
             f"  {'peak memory':<26} {cold['peak_memory_mb'] if cold['peak_memory_mb'] is not None else '-'} MB{gpu}",
         ]
     if energy["joules_per_picture"] is not None:
-        lines.append(f"  {'energy':<26} {energy['joules_per_picture']:.3f} J an image at {energy['watts']:.0f} W")
+        lines.append(f"  {'energy':<26} {energy['joules_per_picture']:.3f} J per image at {energy['watts']:.0f} W")
     for part, roof in entry["roofline"].items():
         if "why_null" in roof:
             lines.append(f"  {'roofline':<26} {part}: {roof['why_null']}")
             continue
         share = (
-            f", {roof['share_of_roof']:.0%} of the roof here ({roof['bound_by']})"
+            f", {roof['share_of_roof']:.0%} of this machine's roof ({roof['bound_by']})"
             if roof["share_of_roof"] is not None
             else ""
         )
@@ -91,7 +91,7 @@ def _backend(name: str, entry: Mapping[str, Any], batch: int) -> list[str]:
 
 
 def _cells(row: Mapping[str, Any] | None) -> str:
-    """A stage's percentiles and share, or blanks where a way has no such stage."""
+    """Format a stage's percentiles and share, or blanks for a missing stage."""
     return f"{'':>37}" if row is None else f"{_percentiles(row)}  {row['share']:>6.1%}"
 
 

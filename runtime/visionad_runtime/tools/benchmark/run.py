@@ -1,4 +1,4 @@
-"""One run of ``visionad bench``: open all backends, time them side by side, then cold starts, energy and the roofline."""
+"""One run of ``visionad bench``: open all backends, time them side by side, then measure cold start, energy and roofline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..._threads import drain_background
 from ...bank.memory_bank import ClassBank
-from ...engine.base import CPU, NVIDIA_GPU
+from ...engine.base import NVIDIA_GPU
 from ...engine.registry import auto_backends, backend_spec
 from ...errors import VisionADError
 from ...formats.manifest import BankManifest, ModelManifest, read_manifest
@@ -26,22 +26,21 @@ from ...inspector import Inspector
 from ...scoring.spec import ScoringSpec, choose_views
 from ...system import environment
 from ..demo.rendering import render
-from . import measure, roofline
+from . import measure
 from .cold_start import cold_start
 from .measure import Candidate, TorchBaseline
 from .nvml import Nvml, energy, open_nvml
+from .roofline import add_roofline
 
 PARTS = 4
 PART_SIZE = 1024
 MAX_IMAGES, MAX_BYTES = 32, 512 << 20
-"""Images in turn, and bytes that they may take. They are held as pixels, and as views for the bare engine: 5.5 MB each at a crop
-of 392."""
+"""Limits of the images in memory. Each is held as pixels, and as views for the bare engine (5.5 MB at a crop of 392)."""
 PART = "gear"
 NO_GPU = "the backend uses no NVIDIA GPU"
-NO_PEAKS = "the peaks of this device are not measured"
 
 TorchBaselines = Callable[[ModelManifest, ClassBank, ScoringSpec, int | None], Mapping[str, TorchBaseline]]
-"""Opens PyTorch for a model, a class, a scoring and CPU threads: kind → what to time."""
+"""Opens PyTorch for a model, a class, a scoring and CPU threads. Returns the baselines by kind."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
@@ -51,8 +50,11 @@ def _no_progress(_what: str, _total: int) -> AbstractContextManager[Callable[[],
 
 @dataclass(frozen=True)
 class Settings:
-    """What `visionad bench` was asked. ``backends`` empty: all of ``auto``'s that run. ``views`` None: all of the bank's.
-    ``precision`` and ``device`` are for those of the backends that offer them."""
+    """Options of `visionad bench`.
+
+    Without ``backends``, every backend of ``auto`` that runs is measured. ``views=None`` takes all views of the bank. ``precision``
+    and ``device`` apply to the backends that offer them.
+    """
 
     bank: Path | None = None
     images: tuple[Path, ...] = ()
@@ -67,8 +69,8 @@ class Settings:
     threads: int | None = None
     views: tuple[str, ...] | None = None
 
-    def wishes(self, backend: str) -> dict[str, Any]:
-        """Return the precision and the device to open a backend with."""
+    def options(self, backend: str) -> dict[str, Any]:
+        """Return precision and device to open a backend with; ``None`` where it offers no choice."""
         spec = backend_spec(backend)
         return {
             "precision": self.precision if self.precision in spec.precisions else None,
@@ -77,8 +79,14 @@ class Settings:
 
 
 class Images(NamedTuple):
-    """The files of the run in order, the pixels of each, uint8 (H, W, 3) BGR, its views, float32 (V, 3, crop, crop), as the engine
-    gets them, and the classes that they were found to be of."""
+    """Images of the run, in order.
+
+    Attributes:
+        paths: image files.
+        pixels: pixels of each, uint8 (H, W, 3) BGR.
+        views: input of the engine for each, float32 (V, 3, crop, crop).
+        classes: class of each, as routed; ``None`` for no known class.
+    """
 
     paths: list[Path]
     pixels: list[NDArray[np.uint8]]
@@ -86,15 +94,15 @@ class Images(NamedTuple):
     classes: list[str | None]
 
     def files(self, call: int, batch: int) -> list[Path]:
-        """The batch of the call of this number."""
+        """Return the files of a call."""
         return [self.paths[i] for i in self._which(call, batch)]
 
     def decoded(self, call: int, batch: int) -> list[NDArray[np.uint8]]:
-        """Its pixels."""
+        """Return the pixels of a call's images."""
         return [self.pixels[i] for i in self._which(call, batch)]
 
     def prepared(self, call: int, batch: int) -> NDArray[np.float32]:
-        """Its views, float32 (batch · V, 3, crop, crop)."""
+        """Return the views of a call's images, float32 (batch · V, 3, crop, crop)."""
         return np.concatenate([self.views[i] for i in self._which(call, batch)])
 
     def _which(self, call: int, batch: int) -> list[int]:
@@ -108,38 +116,41 @@ def run_bench(
     torch_baselines: TorchBaselines | None = None,
     progress: Progress = _no_progress,
 ) -> dict[str, Any]:
-    """Measure and return the report, JSON types.
+    """Measure a model.
 
     Args:
         model: model folder.
-        settings: what to measure, and how long.
-        torch_baselines: opens PyTorch to be timed beside the backends; ``None`` leaves it out.
-        progress: called with a title and a number of steps; gives the function that counts one.
+        settings: what to measure, and for how long.
+        torch_baselines: opens PyTorch to time side by side with the backends; ``None`` leaves it out.
+        progress: called with a title and a number of steps; yields the function that counts one.
+
+    Returns:
+        The report, JSON types.
 
     Raises:
-        VisionADError: a mistake in the settings, an unreadable image, or no backend that runs.
+        VisionADError: the settings are wrong, an image is unreadable, or no backend runs.
     """
     manifest = read_model(model)
-    held = manifest if settings.bank is None else read_manifest(settings.bank, BankManifest)
-    choose_views(settings.views, held.views)  # said once, not for each backend
+    source = manifest if settings.bank is None else read_manifest(settings.bank, BankManifest)
+    choose_views(settings.views, source.views)  # reports an error once, not for each backend
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionad-bench-")))
-        given = [found.path for found in find_images(list(settings.images))] if settings.images else _render(work)
+        files = [file.path for file in find_images(list(settings.images))] if settings.images else _render(work)
         bank, support = settings.bank, None
-        if bank is None:  # timed images must not be the enrolled one, where there are others
-            bank, support = work / "bank", given[0]
-            given = given[1:] or given
+        if bank is None:  # the enrolled image is not timed, if there are others
+            bank, support = work / "bank", files[0]
+            files = files[1:] or files
         close = stack.enter_context(ExitStack())
         opened, failed = _open_all(model, bank, support, settings, close)
         nvml = stack.enter_context(open_nvml())
-        images = _prepare(next(iter(opened.values())), given[:MAX_IMAGES], settings.class_name)
+        images = _prepare(next(iter(opened.values())), files[:MAX_IMAGES], settings.class_name)
         report = _Run(model, manifest, bank, settings, opened, images, nvml, failed, torch_baselines, progress).measure(
             support is not None
         )
-        close.close()  # a fresh process finds the box as it is at the start of a shift
+        close.close()  # a fresh process must find the machine idle
         for name, entry in report["backends"].items():
             entry["cold_start"] = _cold_start(model, bank, images.paths[0], name, settings, report, nvml)
-        _roofline(report, model, manifest)
+        add_roofline(report, model, manifest)
     report["failed"] = failed
     report["pictures"]["source"] = "given" if settings.images else "rendered"
     if support is not None:
@@ -159,8 +170,14 @@ def _render(work: Path) -> list[Path]:
 def _open_all(
     model: Path, bank: Path, support: Path | None, settings: Settings, close: ExitStack
 ) -> tuple[dict[str, Inspector], dict[str, str]]:
-    """An inspector for each backend, which ``close`` closes, and why others have none. What was not asked for by name does not
-    start a build."""
+    """Open an inspector for each backend; ``close`` closes them. A backend that was not named never starts a build.
+
+    Returns:
+        Inspectors by backend, and the reasons by backend that did not open.
+
+    Raises:
+        VisionADError: no backend runs, or none in the given precision.
+    """
     opened: dict[str, Inspector] = {}
     failed: dict[str, str] = {}
     for name in settings.backends or [spec.name for spec in auto_backends()]:
@@ -170,7 +187,7 @@ def _open_all(
                 require_engine(model)
             inspector = close.enter_context(
                 Inspector.open(
-                    model, bank, backend=name, threads=settings.threads, views=settings.views, **settings.wishes(name)
+                    model, bank, backend=name, threads=settings.threads, views=settings.views, **settings.options(name)
                 )
             )
         except VisionADError as exc:
@@ -188,24 +205,24 @@ def _open_all(
 
 
 def _prepare(inspector: Inspector, paths: list[Path], class_name: str | None) -> Images:
-    """As many of the files as may be held, at least one."""
-    images, held = Images([], [], [], []), 0
-    for one in inspector.inspect_files(paths, class_name=class_name, trace=True):
-        if one.trace is None or one.result is None or one.rgb is None:
-            raise VisionADError(f"bench: {one.error}")
-        held += one.rgb.nbytes + one.trace.views.nbytes
-        if images.paths and held > MAX_BYTES:
+    """Read as many of the files as the limits allow, at least one."""
+    images, size = Images([], [], [], []), 0
+    for file in inspector.inspect_files(paths, class_name=class_name, trace=True):
+        if file.trace is None or file.result is None or file.rgb is None:
+            raise VisionADError(f"bench: {file.error}")
+        size += file.rgb.nbytes + file.trace.views.nbytes
+        if images.paths and size > MAX_BYTES:
             break
-        images.paths.append(one.path)
-        images.pixels.append(np.ascontiguousarray(one.rgb[:, :, ::-1]))
-        images.views.append(one.trace.views)
-        images.classes.append(one.result.class_name)
+        images.paths.append(file.path)
+        images.pixels.append(np.ascontiguousarray(file.rgb[:, :, ::-1]))
+        images.views.append(file.trace.views)
+        images.classes.append(file.result.class_name)
     return images
 
 
 @dataclass
 class _Run:
-    """Everything opened, and what is measured while it is."""
+    """The opened backends and their measurement."""
 
     model: Path
     manifest: ModelManifest
@@ -219,30 +236,30 @@ class _Run:
     progress: Progress
 
     def measure(self, temporary: bool) -> dict[str, Any]:
-        """All that is timed side by side, and energy."""
+        """Time everything side by side, and measure energy."""
         settings, first = self.settings, next(iter(self.opened.values()))
         batches: dict[str, dict[str, Any]] = {name: {} for name in self.opened}
         stages: dict[str, dict[str, Any]] = {}
         report: dict[str, Any] = {}
         for inspector in self.opened.values():
-            self._as_after_a_while(inspector)
+            self._build_indexes(inspector)
         with self.progress("measuring", len(settings.batches) * settings.rounds) as step:
             for batch in settings.batches:
-                laps: dict[str, dict[str, list[Mapping[str, float]]]]
-                laps = {name: {"whole": [], "pixels": []} for name in self.opened}
+                timings: dict[str, dict[str, list[Mapping[str, float]]]]
+                timings = {name: {"whole": [], "pixels": []} for name in self.opened}
                 end_to_end = {
-                    n: Candidate(n, self._end_to_end(i, batch, laps[n]["whole"])) for n, i in self.opened.items()
+                    n: Candidate(n, self._end_to_end(i, batch, timings[n]["whole"])) for n, i in self.opened.items()
                 }
                 pixels = {
-                    n: Candidate(f"{n}, from pixels", self._from_pixels(i, batch, laps[n]["pixels"]))
+                    n: Candidate(f"{n}, from pixels", self._from_pixels(i, batch, timings[n]["pixels"]))
                     for n, i in self.opened.items()
                 }
                 ready = self._ready(batch)
                 engine_only = {
                     n: Candidate(f"{n}, bare engine", self._engine_only(i, ready)) for n, i in self.opened.items()
                 }
-                lead = batch == settings.batches[0]
-                torch = self._torch(batch, ready) if lead else {}
+                is_first = batch == settings.batches[0]
+                torch = self._torch(batch, ready) if is_first else {}
                 measure.time_interleaved(
                     [*end_to_end.values(), *pixels.values(), *engine_only.values(), *torch.values()],
                     settings.seconds,
@@ -251,17 +268,17 @@ class _Run:
                 )
                 for name in self.opened:
                     batches[name][str(batch)] = {
-                        "whole": measure.summarise(end_to_end[name].times),
-                        "pixels": measure.summarise(pixels[name].times),
-                        "bare_engine": measure.summarise(engine_only[name].times),
+                        "whole": measure.summarize(end_to_end[name].times),
+                        "pixels": measure.summarize(pixels[name].times),
+                        "bare_engine": measure.summarize(engine_only[name].times),
                         "whole_to_bare_engine": measure.ratio(end_to_end[name], engine_only[name]),
                         "pixels_to_bare_engine": measure.ratio(pixels[name], engine_only[name]),
                         "pictures_per_s": measure.throughput(end_to_end[name], batch),
                     }
-                if lead:
+                if is_first:
                     stages = {
-                        name: {way: measure.stage_table(times[batch:]) for way, times in ways.items()}
-                        for name, ways in laps.items()
+                        name: {source: measure.stage_table(rows[batch:]) for source, rows in by_source.items()}
+                        for name, by_source in timings.items()
                     }
                     report["against"] = self._against(end_to_end, pixels, engine_only, torch)
         entries: dict[str, dict[str, Any]] = {}
@@ -280,8 +297,8 @@ class _Run:
             }
         return {**self._describe(first, temporary), "backends": entries, **report}
 
-    def _as_after_a_while(self, inspector: Inspector) -> None:
-        """Have the banks prepared that the images are compared with: beside the first calls, it would be measured."""
+    def _build_indexes(self, inspector: Inspector) -> None:
+        """Let the search indexes be built now; otherwise they would be built during the first timed calls."""
         for rgb in {name: self.images.pixels[i] for i, name in enumerate(self.images.classes)}.values():
             for _ in range(2):
                 inspector.inspect(rgb, class_name=self.settings.class_name)
@@ -323,38 +340,40 @@ class _Run:
             },
         }
 
-    def _end_to_end(self, inspector: Inspector, batch: int, laps: list[Mapping[str, float]]) -> Callable[[int], object]:
-        """From files to results, as `visionad predict` does it."""
+    def _end_to_end(
+        self, inspector: Inspector, batch: int, timings: list[Mapping[str, float]]
+    ) -> Callable[[int], object]:
+        """Return a call from files to results, as in `visionad predict`."""
 
         def call(number: int) -> None:
             files = self.images.files(number, batch)
-            for one in inspector.inspect_files(files, class_name=self.settings.class_name, batch=batch):
-                if one.result is None:
-                    raise VisionADError(f"bench: {one.error}")
-                laps.append(one.result.timings)
+            for file in inspector.inspect_files(files, class_name=self.settings.class_name, batch=batch):
+                if file.result is None:
+                    raise VisionADError(f"bench: {file.error}")
+                timings.append(file.result.timings)
 
         return call
 
     def _from_pixels(
-        self, inspector: Inspector, batch: int, laps: list[Mapping[str, float]]
+        self, inspector: Inspector, batch: int, timings: list[Mapping[str, float]]
     ) -> Callable[[int], object]:
-        """From decoded images in BGR, as OpenCV delivers them, to results: the call that a line's own program makes."""
+        """Return a call from decoded BGR images, as OpenCV gives them, to results: the call of a program at the line."""
 
         def call(number: int) -> None:
             images = self.images.decoded(number, batch)
             results = inspector.inspect_batch(images, class_name=self.settings.class_name)
-            laps.extend(result.timings for result in results)
+            timings.extend(result.timings for result in results)
 
         return call
 
     def _ready(self, batch: int) -> list[NDArray[np.float32]]:
-        """The views of calls, prepared before: not all different calls where that would fill the memory."""
+        """Prepare the views of different calls, as many as the limit on images allows."""
         count = len(self.images.paths)
         different = count // math.gcd(count, batch)
         return [self.images.prepared(call, batch) for call in range(min(different, max(1, MAX_IMAGES // batch)))]
 
     def _engine_only(self, inspector: Inspector, ready: list[NDArray[np.float32]]) -> Callable[[int], object]:
-        """The engine alone on the same images: what is left when all else is free."""
+        """Return a call of the engine alone on the same images."""
         routed = self.settings.class_name is None
         return lambda number: inspector.engine.encode(ready[number % len(ready)], class_token=routed)
 
@@ -374,8 +393,8 @@ class _Run:
         candidates = {}
         for title, call in calls.items():
             try:
-                call(0)  # compiling takes minutes, which must not be taken for the time of a call
-            except Exception as exc:  # a compiler that is missing, a GPU that is full: torch raises anything
+                call(0)  # compilation takes minutes and must not be timed
+            except Exception as exc:  # a missing compiler, a full GPU: torch raises any type
                 self.failed[title] = f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"
                 continue
             candidates[title] = Candidate(title, call)
@@ -399,24 +418,24 @@ class _Run:
     ) -> list[dict[str, Any]]:
         """Compare every other candidate with the first backend, like with like: end to end, from pixels, engine."""
         first = next(iter(end_to_end))
-        found = []
+        comparisons = []
         for candidate in (*end_to_end.values(), *pixels.values(), *torch.values()):
             if candidate in (end_to_end[first], pixels[first]):
                 continue
-            mine = end_to_end[first]
+            own = end_to_end[first]
             if ", bare " in candidate.name:
-                mine = engine_only[first]
+                own = engine_only[first]
             elif candidate.name.endswith(", from pixels"):
-                mine = pixels[first]
-            found.append(
+                own = pixels[first]
+            comparisons.append(
                 {
                     "what": candidate.name,
-                    "by": mine.name,
-                    "ratio": measure.ratio(candidate, mine),
-                    **measure.summarise(candidate.times),
+                    "by": own.name,
+                    "ratio": measure.ratio(candidate, own),
+                    **measure.summarize(candidate.times),
                 }
             )
-        return found
+        return comparisons
 
 
 def _cold_start(
@@ -443,58 +462,5 @@ def _cold_start(
         settings.class_name,
         settings.starts,
         used,
-        settings.wishes(backend),
+        settings.options(backend),
     )
-
-
-def _roofline(report: dict[str, Any], model: Path, manifest: ModelManifest) -> None:
-    """The engine at its fastest batch and the search, against the peaks of where they run."""
-    identity, settings = manifest.identity, report["settings"]
-    cpu = roofline.cpu_peaks(settings["threads"])
-    on_gpu = any(backend_spec(name).device == NVIDIA_GPU for name in report["backends"])
-    gpu = roofline.gpu_peaks(manifest.precision) if on_gpu else "no backend here runs on a GPU"
-    weights = sum(p.stat().st_size for p in model.glob("backbone.onnx*"))
-    rows = report["bank"]["rows_per_view"]
-    halves, listed = gpu, {"cpu": cpu, "gpu": gpu}
-    if manifest.precision != "fp16" and rows is not None and any(map(_chain_on_gpu, report["backends"].values())):
-        # That chain searches in 16 bits, whatever the model.
-        halves = listed["gpu, search"] = roofline.gpu_peaks("fp16")
-    routed = report["pictures"]["class"] == "routed"
-    views = len(report["views"])
-    report["peaks"] = {
-        where: {"gflop_per_s": round(p.flops / 1e9, 1), "gb_per_s": round(p.bytes / 1e9, 1), "how": p.method}
-        if isinstance(p, roofline.Peaks)
-        else {"gflop_per_s": None, "gb_per_s": None, "why_null": p}
-        for where, p in listed.items()
-    }
-    for name, entry in report["backends"].items():
-        peaks = _known({CPU: cpu, NVIDIA_GPU: gpu}.get(backend_spec(name).device, NO_PEAKS))
-        if backend_spec(name).device == CPU and (entry["precision"] != manifest.precision or settings["device"]):
-            peaks = None  # those of the CPU are of the model's precision
-        batch, best = min(entry["batches"].items(), key=lambda item: item[1]["bare_engine"]["p50"] / int(item[0]))
-        seconds = best["bare_engine"]["p50"] / 1e3 / int(batch) / views
-        work = roofline.backbone_work(identity, weights, entry["group"], routed)
-        entry["roofline"] = {
-            "engine, a view": {"why_null": work}
-            if isinstance(work, str)
-            else {"batch": int(batch), **roofline.assess(work, seconds, peaks)}
-        }
-        if rows is None:
-            entry["roofline"]["search, all views"] = {
-                "why_null": "no image is of a known class, so what was searched is not known"
-            }
-        else:
-            searched, size = (_known(halves), 2) if _chain_on_gpu(entry) else (cpu, 4)
-            parts = [roofline.search_work(identity.grid**2, n, identity.dim, size) for n in rows.values()]
-            total = roofline.Work(sum(p.flops for p in parts), sum(p.bytes for p in parts))
-            entry["roofline"]["search, all views"] = roofline.assess(
-                total, entry["stages"]["pixels"]["search"]["p50"] / 1e3, searched
-            )
-
-
-def _chain_on_gpu(entry: dict[str, Any]) -> bool:
-    return "wait" in entry["stages"]["pixels"]  # which the chain on the host has not
-
-
-def _known(peaks: roofline.Peaks | str) -> roofline.Peaks | None:
-    return peaks if isinstance(peaks, roofline.Peaks) else None

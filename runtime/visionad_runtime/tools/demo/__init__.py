@@ -1,1 +1,1 @@
-"""The main job end to end, on parts the demo draws itself or on the user's own."""
+"""``visionad demo``: the main job end to end, on rendered parts or on the user's own."""

@@ -1,4 +1,4 @@
-"""The demo's result as one HTML page: every image inside, nothing fetched, readable from ``file://`` by day and night."""
+"""The demo's result as one HTML page: images embedded, nothing fetched, in a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from ...visualization.thumbnails import Mask, Rgb, draw_ground_truth
 
 GOOD = "good"
 UNKNOWN = "unknown"
-PITCH = (
-    "Show it a few good parts, and it inspects: where a new image differs from all of them, it says so and shows it."
-)
+PITCH = "Enroll a few good parts, then inspect. Where a new image differs from all of them, it is reported and shown."
 
 _THUMB = 256
 _SUPPORT_THUMB = 160
@@ -23,29 +21,47 @@ _SUPPORT_THUMB = 160
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One inspected image."""
+    """One inspected image.
+
+    Attributes:
+        image_path: image file.
+        class_name: class of the image.
+        truth: ``good``, the name of a defect, ``unknown`` for an object of no class, or ``None`` without a label.
+        score: score of the image.
+        threshold: threshold of the class, if calibrated.
+        verdict: ``ok``, ``anomalous`` or ``unknown``.
+        overlay: (h, w, 3) uint8 RGB of any size, without a caption.
+        image: (h, w, 3) uint8 RGB of any size.
+        routed_class: class that the image was routed to.
+        class_margin: margin of the routing.
+        mask: (h, w) bool, the true defect over the whole image; it is outlined.
+    """
 
     image_path: str
     class_name: str
     truth: str | None
-    """``good``, a defect's name, ``unknown`` for an object of no class, or None if nobody knows."""
     score: float
     threshold: float | None
     verdict: str
-    """``ok``, ``anomalous`` or ``unknown``."""
     overlay: Rgb
-    """(h, w, 3) uint8 RGB, any size; without a caption strip it sits best beside the image."""
     image: Rgb
-    """(h, w, 3) uint8 RGB, any size."""
     routed_class: str | None = None
     class_margin: float | None = None
     mask: Mask | None = None
-    """(h, w) bool, the true defect over the whole image; outlined on it."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassReport:
-    """One class: what it was taught with and how it fared."""
+    """One class.
+
+    Attributes:
+        name: name of the class.
+        supports: enrolled images, (h, w, 3) uint8 RGB.
+        cases: inspected images.
+        image_auroc: image AUROC, if defined.
+        pixel_auroc: pixel AUROC, if defined.
+        threshold: threshold, if calibrated.
+    """
 
     name: str
     supports: Sequence[Rgb]
@@ -57,7 +73,16 @@ class ClassReport:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The page. The first four facts are its headline figures, the rest a list."""
+    """Content of the page.
+
+    Attributes:
+        title: its title.
+        facts: name and value; the first four are shown large.
+        classes: classes in order.
+        timings_ms: milliseconds by stage.
+        notes: remarks.
+        commands: commands to try next.
+    """
 
     title: str
     facts: Sequence[tuple[str, str]]
@@ -68,26 +93,26 @@ class Report:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write the page; equal reports give equal bytes.
+    """Write the page. Equal reports give equal bytes.
 
     Args:
-        path: the file; its folder is made.
-        report: what the page shows.
+        path: the file; its folder is created.
+        report: content of the page.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_page(report), encoding="utf-8", newline="\n")
 
 
 def mistake(case: Case) -> str | None:
-    """What went wrong in words; None if the case came out right or nobody knows the truth."""
+    """Describe what is wrong with a verdict; ``None`` if it is correct or the image has no label."""
     if case.truth is None:
         return None
     if case.truth == UNKNOWN:
-        return None if case.verdict == UNKNOWN else f"taken for {case.routed_class or 'a known class'}"
+        return None if case.verdict == UNKNOWN else f"routed to {case.routed_class or 'a known class'}"
     if case.verdict == UNKNOWN:
-        return "no verdict" if case.routed_class else "not recognised"
+        return "no verdict" if case.routed_class else "not recognized"
     if case.routed_class is not None and case.routed_class != case.class_name:
-        return f"taken for {case.routed_class}"
+        return f"routed to {case.routed_class}"
     if case.truth == GOOD:
         return None if case.verdict == "ok" else "false alarm"
     return None if case.verdict == "anomalous" else "missed"
@@ -97,7 +122,7 @@ def mistake(case: Case) -> str | None:
 
 
 class _Dot(NamedTuple):
-    """A score in a strip. ``anchor`` is the id of its card."""
+    """A score in the diagram. ``anchor`` is the id of its card."""
 
     anchor: str
     kind: str
@@ -107,7 +132,7 @@ class _Dot(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """The scores of one truth, ``y`` its middle."""
+    """The scores of one truth. ``y`` is the middle of the row."""
 
     label: str
     y: float
@@ -115,7 +140,7 @@ class _Row(NamedTuple):
 
 
 class _Stage(NamedTuple):
-    """A stage's share of the time as a part of a bar 1000 wide."""
+    """A stage's part of a bar that is 1000 units wide."""
 
     name: str
     ms: float
@@ -145,13 +170,13 @@ def _page(report: Report) -> str:
 
 
 def _class(index: int, entry: ClassReport) -> dict[str, Any]:
-    labelled = [case for case in entry.cases if case.truth is not None]
-    right = sum(mistake(case) is None for case in labelled)
+    labeled = [case for case in entry.cases if case.truth is not None]
+    correct = sum(mistake(case) is None for case in labeled)
     stats = [
         ("image AUROC", _auroc(entry.image_auroc)),
         ("pixel AUROC", _auroc(entry.pixel_auroc)),
         ("threshold", number(entry.threshold)),
-        ("right", f"{right} of {len(labelled)}"),
+        ("correct", f"{correct} of {len(labeled)}"),
     ]
     scores = [case.score for case in entry.cases if math.isfinite(case.score)]
     axis = Axis.around([*scores, *([entry.threshold] if entry.threshold is not None else [])])
@@ -177,13 +202,13 @@ def _auroc(value: float | None) -> str:
 
 
 def _scores(index: int, entry: ClassReport, axis: Axis) -> dict[str, Any]:
-    """Scores as dots, one row for each truth, good on top; a mistake is a ring."""
+    """Lay out the scores as dots, one row per truth, good on top. A mistake is a ring."""
     truths = sorted({case.truth for case in entry.cases}, key=lambda truth: (truth != GOOD, truth is None, truth or ""))
     row_height = 30
     frame = Strip(axis, row_height * len(truths), left=150, right=24, top=26)
     rows = []
-    for place, truth in enumerate(truths):
-        y = frame.top + row_height * (place + 0.5)
+    for row, truth in enumerate(truths):
+        y = frame.top + row_height * (row + 0.5)
         members = [(frame.x(case.score), k, case) for k, case in enumerate(entry.cases) if case.truth == truth]
         dots = [
             _Dot(
@@ -201,7 +226,7 @@ def _scores(index: int, entry: ClassReport, axis: Axis) -> dict[str, Any]:
 
 
 def _lifts(places: Sequence[float]) -> list[float]:
-    """Vertical offsets that keep dots of one row from lying on each other."""
+    """Return vertical offsets that keep the dots of one row apart."""
     lifts = [0.0] * len(places)
     placed: list[tuple[float, float]] = []
     for index in sorted(range(len(places)), key=lambda k: places[k]):
@@ -218,12 +243,12 @@ def _kind(case: Case) -> str:
 
 
 def _interest(case: Case) -> int:
-    """Sorting key: mistakes come first, good parts last."""
+    """Return a sorting key: mistakes first, good parts last."""
     return 0 if mistake(case) else 2 if case.truth == GOOD else 1
 
 
 def _words(truth: str | None) -> str:
-    return {None: "not labelled", UNKNOWN: "foreign object"}.get(truth) or str(truth).replace("_", " ")
+    return {None: "not labeled", UNKNOWN: "foreign object"}.get(truth) or str(truth).replace("_", " ")
 
 
 def _card(anchor: str, case: Case, axis: Axis) -> dict[str, Any]:
@@ -252,7 +277,7 @@ def _card(anchor: str, case: Case, axis: Axis) -> dict[str, Any]:
 
 
 def _stages(timings_ms: Mapping[str, float]) -> tuple[float, list[_Stage]]:
-    """Total milliseconds, and the stages that take any time."""
+    """Return total milliseconds, and the stages that take time."""
     known = [(name, ms) for name, ms in timings_ms.items() if math.isfinite(ms) and ms > 0]
     total = sum(ms for _, ms in known)
     stages, x = [], 0.0

@@ -1,1 +1,1 @@
-"""Data sets, metrics and tables: what ``visionad eval`` is made of."""
+"""``visionad eval``: data sets, metrics and tables."""

@@ -1,4 +1,4 @@
-"""A whole evaluation: all units of a run, and means and spread over classes and seeds."""
+"""A complete evaluation: all units of a run, with means and spread over classes and seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,22 @@ RATES = ("routing_accuracy", "unknown_rate", "false_reject_rate", "miss_rate")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All units of a run, and what they were run with."""
+    """All units of a run, and its settings.
+
+    Attributes:
+        manifest: the model.
+        scoring: how it scores.
+        dataset: name of the data set's layout.
+        root: folder of the data set.
+        shots: supports per class.
+        mode: ``separate`` or ``multi``.
+        engine: name of the predictor.
+        seeds: seeds of the support selection; ``None`` for the first images by name.
+        calibrate: target false-reject rate, ``None`` without calibration.
+        units: one per seed and class.
+        skipped: unreadable files that were skipped.
+        resumed: number of units that an earlier run had finished.
+    """
 
     manifest: ModelManifest
     scoring: ScoringSpec
@@ -35,19 +50,18 @@ class Evaluation:
     units: tuple[EvaluationUnit, ...]
     skipped: tuple[dict[str, Any], ...]
     resumed: int
-    """How many units were found finished."""
 
     def of_class(self, name: str) -> list[EvaluationUnit]:
-        """A class's units, by seed."""
+        """Return the units of a class, by seed."""
         return [unit for unit in self.units if unit.result["class"] == name]
 
     @property
     def classes(self) -> list[str]:
-        """Class names, sorted."""
+        """Names of the classes, sorted."""
         return sorted({unit.result["class"] for unit in self.units})
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``visionad eval --json`` writes."""
+        """Return the object that ``visionad eval --json`` writes."""
         results = [unit.result for unit in self.units]
         per_seed = [
             {"seed": seed, **mean_over_classes([averageable(r) for r in results if r["seed"] == seed])}
@@ -76,24 +90,24 @@ class Evaluation:
 
 
 def averageable(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """A result's numbers that can be averaged."""
-    every = {**result, **result.get("calibration", {})}
-    return {name: every[name] for name in (*METRICS, *(f"separate_{m}" for m in METRICS), *RATES) if name in every}
+    """Return the numbers of a result that can be averaged."""
+    values = {**result, **result.get("calibration", {})}
+    return {name: values[name] for name in (*METRICS, *(f"separate_{m}" for m in METRICS), *RATES) if name in values}
 
 
 def mean_over_classes(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Mean over classes, of those that have the figure."""
+    """Return the means over the classes that have the number."""
     names = dict.fromkeys(name for row in rows for name in row)
-    found = {name: [v for row in rows if (v := row.get(name)) is not None] for name in names}
-    return {name: math.fsum(values) / len(values) if values else None for name, values in found.items()}
+    columns = {name: [v for row in rows if (v := row.get(name)) is not None] for name in names}
+    return {name: math.fsum(values) / len(values) if values else None for name, values in columns.items()}
 
 
 def spread_over_seeds(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Mean and sample standard deviation over seeds; no deviation of a single one."""
+    """Return mean and sample standard deviation over seeds. The deviation is ``None`` for a single seed."""
     names = dict.fromkeys(name for row in rows for name in row if name != "seed")
-    out: dict[str, dict[str, float | None]] = {}
+    spread: dict[str, dict[str, float | None]] = {}
     for name in names:
         values = [row[name] for row in rows if row.get(name) is not None]
         mean = math.fsum(values) / len(values) if values else None
-        out[name] = {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else None}
-    return out
+        spread[name] = {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else None}
+    return spread

@@ -1,12 +1,12 @@
-"""Image and pixel metrics of the method (section 6): AUROC, AP, F1-max, AUPRO. Equal to scikit-learn, bounded memory.
+"""Image and pixel metrics of the method (section 6): AUROC, AP, F1-max, AUPRO. Equal to scikit-learn, with bounded memory.
 
-Pixels are counted, not kept: a sorted table "value -> how often" of the good pixels, and one of the defect pixels. Up
-to 2**24 distinct values each, nothing is lost and every metric is exact, ties included. Beyond, a table halves its
-resolution until it fits, by dropping the lowest mantissa bit of every float32; values that then share a bin are taken
-for tied. ``MetricReport.error_bounds`` says how far that can have moved a metric, worked out from the table itself.
+Pixels are counted, not stored: one sorted table from value to count for the good pixels, and one for the defect pixels. Up to 2**24
+distinct values each, every metric is exact, ties included. Beyond that, a table halves its resolution until it fits: it drops the
+lowest mantissa bit of every float32, and values that then share a bin count as tied. ``MetricReport.error_bounds`` bounds the
+effect on each metric, computed from the table.
 
-AUPRO needs no list of regions either. The mean, over R regions, of the share of a region above a threshold is the sum,
-over the defect pixels above it, of 1 / (R * area of the pixel's region): one more column in the table of defect pixels.
+AUPRO needs no list of regions. The mean over R regions of the fraction of a region above a threshold is the sum over the defect
+pixels above it of 1 / (R * area of the pixel's region). This is one more column in the table of defect pixels.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ F64 = NDArray[np.float64]
 U32 = NDArray[np.uint32]
 
 MAX_VALUES = 1 << 24
-"""Distinct values a table holds before it coarsens: 200 MB of good pixels, 340 MB of defect pixels, if ever so many."""
+"""Distinct values that a table holds before it is coarsened: at most 200 MB for good pixels and 340 MB for defect pixels."""
 PENDING = 1 << 23
-"""Pixels gathered before they are sorted into a table: 128 maps of 256 x 256."""
+"""Pixels collected before they are sorted into a table: 128 maps of 256 x 256."""
 PRO_THRESHOLDS = 200
 PRO_MAX_FPR = 0.3
 CURVE_POINTS = 500
@@ -34,11 +34,13 @@ CURVE_POINTS = 500
 
 @dataclass(frozen=True)
 class MetricReport:
-    """Metrics by name, each in [0, 1], or ``None`` where it is not defined; ``reasons`` says why, for each ``None``.
+    """Metrics of one class.
 
-    ``error_bounds``: how far a metric can be from its exact value at most; 0 unless a table had to coarsen. There is
-    none for a coarsened AUPRO, whose curve is cut at a false positive rate: each of its points is off by one bin at
-    most, but a point within that of the cut may fall on either side of it.
+    Attributes:
+        values: metrics by name, in [0, 1]; ``None`` if not defined.
+        reasons: reason for each ``None``, by name.
+        error_bounds: largest possible difference to the exact value, by name; 0 unless a table was coarsened. A coarsened AUPRO has
+            none: its curve is cut at a false positive rate, and a point within one bin of the cut may fall on either side.
     """
 
     values: dict[str, float | None]
@@ -48,10 +50,12 @@ class MetricReport:
 
 @dataclass(frozen=True)
 class Curves:
-    """Points to draw, float64 (n, 2) with n <= ``CURVE_POINTS``; none where the curve is not defined.
+    """Points of curves, float64 (n, 2) with n <= ``CURVE_POINTS``; n is 0 if a curve is not defined.
 
-    ``roc``: false and true positive rate. ``pr``: recall and precision. ``pro``: false positive rate (below 0.3, before
-    the division by the largest) and mean region overlap.
+    Attributes:
+        roc: false and true positive rate.
+        pr: recall and precision.
+        pro: false positive rate (below 0.3, before the division by the largest) and mean region overlap.
     """
 
     roc: F64
@@ -60,14 +64,14 @@ class Curves:
 
 
 def image_metrics(scores: ArrayLike, labels: ArrayLike) -> MetricReport:
-    """``image_auroc``, ``image_ap`` and ``image_f1max`` of one class.
+    """Compute ``image_auroc``, ``image_ap`` and ``image_f1max`` of one class.
 
     Args:
         scores: (n,) finite numbers; larger is more anomalous.
         labels: (n,) 0 (good) or 1 (defect), or bool.
 
     Raises:
-        VisionADError: shapes differ, NaN or infinity among the scores, other values among the labels.
+        VisionADError: the shapes differ, a score is NaN or infinite, or a label has another value.
     """
     score, label = np.asarray(scores, np.float64), np.asarray(labels)
     if score.ndim != 1 or score.shape != label.shape:
@@ -81,20 +85,28 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike) -> MetricReport:
 
 
 class PixelMetrics:
-    """Pixel AUROC, AP, F1-max and AUPRO of one class over a stream of maps; their order does not matter."""
+    """Pixel AUROC, AP, F1-max and AUPRO of one class over a stream of maps, in any order."""
 
     def __init__(self, max_values: int = MAX_VALUES) -> None:
-        """``max_values``: distinct values kept apart, of good and of defect pixels each (resolution against memory)."""
+        """Start from zero.
+
+        Args:
+            max_values: distinct values to distinguish, for good and for defect pixels each: resolution against memory.
+        """
         self._defect = _Table(columns=2, max_values=max_values)  # pixels; 1 / area of their region
         self._good = _Table(columns=1, max_values=max_values)  # pixels
         self._regions = 0
         self._lowest, self._highest = np.float32(np.inf), np.float32(-np.inf)
 
     def add(self, anomaly_map: F32, mask: NDArray[np.bool_]) -> None:
-        """Count one image: its raw map, float32 (H, W), finite, and its mask, bool (H, W), True where defect.
+        """Count one image.
+
+        Args:
+            anomaly_map: raw map, float32 (H, W), finite.
+            mask: bool (H, W), True where defect.
 
         Raises:
-            VisionADError: another shape or dtype, no pixels, NaN or infinity in the map. Nothing was counted then.
+            VisionADError: wrong shape or dtype, no pixels, NaN or infinity in the map. Nothing is counted then.
         """
         _check(anomaly_map, mask)
         self._lowest = min(self._lowest, anomaly_map.min())
@@ -107,14 +119,14 @@ class PixelMetrics:
             self._defect.add(keys[mask], 1.0 / stats[region[mask], cv2.CC_STAT_AREA])
 
     def merge(self, other: PixelMetrics) -> None:
-        """Count all that ``other`` has counted, say in another process; ``other`` keeps its own."""
+        """Add the counts of another instance, which keeps its own."""
         self._defect.merge(other._defect)
         self._good.merge(other._good)
         self._regions += other._regions
         self._lowest, self._highest = min(self._lowest, other._lowest), max(self._highest, other._highest)
 
     def compute(self) -> MetricReport:
-        """``pixel_auroc``, ``pixel_ap``, ``pixel_f1max``, ``pixel_aupro`` of all counted so far; more may follow."""
+        """Compute ``pixel_auroc``, ``pixel_ap``, ``pixel_f1max`` and ``pixel_aupro`` of the images so far. More may follow."""
         defect, good, exact = self._rankings()
         report = _rank_metrics("pixel", "pixels", defect, good, exact)
         value, reason = self._aupro(defect, good)
@@ -126,11 +138,11 @@ class PixelMetrics:
         return report
 
     def curves(self) -> Curves:
-        """Points of the pixel ROC, precision-recall and PRO curves, for plots."""
+        """Return points of the pixel ROC, precision-recall and PRO curves."""
         defect, good, _ = self._rankings()
         if not defect.total or not good.total:
             return Curves(*(np.empty((0, 2)) for _ in range(3)))
-        # Even steps through either kind of pixel, so that neither the steep nor the flat part of a curve lacks points.
+        # Even steps through both kinds of pixels, so that the steep and the flat part of a curve have enough points.
         steps = CURVE_POINTS // 2 - 1
         keys = np.union1d(defect.quantiles(steps), good.quantiles(steps))[::-1]
         tp, fp = defect.at_least(keys), good.at_least(keys)
@@ -140,7 +152,7 @@ class PixelMetrics:
         return Curves(np.concatenate([[[0.0, 0.0]], roc, [[1.0, 1.0]]]), pr, self._pro_curve(defect, good))
 
     def _rankings(self) -> tuple[_Ranking, _Ranking, bool]:
-        """Defect and good pixels at one resolution, and whether that is the full one."""
+        """Return defect and good pixels at one resolution, and whether it is the full one."""
         tables = self._defect, self._good
         for table in tables:
             table.flush()
@@ -150,7 +162,7 @@ class PixelMetrics:
         return _Ranking(self._defect.keys, self._defect.sums), _Ranking(self._good.keys, self._good.sums), shift == 0
 
     def _pro_curve(self, defect: _Ranking, good: _Ranking) -> F64:
-        """(n, 2): false positive rate below 0.3, rising, and mean region overlap at the method's thresholds."""
+        """Return (n, 2): false positive rate below 0.3, rising, and mean region overlap at the method's thresholds."""
         step = (self._highest - self._lowest) / np.float32(PRO_THRESHOLDS)
         if not 0 < step < np.inf:
             return np.empty((0, 2))
@@ -162,13 +174,13 @@ class PixelMetrics:
         return np.stack([fpr, overlap], axis=1)[fpr < PRO_MAX_FPR][::-1]
 
     def _aupro(self, defect: _Ranking, good: _Ranking) -> tuple[float | None, str]:
-        """The area under the PRO curve, or why there is none."""
+        """Return the area under the PRO curve, or ``None`` and the reason."""
         if not defect.total:
             return None, "no defect pixels, so no region to overlap"
         if not good.total:
             return None, "no good pixels, so no false positive rate"
         if self._lowest == self._highest:
-            return None, "all maps hold one and the same value, so there are no thresholds"
+            return None, "all pixels of the maps have the same value, so there are no thresholds"
         curve = self._pro_curve(defect, good)
         if len(curve) < 2 or curve[-1, 0] == 0:
             return None, f"no thresholds with a false positive rate above 0 and below {PRO_MAX_FPR}"
@@ -177,10 +189,12 @@ class PixelMetrics:
 
 
 class _Table:
-    """Distinct float32 values, ascending, with sums over the pixels that hold them.
+    """Distinct float32 values, ascending, with sums over their pixels.
 
-    ``keys``: uint32 (n,), those of :func:`_to_keys` without their lowest ``shift`` bits.
-    ``sums``: float64 (columns, n); row 0 counts the pixels (exact below 2**53), row 1, if any, adds up their weights.
+    Attributes:
+        keys: uint32 (n,), from :func:`_to_keys`, without their lowest ``shift`` bits.
+        sums: float64 (columns, n). Row 0 counts the pixels (exact below 2**53); row 1, if any, sums their weights.
+        shift: number of dropped bits.
     """
 
     def __init__(self, columns: int, max_values: int) -> None:
@@ -192,14 +206,19 @@ class _Table:
         self._pending_size = 0
 
     def add(self, keys: U32, weights: F64 | None = None) -> None:
-        """Count pixels; ``weights`` where there is a row for them."""
+        """Count pixels.
+
+        Args:
+            keys: uint32 (n,).
+            weights: float64 (n,), if the table has a row for them.
+        """
         self._pending.append((keys, weights))
         self._pending_size += keys.size
         if self._pending_size >= PENDING:
             self.flush()
 
     def flush(self) -> None:
-        """Sort what is pending into the table."""
+        """Sort the pending pixels into the table."""
         if not self._pending_size:
             return
         keys = _coarse(np.concatenate([k for k, _ in self._pending]), self.shift)
@@ -213,7 +232,7 @@ class _Table:
             self._insert(distinct, counts[None].astype(np.float64))
 
     def merge(self, other: _Table) -> None:
-        """Add another table's pixels to this one's."""
+        """Add the pixels of another table."""
         self.flush()
         other.flush()
         self.coarsen(other.shift)
@@ -221,7 +240,7 @@ class _Table:
             self._insert(*_fold(_coarse(other.keys, self.shift - other.shift), other.sums))
 
     def coarsen(self, shift: int) -> None:
-        """Drop all but the upper 32 - ``shift`` bits of every key, if more are held."""
+        """Keep only the upper 32 - ``shift`` bits of every key."""
         if shift > self.shift:
             if self.keys.size:
                 self.keys, self.sums = _fold(_coarse(self.keys, shift - self.shift), self.sums)
@@ -240,7 +259,12 @@ class _Table:
 
 
 class _Ranking:
-    """How many pixels (or images) lie above a value. ``keys`` (n,) ascending, distinct; ``sums`` (columns, n)."""
+    """Counts of pixels or images above a value.
+
+    Args:
+        keys: (n,) distinct, ascending.
+        sums: (columns, n) float64.
+    """
 
     def __init__(self, keys: NDArray[np.generic], sums: F64) -> None:
         self.keys = keys
@@ -251,22 +275,22 @@ class _Ranking:
 
     @classmethod
     def of(cls, values: F64) -> _Ranking:
-        """A ranking of single values (n,)."""
+        """Make a ranking of single values (n,)."""
         keys, counts = np.unique(values, return_counts=True)
         return cls(keys, counts[None].astype(np.float64))
 
     def at_least(self, keys: NDArray[np.generic]) -> F64:
-        """How many are at or above each of ``keys``."""
-        found: F64 = self._above[0, np.searchsorted(self.keys, keys, side="left")]
-        return found
+        """Count the values at or above each of ``keys``."""
+        counts: F64 = self._above[0, np.searchsorted(self.keys, keys, side="left")]
+        return counts
 
     def above(self, keys: NDArray[np.generic], column: int = 0) -> F64:
-        """How many are above each of ``keys``, or the sum of another column over them."""
-        found: F64 = self._above[column, np.searchsorted(self.keys, keys, side="right")]
-        return found
+        """Count the values above each of ``keys``, or sum another column over them."""
+        sums: F64 = self._above[column, np.searchsorted(self.keys, keys, side="right")]
+        return sums
 
     def quantiles(self, steps: int) -> NDArray[np.generic]:
-        """All keys, or if they are more, at most ``steps`` of them, evenly spaced in rank, the extremes among them."""
+        """Return all keys, or at most ``steps`` of them, evenly spaced in rank, with the extremes."""
         if self.keys.size <= steps:
             return self.keys
         rank = np.linspace(self.total, 1, steps)
@@ -274,7 +298,7 @@ class _Ranking:
 
 
 def _rank_metrics(prefix: str, things: str, defect: _Ranking, good: _Ranking, exact: bool) -> MetricReport:
-    """AUROC, AP and F1-max. Only thresholds at a defect's value matter: between them, nothing but false alarms grow."""
+    """Compute AUROC, AP and F1-max. Only thresholds at a defect's value matter: between them, only false alarms grow."""
     names = {name: f"{prefix}_{name}" for name in ("auroc", "ap", "f1max")}
     if not defect.total:
         return MetricReport(dict.fromkeys(names.values()), dict.fromkeys(names.values(), f"no defect {things}"))
@@ -283,7 +307,7 @@ def _rank_metrics(prefix: str, things: str, defect: _Ranking, good: _Ranking, ex
     ap = float(share @ (tp / (tp + fp)))
     f1 = float(np.max(2 * tp / (defect.total + tp + fp)))
     values: dict[str, float | None] = {names["auroc"]: None, names["ap"]: ap, names["f1max"]: f1}
-    # Inside a bin, the order is unknown: at best all defects come first, at worst all good ones.
+    # The order within a bin is unknown. At best all defects come first, at worst all good ones.
     best_ap = share @ (tp / (tp + fp_above))
     first = tp - defect.counts + 1
     worst_ap = share @ (first / (first + fp))
@@ -299,27 +323,35 @@ def _rank_metrics(prefix: str, things: str, defect: _Ranking, good: _Ranking, ex
 
 
 def _fold(keys: U32, sums: F64) -> tuple[U32, F64]:
-    """Ascending keys (n,), n > 0, with repeats → distinct ones, and ``sums`` (columns, n) added up over the repeats."""
+    """Merge repeated keys.
+
+    Args:
+        keys: (n,) ascending, n > 0.
+        sums: (columns, n).
+
+    Returns:
+        Distinct keys, and the sums over the repeats.
+    """
     first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
     return keys[first], np.add.reduceat(sums, first, axis=1)
 
 
 def _to_keys(values: F32) -> U32:
-    """Finite float32 → uint32 of the same shape and order; equal numbers have equal keys."""
+    """Map finite float32 to uint32 of the same shape and order. Equal numbers have equal keys."""
     bits = (values + np.float32(0)).view(np.uint32)  # the sum turns -0.0 into 0.0
     sign = np.uint32(1 << 31)
     return np.where(bits & sign, ~bits, bits | sign)
 
 
 def _coarse(keys: U32, bits: int) -> U32:
-    """Keys without their lowest ``bits`` bits, in the same order."""
+    """Drop the lowest ``bits`` bits of keys. The order stays."""
     return keys >> np.uint32(bits)
 
 
 def _check(anomaly_map: F32, mask: NDArray[np.bool_]) -> None:
     if anomaly_map.dtype != np.float32 or mask.dtype != np.bool_:
-        found = f"{anomaly_map.dtype} and {mask.dtype}"
-        raise VisionADError(f"pixel metrics: expected a float32 map and a bool mask, got {found}")
+        dtypes = f"{anomaly_map.dtype} and {mask.dtype}"
+        raise VisionADError(f"pixel metrics: expected a float32 map and a bool mask, got {dtypes}")
     if anomaly_map.ndim != 2 or anomaly_map.shape != mask.shape or not anomaly_map.size:
         raise VisionADError(
             f"pixel metrics: map {anomaly_map.shape} and mask {mask.shape}; expected one (H, W) for both"

@@ -1,4 +1,4 @@
-"""An evaluation as an HTML page: the table, curves, histograms and the hardest images. Takes Jinja2."""
+"""An evaluation as an HTML page: table, curves, histograms and the hardest images. It needs Jinja2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .store import EvaluationUnit
 from .tally import best_threshold
 
 BINS = 40
-PITCH = "How well it tells good parts from bad, and shows where, on images it was not taught with."
+PITCH = "How well good and defective parts are told apart, and defects located, on images that are not enrolled."
 
 
 class _Bar(NamedTuple):
@@ -29,10 +29,10 @@ class _Bar(NamedTuple):
 
 
 def html_page(evaluation: Evaluation) -> str:
-    """Return the whole page; nothing in it points elsewhere."""
-    every = evaluation.to_dict()["mean"]["all"]
+    """Return the page. It loads nothing from elsewhere."""
+    overall = evaluation.to_dict()["mean"]["all"]
     figures = [
-        (f"{name}, mean over classes", percent_cell(every[metric]))
+        (f"{name}, mean over classes", percent_cell(overall[metric]))
         for name, metric in (("image AUROC", "image_auroc"), ("pixel AUROC", "pixel_auroc"), ("AUPRO", "pixel_aupro"))
     ]
     images = sum(unit.result["images"] for unit in evaluation.units if unit.result["seed"] == evaluation.seeds[0])
@@ -91,22 +91,22 @@ def _image_roc(unit: EvaluationUnit) -> NDArray[np.float64]:
     if not labels.any() or labels.all():
         return np.empty((0, 2))
     order = np.argsort(-scores, kind="stable")
-    found, lost = np.cumsum(labels[order]), np.cumsum(~labels[order])
+    detected, rejected = np.cumsum(labels[order]), np.cumsum(~labels[order])
     last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are one step
-    points = np.stack([lost[last] / lost[-1], found[last] / found[-1]], axis=1)
+    points = np.stack([rejected[last] / rejected[-1], detected[last] / detected[-1]], axis=1)
     return np.concatenate([[[0.0, 0.0]], points])
 
 
 def _plot(name: str, x_label: str, y_label: str, curves: Sequence[NDArray[Any]], x_end: float) -> dict[str, Any]:
-    """Scale curves to the unit square; the first one comes last, so that it lies on top."""
+    """Scale curves to the unit square. The first one comes last, so that it is drawn on top."""
     return {
         "name": name,
         "x_label": x_label,
         "y_label": y_label,
         "x_end": x_end,
         "curves": [
-            ("first" if place == 0 else "other", [(min(x / x_end, 1), y) for x, y in curve.tolist()])
-            for place, curve in reversed(list(enumerate(curves)))
+            ("first" if index == 0 else "other", [(min(x / x_end, 1), y) for x, y in curve.tolist()])
+            for index, curve in reversed(list(enumerate(curves)))
             if len(curve) > 1
         ],
     }
@@ -140,7 +140,7 @@ def _histogram(unit: EvaluationUnit) -> dict[str, Any] | None:
         "bars": bars,
         "bar_width": frame.room / BINS - 1,
         "limit": limit,
-        "limit_label": "best F1, known only afterwards:" if threshold is None else "threshold",
+        "limit_label": "best F1, known only in hindsight:" if threshold is None else "threshold",
     }
 
 
@@ -151,15 +151,15 @@ def _hardest(unit: EvaluationUnit) -> list[tuple[str, list[dict[str, Any]]]]:
         (0, "Good parts that look most like defects"),
     ):
         cards = []
-        for place, entry in enumerate(unit.result["worst"]):
-            if entry["label"] != label or f"picture_{place}" not in unit.arrays:
+        for index, entry in enumerate(unit.result["worst"]):
+            if entry["label"] != label or f"picture_{index}" not in unit.arrays:
                 continue
             path = entry["image"]
             misrouted = entry["class"] != unit.result["class"]
             cards.append(
                 {
-                    "image": InlineImage.of_jpeg(unit.arrays[f"picture_{place}"].tobytes(), f"{path}, as taken"),
-                    "overlay": InlineImage.of_jpeg(unit.arrays[f"overlay_{place}"].tobytes(), f"{path}, heat map"),
+                    "image": InlineImage.of_jpeg(unit.arrays[f"picture_{index}"].tobytes(), f"{path}, as taken"),
+                    "overlay": InlineImage.of_jpeg(unit.arrays[f"overlay_{index}"].tobytes(), f"{path}, heat map"),
                     "defect": entry["defect"],
                     "score": entry["score"],
                     "path": path,

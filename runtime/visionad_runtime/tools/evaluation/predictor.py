@@ -1,4 +1,4 @@
-"""What inspects during an evaluation, behind one small interface; the runtime is one such predictor."""
+"""Interface of what an evaluation measures, and the runtime as such a predictor."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Prediction(NamedTuple):
     """One inspected image.
 
     Attributes:
-        path: the image.
-        score: its image score.
+        path: image file.
+        score: score of the image.
         anomaly_map: float32 (256, 256).
-        class_name: class that it was compared with; ``None`` for an image of no known class. ``score`` and ``anomaly_map``
-            are the nearest class's then.
+        class_name: class that it was compared with; ``None`` for an image of no known class. ``score`` and ``anomaly_map`` are
+            then those of the nearest class.
         verdict: ``ok``, ``anomalous``, or ``unknown`` without a class or a threshold.
     """
 
@@ -42,42 +42,65 @@ class Prediction(NamedTuple):
 
 
 class Predictor(Protocol):
-    """Learns classes and inspects images. All images that it learns from can be read, and no two are the same."""
+    """Enrolls classes and inspects images. The images to enroll are readable and differ from each other.
+
+    Attributes:
+        name: name in the results.
+        manifest: the model.
+        scoring: how it scores.
+    """
 
     name: str
     manifest: ModelManifest
     scoring: ScoringSpec
 
     def clear(self, folder: Path) -> None:
-        """Forget everything; ``folder`` is free for a new bank."""
+        """Forget all classes. ``folder`` is free for a new bank."""
 
     def enroll(self, class_name: str, paths: Sequence[Path], step: Step) -> None:
-        """Learn a class."""
+        """Enroll a class. ``step`` counts an image."""
 
     def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
-        """Set the class's threshold from good images; returns what :meth:`recall` takes, JSON types."""
+        """Compute the class's threshold from good images.
+
+        Args:
+            class_name: enrolled class.
+            normals: good images, no supports.
+            rate: target false-reject rate.
+            step: counts an image.
+
+        Returns:
+            The calibration for :meth:`recall`, JSON types.
+        """
 
     def recall(self, class_name: str, calibration: Mapping[str, Any]) -> None:
-        """Set the class's threshold as :meth:`calibrate` once did."""
+        """Set the class's threshold that an earlier :meth:`calibrate` computed."""
 
     def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | ImageError]:
-        """Inspect images in order; ``class_name=None`` finds each one's class."""
+        """Inspect images in order. ``class_name=None`` routes each of them."""
 
 
 class RuntimePredictor:
-    """The product itself: an :class:`~visionad_runtime.inspector.Inspector` on a bank made as ``bank add`` makes it."""
+    """The runtime: an :class:`~visionad_runtime.inspector.Inspector` with a bank as ``bank add`` writes it."""
 
     def __init__(self, inspector: Inspector, *, batch: int = 1, bit_depth: int | None = None) -> None:
+        """Use an inspector.
+
+        Args:
+            inspector: opened with the model.
+            batch: images per engine call.
+            bit_depth: bits that the camera fills in files with 16 bits per channel.
+        """
         self._inspector = inspector
         engine, own = inspector.engine, inspector.manifest.precision
-        # Part of the key of finished units: those of another precision are not resumed.
+        # The name is part of the key of finished units, so those of another precision are not resumed.
         self.name = engine.name if engine.precision == own else f"{engine.name} in {engine.precision}"
         self.manifest = inspector.manifest
         self.scoring = inspector.scoring
         self._batch, self._bit_depth = batch, bit_depth
 
     def clear(self, folder: Path) -> None:
-        """See :class:`Predictor`. The engine stays as it is."""
+        """See :class:`Predictor`. The engine stays open."""
         manifest = self.manifest
         self._inspector.bank = Bank.open_or_new(folder, manifest.identity, manifest.views)
 
@@ -88,9 +111,13 @@ class RuntimePredictor:
     def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
         """See :class:`Predictor`."""
         name = check_class_name(class_name)
-        done = calibrate_class(self._inspector, name, normals, rate, self._bit_depth, step)
+        result = calibrate_class(self._inspector, name, normals, rate, self._bit_depth, step)
         scale = self._inspector.require_class(name).classes[name].entry.map_scale
-        return {"threshold": done.threshold.value, "map_scale": scale, "record": done.record.model_dump(mode="json")}
+        return {
+            "threshold": result.threshold.value,
+            "map_scale": scale,
+            "record": result.record.model_dump(mode="json"),
+        }
 
     def recall(self, class_name: str, calibration: Mapping[str, Any]) -> None:
         """See :class:`Predictor`."""
@@ -102,10 +129,10 @@ class RuntimePredictor:
     def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | ImageError]:
         """See :class:`Predictor`."""
         name = None if class_name is None else check_class_name(class_name)
-        for one in self._inspector.inspect_files(paths, class_name=name, batch=self._batch, bit_depth=self._bit_depth):
-            if one.result is None:
-                assert one.error is not None
-                yield one.error
+        for file in self._inspector.inspect_files(paths, class_name=name, batch=self._batch, bit_depth=self._bit_depth):
+            if file.result is None:
+                assert file.error is not None
+                yield file.error
             else:
-                result = one.result
-                yield Prediction(one.path, result.score, result.anomaly_map, result.class_name, result.verdict)
+                result = file.result
+                yield Prediction(file.path, result.score, result.anomaly_map, result.class_name, result.verdict)

@@ -1,13 +1,13 @@
-"""The protocol of an evaluation: shots × seeds × classes of a data set, resumable and bounded in memory.
+"""Protocol of an evaluation: shots × seeds × classes of a data set, resumable and with bounded memory.
 
-A unit is the test images of one class with one seed's supports. Each finished unit is written to the work folder under a digest of
-everything that decides its numbers, and is never computed again. Inside a unit, images stream: memory holds one batch of images and
-the tables of :class:`~visionad_runtime.tools.evaluation.metrics.PixelMetrics`.
+A unit is the test images of one class with the supports of one seed. A finished unit is written to the work folder under a digest
+of everything that determines its numbers, and is never computed again. Within a unit images are streamed: memory holds one batch
+of images and the tables of :class:`~visionad_runtime.tools.evaluation.metrics.PixelMetrics`.
 
-Mode ``separate`` gives each class a bank of its own. In mode ``multi`` one bank holds all classes, and each image is compared with
-the class that it is routed to. An image routed to another class is scored against that class; an image of no known class, against
-the nearest. Such an image is inspected a second time with its class given, which measures the price of misrouting: metrics named
-``separate_…`` are those of the same bank with every class given, and equal the metrics of mode ``separate``.
+In mode ``separate`` each class has its own bank. In mode ``multi`` one bank holds all classes, and each image is routed. An image
+that is routed to another class is scored against that class, and an image of no known class against the nearest. Such an image is
+inspected again with its class given, which measures the cost of misrouting: the metrics ``separate_…`` are those of the same bank
+with every class given, and equal the metrics of mode ``separate``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .tally import Tally, UnreadableFile
 Progress = Callable[[str, int], AbstractContextManager[Step]]
 
 _FORMAT = 1
-_NAMED = 8
+_MAX_NAMED = 8
 
 
 def _no_progress(_what: str, _total: int) -> AbstractContextManager[Step]:
@@ -73,35 +73,38 @@ def evaluate(
     Args:
         model: model folder.
         dataset: what to measure on.
-        shots: support images a class.
-        seeds: of the published choice of supports; ``None`` takes the first ``shots`` images by name, once.
-        mode: ``separate`` for a bank a class, ``multi`` for one bank that holds all classes.
-        open_predictor: opens what inspects in place of the runtime; the runtime's settings (``backend`` to ``batch``)
-            are not used then.
+        shots: supports per class.
+        seeds: seeds of the published support selection; ``None`` takes the first ``shots`` images by name, once.
+        mode: ``separate`` for one bank per class, ``multi`` for one bank of all classes.
+        open_predictor: opens a predictor in place of the runtime. The runtime's settings (``backend`` to ``batch``) are then
+            unused.
         backend: the runtime's backend.
-        precision: the precision that it computes in, for a backend that offers it (default: the model's).
-        device: the device that it computes on, for a backend that offers a choice (default: its own).
+        precision: the runtime's precision, if the backend offers a choice; ``None`` takes the model's.
+        device: the runtime's device, if the backend offers a choice; ``None`` takes its default.
         threads: the runtime's CPU threads, ``None`` for all cores.
-        preset: how the runtime scores, as :meth:`Inspector.open <visionad_runtime.inspector.Inspector.open>` takes it.
+        preset: the runtime's scoring, as :meth:`Inspector.open <visionad_runtime.inspector.Inspector.open>` takes it.
         views: the runtime's views, ``None`` for all of the model's.
-        batch: images an engine call; never changes a result.
-        bit_depth: of files with 16 bits a channel, how many the camera fills (9..16).
-        calibrate: also set each class's threshold for this false-reject rate, from the good images that the data set has for
-            training and validation and that are no supports, and count false rejects and misses on the test images.
-        skip_unreadable: skip (and list) images and masks that cannot be read. Without it, one error at the end counts and names
-            them all, and the units that they belong to stay undone.
+        batch: images per engine call; never changes a result.
+        bit_depth: bits that the camera fills in files with 16 bits per channel, 9..16.
+        calibrate: false-reject rate. If given, each class's threshold is computed from its good training and validation images that
+            are no supports, and false rejects and misses are counted on the test images.
+        skip_unreadable: skip and list images and masks that cannot be read. Otherwise one error at the end counts and names them,
+            and their units stay unfinished.
         work: folder of finished units; ``None`` keeps nothing.
-        progress: called with a title and a number of images; gives the function that counts one.
+        progress: called with a title and a number of images; yields the function that counts one.
+
+    Returns:
+        The evaluation.
 
     Raises:
-        VisionADError: too few images, unreadable images or masks, or what ``Inspector.open`` raises.
+        VisionADError: too few images, unreadable images or masks, or an error of ``Inspector.open``.
     """
     if calibrate is not None and not 0 < calibrate < 1:
         raise VisionADError(f"--calibrate {calibrate}: expected a false-reject rate between 0 and 1, e.g. 0.01")
     chosen: tuple[int | None, ...] = (None,) if seeds is None else tuple(seeds)
     if not chosen or len(set(chosen)) != len(chosen):
         raise VisionADError(f"seeds {', '.join(map(str, chosen)) or '(none)'}: expected one or more, each once")
-    for name in dataset.classes:  # before anything is loaded
+    for name in dataset.classes:  # reports an error before anything is loaded
         check_class_name(name)
         for seed in chosen:
             _supports(dataset, name, shots, seed)
@@ -124,7 +127,7 @@ def evaluate(
             predictor = RuntimePredictor(inspector, batch=batch, bit_depth=bit_depth)
         run = _Run(predictor, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, Store(work))
         with progress(f"{dataset.name}, {shots} shot{'s' if shots > 1 else ''}", run.images()) as step:
-            run.go(step)
+            run.execute(step)
         return run.evaluation()
 
 
@@ -160,19 +163,19 @@ class _Run:
         }
         for seed in self.seeds:
             for name in data.classes:
-                found = self.store.get(self._key(seed, name))
-                if found is not None and self._still_holds(found):
-                    self._keep(seed, name, found)
+                unit = self.store.get(self._key(seed, name))
+                if unit is not None and self._is_current(unit):
+                    self._keep(seed, name, unit)
         self.resumed = len(self.units)
 
     def evaluation(self) -> Evaluation:
-        """What has been found.
+        """Return the evaluation of all units.
 
         Raises:
-            DatasetError: something could not be read, and was not to be skipped.
+            DatasetError: files could not be read and must not be skipped.
         """
         if self.faults:
-            self._complain()
+            self._raise_faults()
         units = tuple(self.units[seed, name] for seed in self.seeds for name in self.dataset.classes)
         skipped = [{"seed": u.result["seed"], **fault} for u in units for fault in u.result["skipped"]]
         return Evaluation(
@@ -191,7 +194,7 @@ class _Run:
         )
 
     def images(self) -> int:
-        """How many images are left to encode, about: a step each."""
+        """Estimate the number of images to encode, one step each."""
         total = 0
         for seed, tested, enrolled in self._groups():
             total += sum(len(self.dataset.test(name)) for name in tested)
@@ -201,10 +204,10 @@ class _Run:
                     total += len(self._normals(name, seed))
         return total
 
-    def go(self, step: Step) -> None:
-        """Do what is left to do."""
+    def execute(self, step: Step) -> None:
+        """Run the unfinished units."""
         for seed, tested, enrolled in self._groups():
-            # Where nothing is kept, inspecting on after a fault is lost work; what can be read is still looked at.
+            # If nothing is kept, inspecting after a fault is wasted work. The other files are still checked.
             if self.faults and self.store.folder is None:
                 self._only_check(tested, step)
                 continue
@@ -213,58 +216,66 @@ class _Run:
                 self._group(seed, tested, enrolled, step)
 
     def _groups(self) -> Iterable[tuple[int | None, list[str], list[str]]]:
-        """Seed, classes to test, classes to enroll together for that."""
+        """Yield seed, classes to test, and classes to enroll together for them."""
         for seed in self.seeds:
-            left = [name for name in self.dataset.classes if (seed, name) not in self.units]
+            unfinished = [name for name in self.dataset.classes if (seed, name) not in self.units]
             if self.mode == "separate":
-                yield from ((seed, [name], [name]) for name in left)
-            elif left:
-                yield seed, left, self.dataset.classes
+                yield from ((seed, [name], [name]) for name in unfinished)
+            elif unfinished:
+                yield seed, unfinished, self.dataset.classes
 
     def _group(self, seed: int | None, tested: list[str], enrolled: list[str], step: Step) -> None:
         faults: dict[str, list[UnreadableFile]] = {name: [] for name in enrolled}
         calibrations: dict[str, dict[str, Any]] = {}
-        learned: dict[str, list[Path]] = {}
+        supports: dict[str, list[Path]] = {}
         digests: dict[str, set[str]] = {name: set() for name in enrolled}
         for name in enrolled:
             chosen = _supports(self.dataset, name, self.shots, seed)
-            learned[name] = self._sift(name, chosen, "support", faults[name], digests[name])
-            if self.skip and not learned[name]:
+            supports[name] = self._readable(name, chosen, "support", faults[name], digests[name])
+            if self.skip and not supports[name]:
                 raise DatasetError(
                     f"class {name!r}: none of its {len(chosen)} support images can be read ({faults[name][0].reason})"
                 )
         if not self.skip and any(faults.values()):
-            self.faults += [fault for found in faults.values() for fault in found]
+            self.faults += [fault for of_class in faults.values() for fault in of_class]
             self._only_check(tested, step)
             return
         for name in enrolled:
-            self.predictor.enroll(name, learned[name], step)
+            self.predictor.enroll(name, supports[name], step)
         if self.rate is not None:
             for name in enrolled:
                 calibrations[name] = self._calibration(seed, name, self.rate, faults[name], digests[name], step)
         if not self.skip and any(faults.values()):
-            self.faults += [fault for found in faults.values() for fault in found]
+            self.faults += [fault for of_class in faults.values() for fault in of_class]
             self._only_check(tested, step)
             return
         for name in tested:
-            unit = self._test(seed, name, learned[name], faults[name], calibrations.get(name), step)
+            unit = self._test(seed, name, supports[name], faults[name], calibrations.get(name), step)
             if unit is not None:
                 self.store.put(self._key(seed, name), unit)
                 self._keep(seed, name, unit)
 
     def _keep(self, seed: int | None, name: str, unit: EvaluationUnit) -> None:
-        if seed != self.seeds[0]:  # images are shown of the first seed only; the others' would only fill the memory
+        if seed != self.seeds[0]:  # the page shows the images of the first seed only
             arrays = {k: v for k, v in unit.arrays.items() if not k.startswith(("picture_", "overlay_"))}
             unit = EvaluationUnit(unit.result, arrays)
         self.units[seed, name] = unit
 
     # -- images that cannot be read ---------------------------------------------------------------------------------
 
-    def _sift(
+    def _readable(
         self, name: str, paths: Sequence[Path], role: str, faults: list[UnreadableFile], digests: set[str]
     ) -> list[Path]:
-        """The readable ones, each image once (a copy of an image teaches nothing new); ``digests`` are known already."""
-        kept = []
+        """Return the readable files, each image once, because a copy of an image adds nothing.
+
+        Args:
+            name: class.
+            paths: files to check.
+            role: role of the files, for :class:`UnreadableFile`.
+            faults: list to which unreadable files are added.
+            digests: digests of known images; those of the returned files are added.
+        """
+        readable = []
         for path in paths:
             try:
                 data = decode.read_bytes(path)
@@ -275,11 +286,11 @@ class _Run:
             digest = sha256_bytes(data)
             if digest not in digests:
                 digests.add(digest)
-                kept.append(path)
-        return kept
+                readable.append(path)
+        return readable
 
     def _only_check(self, names: Iterable[str], step: Step, done: int = 0) -> None:
-        """Count what cannot be read among the test images, without inspecting any."""
+        """Find unreadable test images and masks without inspecting any."""
         for name in names:
             for sample in self.dataset.test(name)[done:]:
                 try:
@@ -295,19 +306,19 @@ class _Run:
         spec = self.predictor.manifest.identity.preprocess
         return load_mask(sample, spec.resize, spec.crop, MAP_SIZE)
 
-    def _complain(self) -> None:
+    def _raise_faults(self) -> None:
         by_path = {fault.path: fault for fault in self.faults}
-        first = "; ".join(fault.reason for fault in list(by_path.values())[:_NAMED])
-        more = f"; and {len(by_path) - _NAMED} more" if len(by_path) > _NAMED else ""
+        first = "; ".join(fault.reason for fault in list(by_path.values())[:_MAX_NAMED])
+        more = f"; and {len(by_path) - _MAX_NAMED} more" if len(by_path) > _MAX_NAMED else ""
         done = len(self.units)
         kept = f"; {done} finished units are kept in {self.store.folder}" if self.store.folder and done else ""
         raise DatasetError(
-            f"{self.dataset.name} at {self.dataset.root}: {len(by_path)} images or masks cannot be used: {first}{more}; mend "
-            f"them or pass over them with --skip-unreadable{kept}"
+            f"{self.dataset.name} at {self.dataset.root}: {len(by_path)} images or masks cannot be used: {first}{more}; "
+            f"repair them or skip them with --skip-unreadable{kept}"
         )
 
-    def _still_holds(self, unit: EvaluationUnit) -> bool:
-        """Nothing was skipped, or the same would be skipped again."""
+    def _is_current(self, unit: EvaluationUnit) -> bool:
+        """Return whether nothing was skipped, or the same files would be skipped again."""
         skipped = [self.dataset.root / fault["image"] for fault in unit.result["skipped"]]
         if not skipped or not self.skip:
             return not skipped
@@ -332,24 +343,24 @@ class _Run:
         self, seed: int | None, name: str, rate: float, faults: list[UnreadableFile], digests: set[str], step: Step
     ) -> dict[str, Any]:
         key = self._calibration_key(seed, name)
-        known = self.store.get(key)
-        if known is not None:
-            if "threshold" in known.result:
-                self.predictor.recall(name, known.result)
-            return known.result
-        before = len(faults)
-        normals = self._sift(name, self._normals(name, seed), "normal", faults, digests)
+        stored = self.store.get(key)
+        if stored is not None:
+            if "threshold" in stored.result:
+                self.predictor.recall(name, stored.result)
+            return stored.result
+        earlier_faults = len(faults)
+        normals = self._readable(name, self._normals(name, seed), "normal", faults, digests)
         needed = math.ceil(1 / rate - 1 - 1e-9)
-        found: dict[str, Any] = {}
+        calibration: dict[str, Any] = {}
         if len(normals) < needed:
-            found["reason"] = (
-                f"a false-reject rate of {rate:g} takes at least {needed} good images besides the supports, found {len(normals)}"
+            calibration["reason"] = (
+                f"a false-reject rate of {rate:g} takes at least {needed} good images besides the supports, got {len(normals)}"
             )
-        elif self.skip or len(faults) == before:
-            found = self.predictor.calibrate(name, normals, rate, step)
-        if len(faults) == before:
-            self.store.put(key, EvaluationUnit(found, {}))
-        return found
+        elif self.skip or len(faults) == earlier_faults:
+            calibration = self.predictor.calibrate(name, normals, rate, step)
+        if len(faults) == earlier_faults:
+            self.store.put(key, EvaluationUnit(calibration, {}))
+        return calibration
 
     # -- one unit -----------------------------------------------------------------------------------------------------
 
@@ -362,32 +373,31 @@ class _Run:
         calibration: dict[str, Any] | None,
         step: Step,
     ) -> EvaluationUnit | None:
-        """Inspect a class's test images; None if one of them cannot be read and must not be skipped."""
+        """Inspect a class's test images. Return ``None`` if one of them cannot be read and must not be skipped."""
         own, samples = check_class_name(name), self.dataset.test(name)
         tally = Tally(self.dataset.root, self.mode, self.predictor.manifest, self.predictor.scoring, self.bit_depth)
-        given = own if self.mode == "separate" else None
-        for place, (sample, one) in enumerate(
-            zip(samples, self.predictor.inspect([s.path for s in samples], given), strict=True)
-        ):
+        class_name = own if self.mode == "separate" else None
+        predictions = self.predictor.inspect([s.path for s in samples], class_name)
+        for index, (sample, outcome) in enumerate(zip(samples, predictions, strict=True)):
             try:
-                if isinstance(one, ImageError):
-                    raise one
+                if isinstance(outcome, ImageError):
+                    raise outcome
                 mask = self._mask(sample)
-                again = one
-                if one.class_name != own:  # taken for another class
+                as_own = outcome
+                if outcome.class_name != own:  # misrouted
                     (second,) = self.predictor.inspect([sample.path], own)
                     if isinstance(second, ImageError):
                         raise second
-                    again = second
+                    as_own = second
             except VisionADError as exc:
                 faults.append(UnreadableFile(sample.path, "test", name, str(exc)))
                 if not self.skip:
                     self.faults += faults
                     step()
-                    self._only_check([name], step, done=place + 1)
+                    self._only_check([name], step, done=index + 1)
                     return None
             else:
-                tally.add(sample, one, again, mask)
+                tally.add(sample, outcome, as_own, mask)
             step()
         return tally.unit(seed, name, supports, faults, calibration)
 

@@ -1,7 +1,7 @@
-"""Published numbers of VisionAD (arXiv 2504.11895), to stand beside one's own. DINOv2-R ViT-L/14, resize 448, crop 392.
+"""Published numbers of VisionAD (arXiv 2504.11895), for comparison. DINOv2-R ViT-L/14, resize 448, crop 392.
 
-The means over the 13 seeds the authors logged, where there are such (MVTec-AD and VisA, 1, 2 and 4 shots); they are the honest
-expectation. Elsewhere the paper's own row over 5 seeds.
+If the authors logged 13 seeds (MVTec-AD and VisA at 1, 2 and 4 shots), the row has their means, the fairest expectation. Other
+rows are the paper's own, over 5 seeds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ BACKBONE = "dinov2_vitl14_reg"
 
 @dataclass(frozen=True)
 class Published:
-    """One published row, shares in 0..1. ``by_class``: image AUROC of each class, where known."""
+    """One published row, values in 0..1.
+
+    Attributes:
+        seeds: number of seeds.
+        mean: means by metric.
+        image_auroc_std: standard deviation of the image AUROC over the seeds, if known.
+        by_class: image AUROC by class, if known.
+    """
 
     seeds: int
     mean: Mapping[str, float]
@@ -30,28 +37,36 @@ class Published:
 
     @property
     def label(self) -> str:
-        """Whose numbers these are."""
+        """Title of the row."""
         return f"published, DINOv2-R ViT-L, {self.seeds} seeds"
 
 
 def published(dataset: str, shots: int) -> Published | None:
-    """The published row of a data set (by the name of its layout), or None."""
+    """Return a published row.
+
+    Args:
+        dataset: name of the layout.
+        shots: supports per class.
+
+    Returns:
+        The row, or ``None`` if there is none.
+    """
     row = _ROWS.get((dataset, shots))
     if row is None:
         return None
     seeds, std, *values = row
-    place = (1, 2, 4).index(shots) if shots in (1, 2, 4) else None
-    classes = _IMAGE_AUROC.get(dataset, {}) if place is not None else {}
+    column = (1, 2, 4).index(shots) if shots in (1, 2, 4) else None
+    classes = _IMAGE_AUROC.get(dataset, {}) if column is not None else {}
     return Published(
         int(seeds or 0),
         MappingProxyType({name: value / 100 for name, value in zip(METRICS, values, strict=True) if value is not None}),
         None if std is None else std / 100,
-        MappingProxyType({name: per_shot[place] / 100 for name, per_shot in classes.items() if place is not None}),
+        MappingProxyType({name: per_shot[column] / 100 for name, per_shot in classes.items() if column is not None}),
     )
 
 
 def classes_of(dataset: str) -> frozenset[str]:
-    """The classes a published mean is over; empty where they are not known here."""
+    """Return the classes of a published mean; empty if they are not known."""
     return frozenset(_IMAGE_AUROC.get(dataset, {}))
 
 

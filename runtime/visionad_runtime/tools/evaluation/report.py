@@ -1,4 +1,4 @@
-"""An evaluation as text: a table for a terminal or a README, and what must be known to read it."""
+"""An evaluation as text: a table for a terminal or Markdown, and remarks that explain it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Row = list[str]
 
 
 def table(evaluation: Evaluation) -> tuple[Row, list[Row]]:
-    """Head and rows, percent: a row a class, their mean, and what was published, where it was."""
+    """Return the head and the rows, in percent: one row per class, their mean, and published numbers if there are any."""
     facts = evaluation.to_dict()
-    by_class, every = facts["mean"]["by_class"], facts["mean"]["all"]
-    extra = [(name, title) for name, title in _EXTRA if name in every]
+    by_class, overall = facts["mean"]["by_class"], facts["mean"]["all"]
+    extra = [(name, title) for name, title in _EXTRA if name in overall]
     row = published(evaluation.dataset, evaluation.shots)
     compare = row is not None and any(name in row.by_class for name in by_class)
     head = ["class", "images", *HEADS, *(title for _, title in extra)]
@@ -29,7 +29,7 @@ def table(evaluation: Evaluation) -> tuple[Row, list[Row]]:
         cells = [name, str(images), *(percent_cell(by_class[name].get(column)) for column in columns)]
         rows.append([*cells, *([_share(row.by_class.get(name))] if row is not None and compare else [])])
     count = sum(int(cells[1]) for cells in rows)
-    mean = [f"mean of {len(rows)}", str(count), *(percent_cell(every.get(column)) for column in columns)]
+    mean = [f"mean of {len(rows)}", str(count), *(percent_cell(overall.get(column)) for column in columns)]
     if compare and row is not None:
         head.append("published I-AUROC (ViT-L)")
         shared = [row.by_class.get(name) for name in evaluation.classes]
@@ -44,7 +44,7 @@ def table(evaluation: Evaluation) -> tuple[Row, list[Row]]:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The table and what must be known to read it, as Markdown."""
+    """Format the table and the remarks as Markdown."""
     head, rows = table(evaluation)
     lines = [
         f"## {_escaped(title(evaluation))}",
@@ -61,7 +61,7 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def plain(evaluation: Evaluation) -> str:
-    """The table for a terminal."""
+    """Format the table for a terminal."""
     head, rows = table(evaluation)
     widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
     lines = []
@@ -72,61 +72,61 @@ def plain(evaluation: Evaluation) -> str:
 
 
 def title(evaluation: Evaluation) -> str:
-    """What was measured, in a line."""
+    """Return a one-line title."""
     shots = f"{evaluation.shots} shot{'s' if evaluation.shots > 1 else ''}"
     return f"{evaluation.dataset}, {shots}, {evaluation.manifest.identity.backbone}"
 
 
 def remarks(evaluation: Evaluation) -> list[str]:
-    """What must be known to read the numbers right."""
+    """Return the remarks that explain the numbers."""
     results = [unit.result for unit in evaluation.units]
-    said = ["Percent; class by class, then the mean over classes."]
+    lines = ["Percent; class by class, then the mean over classes."]
     if len(evaluation.seeds) > 1:
-        said[0] += f" ± is the sample standard deviation over {len(evaluation.seeds)} seeds."
+        lines[0] += f" ± is the sample standard deviation over {len(evaluation.seeds)} seeds."
     if any(r["reasons"] for r in results):
-        said[0] += " A mean leaves out the classes that lack the figure."
+        lines[0] += " A mean leaves out the classes that lack the figure."
     spec = evaluation.manifest.identity.preprocess
     if spec.crop < spec.resize:
         lost = 1 - (spec.crop / spec.resize) ** 2
-        said.append(f"The centre crop leaves the outer {lost:.1%} of an image uninspected, and unmeasured.")
+        lines.append(f"The center crop leaves the outer {lost:.1%} of an image uninspected and unmeasured.")
     seed = evaluation.seeds[0]
     outside = sum(r["outside_crop"] for r in results if r["seed"] == seed)
     if outside:
-        said.append(
-            f"{outside} defects lie wholly outside the crop: they count as defects, and no pixel of them is seen."
+        lines.append(
+            f"{outside} defects lie entirely outside the crop. They count as defects, although none of their pixels is inspected."
         )
     without = sum(r["without_mask"] for r in results if r["seed"] == seed)
     if without:
-        said.append(f"{without} defects have no mask and count in image metrics only.")
+        lines.append(f"{without} defects have no mask and count in image metrics only.")
     if evaluation.mode == "multi":
-        said.append(
-            "One bank for all classes, the class found for every image by itself. An image taken for another class is "
-            "scored against that class's bank, one like no class against the nearest."
+        lines.append(
+            "One bank for all classes; each image is routed. An image that is routed to another class is scored against that "
+            "class, and one of no known class against the nearest."
         )
-        said.append(_price(evaluation))
+        lines.append(_price(evaluation))
     if evaluation.calibrate is not None:
-        said.append(
-            f"Thresholds are set from good images alone, for at most {evaluation.calibrate:.1%} false rejects on average; "
-            "false rejects and misses are counted on the test images. An image without a verdict counts as neither."
+        lines.append(
+            f"Thresholds come from good images only, for at most {evaluation.calibrate:.1%} false rejects on average. "
+            "False rejects and misses are counted on the test images. An image without a verdict counts as neither."
         )
-        said += _uncalibrated(evaluation)
+        lines += _uncalibrated(evaluation)
     row = published(evaluation.dataset, evaluation.shots)
     if row is not None:
-        said.append(comparison(evaluation, row))
-    said += [
+        lines.append(comparison(evaluation, row))
+    lines += [
         f"{name}, seed {seed_label(seeds[0])}{f' and {len(seeds) - 1} more' if len(seeds) > 1 else ''}: no {metric}, {reason}."
         for (name, metric, reason), seeds in _undefined(results).items()
     ]
     bounds = [(bound, r["class"], metric) for r in results for metric, bound in r["error_bounds"].items()]
     if bounds:
         bound, name, metric = max(bounds)
-        said.append(
-            f"Pixel tables were coarsened to bound memory: no metric is off by more than {bound:.1e} ({name}, {metric})."
+        lines.append(
+            f"Pixel tables were coarsened to bound memory. No metric is off by more than {bound:.1e} ({name}, {metric})."
         )
     for fault in evaluation.skipped:
         where = f"class {fault['class']}, seed {seed_label(fault['seed'])}, {fault['role']}"
-        said.append(f"Skipped: {fault['image']} ({where}): {fault['reason']}")
-    return said
+        lines.append(f"Skipped: {fault['image']} ({where}): {fault['reason']}")
+    return lines
 
 
 # --- words and numbers ------------------------------------------------------------------------------------------------
@@ -170,55 +170,53 @@ def settings(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("views", ", ".join(evaluation.scoring.views)),
         ("data set", f"{evaluation.dataset}, {evaluation.root}"),
         ("supports", "the first by name" if by_name else f"seed{'s' if len(evaluation.seeds) > 1 else ''} {seeds}"),
-        ("setting", "one bank a class" if evaluation.mode == "separate" else "one bank for all classes, routed"),
+        ("setting", "one bank per class" if evaluation.mode == "separate" else "one bank for all classes, routed"),
     ]
 
 
 def _whole(evaluation: Evaluation) -> bool:
-    """Is our mean over the classes of the published one? (Where these are not known here, it is taken to be.)"""
-    wanted = classes_of(evaluation.dataset)
-    return not wanted or wanted == set(evaluation.classes)
+    """Return whether the classes are those of the published mean. Unknown published classes count as equal."""
+    expected = classes_of(evaluation.dataset)
+    return not expected or expected == set(evaluation.classes)
 
 
 def comparison(evaluation: Evaluation, row: Published) -> str:
-    """Say what must be known to compare with published numbers."""
-    said = f"The published numbers are of DINOv2-R ViT-L, one bank a class, means of {row.seeds} seeds"
+    """Return the caveats of a comparison with published numbers."""
+    caveats = f"The published numbers are of DINOv2-R ViT-L, one bank per class, means of {row.seeds} seeds"
     if not same_model(evaluation.manifest, evaluation.scoring):
-        said += f"; ours are of another model, {evaluation.manifest.identity.describe()}"
+        caveats += f"; ours are of another model, {evaluation.manifest.identity.describe()}"
     if not _whole(evaluation):
-        said += "; our classes are not all of theirs, so the means do not compare"
-    return said + "."
+        caveats += "; our classes are not all of theirs, so the means do not compare"
+    return caveats + "."
 
 
 def _price(evaluation: Evaluation) -> str:
-    every = evaluation.to_dict()["mean"]["all"]
-    parts = []
+    overall = evaluation.to_dict()["mean"]["all"]
+    changes = []
     for name, metric in zip(HEADS, METRICS, strict=True):
-        ours, given = every[metric]["mean"], every[f"separate_{metric}"]["mean"]
-        if ours is not None and given is not None:
-            parts.append(f"{name} {100 * (ours - given):+.2f}")
-    accuracy = every["routing_accuracy"]["mean"]
-    cost = ", ".join(parts) or "not defined"
-    return (
-        f"Routed right: {_share(accuracy)} %. Against the same bank with the class given, misrouting changes: {cost}."
-    )
+        routed, separate = overall[metric]["mean"], overall[f"separate_{metric}"]["mean"]
+        if routed is not None and separate is not None:
+            changes.append(f"{name} {100 * (routed - separate):+.2f}")
+    accuracy = overall["routing_accuracy"]["mean"]
+    cost = ", ".join(changes) or "not defined"
+    return f"Routed correctly: {_share(accuracy)} %. Compared with the same bank and the class given, misrouting changes: {cost}."
 
 
 def _uncalibrated(evaluation: Evaluation) -> list[str]:
     reasons: dict[tuple[str, str], None] = {}
     for unit in evaluation.units:
-        held = unit.result["calibration"]
-        if held["threshold"] is None:
-            reasons[unit.result["class"], held["reason"]] = None
+        calibration = unit.result["calibration"]
+        if calibration["threshold"] is None:
+            reasons[unit.result["class"], calibration["reason"]] = None
     return [f"{name}: no threshold, {reason}." for name, reason in reasons]
 
 
 def _undefined(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[int | None]]:
-    found: dict[tuple[str, str, str], list[int | None]] = {}
+    seeds: dict[tuple[str, str, str], list[int | None]] = {}
     for result in results:
         by_reason: dict[str, list[str]] = {}
         for metric, reason in result["reasons"].items():
             by_reason.setdefault(reason, []).append(HEADS[METRICS.index(metric)])
         for reason, metrics in by_reason.items():
-            found.setdefault((result["class"], ", ".join(metrics), reason), []).append(result["seed"])
-    return found
+            seeds.setdefault((result["class"], ", ".join(metrics), reason), []).append(result["seed"])
+    return seeds

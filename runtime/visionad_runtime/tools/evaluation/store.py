@@ -1,4 +1,4 @@
-"""Finished units of an evaluation on disk, by key, and the digests that the keys are made of."""
+"""Finished units of an evaluation on disk, and the digests that form their keys."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class EvaluationUnit:
-    """One class with one seed's supports.
+    """One class with the supports of one seed.
 
-    ``result`` is its entry of the JSON file. ``arrays``: ``scores`` (n,), ``labels`` (n,), the points ``roc``, ``pr`` and ``pro``
-    of its pixel curves (m, 2), and ``image_K`` and ``overlay_K``, JPEG bytes of the K-th of ``result["worst"]``.
+    Attributes:
+        result: its entry of the JSON file.
+        arrays: ``scores`` (n,) and ``labels`` (n,); points of its pixel curves ``roc``, ``pr`` and ``pro`` (m, 2); JPEG bytes
+            ``picture_K`` and ``overlay_K`` of the K-th of ``result["worst"]``.
     """
 
     result: dict[str, Any]
@@ -34,56 +36,64 @@ class EvaluationUnit:
 
 
 class Store:
-    """Units by key: ``KEY.json`` beside ``KEY.npz``. The JSON file is written last and holds the other's sha256, so a unit is there
-    whole or not at all; a damaged one counts as not there."""
+    """Units by key, as ``KEY.json`` and ``KEY.npz``.
+
+    The JSON file is written last and holds the sha256 of the other, so a unit is complete or absent. A damaged unit counts as
+    absent.
+    """
 
     def __init__(self, folder: Path | None) -> None:
+        """Use a folder and create it; ``None`` keeps nothing.
+
+        Raises:
+            VisionADError: the folder cannot be created.
+        """
         self.folder = folder
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as exc:
                 raise VisionADError(
-                    f"work folder {folder} cannot be made: {exc.strerror}; choose another with --work"
+                    f"work folder {folder} cannot be created: {exc.strerror}; choose another with --work"
                 ) from None
 
     def get(self, key: str) -> EvaluationUnit | None:
-        """Return a finished unit, ``None`` if it is not there whole."""
+        """Return a finished unit; ``None`` if it is absent or damaged."""
         if self.folder is None:
             return None
         try:
-            held = json.loads((self.folder / f"{key}.json").read_bytes())
+            record = json.loads((self.folder / f"{key}.json").read_bytes())
             data = (self.folder / f"{key}.npz").read_bytes()
-            if sha256_bytes(data) != held["npz_sha256"]:
+            if sha256_bytes(data) != record["npz_sha256"]:
                 return None
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return EvaluationUnit(held["result"], {name: arrays[name] for name in arrays.files})
+                return EvaluationUnit(record["result"], {name: arrays[name] for name in arrays.files})
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def put(self, key: str, unit: EvaluationUnit) -> None:
-        """Keep a finished unit."""
+        """Write a finished unit."""
         if self.folder is None:
             return
         stream = io.BytesIO()
         np.savez(stream, **unit.arrays)  # type: ignore[arg-type, unused-ignore]
         atomic_write(self.folder / f"{key}.npz", stream.getvalue())
-        held = {"npz_sha256": sha256_bytes(stream.getvalue()), "result": unit.result}
-        atomic_write(self.folder / f"{key}.json", json.dumps(held, ensure_ascii=False, indent=1).encode())
+        record = {"npz_sha256": sha256_bytes(stream.getvalue()), "result": unit.result}
+        atomic_write(self.folder / f"{key}.json", json.dumps(record, ensure_ascii=False, indent=1).encode())
 
 
 def relative(root: Path, path: Path) -> str:
-    """Return a path as the JSON file names it: below the data set's root, with forward slashes."""
+    """Return a path relative to the data set's root with forward slashes, as in the JSON file."""
     return Path(os.path.relpath(path, root)).as_posix()
 
 
 def files_digest(root: Path, paths: Iterable[Path]) -> str:
-    """Return a digest of names and sizes."""
+    """Return a digest of the names and sizes of files."""
     return digest([[relative(root, path), path.stat().st_size] for path in paths])
 
 
 def samples_digest(dataset: Dataset, name: str) -> str:
-    """Return a digest of a class's test samples: files, labels, boxes."""
+    """Return a digest of a class's test samples: files, labels and boxes."""
     samples = dataset.test(name)
     files = files_digest(dataset.root, [p for s in samples for p in (s.path, *s.masks)])
     return digest([files, [[s.label, s.defect, len(s.masks), s.boxes] for s in samples]])

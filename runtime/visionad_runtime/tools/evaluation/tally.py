@@ -1,4 +1,4 @@
-"""One unit's counts: scores, pixel metrics, routing, verdicts, and the images that are hardest to tell apart."""
+"""Counts of one unit: scores, pixel metrics, routing, verdicts, and the hardest images."""
 
 from __future__ import annotations
 
@@ -26,12 +26,19 @@ from .published import METRICS
 from .store import Arrays, EvaluationUnit, relative
 
 HARDEST_PER_LABEL = 6
-"""Images kept to look at, of a unit's lowest-scored defects and of its highest-scored good ones each."""
-THUMB = 256
+"""Images kept for the page: this many of the lowest-scored defects and of the highest-scored good images."""
+THUMBNAIL_SIDE = 256
 
 
 class UnreadableFile(NamedTuple):
-    """An image or mask that cannot be read. ``role``: ``support``, ``normal`` (to calibrate) or ``test``."""
+    """An image or mask that cannot be read.
+
+    Attributes:
+        path: the file.
+        role: ``support``, ``normal`` (for calibration) or ``test``.
+        class_name: its class.
+        reason: the error.
+    """
 
     path: Path
     role: str
@@ -47,53 +54,61 @@ class _Hard(NamedTuple):
 
 
 class Tally:
-    """Everything counted over a unit's images.
-
-    Args:
-        root: folder of the data set, which the result names images below.
-        mode: ``separate`` or ``multi``.
-        manifest: the model that inspects.
-        scoring: how it scores.
-        bit_depth: of files with 16 bits a channel, how many the camera fills.
-    """
+    """Counts over the images of a unit."""
 
     def __init__(
         self, root: Path, mode: Mode, manifest: ModelManifest, scoring: ScoringSpec, bit_depth: int | None
     ) -> None:
+        """Start from zero.
+
+        Args:
+            root: folder of the data set; results name images relative to it.
+            mode: ``separate`` or ``multi``.
+            manifest: the model.
+            scoring: how it scores.
+            bit_depth: bits that the camera fills in files with 16 bits per channel.
+        """
         self.root, self.mode, self.manifest, self.scoring, self.bit_depth = root, mode, manifest, scoring, bit_depth
         self.scores: list[float] = []
-        self.given_scores: list[float] = []
+        self.own_scores: list[float] = []
         self.labels: list[int] = []
-        # Pixels of images found to be of their own class; of the others, as routed, and with their class given.
-        self.pixels, self.routed, self.given = PixelMetrics(), PixelMetrics(), PixelMetrics()
+        # Pixels of images that were routed to their own class; of the others, as routed, and with their own class given.
+        self.pixels, self.misrouted, self.corrected = PixelMetrics(), PixelMetrics(), PixelMetrics()
         self.taken_for: Counter[str | None] = Counter()
         self.verdicts: Counter[tuple[int, str]] = Counter()
         self.without_mask = self.outside_crop = 0
         self.good_levels: list[float] = []
         self.worst: dict[int, list[_Hard]] = {0: [], 1: []}
 
-    def add(self, sample: Sample, seen: Prediction, given: Prediction, mask: NDArray[np.bool_] | None) -> None:
-        """Count one image, as it was routed and with its class given (the same object, if it was routed well)."""
+    def add(self, sample: Sample, routed: Prediction, own: Prediction, mask: NDArray[np.bool_] | None) -> None:
+        """Count one image.
+
+        Args:
+            sample: the image.
+            routed: its prediction as it was routed.
+            own: its prediction with its own class given; the same object if it was routed to it.
+            mask: bool (256, 256), True where defect; ``None`` if unknown.
+        """
         label = sample.label
         self.labels.append(label)
-        self.scores.append(seen.score)
-        self.given_scores.append(given.score)
-        self.verdicts[label, seen.verdict] += 1
-        if seen is not given:
-            self.taken_for[seen.class_name] += 1
+        self.scores.append(routed.score)
+        self.own_scores.append(own.score)
+        self.verdicts[label, routed.verdict] += 1
+        if routed is not own:
+            self.taken_for[routed.class_name] += 1
         if mask is None:
             self.without_mask += 1
         else:
             self.outside_crop += bool(label) and not mask.any()
-            if seen is given:
-                self.pixels.add(seen.anomaly_map, mask)
+            if routed is own:
+                self.pixels.add(routed.anomaly_map, mask)
             else:
-                self.routed.add(seen.anomaly_map, mask)
-                self.given.add(given.anomaly_map, mask)
+                self.misrouted.add(routed.anomaly_map, mask)
+                self.corrected.add(own.anomaly_map, mask)
         if not label:
-            self.good_levels.append(float(np.median(seen.anomaly_map)))
+            self.good_levels.append(float(np.median(routed.anomaly_map)))
         worst = self.worst[label]
-        worst.append(_Hard(seen.score if label else -seen.score, sample, seen, mask))
+        worst.append(_Hard(routed.score if label else -routed.score, sample, routed, mask))
         worst.sort(key=lambda w: (w.hardness, str(w.sample.path)))
         del worst[HARDEST_PER_LABEL:]
 
@@ -105,12 +120,12 @@ class Tally:
         faults: Sequence[UnreadableFile],
         calibration: Mapping[str, Any] | None,
     ) -> EvaluationUnit:
-        """Sum up, once: pixels that were counted apart are added to the others."""
-        as_given = self.pixels
+        """Return the finished unit. Call it once, because it merges the counts of misrouted images into the others."""
+        own_pixels = self.pixels
         if self.taken_for:
-            as_given = self.given
-            as_given.merge(self.pixels)
-            self.pixels.merge(self.routed)
+            own_pixels = self.corrected
+            own_pixels.merge(self.pixels)
+            self.pixels.merge(self.misrouted)
         values, reasons, bounds = self._metrics(self.scores, self.pixels)
         defects = sum(self.labels)
         result: dict[str, Any] = {
@@ -127,10 +142,10 @@ class Tally:
             "error_bounds": bounds,
         }
         if self.mode == "multi":
-            separate, _, _ = self._metrics(self.given_scores, as_given)
+            separate, _, _ = self._metrics(self.own_scores, own_pixels)
             result |= self._routing() | {f"separate_{metric}": value for metric, value in separate.items()}
         if calibration is not None:
-            result["calibration"] = self._realised(calibration)
+            result["calibration"] = self._realized(calibration)
         worst = [*self.worst[1], *self.worst[0]]
         result["worst"] = [
             {
@@ -149,7 +164,7 @@ class Tally:
         return EvaluationUnit(result, self._arrays(worst))
 
     def _routing(self) -> dict[str, Any]:
-        """Where the images went that were to find their class themselves."""
+        """Return where the images were routed."""
         wrong, images = sum(self.taken_for.values()), len(self.labels)
         return {
             "routing_accuracy": 1 - wrong / images if images else None,
@@ -158,7 +173,7 @@ class Tally:
         }
 
     def _arrays(self, worst: Sequence[_Hard]) -> Arrays:
-        """What the report's plots and images are made of."""
+        """Return the data of the page's plots and images."""
         curves = self.pixels.curves()
         arrays: Arrays = {
             "scores": np.asarray(self.scores, np.float64),
@@ -168,25 +183,25 @@ class Tally:
             "pro": curves.pro,
         }
         scale = self._scale()
-        for place, one in enumerate(worst):
-            taken, drawn = _render(one, self.manifest, self.scoring, self.bit_depth, scale)
-            arrays[f"picture_{place}"] = np.frombuffer(taken, np.uint8)
-            arrays[f"overlay_{place}"] = np.frombuffer(drawn, np.uint8)
+        for index, hard in enumerate(worst):
+            original, overlay = _render(hard, self.manifest, self.scoring, self.bit_depth, scale)
+            arrays[f"picture_{index}"] = np.frombuffer(original, np.uint8)
+            arrays[f"overlay_{index}"] = np.frombuffer(overlay, np.uint8)
         return arrays
 
     def _metrics(
         self, scores: Sequence[float], pixels: PixelMetrics
     ) -> tuple[dict[str, float | None], dict[str, str], dict[str, float]]:
         image, pixel = image_metrics(scores, self.labels), pixels.compute()
-        found = {**image.values, **pixel.values}
+        values = {**image.values, **pixel.values}
         reasons = {**image.reasons, **pixel.reasons}
         if self.without_mask and self.without_mask == sum(self.labels):
             reasons |= dict.fromkeys(pixel.reasons, f"none of the {self.without_mask} defects has a mask")
         bounds = {name: bound for name, bound in pixel.error_bounds.items() if bound > 0}
-        return {metric: found[metric] for metric in METRICS}, reasons, bounds
+        return {metric: values[metric] for metric in METRICS}, reasons, bounds
 
-    def _realised(self, calibration: Mapping[str, Any]) -> dict[str, Any]:
-        """What the threshold did on the test images."""
+    def _realized(self, calibration: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the false rejects and misses of a threshold on the test images."""
         if "threshold" not in calibration:
             return {"threshold": None, "reason": calibration.get("reason", "")}
         record, count = calibration["record"], self.verdicts
@@ -204,45 +219,47 @@ class Tally:
         }
 
     def _scale(self) -> tuple[float, float]:
-        """One colour scale for the unit's heat maps: cold is a good image's usual level, the middle where F1 is best."""
+        """Return one color scale for the unit's heat maps: low at a good image's median level, the middle at the best F1."""
         low = float(np.median(self.good_levels)) if self.good_levels else 0.0
         middle = best_threshold(np.asarray(self.scores), np.asarray(self.labels))
         return heatmap_range(low, middle)
 
 
 def _render(
-    one: _Hard, manifest: ModelManifest, scoring: ScoringSpec, bit_depth: int | None, scale: tuple[float, float]
+    hard: _Hard, manifest: ModelManifest, scoring: ScoringSpec, bit_depth: int | None, scale: tuple[float, float]
 ) -> tuple[bytes, bytes]:
-    """An image with its true defect outlined, and with its heat, as JPEG."""
-    rgb = decode.load(one.sample.path, bit_depth)
+    """Return an image with its true defect outlined, and with its heat map, as JPEG."""
+    rgb = decode.load(hard.sample.path, bit_depth)
     height, width = rgb.shape[:2]
     geometry = Geometry.of(width, height, manifest.identity.preprocess)
     mask = None
-    if one.mask is not None and one.mask.any():
+    if hard.mask is not None and hard.mask.any():
         left, top = geometry.to_original(0, 0)
         right, bottom = geometry.to_original(MAP_SIZE, MAP_SIZE)
-        to_x, to_y = THUMB / width, THUMB / height
-        place = np.array(
+        to_x, to_y = THUMBNAIL_SIDE / width, THUMBNAIL_SIDE / height
+        transform = np.array(
             [[(right - left) * to_x / MAP_SIZE, 0, left * to_x], [0, (bottom - top) * to_y / MAP_SIZE, top * to_y]]
         )
-        laid = cv2.warpAffine(one.mask.astype(np.uint8), place, (THUMB, THUMB), flags=cv2.INTER_NEAREST)
-        mask = np.asarray(laid) > 0
-    prediction = one.prediction
-    _, edge = top_k_mean(prediction.anomaly_map, scoring.top_fraction)
-    hot = regions(prediction.anomaly_map, geometry, edge, inclusive=True)
+        warped = cv2.warpAffine(
+            hard.mask.astype(np.uint8), transform, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), flags=cv2.INTER_NEAREST
+        )
+        mask = np.asarray(warped) > 0
+    prediction = hard.prediction
+    _, cutoff = top_k_mean(prediction.anomaly_map, scoring.top_fraction)
+    hot = regions(prediction.anomaly_map, geometry, cutoff, inclusive=True)
     drawn = draw_overlay(
         rgb, prediction.anomaly_map, geometry, hot, prediction.verdict, prediction.score, None,
         prediction.class_name, scale, caption=False,
     )  # fmt: skip
-    return jpeg(draw_ground_truth(rgb, mask, THUMB), THUMB), jpeg(drawn, THUMB)
+    return jpeg(draw_ground_truth(rgb, mask, THUMBNAIL_SIDE), THUMBNAIL_SIDE), jpeg(drawn, THUMBNAIL_SIDE)
 
 
 def best_threshold(scores: NDArray[Any], labels: NDArray[Any]) -> float:
-    """The score from which on to reject for the best F1; the largest score where there are no defects."""
+    """Return the lowest score to reject for the best F1; the largest score if there are no defects."""
     if not scores.size:
         return 0.0
     order = np.argsort(-scores, kind="stable")
-    ranked, found = scores[order], np.cumsum(labels[order])
-    f1 = 2 * found / (np.arange(1, ranked.size + 1) + max(int(labels.sum()), 1))
+    ranked, detected = scores[order], np.cumsum(labels[order])
+    f1 = 2 * detected / (np.arange(1, ranked.size + 1) + max(int(labels.sum()), 1))
     f1[:-1][ranked[:-1] == ranked[1:]] = -1  # equal scores fall on the same side
     return float(ranked[int(np.argmax(f1))]) if labels.any() else float(ranked[0])

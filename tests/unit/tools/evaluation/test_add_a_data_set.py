@@ -80,7 +80,7 @@ def test_one_file_adds_a_data_set(
     data = registry.open_dataset("line-camera", root)
     assert [p.name for p in data.train("bolt")] == ["0.png", "1.png"]
     assert [(s.label, len(s.masks)) for s in data.test("bolt")] == [(0, 0), (1, 1)]
-    with pytest.raises(DatasetError, match=r"unknown data set 'mnist'; known are .*line-camera"):
+    with pytest.raises(DatasetError, match=r"unknown data set 'mnist'; expected one of .*line-camera"):
         registry.open_dataset("mnist", root)
     assert run(["eval", "--help"]) == 0
     assert "line-camera" in capsys.readouterr().out
@@ -103,7 +103,7 @@ def test_a_package_that_does_not_import_leaves_the_others_usable(
 
 
 def test_no_two_layouts_have_one_name() -> None:
-    with pytest.raises(ValueError, match=r"'mvtec' is registered twice: by visionad_runtime\..*mvtec and test_add"):
+    with pytest.raises(ValueError, match=r"'mvtec' is registered twice: by visionad_runtime\..*mvtec and .*test_add"):
 
         @registry.register("mvtec")
         def other(*_: object) -> dict[str, object]:

@@ -382,7 +382,7 @@ def test_command_writes_what_was_asked(tiny_model: Path, tmp_path: Path) -> None
         (["--shots", "7"], "expected 7 shots, but there are 6"),
         (["--calibrate", "1"], "between 0 and 1"),
         (["--engine", "reference", "--bit-depth", "12"], "8-bit"),
-        (["--dataset", "imagenet"], "known are"),
+        (["--dataset", "imagenet"], "expected one of"),
     ],
 )
 def test_mistakes_are_told_before_any_work(tiny_model: Path, root: Path, options: list[str], said: str) -> None:

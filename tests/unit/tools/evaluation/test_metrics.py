@@ -273,7 +273,7 @@ def test_one_value_everywhere() -> None:
     assert report.values["pixel_auroc"] == 0.5
     assert report.values["pixel_ap"] == pytest.approx(1 / 8)
     assert report.values["pixel_aupro"] is None
-    assert "one and the same value" in report.reasons["pixel_aupro"]
+    assert "have the same value" in report.reasons["pixel_aupro"]
 
 
 def test_perfect_maps_have_no_aupro() -> None:

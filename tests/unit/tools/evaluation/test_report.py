@@ -115,11 +115,11 @@ def test_every_text_is_escaped(tmp_path: Path) -> None:
         ("good", "anomalous", "bolt", "false alarm"),
         ("scratch", "anomalous", "bolt", None),
         ("scratch", "ok", None, "missed"),
-        ("scratch", "unknown", None, "not recognised"),
+        ("scratch", "unknown", None, "not recognized"),
         ("scratch", "unknown", "bolt", "no verdict"),  # its class has no threshold
-        ("good", "ok", "nut", "taken for nut"),
+        ("good", "ok", "nut", "routed to nut"),
         ("unknown", "unknown", None, None),
-        ("unknown", "ok", "nut", "taken for nut"),
+        ("unknown", "ok", "nut", "routed to nut"),
         (None, "anomalous", "bolt", None),  # nobody knows
     ],
 )

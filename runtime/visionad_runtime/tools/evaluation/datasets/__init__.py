@@ -1,1 +1,1 @@
-"""Data sets on disk as lists of images with labels and masks: one module a layout, found by ``registry``."""
+"""Data set layouts: one module per layout, found by ``registry``."""

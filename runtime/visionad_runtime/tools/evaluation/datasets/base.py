@@ -1,7 +1,7 @@
-"""What every data set layout is made of: classes, samples, and helpers that gather what is missing.
+"""Building blocks of data set layouts: classes, samples, and helpers that collect faults.
 
-A benchmark number is only as good as the images that it was counted over, so a layout skips nothing in silence: every image and
-mask that it promises must be there. What is missing is counted and named in one error before any work starts.
+A benchmark number is only as good as the images that it counts, so a layout skips nothing silently: every image and mask that it
+promises must exist. Missing files are counted and named in one error before any work starts.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ GOOD = "good"
 
 
 class DatasetError(VisionADError):
-    """A data set is not where, or not what, its layout says."""
+    """A data set is missing, or does not have its layout."""
 
 
 class Box(NamedTuple):
-    """A defect's bounding box in pixels of the image; ``right`` and ``bottom`` are excluded."""
+    """Bounding box of a defect in pixels of the image. ``right`` and ``bottom`` are excluded."""
 
     left: int
     top: int
@@ -33,16 +33,16 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """An image to test on. A defect without masks and boxes counts in image metrics only.
+    """A test image. A defect without masks and boxes counts in image metrics only.
 
     Attributes:
-        path: the image file.
-        class_name: its class.
-        label: 0 good, 1 defect.
-        defect: type of the defect, ``good`` for none.
+        path: image file.
+        class_name: class of the image.
+        label: 0 for good, 1 for a defect.
+        defect: type of the defect, or ``good``.
         split: part of the data set.
         masks: mask files, each of the image's size; their union is the defect.
-        boxes: bounding boxes in place of masks.
+        boxes: bounding boxes instead of masks.
     """
 
     path: Path
@@ -55,13 +55,19 @@ class Sample:
 
     @property
     def has_mask(self) -> bool:
-        """Is it known which pixels are defect? (Of a good image, always: none.)"""
+        """Whether the defective pixels are known. In a good image there are none."""
         return self.label == 0 or bool(self.masks or self.boxes)
 
 
 @dataclass(frozen=True)
 class ClassData:
-    """One class: good images to choose support from, sorted by file name; test images; more good ones, if set apart."""
+    """Images of one class.
+
+    Attributes:
+        train: good images to select supports from, sorted by file name.
+        test: test images.
+        validation: further good images that the data set sets apart.
+    """
 
     train: tuple[Path, ...]
     test: tuple[Sample, ...]
@@ -70,7 +76,13 @@ class ClassData:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A checked data set. Every class has train and test images."""
+    """A checked data set. Every class has train and test images.
+
+    Attributes:
+        name: name of its layout.
+        root: its folder.
+        by_class: images by class.
+    """
 
     name: str
     root: Path
@@ -78,44 +90,60 @@ class Dataset:
 
     @property
     def classes(self) -> list[str]:
-        """Class names, sorted."""
+        """Names of the classes, sorted."""
         return sorted(self.by_class)
 
     def train(self, class_name: str) -> list[Path]:
-        """Good images to choose support from, sorted by file name."""
+        """Return good images to select supports from, sorted by file name."""
         return list(self._of(class_name).train)
 
     def validation(self, class_name: str) -> list[Path]:
-        """Further good images the layout sets apart (for a threshold); empty for most."""
+        """Return further good images that the layout sets apart for a threshold; most have none."""
         return list(self._of(class_name).validation)
 
     def test(self, class_name: str) -> list[Sample]:
-        """Test images, by type of defect, then file name."""
+        """Return test images by type of defect, then by file name."""
         return list(self._of(class_name).test)
 
     def _of(self, class_name: str) -> ClassData:
         if class_name not in self.by_class:
             known = ", ".join(self.classes)
-            raise DatasetError(f"{self.name} at {self.root} has no class {class_name!r}; it has {known}")
+            raise DatasetError(f"{self.name} at {self.root} has no class {class_name!r}; expected one of {known}")
         return self.by_class[class_name]
 
 
 @dataclass
 class Faults:
-    """Faults of a data set, by kind. Gather all of them, so that one error names them at once."""
+    """Faults of a data set, by kind, so that one error can name all of them.
+
+    Attributes:
+        name: name of the layout.
+        root: folder of the data set.
+        found: files by kind of fault.
+    """
 
     name: str
     root: Path
     found: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, where: Path | str) -> None:
-        """Note one fault of a kind, and where it is."""
+        """Record a fault.
+
+        Args:
+            kind: kind of the fault.
+            where: file, folder or text that locates it.
+        """
         path = Path(where)
         inside = path.relative_to(self.root) if path.is_relative_to(self.root) else path
         self.found.setdefault(kind, []).append(str(inside))
 
     def need_files(self, kind: str, paths: Iterable[Path]) -> None:
-        """Each of ``paths`` must be a file with content."""
+        """Record each path that is not a file with content.
+
+        Args:
+            kind: what the files are.
+            paths: files to check.
+        """
         for path in paths:
             if not path.is_file():
                 self.add(f"{kind} missing", path)
@@ -123,7 +151,11 @@ class Faults:
                 self.add(f"{kind} empty", path)
 
     def raise_if_any(self) -> None:
-        """Raise one :class:`DatasetError` that counts all kinds and names the first few of each."""
+        """Raise one error for all faults.
+
+        Raises:
+            DatasetError: there are faults. The message counts each kind and names its first files.
+        """
         if self.found:
             lines = []
             for kind, where in self.found.items():
@@ -133,27 +165,36 @@ class Faults:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Images directly in a folder, sorted by file name; none if there is no such folder."""
+    """Return the images directly in a folder, sorted by file name; none if the folder does not exist."""
     if not folder.is_dir():
         return []
-    found = (p for p in folder.iterdir() if p.suffix.lower() in discover.SUFFIXES and not p.name.startswith("."))
-    return sorted((p for p in found if p.is_file()), key=by_name)
+    images = (p for p in folder.iterdir() if p.suffix.lower() in discover.SUFFIXES and not p.name.startswith("."))
+    return sorted((p for p in images if p.is_file()), key=by_name)
 
 
 def by_name(path: Path) -> tuple[str, str]:
-    """Sorting key: file name, then path."""
+    """Return a sorting key: file name, then path."""
     return path.name, str(path)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders directly in a folder, sorted by name, hidden ones left out."""
+    """Return the folders directly in a folder, sorted by name, without hidden ones."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def listed_classes(train: dict[str, list[Path]], test: dict[str, list[Sample]], faults: Faults) -> dict[str, ClassData]:
-    """Classes from explicit lists of files: check that all exist, sort."""
+    """Make classes from lists of files. Missing files are recorded as faults.
+
+    Args:
+        train: good images by class.
+        test: test images by class.
+        faults: record of missing files.
+
+    Returns:
+        Classes by name, images sorted.
+    """
     for images in train.values():
         faults.need_files("image", images)
     for samples in test.values():
@@ -169,15 +210,23 @@ def listed_classes(train: dict[str, list[Path]], test: dict[str, list[Sample]], 
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a :class:`DatasetError` if it is none."""
+    """Read a JSON file.
+
+    Raises:
+        DatasetError: the file cannot be read or is no JSON.
+    """
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as exc:
-        raise DatasetError(f"{path}: not readable as JSON: {exc}") from None
+        raise DatasetError(f"{path}: expected JSON: {exc}") from None
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """Read a text file; a :class:`DatasetError` if it cannot be read or decoded."""
+    """Read a text file.
+
+    Raises:
+        DatasetError: the file cannot be read or decoded.
+    """
     try:
         return path.read_bytes().decode(encoding)
     except OSError as exc:

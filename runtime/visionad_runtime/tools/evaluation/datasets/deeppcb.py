@@ -1,4 +1,4 @@
-"""``deeppcb``: ``groupN/{ID/*_temp.jpg,ID/*_test.jpg,ID_not/*.txt}``; a group is a class, a template a good image."""
+"""``deeppcb``: ``groupN/{ID/*_temp.jpg,ID/*_test.jpg,ID_not/*.txt}``; a group is a class, and a template a good image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def deeppcb(root: Path, faults: Faults) -> dict[str, ClassData]:
     test: dict[str, list[Sample]] = {}
     groups = [p for p in subfolders(base) if p.name.startswith("group")]
     if not groups:
-        raise DatasetError(f"{root}: no folder group… in it (nor in its PCBData)")
+        raise DatasetError(f"{root}: expected folders group… in it or in its PCBData")
     for group in groups:
         number = group.name.removeprefix("group")
         tests = sorted((group / number).glob("*_test.jpg"), key=by_name)
@@ -26,7 +26,9 @@ def deeppcb(root: Path, faults: Faults) -> dict[str, ClassData]:
             if listed["trainval"] or listed["test"]:
                 split = next((s for s, stems in listed.items() if stem in stems), None)
             else:
-                split = "test" if position % 2 else "trainval"  # no lists (a part of the set): every second pair
+                split = (
+                    "test" if position % 2 else "trainval"
+                )  # without lists (a part of the set), every second pair is a test pair
             template = path.with_name(f"{stem}_temp.jpg")
             if split == "trainval":
                 train.setdefault(group.name, []).append(template)
@@ -41,14 +43,14 @@ def deeppcb(root: Path, faults: Faults) -> dict[str, ClassData]:
 
 
 def _read_pcb_list(path: Path) -> frozenset[str]:
-    """Stems of the pairs in ``trainval.txt`` or ``test.txt`` (lines ``groupN/ID/STEM.jpg groupN/ID_not/STEM.txt``)."""
+    """Return the stems of the pairs in ``trainval.txt`` or ``test.txt`` (lines ``groupN/ID/STEM.jpg groupN/ID_not/STEM.txt``)."""
     if not path.is_file():
         return frozenset()
     return frozenset(Path(line.split()[0]).stem for line in read_text(path).splitlines() if line.strip())
 
 
 def _read_boxes(path: Path, faults: Faults) -> tuple[Box, ...]:
-    """Lines ``x1 y1 x2 y2 type``, with blanks or commas between."""
+    """Read boxes from lines ``x1 y1 x2 y2 type``, separated by blanks or commas."""
     if not path.is_file():
         faults.add("boxes missing", path)
         return ()

@@ -1,4 +1,4 @@
-"""``folder``: as ``mvtec``, with or without masks; other folders of ``train`` are not looked at."""
+"""``folder``: as ``mvtec``, with or without masks. Folders of ``train`` other than ``good`` are ignored."""
 
 from __future__ import annotations
 

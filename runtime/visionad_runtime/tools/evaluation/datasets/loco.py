@@ -1,4 +1,4 @@
-"""``loco``: as ``mvtec``, with several masks an image (``ground_truth/TYPE/STEM/*.png``) and ``validation/good``."""
+"""``loco``: as ``mvtec``, with several masks per image (``ground_truth/TYPE/STEM/*.png``) and ``validation/good``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ground truth of a sample: which pixels are defect."""
+"""Ground truth of a sample: its defective pixels."""
 
 from __future__ import annotations
 
@@ -15,35 +15,49 @@ Mask = NDArray[np.bool_]
 
 
 def load_mask(sample: Sample, resize: int, crop: int, size: int = 256) -> Mask:
-    """The mask a map is measured against (method, section 6): bool (size, size), True where defect.
+    """Return the mask that a map is compared with (method, section 6).
 
-    The union of the sample's masks or boxes at full size, as 0 or 255, resized to ``resize`` with Pillow's antialiased
-    bilinear filter, cropped to the central ``crop``, brought to ``size`` by nearest neighbour; not 0 is defect.
+    The union of the masks or boxes at full size, as 0 or 255, is resized to ``resize`` with Pillow's antialiased bilinear filter,
+    cropped to the central ``crop``, and scaled to ``size`` by nearest neighbor. Every value but 0 is defect.
+
+    Args:
+        sample: the image.
+        resize: side of the resized image.
+        crop: side of the center crop, at most ``resize``.
+        size: side of the mask.
+
+    Returns:
+        bool (size, size), True where defect.
 
     Raises:
         DatasetError: the sample is a defect without a mask, mask and image differ in size, or ``crop > resize``.
         ImageError: the image or a mask cannot be read.
     """
     if not 0 < crop <= resize:
-        raise DatasetError(f"cannot crop {crop} out of {resize} pixels")
+        raise DatasetError(f"expected a crop of 1 to {resize} pixels, got {crop}")
     if sample.label == 0:
         return np.zeros((size, size), np.bool_)
     if not sample.has_mask:
-        raise DatasetError(f"{sample.path}: a defect ({sample.defect}) without a mask; it has image metrics only")
+        raise DatasetError(
+            f"{sample.path}: expected a mask for the defect ({sample.defect}); without one it has image metrics only"
+        )
     full = Image.fromarray(full_mask(sample).astype(np.uint8) * np.uint8(255))
     resized = resize_square(full, resize)
-    # torch's nearest: floor(i * crop / size), in float32
+    # torch's nearest mode: floor(i * crop / size), in float32
     source = (np.arange(size, dtype=np.float32) * np.float32(crop / size)).astype(np.intp)
-    pick = crop_offset(resize, crop) + np.minimum(source, crop - 1)
-    return np.asarray(resized[np.ix_(pick, pick)] > 0)
+    indices = crop_offset(resize, crop) + np.minimum(source, crop - 1)
+    return np.asarray(resized[np.ix_(indices, indices)] > 0)
 
 
 def full_mask(sample: Sample) -> Mask:
-    """The union of a sample's masks or boxes, bool (H, W) of its image.
+    """Return the union of a sample's masks or boxes.
+
+    Returns:
+        bool (H, W), the size of the image.
 
     Raises:
-        DatasetError: mask and image differ in size, or a box reaches out of it.
-        ImageError: one cannot be read.
+        DatasetError: mask and image differ in size, or a box exceeds the image.
+        ImageError: the image or a mask cannot be read.
     """
     try:
         with Image.open(sample.path) as image:  # reads the header only
@@ -54,12 +68,14 @@ def full_mask(sample: Sample) -> Mask:
     for path in sample.masks:
         raw = decode.load(path).max(axis=2)
         if raw.shape != full.shape:
-            raise DatasetError(f"{path}: mask of {raw.shape[::-1]} pixels for an image of {(width, height)}")
-        # Drawn masks are 255 on 0, some with soft edges (compression, scaling) that are not defect. In a label map
-        # (VisA: 1, 2, …) nothing reaches half way, and every number but 0 is a kind of defect.
+            raise DatasetError(
+                f"{path}: expected a mask of {(width, height)} pixels, the size of its image, got {raw.shape[::-1]}"
+            )
+        # Drawn masks are 255 on 0. Soft edges of compression and scaling are no defect. In a label map (VisA: 1, 2, …) no value
+        # exceeds 127, and every value but 0 is a defect.
         full |= raw > (127 if raw.max() > 127 else 0)
     for box in sample.boxes:
         if box.right > width or box.bottom > height:
-            raise DatasetError(f"{sample.path}: {box} reaches out of an image of {(width, height)} pixels")
+            raise DatasetError(f"{sample.path}: expected a box inside the image of {(width, height)} pixels, got {box}")
         full[box.top : box.bottom, box.left : box.right] = True
     return full

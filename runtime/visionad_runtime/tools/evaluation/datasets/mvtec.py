@@ -1,6 +1,6 @@
 """``mvtec``: ``CLASS/{train/good,test/TYPE,ground_truth/TYPE/STEM_mask.png}``; every defect has a mask.
 
-Also the helper of layouts like it. All of them take one class's folder as root too.
+It also has the helper of similar layouts. All of them accept the folder of one class as root.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ def mvtec(root: Path, faults: Faults) -> dict[str, ClassData]:
 
 
 def class_folders(root: Path) -> list[Path]:
-    """``root`` itself if it is one class, else every folder below it with ``train/good``."""
+    """Return ``root`` if it is the folder of one class, else each folder in it that has ``train/good``.
+
+    Raises:
+        DatasetError: there is none.
+    """
     if (root / "train" / GOOD).is_dir():
         return [root.resolve()]  # resolved, so that "." has a name
-    found = [p for p in subfolders(root) if (p / "train" / GOOD).is_dir()]
-    if not found:
-        raise DatasetError(f"{root}: neither it nor a folder in it has train/{GOOD}")
-    return found
+    folders = [p for p in subfolders(root) if (p / "train" / GOOD).is_dir()]
+    if not folders:
+        raise DatasetError(f"{root}: expected train/{GOOD} in it or in a folder of it")
+    return folders
 
 
 def mvtec_like(root: Path, faults: Faults, test: str = "test", masks_optional: bool = False) -> dict[str, ClassData]:
-    """Read ``CLASS/{train/good,TEST/TYPE,ground_truth/TYPE}``; ``root`` may also be one class's folder.
+    """Read ``CLASS/{train/good,TEST/TYPE,ground_truth/TYPE}``; ``root`` may be the folder of one class.
 
     Args:
         root: folder of the classes, or one class.
-        faults: where what is missing is noted.
+        faults: record of missing files.
         test: name of the folder of test images.
         masks_optional: whether the data set may have no ``ground_truth`` at all.
     """
@@ -52,10 +56,10 @@ def mvtec_like(root: Path, faults: Faults, test: str = "test", masks_optional: b
             if not images:
                 faults.add("test folder without images", kind)
             for path in images:
-                mine = masks.get(path.stem, ())
-                if truths and kind.name != GOOD and not mine:
+                own = masks.get(path.stem, ())
+                if truths and kind.name != GOOD and not own:
                     faults.add("mask missing", path)
-                samples.append(Sample(path, name, int(kind.name != GOOD), kind.name, masks=mine))
+                samples.append(Sample(path, name, int(kind.name != GOOD), kind.name, masks=own))
         train, validation = image_files(folder / "train" / GOOD), image_files(folder / "validation" / GOOD)
         faults.need_files("image", [*train, *validation, *(s.path for s in samples)])
         faults.need_files("mask", [m for s in samples for m in s.masks])
@@ -64,6 +68,6 @@ def mvtec_like(root: Path, faults: Faults, test: str = "test", masks_optional: b
 
 
 def _mask_files(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Masks of one type of defect by the stem of their image: ``STEM_mask.png``, ``STEM.png``, or all in ``STEM/``."""
+    """Return the masks of one type of defect by the stem of their image: ``STEM_mask.png``, ``STEM.png``, or all in ``STEM/``."""
     masks = {path.stem.removesuffix("_mask"): (path,) for path in image_files(folder)}
     return masks | {path.name: tuple(image_files(path)) for path in subfolders(folder)}

@@ -11,13 +11,15 @@ from .registry import register
 @register("real-iad")
 def real_iad(root: Path, faults: Faults) -> dict[str, ClassData]:
     """Read Real-IAD."""
-    folders = (root / "realiad_jsons", root / "realiad_jsons" / "realiad_jsons")  # as unpacked in one place or another
+    folders = (root / "realiad_jsons", root / "realiad_jsons" / "realiad_jsons")  # the archive may add a folder
     lists = sorted(path for folder in folders for path in folder.glob("*.json"))
     if not lists:
-        raise DatasetError(f"{root}: no realiad_jsons/CLASS.json in it")
+        raise DatasetError(f"{root}: expected realiad_jsons/CLASS.json in it")
     images = [folder for kind in ("1024", "512", "256", "raw") if (folder := root / f"realiad_{kind}").is_dir()]
     if not images:
-        raise DatasetError(f"{root}: none of the folders realiad_1024, realiad_512, realiad_256, realiad_raw in it")
+        raise DatasetError(
+            f"{root}: expected one of the folders realiad_1024, realiad_512, realiad_256, realiad_raw in it"
+        )
     train: dict[str, list[Path]] = {}
     test: dict[str, list[Sample]] = {}
     for path in lists:
@@ -28,7 +30,7 @@ def real_iad(root: Path, faults: Faults) -> dict[str, ClassData]:
                 for entry in content[split]:
                     name, kind, mask = entry["category"], entry["anomaly_class"], entry["mask_path"]
                     if not (isinstance(name, str) and isinstance(kind, str)):
-                        raise TypeError(f"category {name!r} and anomaly_class {kind!r} are to be text")
+                        raise TypeError(f"category {name!r} and anomaly_class {kind!r} must be text")
                     image = base / entry["image_path"]
                     if split == "train":
                         if kind != normal:
@@ -42,5 +44,5 @@ def real_iad(root: Path, faults: Faults) -> dict[str, ClassData]:
                         masks = (base / mask,) if mask else ()
                         test.setdefault(name, []).append(Sample(image, name, 1, kind, masks=masks))
         except (KeyError, TypeError, AttributeError) as exc:
-            raise DatasetError(f"{path}: not a list of Real-IAD ({type(exc).__name__}: {exc})") from None
+            raise DatasetError(f"{path}: expected a list of Real-IAD ({type(exc).__name__}: {exc})") from None
     return listed_classes(train, test, faults)

@@ -1,4 +1,4 @@
-"""Data set layouts by name. A layout registers itself; nothing here knows any of them.
+"""Registry of data set layouts. Layouts register themselves.
 
 Layouts are found in two places: the modules of this package, and the entry points of the group ``visionad.datasets`` of installed
 distributions. An entry point names a module whose import registers one or more layouts.
@@ -17,7 +17,7 @@ from .base import ClassData, Dataset, DatasetError, Faults
 
 GROUP = "visionad.datasets"
 Layout = Callable[[Path, Faults], dict[str, ClassData]]
-"""Reads a data set's folder: class name → its images. Faults that leave the rest readable go to the second argument."""
+"""Reads a data set's folder and returns images by class. It records faults in the second argument if the rest stays readable."""
 
 log = logging.getLogger("visionad")
 _layouts: dict[str, Layout] = {}
@@ -25,13 +25,13 @@ _broken: set[str] = set()
 
 
 def register(name: str) -> Callable[[Layout], Layout]:
-    """Return a decorator that makes a function known as the layout ``name``.
+    """Return a decorator that registers a layout.
 
     Args:
-        name: what ``visionad eval --dataset`` calls it.
+        name: name for ``visionad eval --dataset``.
 
     Raises:
-        ValueError: another function has that name.
+        ValueError: another function is registered under the name.
     """
 
     def add(layout: Layout) -> Layout:
@@ -46,14 +46,14 @@ def register(name: str) -> Callable[[Layout], Layout]:
 
 
 def layouts() -> Mapping[str, Layout]:
-    """Return every layout by name, sorted. A module of another distribution that does not import is logged and left out."""
+    """Return all layouts by name, sorted. A module of another distribution that fails to import is logged and left out."""
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{__package__}.{module.name}")
     for entry in entry_points(group=GROUP):
         try:
             entry.load()
-        except Exception as exc:  # foreign code raises anything; the other data sets must stay usable
+        except Exception as exc:  # foreign code raises any type; the other data sets must stay usable
             if entry.value not in _broken:
                 _broken.add(entry.value)
                 log.warning("data set %s (%s) cannot be used: %s: %s", entry.name, entry.value, type(exc).__name__, exc)
@@ -61,20 +61,20 @@ def layouts() -> Mapping[str, Layout]:
 
 
 def open_dataset(name: str, root: Path) -> Dataset:
-    """Find and check all images of a data set; none is decoded.
+    """Find and check all images of a data set without decoding them.
 
     Args:
-        name: one of :func:`layouts`.
-        root: its folder.
+        name: name of a layout.
+        root: folder of the data set.
 
     Raises:
-        DatasetError: unknown name, no such folder, another layout, or files missing (how many, and the first few).
+        DatasetError: the name or the folder does not exist, the layout differs, or files are missing.
     """
     known = layouts()
     if name not in known:
-        raise DatasetError(f"unknown data set {name!r}; known are {', '.join(known)}")
+        raise DatasetError(f"unknown data set {name!r}; expected one of {', '.join(known)}")
     if not root.is_dir():
-        raise DatasetError(f"{name}: {root} is not a folder")
+        raise DatasetError(f"{name}: expected a folder at {root}")
     faults = Faults(name, root)
     by_class = known[name](root, faults)
     for class_name, data in by_class.items():

@@ -1,4 +1,4 @@
-"""``visa``: the raw download with ``split_csv/1cls.csv``, or the same prepared as ``mvtec``."""
+"""``visa``: the raw download with ``split_csv/1cls.csv``, or the data prepared in the layout ``mvtec``."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def visa(root: Path, faults: Faults) -> dict[str, ClassData]:
                 masks = (root / mask,) if mask else ()
                 test.setdefault(name, []).append(Sample(root / image, name, 1, label, masks=masks))
     except csv.Error as exc:
-        raise DatasetError(f"{table}: not readable as CSV after line {rows.line_num}: {exc}") from None
+        raise DatasetError(f"{table}: expected CSV, got an error after line {rows.line_num}: {exc}") from None
     return listed_classes(train, test, faults)

@@ -20,7 +20,7 @@ from .bank.memory_bank import ClassBank, Snapshot
 from .bank.names import normalize_class_name, unknown_class_message
 from .bank.routing import LIMITS, Route, Router
 from .bank.store import Bank
-from .bank.supports import read_supports
+from .bank.supports import array_supports, check_new, read_supports
 from .engine.base import Engine, Tokens
 from .errors import BankError, ImageError, VisionADError
 from .formats.files import sha256_bytes
@@ -447,8 +447,7 @@ class Inspector:
         """
         given = arrays.from_arrays(images, colour if color is None else color)
         rgbs = [pixels.to_rgb(one) if one.ndim == 2 else one for one in given]  # one digest, however it is given
-        supports = [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array") for rgb in rgbs]
-        return self.enroll_encoded(name, supports, [self.encode_support(rgb) for rgb in rgbs])
+        return self.enroll_encoded(name, array_supports(rgbs), [self.encode_support(rgb) for rgb in rgbs])
 
     def enroll_files(
         self,
@@ -475,11 +474,8 @@ class Inspector:
         """
         files = list(discover.as_paths(paths))
         supports = read_supports(files, bit_depth)
-        old = self.bank.classes.get(normalize_class_name(name)) if self.bank is not None else None
-        known = {image.sha256 for image in old.entry.images} if old is not None else set()
-        for s in supports:  # said before minutes of encoding; the bank checks again when it commits
-            if s.sha256 in known:
-                raise BankError(f"class {name!r}: {s.source} is enrolled already (sha256 {s.sha256[:12]})")
+        # said before minutes of encoding; the bank checks again when it commits
+        check_new(self._opened().classes, name, supports)
         encoded = []
         for path, s in zip(files, supports, strict=True):
             data = decode.read_bytes(path)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import VisionADError
-from ..console import progress, say
+from ..console import complain, progress, say
 from ..options import (
     BackendOption,
     BankArg,
@@ -45,7 +45,7 @@ def bank_add(
 ) -> None:
     """Enroll good images in a class (new or existing). All or none of them."""
     from ...bank.names import check_class_name
-    from ...bank.supports import read_supports
+    from ...bank.supports import depth_warnings, read_supports
     from ...images.discover import find_images
     from ...inspector import Inspector
     from ...teaching.audit import leave_one_out_scores
@@ -66,6 +66,8 @@ def bank_add(
     with Inspector.open(model, bank, backend=backend, threads=threads) as inspector:
         assert inspector.bank is not None
         known = inspector.bank.classes.get(class_name)
+        for line in depth_warnings(inspector.bank.classes, class_name, bit_depth):
+            complain(line)
         if choose is not None:
             with progress(f"comparing {class_name}", len(images)) as step:
                 images = select_support(inspector, class_name, images, choose, bit_depth=bit_depth, step=step)

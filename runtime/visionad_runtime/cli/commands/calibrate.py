@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import progress, say
+from ..console import complain, progress, say
 from ..options import (
     BackendOption,
     BankArg,
@@ -24,8 +24,6 @@ from ..options import (
     split_views,
 )
 from ..results import require_bank
-
-# -- the rest ---------------------------------------------------------------------------------------------------------
 
 
 def calibrate(
@@ -44,6 +42,7 @@ def calibrate(
     as_json: JsonFlag = False,
 ) -> None:
     """Set a class's threshold from good parts only."""
+    from ...bank.supports import depth_warnings
     from ...formats.manifest import as_dict
     from ...images.discover import find_images
     from ...inspector import Inspector
@@ -64,6 +63,8 @@ def calibrate(
         ) as inspector,
         progress(f"calibrating {class_name}", len(images)) as step,
     ):
+        for line in depth_warnings(inspector.require_class(class_name).classes, class_name, bit_depth):
+            complain(line)
         done = calibrate_class(inspector, class_name, images, max_false_reject, bit_depth, step)
     threshold = done.threshold
     if as_json:

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,8 +162,9 @@ def check_folder(folder: Path) -> None:
     Raises:
         VisionADError: it is a file.
     """
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise VisionADError(f"{folder}: expected a folder for the results, got a file; choose another place")
+    with suppress(OSError):  # said when the first result is written
+        if folder.exists() and not folder.is_dir():
+            raise VisionADError(f"{folder}: expected a folder for the results, got a file; choose another place")
 
 
 def save_map(path: Path, anomaly_map: Any) -> None:

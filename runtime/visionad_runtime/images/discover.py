@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ImageError, VisionADError
-from .scan import describe_passed_over, not_listed, scan
+from .scan import describe_passed_over, is_folder, not_listed, scan
 
 log = logging.getLogger("visionad")
 
@@ -43,7 +43,7 @@ def find_images(
     """
     found: list[ImageFile] = []
     for path in paths:
-        if not os.path.isdir(path):  # never raises, whatever the name
+        if not is_folder(path):
             found.append(ImageFile(path, Path(path.name)))
             continue
         listing = scan(path, SUFFIXES, exclude)

@@ -61,9 +61,9 @@ def scan(folder: Path, endings: Collection[str], exclude: Iterable[str] = ()) ->
     while folders:
         below = folders.pop()
         try:
-            with os.scandir(os.path.join(folder, below)) as entries:
+            with os.scandir(folder / below) as entries:
                 for entry in entries:
-                    path = os.path.join(below, entry.name)
+                    path = f"{below}{os.sep}{entry.name}" if below else entry.name
                     try:
                         _sort(entry, path, endings, patterns, listing, folders)
                     except OSError as exc:  # some file systems say only on a second question what an entry is
@@ -100,10 +100,11 @@ def _sort(
         else:
             folders.append(below)
         return
-    if entry.is_symlink() and os.path.isdir(entry.path):
+    if entry.is_symlink() and is_folder(Path(entry.path)):
         listing.passed_over[LINKED, below] += 1
         return
-    ending = os.path.splitext(name)[1].lower()
+    stem, _, ending = name.rpartition(".")
+    ending = f".{ending.lower()}" if stem else ""
     if ending not in endings:
         listing.passed_over[ENDING, ending] += 1
     else:
@@ -115,6 +116,14 @@ def _pattern(text: str) -> re.Pattern[str]:
     if not clean:
         raise VisionADError(f"exclude {text!r}: expected a pattern such as done or *_raw.png")
     return re.compile(fnmatch.translate(clean))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path leads to a folder; False for any name that a system refuses to look at."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def not_listed(folder: Path | str, exc: OSError) -> VisionADError:

@@ -216,7 +216,7 @@ class Journal:
         if parsed is None or self.folder is None:
             return False
         try:
-            stamp = FileStamp.of(os.stat(self.folder / parsed[0].name))
+            stamp = FileStamp.of((self.folder / parsed[0].name).stat())
         except (OSError, ValueError):
             return False
         return stamp.written == parsed[0][1:]

@@ -99,6 +99,7 @@ class FolderSource:
         self._wait, self._clock, self._lost, self._pause = wait, clock, False, 0.0
         self._said: set[tuple[str, str]] = set()
         self._looks = self._numbers = 0
+        self._next_look, self._waiting = -math.inf, list[str]()
         listing = scan(folder, SUFFIXES, self._exclude)
         self._device = file_system(folder)
         found = {name: stamp for name in listing.images if (stamp := self._stamp(name)) is not None}
@@ -133,12 +134,14 @@ class FolderSource:
     def _ready(self) -> list[str]:
         """Look at the folder once. Return the images that are to be handed over, in order."""
         began = self._clock()
+        if began < self._next_look:
+            return self._ready_of(self._waiting, began)
         try:
             listing = self._look()
         except VisionADError as exc:
             if not self._lost:
                 log.warning("%s; looking for it again every second", exc)
-            self._lost, self._pause = True, RECONNECT_INTERVAL
+            self._lost, self._pause, self._waiting = True, RECONNECT_INTERVAL, []
             return []
         if self._lost:
             log.warning("folder %s is back", self.folder)
@@ -148,23 +151,39 @@ class FolderSource:
         turns = 1 + len(self._files) // MAX_STAMPS
         for name in listing.images:
             file = self._files.get(name)
-            if file is None or not file.is_settled or (file.number + self._looks) % turns == 0:
-                stamp = self._stamp(name)
-                if stamp is None:
-                    if file is not None:
-                        files[name] = file
+            if file is None:
+                if (stamp := self._stamp(name)) is None:
                     continue
-                file = self._new(stamp, now) if file is None else self._seen(file, stamp, now)
-                if now >= file.compare and self._clock() - began < MAX_LOOK_SECONDS:
-                    file = self._compared(name, file, now)
+                file = self._new(stamp, now)
+            elif file.is_settled and (file.number + self._looks) % turns == 0:
+                stamp = self._stamp(name)
+                file = file if stamp is None else self._seen(file, stamp, now)
             files[name] = file
         for below in listing.errors:  # or all of its images would be new when it can be listed again
             files |= {name: file for name, file in self._files.items() if name.startswith(below + os.sep)}
         self._files = files
         self._say_passed_over(listing)
-        self._pause = max(POLL_SECONDS, 4 * (self._clock() - began))
-        ready = [name for name, file in files.items() if now >= file.due]
-        return sorted(ready, key=lambda name: (files[name].stamp.modified_ns, Path(name)))
+        self._next_look = self._clock() + max(POLL_SECONDS, 4 * (self._clock() - began))
+        return self._ready_of([name for name, file in files.items() if not file.is_settled], now)
+
+    def _ready_of(self, names: Iterable[str], now: float) -> list[str]:
+        """Look at images that are not settled, without listing the folder, and plan the next look."""
+        began, waiting = self._clock(), []
+        for name in names:
+            if (stamp := self._stamp(name)) is None:  # the next listing tells whether it is gone
+                continue
+            file = self._seen(self._files[name], stamp, now)
+            if now >= file.compare and self._clock() - began < MAX_LOOK_SECONDS:
+                file = self._compared(name, file, now)
+            self._files[name] = file
+            if not file.is_settled:
+                waiting.append(name)
+        self._waiting = waiting
+        ready = [name for name in waiting if now >= self._files[name].due]
+        later = [min(self._files[name].due, self._files[name].compare) for name in waiting]
+        now = self._clock()
+        self._pause = max(POLL_SECONDS, min([self._next_look, *later]) - now)
+        return sorted(ready, key=lambda name: (self._files[name].stamp.modified_ns, Path(name)))
 
     def _look(self) -> Listing:
         listing, device = scan(self.folder, SUFFIXES, self._exclude), file_system(self.folder)

@@ -24,12 +24,15 @@ class ImageFile(NamedTuple):
 
 
 def find_images(
-    paths: Iterable[Path], exclude: Iterable[str] = (), errors: list[VisionADError] | None = None
+    paths: Iterable[Path],
+    exclude: Iterable[str] = (),
+    errors: list[VisionADError] | None = None,
+    notes: list[str] | None = None,
 ) -> list[ImageFile]:
     """Expand files and folders to images: arguments in order, each folder's images recursively, sorted by path.
 
     Files named directly are always taken. In folders only :data:`SUFFIXES` count. Hidden entries, system folders and linked folders
-    are passed over; a line in the log counts them. A path that does not exist is kept, so that reading it later names it as an
+    are passed over; a line counts them. A path that does not exist is kept, so that reading it later names it as an
     error.
 
     Args:
@@ -37,6 +40,7 @@ def find_images(
         exclude: patterns for entries of folders, as for :func:`~visionad_runtime.images.scan.scan`.
         errors: receives an error for each subfolder that cannot be listed; the other images are returned. Without it the first
             such error is raised.
+        notes: receives a line for each folder with entries that are passed over. Without it such lines go to the log.
 
     Raises:
         VisionADError: a folder holds no image, or cannot be listed.
@@ -56,7 +60,9 @@ def find_images(
         if not listing.images and not trouble:
             looked = f"looked for {', '.join(sorted(SUFFIXES))}" + (f"; passed over: {passed}" if passed else "")
             raise VisionADError(f"folder {path} holds no image ({looked})")
-        if passed:
+        if passed and notes is not None:
+            notes.append(f"folder {path}: passed over {passed}")
+        elif passed:
             log.warning("folder %s: passed over %s", path, passed)
         names = sorted(map(Path, listing.images), key=lambda name: name.as_posix())
         found += [ImageFile(path / name, name) for name in names]

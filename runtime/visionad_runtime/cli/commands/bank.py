@@ -57,7 +57,8 @@ def bank_add(
         raise VisionADError("--seed chooses among images; say how many with --shots")
     if choose is not None and shots is not None:
         raise VisionADError("--choose and --shots both say how many images to enroll; give one of them")
-    images = [f.path for f in find_images(paths)]
+    notes: list[str] = []
+    images = [f.path for f in find_images(paths, notes=notes)]
     if shots is not None:
         if shots > len(images):
             raise VisionADError(f"--shots {shots}: only {len(images)} images were found")
@@ -66,7 +67,7 @@ def bank_add(
     with Inspector.open(model, bank, backend=backend, threads=threads) as inspector:
         assert inspector.bank is not None
         known = inspector.bank.classes.get(class_name)
-        for line in depth_warnings(inspector.bank.classes, class_name, bit_depth):
+        for line in (*notes, *depth_warnings(inspector.bank.classes, class_name, bit_depth)):
             complain(line)
         if choose is not None:
             with progress(f"comparing {class_name}", len(images)) as step:

@@ -48,7 +48,8 @@ def calibrate(
     from ...inspector import Inspector
     from ...teaching.calibrate import calibrate_class
 
-    images = [f.path for f in find_images(paths)]
+    notes: list[str] = []
+    images = [f.path for f in find_images(paths, notes=notes)]
     require_bank(bank)
     with (
         Inspector.open(
@@ -63,7 +64,8 @@ def calibrate(
         ) as inspector,
         progress(f"calibrating {class_name}", len(images)) as step,
     ):
-        for line in depth_warnings(inspector.require_class(class_name).classes, class_name, bit_depth):
+        classes = inspector.require_class(class_name).classes
+        for line in (*notes, *depth_warnings(classes, class_name, bit_depth)):
             complain(line)
         done = calibrate_class(inspector, class_name, images, max_false_reject, bit_depth, step)
     threshold = done.threshold

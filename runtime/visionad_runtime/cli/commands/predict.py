@@ -55,11 +55,12 @@ def predict(
     from ...images.discover import ImageFile, find_images
     from ...inspector import Inspector
 
+    notes: list[str] = []
     inputs: list[ImageFile | tuple[Path, VisionADError]] = []
     for path in paths:  # a folder without images is reported like an unreadable image: the rest goes on
         errors: list[VisionADError] = []
         try:
-            inputs += find_images([path], exclude or (), errors)
+            inputs += find_images([path], exclude or (), errors, notes)
         except VisionADError as exc:
             errors.append(exc)
         inputs += [(path, exc) for exc in errors]
@@ -83,7 +84,7 @@ def predict(
         progress("inspecting", len(images)) as step,
     ):
         classes = inspector.require_class(class_name).classes
-        for line in (*inspector.calibration_warnings(), *depth_warnings(classes, class_name, bit_depth)):
+        for line in (*notes, *inspector.calibration_warnings(), *depth_warnings(classes, class_name, bit_depth)):
             complain(line)
         results = inspector.inspect_files(
             [f.path for f in images], class_name=class_name, batch=batch, bit_depth=bit_depth
@@ -97,7 +98,7 @@ def predict(
     if not as_json:
         say(report.summary())
     without = report.counts["unreadable"] + len(inputs) - len(images)
-    if without:
+    if without and (as_json or without > 1):  # a single one was said by itself
         complain(f"{without} of {len(inputs)} inputs have no result: they could not be read")
     if report.failures:
         complain(f"{report.failures} maps or overlays could not be written")

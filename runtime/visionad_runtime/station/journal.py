@@ -73,6 +73,8 @@ class Journal:
             self._file = path.open("a+b", buffering=0)
         except OSError as exc:
             raise self._unusable(exc) from None
+        if not path.is_file():  # a pipe or a device: there is nothing to read back or to put aside
+            self._days = None
         self._day = self._day_of_last_line()
         self._lock = self._locked()
 
@@ -234,6 +236,8 @@ class Journal:
     def _entries(self, path: Path, asked: Mapping[_Key, DetectedFile]) -> dict[_Key, _Entry]:
         """The last line of each image that is asked for."""
         found: dict[_Key, tuple[int, _Entry]] = {}
+        if not path.is_file():
+            return {}
         number = damaged = 0
         for number, line in enumerate(self._lines(path), 1):
             parsed = _parsed(line)

@@ -134,6 +134,15 @@ def test_a_file_system_without_locks_is_said(
     assert "cannot be locked: No locks available" in caplog.text
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_device_is_not_read_back(caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(Path("/dev/full"), days=1)
+    assert journal.noted([detected("a.png")]) == []
+    journal.add(detected("a.png"), {})
+    with pytest.raises(VisionADError, match="No space left"):
+        journal.close()
+
+
 # --- content -----------------------------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,7 @@ class Class:
 
     name: str
     features: NDArray[np.float32]
-    blocks: tuple[str, ...] = preprocess.bank_blocks(VIEWS)
+    blocks: tuple[str, ...] = preprocess.encoding_names(VIEWS)
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def main() -> None:
             for shots in SHOTS:
                 few = enrolled
                 for place in range(len(enrolled.entry.images) - 1, shots - 1, -1):
-                    few = few.without(place)
+                    few = few.leave_out(place)
                 bank = few.rows(inspector.views[0])
                 rows += [{"set": name, "shots": shots, "rows": len(bank), **one} for one in count(queries, bank)]
     limits = {gpu: memory / (2 * product) for gpu, (memory, product) in RATES.items()}

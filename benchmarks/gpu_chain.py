@@ -114,7 +114,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
             "enrollment": enrollment(line, 2, seconds["enrollment"]),
             "pauses": {"plain": pauses(line, seconds["pauses"] / 2)},
         }
-        if isinstance(inspector.chain, CudaPipeline):
+        if isinstance(inspector.pipeline, CudaPipeline):
             inspector.close()  # or the memory would have to hold both
             with opened(KEEP_ALIVE) as awake:
                 report["pauses"]["kept_alive"] = pauses(Line(awake, line.images), seconds["pauses"] / 2)

@@ -37,7 +37,7 @@ from visionad_export.exporter import export_model
 from visionad_export.graph.precision import emulate, lower
 from visionad_runtime.formats.manifest import ModelManifest, Precision, read_manifest
 from visionad_runtime.images import decode
-from visionad_runtime.preprocess import bank_blocks, prepare, support_encodings
+from visionad_runtime.preprocess import encoding_names, prepare, support_encodings
 from visionad_runtime.scoring.anomaly_map import fuse, image_score, upsample
 from visionad_runtime.search import nearest
 
@@ -207,7 +207,7 @@ def encode_by(reference: Reference, support: Path, tests: list[Path]) -> tuple[F
         found: F32 = reference.encode(torch.from_numpy(np.ascontiguousarray(image[None])))[0][0].numpy()
         return found
 
-    poses = support_encodings(prepare(decode.load(support), reference.spec), bank_blocks(("original",)))
+    poses = support_encodings(prepare(decode.load(support), reference.spec), encoding_names(("original",)))
     return np.concatenate([tokens(pose) for pose in poses]), [
         tokens(prepare(decode.load(path), reference.spec)) for path in tests
     ]
@@ -281,7 +281,7 @@ def encode(path: Path, model: Path, support: Path, tests: list[Path]) -> tuple[F
         found: F32 = run.run(["patch_tokens"], {"images": np.ascontiguousarray(image[None])})[0][0]
         return found
 
-    poses = support_encodings(prepare(decode.load(support), spec), bank_blocks(("original",)))
+    poses = support_encodings(prepare(decode.load(support), spec), encoding_names(("original",)))
     return np.concatenate([tokens(pose) for pose in poses]), [tokens(prepare(decode.load(p), spec)) for p in tests]
 
 

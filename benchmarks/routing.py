@@ -14,7 +14,7 @@ from pathlib import Path
 import common
 import numpy as np
 from visionad_runtime.bank.memory_bank import ClassBank
-from visionad_runtime.bank.routing import LIMITS, Router
+from visionad_runtime.bank.routing import THRESHOLDS, Router
 from visionad_runtime.formats.manifest import ClassEntry
 from visionad_runtime.formats.model_folder import read_model
 from visionad_runtime.images.decode import load
@@ -75,7 +75,7 @@ def measure(model: Path, label: str, every: int) -> list[dict[str, object]]:
     """Rates over all banks of each size."""
     manifest = read_model(model)
     engine, spec = open_engine(model, manifest), manifest.identity.preprocess
-    stranger, limits = read_golden(model)["class_token"], LIMITS[manifest.identity.class_token]
+    stranger, limits = read_golden(model)["class_token"], THRESHOLDS[manifest.identity.class_token]
 
     def token(rgb: np.ndarray) -> np.ndarray:
         cls = engine.encode(prepare(rgb, spec)[None]).cls
@@ -95,13 +95,13 @@ def measure(model: Path, label: str, every: int) -> list[dict[str, object]]:
                 for t in tokens:
                     found = router.route(t)
                     if name in names:
-                        _count(counts["right"], found.known and found.nearest == name)
-                        _count(counts["taken_for_another"], found.known and found.nearest != name)
-                        _count(counts["own_unknown"], not found.known)
+                        _count(counts["right"], found.is_known and found.nearest == name)
+                        _count(counts["taken_for_another"], found.is_known and found.nearest != name)
+                        _count(counts["own_unknown"], not found.is_known)
                     else:
-                        _count(counts["other_set_unknown"], not found.known)
+                        _count(counts["other_set_unknown"], not found.is_known)
             for t in synthetic:
-                _count(counts["synthetic_unknown"], not router.route(t).known)
+                _count(counts["synthetic_unknown"], not router.route(t).is_known)
         rates = {k: hits / total if total else None for k, (hits, total) in counts.items()}
         rows.append({"backbone": label, "classes": size, "shots": shots, **rates})
     return rows

@@ -24,10 +24,10 @@ from typing import Any
 
 import common
 import numpy as np
-from visionad_runtime.bank.routing import LIMITS, Router
+from visionad_runtime.bank.routing import THRESHOLDS, Router
 from visionad_runtime.bank.store import Bank
 from visionad_runtime.formats.manifest import Calibration, FeatureIdentity, PreprocessSpec, SupportImage
-from visionad_runtime.preprocess import bank_blocks
+from visionad_runtime.preprocess import encoding_names
 from visionad_runtime.search import build_index, nearest
 
 DIM, PATCHES = 384, 784
@@ -125,7 +125,7 @@ def opened(folder: str) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     held = common.memory("VmHWM") - before
     token = next(iter(bank.classes.values())).tokens("original")[0]
-    router = Router(bank.classes, np.roll(token, 1), LIMITS["fused"])
+    router = Router(bank.classes, np.roll(token, 1), THRESHOLDS["fused"])
     return {
         "open, ms": seconds * 1e3,
         "memory of opening, MB": held,
@@ -145,7 +145,12 @@ def enroll(
         backbone="synthetic", weights_sha256="0" * 64, kind="vit", layers=(2,), patch=14, grid=grid, dim=DIM,
         class_token="fused", class_token_dim=DIM, pos_embed="none", preprocess=spec,
     )  # fmt: skip
-    bank, tokens, blocks, found = Bank.open_or_new(folder, identity, views), common.Tokens(DIM), bank_blocks(views), []
+    bank, tokens, blocks, found = (
+        Bank.open_or_new(folder, identity, views),
+        common.Tokens(DIM),
+        encoding_names(views),
+        [],
+    )
     for number in range(max(sizes)):
         name = "part" if one_class else f"part {number // shots:04d}"
         features = tokens.draw(len(blocks) * grid**2).reshape(len(blocks), 1, grid**2, DIM)

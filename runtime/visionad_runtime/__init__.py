@@ -1,4 +1,4 @@
-"""VisionAD's lean runtime: few-shot visual inspection from a folder of good images to a verdict. No torch inside.
+"""VisionAD's lean runtime: few-shot visual inspection, from a folder of good images to a verdict. It does not use torch.
 
 >>> from visionad_runtime import Inspector
 >>> inspector = Inspector.open("model", "bank")  # doctest: +SKIP
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from . import _deprecated
 from ._version import __version__
 from .errors import BankError, ImageError, ModelError, VisionADError
 
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
     from .inspector import Inspector
     from .result import Result
 
-# Left to itself, ONNX Runtime (1.32) notes what it runs below the user's home, with an identifier, to send it. Not from a line.
+# By default ONNX Runtime (1.32) records what it runs, with an identifier, below the user's home, and sends the records. An
+# inspection line must not send data.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["BankError", "ImageError", "Inspector", "ModelError", "Result", "VisionADError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the chain on first use, so that ``import visionad_runtime`` itself costs next to nothing."""
+    """Import ``Inspector`` and ``Result`` on first use, so that importing the package is fast; resolve deprecated names."""
     if name == "Inspector":
         from .inspector import Inspector
 
@@ -32,4 +34,10 @@ def __getattr__(name: str) -> Any:
         from .result import Result
 
         return Result
+    if name in _deprecated.API:
+        import warnings
+
+        renamed = _deprecated.API[name]
+        warnings.warn(_deprecated.notice(f"{__name__}.{name}", renamed), DeprecationWarning, stacklevel=2)
+        return globals()[renamed.name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

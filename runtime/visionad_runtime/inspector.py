@@ -1,4 +1,4 @@
-"""The chain image → verdict as one object. Every command and the Python API go through it."""
+"""Image → verdict as one object. All commands and the Python API use it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from ._threads import Lifetime, available_cpus, parallel_for
 from .bank.memory_bank import ClassBank, Snapshot
 from .bank.names import normalize_class_name, unknown_class_message
-from .bank.routing import LIMITS, Route, Router
+from .bank.routing import THRESHOLDS, Route, Router
 from .bank.store import Bank
-from .bank.supports import array_supports, check_new, read_supports
+from .bank.supports import array_supports, check_new, load_support, read_supports
 from .engine.base import Engine, Tokens
-from .errors import BankError, ImageError, VisionADError
-from .formats.files import sha256_bytes
+from .errors import BankError, VisionADError
 from .formats.manifest import ClassEntry, ModelManifest, SupportImage, ViewName, parse_precision
 from .formats.model_folder import read_model
-from .images import arrays, decode, discover, pixels, reader
+from .images import arrays, discover, pixels, reader
 from .pipeline.assembly import open_pipeline
 from .pipeline.base import Pipeline
 from .pipeline.opening import open_engine
@@ -42,14 +41,20 @@ F32 = NDArray[np.float32]
 
 
 class Inspector:
-    """A model, a bank and an engine, ready to inspect.
+    """A model, a bank and an engine, ready to inspect. Any thread may call it.
 
     >>> inspector = Inspector.open("model", "bank")          # doctest: +SKIP
     >>> inspector.inspect(cv2.imread("part.png")).verdict    # doctest: +SKIP
     'ok'
-    >>> inspector.close()                                    # doctest: +SKIP
 
-    or ``with Inspector.open(...) as inspector:``, so that a GPU's memory is given back.
+    Use ``with Inspector.open(...) as inspector:`` to release GPU memory at the end.
+
+    Attributes:
+        manifest: manifest of the model.
+        engine: backbone that encodes images.
+        bank: bank of enrolled classes, or ``None``.
+        scoring: views and scoring settings.
+        pipeline: preprocessing to score.
     """
 
     def __init__(
@@ -63,16 +68,16 @@ class Inspector:
         keep_alive: float | None = None,
     ) -> None:
         self.manifest = manifest
-        self._stranger: F32 = golden["class_token"]
+        self._out_of_distribution_token: F32 = golden["class_token"]
         self.engine = engine
         self.bank = bank
         self.scoring = scoring
-        self.chain: Pipeline = open_pipeline(engine, manifest, scoring, golden, threads, keep_alive)
+        self.pipeline: Pipeline = open_pipeline(engine, manifest, scoring, golden, threads, keep_alive)
         self._threads = threads or available_cpus()
-        self._kept: Snapshot | None = None
+        self._loaded: Snapshot | None = None
         self._router: tuple[Snapshot, Router] | None = None
-        self._seen: tuple[int, ...] | None = None
-        self._keeping = threading.Lock()
+        self._last_revision: tuple[int, ...] | None = None
+        self._loading = threading.Lock()
         self._lifetime = Lifetime("this inspector was closed; open another with Inspector.open")
 
     @classmethod
@@ -89,34 +94,36 @@ class Inspector:
         views: Sequence[str] | None = None,
         keep_alive: float | None = None,
     ) -> Inspector:
-        """Open, check and warm up.
+        """Open a model and a bank, check them, and warm up.
 
         This checks every file's digest, the backend by its self-test (``pipeline/self_test.py``) and, on a GPU, the pipeline
-        against the host's (``pipeline/assembly.py``): a damaged file or a wrong operator is found here, not at the line.
+        against the host's (``pipeline/assembly.py``). So a damaged file or a wrong operator is reported before the first part.
 
         Args:
-            model: model folder. bank: bank folder; a missing or empty one starts a new bank with the first `enroll`.
+            model: model folder.
+            bank: bank folder. If it is missing or empty, the first ``enroll`` starts a new bank.
             backend: ``auto`` (the best that runs here and passes its self-test) or a name of ``engine.backends()``.
             precision: ``fp32``, ``bf16`` or ``fp16``, for backends that offer it (default: the model's own).
             device: ``cpu``, ``gpu`` or ``npu``, for backends that offer a choice (default: theirs).
-            preset: how to score: a name of ``scoring/presets/`` or such a file, of the model's image size (default: as exported).
-                Banks stay valid. A threshold holds for the scoring and the precision that it was calibrated with.
-            views: which of the bank's views to look through (default: the preset's, else all of the bank's).
-            threads: CPU threads of engine and search, at most all cores (default: all). Search results do not depend on it.
-            keep_alive: seconds without an image, such as 0.02, after which a GPU repeats its last one, again and again, so that
-                its clocks stay up and the next part after a pause is as fast as the others. It costs power, changes no result,
-                and does nothing on a CPU (default: never).
+            threads: CPU threads of engine and search, at most all CPUs (default: all). Search results do not depend on it.
+            preset: name of a preset, or path of a preset file, for the model's image size (default: as exported). Banks stay
+                valid. A threshold holds for the scoring and the precision that it was calibrated with.
+            views: views to use, of those that the bank holds (default: the preset's, else all).
+            keep_alive: seconds without an image after which a GPU re-runs the last image, repeatedly, to keep its clocks up, e.g.
+                0.02 (default: never). It costs power and changes no result. It has no effect on a CPU.
 
         Raises:
-            ModelError, BankError, VisionADError: what is wrong and what mends it.
+            ModelError: The model is missing or damaged, or fails the self-test.
+            BankError: The bank is missing files, damaged, or was made with another model.
+            VisionADError: An argument is out of range, or no backend runs here.
         """
         if threads is not None:
             if threads < 1:
-                raise VisionADError(f"threads {threads}: expected 1 or more, or None for all cores")
+                raise VisionADError(f"threads {threads}: expected 1 or more, or None for all CPUs")
             threads = min(threads, available_cpus())
         if keep_alive is not None and not 0 < keep_alive < math.inf:
             raise VisionADError(f"keep_alive {keep_alive}: expected seconds above 0, or None for never")
-        import cv2  # noqa: F401  # too heavy for `import visionad_runtime`, and too slow for the first part that is not ok
+        import cv2  # noqa: F401  # slow: neither `import visionad_runtime` nor the first anomalous part should wait for it
 
         folder = Path(model)
         manifest = read_model(folder)
@@ -139,7 +146,7 @@ class Inspector:
             raise
         try:
             if opened is not None:
-                inspector._keep()
+                inspector._load_bank()
         except BaseException:
             inspector.close()
             raise
@@ -147,20 +154,18 @@ class Inspector:
 
     @property
     def views(self) -> tuple[ViewName, ...]:
-        """The views that images are seen in."""
+        """Views that images are inspected in."""
         return self.scoring.views
-
-    # -- life ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Release the memory of engine and pipeline.
 
-        Calls that run in other threads end first. Later calls are refused. A second ``close`` does nothing.
+        It waits for calls in other threads. Later calls raise :class:`VisionADError`. A second ``close`` does nothing.
         """
         with self._lifetime.end() as first:
             if first:
                 try:
-                    self.chain.close()
+                    self.pipeline.close()
                 finally:
                     self.engine.close()
 
@@ -169,8 +174,6 @@ class Inspector:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # -- inspect ------------------------------------------------------------------------------------------------------
 
     def inspect(
         self,
@@ -192,8 +195,8 @@ class Inspector:
             Score, verdict, class, regions, map and timings.
 
         Raises:
-            ImageError: the array has another type or shape.
-            BankError: nothing is enrolled, or the class is unknown.
+            ImageError: The array has another type or shape.
+            BankError: Nothing is enrolled, or the class is unknown.
         """
         return self.inspect_batch([image], class_name=class_name, colour=colour, color=color)[0]
 
@@ -219,11 +222,11 @@ class Inspector:
             One result per image, in order.
 
         Raises:
-            ImageError: an array has another type or shape.
-            BankError: nothing is enrolled, or the class is unknown.
+            ImageError: An array has another type or shape.
+            BankError: Nothing is enrolled, or the class is unknown.
         """
         rgbs = arrays.from_arrays(images, colour if color is None else color)
-        return [r for r, _ in self.trace_batch(rgbs, class_name, trace=False)]
+        return [result for result, _ in self.trace_batch(rgbs, class_name, trace=False)]
 
     def trace_batch(
         self,
@@ -232,124 +235,124 @@ class Inspector:
         leave_out: int | None = None,
         trace: bool = True,
     ) -> list[tuple[Result, Trace | None]]:
-        """Inspect decoded images (uint8 (H, W, 3) RGB, or (H, W) grey). The one path to a verdict.
+        """Inspect decoded images. All inspections go through this method.
 
         Args:
-            leave_out: compare as if this support image of ``class_name`` had not been enrolled (calibration).
-            trace: also return the stages in between, which on a GPU have to be fetched.
+            rgbs: uint8 (H, W, 3) RGB or (H, W) gray.
+            class_name: class of all parts. It skips routing.
+            leave_out: index of a support of ``class_name`` to score without (calibration).
+            trace: whether to return the intermediate results, which on a GPU must be copied to the host.
         """
         with self._lifetime.in_use():
             class_name = None if class_name is None else normalize_class_name(class_name)
             bank = self._snapshot(class_name)
             if not rgbs:
                 return []
-            self._keep()
-            at_once = self.chain.max_batch_size() or len(rgbs)
-            found: dict[int, list[tuple[Result, Trace | None]]] = {}
+            self._load_bank()
+            batch_size = self.pipeline.max_batch_size() or len(rgbs)
+            results: dict[int, list[tuple[Result, Trace | None]]] = {}
 
-            def part(start: int) -> None:
-                found[start] = self._traced(rgbs[start : start + at_once], bank, class_name, leave_out, trace)
+            def run_batch(start: int) -> None:
+                results[start] = self._run_batch(rgbs[start : start + batch_size], bank, class_name, leave_out, trace)
 
-            starts = range(0, len(rgbs), at_once)
-            parallel_for(part, starts, min(len(starts), self.chain.cameras))
-            return [one for start in starts for one in found[start]]
+            starts = range(0, len(rgbs), batch_size)
+            parallel_for(run_batch, starts, min(len(starts), self.pipeline.cameras))
+            return [result for start in starts for result in results[start]]
 
-    def _traced(
+    def _run_batch(
         self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool
     ) -> list[tuple[Result, Trace | None]]:
-        """:meth:`trace_batch` for as many images as the chain takes at once."""
+        """Inspect at most as many images as the pipeline takes in one call."""
         routes: list[Route | None] = [None] * len(rgbs)
         classes: list[ClassBank] = []
 
-        def choose(tokens: F32 | None) -> list[ClassBank]:
+        def select_classes(tokens: F32 | None) -> list[ClassBank]:
             if tokens is not None:
                 router = self._router_of(bank)
                 routes[:] = [router.route(cls[0]) for cls in tokens]
-            classes[:] = [bank.classes[class_name if found is None else found.nearest] for found in routes]  # type: ignore[index]
+            classes[:] = [bank.classes[class_name if route is None else route.nearest] for route in routes]  # type: ignore[index]
             if leave_out is not None:
-                classes[:] = [matched.without(leave_out) for matched in classes]
+                classes[:] = [cls.leave_out(leave_out) for cls in classes]
             return classes
 
-        out, spec = [], self.manifest.identity.preprocess
-        for i, found in enumerate(self.chain.run(rgbs, choose, class_token=class_name is None, trace=trace)):
-            holds = self._calibrated_for(classes[i])
-            result = make_result(
-                classes[i], found, routes[i], rgbs[i].shape, spec, holds, bank.manifest.version, self.engine
-            )
-            one = None
-            if found.images is not None and found.patch is not None:
-                one = Trace(found.images, Tokens(found.patch, found.cls), found.distances)
-            out.append((result, one))
-        return out
+        results, spec = [], self.manifest.identity.preprocess
+        outputs = self.pipeline.run(rgbs, select_classes, class_token=class_name is None, trace=trace)
+        for rgb, output, route, cls in zip(rgbs, outputs, routes, classes, strict=True):
+            holds = self._calibrated_for(cls)
+            result = make_result(cls, output, route, rgb.shape, spec, holds, bank.manifest.version, self.engine)
+            stages = None
+            if output.images is not None and output.patch is not None:
+                stages = Trace(output.images, Tokens(output.patch, output.cls), output.distances)
+            results.append((result, stages))
+        return results
 
     def _router_of(self, bank: Snapshot) -> Router:
-        """Made once for each version of the bank, mostly."""
-        held = self._router
-        if held is None or held[0] is not bank:
-            limits = LIMITS[self.manifest.identity.class_token]
-            held = self._router = bank, Router(bank.classes, self._stranger, limits, self.views[0])
-        return held[1]
+        """Return the router of a bank version. Threads that race make one each, which is harmless."""
+        cached = self._router
+        if cached is None or cached[0] is not bank:
+            thresholds = THRESHOLDS[self.manifest.identity.class_token]
+            router = Router(bank.classes, self._out_of_distribution_token, thresholds, self.views[0])
+            cached = self._router = bank, router
+        return cached[1]
 
-    def _keep(self) -> None:
-        """Have the bank in force where the chain computes. Whoever comes while another thread sees to that goes on."""
+    def _load_bank(self) -> None:
+        """Load the current version of the bank into the pipeline. If another thread does so already, do not wait for it."""
         assert self.bank is not None
-        if self._kept is not self.bank.snapshot and self._keeping.acquire(blocking=False):
+        if self._loaded is not self.bank.snapshot and self._loading.acquire(blocking=False):
             try:
-                newest = self.bank.snapshot
-                self.chain.load_banks(newest.classes.values())
-                self._kept = newest
+                current = self.bank.snapshot
+                self.pipeline.load_banks(current.classes.values())
+                self._loaded = current
             finally:
-                self._keeping.release()
+                self._loading.release()
 
     def refresh(self) -> bool:
-        """Load what another process has committed to the bank folder.
+        """Load the version that another process has committed to the bank folder. Return whether there was one.
 
-        Without a change this costs one look at the date of a file. A bank that became unreadable is logged once, and the
-        version in memory stays in force.
-
-        Returns:
-            Whether a new version was loaded.
+        Without a change this costs one ``stat`` call. If the bank became unreadable, a warning is logged once and the version in
+        memory stays in use.
         """
-        if self.bank is None or (stamp := self.bank.stamp()) == self._seen:
+        if self.bank is None or (revision := self.bank.revision()) == self._last_revision:
             return False
-        self._seen = stamp  # of before the bank is read: what is committed meanwhile is seen the next time
+        self._last_revision = revision  # taken before reading, so that a commit during the read is noticed next time
         try:
-            if stamp is not None:
+            if revision is not None:
                 return self.bank.refresh()
-            trouble = "it has no manifest any more"
+            problem = "it has no manifest any more"
         except VisionADError as exc:
-            trouble = str(exc)
+            problem = str(exc)
         log.warning(
-            "bank %s: %s; going on with version %d in memory", self.bank.folder, trouble, self.bank.manifest.version
+            "bank %s: %s; going on with version %d in memory", self.bank.folder, problem, self.bank.manifest.version
         )
         return False
 
-    def _calibrated_for(self, matched: ClassBank) -> bool:
-        record = matched.entry.calibration
+    def _calibrated_for(self, cls: ClassBank) -> bool:
+        """Return whether a class's threshold, if it has one, was calibrated with this scoring and precision."""
+        record = cls.entry.calibration
         return record is None or self.scoring.holds_for(record, self.engine.precision)
 
     def calibration_warnings(self) -> list[str]:
-        """Return why thresholds of the bank are not used here, a line for each such class."""
-        here = f"{self.scoring.describe()} in {self.engine.precision}"
+        """Return one line for each class whose threshold is not used here, with the reason."""
+        current = f"{self.scoring.describe()} in {self.engine.precision}"
         return [
             f"class {name}: its threshold was calibrated with {ScoringSpec.of(record).describe()} in {record.precision}, which "
-            f"does not hold for {here}; its verdicts are unknown until `visionad calibrate`"
-            for name, matched in (self.bank.classes if self.bank is not None else {}).items()
-            if (record := matched.entry.calibration) is not None and not self._calibrated_for(matched)
+            f"does not hold for {current}; its verdicts are unknown until `visionad calibrate`"
+            for name, cls in (self.bank.classes if self.bank is not None else {}).items()
+            if (record := cls.entry.calibration) is not None and not self._calibrated_for(cls)
         ]
 
     def require_class(self, class_name: str | None) -> Bank:
-        """The bank, if it can inspect (this class).
+        """Return the bank, after checking that it holds this class, or any class for ``None``.
 
         Raises:
-            BankError: no class yet, or not this one.
+            BankError: Nothing is enrolled, or the class is unknown.
         """
         self._snapshot(class_name)
         assert self.bank is not None
         return self.bank
 
     def _snapshot(self, class_name: str | None) -> Snapshot:
-        """The version in force, checked as in :meth:`require_class`: another thread may change the bank at any time."""
+        """Return the current version, checked as in :meth:`require_class`. Another thread may change the bank at any time."""
         if self.bank is None or not (bank := self.bank.snapshot).classes:
             where = self.bank.folder if self.bank else "(none opened)"
             raise BankError(f"bank {where} holds no class yet; enroll good images with `visionad bank add`")
@@ -369,31 +372,31 @@ class Inspector:
     ) -> Iterator[FileResult]:
         """Inspect image files in order.
 
-        Files of a list are read ahead in threads. Of an iterator, only as many paths are taken as a batch needs. Memory holds
-        one batch and what is read ahead, whatever the number of paths.
+        Files of a list are read ahead in threads. From an iterator, only the paths of one batch are taken at a time. Memory holds
+        one batch and the files read ahead, whatever the number of paths.
 
         Args:
             paths: files.
             class_name: class of all parts. It skips routing.
-            batch: images in one engine call. It never changes a result.
+            batch: images per engine call. It never changes a result.
             bit_depth: bits that the camera fills in 16-bit files.
-            leave_out: score as if this support of ``class_name`` were not enrolled.
-            trace: also return the stages between image and map.
+            leave_out: index of a support of ``class_name`` to score without.
+            trace: whether to return the intermediate results too.
 
         Yields:
             One item per path. An unreadable file has ``error`` instead of ``result``.
 
         Raises:
-            VisionADError: ``paths`` is no list of paths, nothing is enrolled, or ``batch`` is below 1.
+            VisionADError: ``paths`` is not a list of paths, nothing is enrolled, or ``batch`` is below 1.
         """
         if batch < 1:
             raise VisionADError(f"batch {batch}: expected 1 image or more")
         self.require_class(class_name)
         with closing(reader.read_images(discover.as_paths(paths), bit_depth, self._threads)) as files:
-            while chunk := list(itertools.islice(files, batch)):
-                readable = [one.rgb for one in chunk if one.rgb is not None]
+            while loaded := list(itertools.islice(files, batch)):
+                readable = [image.rgb for image in loaded if image.rgb is not None]
                 results = iter(self.trace_batch(readable, class_name, leave_out, trace))
-                for path, rgb, error, decode_ms in chunk:
+                for path, rgb, error, decode_ms in loaded:
                     if rgb is None:
                         yield FileResult(path, None, None, None, error)
                         continue
@@ -401,36 +404,34 @@ class Inspector:
                     timings = {"decode": decode_ms, **result.timings, "total": result.timings["total"] + decode_ms}
                     yield FileResult(path, rgb, replace(result, timings=timings), stages, None)
 
-    # -- enroll --------------------------------------------------------------------------------------------------------
-
     def encode_support(self, rgb: pixels.RGB8) -> Tokens:
-        """All unique encodings of one good image: ``patch`` (B, P, D) and ``cls`` (B, Dc), blocks in the bank's order."""
-        blocks = self._opened().manifest.blocks
+        """Encode a good image in all poses and views: ``patch`` (B, P, D), ``cls`` (B, Dc), in the order of the bank's blocks."""
+        blocks = self._require_bank().manifest.blocks
         return self.encode(support_encodings(prepare(rgb, self.manifest.identity.preprocess, self._threads), blocks))
 
-    def _opened(self) -> Bank:
+    def _require_bank(self) -> Bank:
         if self.bank is None:
             raise BankError("no bank was opened; give Inspector.open a bank folder")
         return self.bank
 
     def encode(self, images: F32) -> Tokens:
-        """The engine's tokens of normalised images, float32 (N, 3, crop, crop)."""
+        """Return the tokens of normalized images, float32 (N, 3, crop, crop)."""
         with self._lifetime.in_use():
             return self.engine.encode(images)
 
     def encode_class(self, name: str, support: SupportImage, rgb: pixels.RGB8) -> ClassBank:
-        """What a class would be with this one image, not enrolled anywhere."""
+        """Return a class whose only support is this image, without enrolling it."""
         tokens = self.encode_support(rgb)
         assert tokens.cls is not None
         entry = ClassEntry(file="", sha256="", images=(support,))
-        return ClassBank(name, entry, self._opened().manifest.blocks, tokens.patch[:, None], tokens.cls[:, None])
+        return ClassBank(name, entry, self._require_bank().manifest.blocks, tokens.patch[:, None], tokens.cls[:, None])
 
     def enroll(
         self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr", color: str | None = None
     ) -> int:
         """Enroll good images in a new or existing class.
 
-        The bank on disk changes first. Later inspections use the new version, without a restart.
+        The bank on disk changes first. Later inspections use the new version without a restart.
 
         Args:
             name: the class.
@@ -442,11 +443,11 @@ class Inspector:
             The bank's new version.
 
         Raises:
-            ImageError: an array has another type or shape. Nothing was changed.
-            BankError: an image is enrolled already, or the bank cannot be written. Nothing was changed.
+            ImageError: An array has another type or shape. Nothing was changed.
+            BankError: An image is enrolled already, or the bank cannot be written. Nothing was changed.
         """
-        given = arrays.from_arrays(images, colour if color is None else color)
-        rgbs = [pixels.to_rgb(one) if one.ndim == 2 else one for one in given]  # one digest, however it is given
+        decoded = arrays.from_arrays(images, colour if color is None else color)
+        rgbs = [pixels.to_rgb(image) if image.ndim == 2 else image for image in decoded]  # gray and RGB give one digest
         return self.enroll_encoded(name, array_supports(rgbs), [self.encode_support(rgb) for rgb in rgbs])
 
     def enroll_files(
@@ -457,7 +458,7 @@ class Inspector:
         bit_depth: int | None = None,
         step: Callable[[], None] = lambda: None,
     ) -> int:
-        """Enroll image files: all of them or none.
+        """Enroll image files: all or none.
 
         Args:
             name: the class.
@@ -469,28 +470,25 @@ class Inspector:
             The bank's new version.
 
         Raises:
-            ImageError: a file cannot be read, is given twice, or changes meanwhile; or ``paths`` is no list.
-            BankError: an image is enrolled already, or the bank cannot be written.
+            ImageError: A file cannot be read, is given twice, or changes meanwhile; or ``paths`` is not a list.
+            BankError: An image is enrolled already, or the bank cannot be written.
         """
         files = list(discover.as_paths(paths))
         supports = read_supports(files, bit_depth)
-        # said before minutes of encoding; the bank checks again when it commits
-        check_new(self._opened().classes, name, supports)
+        # fail before minutes of encoding; the bank checks again when it commits
+        check_new(self._require_bank().classes, name, supports)
         encoded = []
-        for path, s in zip(files, supports, strict=True):
-            data = decode.read_bytes(path)
-            if sha256_bytes(data) != s.sha256:
-                raise ImageError(f"{path}: changed while it was being enrolled; nothing was enrolled")
-            encoded.append(self.encode_support(decode.decode(data, path, bit_depth)))
+        for path, support in zip(files, supports, strict=True):
+            encoded.append(self.encode_support(load_support(path, support, bit_depth)))
             step()
         return self.enroll_encoded(name, supports, encoded)
 
     def enroll_encoded(self, name: str, supports: Sequence[SupportImage], encoded: Sequence[Tokens]) -> int:
-        """The second half of :meth:`enroll`, for callers that have encoded the images already."""
+        """Enroll images that :meth:`encode_support` has encoded. Return and errors are those of :meth:`enroll`."""
         with self._lifetime.in_use():
-            bank = self._opened()
+            bank = self._require_bank()
             if not encoded:
                 raise BankError(f"class {name!r}: no image given")
-            features = np.stack([t.patch for t in encoded], axis=1)
-            class_tokens = np.stack([t.cls for t in encoded if t.cls is not None], axis=1)
+            features = np.stack([tokens.patch for tokens in encoded], axis=1)
+            class_tokens = np.stack([tokens.cls for tokens in encoded if tokens.cls is not None], axis=1)
             return bank.add(name, supports, features, class_tokens)

@@ -1,4 +1,4 @@
-"""What an inspection gives: results, regions' geometry, traces."""
+"""Results of an inspection: data only, and the function that makes the verdict."""
 
 from __future__ import annotations
 
@@ -26,13 +26,25 @@ ClassSource = Literal["given", "routed", "unknown"]
 
 @dataclass(frozen=True)
 class Result:
-    """What inspecting one image gave.
+    """Result of one inspected image.
 
-    ``anomaly_map`` is float32 (256, 256), the sum of the views' cosine distances (0..2 a view), of the centre crop;
-    ``geometry`` maps it to the original image. ``score`` is the mean of its largest pixels: 1 % of them, or the
-    scoring's ``top_fraction``. ``verdict`` is ``unknown`` when the class has no threshold yet, or when the image is like no
-    class. ``timings`` are milliseconds. ``backend`` is the engine that encoded it, ``precision`` the one it
-    computes in.
+    Attributes:
+        score: mean of the map's largest pixels. How many is the scoring's ``top_fraction`` (the paper: 1 %).
+        verdict: ``unknown`` if the class has no valid threshold or the image belongs to no class; ``anomalous`` if the score
+            exceeds the threshold; else ``ok``.
+        class_name: class of the part, or ``None`` if the image belongs to no class.
+        class_source: ``given`` by the caller, ``routed`` by class token, or ``unknown``.
+        class_margin: distance to the second nearest class minus that to the nearest; ``None`` if the class was given, or with one
+            class.
+        threshold: of the class, or ``None`` if there is no valid one.
+        bank_version: version of the bank that the image was compared with.
+        regions: connected anomalous areas, highest score first.
+        anomaly_map: float32 (256, 256) of the center crop, the sum of the views' cosine distances (0 to 2 per view).
+        geometry: maps ``anomaly_map`` to the original image.
+        map_scale: lowest and highest value of a heatmap, fixed per class at calibration.
+        timings: milliseconds per stage, and their ``total``.
+        backend: name of the engine that encoded the image.
+        precision: precision that this engine computes in.
     """
 
     score: float
@@ -51,7 +63,11 @@ class Result:
     precision: Precision = field(compare=False)
 
     def to_dict(self, image: str) -> dict[str, Any]:
-        """The JSON object ``visionad predict --json`` prints for an image."""
+        """Return the object that ``visionad predict --json`` prints.
+
+        Args:
+            image: value of the field ``image``, such as the file's path.
+        """
         return {
             "image": image,
             "class": self.class_name,
@@ -72,7 +88,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Trace:
-    """The stages between image and map, for ``visionad parity`` and for curious users."""
+    """Intermediate results of an inspection, as ``visionad parity`` compares them.
+
+    Attributes:
+        views: float32 (V, 3, crop, crop), normalized input of the backbone.
+        tokens: patch tokens (V, P, D) and class tokens of the views.
+        distances: view → float32 (side, side), weighted if the scoring says so.
+    """
 
     views: F32
     tokens: Tokens
@@ -80,7 +102,15 @@ class Trace:
 
 
 class FileResult(NamedTuple):
-    """One file of :meth:`Inspector.inspect_files`: image (RGB), result and trace, or the error that stopped it."""
+    """Outcome of one file of :meth:`Inspector.inspect_files`: either ``error``, or the other fields.
+
+    Attributes:
+        path: the file.
+        rgb: the decoded image.
+        result: the result.
+        trace: intermediate results, if they were asked for.
+        error: why the file could not be read.
+    """
 
     path: Path
     rgb: pixels.RGB8 | None
@@ -99,36 +129,36 @@ def make_result(
     bank_version: int,
     engine: Engine,
 ) -> Result:
-    """Judge what the pipeline gave for one image: verdict, regions, timings.
+    """Make the result of one image from the pipeline's output: verdict, regions, timings.
 
     Args:
         bank: the class that the image was compared with.
-        output: of the pipeline.
-        route: how the class was found; ``None`` if it was given.
-        shape: of the image, height and width first.
+        output: output of the pipeline.
+        route: how the class was found, or ``None`` if it was given.
+        shape: shape of the image, height and width first.
         spec: how the image was preprocessed.
         threshold_holds: whether the class's threshold was calibrated with this scoring and precision.
-        bank_version: version of the bank in force.
-        engine: that encoded it.
+        bank_version: version of the bank.
+        engine: engine that encoded the image.
     """
     timer = StageTimer()
-    known = route is None or route.known
-    threshold = bank.entry.threshold if known and threshold_holds else None
+    is_known = route is None or route.is_known
+    threshold = bank.entry.threshold if is_known and threshold_holds else None
     verdict: Verdict = "unknown" if threshold is None else "anomalous" if output.score > threshold else "ok"
     geometry = Geometry.of(shape[1], shape[0], spec)
-    level, reached = (output.edge, True) if threshold is None else (threshold, False)
-    found = () if verdict == "ok" else regions(output.anomaly_map, geometry, level, reached=reached)
+    level, inclusive = (output.cutoff, True) if threshold is None else (threshold, False)
+    areas = () if verdict == "ok" else regions(output.anomaly_map, geometry, level, inclusive=inclusive)
     timer.mark("verdict")
     timings = {**output.timings, **timer.milliseconds}
     return Result(
         score=output.score,
         verdict=verdict,
-        class_name=bank.name if known else None,
-        class_source="given" if route is None else "routed" if route.known else "unknown",
+        class_name=bank.name if is_known else None,
+        class_source="given" if route is None else "routed" if route.is_known else "unknown",
         class_margin=route.margin if route is not None else None,
         threshold=threshold,
         bank_version=bank_version,
-        regions=found,
+        regions=areas,
         anomaly_map=output.anomaly_map,
         geometry=geometry,
         map_scale=bank.entry.map_scale or (0.0, 0.4 * len(output.distances)),

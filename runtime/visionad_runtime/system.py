@@ -1,4 +1,4 @@
-"""Facts of this machine: CPU, GPUs, driver, installed packages. Imports nothing heavy and loads no driver."""
+"""Facts about this machine: CPU, GPUs, driver, installed packages. It imports nothing heavy and loads no driver."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MEASURED_WITH = (
     "torch",
     "timm",
 )
-"""Distributions whose versions belong to a measurement."""
+"""Distributions whose versions are recorded with a measurement."""
 
 
 def package_version(name: str) -> str | None:
-    """Return the version of an installed distribution, ``None`` if it is not installed."""
+    """Return the version of a distribution, or ``None`` if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -39,7 +39,7 @@ def package_version(name: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """Return the CPU's name as the operating system gives it."""
+    """Return the CPU name that the operating system reports."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("model name", "Model")):
@@ -50,7 +50,7 @@ def cpu_name() -> str:
 
 
 def has_nvidia_driver() -> bool:
-    """Return whether an NVIDIA driver is loaded (desktop, Jetson, WSL or Windows), without loading anything."""
+    """Return whether an NVIDIA driver is loaded (desktop, Jetson, WSL, Windows). It loads nothing itself."""
     if sys.platform == "win32":
         return Path(r"C:\Windows\System32\nvcuda.dll").exists()
     desktop, jetsons, wsl = "/dev/nvidiactl", ("/dev/nvhost-gpu", "/dev/nvgpu"), "/usr/lib/wsl/lib/libcuda.so.1"
@@ -58,20 +58,20 @@ def has_nvidia_driver() -> bool:
 
 
 def gpu_names() -> list[str]:
-    """Return the NVIDIA GPUs as ``nvidia-smi`` lists them; empty without a driver."""
+    """Return one line per NVIDIA GPU, as ``nvidia-smi`` prints it; empty without a driver."""
     tool = shutil.which("nvidia-smi")
     query = ["--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run([tool or "", *query], capture_output=True, text=True, timeout=10, check=True)
+        completed = subprocess.run([tool or "", *query], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        # The tool may be here without the driver, and the driver without the tool.
-        says = "does not answer" if tool else "is not here"
-        return [f"driver present, but nvidia-smi {says}"] if has_nvidia_driver() else []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        # Either of tool and driver may be installed without the other.
+        problem = "does not answer" if tool else "is not here"
+        return [f"driver present, but nvidia-smi {problem}"] if has_nvidia_driver() else []
+    return [line.strip() for line in completed.stdout.splitlines() if line.strip()]
 
 
 def environment() -> dict[str, Any]:
-    """Return what a measurement must be read with, JSON types: hardware, versions, and the commit in a checkout."""
+    """Return the conditions of a measurement, in JSON types: date, hardware, versions, and the commit if this is a checkout."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": cpu_name(),
@@ -90,7 +90,7 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+        completed = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return completed.stdout.strip() or None

@@ -97,8 +97,8 @@ class Class:
 
     name: str
     features: F32
-    blocks: tuple[str, ...] = preprocess.bank_blocks(VIEWS)
+    blocks: tuple[str, ...] = preprocess.encoding_names(VIEWS)
 
     def rows(self, view: ViewName) -> F32:
-        chosen = self.features[preprocess.view_blocks(self.blocks, view)]
+        chosen = self.features[preprocess.view_slice(self.blocks, view)]
         return chosen.reshape(-1, chosen.shape[-1])

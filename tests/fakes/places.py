@@ -105,4 +105,4 @@ class Line:
                 wanted = search.nearest(np.array(self.engine.patch[i * len(VIEWS) + v]), bank.rows(view)).distance
                 check_distances(one.distances[view], wanted.reshape(side, side), self.identity.dim)
             np.testing.assert_array_equal(one.anomaly_map, upsample(fuse(one.distances)))
-            assert (one.score, one.edge) == top_k_mean(one.anomaly_map)
+            assert (one.score, one.cutoff) == top_k_mean(one.anomaly_map)

@@ -397,7 +397,7 @@ def test_pixels_outside_the_region_are_zero(line: Callable[..., Line]) -> None:
     one.check([plain], [bank])
     whole = upsample(fuse(masked.distances))
     np.testing.assert_array_equal(masked.anomaly_map, np.where(region, whole, np.float32(0)))
-    assert (masked.score, masked.edge) == top_k_mean(masked.anomaly_map)
+    assert (masked.score, masked.cutoff) == top_k_mean(masked.anomaly_map)
 
 
 @not_interpreted
@@ -493,7 +493,7 @@ def _given(banks: list[ClassBank], _: F32 | None) -> list[ClassBank]:
 
 
 def test_the_whole_chain_gives_what_the_host_gives_around_the_same_engine(whole: Inspector) -> None:
-    assert isinstance(whole.chain, CudaPipeline) and whole.engine.info["chain"].startswith("on the GPU")
+    assert isinstance(whole.pipeline, CudaPipeline) and whole.engine.info["chain"].startswith("on the GPU")
     bank = whole.bank
     assert bank is not None
     host = HostPipeline(whole.engine, whole.manifest.identity, whole.scoring, threads=1)

@@ -209,7 +209,7 @@ def test_an_inspector_with_onnx_runtime_amid_the_chain(
         Inspector.open(tiny_model, tmp_path / b, backend=b, keep_alive=0.002)
         for b in ("onnxruntime-cuda", "onnxruntime-cpu")
     ]
-    assert isinstance(opened[0].chain, CudaPipeline) and int(streams[0]) > 0
+    assert isinstance(opened[0].pipeline, CudaPipeline) and int(streams[0]) > 0
     for one in opened:
         one.enroll("disc", [part(0), part(1)])
         one.enroll("grid", [part(0, kind="grid")])

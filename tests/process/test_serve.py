@@ -198,7 +198,7 @@ def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: service.
     assert images[0].sha256 == sha256_bytes(data)  # as a file's, so that `bank add` knows it again
     assert ask(app, "POST", "/classes/%20", data).status == 409
     # Another process takes it out again.
-    Bank.drop(bank, "new one")
+    Bank.remove_offline(bank, "new one")
     assert list(ask(app, "GET", "/classes").json["classes"]) == ["disc", "grid"]
     assert ask(app, "POST", "/inspect", data).json["bank_version"] == 5
     locked = http.make_app(line, read_only=True)
@@ -296,7 +296,7 @@ def test_health_and_metrics(app: Any, line: service.InspectionService, bank: Pat
     ):
         assert row in text.splitlines(), row
     for name in ("disc", "grid"):
-        Bank.drop(bank, name)
+        Bank.remove_offline(bank, name)
     health = ask(app, "GET", "/health")
     assert health.status == 503 and health.json["notes"] == ["no class is enrolled"]
     answer = ask(app, "POST", "/inspect", png(part(0)))

@@ -360,7 +360,7 @@ def inspected(inspector: Inspector, image: NDArray[np.uint8], times: int) -> lis
     found = []
     for _ in range(times):
         found.append(inspector.inspect(image, class_name="disc"))
-        workers.settle()
+        workers.drain_background()
     return found
 
 
@@ -374,8 +374,8 @@ def test_a_large_bank_gets_an_index_that_gives_the_same(
     plain = inspector.inspect(image, class_name="disc")
     monkeypatch.setattr("visionad_runtime.search.pruning.MIN_ROWS", 3 * 6 * 16)
     monkeypatch.setattr("visionad_runtime.search.pruning.MAX_RELATIVE_COST", 1000)
-    assert inspector.bank is not None and isinstance(inspector.chain, HostPipeline)
-    bank, index = inspector.bank.classes["disc"], inspector.chain.index
+    assert inspector.bank is not None and isinstance(inspector.pipeline, HostPipeline)
+    bank, index = inspector.bank.classes["disc"], inspector.pipeline.index
     rows = bank.rows("flip")
     done = threading.Event()
     workers.submit_background(lambda: done.wait(60))  # so that no index is built yet
@@ -384,7 +384,7 @@ def test_a_large_bank_gets_an_index_that_gives_the_same(
         assert {index.state(bank, view) for view in inspector.views} == {state}
     assert index.index_for(bank, "flip", rows, rows[:16]) is rows
     done.set()
-    workers.settle()
+    workers.drain_background()
     assert {index.state(bank, view) for view in inspector.views} == {IndexState.READY}
     assert all(
         isinstance(index.index_for(bank, view, bank.rows(view), rows[:16]), PrunedIndex) for view in inspector.views

@@ -273,17 +273,17 @@ def test_query_views_keep_the_given_order(views: tuple[ViewName, ...]) -> None:
 @needs_torch
 @pytest.mark.parametrize("views", ORDERS)
 def test_a_views_run_of_blocks_is_its_six_naive_poses(views: tuple[ViewName, ...]) -> None:
-    blocks = preprocess.bank_blocks(views)
+    blocks = preprocess.encoding_names(views)
     encodings = preprocess.support_encodings(IMAGE, blocks)
     assert encodings.dtype == np.float32 and encodings.shape == (len(blocks), *IMAGE.shape)
     used: set[int] = set()
     for view in views:
         seen = VIEW_BY_TORCH[view](torch.from_numpy(IMAGE))
         naive = {BY_TORCH[pose](seen).contiguous().numpy().tobytes() for pose in POSES}
-        run = preprocess.view_blocks(blocks, view)
+        run = preprocess.view_slice(blocks, view)
         assert len(naive) == 6
         assert sorted(e.tobytes() for e in encodings[run]) == sorted(naive)
-        np.testing.assert_array_equal(encodings[preprocess.upright_block(blocks, view)], seen.numpy())
+        np.testing.assert_array_equal(encodings[preprocess.unrotated_index(blocks, view)], seen.numpy())
         used |= set(range(*run.indices(len(blocks))))
     assert used == set(range(len(blocks)))  # nothing is encoded in vain
     assert len({e.tobytes() for e in encodings}) == len(blocks)  # or twice
@@ -297,12 +297,12 @@ def test_a_views_run_of_blocks_is_its_six_naive_poses(views: tuple[ViewName, ...
     ],
 )  # fmt: skip
 def test_number_of_encodings(views: tuple[ViewName, ...], count: int) -> None:
-    assert len(preprocess.bank_blocks(views)) == len(set(preprocess.bank_blocks(views))) == count
+    assert len(preprocess.encoding_names(views)) == len(set(preprocess.encoding_names(views))) == count
 
 
 def test_blocks_without_a_view_are_refused() -> None:
     """An original-only bank has four of the flip view's six poses: never a smaller bank without a word."""
     for views in (["original"], ["original", "clamp"], ["clamp"]):
         with pytest.raises(ValueError, match=r"lack poses|not in list"):
-            preprocess.view_blocks(preprocess.bank_blocks(views), "flip")
-    assert preprocess.view_blocks(preprocess.bank_blocks(["flip"]), "flip") == slice(0, 6)
+            preprocess.view_slice(preprocess.encoding_names(views), "flip")
+    assert preprocess.view_slice(preprocess.encoding_names(["flip"]), "flip") == slice(0, 6)

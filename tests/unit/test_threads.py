@@ -27,7 +27,7 @@ def test_one_piece_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> None:
         raise AssertionError("a thread was woken")
 
-    monkeypatch.setattr(workers, "_crew", none)
+    monkeypatch.setattr(workers, "_worker_pool", none)
     done: list[int] = []
     workers.parallel_for(done.append, iter([3]), 7)
     assert done == [3]
@@ -80,7 +80,7 @@ def test_the_callers_core_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:
         pytest.skip("one core")
-    assert workers._here() in allowed
+    assert workers._current_cpu() in allowed
     ready, masks = threading.Barrier(2, timeout=30), list[tuple[int, set[int]]]()
 
     def work(_: int) -> None:
@@ -94,7 +94,7 @@ def test_the_callers_core_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None
 
     mask_of_another()  # the thread is there
     for core in sorted(allowed)[:2]:
-        monkeypatch.setattr(workers, "_here", lambda core=core: core)
+        monkeypatch.setattr(workers, "_current_cpu", lambda core=core: core)
         assert mask_of_another() == allowed - {core}
     try:
         os.sched_setaffinity(0, {core})
@@ -103,14 +103,12 @@ def test_the_callers_core_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None
         os.sched_setaffinity(0, allowed)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def nice() -> int:
     """Of this thread."""
     return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
-def test_what_is_put_aside_is_done_in_turn(caplog: pytest.LogCaptureFixture) -> None:
+def test_background_work_is_done_in_order(caplog: pytest.LogCaptureFixture) -> None:
     done, caller, release, priority = list[int](), threading.get_ident(), threading.Event(), nice()
 
     def work(number: int) -> None:
@@ -129,28 +127,33 @@ def test_what_is_put_aside_is_done_in_turn(caplog: pytest.LogCaptureFixture) -> 
     release.set()
     workers.drain_background()
     assert done == [0, 1, 3, 4]
-    assert "put aside" in caplog.text and "no space" in caplog.text
+    assert "background work failed" in caplog.text and "no space" in caplog.text
     assert nice() == priority
 
 
-def test_work_is_put_aside_where_priorities_are_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_background_work_where_priorities_are_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "setpriority", forbidden)
-    workers._beside.cache_clear()
+    workers._background_queue.cache_clear()
     done: list[int] = []
     workers.submit_background(lambda: done.append(1))
     workers.drain_background()
     assert done == [1]
-    workers._beside.cache_clear()
+    workers._background_queue.cache_clear()
 
 
-def test_a_process_does_not_wait_for_what_was_put_aside() -> None:
-    code = "import time; from visionad_runtime import workers; workers.submit_background(lambda: time.sleep(300)); time.sleep(0.05)"
+def test_a_process_does_not_wait_for_background_work() -> None:
+    code = (
+        "import time; from visionad_runtime import _threads as workers; "
+        "workers.submit_background(lambda: time.sleep(300)); time.sleep(0.05)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_has_threads_of_its_own() -> None:
     workers.parallel_for(lambda _: None, range(4), 2)
     workers.drain_background()

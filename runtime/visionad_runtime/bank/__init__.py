@@ -1,1 +1,1 @@
-"""Stage 4: the class-aware memory bank, in memory and on disk; which class an image is of."""
+"""Stage 4: the class-aware memory bank, in memory and on disk, and routing of images to classes."""

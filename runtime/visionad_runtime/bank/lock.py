@@ -1,4 +1,4 @@
-"""One writer of a bank folder at a time."""
+"""Lock of a bank folder: one writer at a time."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from ..errors import BankError
 from ..formats.files import try_lock
 
 LOCK_SECONDS = 30.0
+"""How long a writer waits for another one."""
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time. The system drops the lock when its holder dies, so a kill never leaves it behind.
+def writer_lock(folder: Path) -> Iterator[None]:
+    """Hold the writer's lock of a bank folder. The operating system releases it when its holder dies, however it dies.
+
+    Args:
+        folder: folder of the bank.
 
     Raises:
-        BankError: another process holds it for 30 s, or the folder cannot be written.
+        BankError: Another process holds the lock for :data:`LOCK_SECONDS`, or the folder cannot be written.
     """
     try:
         handle = open(folder / ".lock", "a+b")  # noqa: SIM115 - closed below, after the lock is released
     except OSError as exc:
         raise BankError(f"cannot write to bank {folder}: {exc.strerror}; nothing was changed") from None
     with handle:
-        until = time.monotonic() + LOCK_SECONDS
+        deadline = time.monotonic() + LOCK_SECONDS
         while not try_lock(handle.fileno()):
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise BankError(f"bank {folder} is being changed by another process; try again when it has finished")
             time.sleep(0.05)
         yield

@@ -1,4 +1,4 @@
-"""Names of classes."""
+"""Class names."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ..errors import BankError
 
 
 def normalize_class_name(name: str) -> str:
-    """A class name in the form in which banks store it (NFC), however its letters are composed."""
+    """Return a class name in Unicode normalization form C, in which banks store it."""
     return unicodedata.normalize("NFC", name)
 
 
 def check_class_name(name: str) -> str:
-    """A class name as stored (NFC).
+    """Return a class name as stored, after checking it.
 
     Raises:
-        BankError: empty, longer than 100 characters, with leading or trailing blanks or control characters.
+        BankError: The name is empty, longer than 100 characters, or has control characters or blanks at either end.
     """
     name = normalize_class_name(name)
     if not name or len(name) > 100 or name != name.strip() or not name.isprintable():
@@ -26,6 +26,12 @@ def check_class_name(name: str) -> str:
     return name
 
 
-def unknown_class_message(folder: Path, name: str, known: Mapping[str, object]) -> str:
-    """The message for a class the bank does not have."""
-    return f"bank {folder} has no class {name!r}; it has {', '.join(map(repr, sorted(known))) or 'no class yet'}"
+def unknown_class_message(folder: Path, name: str, classes: Mapping[str, object]) -> str:
+    """Return the error message for a class that the bank does not hold.
+
+    Args:
+        folder: folder of the bank.
+        name: name that was asked for.
+        classes: classes of the bank, by name.
+    """
+    return f"bank {folder} has no class {name!r}; it has {', '.join(map(repr, sorted(classes))) or 'no class yet'}"

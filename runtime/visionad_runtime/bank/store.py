@@ -1,7 +1,7 @@
-"""The class-aware memory bank: what was enrolled, on disk and in memory (method, section 3).
+"""The class-aware memory bank on disk (method, section 3).
 
-On disk a bank is a folder with one safetensors file per class and a manifest. A change writes new files beside the old ones
-and then replaces the manifest, so a crash at any point leaves the bank as it was before or as it is after, never between.
+A bank is a folder with a manifest and one safetensors file per class. A change writes new files beside the old ones, then replaces
+the manifest by one rename. So a crash at any point leaves either the old or the new version, never a mixture.
 """
 
 from __future__ import annotations
@@ -29,46 +29,58 @@ from ..formats.manifest import (
     read_manifest,
     to_json,
 )
-from ..preprocess import bank_blocks
+from ..preprocess import encoding_names
 from .folder import (
-    _check_shapes,
-    _history,
-    _newest,
-    _now,
-    _read_class,
-    _read_version,
-    _slug,
-    _successor,
-    _write_version,
     check_identity,
+    check_shapes,
+    file_slug,
+    history_file,
+    newest_manifest,
+    next_manifest,
+    read_class,
+    read_version,
     restorable_versions,
+    utc_now,
+    write_version,
 )
-from .lock import _locked
+from .lock import writer_lock
 from .memory_bank import ClassBank, Snapshot
 from .names import check_class_name, normalize_class_name, unknown_class_message
 from .supports import check_new
 
 F32 = NDArray[np.float32]
 MIN_SHA256_PREFIX = 4
-"""Of a sha256, to name an image that is to be removed."""
+"""Minimum number of digits of a sha256 that name the image to remove."""
 
 
 class Bank:
-    """A bank folder, read whole into memory; changes go to disk first, then replace the snapshot in one assignment."""
+    """A bank folder, fully loaded into memory. A change is written to disk first, then replaces the snapshot in one assignment.
+
+    Attributes:
+        folder: the folder.
+        snapshot: current version. Callers that need several reads of one version keep a reference to it.
+    """
 
     def __init__(self, folder: Path, manifest: BankManifest, classes: dict[str, ClassBank]) -> None:
+        """Take a loaded version.
+
+        Args:
+            folder: folder of the bank.
+            manifest: the loaded version.
+            classes: its classes, by name.
+        """
         self.folder = folder
         self.snapshot = Snapshot(manifest, classes)
-        self._renewing = threading.Lock()
+        self._replacing = threading.Lock()
 
     @property
     def manifest(self) -> BankManifest:
-        """The version in force."""
+        """Manifest of the current version."""
         return self.snapshot.manifest
 
     @property
     def classes(self) -> Mapping[str, ClassBank]:
-        """Class name → what is enrolled."""
+        """Class name → class, in the current version."""
         return self.snapshot.classes
 
     @classmethod
@@ -76,23 +88,30 @@ class Bank:
         """Read a bank and check every file against its digest.
 
         Args:
-            identity: of the model it will be used with; ``None`` only inspects the bank.
+            folder: folder of the bank.
+            identity: identity of the model that the bank must fit, or ``None`` to read any bank.
 
         Raises:
-            BankError: missing, damaged, or made with another model (the message names both and what differs).
+            BankError: The bank is missing or damaged, or was made with another model (the message names both and what differs).
         """
         manifest = read_manifest(folder, BankManifest)
         if identity is not None:
             check_identity(folder, manifest.identity, identity)
-        return cls(folder, manifest, {n: _read_class(folder, manifest, n) for n in manifest.classes})
+        return cls(folder, manifest, {n: read_class(folder, manifest, n) for n in manifest.classes})
 
     @classmethod
     def open_or_new(cls, folder: Path, identity: FeatureIdentity, views: Sequence[ViewName]) -> Bank:
-        """:meth:`open`, or an empty bank (nothing on disk yet) where the folder is missing or empty. One that lost its manifest
-        goes on from the newest version in its history.
+        """Open a bank, or start an empty one if the folder is missing or empty. Nothing is written yet.
+
+        A bank that lost its manifest continues from the newest version in its history.
+
+        Args:
+            folder: folder of the bank.
+            identity: identity of the model.
+            views: views of a new bank.
 
         Raises:
-            BankError: as :meth:`open`; or the folder holds other things.
+            BankError: As for :meth:`open`, or the folder holds other files.
         """
         if (folder / MANIFEST).exists():
             return cls.open(folder, identity)
@@ -103,35 +122,40 @@ class Bank:
             p.name not in ("classes", HISTORY, ".lock") and p.suffix != ".tmp" for p in folder.iterdir()
         ):
             raise BankError(f"folder {folder} is not empty and no bank (no {MANIFEST}); choose a new folder")
-        manifest = _newest(folder)
-        if manifest is not None:  # it was lost, or is the one step that a kill left out: go on from there
+        manifest = newest_manifest(folder)
+        if manifest is not None:  # the manifest was lost, or a kill came between history and manifest
             check_identity(folder, manifest.identity, identity)
-            return cls(folder, manifest, {n: _read_class(folder, manifest, n) for n in manifest.classes})
-        if len(lost := sorted(p.name for p in (folder / "classes").glob("*.safetensors"))) > 1:
-            raise BankError(  # a first enrollment leaves one; the next change would delete what no manifest names
-                f"{folder} holds classes ({', '.join(lost)}), and neither {MANIFEST} nor {HISTORY}/ that says what they are; "
+            return cls(folder, manifest, {n: read_class(folder, manifest, n) for n in manifest.classes})
+        if len(unnamed := sorted(p.name for p in (folder / "classes").glob("*.safetensors"))) > 1:
+            # An interrupted first enrollment leaves one. The next change would delete files that no manifest names.
+            raise BankError(
+                f"{folder} holds classes ({', '.join(unnamed)}), and neither {MANIFEST} nor {HISTORY}/ that says what they are; "
                 "restore these from a backup, or choose a new folder"
             )
         manifest = BankManifest(
-            version=0, undo_to=None, change="new", created=_now(), identity=identity, views=tuple(views),
-            blocks=bank_blocks(views), classes={},
+            version=0, undo_to=None, change="new", created=utc_now(), identity=identity, views=tuple(views),
+            blocks=encoding_names(views), classes={},
         )  # fmt: skip
         return cls(folder, manifest, {})
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def add(self, name: str, images: Sequence[SupportImage], features: F32, class_tokens: F32) -> int:
-        """Enroll support images in a new or existing class. Its threshold is dropped: it was true of other supports.
+        """Enroll support images in a new or existing class.
+
+        The class loses its threshold, which was calibrated for other supports.
 
         Args:
-            features: float32 (B, K, P, D), unit rows, blocks in the bank's order.
+            name: the class.
+            images: records of K supports.
+            features: float32 (B, K, P, D), unit rows, encodings in the order of the manifest's ``blocks``.
             class_tokens: float32 (B, K, Dc), unit rows.
 
         Returns:
             The bank's new version.
 
         Raises:
-            BankError: bad class name, an image that is enrolled already, tensors that do not fit, disk trouble.
+            BankError: The class name is invalid, an image is enrolled already, the tensors do not fit, or writing fails.
         """
         name = check_class_name(name)
         with self._changing():
@@ -148,10 +172,17 @@ class Bank:
         return self.manifest.version
 
     def remove(self, name: str, image: str | None = None) -> int:
-        """Remove a class, or one support image of it by its sha256, or :data:`MIN_SHA256_PREFIX` or more digits it begins with.
+        """Remove a class, or one of its supports.
+
+        Args:
+            name: the class.
+            image: sha256 of the support, or at least its first :data:`MIN_SHA256_PREFIX` digits. ``None`` removes the class.
+
+        Returns:
+            The bank's new version.
 
         Raises:
-            BankError: unknown class; no or several images match; the last image of a class.
+            BankError: There is no such class, not exactly one image matches, or it is the last image of the class.
         """
         name = normalize_class_name(name)
         with self._changing():
@@ -159,19 +190,19 @@ class Bank:
             if image is None:
                 self._commit(f"remove {name}", {n: c for n, c in self.classes.items() if n != name})
                 return self.manifest.version
-            hits = [k for k, i in enumerate(old.entry.images) if i.sha256.startswith(image.lower())]
-            if len(image) < MIN_SHA256_PREFIX or len(hits) != 1:
-                known = ", ".join(f"{i.sha256[:12]} ({Path(i.source).name})" for i in old.entry.images)
+            matches = [k for k, i in enumerate(old.entry.images) if i.sha256.startswith(image.lower())]
+            if len(image) < MIN_SHA256_PREFIX or len(matches) != 1:
+                enrolled = ", ".join(f"{i.sha256[:12]} ({Path(i.source).name})" for i in old.entry.images)
                 raise BankError(
                     f"class {name!r}: expected {MIN_SHA256_PREFIX} or more digits of one image's sha256, got {image!r}, which "
-                    f"{len(hits)} have; it has {known}"
+                    f"{len(matches)} have; it has {enrolled}"
                 )
             if len(old.entry.images) == 1:
                 raise BankError(f"class {name!r} has this one image only; remove the class instead (leave out --image)")
-            less = old.without(hits[0])
-            entry = self._write_class(name, less.entry.images, less.features, less.class_tokens)
-            loaded = ClassBank(name, entry, self.manifest.blocks, less.features, less.class_tokens)
-            self._commit(f"remove {name}: {old.entry.images[hits[0]].source}", {**self.classes, name: loaded})
+            rest = old.leave_out(matches[0])
+            entry = self._write_class(name, rest.entry.images, rest.features, rest.class_tokens)
+            loaded = ClassBank(name, entry, self.manifest.blocks, rest.features, rest.class_tokens)
+            self._commit(f"remove {name}: {old.entry.images[matches[0]].source}", {**self.classes, name: loaded})
         return self.manifest.version
 
     def calibrate(
@@ -182,13 +213,20 @@ class Bank:
         record: Calibration,
         scored: ClassEntry | None = None,
     ) -> int:
-        """Store a class's threshold with its provenance (``teaching/calibrate.py``).
+        """Store a class's threshold and its provenance (``teaching/calibrate.py``).
 
         Args:
-            scored: the class as it was when the scores were made; other supports by now are refused.
+            name: the class.
+            threshold: scores above it are anomalous.
+            map_scale: lowest and highest value of a heatmap.
+            record: provenance of the threshold.
+            scored: entry of the class when the images were scored. If the supports have changed since, nothing is stored.
+
+        Returns:
+            The bank's new version.
 
         Raises:
-            BankError: unknown class, or not the one that was scored.
+            BankError: There is no such class, or its supports are not those that were scored.
         """
         name = normalize_class_name(name)
         with self._changing():
@@ -198,84 +236,93 @@ class Bank:
                     f"class {name!r} of bank {self.folder} was changed while it was being calibrated; nothing was stored, "
                     "calibrate again"
                 )
-            fresh = {"threshold": threshold, "map_scale": map_scale, "calibration": record}
-            entry = old.entry.model_copy(update=fresh)
+            update = {"threshold": threshold, "map_scale": map_scale, "calibration": record}
+            entry = old.entry.model_copy(update=update)
             loaded = ClassBank(name, entry, old.blocks, old.features, old.class_tokens)
             self._commit(f"calibrate {name}: threshold {threshold:.6g}", {**self.classes, name: loaded})
         return self.manifest.version
 
     @staticmethod
     def undo(folder: Path, to: int | None = None) -> BankManifest:
-        """Take back the last change. The state of the version before becomes a new version, so versions only grow.
+        """Undo the last change, or restore a version.
 
-        Where the manifest itself is gone or damaged, that is what is taken back: the newest version in the history is in force
-        again.
+        The restored state becomes a new version, so version numbers only grow. If the manifest is missing or damaged, undo restores
+        the newest version in the history instead.
 
         Args:
-            to: the version to bring back, one of :func:`~visionad_runtime.bank.folder.restorable_versions`. It may be one that
-                was undone, and can be undone in turn.
+            folder: folder of the bank.
+            to: version to restore, one of :func:`~visionad_runtime.bank.folder.restorable_versions`. It may be one that was undone.
+                Restoring it can be undone in turn. ``None`` undoes the last change.
 
         Returns:
-            The manifest now in force.
+            The new manifest.
 
         Raises:
-            BankError: nothing to undo, no such version, or its files are damaged.
+            BankError: There is nothing to undo or no such version, or its files are damaged.
         """
         with contextlib.suppress(LostManifestError):
-            read_manifest(folder, BankManifest)  # what is no bank gets no lock file either
-        with _locked(folder):
+            read_manifest(folder, BankManifest)  # create no lock file in a folder that is not a bank
+        with writer_lock(folder):
             try:
-                now = read_manifest(folder, BankManifest)
+                current = read_manifest(folder, BankManifest)
             except LostManifestError:
-                newest = _newest(folder)
-                assert newest is not None  # or it would not be called lost
+                newest = newest_manifest(folder)
+                assert newest is not None  # LostManifestError says that the history holds one
                 atomic_write(folder / MANIFEST, to_json(newest))
                 if to in (None, newest.version):
                     return newest
-                now = newest
-            others = [v for v in restorable_versions(folder) if v != now.version]
-            known = ", ".join(map(str, others))
-            wanted = now.undo_to if to is None else to
-            if wanted is None:
-                hint = f"; --to brings another version back: {known}" if known else ""
-                raise BankError(f"{folder}: nothing to undo (version {now.version}){hint}")
-            if wanted not in others:
-                known = known or "none but the one in force"
-                raise BankError(f"{folder}: version {wanted} cannot be brought back; those that are kept: {known}")
-            before = _read_version(_history(folder, wanted))
-            for name in before.classes:
-                _read_class(folder, before, name)
-            # named by what is in force again: after an undo, `now.change` is not what a second one takes back
-            change = f"undo, back to version {before.version}: {before.change}"
-            if before.change.startswith("undo, "):
-                change = before.change
-            fresh = before.model_copy(
+                current = newest
+            versions = [version for version in restorable_versions(folder) if version != current.version]
+            listed = ", ".join(map(str, versions))
+            target = current.undo_to if to is None else to
+            if target is None:
+                hint = f"; --to brings another version back: {listed}" if listed else ""
+                raise BankError(f"{folder}: nothing to undo (version {current.version}){hint}")
+            if target not in versions:
+                listed = listed or "none but the current one"
+                raise BankError(f"{folder}: version {target} cannot be brought back; those that are kept: {listed}")
+            restored = read_version(history_file(folder, target))
+            for name in restored.classes:
+                read_class(folder, restored, name)
+            # The phrase names the restored state: after an undo, `current.change` is not what a second undo reverts.
+            change = f"undo, back to version {restored.version}: {restored.change}"
+            if restored.change.startswith("undo, "):
+                change = restored.change
+            manifest = restored.model_copy(
                 update={
-                    "version": now.version + 1,
-                    "undo_to": before.undo_to if to is None else now.version,
+                    "version": current.version + 1,
+                    "undo_to": restored.undo_to if to is None else current.version,
                     "change": change,
-                    "created": _now(),
+                    "created": utc_now(),
                 }
             )
-            _write_version(folder, fresh)
-        return fresh
+            write_version(folder, manifest)
+        return manifest
 
     @staticmethod
-    def drop(folder: Path, name: str) -> int:
-        """:meth:`remove` a whole class without reading any, so that a damaged one can be taken out too.
+    def remove_offline(folder: Path, name: str) -> int:
+        """Remove a class without reading class files, so that a damaged class can be removed too.
+
+        Args:
+            folder: folder of the bank.
+            name: the class.
+
+        Returns:
+            The bank's new version.
 
         Raises:
-            BankError: no bank, or unknown class.
+            BankError: There is no bank, or no such class.
         """
         name = normalize_class_name(name)
-        read_manifest(folder, BankManifest)  # what is no bank gets no lock file either
-        with _locked(folder):
-            now = read_manifest(folder, BankManifest)
-            if name not in now.classes:
-                raise BankError(unknown_class_message(folder, name, now.classes))
-            fresh = _successor(now, f"remove {name}", {n: e for n, e in now.classes.items() if n != name})
-            _write_version(folder, fresh)
-        return fresh.version
+        read_manifest(folder, BankManifest)  # create no lock file in a folder that is not a bank
+        with writer_lock(folder):
+            current = read_manifest(folder, BankManifest)
+            if name not in current.classes:
+                raise BankError(unknown_class_message(folder, name, current.classes))
+            rest = {other: entry for other, entry in current.classes.items() if other != name}
+            manifest = next_manifest(current, f"remove {name}", rest)
+            write_version(folder, manifest)
+        return manifest.version
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -287,7 +334,7 @@ class Bank:
 
     def _check_tensors(self, count: int, features: F32, class_tokens: F32) -> None:
         identity = self.manifest.identity
-        _check_shapes("enrollment", self.manifest, count, features, class_tokens)
+        check_shapes("enrollment", self.manifest, count, features, class_tokens)
         if count == 0:
             raise BankError("enrollment: no image given")
         for what, array in (("patch tokens", features), ("class tokens", class_tokens)):
@@ -298,77 +345,90 @@ class Bank:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """Hold the writer's lock, on the newest state of the folder: another process may have changed it since."""
+        """Hold the writer's lock and load the newest version: another process may have committed one."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "classes").mkdir(exist_ok=True)
             (self.folder / HISTORY).mkdir(exist_ok=True)
         except OSError as exc:
             raise BankError(
-                f"cannot write to {self.folder}: {exc.strerror}; choose another folder or mend its permissions"
+                f"cannot write to {self.folder}: {exc.strerror}; choose another folder or fix its permissions"
             ) from None
-        with _locked(self.folder):
+        with writer_lock(self.folder):
             self.refresh()
             yield
 
-    def stamp(self) -> tuple[int, ...] | None:
-        """Another one whenever a change was committed, by whichever process; None where there is no manifest."""
+    def revision(self) -> tuple[int, ...] | None:
+        """Return a value that changes with every commit, by any process, or ``None`` if there is no manifest."""
         try:
-            found = (self.folder / MANIFEST).stat()
+            status = (self.folder / MANIFEST).stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def refresh(self) -> bool:
-        """Take over what another process has committed since. Returns whether anything changed.
+        """Load the version that another process has committed.
+
+        Returns:
+            Whether the version changed.
 
         Raises:
-            BankError: it cannot be read, or is another model's. What was in force stays so.
+            BankError: The new version cannot be read or was made with another model. The loaded version stays.
         """
-        with self._renewing:  # a change of this process may come between reading and taking over, and is newer then
+        with (
+            self._replacing
+        ):  # without the lock, a commit of this process could be replaced by the older version that was read
             if not (self.folder / MANIFEST).exists():
                 return False
             manifest = read_manifest(self.folder, BankManifest)
             if manifest == self.manifest:
                 return False
             check_identity(self.folder, manifest.identity, self.manifest.identity)
-            known = self.classes
-            fresh = {
-                n: known[n] if n in known and known[n].entry == e else _read_class(self.folder, manifest, n)
-                for n, e in manifest.classes.items()
+            loaded = self.classes
+            classes = {
+                name: loaded[name]
+                if name in loaded and loaded[name].entry == entry
+                else read_class(self.folder, manifest, name)
+                for name, entry in manifest.classes.items()
             }
-            self.snapshot = Snapshot(manifest, fresh)
+            self.snapshot = Snapshot(manifest, classes)
         return True
 
     def _write_class(self, name: str, images: Sequence[SupportImage], features: F32, class_tokens: F32) -> ClassEntry:
         tensors = {"features": np.ascontiguousarray(features), "class_tokens": np.ascontiguousarray(class_tokens)}
         data = save_tensors(tensors, metadata={"class": name, "blocks": ",".join(self.manifest.blocks)})
         digest = sha256_bytes(data)
-        file = f"classes/{_slug(name)}-{digest[:16]}.safetensors"
+        file = f"classes/{file_slug(name)}-{digest[:16]}.safetensors"
         if not (self.folder / file).exists() or sha256_file(self.folder / file) != digest:
             atomic_write(self.folder / file, data)
         return ClassEntry(file=file, sha256=digest, images=tuple(images))
 
     def _commit(self, change: str, classes: dict[str, ClassBank]) -> None:
-        fresh = _successor(self.manifest, change, {name: classes[name].entry for name in sorted(classes)})
-        with self._renewing:
-            _write_version(self.folder, fresh)
-            self.snapshot = Snapshot(fresh, classes)
+        manifest = next_manifest(self.manifest, change, {name: classes[name].entry for name in sorted(classes)})
+        with self._replacing:
+            write_version(self.folder, manifest)
+            self.snapshot = Snapshot(manifest, classes)
 
 
 def verify(folder: Path) -> BankManifest:
-    """Read everything a bank holds and check digests, shapes, and that every row is a finite unit vector.
+    """Read all files of a bank and check digests, shapes, and that every row is a finite unit vector.
+
+    Args:
+        folder: folder of the bank.
+
+    Returns:
+        The bank's manifest.
 
     Raises:
-        BankError: naming the file and what is wrong with it.
+        BankError: A file is damaged. The message names it and what is wrong.
     """
     manifest = read_manifest(folder, BankManifest)
     for name in manifest.classes:
-        loaded = _read_class(folder, manifest, name)
+        loaded = read_class(folder, manifest, name)
         for what, array in (("features", loaded.features), ("class_tokens", loaded.class_tokens)):
             norms = np.sqrt(np.einsum("...d,...d->...", array, array, dtype=np.float64, casting="safe"))
             if not (np.abs(norms - 1) < 1e-3).all():  # NaN compares false
                 raise BankError(
-                    f"{folder / loaded.entry.file}: {what} holds rows that are no unit vectors; `visionad bank undo`"
+                    f"{folder / loaded.entry.file}: {what} holds rows that are not unit vectors; `visionad bank undo`"
                 )
     return manifest

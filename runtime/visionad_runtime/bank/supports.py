@@ -1,4 +1,4 @@
-"""Records of support images: made of files and arrays, and compared with those of a bank."""
+"""Support records of files and arrays, and their comparison with those of a bank."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class _Class(Protocol):
 
 
 def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[SupportImage]:
-    """Records of support image files, after making sure that each can be decoded.
+    """Return the record of each image file, after checking that it can be decoded.
 
     Args:
-        paths: files.
+        paths: image files.
         bit_depth: bits that the camera fills in 16-bit files.
 
     Raises:
-        ImageError: unreadable, or the same image twice, judged by its pixels.
+        ImageError: A file cannot be read, or two files hold the same pixels.
     """
     supports: dict[str, SupportImage] = {}
     for path in paths:
@@ -93,3 +93,20 @@ def depth_warnings(classes: Mapping[str, _Class], class_name: str | None, bit_de
 
 def _digests(image: SupportImage) -> list[str]:
     return [image.sha256] if image.pixels is None else [image.sha256, image.pixels]
+
+
+def load_support(path: Path, support: SupportImage, bit_depth: int | None = None) -> RGB8:
+    """Decode the image file of a support record.
+
+    Args:
+        path: image file.
+        support: its record, as :func:`read_supports` made it.
+        bit_depth: bits that the camera fills in 16-bit files.
+
+    Raises:
+        ImageError: The file cannot be read, or has changed since the record was made.
+    """
+    data = decode.read_bytes(path)
+    if sha256_bytes(data) != support.sha256:
+        raise ImageError(f"{path}: changed while it was being enrolled; nothing was enrolled")
+    return decode.decode(data, path, bit_depth)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ..errors import does_not_import, is_own
+from ..errors import import_error_message, is_own_module
 
 
 def main() -> None:
@@ -15,8 +15,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except ImportError as exc:
-        if is_own(exc):
+        if is_own_module(exc):
             raise
-        print(f"visionad: {does_not_import(exc)}", file=sys.stderr)  # noqa: T201 - the command's own way needs typer
+        print(f"visionad: {import_error_message(exc)}", file=sys.stderr)  # noqa: T201 - the command's own way needs typer
         sys.exit(2)
     command()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .._version import __version__
-from ..errors import VisionADError, does_not_import, is_own
+from ..errors import VisionADError, import_error_message, is_own_module
 from .commands.bank import bank_add, bank_audit, bank_info, bank_remove, bank_undo, bank_verify
 from .commands.bench import bench_command
 from .commands.build import build_command
@@ -123,8 +123,8 @@ def run(args: Sequence[str]) -> int:
             return complain(INTERRUPTION, INTERRUPTED)
         if hasattr(exc, "format_message"):  # a usage error of the command-line parser
             return complain(exc.format_message())
-        if isinstance(exc, ImportError) and not is_own(exc):
-            return complain(does_not_import(exc))
+        if isinstance(exc, ImportError) and not is_own_module(exc):
+            return complain(import_error_message(exc))
         if isinstance(exc, OSError) and exc.filename:
             return complain(f"{exc.filename}: {exc.strerror}")
         if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:

@@ -1,1 +1,1 @@
-"""What lies on disk."""
+"""File formats: manifests of models and banks, model folders, atomic writes."""

@@ -1,4 +1,4 @@
-"""Manifests of models and banks: what lies on disk, and what a bank is tied to (docs: reference/formats)."""
+"""Manifests of models and banks, and the identity that ties a bank to a model (``docs/reference/formats.md``)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ..errors import BankError, LostManifestError, ModelError, VisionADError
 
 MANIFEST = "manifest.json"
 HISTORY = "history"
-"""Folder of a bank's manifests by version."""
+"""Folder in a bank with the manifest of each version."""
 VERSIONS = "[0-9]*.json"
-"""Their names, whatever else may have been put beside them."""
+"""Pattern of their file names. The folder may hold other files."""
 ONNX_FILE = "backbone.onnx"
 CUDA_ONNX_FILE = "backbone.cuda.onnx"
-"""The graph in ONNX Runtime's fused operators for GPUs; its weights lie in ``ONNX_FILE``. Not every model folder has it."""
+"""Graph with ONNX Runtime's fused GPU operators. It uses the weights in ``ONNX_FILE``. Older model folders lack it."""
 GOLDEN_FILE = "golden.safetensors"
 SCHEMA_VERSION = 1
 
@@ -58,10 +58,10 @@ class _Strict(BaseModel):
 
 
 class PreprocessSpec(_Strict):
-    """How an RGB uint8 image becomes the backbone's input (method, section 1).
+    """How a uint8 RGB image becomes the backbone's input (method, section 1).
 
-    The whole image is resized to ``resize`` × ``resize`` (Pillow's fixed-point bilinear, antialiased), the centre
-    ``crop`` × ``crop`` is kept, then ``(x / 255 - mean) / std`` per RGB channel in float32.
+    The image is resized to ``resize`` × ``resize`` pixels (Pillow's fixed-point bilinear filter, antialiased), center-cropped to
+    ``crop`` × ``crop``, and normalized per channel in float32: ``(x / 255 - mean) / std``.
     """
 
     resize: int = Field(ge=8, le=8192)
@@ -77,14 +77,19 @@ class PreprocessSpec(_Strict):
 
 
 class WeightsRecord(_Strict):
-    """Which weights the backbone carries. ``source`` is a file path or ``hub:``/``pypi:`` plus a name; a hint, not identity."""
+    """Weights of the backbone.
+
+    Attributes:
+        sha256: digest of the weights.
+        source: file path, or ``hub:`` or ``pypi:`` and a name. It is for people, and not part of the identity.
+    """
 
     sha256: str
     source: PathText
 
 
 class FeatureIdentity(_Strict):
-    """Everything that decides the value of a patch token. Bank and model must agree on all of it."""
+    """All settings that decide the value of a patch token. A bank and its model must agree on every field."""
 
     backbone: str
     weights_sha256: str
@@ -99,22 +104,27 @@ class FeatureIdentity(_Strict):
     preprocess: PreprocessSpec
 
     def digest(self) -> str:
-        """sha256 (hex) of the canonical JSON: sorted keys, no spaces, floats by ``repr``."""
+        """Return the hexadecimal sha256 of the canonical JSON: sorted keys, no spaces, floats as ``repr`` prints them."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def describe(self) -> str:
-        """One phrase for messages, e.g. ``deit_tiny_patch16_224 (weights 3982406f, layers 2-9, resize 448, crop 384)``."""
-        spans = f"{self.layers[0]}-{self.layers[-1]}" if len(self.layers) > 1 else str(self.layers[0])
+        """Return a phrase for messages, e.g. ``deit_tiny_patch16_224 (weights 3982406f, layers 2-9, resize 448, crop 384)``."""
+        layers = f"{self.layers[0]}-{self.layers[-1]}" if len(self.layers) > 1 else str(self.layers[0])
         return (
-            f"{self.backbone} (weights {self.weights_sha256[:8]}, layers {spans}, "
+            f"{self.backbone} (weights {self.weights_sha256[:8]}, layers {layers}, "
             f"resize {self.preprocess.resize}, crop {self.preprocess.crop})"
         )
 
 
-class Accuracy(_Strict, allow_inf_nan=True):  # what was found, before it is refused
-    """What a precision costs, emulated at export on images made to be hard: the smallest cosine of any token to the reference's,
-    and the largest absolute difference of any element of the unit tokens, on all those images and on the golden one."""
+class Accuracy(_Strict, allow_inf_nan=True):  # holds any measurement; export rejects bad ones later
+    """Error of a precision, emulated at export on images made to be hard.
+
+    Attributes:
+        min_cosine: smallest cosine between a token and the reference's.
+        max_abs: largest absolute difference of an element of the unit tokens, over these images.
+        golden_max_abs: the same for the golden image.
+    """
 
     min_cosine: float
     max_abs: float
@@ -122,16 +132,16 @@ class Accuracy(_Strict, allow_inf_nan=True):  # what was found, before it is ref
 
 
 def parse_precision(text: str | None) -> Precision | None:
-    """Return a precision by its name; ``None`` for ``None``.
+    """Return the precision of this name, or ``None`` for ``None``.
 
     Raises:
         VisionADError: There is no precision of this name.
     """
-    known: tuple[Precision, ...] = get_args(Precision)
-    found = next((one for one in known if one == text), None)
-    if text is not None and found is None:
-        raise VisionADError(f"precision {text!r}: expected one of {', '.join(known)}")
-    return found
+    precisions: tuple[Precision, ...] = get_args(Precision)
+    precision = next((name for name in precisions if name == text), None)
+    if text is not None and precision is None:
+        raise VisionADError(f"precision {text!r}: expected one of {', '.join(precisions)}")
+    return precision
 
 
 class ModelManifest(_Strict):
@@ -143,14 +153,14 @@ class ModelManifest(_Strict):
     weights: WeightsRecord
     views: tuple[ViewName, ...] = Field(min_length=1)
     top_share: float = Field(default=0.01, gt=0, le=1)
-    """``ScoringSpec.top_fraction`` that the model was exported with; as ``views`` and ``rarity``, a default for opening it."""
+    """``ScoringSpec.top_fraction`` at export. Like ``views`` and ``rarity``, it is a default when the model is opened."""
     rarity: bool = False
-    """``ScoringSpec.self_similarity``."""
+    """``ScoringSpec.self_similarity`` at export."""
     precision: Precision
     accuracy: Accuracy | None = None
     opset: int
     files: dict[str, str]
-    """File name → sha256 of every other file of the folder."""
+    """File name → sha256, of all other files in the folder."""
     tools: dict[str, str]
 
     @model_validator(mode="after")
@@ -171,7 +181,12 @@ class _Compatible(_Strict):
 
 
 class SupportImage(_Compatible):
-    """One enrolled good image: where it came from (absolute path or a label) and the sha256 of its file or pixels."""
+    """Record of an enrolled good image.
+
+    Attributes:
+        sha256: digest of its file, or of its pixels if it was given as an array.
+        source: absolute path, or a label.
+    """
 
     _added = frozenset({"pixels", "bit_depth"})
 
@@ -184,7 +199,7 @@ class SupportImage(_Compatible):
 
 
 class Calibration(_Compatible):
-    """How a threshold was found, so that it can be defended (see ``teaching/calibrate.py``)."""
+    """Provenance of a threshold, for audits (``teaching/calibrate.py``)."""
 
     _added = frozenset({"bit_depth"})
 
@@ -198,10 +213,10 @@ class Calibration(_Compatible):
     sources: tuple[PathText, ...]
     views: tuple[ViewName, ...]
     top_share: float = 0.01
-    """With ``views`` and ``rarity`` the scoring that was calibrated: ``ScoringSpec.holds_for`` compares."""
+    """With ``views`` and ``rarity``, the scoring that was calibrated. ``ScoringSpec.holds_for`` compares them."""
     rarity: bool = False
     precision: Precision = "fp32"
-    """Realised by the engine that scored, whatever the model's own is."""
+    """Precision that the scoring engine realized. It may differ from the model's."""
     bit_depth: int | None = None
     """As stated for the images; ``None`` for 8-bit files."""
     created: str
@@ -215,12 +230,12 @@ class ClassEntry(_Strict):
     images: tuple[SupportImage, ...]
     threshold: float | None = None
     map_scale: tuple[float, float] | None = None
-    """Fixed colour scale (low, high) of the raw map, set at calibration."""
+    """Lowest and highest value of a heatmap of the raw map, set at calibration."""
     calibration: Calibration | None = None
 
 
 class BankManifest(_Strict):
-    """``manifest.json`` of a bank folder. ``version`` only ever grows; ``undo_to`` is the version an undo returns to."""
+    """``manifest.json`` of a bank folder. ``version`` only grows. ``undo_to`` is the version that an undo restores."""
 
     format: Literal["visionad-bank"] = "visionad-bank"
     schema_version: int = SCHEMA_VERSION
@@ -231,7 +246,7 @@ class BankManifest(_Strict):
     identity: FeatureIdentity
     views: tuple[ViewName, ...]
     blocks: tuple[str, ...]
-    """Names of the unique encodings, in the order of the first axis of every class file's tensors."""
+    """Names of the unique encodings, in the order of the first axis of the class files' tensors."""
     classes: dict[str, ClassEntry]
 
 
@@ -241,53 +256,59 @@ M = TypeVar("M", ModelManifest, BankManifest)
 def read_manifest(folder: Path, kind: type[M]) -> M:
     """Read and validate ``folder/manifest.json``.
 
+    Args:
+        folder: model or bank folder.
+        kind: :class:`ModelManifest` or :class:`BankManifest`.
+
     Raises:
-        ModelError or BankError: folder or manifest missing, not JSON, wrong format, unknown or missing fields, newer schema.
-        LostManifestError: of a bank, where its history should hold the manifest still.
+        ModelError: A model's folder or manifest is missing, or the manifest is not JSON, has another format or a newer schema, or
+            lacks fields or has unknown ones.
+        BankError: The same, for a bank.
+        LostManifestError: A bank's manifest is missing or damaged, and the bank has a history.
     """
     what, error = ("model folder", ModelError) if kind is ModelManifest else ("bank", BankError)
     path = folder / MANIFEST
     remedy = "`visionad export`" if kind is ModelManifest else "`visionad bank add`"
-    lost, way_out = error, f"restore it or make the {what} again with {remedy}"
+    damaged, remedy_if_damaged = error, f"restore it or make the {what} again with {remedy}"
     if kind is BankManifest and any((folder / HISTORY).glob(VERSIONS)):
-        lost, way_out = (
+        damaged, remedy_if_damaged = (
             LostManifestError,
             f"`visionad bank undo {folder}` brings the newest version in its history back",
         )
     if not folder.is_dir():
-        raise error(f"{what} {folder} does not exist or is no folder; make one with {remedy}")
+        raise error(f"{what} {folder} does not exist or is not a folder; make one with {remedy}")
     try:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError:
-        if lost is LostManifestError:
-            raise lost(f"{path} is missing; {way_out}") from None
+        if damaged is LostManifestError:
+            raise damaged(f"{path} is missing; {remedy_if_damaged}") from None
         raise error(f"{folder} is no {what}: it has no {MANIFEST}; make one with {remedy}") from None
     except OSError as exc:
         raise error(f"{path} cannot be read: {exc.strerror}") from None
     except (ValueError, RecursionError) as exc:
-        raise lost(f"{path} is damaged: not JSON ({exc}); {way_out}") from None
+        raise damaged(f"{path} is damaged: not JSON ({exc}); {remedy_if_damaged}") from None
     expected = kind.model_fields["format"].default
     if not isinstance(raw, dict) or raw.get("format") != expected:
-        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-        raise error(f"{path}: expected format {expected!r}, found {found!r}; is this the right folder?")
+        actual = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        raise error(f"{path}: expected format {expected!r}, got {actual!r}; is this the right folder?")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise error(
-            f"{path}: expected schema_version {SCHEMA_VERSION}, found {raw.get('schema_version')!r}; "
+            f"{path}: expected schema_version {SCHEMA_VERSION}, got {raw.get('schema_version')!r}; "
             f"use the visionad release that wrote it, or make the {what} again with {remedy}"
         )
     try:
         return kind.model_validate(raw)
     except ValidationError as exc:
         first = exc.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise lost(f"{path} is damaged: field {where}: {first['msg']}; {way_out}") from None
+        field = ".".join(map(str, first["loc"]))
+        raise damaged(f"{path} is damaged: field {field}: {first['msg']}; {remedy_if_damaged}") from None
 
 
 def to_json(manifest: BaseModel) -> bytes:
-    """Manifest → indented UTF-8 JSON bytes with a closing newline."""
+    """Return a manifest as indented JSON in UTF-8, with a newline at the end."""
     return (json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def as_dict(manifest: BaseModel) -> dict[str, Any]:
-    """Manifest as plain JSON types."""
+    """Return a manifest as plain JSON types."""
     return manifest.model_dump(mode="json")

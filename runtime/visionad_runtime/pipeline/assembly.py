@@ -13,7 +13,7 @@ from ..bank.memory_bank import ClassBank
 from ..engine.base import Engine
 from ..errors import ModelError, VisionADError
 from ..formats.manifest import ClassEntry, ModelManifest
-from ..preprocess import bank_blocks, prepare, support_encodings
+from ..preprocess import encoding_names, prepare, support_encodings
 from ..scoring.spec import ScoringSpec
 from .self_test import GOLDEN_TOLERANCE
 
@@ -71,7 +71,7 @@ def _open_on_device(
     from .cuda.pipeline import MAX_IN_FLIGHT, CudaPipeline
 
     identity = manifest.identity
-    blocks = bank_blocks(host.scoring.views)
+    blocks = encoding_names(host.scoring.views)
     tokens = engine.encode(support_encodings(prepare(golden["image"], identity.preprocess), blocks), class_token=False)
     bank = ClassBank(
         "golden", ClassEntry(file="", sha256="", images=()), blocks, tokens.patch[:, None], tokens.patch[:, :0]
@@ -112,5 +112,5 @@ def _stages(chain: Pipeline, rgb: NDArray[np.uint8], bank: ClassBank) -> dict[st
         "search": np.stack(list(found.distances.values())),
         "map": found.anomaly_map,
         "score": np.array(found.score, np.float32),
-        "edge": np.array(found.edge, np.float32),
+        "cutoff": np.array(found.cutoff, np.float32),
     }

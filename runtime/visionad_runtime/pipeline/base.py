@@ -27,7 +27,7 @@ BankSelector = Callable[[F32 | None], Sequence[ClassBank]]
 @dataclass(frozen=True, eq=False)
 class PipelineOutput:
     """One image against one class: ``distances`` float32 (side, side) by view, as seen in that view and weighed where the scoring
-    says so; ``anomaly_map`` float32 (256, 256); ``score`` and ``edge`` of
+    says so; ``anomaly_map`` float32 (256, 256); ``score`` and ``cutoff`` of
     :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the image.
 
     ``cls`` float32 (V, Dc), unit rows, where class tokens were asked for. With ``trace`` what lies between: ``images`` float32
@@ -37,7 +37,7 @@ class PipelineOutput:
     distances: Mapping[ViewName, F32]
     anomaly_map: F32
     score: float
-    edge: float
+    cutoff: float
     timings: Mapping[str, float]
     cls: F32 | None = None
     images: F32 | None = None

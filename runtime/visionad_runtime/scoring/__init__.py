@@ -1,1 +1,1 @@
-"""Distances → anomaly map → score → regions → threshold: pure functions, and the specification that says how to score."""
+"""Distances → anomaly map → score → regions → threshold, as pure functions, and the specification of the score."""

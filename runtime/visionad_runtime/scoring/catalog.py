@@ -1,16 +1,15 @@
-"""Which presets there are: the files of ``presets/``. It imports nothing heavy, so that help texts can list them."""
+"""Names and files of the presets. It imports nothing heavy, so that help texts can list them."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
+from .. import _deprecated
+
 log = logging.getLogger("visionad")
 
 FOLDER = Path(__file__).parent / "presets"
-RENAMED = {"sharp": "full-image", "keen": "full-image-weighted"}
-"""Old name → name. Both are accepted until the release :data:`RENAMED_UNTIL`, which drops this table."""
-RENAMED_UNTIL = "0.3.0"
 
 
 def preset_names() -> list[str]:
@@ -19,20 +18,20 @@ def preset_names() -> list[str]:
 
 
 def preset_help() -> str:
-    """Return what help texts say of the values that ``--preset`` takes."""
-    return f"{', '.join(preset_names())}, or the path of a TOML file (docs/presets.md)"
+    """Return the help text for the values of ``--preset``."""
+    return f"{', '.join(preset_names())}, or the path of a TOML file (docs/guides/presets.md)"
 
 
 def preset_file(preset: str) -> Path | None:
-    """Return the file of a preset, ``None`` if there is none.
+    """Return the file of a preset, or ``None`` for an unknown name.
 
     Args:
-        preset: a name, an old name (the log says the new one), or the path of a file, which ends in ``.toml``.
+        preset: a name, a deprecated name (a warning is logged), or a path that ends in ``.toml``.
     """
     if preset.endswith(".toml"):
         return Path(preset)
-    if preset in RENAMED:
-        name = RENAMED[preset]
-        log.warning("preset %s is now called %s; release %s drops the old name", preset, name, RENAMED_UNTIL)
-        preset = name
+    if preset in _deprecated.PRESETS:
+        renamed = _deprecated.PRESETS[preset]
+        log.warning("preset %s", _deprecated.notice(preset, renamed))
+        preset = renamed.name
     return FOLDER / f"{preset}.toml" if preset in preset_names() else None

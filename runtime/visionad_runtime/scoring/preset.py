@@ -1,4 +1,4 @@
-"""A preset: a :class:`~visionad_runtime.scoring.spec.ScoringSpec` by name, with the image size that it is meant for."""
+"""Presets: named :class:`~visionad_runtime.scoring.spec.ScoringSpec` values, with the image size that each is meant for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ class _Table(BaseModel):
 
 
 class ImageSize(_Table):
-    """Sides in pixels: the image is resized to ``resize`` × ``resize``, its centre ``crop`` × ``crop`` is inspected."""
+    """Image size in pixels.
+
+    Attributes:
+        resize: side that the image is resized to.
+        crop: side of the center crop that is inspected.
+    """
 
     resize: int = Field(ge=8, le=8192)
     crop: int = Field(ge=8, le=8192)
@@ -36,7 +41,7 @@ class ImageSize(_Table):
         return self
 
     def rounded(self, patch: int) -> ImageSize:
-        """Return the size with the crop rounded down to a multiple of ``patch``; where nothing is cropped, nothing is then."""
+        """Return the size with the crop rounded down to a multiple of ``patch``. A size without a crop stays one without."""
         crop = self.crop // patch * patch
         return ImageSize.model_construct(resize=crop if self.crop == self.resize else self.resize, crop=crop)
 
@@ -58,11 +63,11 @@ class Preset:
     """A named way to score.
 
     Attributes:
-        name: what ``--preset`` takes: the name of its file without the suffix, or the path of a file of the user's own.
-        about: one line for people.
-        scoring: how to score. It can be chosen whenever a model is opened.
-        sizes: kind of backbone → the image size that the scoring is meant for. It is part of a model's identity: an export takes
-            it over, and a model of another size cannot be opened with the preset. For a kind that is not named, any size will do.
+        name: value of ``--preset``: file name without suffix, or the path of the user's own file.
+        about: description in one line.
+        scoring: scoring settings. They can be chosen whenever a model is opened.
+        sizes: kind of backbone → image size that the scoring is meant for. The size is part of a model's identity: export uses it,
+            and a model of another size cannot be opened with the preset. A kind without an entry allows any size.
     """
 
     name: str
@@ -71,14 +76,14 @@ class Preset:
     sizes: Mapping[Kind, ImageSize] = field(default_factory=dict)
 
     def size(self, kind: Kind, patch: int) -> ImageSize | None:
-        """Return the image size for a backbone of this kind and patch size; ``None`` where any will do."""
+        """Return the image size for a backbone of this kind and patch size, or ``None`` if any size is allowed."""
         return self.sizes[kind].rounded(patch) if kind in self.sizes else None
 
     def check_size(self, model: ModelManifest) -> None:
-        """Check that a model has the size that the preset is meant for.
+        """Check that a model has the image size that the preset is meant for.
 
         Raises:
-            VisionADError: it has another.
+            VisionADError: It has another size.
         """
         identity = model.identity
         expected, got = self.size(identity.kind, identity.patch), identity.preprocess
@@ -94,10 +99,10 @@ def load_preset(preset: str) -> Preset:
     """Read a preset.
 
     Args:
-        preset: the name of one of the files in ``presets/``, or the path of a file.
+        preset: name of a file in ``presets/``, or path of a file.
 
     Raises:
-        VisionADError: unknown, unreadable, no TOML, or with settings that are missing, unknown or out of range.
+        VisionADError: The preset is unknown, unreadable or not TOML, or a setting is missing, unknown or out of range.
     """
     path = preset_file(preset)
     if path is None:
@@ -111,8 +116,8 @@ def load_preset(preset: str) -> Preset:
     except (ValueError, RecursionError) as exc:
         raise VisionADError(f"preset {path} is not TOML: {exc}") from None
     try:
-        read = _File.model_validate(raw)
-        scoring = ScoringSpec(read.scoring.views, read.scoring.top_fraction, read.scoring.self_similarity)
+        file = _File.model_validate(raw)
+        scoring = ScoringSpec(file.scoring.views, file.scoring.top_fraction, file.scoring.self_similarity)
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -123,7 +128,7 @@ def load_preset(preset: str) -> Preset:
     except VisionADError as exc:
         raise VisionADError(f"preset {path}: {exc}") from None
     name = preset if preset.endswith(".toml") else path.stem
-    return Preset(name, read.about, scoring, read.preprocess)
+    return Preset(name, file.about, scoring, file.preprocess)
 
 
 def scoring_for(
@@ -132,27 +137,27 @@ def scoring_for(
     preset: str | None = None,
     views: Sequence[str] | None = None,
 ) -> ScoringSpec:
-    """Return how an opened model scores: as a preset says, else as the model was exported; views given beside it win.
+    """Return the scoring of an opened model: the preset's, else the one that the model was exported with.
 
     Args:
-        model: the model.
-        available: the views that the bank holds, or the model where there is no bank.
-        preset: as :func:`load_preset` takes it.
-        views: some of the available views.
+        model: manifest of the model.
+        available: views that the bank holds, or the model's without a bank.
+        preset: argument of :func:`load_preset`.
+        views: some of the available views. They override those of the preset.
 
     Raises:
-        VisionADError: views that are not available, a preset that does not exist or that is meant for another image size, or
-            self-similarity on a grid that is too small for it.
+        VisionADError: A view is not available, the preset does not exist or is meant for another image size, or the grid is too
+            small for self-similarity.
     """
     base = ScoringSpec.of(model)
     if preset is not None:
-        chosen = load_preset(preset)
-        chosen.check_size(model)
-        base = chosen.scoring
+        loaded = load_preset(preset)
+        loaded.check_size(model)
+        base = loaded.scoring
         missing = [view for view in base.views if view not in available]
         if views is None and missing:
             raise VisionADError(
-                f"preset {chosen.name}: expected the views {', '.join(base.views)}, got only {', '.join(available)}; export and "
+                f"preset {loaded.name}: expected the views {', '.join(base.views)}, got only {', '.join(available)}; export and "
                 f"enroll with the preset, or choose among these with `--views`"
             )
         views = base.views if views is None else views

@@ -1,7 +1,7 @@
-"""A float32 matrix product by ONNX Runtime's kernel.
+"""A float32 matrix product by ONNX Runtime.
 
-It is there anyway, uses the widest vector unit of the CPU whatever NumPy was built with, does not spin between calls, and runs in
-several threads at once. The product is a model of one node, which ``visionad_export.graph.product`` writes.
+ONNX Runtime is a dependency already. Its kernel uses the widest vector unit of the CPU, however NumPy was built, does not spin
+between calls, and may run in several threads at once. ``visionad_export.graph.product`` writes the model, which has one node.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ MODEL_FILE = Path(__file__).with_name("product.onnx")
 
 
 def scores_float32(queries: F32, rows: F32, out: F32) -> None:
-    """Compute ``out = queries @ rows.T``; float32 (M, D), (N, D) and (M, N), each C-contiguous."""
+    """Compute ``out = queries @ rows.T``.
+
+    Args:
+        queries: float32 (M, D), C-contiguous.
+        rows: float32 (N, D), C-contiguous.
+        out: float32 (M, N), C-contiguous, overwritten.
+    """
     session = _session()
     binding = session.io_binding()
     for name, array in (("a", queries), ("b", rows)):
@@ -32,6 +38,6 @@ def _session() -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # callers bring their own threads
+    options.intra_op_num_threads = 1  # callers use threads of their own
     options.log_severity_level = 3
     return ort.InferenceSession(MODEL_FILE.read_bytes(), options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Regions of the anomaly map in the original image's pixels, and the range of values that a heatmap shows."""
+"""Regions of the anomaly map in pixels of the original image, and the value range of a heatmap."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ from .anomaly_map import MAP_SIZE
 F32 = NDArray[np.float32]
 
 Coordinate = TypeVar("Coordinate", float, NDArray[np.float64])
-"""One, or an array of them."""
+"""A number or an array."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the 256 × 256 map lies in the original image. The centre crop drops the edges: they are not inspected."""
+    """Position of the 256 × 256 map in the original image. Edges outside the center crop are not inspected.
+
+    Attributes:
+        width: of the original image, in pixels.
+        height: of the original image, in pixels.
+        resize: side of the resized image.
+        crop: side of the center crop, which the map covers.
+        offset: pixels cut at the top and left of the resized image.
+    """
 
     width: int
     height: int
@@ -36,7 +44,15 @@ class Geometry:
         return cls(width, height, spec.resize, spec.crop, crop_offset(spec.resize, spec.crop))
 
     def to_original(self, u: Coordinate, v: Coordinate) -> tuple[Coordinate, Coordinate]:
-        """Map coordinates (u right, v down, 0..256 at the pixel edges) → original pixel coordinates (edges 0..W, 0..H)."""
+        """Convert map coordinates to coordinates of the original image.
+
+        Args:
+            u: to the right, 0 to 256 between the outer edges of the map's pixels.
+            v: down, in the same way.
+
+        Returns:
+            x from 0 to the width, y from 0 to the height, between the outer edges of the image's pixels.
+        """
         x = (u / MAP_SIZE * self.crop + self.offset) * self.width / self.resize
         y = (v / MAP_SIZE * self.crop + self.offset) * self.height / self.resize
         return x, y
@@ -44,41 +60,47 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Region:
-    """A connected anomalous area. ``bbox`` x, y, w, h and ``polygon`` in original pixels; ``score`` its largest map value."""
+    """A connected anomalous area.
+
+    Attributes:
+        bbox: x, y, width, height in pixels of the original image.
+        score: largest map value in the area.
+        polygon: outline, (x, y) points in pixels of the original image.
+    """
 
     bbox: tuple[int, int, int, int]
     score: float
     polygon: tuple[tuple[int, int], ...]
 
 
-def regions(anomaly_map: F32, geometry: Geometry, level: float, *, reached: bool = False) -> tuple[Region, ...]:
-    """Return the connected areas (8 neighbours) of the map, highest first.
+def regions(anomaly_map: F32, geometry: Geometry, level: float, *, inclusive: bool = False) -> tuple[Region, ...]:
+    """Return the connected areas (8 neighbors) above a level, highest score first.
 
     Args:
         anomaly_map: float32 (256, 256).
-        geometry: of the image that the map is of.
-        level: pixels above it count: a calibrated class passes its threshold.
-        reached: pixels that equal it count too. Where nothing is calibrated, ``level`` is the cutoff of
-            :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`, so the regions say where the score comes from, not that it
+        geometry: geometry of the image.
+        level: the level: the threshold of a calibrated class. Without one, the cutoff of
+            :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`: the regions then show where the score comes from, not that it
             is too high.
+        inclusive: whether pixels that equal the level count too.
     """
     import cv2
 
-    hot = anomaly_map >= level if reached else anomaly_map > level
-    left, top, width, height = cv2.boundingRect(hot.view(np.uint8))
-    # A defect is small, and this is a part of every verdict's time: nothing but the box of what counts is looked at.
+    mask = anomaly_map >= level if inclusive else anomaly_map > level
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    # Work on the bounding box only: defects are small, and every anomalous verdict waits for this function.
     box = slice(top, top + height), slice(left, left + width)
-    hot, field = hot[box], anomaly_map[box]
-    if not hot.size:
+    mask, values = mask[box], anomaly_map[box]
+    if not mask.size:
         return ()
-    spots = hot.view(np.uint8)
-    # CCOMP's top level holds every area's outer edge, also of an area inside another one's hole (EXTERNAL loses those)
-    contours, tree = cv2.findContours(spots, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
+    mask_bytes = mask.view(np.uint8)
+    # CCOMP's top level holds the outer contour of every area, also of one inside another's hole, which EXTERNAL omits.
+    contours, tree = cv2.findContours(mask_bytes, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
     outer = [c[:, 0] for c, parent in zip(contours, tree[0, :, 3].tolist(), strict=True) if parent < 0]
-    count, labels = cv2.connectedComponents(spots, connectivity=8)
+    count, labels = cv2.connectedComponents(mask_bytes, connectivity=8)
     peaks = np.full(count, -np.inf, np.float32)
-    np.maximum.at(peaks, labels[hot].astype(np.intp), field[hot])
-    # All areas' points at once: there may be dozens.
+    np.maximum.at(peaks, labels[mask].astype(np.intp), values[mask])
+    # The points of all areas are handled in one array, because there may be dozens of areas.
     points = np.concatenate(outer)
     ends = list(accumulate(map(len, outer)))
     starts = [0, *ends[:-1]]
@@ -86,13 +108,18 @@ def regions(anomaly_map: F32, geometry: Geometry, level: float, *, reached: bool
     scores = peaks[labels[v - top, u - left]].tolist()
     us, vs = points.T.tolist()
     axes = _axes(geometry)
-    found = [_region(us[i:j], vs[i:j], score, *axes) for i, j, score in zip(starts, ends, scores, strict=True)]
-    return tuple(sorted(found, key=lambda r: (-r.score, r.bbox)))
+    areas = [_region(us[i:j], vs[i:j], score, *axes) for i, j, score in zip(starts, ends, scores, strict=True)]
+    return tuple(sorted(areas, key=lambda area: (-area.score, area.bbox)))
 
 
 class _Axis(NamedTuple):
-    """Original pixels along one side, by map pixel: the one that it begins in, the end of those it touches, the one under its
-    middle."""
+    """Pixels of the original image along one axis, by map pixel.
+
+    Attributes:
+        first: first pixel that it touches.
+        end: last pixel that it touches, plus one.
+        middle: pixel under its center.
+    """
 
     first: list[int]
     end: list[int]
@@ -101,35 +128,35 @@ class _Axis(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _axes(geometry: Geometry) -> tuple[_Axis, _Axis]:
-    """Across and down. Parts before one camera all have the same."""
-    at = np.arange(MAP_SIZE, dtype=np.float64)
-    found = []
+    """Return the horizontal and the vertical axis. Images of one camera share them."""
+    positions = np.arange(MAP_SIZE, dtype=np.float64)
+    axes = []
     for start, end, middle, size in zip(
-        *(geometry.to_original(edge, edge) for edge in (at, at + 1.0, at + 0.5)),
+        *(geometry.to_original(position, position) for position in (positions, positions + 1.0, positions + 0.5)),
         (geometry.width, geometry.height),
         strict=True,
     ):
         ends, middles = np.minimum(size, np.ceil(end)), np.minimum(middle, size - 1)
-        found.append(_Axis(*(along.astype(np.int64).tolist() for along in (np.floor(start), ends, middles))))
-    across, down = found
+        axes.append(_Axis(*(pixels.astype(np.int64).tolist() for pixels in (np.floor(start), ends, middles))))
+    across, down = axes
     return across, down
 
 
 def _region(us: list[int], vs: list[int], score: float, across: _Axis, down: _Axis) -> Region:
-    """The area within an outline, whose points lie at map pixels ``us`` (right) and ``vs`` (down)."""
+    """Return the region within an outline of map pixels ``us`` (right) and ``vs`` (down)."""
     x, y = across.first[min(us)], down.first[min(vs)]
     right, bottom = max(x + 1, across.end[max(us)]), max(y + 1, down.end[max(vs)])
     polygon = tuple(zip(map(across.middle.__getitem__, us), map(down.middle.__getitem__, vs), strict=True))
-    if len(polygon) < 3:  # one or two map pixels: a polygon with an area all the same
+    if len(polygon) < 3:  # one or two map pixels: use the box, so that the polygon has an area
         polygon = (x, y), (right - 1, y), (right - 1, bottom - 1), (x, bottom - 1)
     return Region((x, y, right - x, bottom - y), score, polygon)
 
 
 def heatmap_range(normal_level: float, threshold: float) -> tuple[float, float]:
-    """Return the coldest and the hottest value of a heatmap.
+    """Return the lowest and the highest value of a heatmap.
 
     Args:
-        normal_level: usual value of a good image's map; it looks cold.
-        threshold: where verdicts part; it lies half way.
+        normal_level: usual value of a good image's map, which becomes the lowest value.
+        threshold: threshold of the class, which becomes the middle.
     """
     return normal_level, max(2 * threshold - normal_level, normal_level + 1e-3)

@@ -1,6 +1,6 @@
-"""Patch tokens → distances → map → score: the one definition, for inspection, selection, audit and self-test.
+"""Patch tokens → distances → map → score: the only definition, used by inspection, selection, audit and self-test.
 
-A bank is given as the function that searches it, so that this module needs neither a bank's storage nor a search.
+Callers pass a bank as the function that searches it, so this module depends neither on banks nor on the search.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ F32 = NDArray[np.float32]
 TokensByView = Mapping[ViewName, F32]
 """Patch tokens of one image: view → float32 (P, D), unit rows, row by row of a square grid."""
 Distances = Mapping[ViewName, F32]
-"""One number a patch: view → float32 (P,)."""
+"""One number per patch: view → float32 (P,)."""
 SearchBank = Callable[[ViewName, F32], F32]
-"""Patch tokens float32 (P, D) of a view → float32 (P,): cosine distance of each to the nearest row of the bank in that view."""
+"""View and its patch tokens float32 (P, D) → float32 (P,): cosine distance of each to the nearest row of the bank in that view."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """One image against one bank.
+    """Score of one image against one bank.
 
     Attributes:
-        distances: view → float32 (side, side), as seen in that view, weighed if the specification says so.
+        distances: view → float32 (side, side), in that view's orientation, weighted if the specification says so.
         anomaly_map: float32 (256, 256).
         score: mean of the map's largest pixels.
-        cutoff: the smallest of these.
+        cutoff: smallest of these pixels.
     """
 
     distances: Mapping[ViewName, F32]
@@ -45,29 +45,34 @@ class Scored:
 
 
 def nearest_distances(tokens: TokensByView, search: SearchBank) -> Distances:
-    """Return each patch's distance to the bank, before any weighing."""
+    """Return each patch's distance to the bank, unweighted."""
     return {view: search(view, patch) for view, patch in tokens.items()}
 
 
 def patch_weights(tokens: TokensByView, spec: ScoringSpec, threads: int | None = None) -> Distances | None:
-    """Return the factor of each patch's distance, which depends on the image alone; ``None`` where all are 1.
+    """Return the factor of each patch's distance, which depends on the image only, or ``None`` if all factors are 1.
+
+    Args:
+        tokens: patch tokens of the image.
+        spec: how to score.
+        threads: maximum number of threads (default: all CPUs). The result does not depend on it.
 
     Raises:
-        VisionADError: the grid is too small for self-similarity.
+        VisionADError: The grid is too small for self-similarity.
     """
     if not spec.self_similarity:
         return None
     return {view: self_similarity_weight(patch, _side(patch), threads) for view, patch in tokens.items()}
 
 
-def weighed(distances: Distances, weights: Distances | None) -> Distances:
+def apply_weights(distances: Distances, weights: Distances | None) -> Distances:
     """Multiply distances by the patches' weights."""
-    return distances if weights is None else {view: d * weights[view] for view, d in distances.items()}
+    return distances if weights is None else {view: distance * weights[view] for view, distance in distances.items()}
 
 
 def score_distances(distances: Distances, spec: ScoringSpec) -> Scored:
-    """Make the map and its score of weighed distances."""
-    grids = {view: d.reshape(_side(d), _side(d)) for view, d in distances.items()}
+    """Return the map and the score of distances, which are weighted already if the specification says so."""
+    grids = {view: distance.reshape(_side(distance), _side(distance)) for view, distance in distances.items()}
     anomaly_map = upsample(fuse(grids))
     return Scored(grids, anomaly_map, *top_k_mean(anomaly_map, spec.top_fraction))
 
@@ -83,16 +88,16 @@ def score_tokens(
     """Score one image against one bank.
 
     Args:
-        tokens: of the image, in the views of ``spec``.
-        search: of the bank.
+        tokens: patch tokens of the image, in the views of ``spec``.
+        search: search of the bank.
         spec: how to score.
-        threads: of the self-similarity; default all cores. No bit of the result depends on it.
-        mark: called with the name of each stage that has ended: ``search``, ``map``.
+        threads: maximum number of threads for self-similarity (default: all CPUs). No bit of the result depends on it.
+        mark: called at the end of each stage with its name: ``search``, ``map``.
 
     Raises:
-        VisionADError: the grid is too small for self-similarity, or what ``search`` raises.
+        VisionADError: The grid is too small for self-similarity, or ``search`` raised it.
     """
-    distances = weighed(nearest_distances(tokens, search), patch_weights(tokens, spec, threads))
+    distances = apply_weights(nearest_distances(tokens, search), patch_weights(tokens, spec, threads))
     mark("search")
     scored = score_distances(distances, spec)
     mark("map")

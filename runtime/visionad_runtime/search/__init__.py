@@ -1,7 +1,7 @@
-"""Exact nearest-neighbour search in a memory bank, on the CPU.
+"""Exact nearest-neighbor search in a memory bank, on the CPU.
 
-:func:`nearest` searches bank rows as they are, or through a :class:`PrunedIndex` (:func:`build_index`). It uses native code
-(``native.py``) or, where no build of that runs, NumPy (``numpy_search.py``, which defines the result). All give the same bits.
+:func:`nearest` searches plain bank rows or a :class:`PrunedIndex` (:func:`build_index`). It uses native code (``native.py``). Where
+no native build runs, it uses NumPy (``numpy_search.py``, which defines the result). All results are bit-identical.
 :class:`SearchIndex` builds indexes in the background.
 """
 
@@ -43,13 +43,15 @@ __all__ = [
 ]
 
 MIN_WORK_PER_THREAD = 4e6
-"""Multiplications below which another thread does not pay (about 0.05 ms)."""
+"""Multiplications that one more thread must take over to be worth starting (about 0.05 ms)."""
 
 
 class SearchResult(NamedTuple):
-    """The nearest bank rows of each query, (Q,) for k = 1, else (Q, k), nearest first.
+    """Nearest bank rows of each query: shape (Q,) for k = 1, else (Q, k), nearest first.
 
-    ``distance`` float32, 0..2 up to rounding; ``row`` int64. Of rows at the same float64 distance the lowest comes first.
+    Attributes:
+        distance: float32 cosine distances, 0 to 2 up to rounding.
+        row: int64 row numbers. Among rows at the same float64 distance, the lowest comes first.
     """
 
     distance: NDArray[np.float32]
@@ -57,18 +59,18 @@ class SearchResult(NamedTuple):
 
 
 def nearest(queries: F32, bank: F32 | PrunedIndex, k: int = 1, *, threads: int | None = None) -> SearchResult:
-    """Find the ``k`` bank rows of smallest cosine distance ``1 - cos(q, row)`` of each query (method, section 4).
+    """Find the ``k`` bank rows with the smallest cosine distance ``1 - cos(q, row)`` to each query (method, section 4).
 
-    The score matrix is never held whole.
+    Memory never holds the full score matrix.
 
     Args:
         queries: float32 (Q, D), unit rows.
         bank: float32 (N, D), unit rows, N >= k, may be memory-mapped; or the index of such rows.
-        k: number of neighbours.
-        threads: default all CPUs. The result does not depend on it.
+        k: number of neighbors.
+        threads: maximum number of threads (default: all CPUs). The result does not depend on it.
 
     Raises:
-        VisionADError: empty bank, other widths or types, more neighbours than rows, NaN or Inf.
+        VisionADError: The bank is empty, a shape or dtype is wrong, ``k`` exceeds the number of rows, or there are NaN or Inf.
     """
     rows = bank.rows if isinstance(bank, PrunedIndex) else bank
     _check(queries, rows, k)
@@ -94,7 +96,7 @@ def _check(queries: F32, rows: F32, k: int) -> None:
     if not len(rows):
         raise VisionADError(NO_ROWS)
     if not 1 <= k <= len(rows):
-        raise VisionADError(f"search: expected {k} neighbours, got {len(rows)} bank rows; k is 1 to {len(rows)}")
+        raise VisionADError(f"search: expected {k} neighbors, got {len(rows)} bank rows; k is 1 to {len(rows)}")
 
 
 def _search(queries: F32, rows: F32, k: int, threads: int, index: PrunedIndex | None) -> tuple[F64, I64]:

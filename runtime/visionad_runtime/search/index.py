@@ -1,4 +1,4 @@
-"""Search indexes of the banks in use: which were requested, are being built or are ready."""
+"""Search indexes of the banks in use, which are built in the background."""
 
 from __future__ import annotations
 
@@ -31,27 +31,28 @@ class _Entry:
 
 
 class SearchIndex:
-    """Build and keep an index for each bank and view that is searched more than once.
+    """Build and cache an index for each bank and view that is searched more than once.
 
-    Who searches owns one. Banks are referenced weakly, so an index goes with its bank. Safe for use by several threads.
+    Each searcher owns one. Banks are referenced weakly, so an index is freed with its bank. It is thread-safe.
     """
 
     def __init__(self) -> None:
+        """Start without indexes."""
         self._entries = weakref.WeakKeyDictionary[object, dict[str, _Entry]]()
         self._lock = threading.Lock()
 
     def index_for(self, bank: object, view: str, rows: F32, queries: F32) -> F32 | pruning.PrunedIndex:
         """Return the fastest index for a view of a bank; its results equal a search over ``rows``.
 
-        The index is built in the background after the second call, on one CPU beside all inspections: a bank that is searched once
-        (leave-one-out) does not pay for one. Until it is ready the plain rows are returned. They also stay where an index is not
-        worth it, or cannot be built for lack of memory or because of NaN or Inf, which the search itself then reports.
+        The index is built in the background after the second call, on one CPU, while inspections continue. So a bank that is
+        searched once (leave-one-out) never gets one. Until the index is ready, the plain rows are returned. They are also returned
+        if an index is not worth it, memory is short, or there are NaN or Inf, which the search then reports.
 
         Args:
-            bank: identifies the rows; immutable, hashed by identity.
-            view: of the bank.
+            bank: identifies the rows. It must be immutable and hashed by identity.
+            view: name of the view.
             rows: float32 (N, D), unit rows of that view.
-            queries: float32 (Q, D), unit rows such as will be searched for. They decide the index's size, never a result.
+            queries: float32 (Q, D), unit rows, typical queries. They decide the index's size, never a result.
         """
         if len(rows) < pruning.MIN_ROWS:
             return rows

@@ -1,7 +1,7 @@
-"""Native code for the search: which of the builds in ``lib/`` this CPU can run, and how they are called.
+"""Native code of the search: select a build in ``lib/`` that this CPU can run, and call it.
 
-The builds are compiled ahead of time from one C source (``docs/kernels.md``) and need no other library, so a plain ``pip install``
-brings them and the line PC needs no compiler. Where none runs, NumPy gives the same result.
+The builds are compiled ahead of time from one C source (``docs/kernels.md``) and need no other library. So ``pip install`` brings
+them, and the line PC needs no compiler. Where no build runs, NumPy gives the same result.
 """
 
 from __future__ import annotations
@@ -25,11 +25,17 @@ from .numpy_search import F32, F64, I64, error_bound, search_numpy
 FOLDER = Path(__file__).parent / "lib"
 
 SYSTEMS = {"linux": "so", "win32": "dll"}
-"""File name ending of a library under each system, as ``sys.platform`` names it."""
+"""File name suffix of a library, by ``sys.platform``."""
 
 
 class Build(NamedTuple):
-    """Machine that a build runs on, x86-64 level that it needs of the CPU, and systems that it is compiled for."""
+    """Target of a build.
+
+    Attributes:
+        machine: CPU architecture.
+        level: x86-64 level that the CPU must have.
+        systems: operating systems, as ``sys.platform`` names them.
+    """
 
     machine: str
     level: int = 1
@@ -41,15 +47,15 @@ BUILDS = {
     "x86-64": Build("x86_64"),
     "aarch64": Build("aarch64"),
 }
-"""Best first. Names and levels are the x86-64 psABI's. On other systems and CPUs NumPy searches."""
+"""Builds, best first. Names and levels are those of the x86-64 psABI. Other systems and CPUs use NumPy."""
 
 ROW_CHUNK = 1024
-"""Most bank rows in a chunk of work. Many, so that transposing the queries costs little (0.5 %); few enough that they stay in the
-last-level cache, where every thread reads them again for other queries (1.5 MiB at 384 columns)."""
+"""Maximum number of bank rows per chunk of work. Large enough that transposing the queries costs little (0.5 %), small enough that
+the rows stay in the last-level cache, where every thread reads them again for other queries (1.5 MiB at 384 columns)."""
 CHUNKS_PER_THREAD = 4
-"""Least number of chunks for each thread, so that threads end together."""
+"""Minimum number of chunks per thread, so that all threads end at about the same time."""
 MIN_CHUNK_ROWS = 48
-"""Least number of bank rows in a chunk; takes precedence over :data:`CHUNKS_PER_THREAD`."""
+"""Minimum number of bank rows per chunk. It takes precedence over :data:`CHUNKS_PER_THREAD`."""
 
 
 class _Search(ctypes.Structure):
@@ -77,10 +83,13 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 class NativeResult(NamedTuple):
-    """The k best rows of each query: ``score`` float64 and ``row`` int64, (Q, k), best first.
+    """The k best rows of each query.
 
-    ``rescored`` is the number of pairs scored in float64. ``finite`` is False if any score was NaN or Inf; the result is
-    meaningless then.
+    Attributes:
+        score: float64 (Q, k), best first.
+        row: int64 (Q, k), row numbers.
+        rescored: number of pairs scored in float64.
+        finite: ``False`` if any score was NaN or Inf. The other fields are meaningless then.
     """
 
     score: F64
@@ -90,10 +99,10 @@ class NativeResult(NamedTuple):
 
 
 class Library:
-    """One build, loaded.
+    """A loaded build.
 
     Attributes:
-        name: of :data:`BUILDS`.
+        name: key of :data:`BUILDS`.
         level: x86-64 level of this CPU under this system.
     """
 
@@ -101,10 +110,10 @@ class Library:
         """Load a build.
 
         Args:
-            name: of :data:`BUILDS`.
+            name: key of :data:`BUILDS`.
 
         Raises:
-            VisionADError: missing, damaged, or refused by the system.
+            VisionADError: The file is missing or damaged, or the system refuses to load it.
         """
         self.name = name
         path = FOLDER / file_name(name, sys.platform)
@@ -130,15 +139,16 @@ class Library:
         threads: int,
         projections: tuple[F32, F32] | None = None,
     ) -> NativeResult:
-        """Find the k best rows of each query by float64 score, ties to the lowest row.
+        """Find the k best rows of each query by float64 score. Ties go to the lowest row.
 
         Args:
             queries: float32 (Q, D), C-contiguous.
             rows: float32 (N, D), C-contiguous, N >= k >= 1.
-            k: number of neighbours.
-            error_bound: of a float32 score, and of how far a product of projections can fall below it.
-            threads: number that share the work. The result does not depend on it.
-            projections: of queries and rows (:meth:`project`), to rule out most rows. The result does not depend on them.
+            k: number of neighbors.
+            error_bound: bound of the error of a float32 score, and of how far a product of projections can fall below the score.
+            threads: number of threads. The result does not depend on it.
+            projections: projections of queries and rows (:meth:`project`), which rule out most rows. The result does not depend on
+                them.
         """
         count, dim = queries.shape
         panels = -(-count // int(self._panel()))
@@ -169,24 +179,24 @@ class Library:
     def product(self, rows: F32, columns: F64, threads: int) -> F32:
         """Return ``rows @ columns``, float32 (N, W), summed in float64.
 
-        NumPy's OpenBLAS would leave its threads spinning, and these would slow the searches that follow.
+        NumPy is not used, because threads of its OpenBLAS keep spinning and slow the searches that follow.
 
         Args:
             rows: float32 (N, D), C-contiguous.
             columns: float64 (D, W), C-contiguous, W a multiple of 8.
-            threads: number that share the work.
+            threads: number of threads.
         """
         return self._multiply(rows, columns, threads, residual=False)
 
     def project(self, rows: F32, components: F64, threads: int) -> F32:
         """Return the projections of unit rows, float32 (N, W), as :meth:`nearest` takes them.
 
-        These are the coordinates along the components, then the length of what the components leave of a row, rounded up.
+        A projection holds the coordinates along the components, then the length of the row's residual, rounded up.
 
         Args:
             rows: float32 (N, D), C-contiguous, of length 1 within 0.1 %.
-            components: float64 (D, W), C-contiguous, W a multiple of 8, orthonormal but for the last, which is zero.
-            threads: number that share the work.
+            components: float64 (D, W), C-contiguous, W a multiple of 8, orthonormal except for the last, which is zero.
+            threads: number of threads.
         """
         return self._multiply(rows, components, threads, residual=True)
 
@@ -207,12 +217,12 @@ class Library:
 
 @functools.cache
 def native_library() -> tuple[Library | None, tuple[str, ...]]:
-    """Return the build that searches on this CPU, and why better builds are not used.
+    """Return the build for this CPU, and why better builds are not used.
 
-    A build is used only if it gives NumPy's results on this machine: a compiler or a hypervisor may get an instruction wrong.
+    A build is used only if it reproduces NumPy's results on this machine: a compiler or a hypervisor may get an instruction wrong.
 
     Returns:
-        The loaded build, or None if NumPy searches; and one line for each build that should run but does not.
+        The loaded build, or ``None`` if NumPy is used; and one line for each build that should work but does not.
     """
     try:
         names = supported_builds()
@@ -228,13 +238,13 @@ def native_library() -> tuple[Library | None, tuple[str, ...]]:
         if _agrees_with_numpy(library):
             return library, tuple(problems)
         problems.append(
-            f"search: the build {name} gives other neighbours than NumPy on this box, so it is not used; please report it"
+            f"search: the build {name} gives other neighbors than NumPy on this machine, so it is not used; please report it"
         )
     return None, tuple(problems)
 
 
 def _agrees_with_numpy(library: Library) -> bool:
-    """Compare with NumPy on rows with repeats, near-ties and a width that is no multiple of anything."""
+    """Return whether a build equals NumPy on rows with repeats and near-ties, at an odd width."""
     x = np.sin(np.arange(90 * 43, dtype=np.float64) ** 1.5).reshape(90, 43)
     x[30:60] = x[:1] + 1e-7 * x[30:60]
     x[60:] = x[20:50]
@@ -258,21 +268,25 @@ def file_name(name: str, system: str) -> str:
 
 
 def compatible_builds(machine: str, system: str, level: int) -> list[str]:
-    """Return the builds that a CPU can run, best first.
+    """Return the names of the builds that a CPU can run, best first.
 
     Args:
-        machine: ``x86_64``, ``aarch64`` or another.
-        system: as ``sys.platform`` names it.
-        level: of the CPU (:attr:`Library.level`).
+        machine: ``x86_64``, ``aarch64`` or another architecture.
+        system: operating system, as ``sys.platform`` names it.
+        level: x86-64 level of the CPU (:attr:`Library.level`).
     """
-    return [n for n, b in BUILDS.items() if b.machine == machine and system in b.systems and b.level <= level]
+    return [
+        name
+        for name, build in BUILDS.items()
+        if build.machine == machine and system in build.systems and build.level <= level
+    ]
 
 
 def process_machine() -> str:
-    """Return the machine that this process runs on, by Linux's name; empty if it is not a 64-bit little-endian one."""
+    """Return the architecture of this process, as Linux names it, or an empty string if it is not 64-bit little-endian."""
     if sys.maxsize < 2**32 or sys.byteorder != "little":
         return ""
-    if sys.platform == "win32":  # Windows may emulate x86-64 for a process; `platform.machine` names the host then
+    if sys.platform == "win32":  # `platform.machine` names the host, which may emulate x86-64 for this process
         return {"win-amd64": "x86_64"}.get(sysconfig.get_platform(), "")
     return platform.machine()
 
@@ -281,8 +295,8 @@ def supported_builds() -> list[str]:
     """Return the builds that this CPU can run under this system, best first.
 
     Raises:
-        VisionADError: the plainest build of this machine and system, which is asked for the CPU's level, cannot be loaded.
+        VisionADError: The most basic build of this machine and system, which reports the CPU's level, cannot be loaded.
     """
-    every = compatible_builds(process_machine(), sys.platform, max(b.level for b in BUILDS.values()))
-    # The function for the level runs on any CPU, whatever the rest of the build needs.
-    return compatible_builds(process_machine(), sys.platform, Library(every[-1]).level) if every else []
+    builds = compatible_builds(process_machine(), sys.platform, max(build.level for build in BUILDS.values()))
+    # The function that reports the level runs on any CPU, whatever the rest of the build needs.
+    return compatible_builds(process_machine(), sys.platform, Library(builds[-1]).level) if builds else []

@@ -1,15 +1,15 @@
-"""An index that rules out most rows by a few numbers of each: a third to a tenth of a search's products are left.
+"""Pruned index: rule out most rows by a few numbers per row. A third to a tenth of a search's products remain.
 
 Patch tokens of one class lie near few directions. Let ``V`` (D, W - 1) be orthonormal components along these, ``b' = Vᵀb`` the
-coordinates of a row ``b``, and ``|b - V b'|`` the length of the rest. By Cauchy-Schwarz
+coordinates of a row ``b``, and ``|b - V b'|`` the length of its residual. By Cauchy-Schwarz
 
     ``q·b <= q'·b' + |q - V q'| |b - V b'|``,
 
-a product of W numbers each, the *projections* of ``q`` and ``b``. A row whose bound is below the score of a known row is not the
-nearest; the others are scored in full. So the result is the same whatever the components are; bad ones only cost time.
+a product of W numbers of ``q`` and of ``b``, their *projections*. If this bound is below the score of another row, the row is not
+the nearest. The other rows are scored in full. So the result does not depend on the components; bad ones only cost time.
 
-The bound holds to rounding: components are orthonormal to 1e-12, coordinates and lengths are summed in float64 and rounded once,
-lengths upwards by more than the float64 error. What is left are two roundings of each coordinate and those of the product. The
+The bound holds despite rounding. Components are orthonormal to 1e-12. Coordinates and lengths are summed in float64 and rounded
+once, lengths upwards by more than the float64 error. Two roundings of each coordinate and those of the product remain, and the
 error bound of a float32 score of D > W + 8 numbers covers them.
 """
 
@@ -24,50 +24,58 @@ from .native import Library
 from .numpy_search import BROKEN_TOKENS, F32, F64, NOT_FINITE, as_contiguous
 
 PROJECTION_WIDTHS = (16, 32, 48, 64, 96, 128)
-"""Numbers of a projection that are tried: multiples of 8, which native code adds at a time."""
+"""Widths W to try: multiples of 8, the number of products that native code adds at a time."""
 MIN_ROWS = 2048
-"""Banks of fewer rows are searched in a few milliseconds without an index."""
+"""Minimum number of rows for an index. Fewer rows are searched in a few milliseconds without one."""
 MAX_RELATIVE_COST = 0.75
-"""Largest expected cost of a search with the index, relative to one without, for which the index is built."""
+"""Maximum expected cost of a search with the index, relative to one without. Above it no index is built."""
 SAMPLE_ROWS, SAMPLE_QUERIES = 2048, 64
-"""Rows that components are fitted to, and queries that the cost is estimated on. Multiples of 8."""
+"""Number of rows that components are fitted to, and of queries that the cost is estimated with. Multiples of 8."""
 ITERATIONS = 3
-"""Steps of the orthogonal iteration."""
+"""Number of steps of the orthogonal iteration."""
 RESCORE_COST, RESCORE_OVERHEAD = 12.0, 80
 """A float64 product of a pair costs as much as ``RESCORE_COST * (D + RESCORE_OVERHEAD)`` numbers of a float32 product."""
 
 
 class PrunedIndex:
-    """Bank rows beside their projections. A search gives the same result as one over the rows.
+    """Bank rows and their projections. A search of the index gives the same result as one of the rows.
 
     Attributes:
-        rows: as given, float32 (N, D).
-        components: float64 (D, W), orthonormal but for the last, which is zero.
+        rows: float32 (N, D), unit rows.
+        components: float64 (D, W), orthonormal except for the last, which is zero.
         projections: float32 (N, W).
     """
 
     def __init__(self, rows: F32, components: F64, library: Library, threads: int) -> None:
+        """Project the rows.
+
+        Args:
+            rows: float32 (N, D), unit rows, C-contiguous.
+            components: as the attribute.
+            library: native code.
+            threads: number of threads.
+        """
         self.rows, self.components = rows, components
         self.projections = library.project(rows, components, threads)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held besides ``rows``."""
+        """Size in bytes, without ``rows``."""
         return self.projections.nbytes + self.components.nbytes
 
 
 def build_index(rows: F32, queries: F32, threads: int | None = None) -> F32 | PrunedIndex:
-    """Return the fastest index of a bank on this CPU: a :class:`PrunedIndex`, or ``rows`` where none is worth it.
+    """Return the fastest index of a bank on this CPU: a :class:`PrunedIndex`, or ``rows`` if none is worth it.
 
-    Takes 0.1 to 0.5 s for up to 50 000 rows, on two CPUs.
+    It takes 0.1 to 0.5 s for up to 50 000 rows, on two CPUs.
 
     Args:
         rows: float32 (N, D), unit rows.
-        queries: float32 (Q, D), unit rows such as will be searched for.
-        threads: default all CPUs. The result does not depend on it.
+        queries: float32 (Q, D), unit rows, typical queries.
+        threads: number of threads (default: all CPUs). The result does not depend on it.
 
     Raises:
-        VisionADError: NaN or Inf among rows or queries.
+        VisionADError: There are NaN or Inf among rows or queries.
     """
     for tokens, message in ((rows, NOT_FINITE), (queries, BROKEN_TOKENS)):
         if not np.isfinite(tokens).all():
@@ -84,13 +92,13 @@ def fit_components(rows: F32, queries: F32, max_cost: float, library: Library, t
 
     Args:
         rows: float32 (N, D), unit rows without NaN or Inf.
-        queries: float32 (Q, D), unit rows such as will be searched for.
-        max_cost: largest expected cost of a search with them, relative to one without.
+        queries: float32 (Q, D), unit rows, typical queries.
+        max_cost: maximum expected cost of a search with them, relative to one without.
         library: native code that will search.
-        threads: number that share the work.
+        threads: number of threads.
 
     Returns:
-        Components as :attr:`PrunedIndex.components`, or None if no width is expected to cost ``max_cost`` or less.
+        :attr:`PrunedIndex.components`, or ``None`` if every width is expected to cost more than ``max_cost``.
     """
     dim = rows.shape[1]
     widths = [width for width in PROJECTION_WIDTHS if width + 8 < dim]
@@ -104,7 +112,7 @@ def fit_components(rows: F32, queries: F32, max_cost: float, library: Library, t
     costs = []
     for width in widths:
         projected_rows, projected_queries = (
-            library.project(x, _truncated(components, width), threads) for x in (rows, queries)
+            library.project(vectors, _truncated(components, width), threads) for vectors in (rows, queries)
         )
         bounds = library.product(projected_rows, np.ascontiguousarray(projected_queries.T, np.float64), threads)
         rescored = float((bounds >= best).mean())
@@ -114,7 +122,7 @@ def fit_components(rows: F32, queries: F32, max_cost: float, library: Library, t
 
 
 def _truncated(components: F64, width: int) -> F64:
-    """Return the first ``width`` components, the last of them zero."""
+    """Return the first ``width`` components, with the last of them set to zero."""
     out = components[:, :width].copy()
     out[:, -1] = 0
     return out
@@ -126,7 +134,7 @@ def _sample(rows: F32, count: int) -> F32:
 
 
 def principal_components(rows: F32, count: int, library: Library, threads: int) -> F64:
-    """Return approximate principal components of uncentered rows, float64 (D, count), largest first (orthogonal iteration)."""
+    """Return approximate principal components of rows, uncentered, float64 (D, count), largest first (orthogonal iteration)."""
     transposed = np.ascontiguousarray(rows.T)
     components = np.random.default_rng(0).standard_normal((rows.shape[1], count))
     for _ in range(ITERATIONS):
@@ -138,12 +146,13 @@ def principal_components(rows: F32, count: int, library: Library, threads: int) 
 
 
 def orthonormalized(columns: F64) -> F64:
-    """Return orthonormal columns of the same span, by Gram-Schmidt applied twice.
+    """Return orthonormal columns with the same span, by Gram-Schmidt, applied twice.
 
-    LAPACK is not used: it takes a hundred times as long where another process has a CPU on which a thread of its OpenBLAS spins.
+    LAPACK is not used: threads of its OpenBLAS spin, and where another process needs one of their CPUs it takes a hundred times as
+    long.
     """
     out = np.ascontiguousarray(columns.T)
-    # Rows that are all alike span too little: the remaining components take arbitrary directions.
+    # Rows that are nearly identical span too few directions. The remaining components take arbitrary ones.
     out += 1e-9 * (np.abs(out).max(initial=0) + 1e-30) * np.random.default_rng(1).standard_normal(out.shape)
     for i, component in enumerate(out):
         for _ in range(2):

@@ -1,1 +1,1 @@
-"""What chooses, judges or calibrates a bank with an open inspector."""
+"""Teaching: select supports, audit them, and calibrate a class, with an open inspector."""

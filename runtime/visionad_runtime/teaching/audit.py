@@ -1,6 +1,7 @@
-"""Leave-one-out scores of the enrolled images: which support looks like none of the others.
+"""Audit: leave-one-out scores of supports, which find those that differ from the others of their class.
 
-The score is the one that inspection uses, so it speaks of the very false rejects a line would see. Evidence: ``docs/presets.md``.
+The score is that of an inspection, so it predicts false rejects of a line. Evidence:
+``docs/guides/presets.md``.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from ..scoring.spec import ScoringSpec
 from .selection import search_rows
 
 OUTLIER_RATIO = 1.5
-"""How many times the others' median a support's score must be to be named."""
+"""Ratio of a support's score to the median of the others, above which it is an outlier."""
 MIN_SUPPORTS = 3
-"""Of fewer, none can be told from the others."""
+"""Minimum number of supports. Among fewer, no outlier can be identified."""
 
 
 class LeaveOneOutScore(NamedTuple):
-    """A support against the others of its class.
+    """Score of a support against the other supports of its class.
 
     Attributes:
         image: the support.
-        score: as if it were inspected and not enrolled.
-        ratio: of the score to the median of the other supports' scores.
-        is_outlier: whether the ratio exceeds :data:`OUTLIER_RATIO`.
+        score: score of its inspection if it were not enrolled.
+        ratio: ``score`` relative to the median of the other supports' scores.
+        is_outlier: whether ``ratio`` exceeds :data:`OUTLIER_RATIO`.
     """
 
     image: SupportImage
@@ -37,24 +38,27 @@ class LeaveOneOutScore(NamedTuple):
     is_outlier: bool
 
 
-def leave_one_out_scores(matched: ClassBank, spec: ScoringSpec) -> list[LeaveOneOutScore]:
-    """Score each support of a class against the others, in the bank's order; none for fewer than :data:`MIN_SUPPORTS`.
+def leave_one_out_scores(bank: ClassBank, spec: ScoringSpec) -> list[LeaveOneOutScore]:
+    """Score each support of a class against the others.
 
-    A defect that was enrolled as good hides every defect like it. It is an outlier where good parts look alike. Where they vary,
-    the most unusual good part is an outlier as well: a reason to look at the image, not a verdict.
+    A defect that was enrolled as good hides all similar defects. Among uniform parts it is an outlier. Among parts that vary, the
+    most unusual good part is an outlier too. So an outlier is a reason to look at the image, not a verdict.
 
     Args:
-        matched: the class.
+        bank: the class.
         spec: how to score, in views that the bank holds.
 
+    Returns:
+        One score per support, in the bank's order; empty for fewer than :data:`MIN_SUPPORTS` supports.
+
     Raises:
-        VisionADError: the grid is too small for the specification's self-similarity.
+        VisionADError: The grid is too small for self-similarity.
     """
-    images = matched.entry.images
+    images = bank.entry.images
     if len(images) < MIN_SUPPORTS:
         return []
     scores = [
-        score_tokens(matched.upright(k, spec.views), search_rows(matched.without(k)), spec).score
+        score_tokens(bank.unrotated(k, spec.views), search_rows(bank.leave_out(k)), spec).score
         for k in range(len(images))
     ]
     rows = []

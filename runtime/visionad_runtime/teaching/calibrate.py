@@ -1,9 +1,10 @@
-"""Calibration of a class from good images: their scores by an inspector, the threshold by ``scoring/conformal.py``.
+"""Calibrate a class: an inspector scores good images, and ``scoring/conformal.py`` computes the threshold.
 
-An image that the bank holds is scored with itself left out. Where all n are such supports, drawn at random, the mean rate is
-guaranteed too: were each of them and the further part scored against all others, the part's rank would be uniform (full conformal
-prediction, Vovk et al. 2005), and a support that is scored without the part scores no lower, because distances only shrink as a
-bank grows. For supports that were chosen, and for a mixture of both kinds, nothing is proven: they are the next best.
+An image that the bank holds is scored leave-one-out. If all n images are supports that were drawn at random, the mean false-reject
+rate is guaranteed too. Proof: if each support and the new part were scored against all others, the part's rank would be uniform
+(full conformal prediction, Vovk et al. 2005). Scored without the part, a support scores no lower, because distances only shrink as
+a bank grows. For supports that were selected, and for a mixture of supports and other images, nothing is proven. Use them if there
+is nothing better.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ Method = Literal["leave-one-out", "held-out", "leave-one-out+held-out"]
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What :func:`calibrate_class` did.
+    """Result of :func:`calibrate_class`.
 
     Attributes:
-        threshold: the threshold that was set.
+        threshold: the threshold.
         record: its provenance, as the bank holds it.
-        bank_version: of the bank that holds it.
-        skipped: images that were passed over.
+        bank_version: version of the bank that holds it.
+        skipped: images that were not scored.
     """
 
     threshold: Threshold
@@ -55,44 +56,45 @@ def calibrate_class(
     bit_depth: int | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> CalibrationResult:
-    """Set a class's threshold from good images and store it in the bank, with its provenance.
+    """Set a class's threshold from good images, and store it in the bank with its provenance.
 
-    No image is ever compared with itself: one that is a support (the same file, or the same pixels in another file) is scored with
-    that support left out, or, when it is the only one, passed over and named in ``skipped``.
+    No image is compared with itself. An image that is a support (the same file, or the same pixels in another file) is scored
+    leave-one-out. If it is the only support, it is skipped.
 
     Args:
-        inspector: with a bank that holds the class. The threshold holds for its scoring and its engine's precision.
-        name: of the class.
+        inspector: inspector with a bank that holds the class. The threshold holds for its scoring and its engine's precision.
+        name: the class.
         paths: good images.
         max_false_reject: tolerated false-reject rate, between 0 and 1.
         bit_depth: bits that the camera fills in 16-bit files.
         step: called after each image.
 
     Raises:
-        VisionADError: unreadable image, the same image twice, too few images, class changed meanwhile. Nothing changes then.
-        BankError: an image is enrolled in another class.
+        VisionADError: An image cannot be read or is given twice, there are too few images, or the class changed meanwhile. Nothing
+            is stored.
+        BankError: An image is enrolled in another class.
     """
     name = normalize_class_name(name)
     bank = inspector.require_class(name)
-    matched = bank.classes[name]
+    entry = bank.classes[name].entry
     supports = _Supports(bank.classes, name)
-    seen = _by_digest(paths)
-    known = {digest: k for digest in seen if (k := supports.place(digest, seen[digest])) is not None}
-    alone = [seen[digest] for digest in known if len(supports) == 1]
-    conformal_rank(len(seen) - len(alone), max_false_reject)  # said before minutes of scoring
+    images = _by_digest(paths)
+    known = {digest: k for digest in images if (k := supports.place(digest, images[digest])) is not None}
+    skipped = [images[digest] for digest in known if len(supports) == 1]
+    conformal_rank(len(images) - len(skipped), max_false_reject)  # fail before minutes of scoring
     scored: dict[Path, tuple[float, float]] = {}
     pixels: dict[str, Path] = {}
     left_out = 0
-    others = inspector.inspect_files(
-        [path for digest, path in seen.items() if digest not in known], class_name=name, bit_depth=bit_depth
+    held_out_results = inspector.inspect_files(
+        [path for digest, path in images.items() if digest not in known], class_name=name, bit_depth=bit_depth
     )
-    for digest, path in seen.items():
+    for digest, path in images.items():
         place, one = known.get(digest), None
         if place is None:
-            one = _read(next(others))
+            one = _read(next(held_out_results))
             place = supports.place(pixel_digest(one.rgb), path)  # a support in another file format
         if place is not None and len(supports) == 1:
-            alone += [path] if path not in alone else []
+            skipped += [path] if path not in skipped else []
         elif place is not None:
             left_out += 1
             one = _read(next(inspector.inspect_files([path], class_name=name, bit_depth=bit_depth, leave_out=place)))
@@ -100,7 +102,7 @@ def calibrate_class(
             twin = pixels.setdefault(pixel_digest(one.rgb), path)
             if twin != path:
                 raise VisionADError(f"calibration: {path} and {twin} are the same image; give each once")
-            if path not in alone:
+            if path not in skipped:
                 scored[path] = one.result.score, float(np.median(one.result.anomaly_map))
         step()
     scores, medians = [score for score, _ in scored.values()], [median for _, median in scored.values()]
@@ -122,8 +124,8 @@ def calibrate_class(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     scale = heatmap_range(float(np.median(medians)), threshold.value)
-    version = bank.calibrate(name, threshold.value, scale, record, matched.entry)
-    return CalibrationResult(threshold, record, version, tuple(map(str, alone)))
+    version = bank.calibrate(name, threshold.value, scale, record, entry)
+    return CalibrationResult(threshold, record, version, tuple(map(str, skipped)))
 
 
 class _Supports:
@@ -169,18 +171,18 @@ def _read(one: FileResult) -> _Scored:
 
 
 def _by_digest(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return images by their sha256, in the order given.
+    """Return images by sha256, in the order given.
 
     Raises:
-        VisionADError: one cannot be read, or was given twice, under whatever names.
+        VisionADError: An image cannot be read, or two files are identical.
     """
-    seen: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for path in paths:
         try:
             digest = sha256_file(path)
         except OSError as exc:
             raise ImageError(f"{path}: cannot be read: {exc.strerror or exc}") from None
-        if digest in seen:
-            raise VisionADError(f"calibration: {path} and {seen[digest]} are the same image; give each once")
-        seen[digest] = path
-    return seen
+        if digest in images:
+            raise VisionADError(f"calibration: {path} and {images[digest]} are the same image; give each once")
+        images[digest] = path
+    return images

@@ -1,6 +1,7 @@
-"""Which of many good images to enroll, so that the other good ones score lowest.
+"""Selection: which of many good images to enroll, so that the other good images get the lowest scores.
 
-The score is the one that inspection uses, so it speaks of the very false rejects a line would see. Evidence: ``docs/presets.md``.
+The score is that of an inspection, so it predicts false rejects of a line. Evidence:
+``docs/guides/presets.md``.
 """
 
 from __future__ import annotations
@@ -13,21 +14,20 @@ from numpy.typing import NDArray
 
 from ..bank.memory_bank import ClassBank
 from ..bank.names import normalize_class_name
-from ..bank.supports import read_supports
+from ..bank.supports import load_support, read_supports
 from ..errors import VisionADError
-from ..formats.files import sha256_bytes
 from ..formats.manifest import ViewName
 from ..images import decode
 from ..inspector import Inspector
 from ..preprocess import prepare, query_views
-from ..scoring.score import Distances, SearchBank, nearest_distances, patch_weights, score_distances, weighed
+from ..scoring.score import Distances, SearchBank, apply_weights, nearest_distances, patch_weights, score_distances
 from ..scoring.spec import ScoringSpec
 from ..search import nearest
 
 F32 = NDArray[np.float32]
 
 MAX_CANDIDATES = 24
-"""Candidates scored against each other. More are first thinned out by class token: every pair takes a search, and all are held."""
+"""Maximum number of candidates that are scored against each other: each pair takes a search and memory. More are reduced first."""
 
 
 def select_support(
@@ -39,23 +39,27 @@ def select_support(
     bit_depth: int | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> list[Path]:
-    """Return the ``count`` good images that, once enrolled, let the other good ones score lowest.
+    """Select the good images which, once enrolled, give the other good images the lowest scores.
 
-    Greedy: each choice minimises the mean score of the images not chosen, on top of what the class holds already; ties go to the
-    first. Beyond :data:`MAX_CANDIDATES` images, :func:`k_center_greedy` takes so many by class token first.
+    The selection is greedy: each step minimizes the mean score of the images not selected, given those selected and enrolled so
+    far. Ties go to the first image. If there are more than :data:`MAX_CANDIDATES` images, :func:`k_center_greedy` first reduces
+    them to this number, by class token.
 
     Args:
-        inspector: with a bank. Its scoring says how to score.
-        name: of the class, which need not exist yet.
+        inspector: inspector with a bank. Its scoring is used.
+        name: the class, which need not exist.
         paths: good images.
-        count: how many to choose, at most :data:`MAX_CANDIDATES`.
+        count: number of images to select, at most :data:`MAX_CANDIDATES`.
         bit_depth: bits that the camera fills in 16-bit files.
-        step: called once an image.
+        step: called once per image.
+
+    Returns:
+        The selected paths, in the order of selection.
 
     Raises:
-        ImageError: unreadable, or the same image twice.
-        VisionADError: fewer images than ``count``, or too many to choose.
-        BankError: no bank.
+        ImageError: An image cannot be read or is given twice.
+        VisionADError: There are fewer images than ``count``, or ``count`` is too large.
+        BankError: The inspector has no bank.
     """
     if not 1 <= count <= len(paths):
         raise VisionADError(f"--choose {count}: expected 1 to {len(paths)}, as many images as were found")
@@ -64,8 +68,8 @@ def select_support(
             f"--choose {count}: at most {MAX_CANDIDATES} can be chosen; enroll more with --shots {count}"
         )
     supports = read_supports(paths, bit_depth)
-    thinned = len(paths) > MAX_CANDIDATES
-    if thinned:
+    is_reduced = len(paths) > MAX_CANDIDATES
+    if is_reduced:
         tokens = []
         for path in paths:
             prepared = prepare(decode.load(path, bit_depth), inspector.manifest.identity.preprocess)
@@ -73,47 +77,45 @@ def select_support(
             assert encoded.cls is not None
             tokens.append(encoded.cls[0])
             step()
-        kept = sorted(k_center_greedy(np.stack(tokens), MAX_CANDIDATES))
-        paths, supports = [paths[i] for i in kept], [supports[i] for i in kept]
+        centers = sorted(k_center_greedy(np.stack(tokens), MAX_CANDIDATES))
+        paths, supports = [paths[i] for i in centers], [supports[i] for i in centers]
     bank = inspector.bank
-    known = bank.classes.get(normalize_class_name(name)) if bank is not None else None
-    if known is not None:
-        enrolled = {image.sha256 for image in known.entry.images}
-        fresh = [i for i, s in enumerate(supports) if s.sha256 not in enrolled]
-        if len(fresh) < count:
-            raise VisionADError(
-                f"--choose {count}: only {len(fresh)} of the images are not enrolled in {name!r} already"
-            )
-        paths, supports = [paths[i] for i in fresh], [supports[i] for i in fresh]
+    enrolled = bank.classes.get(normalize_class_name(name)) if bank is not None else None
+    if enrolled is not None:
+        digests = {image.sha256 for image in enrolled.entry.images}
+        new = [i for i, support in enumerate(supports) if support.sha256 not in digests]
+        if len(new) < count:
+            raise VisionADError(f"--choose {count}: only {len(new)} of the images are not enrolled in {name!r} already")
+        paths, supports = [paths[i] for i in new], [supports[i] for i in new]
     candidates = []
     for path, support in zip(paths, supports, strict=True):
-        data = decode.read_bytes(path)
-        if sha256_bytes(data) != support.sha256:
-            raise VisionADError(f"{path}: changed while it was being read; nothing was enrolled")
-        candidates.append(inspector.encode_class(name, support, decode.decode(data, path, bit_depth)))
-        if not thinned:
+        candidates.append(inspector.encode_class(name, support, load_support(path, support, bit_depth)))
+        if not is_reduced:
             step()
-    return [paths[i] for i in _cover(candidates, known, inspector.scoring, count)]
+    return [paths[i] for i in _select(candidates, enrolled, inspector.scoring, count)]
 
 
 def k_center_greedy(tokens: F32, count: int) -> list[int]:
-    """Return the row nearest to all (smallest summed cosine distance), then each time the one farthest from those taken.
+    """Choose rows that cover all rows: first the one with the smallest summed cosine distance, then each time the farthest.
 
     Args:
         tokens: float32 (N, D), unit rows.
-        count: how many rows, 1 to N. Ties go to the first.
+        count: number of rows to choose, 1 to N.
+
+    Returns:
+        Row numbers, in the order of choice. Ties go to the first row.
     """
-    apart = 1.0 - tokens.astype(np.float64) @ tokens.astype(np.float64).T
-    taken = [int(apart.sum(axis=1).argmin())]
-    while len(taken) < count:
-        gap = apart[:, taken].min(axis=1)
-        gap[taken] = -1.0
-        taken.append(int(gap.argmax()))
-    return taken
+    distances = 1.0 - tokens.astype(np.float64) @ tokens.astype(np.float64).T
+    centers = [int(distances.sum(axis=1).argmin())]
+    while len(centers) < count:
+        to_nearest = distances[:, centers].min(axis=1)
+        to_nearest[centers] = -1.0
+        centers.append(int(to_nearest.argmax()))
+    return centers
 
 
 def search_rows(bank: ClassBank) -> SearchBank:
-    """Return the search of a class's plain rows: a bank that is searched a few times is not worth an index."""
+    """Return the search of a class's plain rows. An index is not worth it for a bank that is searched a few times."""
 
     def search(view: ViewName, patch: F32) -> F32:
         return nearest(patch, bank.rows(view)).distance
@@ -121,33 +123,34 @@ def search_rows(bank: ClassBank) -> SearchBank:
     return search
 
 
-def _cover(candidates: Sequence[ClassBank], known: ClassBank | None, spec: ScoringSpec, count: int) -> list[int]:
-    queries = [candidate.upright(0, spec.views) for candidate in candidates]
+def _select(candidates: Sequence[ClassBank], enrolled: ClassBank | None, spec: ScoringSpec, count: int) -> list[int]:
+    """Return the indices of the selected candidates, each a class with one support."""
+    queries = [candidate.unrotated(0, spec.views) for candidate in candidates]
     weights = [patch_weights(tokens, spec) for tokens in queries]
 
     def distances_to(bank: ClassBank) -> list[Distances]:
         search = search_rows(bank)
-        return [weighed(nearest_distances(q, search), w) for q, w in zip(queries, weights, strict=True)]
+        return [apply_weights(nearest_distances(q, search), w) for q, w in zip(queries, weights, strict=True)]
 
     pairs = [distances_to(candidate) for candidate in candidates]
-    now = distances_to(known) if known is not None else None
-    chosen: list[int] = []
-    while len(chosen) < count:
+    current = distances_to(enrolled) if enrolled is not None else None
+    selected: list[int] = []
+    while len(selected) < count:
         best: tuple[float, int] | None = None
         for j in range(len(candidates)):
-            if j in chosen:
+            if j in selected:
                 continue
-            rest = [i for i in range(len(candidates)) if i not in chosen and i != j]
-            scores = [score_distances(_nearer(pairs[j][i], now[i] if now else None), spec).score for i in rest]
-            value = float(np.mean(scores)) if scores else 0.0
-            if best is None or value < best[0]:
-                best = value, j
+            rest = [i for i in range(len(candidates)) if i not in selected and i != j]
+            scores = [score_distances(_minimum(pairs[j][i], current[i] if current else None), spec).score for i in rest]
+            mean_score = float(np.mean(scores)) if scores else 0.0
+            if best is None or mean_score < best[0]:
+                best = mean_score, j
         assert best is not None
-        chosen.append(best[1])
-        now = [_nearer(pairs[best[1]][i], now[i] if now else None) for i in range(len(candidates))]
-    return chosen
+        selected.append(best[1])
+        current = [_minimum(pairs[best[1]][i], current[i] if current else None) for i in range(len(candidates))]
+    return selected
 
 
-def _nearer(a: Distances, b: Distances | None) -> Distances:
-    """Distances to two banks together."""
+def _minimum(a: Distances, b: Distances | None) -> Distances:
+    """Return the distances to the union of two banks."""
     return a if b is None else {view: np.minimum(distance, b[view]) for view, distance in a.items()}

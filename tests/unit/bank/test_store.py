@@ -26,7 +26,7 @@ from visionad_runtime.bank.folder import UNDO_DEPTH, restorable_versions
 from visionad_runtime.bank.store import Bank, verify
 from visionad_runtime.errors import BankError, VisionADError
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, SupportImage
-from visionad_runtime.preprocess import bank_blocks
+from visionad_runtime.preprocess import encoding_names
 
 from tests.data import ROOT
 
@@ -46,7 +46,7 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def image(number: int) -> tuple[SupportImage, np.ndarray, np.ndarray]:
     """Support image ``number``: record, patch tokens (B, 1, P, D), class tokens (B, 1, Dc)."""
     rng = np.random.default_rng(number)
-    blocks = len(bank_blocks(VIEWS))
+    blocks = len(encoding_names(VIEWS))
     return (
         SupportImage(sha256=f"{number:064x}", source=f"{number}.png"),
         unit(rng, blocks, 1, 4, 8),
@@ -307,8 +307,8 @@ def test_a_damaged_class_can_be_taken_out_and_enrolled_again(bank: Bank) -> None
     add(bank, "bolt", 2)
     _flip_byte(bank.folder / bank.classes["bolt"].entry.file)
     with pytest.raises(BankError, match="no class 'gear'; it has 'bolt', 'nut'"):
-        Bank.drop(bank.folder, "gear")
-    assert Bank.drop(bank.folder, "bolt") == 3
+        Bank.remove_offline(bank.folder, "gear")
+    assert Bank.remove_offline(bank.folder, "bolt") == 3
     again = Bank.open(bank.folder)
     add(again, "bolt", 2)
     assert content(Bank.open(bank.folder)) == {"nut": [1], "bolt": [2]}
@@ -460,7 +460,7 @@ def test_two_writers_lose_nothing(bank: Bank) -> None:
 def test_a_lock_held_too_long_is_said(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     add(bank, "bolt", 1)
     monkeypatch.setattr(lock, "LOCK_SECONDS", 0.1)
-    with lock._locked(bank.folder), pytest.raises(BankError, match="being changed by another process"):
+    with lock.writer_lock(bank.folder), pytest.raises(BankError, match="being changed by another process"):
         add(bank, "bolt", 2)
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
 

@@ -143,7 +143,7 @@ def test_where_the_runtime_cannot_use_the_gpu_the_chain_is_the_hosts(
         FakeDevice.gpu |= gpu
         FakeDevice.missing = None if gpu else "the GPU is reached by pycuda, which is missing"
         with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:
-            assert isinstance(inspector.engine, OrtDeviceEngine) and isinstance(inspector.chain, HostPipeline)
+            assert isinstance(inspector.engine, OrtDeviceEngine) and isinstance(inspector.pipeline, HostPipeline)
             # any thread may call it, and ONNX Runtime keeps each thread's graphs
             assert inspector.engine.info["operators"] == "operators as in the file, no CUDA graph"
         assert f"stay on the CPU: {why}" in caplog.text
@@ -158,7 +158,7 @@ def test_a_chain_that_differs_from_the_hosts_is_not_used(
 
     monkeypatch.setitem(FakeDevice.kernels, "top_mean", wrong)
     with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:
-        assert isinstance(inspector.engine, OrtStreamEngine) and isinstance(inspector.chain, HostPipeline)
+        assert isinstance(inspector.engine, OrtStreamEngine) and isinstance(inspector.pipeline, HostPipeline)
         assert "self-test of the device chain failed at score" in inspector.engine.info["chain"]
     assert "stay on the CPU: self-test of the device chain failed at score" in caplog.text
 

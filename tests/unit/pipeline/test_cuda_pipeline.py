@@ -58,7 +58,7 @@ def both(
         one.enroll("disc", [part(0), part(1)])
         one.enroll("grid", [part(0, kind="grid")])
     yield opened[0], opened[1]
-    opened[0].chain.close()  # type: ignore[attr-defined]
+    opened[0].pipeline.close()  # type: ignore[attr-defined]
 
 
 def check(found: Result, wanted: Result) -> None:
@@ -126,7 +126,7 @@ def test_who_is_interrupted_keeps_no_camera(handed: bool, monkeypatch: pytest.Mo
 
 def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> None:
     on_gpu, on_cpu = both
-    assert isinstance(on_gpu.chain, CudaPipeline) and isinstance(on_cpu.chain, HostPipeline)
+    assert isinstance(on_gpu.pipeline, CudaPipeline) and isinstance(on_cpu.pipeline, HostPipeline)
     assert on_gpu.engine.info["chain"].startswith("on the GPU")
     images = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(4)]
     images.append(np.repeat(np.repeat(part(4), 12, axis=0), 16, axis=1))  # 1152 x 2048: room is made for it
@@ -212,7 +212,7 @@ def test_the_images_of_a_call_are_under_way_together(
     both: tuple[Inspector, Inspector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu, on_cpu = both
-    assert on_gpu.chain.cameras == 2 and on_gpu.chain.max_batch_size() == 1
+    assert on_gpu.pipeline.cameras == 2 and on_gpu.pipeline.max_batch_size() == 1
     together, plain, calls = threading.Barrier(2), CudaExecutor.encode, itertools.count()
 
     def encode(*args: Any) -> Any:
@@ -232,7 +232,7 @@ def test_the_images_of_a_call_are_under_way_together(
 @pytest.mark.parametrize("both", ["tensorrt"], indirect=True)
 def test_all_memory_is_told(both: tuple[Inspector, Inspector]) -> None:
     on_gpu, on_cpu = both
-    assert not any(on_cpu.chain.memory().values())
+    assert not any(on_cpu.pipeline.memory().values())
     device = DeviceThread.of(0).run(lambda device: device)
 
     def taken() -> int:
@@ -241,14 +241,14 @@ def test_all_memory_is_told(both: tuple[Inspector, Inspector]) -> None:
     buffers = 4 * 3 * (3 * 64 * 64 + 16 * 192 + on_gpu.manifest.identity.class_token_dim)
     assert on_gpu.engine.info["memory"] == "activation 2 x 0 MiB, weights 0 MiB"
     for _ in range(2):
-        told = on_gpu.chain.memory()
+        told = on_gpu.pipeline.memory()
         assert told["chain"] + told["banks"] + buffers + 8192 + 2 * 4096 == taken()
         assert told["page_locked"] + buffers == sum(array.nbytes for array in device._pinned)
         on_gpu.inspect(np.zeros((1200, 2000, 3), np.uint8))  # room is made for it
     assert told["banks"] > 3 * 6 * 16 * 192 * (4 + 2)
     on_gpu.enroll("more", [part(40)])
     on_gpu.inspect(part(40))
-    assert on_gpu.chain.memory()["banks"] > told["banks"]
+    assert on_gpu.pipeline.memory()["banks"] > told["banks"]
     assert on_gpu.engine.info["chain memory"].endswith("MiB page-locked on the host; banks are added")
 
 
@@ -336,13 +336,13 @@ def test_a_class_is_enrolled_while_others_inspect(both: tuple[Inspector, Inspect
         ("rescore", "search"),
         ("fuse_map", "map"),
         ("top_mean", "score"),
-        ("top_mean", "edge"),
+        ("top_mean", "cutoff"),
     ],
 )
 def test_a_wrong_kernel_is_found_when_opened(gpu: type[FakeDevice], own_model: Path, kernel: str, stage: str) -> None:
     right = gpu.kernels[kernel]
     place = {"resize_down": 6, "rescore": 7, "fuse_map": 6, "top_mean": 1}[kernel]
-    which = int(stage == "edge")
+    which = int(stage == "cutoff")
 
     def wrong(device: FakeDevice, grid: Any, block: Any, *args: Any) -> None:
         right(device, grid, block, *args)
@@ -365,4 +365,4 @@ def test_no_room_for_a_larger_image_leaves_the_line_running(both: tuple[Inspecto
 
 def test_turing_keeps_the_hosts_chain(gpu: type[FakeDevice], own_model: Path) -> None:
     gpu.gpu["capability"] = (7, 5)
-    assert isinstance(Inspector.open(own_model, backend="tensorrt").chain, HostPipeline)
+    assert isinstance(Inspector.open(own_model, backend="tensorrt").pipeline, HostPipeline)

@@ -58,7 +58,7 @@ def image(seed: int, height: int = 30, width: int = 40) -> U8:
 
 
 def enroll(name: str, seeds: Sequence[int], views: tuple[ViewName, ...] = VIEWS) -> Class:
-    blocks = preprocess.bank_blocks(views)
+    blocks = preprocess.encoding_names(views)
     supports = [preprocess.support_encodings(preprocess.prepare(image(s), SPEC), blocks) for s in seeds]
     features = np.stack([np.stack([encode_row(e)[0] for e in encodings]) for encodings in supports], axis=1)
     return Class(name, features, blocks)
@@ -88,7 +88,7 @@ def check(found: ExecutorOutput, right: ExecutorOutput) -> None:
     for view, grid in right.distances.items():
         np.testing.assert_array_max_ulp(found.distances[view], grid, maxulp=1)
     np.testing.assert_allclose(found.anomaly_map, right.anomaly_map, rtol=0, atol=1e-6)
-    assert abs(found.score - right.score) < 1e-6 and abs(found.edge - right.edge) < 1e-6
+    assert abs(found.score - right.score) < 1e-6 and abs(found.cutoff - right.cutoff) < 1e-6
     assert found.anomaly_map.dtype == np.float32 and found.anomaly_map.shape == (256, 256)
 
 
@@ -211,7 +211,7 @@ def test_the_scorings_fraction_of_the_map_makes_the_score(line: Callable[..., Li
     one = line(scoring=ScoringSpec(top_fraction=share))
     for _ in range(2):
         found = one.inspect([image(0)], [BOLT])[0]
-        assert (found.score, found.edge) == top_k_mean(found.anomaly_map, share)
+        assert (found.score, found.cutoff) == top_k_mean(found.anomaly_map, share)
 
 
 def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:

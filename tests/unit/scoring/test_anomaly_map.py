@@ -132,7 +132,7 @@ def test_the_share_of_the_map_that_makes_the_score(share: float, count: int) -> 
     )
     mean, edge = anomaly_map.top_k_mean(field, share)
     assert (mean, edge) == (anomaly_map.image_score(field, share), np.sort(field.ravel())[-count])
-    found = regions.regions(field, ONE_TO_ONE, edge, reached=True)
+    found = regions.regions(field, ONE_TO_ONE, edge, inclusive=True)
     assert max(r.score for r in found) == field.max()
     assert count == 65536 or sum(r.score for r in found) > 0
 
@@ -280,21 +280,21 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("reached", [False, True])
+@pytest.mark.parametrize("inclusive", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95, 0.999, 1.0])  # from all of the map to nothing, or its highest only
 @pytest.mark.parametrize("kind", FIELDS)
-def test_regions_are_the_areas_one_by_one(kind: str, share: float, reached: bool) -> None:
+def test_regions_are_the_areas_one_by_one(kind: str, share: float, inclusive: bool) -> None:
     field = FIELDS[kind].astype(np.float32)
     level = float(np.nanquantile(field, share, method="lower"))
-    hot = field >= level if reached else field > level
+    hot = field >= level if inclusive else field > level
     geometry = geometry_of(1000, 70)
     if not hot.any():
-        assert regions.regions(field, geometry, level, reached=reached) == ()
+        assert regions.regions(field, geometry, level, inclusive=inclusive) == ()
     if labels_of(hot)[1] > 400:
         hot[:, 40:] = False  # the literal way takes its time
         field[:, 40:] = -1
     wanted = literal_regions(hot, field, geometry)
-    found = regions.regions(field, geometry, level, reached=reached)
+    found = regions.regions(field, geometry, level, inclusive=inclusive)
     assert Counter(found) == Counter(wanted)
     assert [(-r.score, r.bbox) for r in found] == sorted((-r.score, r.bbox) for r in found)
 
@@ -374,7 +374,7 @@ def test_from_the_edge_on_exactly_the_655_score_pixels_count() -> None:
     for rank, i in enumerate(order):
         field[places[i][1], places[i][0]] = 1 + rank / len(places)
     mean, edge = anomaly_map.top_k_mean(field)
-    found = regions.regions(field, ONE_TO_ONE, edge, reached=True)
+    found = regions.regions(field, ONE_TO_ONE, edge, inclusive=True)
     hottest = [places[i] for i in order[::-1][:TOP]]
     assert [r.bbox for r in found] == [(u, v, 1, 1) for u, v in hottest]
     assert np.mean([r.score for r in found]) == pytest.approx(mean, rel=1e-12)
@@ -385,15 +385,15 @@ def test_a_constant_map(value: float) -> None:
     field = cold() + np.float32(value)
     assert anomaly_map.top_k_mean(field) == (value, value)
     assert regions.regions(field, ONE_TO_ONE, value) == ()
-    whole = regions.regions(field, ONE_TO_ONE, value, reached=True)  # every pixel ties with the 655th
+    whole = regions.regions(field, ONE_TO_ONE, value, inclusive=True)  # every pixel ties with the 655th
     assert [(r.bbox, r.score) for r in whole] == [((0, 0, 256, 256), value)]
 
 
-@pytest.mark.parametrize(("level", "reached"), [(1.0, True), (0.5, False)])
-def test_a_image_of_one_pixel(level: float, reached: bool) -> None:
+@pytest.mark.parametrize(("level", "inclusive"), [(1.0, True), (0.5, False)])
+def test_a_image_of_one_pixel(level: float, inclusive: bool) -> None:
     field = cold()
     field[40:90, 40:90] = field[200:240, 100:180] = 1
-    found = regions.regions(field, geometry_of(1, 1), level, reached=reached)
+    found = regions.regions(field, geometry_of(1, 1), level, inclusive=inclusive)
     assert len(found) == 2
     assert all(r.bbox == (0, 0, 1, 1) and set(r.polygon) == {(0, 0)} for r in found)
 

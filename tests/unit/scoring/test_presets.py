@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from visionad_runtime import VisionADError, __version__
+from visionad_runtime import VisionADError, _deprecated
 from visionad_runtime.cli.main import run
 from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.inspector import Inspector
@@ -50,22 +50,17 @@ def test_the_presets_there_are() -> None:
 
 
 def test_every_preset_has_a_row_in_the_docs() -> None:
-    text = GUIDE.parents[1].joinpath("presets.md").read_text()
+    text = GUIDE.with_name("presets.md").read_text()
     for name in catalog.preset_names():
         assert f"| `{name}`" in text
 
 
-@pytest.mark.parametrize(("old", "name"), [("sharp", "full-image"), ("keen", "full-image-weighted")])
-def test_old_names_are_accepted_with_a_notice(old: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("old", _deprecated.PRESETS)
+def test_old_names_are_accepted_with_a_notice(old: str, caplog: pytest.LogCaptureFixture) -> None:
+    name, until = _deprecated.PRESETS[old]
     logging.getLogger("visionad").setLevel(logging.WARNING)
     assert load_preset(old) == load_preset(name)
-    assert f"preset {old} is now called {name}; release {catalog.RENAMED_UNTIL} drops the old name" in caplog.text
-
-
-def test_old_names_are_dropped_in_time() -> None:
-    """When this fails: delete ``RENAMED`` and ``RENAMED_UNTIL`` of ``catalog.py``, and these two tests."""
-    now, until = (tuple(map(int, v.split(".")[:2])) for v in (__version__, catalog.RENAMED_UNTIL))
-    assert now < until
+    assert f"preset {old} is now called {name}; release {until} drops the old name" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_the_weight_is_its_definition(side: int, dim: int, apart: float) -> None
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     patch = tokens(1, 28, 192)
-    monkeypatch.setattr(module, "BLOCK", 100)
+    monkeypatch.setattr(module, "BATCH", 100)
     alone = self_similarity_weight(patch, 28, threads=1)
     for threads in (2, 3, 7):
         np.testing.assert_array_equal(self_similarity_weight(patch, 28, threads), alone)

@@ -59,7 +59,7 @@ def test_descriptions() -> None:
     assert PAPER.describe() == "views original,flip,clamp over 0.01 of the map"
     assert (
         ScoringSpec(("original",), 0.002, True).describe()
-        == "views original over 0.002 of the map of weighed distances"
+        == "views original over 0.002 of the map of weighted distances"
     )
 
 
@@ -107,6 +107,6 @@ def test_score_tokens_is_the_chain_of_its_parts(self_similarity: bool) -> None:
 def test_an_inspector_scores_as_its_model_says(tiny_model: Path) -> None:
     manifest = read_manifest(tiny_model, ModelManifest)
     with Inspector.open(tiny_model, threads=1) as inspector:
-        assert inspector.scoring == ScoringSpec.of(manifest) == PAPER == inspector.chain.scoring
+        assert inspector.scoring == ScoringSpec.of(manifest) == PAPER == inspector.pipeline.scoring
     with Inspector.open(tiny_model, threads=1, views="flip") as inspector:
         assert inspector.scoring == replace(PAPER, views=("flip",)) and inspector.views == ("flip",)

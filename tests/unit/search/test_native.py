@@ -174,7 +174,7 @@ def test_a_build_that_errs_here_is_not_used(part: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(native.Library, "nearest", wrong)
     found, unfit = native.native_library.__wrapped__()
     assert found is None and [line.split()[3] for line in unfit] == here
-    assert "gives other neighbours than NumPy on this box" in unfit[0]
+    assert "gives other neighbors than NumPy on this machine" in unfit[0]
 
 
 @needs_build

@@ -256,11 +256,11 @@ def with_value(value: float) -> F32:
     ("queries", "bank", "words"),
     [
         (unit(0, 3, 8), np.empty((0, 8), np.float32), "no rows"),
-        (unit(0, 3, 8), unit(1, 4, 9), r"found float32 \(3, 8\) and float32 \(4, 9\)"),
-        (unit(0, 3, 8), unit(1, 4, 8)[0], r"found float32 \(3, 8\) and float32 \(8,\)"),
-        (unit(0, 3, 8)[0], unit(1, 4, 8), r"found float32 \(8,\) and float32 \(4, 8\)"),
+        (unit(0, 3, 8), unit(1, 4, 9), r"got float32 \(3, 8\) and float32 \(4, 9\)"),
+        (unit(0, 3, 8), unit(1, 4, 8)[0], r"got float32 \(3, 8\) and float32 \(8,\)"),
+        (unit(0, 3, 8)[0], unit(1, 4, 8), r"got float32 \(8,\) and float32 \(4, 8\)"),
         (unit(0, 4, 8).reshape(2, 2, 8), unit(1, 4, 8), "expected"),
-        (unit(0, 3, 8).astype(np.float64), unit(1, 4, 8), "found float64"),
+        (unit(0, 3, 8).astype(np.float64), unit(1, 4, 8), "got float64"),
         (unit(0, 3, 8), unit(1, 4, 8).astype(np.float16), "float16"),
         (with_value(np.nan), unit(1, 4, 8), "NaN or Inf among the patch tokens"),
         (with_value(np.inf), unit(1, 4, 8), "NaN or Inf among the patch tokens"),
@@ -281,7 +281,7 @@ def test_refusals(code: str, queries: F32, bank: F32, words: str, monkeypatch: p
 
 @pytest.mark.parametrize("k", [0, 5, -1])
 def test_more_neighbours_than_rows(k: int) -> None:
-    with pytest.raises(VisionADError, match=f"expected {k} neighbours, got 4 bank rows; k is 1 to 4"):
+    with pytest.raises(VisionADError, match=f"expected {k} neighbors, got 4 bank rows; k is 1 to 4"):
         search.nearest(unit(0, 3, 8), unit(1, 4, 8), k)
 
 
@@ -422,7 +422,7 @@ def test_an_index_is_built_from_the_second_request_on_and_goes_with_its_bank() -
     assert index.index_for(owner, "flip", rows, queries) is rows
     assert index.index_for(other, "original", rows, queries) is rows
     done.set()
-    workers.settle()
+    workers.drain_background()
     built = index.index_for(owner, "original", rows, queries)
     assert index.state(owner, "original") is IndexState.READY and isinstance(built, PrunedIndex) and built.rows is rows
     assert index.index_for(owner, "original", rows, queries) is built
@@ -448,5 +448,5 @@ def test_without_an_index_the_rows_are_searched(value: float) -> None:
     index, owner = search.SearchIndex(), DeviceThread()
     for _ in range(3):
         assert index.index_for(owner, "original", rows, queries) is rows
-        workers.settle()
+        workers.drain_background()
     assert index.state(owner, "original") is IndexState.READY

@@ -42,7 +42,7 @@ def test_a_leave_one_out_score_is_the_score_the_image_would_get(
         others = [s.score for i, s in enumerate(found) if i != k]
         assert row.ratio == pytest.approx(row.score / float(np.median(others)))
     assert not any(s.is_outlier for s in found)
-    assert leave_one_out_scores(matched.without(0).without(0), inspector.scoring) == []
+    assert leave_one_out_scores(matched.leave_out(0).leave_out(0), inspector.scoring) == []
 
 
 def test_a_defect_among_the_good_is_named(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

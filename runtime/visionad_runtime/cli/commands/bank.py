@@ -114,7 +114,7 @@ def bank_remove(
     from ...bank.store import Bank
 
     if image is None:
-        version, change = Bank.drop(bank, class_name), f"remove {class_name}"
+        version, change = Bank.remove_offline(bank, class_name), f"remove {class_name}"
     else:
         opened = Bank.open(bank)
         version, change = opened.remove(class_name, image), opened.manifest.change

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ...errors import VisionADError, is_own
+from ...errors import VisionADError, is_own_module
 from ..console import complain, say, until_stopped
 from ..options import (
     BackendOption,
@@ -42,7 +42,7 @@ def serve(
         from ...web.http import listen
         from ...web.http import serve as answer_requests
     except ModuleNotFoundError as exc:
-        if is_own(exc):
+        if is_own_module(exc):
             raise
         raise VisionADError(f"serving needs {exc.name}: pip install 'visionad[serve]'") from None
     from ...inspector import Inspector

@@ -28,11 +28,11 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class ExecutorOutput:
-    """One image's outcome: ``distances`` float32 (side, side) by view, ``anomaly_map`` float32 (256, 256), ``score`` and ``edge``
+    """One image's outcome: ``distances`` float32 (side, side) by view, ``anomaly_map`` float32 (256, 256), ``score`` and ``cutoff``
     of :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the whole batch."""
 
     distances: Mapping[ViewName, F32]
     anomaly_map: F32
     score: float
-    edge: float
+    cutoff: float
     timings: Mapping[str, float]

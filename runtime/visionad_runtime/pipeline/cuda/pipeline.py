@@ -158,7 +158,7 @@ class CudaPipeline:
         timings = _share(laps, route, whole, len(rgbs))
         return [
             PipelineOutput(
-                one.distances, one.anomaly_map, one.score, one.edge, timings,
+                one.distances, one.anomaly_map, one.score, one.cutoff, timings,
                 None if cls is None else cls[i], None if images is None else images[i], None if patch is None else patch[i],
             )
             for i, one in enumerate(found)

@@ -15,7 +15,7 @@ from ...cuda.kernels import Kernels
 from ...cuda.memory import Memory
 from ...errors import VisionADError
 from ...formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
-from ...preprocess import view_blocks
+from ...preprocess import view_slice
 from ...scoring.anomaly_map import top_pixels
 from ...scoring.spec import ScoringSpec
 from . import work_tables as plan
@@ -145,7 +145,7 @@ class ResidentBank:
 def _blocks_of(bank: ClassBankLike, view: ViewName) -> slice | None:
     """The view's run of blocks, or ``None`` where not all of them were enrolled."""
     try:
-        run = view_blocks(bank.blocks, view)
+        run = view_slice(bank.blocks, view)
     except ValueError:
         return None
     return run if run.stop <= len(bank.blocks) else None

@@ -62,7 +62,7 @@ def _copy_rows(to: NDArray[np.uint8], source: NDArray[np.uint8], step: int, end:
 
 @dataclass(frozen=True)
 class _Host:
-    """Page-locked results. ``scores`` (rows, 2): score and edge."""
+    """Page-locked results. ``scores`` (rows, 2): score and cutoff."""
 
     cls: F32
     distance: F32
@@ -205,8 +205,8 @@ class Slot:
         if not np.isfinite(rows).all():
             raise VisionADError(BROKEN_TOKENS)
         return [
-            ExecutorOutput(dict(zip(views, rows[i], strict=True)), maps[i], score, edge, timings)
-            for i, (score, edge) in enumerate(scores)
+            ExecutorOutput(dict(zip(views, rows[i], strict=True)), maps[i], score, cutoff, timings)
+            for i, (score, cutoff) in enumerate(scores)
         ]
 
     # -- on the owner's thread -----------------------------------------------------------------------------------------

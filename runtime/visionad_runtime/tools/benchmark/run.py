@@ -270,7 +270,7 @@ class _Run:
             entries[name] = {
                 "details": dict(inspector.engine.info),
                 "precision": inspector.engine.precision,
-                "chain_memory_mb": {k: round(v / 1e6, 1) for k, v in inspector.chain.memory().items()},
+                "chain_memory_mb": {k: round(v / 1e6, 1) for k, v in inspector.pipeline.memory().items()},
                 "group": inspector.engine.batch_size,
                 "stages": stages[name],
                 "batches": batches[name],

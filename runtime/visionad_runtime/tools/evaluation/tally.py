@@ -229,7 +229,7 @@ def _render(
         mask = np.asarray(laid) > 0
     prediction = one.prediction
     _, edge = top_k_mean(prediction.anomaly_map, scoring.top_fraction)
-    hot = regions(prediction.anomaly_map, geometry, edge, reached=True)
+    hot = regions(prediction.anomaly_map, geometry, edge, inclusive=True)
     drawn = draw_overlay(
         rgb, prediction.anomaly_map, geometry, hot, prediction.verdict, prediction.score, None,
         prediction.class_name, scale, caption=False,

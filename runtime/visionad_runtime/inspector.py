@@ -20,10 +20,9 @@ from .bank.memory_bank import ClassBank, Snapshot
 from .bank.names import normalize_class_name, unknown_class_message
 from .bank.routing import THRESHOLDS, Route, Router
 from .bank.store import Bank
-from .bank.supports import load_support, read_supports
+from .bank.supports import array_supports, check_new, load_support, read_supports
 from .engine.base import Engine, Tokens
 from .errors import BankError, VisionADError
-from .formats.files import sha256_bytes
 from .formats.manifest import ClassEntry, ModelManifest, SupportImage, ViewName, parse_precision
 from .formats.model_folder import read_model
 from .images import arrays, discover, pixels, reader
@@ -449,8 +448,7 @@ class Inspector:
         """
         decoded = arrays.from_arrays(images, colour if color is None else color)
         rgbs = [pixels.to_rgb(image) if image.ndim == 2 else image for image in decoded]  # gray and RGB give one digest
-        supports = [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array") for rgb in rgbs]
-        return self.enroll_encoded(name, supports, [self.encode_support(rgb) for rgb in rgbs])
+        return self.enroll_encoded(name, array_supports(rgbs), [self.encode_support(rgb) for rgb in rgbs])
 
     def enroll_files(
         self,
@@ -477,11 +475,8 @@ class Inspector:
         """
         files = list(discover.as_paths(paths))
         supports = read_supports(files, bit_depth)
-        old = self.bank.classes.get(normalize_class_name(name)) if self.bank is not None else None
-        enrolled = {image.sha256 for image in old.entry.images} if old is not None else set()
-        for support in supports:  # fail before minutes of encoding; the bank checks again when it commits
-            if (digest := support.sha256) in enrolled:
-                raise BankError(f"class {name!r}: {support.source} is enrolled already (sha256 {digest[:12]})")
+        # fail before minutes of encoding; the bank checks again when it commits
+        check_new(self._require_bank().classes, name, supports)
         encoded = []
         for path, support in zip(files, supports, strict=True):
             encoded.append(self.encode_support(load_support(path, support, bit_depth)))

@@ -147,7 +147,7 @@ def test_shots_and_seed_choose(
             "bank",
             "add",
             str(tiny_model),
-            str(tmp_path / "k"),
+            str(tmp_path / name),
             "--class",
             name,
             folder,
@@ -158,7 +158,7 @@ def test_shots_and_seed_choose(
         ]
         assert run(args) == 0
         capsys.readouterr()
-        assert run(["bank", "info", str(tmp_path / "k"), "--json"]) == 0
+        assert run(["bank", "info", str(tmp_path / name), "--json"]) == 0
         images = json.loads(capsys.readouterr().out)["classes"][name]["images"]
         assert [Path(i["source"]) for i in images] == [good[i] for i in expected]
 

@@ -193,6 +193,8 @@ def _delete_unneeded(folder: Path, manifest: BankManifest) -> None:
     for path in (*(folder / "classes").iterdir(), *(folder / HISTORY).iterdir()):
         if path not in files:
             path.unlink()
+    for path in folder.glob(".*.tmp"):  # left by a kill
+        path.unlink()
 
 
 def restorable_versions(folder: Path) -> dict[int, Path]:

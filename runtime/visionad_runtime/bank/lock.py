@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import BankError
+from ..formats.files import try_lock
 
 LOCK_SECONDS = 30.0
 """How long a writer waits for another one."""
@@ -30,28 +30,8 @@ def writer_lock(folder: Path) -> Iterator[None]:
         raise BankError(f"cannot write to bank {folder}: {exc.strerror}; nothing was changed") from None
     with handle:
         deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(handle.fileno()):
+        while not try_lock(handle.fileno()):
             if time.monotonic() > deadline:
                 raise BankError(f"bank {folder} is being changed by another process; try again when it has finished")
             time.sleep(0.05)
         yield
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(fd: int) -> bool:
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-else:
-    import fcntl
-
-    def _try_lock(fd: int) -> bool:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -46,6 +46,7 @@ from .folder import (
 from .lock import writer_lock
 from .memory_bank import ClassBank, Snapshot
 from .names import check_class_name, normalize_class_name, unknown_class_message
+from .supports import check_new
 
 F32 = NDArray[np.float32]
 MIN_SHA256_PREFIX = 4
@@ -160,11 +161,8 @@ class Bank:
         with self._changing():
             self._check_tensors(len(images), features, class_tokens)
             old = self.classes.get(name)
+            check_new(self.classes, name, images)
             images = (*(old.entry.images if old else ()), *images)
-            digests = [image.sha256 for image in images]
-            for image in images:
-                if digests.count(image.sha256) > 1:
-                    raise BankError(f"class {name!r}: {image.source} is enrolled already (sha256 {image.sha256[:12]})")
             if old is not None:
                 features = np.concatenate([old.features, features], axis=1)
                 class_tokens = np.concatenate([old.class_tokens, class_tokens], axis=1)

@@ -1,14 +1,21 @@
-"""Support records of image files."""
+"""Support records of files and arrays, and their comparison with those of a bank."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from ..errors import ImageError
+from ..errors import BankError, ImageError
 from ..formats.files import sha256_bytes
-from ..formats.manifest import SupportImage
-from ..images import decode, pixels
+from ..formats.manifest import ClassEntry, SupportImage
+from ..images import decode
+from ..images.pixels import RGB8, pixel_digest
+
+
+class _Class(Protocol):
+    @property
+    def entry(self) -> ClassEntry: ...
 
 
 def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[SupportImage]:
@@ -19,21 +26,76 @@ def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[S
         bit_depth: bits that the camera fills in 16-bit files.
 
     Raises:
-        ImageError: A file cannot be read, or two files are identical.
+        ImageError: A file cannot be read, or two files hold the same pixels.
     """
-    supports: list[SupportImage] = []
+    supports: dict[str, SupportImage] = {}
     for path in paths:
         data = decode.read_bytes(path)
-        decode.decode(data, path, bit_depth)
-        digest = sha256_bytes(data)
-        duplicate = next((support.source for support in supports if support.sha256 == digest), None)
-        if duplicate is not None:
-            raise ImageError(f"{path} and {duplicate} are the same image; give each once")
-        supports.append(SupportImage(sha256=digest, source=str(path.absolute())))
-    return supports
+        pixels = pixel_digest(decode.decode(data, path, bit_depth))
+        if pixels in supports:
+            raise ImageError(f"{path} and {supports[pixels].source} are the same image; give each once")
+        supports[pixels] = SupportImage(
+            sha256=sha256_bytes(data), source=str(path.absolute()), pixels=pixels, bit_depth=bit_depth
+        )
+    return list(supports.values())
 
 
-def load_support(path: Path, support: SupportImage, bit_depth: int | None = None) -> pixels.RGB8:
+def array_supports(rgbs: Iterable[RGB8]) -> list[SupportImage]:
+    """Records of support images given as arrays, uint8 (H, W, 3) RGB."""
+    return [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array", pixels=pixel_digest(rgb)) for rgb in rgbs]
+
+
+def check_new(classes: Mapping[str, _Class], name: str, images: Iterable[SupportImage]) -> None:
+    """Refuse images that a bank holds already, in whichever class and file format.
+
+    One image in two classes would make routing a matter of the alphabet.
+
+    Args:
+        classes: of the bank, by name.
+        name: class that the images are meant for.
+        images: to enroll.
+
+    Raises:
+        BankError: one is enrolled already, or given twice.
+    """
+    owners = {digest: owner for owner, held in classes.items() for one in held.entry.images for digest in _digests(one)}
+    for image in images:
+        owner = next((owners[digest] for digest in _digests(image) if digest in owners), None)
+        if owner is not None:
+            raise BankError(
+                f"class {name!r}: {image.source} is enrolled already, as {owner} (sha256 {image.sha256[:12]})"
+            )
+        owners |= dict.fromkeys(_digests(image), name)
+
+
+def depth_warnings(classes: Mapping[str, _Class], class_name: str | None, bit_depth: int | None) -> list[str]:
+    """Return a line for each class whose images were enrolled or calibrated with another bit depth.
+
+    Files of 8 bits have the same gray values as those of the stated depth, so they need no warning.
+
+    Args:
+        classes: of the bank, by name.
+        class_name: the class to look at; ``None`` for all.
+        bit_depth: stated for the images that follow; ``None`` for 8-bit files.
+    """
+    lines = []
+    for name, held in classes.items() if bit_depth is not None else ():
+        record = held.entry.calibration
+        depths = {image.bit_depth for image in held.entry.images} | {record.bit_depth if record else None}
+        others = sorted(depth for depth in depths if depth not in (None, bit_depth))
+        if others and class_name in (None, name):
+            lines.append(
+                f"class {name}: enrolled or calibrated with a bit depth of {', '.join(map(str, others))}, got {bit_depth}: gray "
+                "values differ, and verdicts are not to be trusted; state the same --bit-depth, or enroll and calibrate again"
+            )
+    return lines
+
+
+def _digests(image: SupportImage) -> list[str]:
+    return [image.sha256] if image.pixels is None else [image.sha256, image.pixels]
+
+
+def load_support(path: Path, support: SupportImage, bit_depth: int | None = None) -> RGB8:
     """Decode the image file of a support record.
 
     Args:

@@ -63,6 +63,14 @@ ThreadsOption = Annotated[
 BitDepth = Annotated[
     int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files")
 ]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        help="leave out files and folders of this name or path below DIR, such as done or *_raw.*",
+    ),
+]
 KeepAlive = Annotated[
     float | None,
     typer.Option(

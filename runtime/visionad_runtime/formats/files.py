@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import VisionADError
+
+MAX_NAME_BYTES = 255
+"""Of a file name, on all common file systems."""
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:
@@ -31,7 +35,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         VisionADError: the folder cannot be written or the disk is full; ``path`` is then as it was.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    # Its length does not depend on the name: a name may have all 255 bytes that a file system allows.
+    temp = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         try:
             with open(temp, "xb") as f:
@@ -54,6 +59,27 @@ def atomic_write(path: Path, data: bytes) -> None:
         f.write(data)
 
 
+def fit_name(stem: str, suffix: str) -> str:
+    """Join stem and suffix to a file name that file systems accept.
+
+    Args:
+        stem: any text, lone surrogates of undecodable bytes included.
+        suffix: at most 200 bytes.
+
+    Returns:
+        ``stem + suffix``. If that exceeds :data:`MAX_NAME_BYTES`, the stem is cut between characters and its digest added, so that
+        different stems keep different names.
+    """
+    room = MAX_NAME_BYTES - len(os.fsencode(suffix))
+    whole = os.fsencode(stem)
+    if len(whole) <= room:
+        return stem + suffix
+    mark = f"~{sha256_bytes(whole)[:12]}"
+    while len(os.fsencode(stem)) > room - len(mark):
+        stem = stem[:-1]
+    return stem + mark + suffix
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the renames in a folder survive a power cut."""
     if os.name == "nt":  # Windows cannot open a folder for fsync; NTFS journals the rename
@@ -63,3 +89,36 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def try_lock(fd: int) -> bool:
+        """Lock an open file for this process, without waiting. The system drops the lock when the process ends.
+
+        Returns:
+            Whether it is locked now; False if another process holds it.
+        """
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+else:
+    import fcntl
+
+    def try_lock(fd: int) -> bool:
+        """Lock an open file for this process, without waiting. The system drops the lock when the process ends.
+
+        Returns:
+            Whether it is locked now; False if another process holds it.
+
+        Raises:
+            OSError: the file system has no locks.
+        """
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

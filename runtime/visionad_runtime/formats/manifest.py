@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ..errors import BankError, LostManifestError, ModelError, VisionADError
 
@@ -24,6 +34,23 @@ SCHEMA_VERSION = 1
 
 ViewName = Literal["original", "flip", "clamp"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def path_text(path: str) -> str:
+    """A path as text that UTF-8 can hold: bytes of a name that are no UTF-8 become ``\\xNN``."""
+
+    def escape(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+    return _SURROGATE.sub(escape, path)
+
+
+PathText = Annotated[str, BeforeValidator(lambda value: path_text(value) if isinstance(value, str) else value)]
+"""Where something came from, for people. File names hold any bytes."""
 
 
 class _Strict(BaseModel):
@@ -58,7 +85,7 @@ class WeightsRecord(_Strict):
     """
 
     sha256: str
-    source: str
+    source: PathText
 
 
 class FeatureIdentity(_Strict):
@@ -143,7 +170,17 @@ class ModelManifest(_Strict):
         return self
 
 
-class SupportImage(_Strict):
+class _Compatible(_Strict):
+    """A record with fields that earlier releases do not know. Those without a value are left out of the JSON."""
+
+    _added: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None or name not in self._added}
+
+
+class SupportImage(_Compatible):
     """Record of an enrolled good image.
 
     Attributes:
@@ -151,12 +188,20 @@ class SupportImage(_Strict):
         source: absolute path, or a label.
     """
 
+    _added = frozenset({"pixels", "bit_depth"})
+
     sha256: str
-    source: str
+    source: PathText
+    pixels: str | None = None
+    """``images.pixels.pixel_digest``: the same however the image is stored. Banks of earlier releases lack it."""
+    bit_depth: int | None = None
+    """Bits that the camera fills in the 16-bit file, as stated; ``None`` for 8-bit files."""
 
 
-class Calibration(_Strict):
+class Calibration(_Compatible):
     """Provenance of a threshold, for audits (``teaching/calibrate.py``)."""
+
+    _added = frozenset({"bit_depth"})
 
     method: Literal["leave-one-out", "held-out", "leave-one-out+held-out"]
     max_false_reject: float
@@ -165,13 +210,15 @@ class Calibration(_Strict):
     bound_false_reject: float
     normals: int
     scores: tuple[float, ...]
-    sources: tuple[str, ...]
+    sources: tuple[PathText, ...]
     views: tuple[ViewName, ...]
     top_share: float = 0.01
     """With ``views`` and ``rarity``, the scoring that was calibrated. ``ScoringSpec.holds_for`` compares them."""
     rarity: bool = False
     precision: Precision = "fp32"
     """Precision that the scoring engine realized. It may differ from the model's."""
+    bit_depth: int | None = None
+    """As stated for the images; ``None`` for 8-bit files."""
     created: str
 
 

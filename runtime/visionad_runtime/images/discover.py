@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ImageError, VisionADError
+from .scan import describe_passed_over, is_folder, not_listed, scan
+
+log = logging.getLogger("visionad")
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".gif"})
 
@@ -19,43 +23,49 @@ class ImageFile(NamedTuple):
     name: Path
 
 
-def find_images(paths: Iterable[Path]) -> list[ImageFile]:
+def find_images(
+    paths: Iterable[Path],
+    exclude: Iterable[str] = (),
+    errors: list[VisionADError] | None = None,
+    notes: list[str] | None = None,
+) -> list[ImageFile]:
     """Expand files and folders to images: arguments in order, each folder's images recursively, sorted by path.
 
-    Files named directly are always taken; inside folders only :data:`SUFFIXES` count and hidden files are passed over.
-    A path that does not exist is kept, so that reading it later names it as an error.
+    Files named directly are always taken. In folders only :data:`SUFFIXES` count. Hidden entries, system folders and linked folders
+    are passed over; a line counts them. A path that does not exist is kept, so that reading it later names it as an
+    error.
+
+    Args:
+        paths: files and folders.
+        exclude: patterns for entries of folders, as for :func:`~visionad_runtime.images.scan.scan`.
+        errors: receives an error for each subfolder that cannot be listed; the other images are returned. Without it the first
+            such error is raised.
+        notes: receives a line for each folder with entries that are passed over. Without it such lines go to the log.
 
     Raises:
         VisionADError: a folder holds no image, or cannot be listed.
     """
     found: list[ImageFile] = []
     for path in paths:
-        if not path.is_dir():
+        if not is_folder(path):
             found.append(ImageFile(path, Path(path.name)))
             continue
-        below = sorted(walk(path), key=lambda p: p.relative_to(path).as_posix())
-        if not below:
-            raise VisionADError(f"folder {path} holds no image (looked for {', '.join(sorted(SUFFIXES))})")
-        found += [ImageFile(p, p.relative_to(path)) for p in below]
-    return found
-
-
-def walk(folder: Path) -> list[Path]:
-    """Images below a folder, in any order: by :data:`SUFFIXES`, hidden ones passed over.
-
-    Raises:
-        VisionADError: it cannot be listed.
-    """
-
-    def refuse(exc: OSError) -> None:
-        if isinstance(exc, FileNotFoundError) and exc.filename != str(folder):
-            return  # deleted since it was seen
-        raise VisionADError(f"folder {exc.filename} cannot be listed: {exc.strerror}")
-
-    found: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [Path(root, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
+        listing = scan(path, SUFFIXES, exclude)
+        trouble = [not_listed(path / below, exc) for below, exc in sorted(listing.errors.items())]
+        if trouble and errors is None:
+            raise trouble[0]
+        if errors is not None:
+            errors += trouble
+        passed = describe_passed_over(listing.passed_over)
+        if not listing.images and not trouble:
+            looked = f"looked for {', '.join(sorted(SUFFIXES))}" + (f"; passed over: {passed}" if passed else "")
+            raise VisionADError(f"folder {path} holds no image ({looked})")
+        if passed and notes is not None:
+            notes.append(f"folder {path}: passed over {passed}")
+        elif passed:
+            log.warning("folder %s: passed over %s", path, passed)
+        names = sorted(map(Path, listing.images), key=lambda name: name.as_posix())
+        found += [ImageFile(path / name, name) for name in names]
     return found
 
 

@@ -9,19 +9,22 @@ is nothing better.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ..bank.memory_bank import ClassBank
 from ..bank.names import normalize_class_name
-from ..errors import ImageError, VisionADError
+from ..errors import BankError, ImageError, VisionADError
 from ..formats.files import sha256_file
 from ..formats.manifest import Calibration
+from ..images.pixels import RGB8, pixel_digest
 from ..inspector import Inspector
+from ..result import FileResult, Result
 from ..scoring.conformal import CONFIDENCE, Threshold, conformal_rank, conformal_threshold
 from ..scoring.regions import heatmap_range
 
@@ -55,8 +58,8 @@ def calibrate_class(
 ) -> CalibrationResult:
     """Set a class's threshold from good images, and store it in the bank with its provenance.
 
-    No image is compared with itself. An image that is a support (same file digest) is scored leave-one-out. If it is the only
-    support, it is skipped.
+    No image is compared with itself. An image that is a support (the same file, or the same pixels in another file) is scored
+    leave-one-out. If it is the only support, it is skipped.
 
     Args:
         inspector: inspector with a bank that holds the class. The threshold holds for its scoring and its engine's precision.
@@ -69,37 +72,43 @@ def calibrate_class(
     Raises:
         VisionADError: An image cannot be read or is given twice, there are too few images, or the class changed meanwhile. Nothing
             is stored.
+        BankError: An image is enrolled in another class.
     """
     name = normalize_class_name(name)
     bank = inspector.require_class(name)
     entry = bank.classes[name].entry
-    support_index = {image.sha256: k for k, image in enumerate(entry.images)}
+    supports = _Supports(bank.classes, name)
     images = _by_digest(paths)
-    skipped = [path for digest, path in images.items() if digest in support_index and len(support_index) == 1]
-    held_out = [path for digest, path in images.items() if digest not in support_index]
+    known = {digest: k for digest in images if (k := supports.place(digest, images[digest])) is not None}
+    skipped = [images[digest] for digest in known if len(supports) == 1]
     conformal_rank(len(images) - len(skipped), max_false_reject)  # fail before minutes of scoring
-    scores: list[float] = []
-    medians: list[float] = []
-    held_out_results = inspector.inspect_files(held_out, class_name=name, bit_depth=bit_depth)
-    for digest, path in images.items():
-        if path not in skipped:
-            outcome = next(
-                held_out_results
-                if digest not in support_index
-                else inspector.inspect_files(
-                    [path], class_name=name, bit_depth=bit_depth, leave_out=support_index[digest]
-                )
-            )
-            if outcome.result is None:
-                raise VisionADError(f"calibration: {outcome.error}")
-            scores.append(outcome.result.score)
-            medians.append(float(np.median(outcome.result.anomaly_map)))
-        step()
-    threshold = conformal_threshold(scores, max_false_reject)
-    supports_scored = len(scores) - len(held_out)
-    method: Method = (
-        "held-out" if not supports_scored else "leave-one-out" if not held_out else "leave-one-out+held-out"
+    scored: dict[Path, tuple[float, float]] = {}
+    pixels: dict[str, Path] = {}
+    left_out = 0
+    held_out_results = inspector.inspect_files(
+        [path for digest, path in images.items() if digest not in known], class_name=name, bit_depth=bit_depth
     )
+    for digest, path in images.items():
+        place, one = known.get(digest), None
+        if place is None:
+            one = _read(next(held_out_results))
+            place = supports.place(pixel_digest(one.rgb), path)  # a support in another file format
+        if place is not None and len(supports) == 1:
+            skipped += [path] if path not in skipped else []
+        elif place is not None:
+            left_out += 1
+            one = _read(next(inspector.inspect_files([path], class_name=name, bit_depth=bit_depth, leave_out=place)))
+        if one is not None:
+            twin = pixels.setdefault(pixel_digest(one.rgb), path)
+            if twin != path:
+                raise VisionADError(f"calibration: {path} and {twin} are the same image; give each once")
+            if path not in skipped:
+                scored[path] = one.result.score, float(np.median(one.result.anomaly_map))
+        step()
+    scores, medians = [score for score, _ in scored.values()], [median for _, median in scored.values()]
+    threshold = conformal_threshold(scores, max_false_reject)
+    held_out = len(scores) - left_out
+    method: Method = "held-out" if not left_out else "leave-one-out" if not held_out else "leave-one-out+held-out"
     record = Calibration(
         method=method,
         max_false_reject=max_false_reject,
@@ -108,14 +117,57 @@ def calibrate_class(
         bound_false_reject=threshold.upper_bound,
         normals=len(scores),
         scores=tuple(scores),
-        sources=tuple(str(path.absolute()) for path in images.values() if path not in skipped),
+        sources=tuple(str(path.absolute()) for path in scored),
         **inspector.scoring.fields(),
         precision=inspector.engine.precision,
+        bit_depth=bit_depth,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     scale = heatmap_range(float(np.median(medians)), threshold.value)
     version = bank.calibrate(name, threshold.value, scale, record, entry)
     return CalibrationResult(threshold, record, version, tuple(map(str, skipped)))
+
+
+class _Supports:
+    """Where an image lies among the supports of a class, by the sha256 of its file or the digest of its pixels."""
+
+    def __init__(self, classes: Mapping[str, ClassBank], name: str) -> None:
+        self._name = name
+        self._count = len(classes[name].entry.images)
+        self._places: dict[str, tuple[str, int]] = {}
+        for owner in (
+            *(other for other in classes if other != name),
+            name,
+        ):  # the class itself comes last, and overrides
+            for k, image in enumerate(classes[owner].entry.images):
+                self._places |= {digest: (owner, k) for digest in (image.sha256, image.pixels) if digest is not None}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def place(self, digest: str, path: Path) -> int | None:
+        """The support's number; ``None`` if it is none.
+
+        Raises:
+            BankError: it is one of another class.
+        """
+        owner, k = self._places.get(digest, (self._name, None))
+        if owner != self._name:
+            raise BankError(
+                f"calibration of {self._name!r}: {path} is enrolled already, as {owner}; give good images of this class"
+            )
+        return k
+
+
+class _Scored(NamedTuple):
+    rgb: RGB8
+    result: Result
+
+
+def _read(one: FileResult) -> _Scored:
+    if one.result is None or one.rgb is None:
+        raise VisionADError(f"calibration: {one.error}")
+    return _Scored(one.rgb, one.result)
 
 
 def _by_digest(paths: Sequence[Path]) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import VisionADError
-from ..console import progress, say
+from ..console import complain, progress, say
 from ..options import (
     BackendOption,
     BankArg,
@@ -43,7 +43,7 @@ def bank_add(
 ) -> None:
     """Enroll good images in a new or existing class, all or none of them."""
     from ...bank.names import check_class_name
-    from ...bank.supports import read_supports
+    from ...bank.supports import depth_warnings, read_supports
     from ...images.discover import find_images
     from ...inspector import Inspector
     from ...teaching.audit import leave_one_out_scores
@@ -55,7 +55,8 @@ def bank_add(
         raise VisionADError("--seed chooses among images; say how many with --shots")
     if choose is not None and shots is not None:
         raise VisionADError("--choose and --shots both say how many images to enroll; give one of them")
-    images = [f.path for f in find_images(paths)]
+    notes: list[str] = []
+    images = [f.path for f in find_images(paths, notes=notes)]
     if shots is not None:
         if shots > len(images):
             raise VisionADError(f"--shots {shots}: only {len(images)} images were found")
@@ -64,6 +65,8 @@ def bank_add(
     with Inspector.open(model, bank, backend=backend, threads=threads) as inspector:
         assert inspector.bank is not None
         previous = inspector.bank.classes.get(class_name)
+        for line in (*notes, *depth_warnings(inspector.bank.classes, class_name, bit_depth)):
+            complain(line)
         if choose is not None:
             with progress(f"comparing {class_name}", len(images)) as step:
                 images = select_support(inspector, class_name, images, choose, bit_depth=bit_depth, step=step)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import progress, say
+from ..console import complain, progress, say
 from ..options import (
     BackendOption,
     BankArg,
@@ -42,12 +42,14 @@ def calibrate(
     as_json: JsonFlag = False,
 ) -> None:
     """Compute a class's threshold from good parts only."""
+    from ...bank.supports import depth_warnings
     from ...formats.manifest import as_dict
     from ...images.discover import find_images
     from ...inspector import Inspector
     from ...teaching.calibrate import calibrate_class
 
-    images = [f.path for f in find_images(paths)]
+    notes: list[str] = []
+    images = [f.path for f in find_images(paths, notes=notes)]
     require_bank(bank)
     with (
         Inspector.open(
@@ -62,6 +64,9 @@ def calibrate(
         ) as inspector,
         progress(f"calibrating {class_name}", len(images)) as step,
     ):
+        classes = inspector.require_class(class_name).classes
+        for line in (*notes, *depth_warnings(classes, class_name, bit_depth)):
+            complain(line)
         result = calibrate_class(inspector, class_name, images, max_false_reject, bit_depth, step)
     threshold, record = result.threshold, result.record
     if as_json:

@@ -18,6 +18,7 @@ from ..options import (
     BankArg,
     BitDepth,
     DeviceOption,
+    ExcludeOption,
     JsonFlag,
     MaybeClass,
     ModelArg,
@@ -29,8 +30,6 @@ from ..options import (
     split_views,
 )
 from ..results import ResultWriter, check_names, check_targets, require_bank
-
-# -- predict ----------------------------------------------------------------------------------------------------------
 
 
 def predict(
@@ -49,17 +48,22 @@ def predict(
     threads: ThreadsOption = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="images an engine call; never changes a result")] = 1,
     bit_depth: BitDepth = None,
+    exclude: ExcludeOption = None,
 ) -> int:
     """Inspect images: score, verdict and regions of each, in input order."""
+    from ...bank.supports import depth_warnings
     from ...images.discover import ImageFile, find_images
     from ...inspector import Inspector
 
+    notes: list[str] = []
     inputs: list[ImageFile | tuple[Path, VisionADError]] = []
     for path in paths:  # a folder without images is reported like an unreadable image: the rest goes on
+        errors: list[VisionADError] = []
         try:
-            inputs += find_images([path])
+            inputs += find_images([path], exclude or (), errors, notes)
         except VisionADError as exc:
-            inputs.append((path, exc))
+            errors.append(exc)
+        inputs += [(path, exc) for exc in errors]
     images = [item for item in inputs if isinstance(item, ImageFile)]
     if maps or overlays:
         check_names([f.name for f in images])
@@ -79,7 +83,8 @@ def predict(
         ) as inspector,
         progress("inspecting", len(images)) as step,
     ):
-        for line in inspector.calibration_warnings():
+        classes = inspector.require_class(class_name).classes
+        for line in (*notes, *inspector.calibration_warnings(), *depth_warnings(classes, class_name, bit_depth)):
             complain(line)
         results = inspector.inspect_files(
             [f.path for f in images], class_name=class_name, batch=batch, bit_depth=bit_depth
@@ -92,4 +97,9 @@ def predict(
             step()
     if not as_json:
         say(report.summary())
-    return 2 if report.counts["unreadable"] or len(images) < len(inputs) else 0
+    without = report.counts["unreadable"] + len(inputs) - len(images)
+    if without and (as_json or without > 1):  # a single one was said by itself
+        complain(f"{without} of {len(inputs)} inputs have no result: they could not be read")
+    if report.failures:
+        complain(f"{report.failures} maps or overlays could not be written")
+    return 2 if without or report.failures else 0

@@ -16,6 +16,7 @@ from ..options import (
     BankArg,
     BitDepth,
     DeviceOption,
+    ExcludeOption,
     JsonFlag,
     KeepAlive,
     MaybeClass,
@@ -26,7 +27,7 @@ from ..options import (
     ViewsOption,
     split_views,
 )
-from ..results import ResultWriter, require_bank
+from ..results import ResultWriter, check_folder, require_bank
 
 
 def watch(
@@ -38,6 +39,12 @@ def watch(
     journal: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="note every image here; a restart then inspects what arrived meanwhile"),
+    ] = None,
+    journal_days: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=36500, metavar="N", help="begin a journal file each day (UTC), keep N days [default: one file]"
+        ),
     ] = None,
     existing: Annotated[bool, typer.Option("--existing", help="also the images that lie there already")] = False,
     settle: Annotated[
@@ -53,23 +60,27 @@ def watch(
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
     keep_alive: KeepAlive = None,
+    exclude: ExcludeOption = None,
 ) -> None:
     """Inspect images as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
+    from ...bank.supports import depth_warnings
     from ...inspector import Inspector
     from ...station.folder_source import FolderSource
     from ...station.journal import Journal
 
     if journal is not None and existing:
         raise VisionADError("--existing and --journal: with a journal, what lies there and is not in it is inspected")
+    if journal is None and journal_days is not None:
+        raise VisionADError("--journal-days says how long a journal is kept; name one with --journal")
     if overlays is not None and Path(os.path.realpath(overlays)).is_relative_to(os.path.realpath(folder)):
         raise VisionADError(
             f"--overlays {overlays} lies in {folder} and would be inspected itself; choose another folder"
         )
     for target in (maps, overlays):
-        if target is not None and target.exists() and not target.is_dir():
-            raise VisionADError(f"{target}: expected a folder for the results, got a file; choose another place")
+        if target is not None:
+            check_folder(target)
     require_bank(bank)
-    report = ResultWriter(as_json, maps, overlays)
+    report = ResultWriter(as_json, maps, overlays, folder)
     with (
         until_stopped() as stop,
         ExitStack() as stack,
@@ -85,14 +96,15 @@ def watch(
             keep_alive=keep_alive,
         ) as inspector,
     ):
-        inspector.require_class(class_name)
-        book = None if journal is None else stack.enter_context(closing(Journal(journal)))
+        book = None if journal is None else stack.enter_context(closing(Journal(journal, folder, journal_days)))
         done = (lambda here: () if existing else here) if book is None else book.noted
-        arrivals = FolderSource(folder, done, settle, stop.wait)
-        for line in inspector.calibration_warnings():
+        arrivals = FolderSource(folder, done, settle, stop.wait, exclude=exclude or ())
+        classes = inspector.require_class(class_name).classes
+        for line in (*inspector.calibration_warnings(), *depth_warnings(classes, class_name, bit_depth)):
             complain(line)
         passed = f", passing over {arrivals.passed_over} of the {arrivals.there} images there" if arrivals.there else ""
         complain(f"watching {folder} with {inspector.engine.name}{passed}")
+        failed = 0
         for one in arrivals:
             if stop.is_set():
                 break
@@ -106,9 +118,18 @@ def watch(
                 report.counts["not inspected"] += 1
                 report.error(one.image.path, exc)
                 continue
-            if found.error is not None and arrivals.again(one):
-                continue
-            facts = report.add(found, one.image.name)
+            except Exception as exc:  # one image must not end the watch, at every restart again
+                failed += 1
+                if failed > 1:  # it is not the image: a restart may help, and begins with this one
+                    raise
+                report.counts["not inspected"] += 1
+                trouble = VisionADError(f"{one.image.path}: could not be inspected: {type(exc).__name__}: {exc}")
+                facts = report.error(one.image.path, trouble)
+            else:
+                failed = 0
+                if found.error is not None and arrivals.again(one):
+                    continue
+                facts = report.add(found, one.image.name)
             if book is not None:
                 book.add(one, facts)
     if not as_json:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ImageError, VisionADError
+from .support import ENDINGS
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".gif"})
+SUFFIXES = frozenset(ending for endings in ENDINGS.values() for ending in endings)
 
 
 class ImageFile(NamedTuple):

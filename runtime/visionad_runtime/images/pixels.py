@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,3 +33,23 @@ def to_rgb(pixels: NDArray[np.uint8]) -> RGB8:
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     how = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[channels]
     return np.asarray(cv2.cvtColor(pixels, how), np.uint8)
+
+
+def expand_grey(grey: NDArray[np.uint8]) -> RGB8:
+    """Grey (H, W) as RGB (H, W, 3), C-contiguous."""
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def pixel_digest(rgb: RGB8) -> str:
+    """Digest of an image's pixels: equal for files that decode to the same pixels, however they are stored.
+
+    Args:
+        rgb: uint8 (H, W, 3) RGB, or (H, W) grey, which has the digest of its RGB form. Any strides.
+
+    Returns:
+        sha256 over shape, dtype and pixels in rows, hexadecimal.
+    """
+    pixels = np.ascontiguousarray(expand_grey(rgb) if rgb.ndim == 2 else rgb)
+    digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype}\n".encode())
+    digest.update(pixels.data)
+    return digest.hexdigest()

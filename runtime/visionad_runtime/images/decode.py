@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError
 from . import bmp, jpeg, png, tiff_directory, tiff_pixels, webp
-from .pixels import MAX_PIXELS, RGB8, expand_grey, to_rgb
+from .pixels import MAX_PIXELS, RGB8, to_rgb
 from .support import FORMATS
 
 MAX_FILE_BYTES = 1 << 30
@@ -95,7 +95,7 @@ def _decode_by_pillow(data: bytes, label: str | Path, bit_depth: int | None) -> 
         _check_size(*image.size, label)
         _check_frames(image, label)
         if not _is_deep(image):
-            _check_depth(False, bit_depth, label)
+            _check_depth(8, bit_depth, label)
             if image.format in ("JPEG", "MPO"):
                 return jpeg.decode_jpeg(data, image, label)
             if image.format == "WEBP":
@@ -104,7 +104,7 @@ def _decode_by_pillow(data: bytes, label: str | Path, bit_depth: int | None) -> 
             if bits is not None:
                 return bmp.decode_rle(data, bits, label)
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        depth = _check_depth(True, bit_depth, label)
+        depth = _check_depth(16, bit_depth, label)
         image.load()  # finds damage quietly; OpenCV's decoders also write to stderr about it
     return _decode_deep(data, label, depth)
 
@@ -113,11 +113,11 @@ def _decode_tiff(data: bytes, label: str | Path, bit_depth: int | None) -> RGB8:
     """Decode the one full page of a TIFF."""
     page = tiff_directory.read_page(data, label)
     _check_size(page.width, page.height, label)
-    depth = _check_depth(page.bits > 8, bit_depth, label)
-    if page.bits > 8 or (page.planar and tiff_pixels.reads(page)):
+    depth = _check_depth(page.bits, bit_depth, label)
+    if tiff_pixels.reads(page):
         samples = tiff_pixels.read_samples(page, label)
-        eight = samples.astype(np.uint8, copy=False) if page.bits == 8 else _top_bits(samples, depth, label)
-        return expand_grey(eight) if eight.ndim == 2 else eight
+        eight = _top_bits(samples, depth, label) if page.bits > 8 else samples.astype(np.uint8, copy=False)
+        return to_rgb(eight) if eight.ndim == 2 else eight
     tiff_pixels.check_strips(page, label)
     with Image.open(io.BytesIO(page.alone()), formats=("TIFF",)) as image:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -169,15 +169,20 @@ def _check_frames(image: Image.Image, label: str | Path) -> None:
         raise ImageError(f"{label}: holds {frames} frames; expected a single image")
 
 
-def _check_depth(deep: bool, bit_depth: int | None, label: str | Path) -> int:
+def _check_depth(stored: int, bit_depth: int | None, label: str | Path) -> int:
     """Return the depth to use: the stated one, or 8.
 
+    Args:
+        stored: bits a channel of the file.
+        bit_depth: as stated.
+        label: what to call the image in errors.
+
     Raises:
-        ImageError: it is stated for 8 bits, missing for more, or not in 9..16.
+        ImageError: it is stated for 8 bits, missing for more, not in 9..16, or more than the file holds.
     """
-    if not deep:
+    if stored <= 8:
         if bit_depth is not None:
-            raise ImageError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds 8 bits")
+            raise ImageError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds {stored} bits")
         return 8
     if bit_depth is None:
         raise ImageError(
@@ -186,6 +191,8 @@ def _check_depth(deep: bool, bit_depth: int | None, label: str | Path) -> int:
         )
     if not 9 <= bit_depth <= 16:
         raise ImageError(f"{label}: bit depth {bit_depth} is not in 9..16")
+    if bit_depth > stored:
+        raise ImageError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds {stored} bits")
     return bit_depth
 
 

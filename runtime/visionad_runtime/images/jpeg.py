@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError
-from .pixels import RGB8, expand_grey
+from .pixels import RGB8, to_rgb
 
 DAMAGE = (
     "Corrupt JPEG data",
@@ -48,7 +48,7 @@ def decode_jpeg(data: bytes, image: Image.Image, label: str | Path) -> RGB8:
     if image.mode in ("RGB", "L"):
         pixels = _strict(data, "RGB" if image.mode == "RGB" else "GRAY", label)
         if pixels is not None and pixels.shape[:2] == (image.height, image.width):
-            return pixels if image.mode == "RGB" else expand_grey(pixels[:, :, 0])
+            return pixels if image.mode == "RGB" else to_rgb(pixels[:, :, 0])
     else:
         check_jpeg(data, label)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

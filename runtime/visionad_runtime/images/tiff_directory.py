@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ImageError
+from .pixels import MAX_PIXELS
 
 MAX_PAGES, MAX_ENTRIES = 1000, 4096
 """Pages of a file and values of a tag that is read whole. Only the offsets and sizes of strips are longer."""
@@ -70,6 +71,21 @@ class TiffPage:
         return self.get(284, 1) == 2 and self.samples > 1
 
     @property
+    def tiled(self) -> bool:
+        """Tiles, not strips?"""
+        return 322 in self.tags
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where strips or tiles begin. Some old writers list tiles in the tags of strips."""
+        return (self.tags.get(324) if self.tiled else None) or self.tags.get(273, ())
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many bytes each has."""
+        return (self.tags.get(325) if self.tiled else None) or self.tags.get(279, ())
+
+    @property
     def reduced(self) -> bool:
         """Is it a thumbnail or a mask of another page?"""
         return bool(self.get(254) & 0b101) or (254 not in self.tags and self.get(255) == 2)
@@ -127,7 +143,7 @@ def check_page(page: TiffPage, label: str | Path) -> None:
         return ImageError(f"{label}: a TIFF of {what} is not read; save it as grey or RGB with 8 or 16 unsigned bits")
 
     sizes = set(page.tags.get(258) or (1,))
-    if page.bits not in (1, 2, 4, 8, 16) or len(sizes) > 1:
+    if page.bits not in (1, 2, 4, 8, 12, 16) or len(sizes) > 1:
         raise refuse(" and ".join(map(str, sorted(sizes))) + " bits a sample")
     if any(kind in (2, 3, 5, 6) for kind in page.tags.get(339, ())):
         raise refuse("signed integers" if page.get(339) in (2, 5) else "floating-point numbers")
@@ -137,8 +153,8 @@ def check_page(page: TiffPage, label: str | Path) -> None:
         raise refuse(name)
     if compression not in (NONE, *CCITT, LZW, JPEG, *DEFLATE, PACKBITS, LZMA, ZSTD):
         raise refuse(COMPRESSIONS.get(compression, f"compression {compression}"))
-    if page.bits == 16 and photometric not in (0, 1, 2):
-        raise refuse(f"16 bits in {name}")
+    if page.bits > 8 and photometric not in (0, 1, 2):
+        raise refuse(f"{page.bits} bits in {name}")
     colours = {2: 3, 5: 4, 6: 3}.get(photometric, 1)
     if page.samples < colours or page.samples > colours + 1 or (photometric in (3, 5, 6) and page.samples > colours):
         raise refuse(f"{page.samples} samples a pixel in {name}")
@@ -150,9 +166,13 @@ def check_page(page: TiffPage, label: str | Path) -> None:
         raise refuse(f"JPEG compression with {page.bits} bits, {'separate planes, ' if page.planar else ''}{name}")
     if compression in CCITT and (page.bits != 1 or page.samples != 1):
         raise refuse("fax compression with more than one bit a pixel")
-    predictor = page.get(317, 1) if compression in (LZW, *DEFLATE, LZMA, ZSTD) else 1
+    predictor = page.get(317, 1)
     if predictor not in (1, 2) or (predictor == 2 and page.bits not in (8, 16)):
         raise refuse(f"predictor {predictor} with {page.bits} bits a sample")
+    if predictor == 2 and compression in (NONE, PACKBITS):  # libtiff ignores it there, other programs apply it
+        raise refuse("predictor 2 without LZW or Deflate compression")
+    if page.tiled and page.get(322) * page.get(323) > MAX_PIXELS:
+        raise refuse(f"tiles of {page.get(322)} x {page.get(323)}")
     if page.samples > 1 and page.bits < 8:
         raise refuse(f"{page.samples} samples of {page.bits} bits")
 

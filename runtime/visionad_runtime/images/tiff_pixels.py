@@ -1,6 +1,7 @@
-"""A TIFF page of 8 or 16 bits -> its samples, whatever its planes, strips, tiles, packing, byte order and orientation.
+"""A TIFF page -> its samples, whatever its planes, strips, tiles, packing, byte order, bit order and orientation.
 
-Pillow drops the low bits of such files, and OpenCV reads planes as if they were interleaved and leaves "white is zero" as it is.
+Pillow drops the low bits of 16, and lacks some bit orders and layouts. OpenCV reads planes as if they were interleaved, and leaves
+"white is zero" as it is.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 def reads(page: TiffPage) -> bool:
     """Does :func:`read_samples` read such a page?"""
     packed = page.compression in (NONE, LZW, PACKBITS, LZMA, ZSTD, *DEFLATE)
-    return packed and page.bits in (8, 16) and page.photometric in (0, 1, 2)
+    return packed and page.photometric in (0, 1, 2, 3)
 
 
 def read_samples(page: TiffPage, label: str | Path) -> Samples:
-    """Unpack a page's samples without rescaling them.
+    """Unpack a page's samples. Fewer than 8 bits are scaled to 0..255, colors of a palette are looked up.
 
     Args:
         page: one that :func:`reads` takes.
@@ -51,16 +52,29 @@ def read_samples(page: TiffPage, label: str | Path) -> Samples:
         raise ImageError(f"{label}: damaged or truncated image ({exc})") from None
     colours = 3 if page.photometric == 2 else 1
     if page.samples > colours:
-        full = np.iinfo(samples.dtype).max
-        if page.get(338) == 1 and (samples[:, :, colours] != full).any():
+        if page.get(338) == 1 and (samples[:, :, colours] != (1 << page.bits) - 1).any():
             raise ImageError(
                 f"{label}: a TIFF of colors multiplied by their transparency is not read; save it without alpha"
             )
         samples = samples[:, :, :colours]
     pixels = samples[:, :, 0] if colours == 1 else samples
+    if page.photometric == 3:
+        pixels = _palette(page, label)[pixels]
+    elif page.bits < 8:
+        pixels = pixels * np.uint8(255 // ((1 << page.bits) - 1))
     if page.photometric == 0:
-        pixels = np.invert(pixels)
+        pixels = np.subtract((1 << max(8, page.bits)) - 1, pixels, dtype=pixels.dtype)
     return np.ascontiguousarray(orient(pixels, page.get(274, 1)))
+
+
+def _palette(page: TiffPage, label: str | Path) -> NDArray[np.uint8]:
+    """Colors, (2 ** bits, 3). Some writers fill the 16-bit entries with 8-bit values; libtiff tells them the same way."""
+    values = np.array(page.tags.get(320, ()), np.uint16)
+    if len(values) != 3 << page.bits:
+        raise ImageError(
+            f"{label}: damaged or truncated image (a palette of {len(values)} values, expected {3 << page.bits})"
+        )
+    return (values >> 8 if values.max() > 255 else values).astype(np.uint8).reshape(3, -1).T
 
 
 def check_strips(page: TiffPage, label: str | Path) -> None:
@@ -69,8 +83,7 @@ def check_strips(page: TiffPage, label: str | Path) -> None:
     Raises:
         ImageError: one is not.
     """
-    sizes = page.tags.get(325 if 324 in page.tags else 279, ())
-    for offset, size in zip(page.tags.get(324) or page.tags.get(273, ()), sizes, strict=False):
+    for offset, size in zip(page.offsets, page.sizes, strict=False):
         if offset + size > len(page.data):
             raise ImageError(f"{label}: damaged or truncated image (a strip or tile lies beyond the file)")
         if page.compression == JPEG:
@@ -91,8 +104,7 @@ def orient(pixels: NDArray[np.generic], orientation: int) -> NDArray[np.generic]
 
 def _assemble(page: TiffPage) -> Samples:
     """Rows, columns and samples of the page, (H, W, S), in the machine's byte order, predictor undone."""
-    tiled = 324 in page.tags or 322 in page.tags
-    offsets, sizes = (page.tags.get(tag, ()) for tag in ((324, 325) if tiled else (273, 279)))
+    tiled, offsets, sizes = page.tiled, page.offsets, page.sizes
     width, height, depth = page.width, page.height, page.samples
     planes, inner = (depth, 1) if page.planar else (1, depth)
     across = page.get(322) if tiled else width
@@ -109,12 +121,12 @@ def _assemble(page: TiffPage) -> Samples:
         sizes = (len(page.data) - offsets[0],)
     heights = [down if tiled else min(down, height - r * down) for r in range(rows)]
     shapes = [(heights[i // columns % rows], across, inner) for i in range(number)]
-    image = np.empty((height, width, depth), np.uint8 if page.bits == 8 else np.uint16)
-    stored = np.dtype(f"{page.order}u{page.bits // 8}")
-    predicted = page.get(317, 1) == 2 and page.compression not in (NONE, PACKBITS)
+    image = np.empty((height, width, depth), np.uint8 if page.bits <= 8 else np.uint16)
+    stored = np.dtype(f"{page.order}u{image.itemsize}")
+    predicted = page.get(317, 1) == 2
     segments = _unpacked(page, offsets[:number], sizes[:number], [_bytes_of(shape, page.bits) for shape in shapes])
     for i, (raw, shape) in enumerate(zip(segments, shapes, strict=True)):
-        block = np.frombuffer(raw, stored, int(np.prod(shape))).reshape(shape)
+        block = _samples_of(raw, shape, page.bits, stored)
         if predicted:
             block = np.cumsum(block, axis=1, dtype=image.dtype)
         plane, place = divmod(i, columns * rows)
@@ -129,7 +141,28 @@ def _assemble(page: TiffPage) -> Samples:
 
 
 def _bytes_of(shape: tuple[int, int, int], bits: int) -> int:
-    return shape[0] * shape[1] * shape[2] * bits // 8
+    """Bytes of a strip or tile; each row begins with a whole byte."""
+    return shape[0] * (-(-shape[1] * shape[2] * bits // 8))
+
+
+def _samples_of(raw: bytes, shape: tuple[int, int, int], bits: int, stored: np.dtype[np.unsignedinteger]) -> Samples:
+    """Samples of a strip or tile. Those that are no whole bytes lie one behind the other, the highest bit first."""
+    if bits in (8, 16):
+        return np.frombuffer(raw, stored, shape[0] * shape[1] * shape[2]).reshape(shape)
+    rows = np.frombuffer(raw, np.uint8, _bytes_of(shape, bits)).reshape(shape[0], -1)
+    if bits == 12:
+        one, two, three = (part.astype(np.uint16) for part in np.moveaxis(_in_threes(rows), -1, 0))
+        samples = np.stack([one << 4 | two >> 4, (two & 15) << 8 | three], axis=-1)
+    else:
+        shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
+        samples = rows[:, :, None] >> shifts & np.uint8((1 << bits) - 1)
+    return samples.reshape(shape[0], -1)[:, : shape[1] * shape[2]].reshape(shape)
+
+
+def _in_threes(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    missing = -rows.shape[1] % 3
+    padded = np.pad(rows, ((0, 0), (0, missing))) if missing else rows
+    return padded.reshape(rows.shape[0], -1, 3)
 
 
 def _unpacked(page: TiffPage, offsets: tuple[int, ...], sizes: tuple[int, ...], lengths: list[int]) -> Iterator[bytes]:

@@ -36,6 +36,7 @@ ROWS = (
     Row("JPEG", "8 bits; CMYK, YCCK", "simplejpeg checks, Pillow decodes", "converted without a profile"),
     Row("JPEG", "several images behind each other (MPO)", "as above", "the first"),
     Row("JPEG", "data of which libjpeg warns; progressive without its last scans", None, "damaged"),
+    Row("JPEG", "chroma subsampling other than 4:4:4, 4:4:0, 4:2:2, 4:2:0, 4:1:1; CMYK with any", None, "cannot be checked"),
     Row("JPEG", "12 bits, lossless, hierarchical", None, "not read"),
     Row("BMP", "1, 4, 8 bits with palette; 16 (5-5-5, 5-6-5), 24, 32 bits; top-down; OS/2", "Pillow", "levels scaled to 0..255"),
     Row("BMP", "run-length encoded (RLE4, RLE8)", "own", "pixels that are jumped over have the palette's first color"),

@@ -76,7 +76,7 @@ def test_a_progressive_jpeg_without_its_last_scans_is_damaged() -> None:
 def test_sound_jpegs_are_pillows_to_the_bit(subsampling: str, progressive: bool, size: tuple[int, int]) -> None:
     image = Image.fromarray(SMOOTH).resize(size)
     for one in (image, image.convert("L"), image.convert("CMYK")):
-        options = {} if one.mode == "L" else {"subsampling": subsampling}
+        options = {"subsampling": subsampling} if one.mode == "RGB" else {}
         data = pillow(one, "JPEG", quality=90, progressive=progressive, **options)
         with Image.open(io.BytesIO(data)) as opened:
             np.testing.assert_array_equal(decode(data, "j"), np.asarray(opened.convert("RGB")))
@@ -110,6 +110,27 @@ def test_other_jpegs_are_named(kind: int, bits: int, words: str) -> None:
     frame = data.index(b"\xff\xc0")
     data[frame + 1], data[frame + 4] = kind, bits
     assert f"the label: {words}" in refusal(bytes(data)) and "is not read" in refusal(bytes(data))
+
+
+def test_the_form_of_a_header_is_no_damage_but_damage_behind_it_is() -> None:
+    data = JPEGS["baseline"]
+    revision = data.replace(b"JFIF\0\x01", b"JFIF\0\x03")
+    scan = bytearray(data)
+    place = data.index(b"\xff\xda")
+    scan[place + 2 + int.from_bytes(data[place + 2 : place + 4], "big") - 2] = 0  # the last coefficient, which is 63
+    cmyk = JPEGS["CMYK"]
+    place = cmyk.index(b"Adobe") + 11
+    transform = cmyk[:place] + b"\7" + cmyk[place + 1 :]  # taken for YCCK
+    for odd, plain in ((revision, data), (bytes(scan), data), (transform, cmyk[:place] + b"\2" + cmyk[place + 1 :])):
+        assert odd != plain
+        np.testing.assert_array_equal(decode(odd, "j"), decode(plain, "j"))
+        assert "damaged" in refusal(odd[:4000] + b"\xff\xd9")
+
+
+def test_a_jpeg_that_cannot_be_checked_is_refused() -> None:
+    data = bytearray(JPEGS["baseline"])
+    data[data.index(b"\xff\xc0") + 11] = 0x31  # three luma columns for each of chroma
+    assert "a JPEG of an unusual kind" in refusal(bytes(data))
 
 
 def test_threads_hear_of_their_own_damage() -> None:

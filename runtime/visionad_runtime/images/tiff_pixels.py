@@ -24,6 +24,8 @@ from .tiff_directory import DEFLATE, JPEG, LZMA, LZW, NONE, PACKBITS, ZSTD, Tiff
 Samples = NDArray[np.uint8] | NDArray[np.uint16]
 BATCH_BYTES = 32 << 20
 """Unpacked bytes that one call of libtiff makes."""
+MAX_SPARE_BYTES = 64 << 20
+"""Bytes of a strip behind its last row that are unpacked to reach the checksum."""
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -131,11 +133,8 @@ def _assemble(page: TiffPage) -> Samples:
             block = np.cumsum(block, axis=1, dtype=image.dtype)
         plane, place = divmod(i, columns * rows)
         top, left = place // columns * down, place % columns * across
-        target = (
-            image[top : top + down, left : left + across, plane : plane + inner]
-            if planes > 1
-            else (image[top : top + down, left : left + across])
-        )
+        samples = slice(plane, plane + 1) if planes > 1 else slice(None)
+        target = image[top : top + down, left : left + across, samples]
         target[...] = block[: target.shape[0], : target.shape[1]]
     return image
 
@@ -173,15 +172,11 @@ def _unpacked(page: TiffPage, offsets: tuple[int, ...], sizes: tuple[int, ...], 
         if len(segment) != size:
             raise ValueError("a strip or tile lies beyond the file")
         packed.append(segment.translate(_REVERSED) if page.get(266, 1) == 2 else segment)
-    if page.compression == NONE:
-        unpack = bytes
-    elif page.compression in DEFLATE:
-        unpack = None
-    else:
+    if page.compression not in (NONE, *DEFLATE):
         yield from _by_libtiff(page.compression, packed, lengths)
         return
     for segment, length in zip(packed, lengths, strict=True):
-        raw = unpack(segment) if unpack else _inflate(segment, length)
+        raw = segment if page.compression == NONE else _inflate(segment, length)
         if len(raw) < length:
             raise ValueError(f"a strip or tile holds {len(raw)} bytes, expected {length}")
         yield raw
@@ -191,10 +186,12 @@ def _inflate(segment: bytes, length: int) -> bytes:
     """Unpack at most ``length`` bytes, and see that the checksum behind them is right."""
     stream = zlib.decompressobj()
     raw = stream.decompress(segment, length)
-    while not stream.eof:  # rows that pad the last strip
+    for _ in range(MAX_SPARE_BYTES >> 16):  # rows that pad the last strip
+        if stream.eof:
+            return raw
         if not stream.decompress(stream.unconsumed_tail, 1 << 16) and not stream.eof:
             raise ValueError("a packed strip or tile is cut off")
-    return raw
+    raise ValueError("a packed strip or tile holds much more than its rows")
 
 
 def _by_libtiff(compression: int, packed: list[bytes], lengths: list[int]) -> Iterator[bytes]:
@@ -210,9 +207,8 @@ def _by_libtiff(compression: int, packed: list[bytes], lengths: list[int]) -> It
             last += 1
         rows = last - first
         file = _strips_as_tiff(compression, packed[first:last], lengths[first])
-        with TiffImagePlugin.TiffImageFile(
-            io.BytesIO(file)
-        ) as image:  # Image.open would count bytes as pixels, and refuse many
+        # Image.open would take bytes for pixels, and refuse many
+        with TiffImagePlugin.TiffImageFile(io.BytesIO(file)) as image:
             raw = np.asarray(image)
         for row in range(rows):
             yield raw[row].tobytes()

@@ -1,4 +1,7 @@
-"""Pages of the site that are made from the code: the command line and the manifests' JSON schemas. A hook of mkdocs."""
+"""Pages of the site that are made from the code: the command line, the manifests' JSON schemas and the table of image files.
+
+A hook of mkdocs.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import typer
 from typer.cli import get_docs_for_click
 from visionad_runtime.cli.main import app
 from visionad_runtime.formats.manifest import BankManifest, ModelManifest
+from visionad_runtime.images.support import ENDINGS, as_markdown
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -32,7 +36,49 @@ def schema_page() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"reference/cli.md": command_page, "reference/schemas.md": schema_page}
+def image_page() -> str:
+    """What image files are read, by which decoder, and what is refused, Markdown."""
+    endings = ", ".join(f"`{ending}`" for group in ENDINGS.values() for ending in group)
+    return f"""# Image files
+
+An image is read exactly, or an error says what it is and what to save instead. Two files with the same pixel values decode to the
+same array, whatever their compression, planes, strips, tiles, byte order or orientation tag.
+
+{as_markdown()}
+
+## Rules
+
+* **More than 8 bits.** State how many bits the camera fills: `--bit-depth 12`. The upper 8 of them are used. Values that need more
+  bits are an error.
+* **Rotation.** EXIF rotation is not applied. The Orientation tag of a TIFF is. OpenCV's `imread` applies both: pass
+  `cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION` to get the pixels that the command line sees in a JPEG.
+* **Alpha** is dropped. Colors of transparent pixels are seen.
+* **Profiles, gamma and text** have no effect. Damage in them is no error.
+* **Damage.** What a decoder warns of is an error. Truncated files are errors.
+* **Size.** 150 million pixels and 1 GiB a file are the limits.
+
+## Damage that cannot be seen
+
+| format | how damage is found | what is missed |
+|---|---|---|
+| PNG, TIFF with Deflate | checksum | nothing likely |
+| JPEG | libjpeg's warnings; scans that are missing | single bits, and short gaps in the last scans of a progressive file |
+| WebP | number of bytes that the decoder needs | damage after which the decoder needs as many bytes as before |
+| GIF, TIFF with LZW or PackBits | the length of the data | changed bits |
+| BMP, PPM, uncompressed TIFF | the length of the data | changed bytes |
+
+## Files of a folder
+
+In folders these endings count, in upper or lower case: {endings}. A file that is named directly is read whatever its ending.
+
+## The same image twice
+
+`visionad_runtime.images.pixels.pixel_digest` is equal for files that decode to the same pixels, however they are stored. The file's
+digest is not.
+"""
+
+
+PAGES = {"reference/cli.md": command_page, "reference/schemas.md": schema_page, "reference/images.md": image_page}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -15,7 +15,7 @@ import typer
 from tests.data import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
-GENERATED = ("docs/reference/cli.md", "docs/reference/schemas.md")
+GENERATED = ("docs/reference/cli.md", "docs/reference/schemas.md", "docs/reference/images.md")
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s#]*)(?:#([^)\s]*))?\)")
 
 
@@ -93,6 +93,14 @@ def test_the_schema_page_has_every_field() -> None:
     text = load("docs", "generate").schema_page()
     for field in ("weights_sha256", "top_share", "threshold", "undo_to"):
         assert f'"{field}"' in text
+
+
+def test_the_image_page_has_every_kind_and_ending() -> None:
+    from visionad_runtime.images.support import ENDINGS, ROWS
+
+    text = load("docs", "generate").image_page()
+    assert all(row.content in text for row in ROWS)
+    assert all(f"`{ending}`" in text for group in ENDINGS.values() for ending in group)
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError
+from . import bmp, jpeg, png, tiff_directory, tiff_pixels, webp
 from .pixels import MAX_PIXELS, RGB8, to_rgb
+from .support import FORMATS
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF")
-"""``JPEG`` opens MPO too. Only names that Pillow has an opener for: another one makes every format after it unreadable."""
 MAX_FILE_BYTES = 1 << 30
 
 
@@ -46,11 +47,11 @@ def read_bytes(path: Path) -> bytes:
 def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8:
     """Decode an image file's bytes to RGB (method, section 1).
 
-    EXIF rotation is not applied (only TIFF's own Orientation tag is, by Pillow as by OpenCV); alpha is dropped, palette and
-    grey are expanded as Pillow's ``convert("RGB")`` does.
+    :data:`visionad_runtime.images.support.ROWS` says what is read and what is refused. Two files with the same pixel values give
+    the same array. EXIF rotation is not applied; TIFF's own Orientation tag is. Alpha is dropped. Palette and grey are expanded.
 
     Args:
-        data: the file's content (PNG, JPEG, BMP, TIFF, WebP, PPM or single-frame GIF).
+        data: the file's content.
         label: what to call the image in errors.
         bit_depth: for files with 16 bits a channel, how many of them the camera fills (9..16); the top 8 are used.
             ``None`` refuses such files, because guessing would change the contrast.
@@ -59,18 +60,18 @@ def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8
         uint8 (H, W, 3), RGB, C-contiguous.
 
     Raises:
-        ImageError: not an image, truncated, several frames, more than :data:`MAX_PIXELS`, 16-bit without a stated depth.
+        ImageError: not an image, damaged, several frames, more than :data:`MAX_PIXELS`, of a kind that is not read, or 16-bit
+            without a stated depth.
     """
     try:
-        with _quiet, Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_header(image, label)
-            deep = _is_deep(image)
-            if not deep:
-                if bit_depth is not None:
-                    raise ImageError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds 8 bits")
-                return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-            if bit_depth is not None:
-                image.load()  # finds damage quietly; OpenCV's decoders also write to stderr about it
+        with _quiet:
+            if tiff_directory.is_tiff(data):
+                return _decode_tiff(data, label, bit_depth)
+            if data.startswith(png.SIGNATURE):
+                data = png.pixel_chunks(data)
+            elif data.startswith(jpeg.SIGNATURE):
+                jpeg.check_header(data, label)
+            return _decode_by_pillow(data, label, bit_depth)
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -80,18 +81,51 @@ def decode(data: bytes, label: str | Path, bit_depth: int | None = None) -> RGB8
     except MemoryError:
         raise ImageError(f"{label}: not enough memory to unpack it") from None
     except Exception as exc:  # decoders raise all sorts (OSError, SyntaxError, struct.error, zlib.error) on damage
-        raise ImageError(f"{label}: damaged or truncated image ({exc})") from None
-    if bit_depth is None:
-        raise ImageError(
-            f"{label}: holds more than 8 bits a channel; state how many the camera fills (--bit-depth 10, 12 or 16), "
-            "or save it with 8 bits"
-        )
-    return _decode_deep(data, label, bit_depth)
+        raise ImageError(f"{label}: {_reason(exc)} ({exc})") from None
 
 
 def load(path: Path, bit_depth: int | None = None) -> RGB8:
     """:func:`read_bytes` and :func:`decode`."""
     return decode(read_bytes(path), path, bit_depth)
+
+
+def _decode_by_pillow(data: bytes, label: str | Path, bit_depth: int | None) -> RGB8:
+    """Decode what Pillow opens, and hear of damage that Pillow does not report."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(*image.size, label)
+        _check_frames(image, label)
+        if not _is_deep(image):
+            _check_depth(8, bit_depth, label)
+            if image.format in ("JPEG", "MPO"):
+                return jpeg.decode_jpeg(data, image, label)
+            if image.format == "WEBP":
+                webp.check_webp(data, label)
+            bits = bmp.rle_bits(data)
+            if bits is not None:
+                return bmp.decode_rle(data, bits, label)
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        depth = _check_depth(16, bit_depth, label)
+        image.load()  # finds damage quietly; OpenCV's decoders also write to stderr about it
+    return _decode_deep(data, label, depth)
+
+
+def _decode_tiff(data: bytes, label: str | Path, bit_depth: int | None) -> RGB8:
+    """Decode the one full page of a TIFF."""
+    page = tiff_directory.read_page(data, label)
+    _check_size(page.width, page.height, label)
+    depth = _check_depth(page.bits, bit_depth, label)
+    if tiff_pixels.reads(page):
+        samples = tiff_pixels.read_samples(page, label)
+        eight = _top_bits(samples, depth, label) if page.bits > 8 else samples.astype(np.uint8, copy=False)
+        return to_rgb(eight) if eight.ndim == 2 else eight
+    tiff_pixels.check_strips(page, label)
+    with Image.open(io.BytesIO(page.alone()), formats=("TIFF",)) as image:
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _reason(exc: Exception) -> str:
+    unread = str(exc).lower().startswith(("unsupported", "conversion from"))
+    return "is stored in a way that is not read" if unread else "damaged or truncated image"
 
 
 class _Quiet:
@@ -122,24 +156,50 @@ class _Quiet:
 _quiet = _Quiet()
 
 
-def _check_header(image: Image.Image, label: str | Path) -> None:
-    width, height = image.size
+def _check_size(width: int, height: int, label: str | Path) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"{label}: {width} x {height} is more than {MAX_PIXELS // 1_000_000} million pixels; refused unread"
         )
+
+
+def _check_frames(image: Image.Image, label: str | Path) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO's further frames are previews or the other eye
         raise ImageError(f"{label}: holds {frames} frames; expected a single image")
+
+
+def _check_depth(stored: int, bit_depth: int | None, label: str | Path) -> int:
+    """Return the depth to use: the stated one, or 8.
+
+    Args:
+        stored: bits a channel of the file.
+        bit_depth: as stated.
+        label: what to call the image in errors.
+
+    Raises:
+        ImageError: it is stated for 8 bits, missing for more, not in 9..16, or more than the file holds.
+    """
+    if stored <= 8:
+        if bit_depth is not None:
+            raise ImageError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds {stored} bits")
+        return 8
+    if bit_depth is None:
+        raise ImageError(
+            f"{label}: holds more than 8 bits a channel; state how many the camera fills (--bit-depth 10, 12 or 16), "
+            "or save it with 8 bits"
+        )
+    if not 9 <= bit_depth <= 16:
+        raise ImageError(f"{label}: bit depth {bit_depth} is not in 9..16")
+    if bit_depth > stored:
+        raise ImageError(f"{label}: a bit depth of {bit_depth} was stated, but the file holds {stored} bits")
+    return bit_depth
 
 
 def _is_deep(image: Image.Image) -> bool:
     """More than 8 bits a channel? Pillow opens some such files as plain RGB and drops the low bits without a word."""
     if image.mode.startswith(("I", "F")):
         return True
-    if image.format == "TIFF":
-        bits = image.getexif().get(258, 8)  # BitsPerSample
-        return bool(max(bits if isinstance(bits, tuple) else (bits,)) > 8)
     tile = getattr(image, "tile", None)  # only file-backed images have it
     args = tile[0].args if tile else ()
     args = args if isinstance(args, tuple) else (args,)
@@ -150,25 +210,27 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _decode_deep(data: bytes, label: str | Path, bit_depth: int) -> RGB8:
+    """Decode a PNG or PNM of 16 bits."""
     import cv2
 
-    if not 9 <= bit_depth <= 16:
-        raise ImageError(f"{label}: bit depth {bit_depth} is not in 9..16")
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as exc:
         raise ImageError(f"{label}: damaged or truncated image ({exc.err})") from None
-    if pixels is None:
+    if pixels is None or pixels.dtype != np.uint16:
         raise ImageError(
             f"{label}: damaged, or more than 8 bits in an unusual way; save it as plain 16-bit PNG or TIFF"
         )
-    if pixels.dtype != np.uint16:
-        raise ImageError(
-            f"{label}: only unsigned 16-bit files can be read with a bit depth; save it as 16-bit PNG or TIFF"
-        )
-    if int(pixels.max()) >> bit_depth:
-        raise ImageError(
-            f"{label}: holds values up to {int(pixels.max())}, more than {bit_depth} bits; state a larger bit depth"
-        )
-    eight = np.right_shift(pixels.astype(np.uint16), bit_depth - 8).astype(np.uint8)
-    return to_rgb(eight)
+    return to_rgb(_top_bits(np.asarray(pixels, np.uint16), bit_depth, label))
+
+
+def _top_bits(samples: NDArray[np.uint8] | NDArray[np.uint16], bit_depth: int, label: str | Path) -> NDArray[np.uint8]:
+    """The upper 8 of ``bit_depth`` bits.
+
+    Raises:
+        ImageError: a value has more bits.
+    """
+    largest = int(samples.max())
+    if largest >> bit_depth:
+        raise ImageError(f"{label}: holds values up to {largest}, more than {bit_depth} bits; state a larger bit depth")
+    return np.right_shift(samples, bit_depth - 8).astype(np.uint8)

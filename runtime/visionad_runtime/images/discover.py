@@ -12,8 +12,9 @@ from ..errors import ImageError, VisionADError
 from .scan import describe_passed_over, is_folder, not_listed, scan
 
 log = logging.getLogger("visionad")
+from .support import ENDINGS
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".gif"})
+SUFFIXES = frozenset(ending for endings in ENDINGS.values() for ending in endings)
 
 
 class ImageFile(NamedTuple):

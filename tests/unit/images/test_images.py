@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from visionad_runtime.errors import ImageError, VisionADError
-from visionad_runtime.images import discover, pixels, reader
+from visionad_runtime.images import decode as decode_module
+from visionad_runtime.images import discover, reader
 from visionad_runtime.images.arrays import from_array
 from visionad_runtime.images.decode import MAX_FILE_BYTES, decode, load, read_bytes
 from visionad_runtime.images.discover import find_images
@@ -283,8 +284,6 @@ def frames(kind: str) -> bytes:
         (b"P6 60000 60000 255\n", "150 million pixels; refused unread", "bomb: PPM header"),
         (png_of(12500, 12500, 8, 2, b"\0"), "12500 x 12500 is more than 150 million", "more than ours, less than Pillow's"),
         (png_of(60000, 60000, 16, 0, b"\0"), "refused unread", "bomb: deep PNG header"),
-        (png_of(1, 1, 8, 0, b"\0\0", chunk(b"zTXt", b"k\0\0" + zlib.compress(b"0" * 50_000_000))), "x", "bomb: zTXt"),
-        (png_of(1, 1, 8, 0, b"\0\0", chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(b"0" * 50_000_000))), "x", "bomb: iTXt"),
         (png_of(4, 4, 8, 2, b"\0" * 5), "damaged or truncated", "too little pixel data"),
         (by_cv2(".png", RGB16)[:400], "x", "half a deep PNG: OpenCV would write lines of its own"),
         (png_of(0, 4, 8, 2, b"\0"), "x", "no width"),
@@ -337,7 +336,7 @@ def test_a_truncated_file_is_refused_or_complete(name: str) -> None:
 @pytest.mark.parametrize("name", ORIGINALS)
 @settings(max_examples=120, deadline=None)
 @given(damage=st.data())
-def test_damaged_bytes_give_pixels_or_a_image_error(name: str, damage: st.DataObject) -> None:
+def test_damaged_bytes_give_pixels_or_an_image_error(name: str, damage: st.DataObject) -> None:
     data, depth = ORIGINALS[name]
     place = st.one_of(
         st.integers(0, min(63, len(data) - 1)), st.integers(0, len(data) - 1)
@@ -346,7 +345,7 @@ def test_damaged_bytes_give_pixels_or_a_image_error(name: str, damage: st.DataOb
     for where, value in damage.draw(st.lists(st.tuples(place, st.integers(0, 255)), min_size=1, max_size=8)):
         mutant[where] = value
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pixels, "MAX_PIXELS", 1_000_000)  # a mutated header must not make the test slow
+        patch.setattr(decode_module, "MAX_PIXELS", 1_000_000)  # a mutated header must not make the test slow
         try:
             found = decode(bytes(mutant), name, depth)
         except ImageError as exc:

@@ -60,7 +60,7 @@ def ask(
     """One request, without a network in between. ``gone``: the sender goes away after the first piece; ``stuck``: it sends no more,
     and waits."""
     path, _, query = url.partition("?")
-    headers = [(b"content-length", str(len(body)).encode()), (b"host", b"box:8000")]
+    headers = [(b"content-length", str(len(body)).encode()), (b"host", b"localhost:8000")]
     if origin is not None:
         headers.append((b"origin", origin.encode()))
     scope = {
@@ -210,7 +210,7 @@ def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: service.
 @pytest.mark.parametrize(
     ("url", "body", "status", "message"),
     [
-        ("/inspect", b"", 400, "found nothing"),
+        ("/inspect", b"", 400, "got nothing"),
         ("/inspect?name=a.png", b"notes", 400, "a.png: is no image"),
         ("/inspect", png(part(0))[:300], 400, "truncated"),
         ("/inspect?class=bolt", png(part(0)), 409, "no class 'bolt'"),
@@ -255,11 +255,11 @@ def test_too_much_and_too_many_are_refused(
 def test_a_page_of_another_site_cannot_enroll(app: Any) -> None:
     """Whoever reads a web page on the line's box would otherwise enroll what that page sends."""
     data = png(part(0))
-    for origin in ("https://elsewhere.example", "null", "http://box:9000"):
+    for origin in ("https://elsewhere.example", "null", "http://localhost:9000"):
         for url in ("/classes/disc", "/inspect", "/overlay"):
             answer = ask(app, "POST", url, data, origin=origin)
             assert answer.status == 403 and origin in answer.json["error"]
-    assert ask(app, "POST", "/inspect", data, origin="http://box:8000").status == 200
+    assert ask(app, "POST", "/inspect", data, origin="http://localhost:8000").status == 200
     assert ask(app, "GET", "/classes").json["bank_version"] == 2
 
 
@@ -333,7 +333,7 @@ def test_a_place_to_listen_that_is_not_to_be_had_is_said() -> None:
 def test_what_is_missing_is_named(
     tiny_model: Path, bank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "visionad_runtime.serve")
+    monkeypatch.delitem(sys.modules, "visionad_runtime.web.http")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert run(["serve", str(tiny_model), str(bank)]) == 2
     assert capsys.readouterr().err == "visionad: serving needs fastapi: pip install 'visionad[serve]'\n"
@@ -374,7 +374,7 @@ def test_the_service_from_start_to_stop(tiny_model: Path, bank: Path) -> None:
         late.endheaders(images[0][:100])
         for _ in range(600):
             asking.request("GET", "/metrics")
-            if b"visionad_waiting 1.0" in asking.getresponse().read():
+            if b"visionad_receiving 1.0" in asking.getresponse().read():
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)

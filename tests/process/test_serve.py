@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import io
 import json
 import shutil
@@ -15,6 +14,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -352,8 +352,8 @@ def test_the_service_from_start_to_stop(tiny_model: Path, bank: Path) -> None:
         assert address.hostname == "127.0.0.1" and address.port is not None
         images = [png(part(i)) for i in range(12)]
 
-        def connect() -> http.client.HTTPConnection:
-            return http.client.HTTPConnection("127.0.0.1", address.port or 0, timeout=60)
+        def connect() -> HTTPConnection:
+            return HTTPConnection("127.0.0.1", address.port or 0, timeout=60)
 
         def inspect(number: int) -> dict[str, Any]:
             connection = connect()

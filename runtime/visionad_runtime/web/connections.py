@@ -21,7 +21,7 @@ DRAIN_SECONDS = 5.0
 """For the rest of a body that nobody reads, so that the client reads the answer before the connection ends."""
 CLOSE_SECONDS = 30.0
 """For a client to take the answer after which its connection ends."""
-_NOT_ASCII = re.compile(rb"[\x80-\xff]")
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class Phase(enum.Enum):
@@ -94,6 +94,10 @@ class Connection(HttpToolsProtocol):
         """Take bytes of the client."""
         if self.phase is Phase.IDLE:
             self._enter(Phase.HEAD)
+        if self.phase is Phase.HEAD and _UPGRADE.search(data):
+            # Java's client offers HTTP/2 so. There is none here, and where the parser sees the offer, it drops the body.
+            head, blank, rest = data.partition(b"\r\n\r\n")
+            data = _UPGRADE.sub(b"\r\nx-upgrade:", head) + blank + rest
         super().data_received(data)
         if self.phase is Phase.HEAD:
             self._head_bytes += len(data)
@@ -116,8 +120,6 @@ class Connection(HttpToolsProtocol):
         """Begin what follows a request's head."""
         self._in_head, self._in_body, self._head_bytes = False, True, 0
         self._enter(Phase.BUSY)
-        # Names that a client did not encode: as it should have sent them.
-        self.url = _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], self.url)
         if self.url == b"*":
             self.url = b"/"
         super().on_headers_complete()

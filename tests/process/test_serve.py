@@ -33,7 +33,8 @@ from tests.data import part
 
 pytest.importorskip("fastapi", reason="serving takes the serve extra")
 
-from visionad_runtime.web import http, service, uploads
+from visionad_runtime.web import answers, http, service, uploads
+from visionad_runtime.web.log import bounded_log
 
 
 class Answer(NamedTuple):
@@ -301,6 +302,65 @@ def test_health_and_metrics(app: Any, line: service.InspectionService, bank: Pat
     assert health.status == 503 and health.json["notes"] == ["no class is enrolled"]
     answer = ask(app, "POST", "/inspect", png(part(0)))
     assert answer.status == 409 and "holds no class yet" in answer.json["error"]
+
+
+def test_answers_are_as_described(app: Any) -> None:
+    """Each endpoint's description holds its parameters, and a schema for each of its answers, which fits them."""
+    document = ask(app, "GET", "/openapi.json").json
+    data = png(part(0))
+    for method, url, path, model in (
+        ("POST", "/inspect", "/inspect", answers.Inspection),
+        ("POST", "/classes/more", "/classes/{class_name}", answers.Enrolled),
+        ("GET", "/classes", "/classes", answers.Classes),
+        ("GET", "/health", "/health", answers.Health),
+    ):
+        answer = ask(app, method, url, data if method == "POST" else b"")
+        described = document["paths"][path][method.lower()]["responses"]
+        assert described[str(answer.status)]["content"]["application/json"]["schema"]["$ref"].endswith(model.__name__)
+        assert model.model_validate(answer.json).model_dump(by_alias=True, mode="json") == answer.json
+    for path, methods in document["paths"].items():
+        for facts in methods.values():
+            assert facts["responses"]["400"]["content"]["application/json"]["schema"]["$ref"].endswith("Error"), path
+            assert all("schema" in p for p in facts.get("parameters", ()))
+    inspected = document["paths"]["/inspect"]["post"]
+    assert {p["name"] for p in inspected["parameters"]} == {"class", "name", "pixels", "width", "height", "bit_depth"}
+    assert {"application/octet-stream", "multipart/form-data"} <= set(inspected["requestBody"]["content"])
+    assert "image/png" in document["paths"]["/overlay"]["post"]["responses"]["200"]["content"]
+
+
+def test_a_full_queue_is_not_healthy(
+    app: Any, line: service.InspectionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_QUEUE", 1)
+    with line.place():
+        health = ask(app, "GET", "/health")
+        assert (health.status, health.json["ready"], health.json["waiting"]) == (503, False, 1)
+    assert ask(app, "GET", "/health").status == 200
+
+
+def test_bodies_that_arrive_have_a_bound_together(
+    app: Any, line: service.InspectionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = png(part(0))
+    monkeypatch.setattr(service, "MAX_RECEIVED_BYTES", len(data) + 10)
+    with line.receiving() as count:
+        count(20)
+        assert ask(app, "POST", "/inspect", data).status == 503
+    assert ask(app, "POST", "/inspect", data).status == 200
+
+
+def test_a_failure_is_answered_and_logged_once(
+    app: Any, line: service.InspectionService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(line.inspector, "trace_batch", broken)
+    with bounded_log():
+        for _ in range(5):
+            answer = ask(app, "POST", "/inspect", png(part(0)))
+            assert answer.status == 500 and "ZeroDivisionError" in answer.json["error"]
+    assert caplog.text.count("Traceback") == 1 and "ZeroDivisionError" in caplog.text
 
 
 def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:

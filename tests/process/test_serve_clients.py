@@ -361,6 +361,9 @@ def test_a_compressed_body_is_refused(service: Service, encoding: str) -> None:
 
 
 def test_what_is_no_http(service: Service) -> None:
+    for _ in range(50):
+        torn = service.ask("POST", "/inspect", b"--b\r\nbad\0: x", Content_Type="multipart/form-data; boundary=b")
+        assert torn.status == 400
     for junk in (b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET  HTTP/1.1\r\n\r\n"):
         for _ in range(50):
             answer = service.raw(junk)
@@ -472,3 +475,55 @@ def test_a_stop_with_half_an_image(place: Path) -> None:
             assert re.match(rb"HTTP/1.1 503 .*the service stops", read_all(client), re.DOTALL)
         assert len(service.log.read_text().splitlines()) == 1
         assert "1 requests were not complete" in service.log.read_text()
+
+
+@pytest.mark.slow(group="http-fuzz")
+def test_requests_made_up_from_the_description(place: Path, tmp_path: Path) -> None:
+    """No made-up request gets a status of 500, an answer that is not described, or no answer."""
+    tool = Path(sys.executable).with_name("schemathesis")
+    if not tool.exists():
+        pytest.skip("schemathesis is not installed (extra dev)")
+    with running(place) as service:
+        command = [
+            tool, "run", f"http://127.0.0.1:{service.port}/openapi.json", "--max-examples", "60", "--request-timeout", "20",
+            "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+            "--phases", "examples,coverage,fuzzing", "--seed", "1", "--no-color",
+        ]  # fmt: skip
+        done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        assert service.ask("POST", "/inspect", IMAGE).status == 200
+        assert service.stop() == 0
+        log = service.log.read_text()
+        assert "Traceback" not in log and len(log) < 2000
+
+
+@pytest.mark.slow(group="http-fuzz")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_and_files_do_not_grow(place: Path) -> None:
+    """Some hundred images over new and kept connections leave memory within 5 % and files as they were."""
+    with running(place) as service:
+
+        def send(count: int) -> None:
+            kept = HTTPConnection(service.host, service.port, timeout=30)
+            for number in range(count):
+                data = cv2.imencode((".png", ".jpg", ".bmp")[number % 3], part(number % 7))[1].tobytes()
+                if number % 5 == 0:
+                    assert service.ask("POST", "/overlay", data).status == 200
+                kept.request("POST", f"/inspect?name={number}", data if number % 11 else b"no image")
+                response = kept.getresponse()
+                response.read()
+                assert response.status == (200 if number % 11 else 400)
+            kept.close()
+
+        def used() -> tuple[int, int]:
+            time.sleep(1)
+            status = Path(f"/proc/{service.process.pid}/status").read_text()
+            resident = int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
+            return resident, len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
+
+        send(200)
+        before = used()
+        send(600)
+        after = used()
+        assert after[0] <= before[0] * 1.05
+        assert after[1] == before[1]

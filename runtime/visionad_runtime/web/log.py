@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,13 @@ from contextlib import contextmanager
 log = logging.getLogger("visionad.web")
 PERIOD = 60.0
 """Seconds in which a message is written once."""
+_NUMBER = re.compile(r"\d+")
 MAX_MESSAGES = 64
 """Different messages that are told apart within a period."""
 
 
 class RateLimit(logging.Filter):
-    """Lets each message through once a period, by its text before arguments are filled in; says how many were left out.
+    """Lets each message through once a period, and says how many were left out. Numbers in it make no other message.
 
     Args:
         clock: seconds that only grow.
@@ -28,9 +30,8 @@ class RateLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is written."""
-        key, now = str(record.msg)[:200], self._clock()
-        if key == "%s":  # the arguments are all there is
-            key = record.getMessage().splitlines()[0][:200]
+        first, now = record.getMessage().partition("\n")[0], self._clock()
+        key = _NUMBER.sub("0", first)[:200]
         since, left_out = self._seen.get(key, (-PERIOD, 0))
         if now - since < PERIOD:
             self._seen[key] = since, left_out + 1
@@ -45,26 +46,21 @@ class RateLimit(logging.Filter):
 
 
 class _Forward(logging.Handler):
-    """Hands what libraries log to the service's log, without their tracebacks."""
+    """Hands what libraries log to the service's log, as one line without a traceback."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.log(record.levelno, record.msg, *(record.args if isinstance(record.args, tuple) else ()))
+        if record.name.split(".")[0] != "visionad":
+            log.log(record.levelno, "%s", " ".join(f"{record.name}: {record.getMessage()}".split()))
 
 
 @contextmanager
 def bounded_log() -> Iterator[None]:
-    """Bound what this service, its HTTP server and the event loop log."""
-    limit, forward = RateLimit(), _Forward(logging.WARNING)
-    libraries = [logging.getLogger(name) for name in ("uvicorn", "asyncio")]
-    before = [library.propagate for library in libraries]
+    """Bound what this service, its HTTP server, the event loop and every other library log."""
+    limit, forward, root = RateLimit(), _Forward(logging.WARNING), logging.getLogger()
     log.addFilter(limit)
-    for library in libraries:
-        library.addHandler(forward)
-        library.propagate = False
+    root.addHandler(forward)
     try:
         yield
     finally:
         log.removeFilter(limit)
-        for library, propagate in zip(libraries, before, strict=True):
-            library.removeHandler(forward)
-            library.propagate = propagate
+        root.removeHandler(forward)

@@ -16,9 +16,7 @@ from visionad_runtime import ImageError
 from visionad_runtime.web.access import AccessPolicy, is_loopback, normalize_host, parse_host
 from visionad_runtime.web.forms import form_file, hint
 
-NAMES = st.text(
-    st.characters(blacklist_categories=["Cc", "Cs", "Zl", "Zp", "Cf"], blacklist_characters='"\\/;'), min_size=1
-)
+NAMES = st.text(st.characters(blacklist_categories=["C", "Z"], blacklist_characters='"\\/;'), min_size=1)
 
 
 @given(st.binary(max_size=300), NAMES, st.text("0123456789abcXYZ-'", min_size=1, max_size=60))
@@ -30,7 +28,7 @@ def test_a_form_gives_the_bytes_that_were_sent(data: bytes, name: str, boundary:
     body = head.encode() + data + f"\r\n--{boundary}--\r\n".encode()
     found = form_file(body, f'multipart/form-data; boundary="{boundary}"')
     assert found.data == data
-    assert " ".join(found.name.split()) == " ".join("".join(c if c.isprintable() else "?" for c in name).split())
+    assert found.name == name
 
 
 @given(

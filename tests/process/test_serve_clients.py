@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import cv2
 import pytest
@@ -387,6 +389,50 @@ def test_an_upgrade_is_passed_over(service: Service) -> None:
     with service.connect() as client:
         client.sendall(head % len(IMAGE) + IMAGE)
         assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "status"),
+    [("/nothing", {}, 404), ("/inspect?klass=disc", {}, 400), ("/inspect", {"Host": "evil.example"}, 403),
+     ("/inspect", {"Content-Encoding": "gzip"}, 400)],
+)  # fmt: skip
+def test_a_refusal_before_the_body_is_read_arrives(
+    service: Service, target: str, headers: dict[str, str], status: int
+) -> None:
+    """urllib closes its connections: an answer in the middle of the body would be lost."""
+    url = f"http://127.0.0.1:{service.port}{target}"
+    for size in (100, 20_000_000):
+        with pytest.raises(HTTPError) as refused:
+            urlopen(Request(url, b"x" * size, headers), timeout=30)
+        assert refused.value.code == status and b"error" in refused.value.read()
+        connection = HTTPConnection(service.host, service.port, timeout=30)
+        connection.request("POST", target, b"x" * size, headers)
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_an_answer_that_nobody_takes(place: Path) -> None:
+    with running(place, prefix=SHORT) as service, contextlib.ExitStack() as held:
+        big = cv2.imencode(".png", cv2.resize(part(0), (1500, 1500)))[1].tobytes()
+        post = b"POST /overlay HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        for _ in range(3):
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((service.host, service.port))
+            held.enter_context(client)
+            client.sendall(post % len(big) + big)
+        for _ in range(100):
+            time.sleep(0.2)
+            metrics = service.ask("GET", "/metrics").body.decode()
+            if 'class_name="disc",verdict="unknown"} 3.0' in metrics and "visionad_waiting 0.0" in metrics:
+                break
+        assert "visionad_waiting 0.0" in metrics
+        for _ in range(100):
+            if len(list(Path(f"/proc/{service.process.pid}/fd").iterdir())) < 12:
+                break
+            time.sleep(0.2)
+        start = time.monotonic()
+        assert service.stop() == 0 and time.monotonic() - start < 8
 
 
 def test_a_kept_connection_outlives_a_pollers_cycle(service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import logging
 import re
@@ -19,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from .access import AccessPolicy
 from .answers import error_answer
+from .connections import DRAIN_SECONDS
 from .service import InspectionService, RequestError
 
 log = logging.getLogger("visionad.web")
@@ -47,10 +49,18 @@ class Gate:
         """Answer a request; whatever happens, with one response."""
         if scope["type"] != "http":
             return
-        started = False
+        started, stopping, body_left = False, False, _body_to_drain(scope)
+
+        async def received() -> Message:
+            nonlocal body_left
+            message = await receive()
+            body_left = body_left and bool(message.get("more_body"))
+            return message
 
         async def watched(message: Message) -> None:
             nonlocal started
+            if body_left and message["type"] == "http.response.start" and message["status"] != 408 and not stopping:
+                await _drain(received)
             started = started or message["type"] == "http.response.start"
             if scope["method"] == "HEAD" and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
@@ -58,17 +68,18 @@ class Gate:
 
         async def answer(status: int, text: str, headers: dict[str, str] | None = None) -> None:
             if not started:
-                await error_answer(self.line.metrics, status, text, headers)(scope, receive, watched)
+                await error_answer(self.line.metrics, status, text, headers)(scope, received, watched)
 
         try:
             scope = self._admit(scope)
             if scope["method"] == "OPTIONS" and (methods := self._methods(scope)):
-                await _say_methods(methods, scope, receive, watched)
+                await _say_methods(methods, scope, received, watched)
             else:
-                await self.app({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, receive, watched)
+                await self.app({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, received, watched)
         except RequestError as exc:
             await answer(exc.status, str(exc))
         except asyncio.CancelledError:  # the service was stopped, and the request was not complete in time
+            stopping = True
             await answer(503, "the service stops; send the image again", {"Connection": "close"})
         except Exception as exc:
             log.error("%s", f"{scope['method']} {scope['path']!r} failed\n{traceback.format_exc()}")
@@ -122,6 +133,25 @@ class Gate:
 def with_implied(methods: set[str]) -> list[str]:
     """Return the methods that a path accepts, with those that come by themselves."""
     return sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())) if methods else []
+
+
+def _body_to_drain(scope: Scope) -> bool:
+    """Whether a client would miss an answer that is sent before its body has arrived.
+
+    It asked to close the connection after the answer, and closing resets a connection with unread data. Clients that wait for
+    `100 Continue` send no body before the answer; on other connections the rest of the body is passed over after the answer.
+    """
+    headers = Headers(scope=scope)
+    closes = scope["http_version"] == "1.0" or "close" in headers.get("connection", "").lower()
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    return closes and has_body and "expect" not in headers
+
+
+async def _drain(receive: Receive) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while (await receive()).get("more_body"):
+                pass
 
 
 async def _say_methods(methods: list[str], scope: Scope, receive: Receive, send: Send) -> None:

@@ -143,13 +143,13 @@ def test_an_answer_is_what_the_inspector_says(app: Any, line: service.Inspection
     for seed in range(3):
         image = part(seed, defect=seed == 1, kind="grid" if seed == 2 else "disc")
         for class_name in (None, "disc"):
-            wanted = line.inspector.inspect(image, class_name=class_name).to_dict(f"{seed}.png")
+            expected = line.inspector.inspect(image, class_name=class_name).to_dict(f"{seed}.png")
             answer = ask(
                 app, "POST", f"/inspect?name={seed}.png&{f'class={class_name}' if class_name else ''}", png(image)
             )
             assert answer.status == 200
-            assert untimed(answer.json) == untimed(json.loads(json.dumps(wanted)))
-            assert set(answer.json["timings_ms"]) == set(wanted["timings_ms"])
+            assert untimed(answer.json) == untimed(json.loads(json.dumps(expected)))
+            assert set(answer.json["timings_ms"]) == set(expected["timings_ms"])
 
 
 def test_bare_pixels_are_the_same_image(app: Any) -> None:
@@ -157,13 +157,13 @@ def test_bare_pixels_are_the_same_image(app: Any) -> None:
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     size = "width=128&height=96"
     file, grey_file = (ask(app, "POST", "/inspect", png(i)).json for i in (image, grey))
-    for pixels, data, wanted in (
+    for pixels, data, expected in (
         ("bgr8", image, file),
         ("rgb8", image[:, :, ::-1], file),
         ("mono8", grey, grey_file),
     ):
-        found = ask(app, "POST", f"/inspect?pixels={pixels}&{size}", np.ascontiguousarray(data).tobytes(), chunk=1000)
-        assert untimed(found.json) == untimed(wanted)
+        result = ask(app, "POST", f"/inspect?pixels={pixels}&{size}", np.ascontiguousarray(data).tobytes(), chunk=1000)
+        assert untimed(result.json) == untimed(expected)
 
 
 def test_an_overlay_is_a_image(app: Any, line: service.InspectionService) -> None:
@@ -367,16 +367,16 @@ def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:
     """Clients' sockets have TCP_NODELAY, or the second packet of each answer comes 40 ms late."""
 
     async def look() -> int:
-        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         async def client(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            result.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
         with http.listen("127.0.0.1", 0) as waiting:
             server = await asyncio.start_server(client, sock=waiting)
             await asyncio.open_connection(*waiting.getsockname())
-            option = await asyncio.wait_for(found, 30)
+            option = await asyncio.wait_for(result, 30)
             server.close()
             return option
 

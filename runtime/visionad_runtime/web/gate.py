@@ -33,12 +33,12 @@ class Gate:
 
     Args:
         app: the endpoints. A query may hold only parameters that its OpenAPI description names.
-        line: for the metrics.
+        service: for the metrics.
         access: hosts and origins that are let in.
     """
 
-    def __init__(self, app: FastAPI, line: InspectionService, access: AccessPolicy) -> None:
-        self.app, self.line, self.access = app, line, access
+    def __init__(self, app: FastAPI, service: InspectionService, access: AccessPolicy) -> None:
+        self.app, self.service, self.access = app, service, access
         self._parameters = {
             (path, method.upper()): tuple(p["name"] for p in facts.get("parameters", ()) if p["in"] == "query")
             for path, methods in app.openapi()["paths"].items()
@@ -68,7 +68,7 @@ class Gate:
 
         async def answer(status: int, text: str, headers: dict[str, str] | None = None) -> None:
             if not started:
-                await error_answer(self.line.metrics, status, text, headers)(scope, received, watched)
+                await error_answer(self.service.metrics, status, text, headers)(scope, received, watched)
 
         try:
             scope = self._admit(scope)

@@ -57,39 +57,39 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 UPLOAD_ERRORS = _errors(408, 409, 413, 503)
 
 
-def make_app(line: InspectionService, *, read_only: bool = False, access: AccessPolicy | None = None) -> Gate:
+def make_app(service: InspectionService, *, read_only: bool = False, access: AccessPolicy | None = None) -> Gate:
     """The service as an ASGI application.
 
     Args:
-        line: the inspector behind it.
+        service: the inspector behind it.
         read_only: nobody may enroll.
         access: hosts and origins that are let in; without it, those of a service that listens on loopback.
     """
     # No pages to look at: those that FastAPI offers load their scripts from the internet.
     app = FastAPI(title="VisionAD", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.line = line
-    _add_error_handlers(app, line)
-    _add_image_endpoints(app, line, read_only)
-    _add_state_endpoints(app, line)
-    return Gate(app, line, access or AccessPolicy())
+    app.state.service = service
+    _add_error_handlers(app, service)
+    _add_image_endpoints(app, service, read_only)
+    _add_state_endpoints(app, service)
+    return Gate(app, service, access or AccessPolicy())
 
 
-def _add_error_handlers(app: FastAPI, line: InspectionService) -> None:
+def _add_error_handlers(app: FastAPI, service: InspectionService) -> None:
     @app.exception_handler(VisionADError)
     async def mistake(_: Request, exc: VisionADError) -> Response:
         known: bool = isinstance(exc, ImageError | BankError)
         if not known:
             log.error("%s", exc)
-        return error_answer(line.metrics, 400 if isinstance(exc, ImageError) else 409 if known else 500, str(exc))
+        return error_answer(service.metrics, 400 if isinstance(exc, ImageError) else 409 if known else 500, str(exc))
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, exc: RequestError) -> Response:
-        return error_answer(line.metrics, exc.status, str(exc))
+        return error_answer(service.metrics, exc.status, str(exc))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, exc: RequestValidationError) -> Response:
         message = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
-        return error_answer(line.metrics, 400, message)
+        return error_answer(service.metrics, 400, message)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, exc: HTTPException) -> Response:
@@ -97,9 +97,9 @@ def _add_error_handlers(app: FastAPI, line: InspectionService) -> None:
         if exc.status_code == 405 and (allow := headers.get("Allow", headers.get("allow"))):
             methods = ", ".join(with_implied(set(allow.split(", "))))
             message = f"{request.url.path}: expected {methods}, got {request.method}"
-            return error_answer(line.metrics, 405, message, {"Allow": methods})
+            return error_answer(service.metrics, 405, message, {"Allow": methods})
         return error_answer(
-            line.metrics,
+            service.metrics,
             exc.status_code,
             f"{exc.detail}; there are /inspect, /overlay, /classes, /health and /metrics",
             headers,
@@ -107,14 +107,14 @@ def _add_error_handlers(app: FastAPI, line: InspectionService) -> None:
 
     @app.exception_handler(Exception)
     async def failed(_: Request, exc: Exception) -> Response:  # the gate logs it
-        return error_answer(line.metrics, 500, f"the service failed ({type(exc).__name__}); its log says where")
+        return error_answer(service.metrics, 500, f"the service failed ({type(exc).__name__}); its log says where")
 
 
-def _add_image_endpoints(app: FastAPI, line: InspectionService, read_only: bool) -> None:
+def _add_image_endpoints(app: FastAPI, service: InspectionService, read_only: bool) -> None:
     @app.post("/inspect", response_model=Inspection, responses=UPLOAD_ERRORS, openapi_extra=REQUEST_BODY)
-    async def inspect(given: Upload, class_name: ClassQuery = None) -> Response:
+    async def inspect(upload: Upload, class_name: ClassQuery = None) -> Response:
         """Score, verdict and regions of the image in the body, as ``visionad predict --json`` prints them."""
-        return JSONResponse((await line.inspect(given, class_name)).to_dict(given.name))
+        return JSONResponse((await service.inspect(upload, class_name)).to_dict(upload.name))
 
     png = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
@@ -125,10 +125,10 @@ def _add_image_endpoints(app: FastAPI, line: InspectionService, read_only: bool)
         responses={200: png, **UPLOAD_ERRORS},
         openapi_extra=REQUEST_BODY,
     )
-    async def overlay(given: Upload, class_name: ClassQuery = None) -> Response:
+    async def overlay(upload: Upload, class_name: ClassQuery = None) -> Response:
         """The image in the body with heat, regions and verdict drawn on it, as PNG."""
-        result = await line.inspect(given, class_name)
-        return Response(await asyncio.to_thread(overlay_png, given.rgb, result), media_type="image/png")
+        result = await service.inspect(upload, class_name)
+        return Response(await asyncio.to_thread(overlay_png, upload.rgb, result), media_type="image/png")
 
     def may_enroll() -> None:
         if read_only:
@@ -144,25 +144,25 @@ def _add_image_endpoints(app: FastAPI, line: InspectionService, read_only: bool)
         openapi_extra=REQUEST_BODY,
         dependencies=[Depends(may_enroll)],
     )
-    async def enroll(class_name: str, given: Upload) -> Response:
+    async def enroll(class_name: str, upload: Upload) -> Response:
         """Enroll the good part in the body in a class, new or existing. Its threshold is dropped: calibrate again."""
         class_name = check_class_name(class_name)
-        version = await line.enroll(class_name, given)
+        version = await service.enroll(class_name, upload)
         return JSONResponse({"class": class_name, "bank_version": version}, 201)
 
 
-def _add_state_endpoints(app: FastAPI, line: InspectionService) -> None:
-    inspector = line.inspector
+def _add_state_endpoints(app: FastAPI, service: InspectionService) -> None:
+    inspector = service.inspector
 
     @app.get("/classes", response_model=Classes, responses=_errors())
     async def classes() -> Response:
         """What is enrolled."""
-        held = await asyncio.to_thread(line.bank)
+        snapshot = await asyncio.to_thread(service.bank)
         facts = {
             name: {"shots": len(one.entry.images), "threshold": one.entry.threshold}
-            for name, one in held.classes.items()
+            for name, one in snapshot.classes.items()
         }
-        return JSONResponse({"bank_version": held.manifest.version, "classes": facts})
+        return JSONResponse({"bank_version": snapshot.manifest.version, "classes": facts})
 
     unready: dict[int | str, dict[str, Any]] = {
         503: {"model": Health, "description": "no class is enrolled, or the queue is full"}
@@ -171,18 +171,18 @@ def _add_state_endpoints(app: FastAPI, line: InspectionService) -> None:
     @app.get("/health", response_model=Health, responses={**_errors(), **unready})
     async def health() -> Response:
         """Status 200 if images can be inspected, 503 if no class is enrolled or the queue is full."""
-        held = await asyncio.to_thread(line.bank)
-        notes = inspector.calibration_warnings() if held.classes else ["no class is enrolled"]
-        if line.full:
-            notes = [f"{line.waiting} images wait: the queue is full", *notes]
-        ready = bool(held.classes) and not line.full
+        snapshot = await asyncio.to_thread(service.bank)
+        notes = inspector.calibration_warnings() if snapshot.classes else ["no class is enrolled"]
+        if service.full:
+            notes = [f"{service.waiting} images wait: the queue is full", *notes]
+        ready = bool(snapshot.classes) and not service.full
         facts = {
             "ready": ready,
             "version": __version__,
             "model": inspector.manifest.identity.describe(),
             "backend": inspector.engine.name,
-            "bank_version": held.manifest.version,
-            "waiting": line.waiting,
+            "bank_version": snapshot.manifest.version,
+            "waiting": service.waiting,
             "notes": notes,
         }
         return JSONResponse(facts, 200 if ready else 503)
@@ -190,7 +190,7 @@ def _add_state_endpoints(app: FastAPI, line: InspectionService) -> None:
     @app.get("/metrics", response_model=None, response_class=Response, responses=_errors())
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(generate_latest(line.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -226,10 +226,10 @@ def serve(
         read_only: nobody may enroll.
         access: hosts and origins that are let in; without it, those of a service that listens on loopback.
     """
-    line = InspectionService(inspector)
+    service = InspectionService(inspector)
     try:
         config = uvicorn.Config(
-            make_app(line, read_only=read_only, access=access),
+            make_app(service, read_only=read_only, access=access),
             http=Connection,
             ws="none",
             loop="asyncio",
@@ -246,4 +246,4 @@ def serve(
             with bounded_log():
                 Server(config).run(sockets=[waiting])
     finally:
-        line.close()
+        service.close()

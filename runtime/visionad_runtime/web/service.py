@@ -49,24 +49,24 @@ class InspectionService:
         self._taken = 0
         self._senders = self._received_bytes = 0
 
-    async def inspect(self, given: UploadedImage, class_name: str | None) -> Result:
+    async def inspect(self, upload: UploadedImage, class_name: str | None) -> Result:
         """As :meth:`Inspector.inspect`, with the bank that is on disk."""
 
         def work() -> Result:
             self.inspector.refresh()
-            return self.inspector.trace_batch([given.rgb], class_name, trace=False)[0][0]
+            return self.inspector.trace_batch([upload.rgb], class_name, trace=False)[0][0]
 
         result = await self._turn(work)
         self.metrics.add(result)
         return result
 
-    async def enroll(self, class_name: str, given: UploadedImage) -> int:
+    async def enroll(self, class_name: str, upload: UploadedImage) -> int:
         """Enroll a good part; the bank's new version."""
 
         def work() -> int:
-            support = SupportImage(sha256=sha256_bytes(given.body), source=given.name or "sent to visionad serve")
+            support = SupportImage(sha256=sha256_bytes(upload.body), source=upload.name or "sent to visionad serve")
             self._check_other_classes(class_name, support)
-            tokens = self.inspector.encode_support(given.rgb)
+            tokens = self.inspector.encode_support(upload.rgb)
             return self.inspector.enroll_encoded(class_name, [support], [tokens])
 
         return await self._turn(work)

@@ -58,20 +58,20 @@ async def read_upload(
     bit_depth: Annotated[int | None, Query(ge=9, le=16, description="bits the camera fills in 16-bit files")] = None,
 ) -> AsyncIterator[UploadedImage]:
     """The image of a request's body: a file's bytes, or with ``pixels``, ``width`` and ``height`` the pixels themselves."""
-    line: InspectionService = request.app.state.line
-    line.check_queue()  # before the body is read: whoever waits for that answer need not send it
+    service: InspectionService = request.app.state.service
+    service.check_queue()  # before the body is read: whoever waits for that answer need not send it
     check_encoding(request.headers.get("content-encoding", ""))
-    body = await _receive(request, line)
+    body = await _receive(request, service)
     content_type = request.headers.get("content-type", "")
-    with line.place():
+    with service.place():
         yield await asyncio.to_thread(_decoded, body, content_type, name, pixels, width, height, bit_depth)
 
 
-async def _receive(request: Request, line: InspectionService) -> bytes:
+async def _receive(request: Request, service: InspectionService) -> bytes:
     """Read a body. It takes no place in the queue, so that slow senders keep nobody waiting."""
     body = bytearray()
     try:
-        with line.receiving() as count:
+        with service.receiving() as count:
             async with asyncio.timeout(UPLOAD_TIMEOUT):
                 async for chunk in request.stream():
                     body += chunk

@@ -1,8 +1,8 @@
-"""What HTTP adds to an inspection: `python benchmarks/serve.py`.
+"""Measure what HTTP adds to an inspection: `python benchmarks/serve.py`.
 
-A `visionad serve` of its own, and clients that keep their connection. In turns with them, the same pixels are given to
-`Inspector.inspect` in this process. ``around`` is what a request takes beyond the inspection that its answer tells of: sending,
-decoding, queue, answer. Then several clients at once: images a second, beside one caller of the inspector.
+Starts `visionad serve` and sends images over kept connections. In turns with them, `Inspector.inspect` gets the same pixels in this
+process. ``around`` is the time of a request beyond the inspection time in its answer: sending, decoding, queue, answer. Then
+several clients send at once: images per second, beside one caller of the inspector.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from visionad_runtime.tools.benchmark.measure import summarize
 from visionad_runtime.tools.demo.rendering import render
 
 SIZES = ((512, 512), (1024, 1024), (2448, 2048))
-ENCODINGS = ("bgr8", "mono8", "png", "jpg")
+FORMATS = ("bgr8", "mono8", "png", "jpg")
 SETTLE = 0.2
 """Seconds between measurements: threads of the one before may still spin."""
-MANY = 4
+CLIENTS = 4
 
 
 def main() -> None:
@@ -68,30 +68,28 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
         assert server.stdout is not None
         port = urlparse(server.stdout.readline().split()[2]).port or 0
         cells = []
-        print(f"{'image':>12} {'sent as':>8} {'kB':>7} {'inspect':>8} {'request':>8} {'around':>7} ms, medians")
+        print(f"{'image':>12} {'sent as':>8} {'kB':>7} {'inspect':>8} {'request':>8} {'around':>8} ms, medians")
         for width, height in SIZES:
             image = cv2.resize(render("gear", 1, size=max(width, height))[0], (width, height))[:, :, ::-1].copy()
-            for encoding in ENCODINGS:
-                cell = _cell(inspector, port, image, encoding, rounds)
+            for sent_as in FORMATS:
+                cell = _cell(inspector, port, image, sent_as, rounds)
                 cells.append(cell)
-                print(
-                    f"{cell['size']:>12} {encoding:>8} {cell['kb']:>7} {cell['inspect']['p50']:>8.1f} "
-                    f"{cell['request']['p50']:>8.1f} {cell['around']['p50']:>7.1f}"
-                )
-        many = _many(inspector, port, render("gear", 1, size=512)[0], rounds)
-        print(", ".join(f"{name} {value}" for name, value in many.items()))
+                medians = " ".join(f"{cell[name]['p50']:>8.1f}" for name in ("inspect", "request", "around"))
+                print(f"{cell['size']:>12} {sent_as:>8} {cell['kb']:>7} {medians}")
+        throughput = _several_clients(inspector, port, render("gear", 1, size=512)[0], rounds)
+        print(", ".join(f"{name} {value}" for name, value in throughput.items()))
     finally:
         server.terminate()
         assert server.wait(60) == 0
-    return {"cells": cells, "several clients": many, "rounds": rounds}
+    return {"cells": cells, "several clients": throughput, "rounds": rounds}
 
 
-def _request(image: NDArray[np.uint8], encoding: str) -> tuple[str, bytes]:
+def _request(image: NDArray[np.uint8], sent_as: str) -> tuple[str, bytes]:
     height, width = image.shape[:2]
-    if encoding in ("png", "jpg"):
-        return "/inspect?class=gear", cv2.imencode(f".{encoding}", image)[1].tobytes()
-    pixels = image if encoding == "bgr8" else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    return f"/inspect?class=gear&pixels={encoding}&width={width}&height={height}", pixels.tobytes()
+    if sent_as in ("png", "jpg"):
+        return "/inspect?class=gear", cv2.imencode(f".{sent_as}", image)[1].tobytes()
+    pixels = image if sent_as == "bgr8" else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    return f"/inspect?class=gear&pixels={sent_as}&width={width}&height={height}", pixels.tobytes()
 
 
 def _client(port: int, url: str, body: bytes) -> Callable[[], dict[str, Any]]:
@@ -100,20 +98,20 @@ def _client(port: int, url: str, body: bytes) -> Callable[[], dict[str, Any]]:
     def ask() -> dict[str, Any]:
         connection.request("POST", url, body)
         response = connection.getresponse()
-        answer: dict[str, Any] = json.loads(response.read())
-        assert response.status == 200, answer
-        return answer
+        result: dict[str, Any] = json.loads(response.read())
+        assert response.status == 200, result
+        return result
 
     return ask
 
 
-def _cell(inspector: Inspector, port: int, image: NDArray[np.uint8], encoding: str, rounds: int) -> dict[str, Any]:
-    url, body = _request(image, encoding)
+def _cell(inspector: Inspector, port: int, image: NDArray[np.uint8], sent_as: str, rounds: int) -> dict[str, Any]:
+    url, body = _request(image, sent_as)
     ask = _client(port, url, body)
-    pixels = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if encoding == "mono8" else image
+    pixels = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if sent_as == "mono8" else image
     for _ in range(3):  # the bank is prepared beside the first ones
         score = ask()["score"]
-        if encoding != "jpg":
+        if sent_as != "jpg":
             assert inspector.inspect(pixels, class_name="gear").score == score
     drain_background()
     time.sleep(1)
@@ -125,12 +123,12 @@ def _cell(inspector: Inspector, port: int, image: NDArray[np.uint8], encoding: s
         direct.append((time.perf_counter() - start) * 1e3)
         time.sleep(SETTLE)
         start = time.perf_counter()
-        answer = ask()
+        result = ask()
         request.append((time.perf_counter() - start) * 1e3)
-        around.append(request[-1] - answer["timings_ms"]["total"])
+        around.append(request[-1] - result["timings_ms"]["total"])
     return {
         "size": f"{image.shape[1]} x {image.shape[0]}",
-        "sent as": encoding,
+        "sent as": sent_as,
         "kb": len(body) // 1000,
         "inspect": summarize(direct),
         "request": summarize(request),
@@ -139,17 +137,17 @@ def _cell(inspector: Inspector, port: int, image: NDArray[np.uint8], encoding: s
     }
 
 
-def _many(inspector: Inspector, port: int, image: NDArray[np.uint8], rounds: int) -> dict[str, float]:
+def _several_clients(inspector: Inspector, port: int, image: NDArray[np.uint8], rounds: int) -> dict[str, float]:
     url, body = _request(image, "bgr8")
-    rates: dict[str, list[float]] = {"one caller": [], "one client": [], f"{MANY} clients": []}
-    count = max(MANY, rounds)
+    rates: dict[str, list[float]] = {"one caller": [], "one client": [], f"{CLIENTS} clients": []}
+    count = max(CLIENTS, rounds)
     for _ in range(3):
         time.sleep(SETTLE)
         start = time.perf_counter()
         for _ in range(count):
             inspector.inspect(image, class_name="gear")
         rates["one caller"].append(count / (time.perf_counter() - start))
-        for name, clients in (("one client", 1), (f"{MANY} clients", MANY)):
+        for name, clients in (("one client", 1), (f"{CLIENTS} clients", CLIENTS)):
             time.sleep(SETTLE)
             with ThreadPoolExecutor(clients) as pool:
                 start = time.perf_counter()

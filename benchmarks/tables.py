@@ -143,6 +143,20 @@ def http_clients() -> Rows:
         yield who.removesuffix(", pictures/s").removesuffix(", images/s"), rate
 
 
+@register("command", "images", "memory after the warm-up, MB", "at the end, MB", "open files, first and last")
+def soak() -> Rows:
+    """What a long run costs."""
+    for command in ("serve", "watch"):
+        run = load(f"soak-{command}")
+        yield (
+            command,
+            run["images"],
+            run["rss_mb_first"],
+            run["rss_mb_last"],
+            f"{run['files_first']}, {run['files_last']}",
+        )
+
+
 @register("set", "images", "image AUROC", "pixel AUROC", "AUPRO", "runtime − reference, largest")
 def accuracy() -> Rows:
     """DeiT-Tiny, one shot."""

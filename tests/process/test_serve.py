@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import io
 import json
 import shutil
@@ -15,6 +14,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,8 @@ from tests.data import part
 
 pytest.importorskip("fastapi", reason="serving takes the serve extra")
 
-from visionad_runtime.web import http, service, uploads
+from visionad_runtime.web import answers, http, service, uploads
+from visionad_runtime.web.log import bounded_log
 
 
 class Answer(NamedTuple):
@@ -60,7 +61,7 @@ def ask(
     """One request, without a network in between. ``gone``: the sender goes away after the first piece; ``stuck``: it sends no more,
     and waits."""
     path, _, query = url.partition("?")
-    headers = [(b"content-length", str(len(body)).encode()), (b"host", b"box:8000")]
+    headers = [(b"content-length", str(len(body)).encode()), (b"host", b"localhost:8000")]
     if origin is not None:
         headers.append((b"origin", origin.encode()))
     scope = {
@@ -142,13 +143,13 @@ def test_an_answer_is_what_the_inspector_says(app: Any, line: service.Inspection
     for seed in range(3):
         image = part(seed, defect=seed == 1, kind="grid" if seed == 2 else "disc")
         for class_name in (None, "disc"):
-            wanted = line.inspector.inspect(image, class_name=class_name).to_dict(f"{seed}.png")
+            expected = line.inspector.inspect(image, class_name=class_name).to_dict(f"{seed}.png")
             answer = ask(
                 app, "POST", f"/inspect?name={seed}.png&{f'class={class_name}' if class_name else ''}", png(image)
             )
             assert answer.status == 200
-            assert untimed(answer.json) == untimed(json.loads(json.dumps(wanted)))
-            assert set(answer.json["timings_ms"]) == set(wanted["timings_ms"])
+            assert untimed(answer.json) == untimed(json.loads(json.dumps(expected)))
+            assert set(answer.json["timings_ms"]) == set(expected["timings_ms"])
 
 
 def test_bare_pixels_are_the_same_image(app: Any) -> None:
@@ -156,13 +157,13 @@ def test_bare_pixels_are_the_same_image(app: Any) -> None:
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     size = "width=128&height=96"
     file, grey_file = (ask(app, "POST", "/inspect", png(i)).json for i in (image, grey))
-    for pixels, data, wanted in (
+    for pixels, data, expected in (
         ("bgr8", image, file),
         ("rgb8", image[:, :, ::-1], file),
         ("mono8", grey, grey_file),
     ):
-        found = ask(app, "POST", f"/inspect?pixels={pixels}&{size}", np.ascontiguousarray(data).tobytes(), chunk=1000)
-        assert untimed(found.json) == untimed(wanted)
+        result = ask(app, "POST", f"/inspect?pixels={pixels}&{size}", np.ascontiguousarray(data).tobytes(), chunk=1000)
+        assert untimed(result.json) == untimed(expected)
 
 
 def test_an_overlay_is_a_image(app: Any, line: service.InspectionService) -> None:
@@ -255,11 +256,11 @@ def test_too_much_and_too_many_are_refused(
 def test_a_page_of_another_site_cannot_enroll(app: Any) -> None:
     """Whoever reads a web page on the line's box would otherwise enroll what that page sends."""
     data = png(part(0))
-    for origin in ("https://elsewhere.example", "null", "http://box:9000"):
+    for origin in ("https://elsewhere.example", "null", "http://localhost:9000"):
         for url in ("/classes/disc", "/inspect", "/overlay"):
             answer = ask(app, "POST", url, data, origin=origin)
             assert answer.status == 403 and origin in answer.json["error"]
-    assert ask(app, "POST", "/inspect", data, origin="http://box:8000").status == 200
+    assert ask(app, "POST", "/inspect", data, origin="http://localhost:8000").status == 200
     assert ask(app, "GET", "/classes").json["bank_version"] == 2
 
 
@@ -303,20 +304,79 @@ def test_health_and_metrics(app: Any, line: service.InspectionService, bank: Pat
     assert answer.status == 409 and "holds no class yet" in answer.json["error"]
 
 
+def test_answers_are_as_described(app: Any) -> None:
+    """Each endpoint's description holds its parameters, and a schema for each of its answers, which fits them."""
+    document = ask(app, "GET", "/openapi.json").json
+    data = png(part(0))
+    for method, url, path, model in (
+        ("POST", "/inspect", "/inspect", answers.Inspection),
+        ("POST", "/classes/more", "/classes/{class_name}", answers.Enrolled),
+        ("GET", "/classes", "/classes", answers.Classes),
+        ("GET", "/health", "/health", answers.Health),
+    ):
+        answer = ask(app, method, url, data if method == "POST" else b"")
+        described = document["paths"][path][method.lower()]["responses"]
+        assert described[str(answer.status)]["content"]["application/json"]["schema"]["$ref"].endswith(model.__name__)
+        assert model.model_validate(answer.json).model_dump(by_alias=True, mode="json") == answer.json
+    for path, methods in document["paths"].items():
+        for facts in methods.values():
+            assert facts["responses"]["400"]["content"]["application/json"]["schema"]["$ref"].endswith("Error"), path
+            assert all("schema" in p for p in facts.get("parameters", ()))
+    inspected = document["paths"]["/inspect"]["post"]
+    assert {p["name"] for p in inspected["parameters"]} == {"class", "name", "pixels", "width", "height", "bit_depth"}
+    assert {"application/octet-stream", "multipart/form-data"} <= set(inspected["requestBody"]["content"])
+    assert "image/png" in document["paths"]["/overlay"]["post"]["responses"]["200"]["content"]
+
+
+def test_a_full_queue_is_not_healthy(
+    app: Any, line: service.InspectionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_QUEUE", 1)
+    with line.place():
+        health = ask(app, "GET", "/health")
+        assert (health.status, health.json["ready"], health.json["waiting"]) == (503, False, 1)
+    assert ask(app, "GET", "/health").status == 200
+
+
+def test_bodies_that_arrive_have_a_bound_together(
+    app: Any, line: service.InspectionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = png(part(0))
+    monkeypatch.setattr(service, "MAX_RECEIVED_BYTES", len(data) + 10)
+    with line.receiving() as count:
+        count(20)
+        assert ask(app, "POST", "/inspect", data).status == 503
+    assert ask(app, "POST", "/inspect", data).status == 200
+
+
+def test_a_failure_is_answered_and_logged_once(
+    app: Any, line: service.InspectionService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(line.inspector, "trace_batch", broken)
+    with bounded_log():
+        for _ in range(5):
+            answer = ask(app, "POST", "/inspect", png(part(0)))
+            assert answer.status == 500 and "ZeroDivisionError" in answer.json["error"]
+    assert caplog.text.count("Traceback") == 1 and "ZeroDivisionError" in caplog.text
+
+
 def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:
     """Clients' sockets have TCP_NODELAY, or the second packet of each answer comes 40 ms late."""
 
     async def look() -> int:
-        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         async def client(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            result.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
         with http.listen("127.0.0.1", 0) as waiting:
             server = await asyncio.start_server(client, sock=waiting)
             await asyncio.open_connection(*waiting.getsockname())
-            option = await asyncio.wait_for(found, 30)
+            option = await asyncio.wait_for(result, 30)
             server.close()
             return option
 
@@ -333,7 +393,7 @@ def test_a_place_to_listen_that_is_not_to_be_had_is_said() -> None:
 def test_what_is_missing_is_named(
     tiny_model: Path, bank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "visionad_runtime.serve")
+    monkeypatch.delitem(sys.modules, "visionad_runtime.web.http")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert run(["serve", str(tiny_model), str(bank)]) == 2
     assert capsys.readouterr().err == "visionad: serving needs fastapi: pip install 'visionad[serve]'\n"
@@ -352,8 +412,8 @@ def test_the_service_from_start_to_stop(tiny_model: Path, bank: Path) -> None:
         assert address.hostname == "127.0.0.1" and address.port is not None
         images = [png(part(i)) for i in range(12)]
 
-        def connect() -> http.client.HTTPConnection:
-            return http.client.HTTPConnection("127.0.0.1", address.port or 0, timeout=60)
+        def connect() -> HTTPConnection:
+            return HTTPConnection("127.0.0.1", address.port or 0, timeout=60)
 
         def inspect(number: int) -> dict[str, Any]:
             connection = connect()
@@ -374,7 +434,7 @@ def test_the_service_from_start_to_stop(tiny_model: Path, bank: Path) -> None:
         late.endheaders(images[0][:100])
         for _ in range(600):
             asking.request("GET", "/metrics")
-            if b"visionad_waiting 1.0" in asking.getresponse().read():
+            if b"visionad_receiving 1.0" in asking.getresponse().read():
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)

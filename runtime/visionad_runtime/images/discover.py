@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from ..errors import ImageError, VisionADError
 from .scan import describe_passed_over, is_folder, not_listed, scan
+from .support import ENDINGS
 
 log = logging.getLogger("visionad")
-from .support import ENDINGS
 
 SUFFIXES = frozenset(ending for endings in ENDINGS.values() for ending in endings)
 

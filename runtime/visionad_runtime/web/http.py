@@ -1,4 +1,4 @@
-"""``visionad serve``: inspect over HTTP. The only module that needs the extra ``serve``.
+"""``visionad serve``: inspect over HTTP. The only package that needs the extra ``serve``.
 
 Images of all clients are inspected in the order in which they came, as many at once as the chain has cameras. Each response is
 what ``visionad predict --json`` says of that image.
@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import threading
-from typing import Annotated
+from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, Query, Request
@@ -26,102 +26,171 @@ from ..bank.names import check_class_name
 from ..errors import BankError, ImageError, VisionADError
 from ..inspector import Inspector
 from ..visualization.overlay import overlay_png
+from .access import AccessPolicy
+from .answers import Classes, Enrolled, Error, Health, Inspection, error_answer
+from .connections import KEEP_ALIVE_SECONDS, Connection
+from .gate import Gate, with_implied
+from .log import bounded_log
+from .server import GRACE_SECONDS, Server
 from .service import InspectionService, RequestError, UploadedImage
-from .uploads import read_upload
+from .uploads import REQUEST_BODY, read_upload
 
-log = logging.getLogger("visionad")
-GRACE_SECONDS = 10
-"""For requests under way when the service is stopped."""
+log = logging.getLogger("visionad.web")
 ClassQuery = Annotated[str | None, Query(alias="class", description="class of the part; skips routing")]
+Upload = Annotated[UploadedImage, Depends(read_upload)]
 
 
-def make_app(line: InspectionService, *, read_only: bool = False) -> FastAPI:
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The statuses that an endpoint may answer with, beside those of every endpoint."""
+    meaning = {
+        400: "the image, a parameter or the request is invalid",
+        403: "the host or origin is not allowed, or enrollment is disabled",
+        408: "the image was not complete in time",
+        409: "the class or image does not exist, or exists already",
+        413: "the image is too large",
+        500: "the service failed",
+        503: "too many images wait, or the service stops",
+    }
+    return {status: {"model": Error, "description": meaning[status]} for status in sorted({400, 403, 500, *statuses})}
+
+
+UPLOAD_ERRORS = _errors(408, 409, 413, 503)
+
+
+def make_app(service: InspectionService, *, read_only: bool = False, access: AccessPolicy | None = None) -> Gate:
     """The service as an ASGI application.
 
     Args:
+        service: the inspector behind it.
         read_only: nobody may enroll.
+        access: hosts and origins that are let in; without it, those of a service that listens on loopback.
     """
-    inspector = line.inspector
     # No pages to look at: those that FastAPI offers load their scripts from the internet.
-    app = FastAPI(title="VisionAD", version=__version__, docs_url=None, redoc_url=None)
-    app.state.line = line
+    app = FastAPI(title="VisionAD", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.service = service
+    _add_error_handlers(app, service)
+    _add_image_endpoints(app, service, read_only)
+    _add_state_endpoints(app, service)
+    return Gate(app, service, access or AccessPolicy())
 
+
+def _add_error_handlers(app: FastAPI, service: InspectionService) -> None:
     @app.exception_handler(VisionADError)
     async def mistake(_: Request, exc: VisionADError) -> Response:
         known: bool = isinstance(exc, ImageError | BankError)
         if not known:
             log.error("%s", exc)
-        return answer(400 if isinstance(exc, ImageError) else 409 if known else 500, str(exc))
+        return error_answer(service.metrics, 400 if isinstance(exc, ImageError) else 409 if known else 500, str(exc))
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, exc: RequestError) -> Response:
-        return answer(exc.status, str(exc))
+        return error_answer(service.metrics, exc.status, str(exc))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, exc: RequestValidationError) -> Response:
-        return answer(400, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()))
+        message = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
+        return error_answer(service.metrics, 400, message)
 
     @app.exception_handler(HTTPException)
-    async def unknown(_: Request, exc: HTTPException) -> Response:
-        return answer(exc.status_code, f"{exc.detail}; there are /inspect, /overlay, /classes, /health and /metrics")
+    async def unknown(request: Request, exc: HTTPException) -> Response:
+        headers = dict(exc.headers or {})
+        if exc.status_code == 405 and (allow := headers.get("Allow", headers.get("allow"))):
+            methods = ", ".join(with_implied(set(allow.split(", "))))
+            message = f"{request.url.path}: expected {methods}, got {request.method}"
+            return error_answer(service.metrics, 405, message, {"Allow": methods})
+        return error_answer(
+            service.metrics,
+            exc.status_code,
+            f"{exc.detail}; there are /inspect, /overlay, /classes, /health and /metrics",
+            headers,
+        )
 
-    def answer(status: int, message: str) -> Response:
-        line.metrics.refused.labels(status).inc()
-        return JSONResponse({"error": message}, status, {"Retry-After": "1"} if status == 503 else None)
+    @app.exception_handler(Exception)
+    async def failed(_: Request, exc: Exception) -> Response:  # the gate logs it
+        return error_answer(service.metrics, 500, f"the service failed ({type(exc).__name__}); its log says where")
 
-    @app.post("/inspect", response_model=None)
-    async def inspect(given: Annotated[UploadedImage, Depends(read_upload)], class_name: ClassQuery = None) -> Response:
+
+def _add_image_endpoints(app: FastAPI, service: InspectionService, read_only: bool) -> None:
+    @app.post("/inspect", response_model=Inspection, responses=UPLOAD_ERRORS, openapi_extra=REQUEST_BODY)
+    async def inspect(upload: Upload, class_name: ClassQuery = None) -> Response:
         """Score, verdict and regions of the image in the body, as ``visionad predict --json`` prints them."""
-        return JSONResponse((await line.inspect(given, class_name)).to_dict(given.name))
+        return JSONResponse((await service.inspect(upload, class_name)).to_dict(upload.name))
 
-    @app.post("/overlay", response_model=None)
-    async def overlay(given: Annotated[UploadedImage, Depends(read_upload)], class_name: ClassQuery = None) -> Response:
+    png = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+
+    @app.post(
+        "/overlay",
+        response_model=None,
+        response_class=Response,
+        responses={200: png, **UPLOAD_ERRORS},
+        openapi_extra=REQUEST_BODY,
+    )
+    async def overlay(upload: Upload, class_name: ClassQuery = None) -> Response:
         """The image in the body with heat, regions and verdict drawn on it, as PNG."""
-        result = await line.inspect(given, class_name)
-        png = await asyncio.to_thread(overlay_png, given.rgb, result)
-        return Response(png, media_type="image/png")
+        result = await service.inspect(upload, class_name)
+        return Response(await asyncio.to_thread(overlay_png, upload.rgb, result), media_type="image/png")
 
-    @app.post("/classes/{class_name}", response_model=None)
-    async def enroll(class_name: str, given: Annotated[UploadedImage, Depends(read_upload)]) -> Response:
-        """Enroll the good part in the body in a class, new or existing. Its threshold is dropped: calibrate again."""
+    def may_enroll() -> None:
         if read_only:
             raise RequestError(
                 403, "this service was started with --read-only; enroll with `visionad bank add` on its box"
             )
+
+    @app.post(
+        "/classes/{class_name:path}",
+        response_model=Enrolled,
+        status_code=201,
+        responses=UPLOAD_ERRORS,
+        openapi_extra=REQUEST_BODY,
+        dependencies=[Depends(may_enroll)],
+    )
+    async def enroll(class_name: str, upload: Upload) -> Response:
+        """Enroll the good part in the body in a class, new or existing. Its threshold is dropped: calibrate again."""
         class_name = check_class_name(class_name)
-        version = await line.enroll(class_name, given)
+        version = await service.enroll(class_name, upload)
         return JSONResponse({"class": class_name, "bank_version": version}, 201)
 
-    @app.get("/classes", response_model=None)
+
+def _add_state_endpoints(app: FastAPI, service: InspectionService) -> None:
+    inspector = service.inspector
+
+    @app.get("/classes", response_model=Classes, responses=_errors())
     async def classes() -> Response:
         """What is enrolled."""
-        held = await asyncio.to_thread(line.bank)
+        snapshot = await asyncio.to_thread(service.bank)
         facts = {
             name: {"shots": len(one.entry.images), "threshold": one.entry.threshold}
-            for name, one in held.classes.items()
+            for name, one in snapshot.classes.items()
         }
-        return JSONResponse({"bank_version": held.manifest.version, "classes": facts})
+        return JSONResponse({"bank_version": snapshot.manifest.version, "classes": facts})
 
-    @app.get("/health", response_model=None)
+    unready: dict[int | str, dict[str, Any]] = {
+        503: {"model": Health, "description": "no class is enrolled, or the queue is full"}
+    }
+
+    @app.get("/health", response_model=Health, responses={**_errors(), **unready})
     async def health() -> Response:
-        """Status 200 if images can be inspected, 503 if no class is enrolled."""
-        held = await asyncio.to_thread(line.bank)
+        """Status 200 if images can be inspected, 503 if no class is enrolled or the queue is full."""
+        snapshot = await asyncio.to_thread(service.bank)
+        notes = inspector.calibration_warnings() if snapshot.classes else ["no class is enrolled"]
+        if service.full:
+            notes = [f"{service.waiting} images wait: the queue is full", *notes]
+        ready = bool(snapshot.classes) and not service.full
         facts = {
-            "ready": bool(held.classes),
+            "ready": ready,
             "version": __version__,
             "model": inspector.manifest.identity.describe(),
             "backend": inspector.engine.name,
-            "bank_version": held.manifest.version,
-            "notes": inspector.calibration_warnings() if held.classes else ["no class is enrolled"],
+            "bank_version": snapshot.manifest.version,
+            "waiting": service.waiting,
+            "notes": notes,
         }
-        return JSONResponse(facts, 200 if held.classes else 503)
+        return JSONResponse(facts, 200 if ready else 503)
 
-    @app.get("/metrics", response_model=None)
+    @app.get("/metrics", response_model=None, response_class=Response, responses=_errors())
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(generate_latest(line.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return app
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -140,19 +209,41 @@ def listen(host: str, port: int) -> socket.socket:
         raise VisionADError(f"cannot listen on {host}, port {port}: {why}; choose another --port or --host") from None
 
 
-def serve(inspector: Inspector, waiting: socket.socket, stop: threading.Event, *, read_only: bool = False) -> None:
-    """Answer requests until ``stop`` is set by a signal; what is under way then is finished."""
-    line = InspectionService(inspector)
+def serve(
+    inspector: Inspector,
+    waiting: socket.socket,
+    stop: threading.Event,
+    *,
+    read_only: bool = False,
+    access: AccessPolicy | None = None,
+) -> None:
+    """Answer requests until ``stop`` is set by a signal; what is under way then is finished.
+
+    Args:
+        inspector: with a bank.
+        waiting: of :func:`listen`.
+        stop: set before the call if the service is to end at once.
+        read_only: nobody may enroll.
+        access: hosts and origins that are let in; without it, those of a service that listens on loopback.
+    """
+    service = InspectionService(inspector)
     try:
         config = uvicorn.Config(
-            make_app(line, read_only=read_only),
+            make_app(service, read_only=read_only, access=access),
+            http=Connection,
+            ws="none",
+            loop="asyncio",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            proxy_headers=False,
+            headers=[("Keep-Alive", f"timeout={KEEP_ALIVE_SECONDS}")],
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=round(GRACE_SECONDS) + 5,
         )
         if not stop.is_set():
-            uvicorn.Server(config).run(sockets=[waiting])
+            with bounded_log():
+                Server(config).run(sockets=[waiting])
     finally:
-        line.close()
+        service.close()

@@ -36,6 +36,7 @@ class Metrics:
             registry=self.registry,
         )
         self.waiting = Gauge("visionad_waiting", "images that wait or are inspected", registry=self.registry)
+        self.receiving = Gauge("visionad_receiving", "images that are being sent", registry=self.registry)
         version = Gauge("visionad_bank_version", "version of the bank in force", registry=self.registry)
         version.set_function(lambda: inspector.bank.manifest.version if inspector.bank is not None else 0)
         labels = ["version", "backend", "precision"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from ..bank.memory_bank import Snapshot
+from ..errors import BankError
 from ..formats.files import sha256_bytes
 from ..formats.manifest import SupportImage
 from ..images.pixels import RGB8
@@ -19,6 +20,8 @@ from .metrics import Metrics
 T = TypeVar("T")
 MAX_QUEUE = 32
 """Images that may wait, decoded. More would be answered so late that nobody wants to know, and fill the memory."""
+MAX_RECEIVED_BYTES = 1 << 30
+"""Of all requests whose bodies are being received."""
 
 
 class RequestError(Exception):
@@ -44,27 +47,38 @@ class InspectionService:
         self.inspector, self.metrics = inspector, Metrics(inspector)
         self._pool = ThreadPoolExecutor(inspector.pipeline.slots, "visionad-serve")
         self._taken = 0
+        self._senders = self._received_bytes = 0
 
-    async def inspect(self, given: UploadedImage, class_name: str | None) -> Result:
+    async def inspect(self, upload: UploadedImage, class_name: str | None) -> Result:
         """As :meth:`Inspector.inspect`, with the bank that is on disk."""
 
         def work() -> Result:
             self.inspector.refresh()
-            return self.inspector.trace_batch([given.rgb], class_name, trace=False)[0][0]
+            return self.inspector.trace_batch([upload.rgb], class_name, trace=False)[0][0]
 
         result = await self._turn(work)
         self.metrics.add(result)
         return result
 
-    async def enroll(self, class_name: str, given: UploadedImage) -> int:
+    async def enroll(self, class_name: str, upload: UploadedImage) -> int:
         """Enroll a good part; the bank's new version."""
 
         def work() -> int:
-            support = SupportImage(sha256=sha256_bytes(given.body), source=given.name or "sent to visionad serve")
-            tokens = self.inspector.encode_support(given.rgb)
+            support = SupportImage(sha256=sha256_bytes(upload.body), source=upload.name or "sent to visionad serve")
+            self._check_other_classes(class_name, support)
+            tokens = self.inspector.encode_support(upload.rgb)
             return self.inspector.enroll_encoded(class_name, [support], [tokens])
 
         return await self._turn(work)
+
+    def _check_other_classes(self, class_name: str, support: SupportImage) -> None:
+        """Check that an image is not enrolled under another name: routing between the two would be a toss."""
+        for name, other in self.bank().classes.items():
+            if name != class_name and support.sha256 in {image.sha256 for image in other.entry.images}:
+                raise BankError(
+                    f"class {class_name!r}: {support.source} is enrolled already, in class {name!r} "
+                    f"(sha256 {support.sha256[:12]}); remove it there first, or check the class's name"
+                )
 
     def bank(self) -> Snapshot:
         """The bank in force, as it is on disk."""
@@ -75,15 +89,57 @@ class InspectionService:
     async def _turn(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, while the image is read, decoded and inspected.
+    @property
+    def waiting(self) -> int:
+        """Images that wait or are inspected."""
+        return self._taken
+
+    @property
+    def full(self) -> bool:
+        """Whether the next image is refused."""
+        return self._taken >= MAX_QUEUE
+
+    def check_queue(self) -> None:
+        """Check that there is a place in the queue.
 
         Raises:
-            RequestError: all are taken.
+            RequestError: 503, all are taken.
         """
-        if self._taken >= MAX_QUEUE:
+        if self.full:
             raise RequestError(503, f"{self._taken} images wait already; send fewer, or to another box")
+
+    @contextmanager
+    def receiving(self) -> Iterator[Callable[[int], None]]:
+        """Count a body that is being received. Yields the function that counts its bytes.
+
+        That function raises :class:`RequestError` (503) where all bodies together are larger than :data:`MAX_RECEIVED_BYTES`.
+        """
+        size = 0
+
+        def count(received: int) -> None:
+            nonlocal size
+            size += received
+            self._received_bytes += received
+            if self._received_bytes > MAX_RECEIVED_BYTES:
+                raise RequestError(503, f"{self._senders} images are being sent at once; send fewer")
+
+        self._senders += 1
+        self.metrics.receiving.set(self._senders)
+        try:
+            yield count
+        finally:
+            self._senders -= 1
+            self._received_bytes -= size
+            self.metrics.receiving.set(self._senders)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, while the image is decoded and inspected.
+
+        Raises:
+            RequestError: 503, all are taken.
+        """
+        self.check_queue()
         self._taken += 1
         self.metrics.waiting.set(self._taken)
         try:

@@ -29,6 +29,14 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen at; 0.0.0.0 lets other boxes in")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     read_only: Annotated[bool, typer.Option("--read-only", help="nobody may enroll over HTTP")] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="name or address by which clients reach it, beside its own; may be repeated"),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="origin of pages that may use it, such as https://line.example; may be repeated"),
+    ] = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -39,6 +47,7 @@ def serve(
 ) -> None:
     """Inspect and enroll over HTTP, until Ctrl-C or a service's stop: /inspect, /overlay, /classes, /health, /metrics."""
     try:
+        from ...web.access import AccessPolicy
         from ...web.http import listen
         from ...web.http import serve as answer_requests
     except ModuleNotFoundError as exc:
@@ -47,6 +56,7 @@ def serve(
         raise VisionADError(f"serving needs {exc.name}: pip install 'visionad[serve]'") from None
     from ...inspector import Inspector
 
+    access = AccessPolicy(host, allow_host or (), allow_origin or ())
     with (
         until_stopped() as stop,
         closing(listen(host, port)) as waiting,
@@ -71,4 +81,4 @@ def serve(
             f"serving on http://{place}:{waiting.getsockname()[1]} with {inspector.engine.name}, "
             f"bank version {inspector.bank.manifest.version} ({classes})"
         )
-        answer_requests(inspector, waiting, stop, read_only=read_only)
+        answer_requests(inspector, waiting, stop, read_only=read_only, access=access)

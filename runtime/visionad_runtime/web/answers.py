@@ -1,0 +1,86 @@
+"""What the service answers: the schemas of ``/openapi.json``, and errors as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from .metrics import Metrics
+
+
+class Region(BaseModel):
+    """A connected area of the image that stands out."""
+
+    bbox: tuple[int, int, int, int] = Field(description="x, y, width and height, pixels of the image that was sent")
+    score: float
+    polygon: list[tuple[int, int]] = Field(description="outline: x and y, pixels of the image that was sent")
+
+
+class Inspection(BaseModel):
+    """The object that ``visionad predict --json`` prints for an image."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    image: str = Field(description="the parameter `name`, or the form's file name")
+    class_name: str | None = Field(alias="class", description="null: the image is like no class")
+    class_source: Literal["given", "routed", "unknown"]
+    class_margin: float | None
+    score: float
+    threshold: float | None = Field(description="null: the class is not calibrated, or was with other settings")
+    verdict: Literal["ok", "anomalous", "unknown"]
+    bank_version: int
+    regions: list[Region]
+    timings_ms: dict[str, float]
+    backend: str
+    precision: str
+
+
+class Enrolled(BaseModel):
+    """A good part was enrolled."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    class_name: str = Field(alias="class")
+    bank_version: int
+
+
+class ClassFacts(BaseModel):
+    """What is enrolled in a class."""
+
+    shots: int
+    threshold: float | None
+
+
+class Classes(BaseModel):
+    """What is enrolled, by class."""
+
+    bank_version: int
+    classes: dict[str, ClassFacts]
+
+
+class Health(BaseModel):
+    """Whether images can be inspected."""
+
+    ready: bool = Field(description="true with status 200, false with 503")
+    version: str
+    model: str
+    backend: str
+    bank_version: int
+    waiting: int = Field(description="images that wait or are inspected")
+    notes: list[str]
+
+
+class Error(BaseModel):
+    """Why a request got no result."""
+
+    error: str = Field(description="one line")
+
+
+def error_answer(metrics: Metrics, status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Answer with an error of one line, and count it."""
+    metrics.refused.labels(status).inc()
+    extra = {"Retry-After": "1"} if status == 503 else {}
+    return JSONResponse({"error": " ".join(message.split())}, status, {**extra, **(headers or {})})

@@ -1,0 +1,154 @@
+"""A connection of a client: time limits for its parts, and errors as JSON."""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import time
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_SECONDS = 10.0
+"""From the connection, or from the first byte of a further request, to the end of its head."""
+MAX_HEAD_BYTES = 256 << 10
+"""Of a request's line and headers."""
+KEEP_ALIVE_SECONDS = 75
+"""Between requests of a connection. Clients that ask once a minute keep theirs."""
+DRAIN_SECONDS = 5.0
+"""For the rest of a body that nobody reads, so that the client reads the answer before the connection ends."""
+CLOSE_SECONDS = 30.0
+"""For a client to take the answer after which its connection ends."""
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+
+
+class Phase(enum.Enum):
+    """What a connection is at."""
+
+    HEAD = "expects a request's head"
+    BUSY = "a request is received or answered"
+    DRAIN = "the answer is sent, the body still arrives"
+    IDLE = "between two requests"
+    CLOSING = "ends once the answer is sent"
+
+
+LIMITS: dict[Phase, float | None] = {
+    Phase.HEAD: HEAD_SECONDS,
+    Phase.BUSY: None,  # bodies have a limit of their own
+    Phase.DRAIN: DRAIN_SECONDS,
+    Phase.IDLE: KEEP_ALIVE_SECONDS,
+    Phase.CLOSING: CLOSE_SECONDS,
+}
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, with a phase. :class:`Acceptor` ends those that are in one for too long."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.phase, self.since = Phase.HEAD, time.monotonic()
+        self._head_bytes = 0
+        self._in_head = self._in_body = False
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase, self.since = phase, time.monotonic()
+
+    @property
+    def receiving(self) -> bool:
+        """Whether the body of the request is still arriving."""
+        return self._in_body
+
+    def expired(self, now: float) -> bool:
+        """Whether it is in its phase for too long."""
+        limit = LIMITS[self.phase]
+        return limit is not None and now - self.since > limit
+
+    def expire(self) -> None:
+        """End it: with an answer where a request had begun."""
+        if self.phase is Phase.CLOSING:
+            self.transport.abort()
+        elif self.phase is Phase.HEAD and self._head_bytes:
+            self.refuse(408, f"expected the request's head within {HEAD_SECONDS:g} s; send it again")
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """End it once what was answered is sent."""
+        self._enter(Phase.CLOSING)
+        self.transport.close()
+
+    def refuse(self, status: int, message: str) -> None:
+        """Answer a request that is not understood, and end the connection."""
+        body = json.dumps({"error": message}).encode()
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        if not self.transport.is_closing():
+            self.transport.write(head.encode() + body)
+        self.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the client."""
+        if self.phase is Phase.IDLE:
+            self._enter(Phase.HEAD)
+        if self.phase is Phase.HEAD and _UPGRADE.search(data):
+            # Java's client offers HTTP/2 so. There is none here, and where the parser sees the offer, it drops the body.
+            head, blank, rest = data.partition(b"\r\n\r\n")
+            data = _UPGRADE.sub(b"\r\nx-upgrade:", head) + blank + rest
+        super().data_received(data)
+        if self.phase is Phase.HEAD:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.refuse(431, f"expected a request's head of at most {MAX_HEAD_BYTES >> 10} KiB, got more")
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Answer a client that has sent its request and says that it will send no more."""
+        if self.cycle is None or self.cycle.response_complete or self._in_body or self._in_head:
+            return None
+        self.cycle.keep_alive = False
+        return True
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Begin what follows a request's head."""
+        self._in_head, self._in_body, self._head_bytes = False, True, 0
+        self._enter(Phase.BUSY)
+        if self.url == b"*":
+            self.url = b"/"
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._in_body = False
+        super().on_message_complete()
+        if self.phase is Phase.DRAIN:
+            self._enter(Phase.IDLE)
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request."""
+        if self.transport.is_closing():
+            self._enter(Phase.CLOSING)
+        elif self.pipeline:
+            self._enter(Phase.BUSY)
+        elif self._in_head:
+            self._enter(Phase.HEAD)
+        else:
+            self._enter(Phase.DRAIN if self._in_body else Phase.IDLE)
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP."""
+        del msg
+        self.refuse(400, "expected an HTTP/1.1 request with a percent-encoded target, got something else")
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End a connection that was idle for too long."""
+        if not self.transport.is_closing():
+            self.close()

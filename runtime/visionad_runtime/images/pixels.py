@@ -35,11 +35,6 @@ def to_rgb(pixels: NDArray[np.uint8]) -> RGB8:
     return np.asarray(cv2.cvtColor(pixels, how), np.uint8)
 
 
-def expand_grey(grey: NDArray[np.uint8]) -> RGB8:
-    """Grey (H, W) as RGB (H, W, 3), C-contiguous."""
-    return np.repeat(grey[:, :, None], 3, axis=2)
-
-
 def pixel_digest(rgb: RGB8) -> str:
     """Digest of an image's pixels: equal for files that decode to the same pixels, however they are stored.
 
@@ -49,7 +44,7 @@ def pixel_digest(rgb: RGB8) -> str:
     Returns:
         sha256 over shape, dtype and pixels in rows, hexadecimal.
     """
-    pixels = np.ascontiguousarray(expand_grey(rgb) if rgb.ndim == 2 else rgb)
+    pixels = np.ascontiguousarray(to_rgb(rgb) if rgb.ndim == 2 else rgb)
     digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype}\n".encode())
     digest.update(pixels.data)
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from tests.data import part
 class Running:
     """``visionad watch`` as a process of its own."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, out: Any = subprocess.PIPE) -> None:
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -32,12 +32,13 @@ class Running:
                 "watch",
                 *map(str, arguments),
             ],
-            stdout=subprocess.PIPE,
+            stdout=out,
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert self.process.stdout is not None and self.process.stderr is not None
-        self.out, self.err = self.process.stdout, self.process.stderr
+        assert self.process.stderr is not None
+        self.out: Any = self.process.stdout
+        self.err = self.process.stderr
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
@@ -209,6 +210,22 @@ def test_what_fails_after_a_verdict_costs_neither_it_nor_the_images_behind(
     assert err.count("could not be written") == 2 and "Traceback" not in err
     assert {p.name for p in maps.rglob("*.npy")} == {Path(name).stem + ".npy" for name in names}
     assert len([p for p in overlays.rglob("*.png") if p.is_file()]) == len(names) - 1  # the empty file is one of them
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_output_that_cannot_be_written_stops_no_inspection(line: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    model, bank, folder = line
+    for i in range(3):
+        drop(folder / f"{i}.png", i)
+    with open("/dev/full", "w") as full:
+        running = Running(model, bank, folder, "--json", "--journal", tmp_path / "journal", out=full)
+        rows = rows_of(tmp_path / "journal", 3)
+        running.end(signal.SIGTERM)
+    assert [row["verdict"] for row in rows] == ["unknown"] * 3
+    err = running.err.read()
+    assert (
+        "the output could not be written: No space left on device; inspection goes on" in err and "Traceback" not in err
+    )
 
 
 def test_names_that_differ_in_the_ending_alone_have_overlays_of_their_own(

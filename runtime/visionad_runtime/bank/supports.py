@@ -31,34 +31,46 @@ def read_supports(paths: Sequence[Path], bit_depth: int | None = None) -> list[S
     supports: dict[str, SupportImage] = {}
     for path in paths:
         data = decode.read_bytes(path)
-        pixels = pixel_digest(decode.decode(data, path, bit_depth))
-        if pixels in supports:
-            raise ImageError(f"{path} and {supports[pixels].source} are the same image; give each once")
-        supports[pixels] = SupportImage(
-            sha256=sha256_bytes(data), source=str(path.absolute()), pixels=pixels, bit_depth=bit_depth
-        )
+        support = support_record(data, decode.decode(data, path, bit_depth), str(path.absolute()), bit_depth)
+        duplicate = supports.setdefault(str(support.pixels), support)
+        if duplicate is not support:
+            raise ImageError(f"{path} and {duplicate.source} are the same image; give each once")
     return list(supports.values())
 
 
+def support_record(data: bytes, rgb: RGB8, source: str, bit_depth: int | None = None) -> SupportImage:
+    """Return the record of an image file.
+
+    Args:
+        data: bytes of the file.
+        rgb: its decoded pixels, uint8 (H, W, 3).
+        source: where it came from.
+        bit_depth: bits that the camera fills in 16-bit files, as stated.
+    """
+    return SupportImage(sha256=sha256_bytes(data), source=source, pixels=pixel_digest(rgb), bit_depth=bit_depth)
+
+
 def array_supports(rgbs: Iterable[RGB8]) -> list[SupportImage]:
-    """Records of support images given as arrays, uint8 (H, W, 3) RGB."""
-    return [SupportImage(sha256=sha256_bytes(rgb.tobytes()), source="array", pixels=pixel_digest(rgb)) for rgb in rgbs]
+    """Return the records of images given as arrays, uint8 (H, W, 3) RGB."""
+    return [support_record(rgb.tobytes(), rgb, "array") for rgb in rgbs]
 
 
 def check_new(classes: Mapping[str, _Class], name: str, images: Iterable[SupportImage]) -> None:
-    """Refuse images that a bank holds already, in whichever class and file format.
+    """Refuse images that a bank holds already, in any class and file format.
 
-    One image in two classes would make routing a matter of the alphabet.
+    An image in two classes would make routing a matter of the alphabet.
 
     Args:
-        classes: of the bank, by name.
+        classes: classes of the bank by name.
         name: class that the images are meant for.
-        images: to enroll.
+        images: images to enroll.
 
     Raises:
-        BankError: one is enrolled already, or given twice.
+        BankError: An image is enrolled already, or given twice.
     """
-    owners = {digest: owner for owner, held in classes.items() for one in held.entry.images for digest in _digests(one)}
+    owners = {
+        digest: owner for owner, held in classes.items() for image in held.entry.images for digest in _digests(image)
+    }
     for image in images:
         owner = next((owners[digest] for digest in _digests(image) if digest in owners), None)
         if owner is not None:

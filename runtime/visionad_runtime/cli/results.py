@@ -68,17 +68,17 @@ class ResultWriter:
         if self.overlays:
             from ..visualization.overlay import save_overlay
 
-            picture = self.overlays / name.with_name(fit_name(name.name, ".png"))
-            self._write("overlay", picture, one.path, lambda: save_overlay(picture, rgb, result))
+            drawn = self.overlays / name.with_name(fit_name(name.name, ".png"))
+            self._write("overlay", drawn, one.path, lambda: save_overlay(drawn, rgb, result))
         facts = result.to_dict(str(one.path))
-        say(json_line(facts) if self.as_json else verdict_line(one.path, result))
+        self._say(json_line(facts) if self.as_json else verdict_line(one.path, result))
         return facts
 
     def error(self, path: Path, error: Exception | None) -> dict[str, Any]:
         """Say why there is no result. Returns what ``--json`` says."""
         facts = {"image": str(path), "error": str(error)}
         if self.as_json:
-            say(json_line(facts))
+            self._say(json_line(facts))
         else:
             complain(str(error))
         return facts
@@ -86,6 +86,16 @@ class ResultWriter:
     def summary(self) -> str:
         """How many images of each kind."""
         return "  ".join(f"{n} {what}" for what, n in sorted(self.counts.items())) or "no image"
+
+    def _say(self, line: str) -> None:
+        """Print a line. Where images arrive, a full disk must not stop the inspection: the journal has the verdict too."""
+        try:
+            say(line)
+        except OSError as exc:
+            if self.inputs is None or isinstance(exc, BrokenPipeError):
+                raise
+            self.failures += 1
+            complain(f"the output could not be written: {exc.strerror or exc}; inspection goes on")
 
     def _write(self, what: str, target: Path, image: Path, write: Callable[[], None]) -> None:
         try:

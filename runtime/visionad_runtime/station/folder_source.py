@@ -73,7 +73,7 @@ class FolderSource:
 
     Args:
         folder: to watch, with its subfolders.
-        done: of the images that lie there at the start, those to be passed over.
+        processed: returns those images of the ones there at the start that are to be passed over.
         settle: seconds.
         wait: sleeps so many seconds and returns whether to end.
         clock: seconds, for tests.
@@ -89,7 +89,7 @@ class FolderSource:
     def __init__(
         self,
         folder: Path,
-        done: Callable[[Collection[DetectedFile]], Iterable[DetectedFile]],
+        processed: Callable[[Collection[DetectedFile]], Iterable[DetectedFile]],
         settle: float,
         wait: Callable[[float], bool],
         clock: Callable[[], float] = time.monotonic,
@@ -104,7 +104,7 @@ class FolderSource:
         self._device = file_system(folder)
         found = {name: stamp for name in listing.images if (stamp := self._stamp(name)) is not None}
         here = [self._detected(name, stamp) for name, stamp in found.items()]
-        old = {str(one.image.name): one.sha256 for one in done(here)}
+        old = {str(one.image.name): one.sha256 for one in processed(here)}
         now = clock()
         self._files = {name: self._new(stamp, now) for name, stamp in found.items()}
         for name, sha256 in old.items():
@@ -118,7 +118,7 @@ class FolderSource:
                 if (one := self._hand_over(name)) is not None:
                     yield one
 
-    def again(self, one: DetectedFile) -> bool:
+    def retry(self, one: DetectedFile) -> bool:
         """Hand an image that could not be read over once more.
 
         Returns:

@@ -78,7 +78,7 @@ class Journal:
         self._day = self._day_of_last_line()
         self._lock = self._locked()
 
-    def noted(self, ones: Collection[DetectedFile]) -> list[DetectedFile]:
+    def processed(self, ones: Collection[DetectedFile]) -> list[DetectedFile]:
         """Return those images that it has a line of, with their sha256.
 
         An image whose change time is another one than in the line is compared by content.
@@ -100,7 +100,7 @@ class Journal:
             asked[key]._replace(sha256=entry.sha256) for key, entry in entries.items() if _is_same(asked[key], entry)
         ]
 
-    def add(self, one: DetectedFile, facts: Mapping[str, Any]) -> None:
+    def append(self, one: DetectedFile, facts: Mapping[str, Any]) -> None:
         """Note what was found of an image.
 
         Args:

@@ -146,19 +146,19 @@ def test_a_image_that_cannot_be_read_is_tried_again_for_a_while(world: World) ->
     for one in arrivals:
         name = one.image.name.name
         tries.setdefault(name, []).append(world.now)
-        if (name == "broken.png" or len(tries[name]) < 3) and not arrivals.again(one):
+        if (name == "broken.png" or len(tries[name]) < 3) and not arrivals.retry(one):
             given_up.append(name)
     assert given_up == ["broken.png"]
     assert len(tries["locked.png"]) == 3
     times = tries["broken.png"]
     assert 5 <= len(times) <= 8 and times[-1] - times[0] >= folder_source.RETRY_TIMEOUT - 0.3
-    assert not arrivals.again(detected("none.png"))
+    assert not arrivals.retry(detected("none.png"))
     # One that has gone before it was read is said at once.
     world.at(21, lambda: world.write("gone.png"))
     world.until = 25
     for one in arrivals:
         one.image.path.unlink()
-        assert not arrivals.again(one)
+        assert not arrivals.retry(one)
 
 
 def test_a_folder_that_is_away_is_waited_for(world: World, caplog: pytest.LogCaptureFixture) -> None:

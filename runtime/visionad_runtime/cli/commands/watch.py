@@ -96,16 +96,16 @@ def watch(
             keep_alive=keep_alive,
         ) as inspector,
     ):
-        book = None if journal is None else stack.enter_context(closing(Journal(journal, folder, journal_days)))
-        done = (lambda here: () if existing else here) if book is None else book.noted
-        arrivals = FolderSource(folder, done, settle, stop.wait, exclude=exclude or ())
         classes = inspector.require_class(class_name).classes
+        book = None if journal is None else stack.enter_context(closing(Journal(journal, folder, journal_days)))
+        processed = (lambda there: () if existing else there) if book is None else book.processed
+        source = FolderSource(folder, processed, settle, stop.wait, exclude=exclude or ())
         for line in (*inspector.calibration_warnings(), *depth_warnings(classes, class_name, bit_depth)):
             complain(line)
-        passed = f", passing over {arrivals.passed_over} of the {arrivals.there} images there" if arrivals.there else ""
+        passed = f", passing over {source.passed_over} of the {source.there} images there" if source.there else ""
         complain(f"watching {folder} with {inspector.engine.name}{passed}")
         failed = 0
-        for one in arrivals:
+        for file in source:
             if stop.is_set():
                 break
             if inspector.refresh():
@@ -113,24 +113,24 @@ def watch(
                 manifest = inspector.bank.manifest
                 complain(f"bank version {manifest.version} from here on: {manifest.change}")
             try:
-                (found,) = inspector.inspect_files([one.image.path], class_name=class_name, bit_depth=bit_depth)
+                (outcome,) = inspector.inspect_files([file.image.path], class_name=class_name, bit_depth=bit_depth)
             except BankError as exc:  # the class was removed; it may come back
                 report.counts["not inspected"] += 1
-                report.error(one.image.path, exc)
+                report.error(file.image.path, exc)
                 continue
             except Exception as exc:  # one image must not end the watch, at every restart again
                 failed += 1
                 if failed > 1:  # it is not the image: a restart may help, and begins with this one
                     raise
                 report.counts["not inspected"] += 1
-                trouble = VisionADError(f"{one.image.path}: could not be inspected: {type(exc).__name__}: {exc}")
-                facts = report.error(one.image.path, trouble)
+                trouble = VisionADError(f"{file.image.path}: could not be inspected: {type(exc).__name__}: {exc}")
+                facts = report.error(file.image.path, trouble)
             else:
                 failed = 0
-                if found.error is not None and arrivals.again(one):
+                if outcome.error is not None and source.retry(file):
                     continue
-                facts = report.add(found, one.image.name)
+                facts = report.add(outcome, file.image.name)
             if book is not None:
-                book.add(one, facts)
+                book.append(file, facts)
     if not as_json:
         say(report.summary())

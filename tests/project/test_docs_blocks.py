@@ -27,7 +27,7 @@ FENCE = re.compile(
 )
 SHELL = ("bash", "sh", "console", "shell")
 MAX_NOT_RUN = 16
-"""Blocks with a reason not to run. Raise it only with a reason that holds for no test machine."""
+"""Limit of blocks that are not run. Raise it only for a reason that holds on every test machine."""
 
 
 class Block(NamedTuple):
@@ -40,12 +40,12 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """The page's Python and shell blocks, and those that are files."""
-    found = [
+    """Return the page's Python and shell blocks, and those that are files."""
+    fenced = [
         Block(m["language"], m["code"], m["reason"], m["title"])
         for m in FENCE.finditer(page.read_text(encoding="utf-8"))
     ]
-    return [block for block in found if block.title or block.language in ("python", *SHELL)]
+    return [block for block in fenced if block.title or block.language in ("python", *SHELL)]
 
 
 def page_id(page: Path) -> str:
@@ -59,7 +59,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
 
 @pytest.fixture
 def place(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, a copy for each page."""
+    """Return the working folder, a copy for each page."""
     folder = shutil.copytree(prepared, tmp_path / "place", symlinks=True)
     monkeypatch.chdir(folder)
     return folder

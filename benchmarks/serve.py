@@ -1,8 +1,8 @@
-"""What HTTP adds to an inspection: `python benchmarks/serve.py`.
+"""Time that HTTP adds to an inspection: `python benchmarks/serve.py`.
 
-A `visionad serve` of its own, and clients that keep their connection. In turns with them, the same pixels are given to
-`Inspector.inspect` in this process. ``around`` is what a request takes beyond the inspection that its answer tells of: sending,
-decoding, queue, answer. Then several clients at once: images a second, beside one caller of the inspector.
+Clients with persistent connections call a `visionad serve` process. In turns with them, `Inspector.inspect` gets the same pixels
+in this process. ``around`` is the time of a request minus the inspection time in its response: sending, decoding, queue and
+response. Then several clients run at once: images per second, side by side with one caller of the inspector.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every Python and shell block of README and docs runs, in a folder that holds the files it names, or says why it cannot.
 
 A block that cannot run here has ``<!-- not run: reason -->`` on the line before it. The blocks of a page run in order and share
-their variables. A block with ``title="NAME"`` is first written to that file. A page ``add-a-X.md`` with a test of its own,
-``test_add_a_X.py``, is left to it.
+their variables. A block with ``title="NAME"`` is first written to that file. A guide that a unit test names as its ``GUIDE``
+is left to that test.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ import pytest
 from tests.data import ROOT
 from tests.workplace import make_workplace
 
-TESTED_APART = {path.stem.removeprefix("test_").replace("_", "-") for path in (ROOT / "tests").rglob("test_add_a_*.py")}
+TESTED_APART = {
+    name
+    for path in (ROOT / "tests" / "unit").rglob("test_*.py")
+    for name in re.findall(r'^GUIDE = .*"([\w-]+)\.md"$', path.read_text(encoding="utf-8"), re.MULTILINE)
+}
+"""Guides that a unit test follows step by step, because they need files or weights of their own."""
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.stem not in TESTED_APART)]
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]*?) -->\n+)?"

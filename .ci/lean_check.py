@@ -1,4 +1,4 @@
-"""In the lean environment: nothing heavy can be imported, the import is quick, and the verdicts are the full install's."""
+"""Checks of the lean environment: no heavy package is importable, the import is fast, and verdicts equal the full install's."""
 
 import importlib.util
 import json
@@ -14,15 +14,15 @@ for heavy in ("torch", "timm", "onnx", "onnxscript", "scipy", "sklearn", "matplo
     assert importlib.util.find_spec(heavy) is None, f"{heavy} is importable in the lean install"
 
 
-def import_seconds(what: str) -> float:
-    """Of a fresh process, Python's own start included."""
+def import_seconds(code: str) -> float:
+    """Return the time of a fresh process, the start of Python included."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", what], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)
     return time.perf_counter() - start
 
 
-# Beside each other, since the box may have other work for a while, or be a slow one: where the packages that the runtime is made of
-# take nearly half of the limit alone, all of it may take FACTOR times as long as they (1.8 to 2.1 on such a box).
+# Both are timed in turns, because the machine may be busy or slow. If the runtime's dependencies alone take nearly half of the
+# limit, the import may take FACTOR times as long as they do (1.8 to 2.1 on such a machine).
 times, bare = list[float](), list[float]()
 while len(times) < 7 or (min(times) >= max(LIMIT_SECONDS, FACTOR * min(bare)) and len(times) < 40):
     bare.append(import_seconds("import numpy, PIL.Image, pydantic"))

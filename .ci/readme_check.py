@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The README's Python lines, run on the demo's folder as a reader would: they must print what stands below them."""
+"""Run the README's Python block on the demo's output; it must print the block below it."""
 
 import re
 import subprocess
@@ -9,11 +9,11 @@ from pathlib import Path
 
 demo = Path(sys.argv[1]).resolve()
 text = (Path(__file__).parents[1] / "README.md").read_text()
-found = re.search(r"```python\n(.*?)```\s+```\n(.*?)```", text, re.DOTALL)
-assert found, "README.md has no Python lines with their output below"
-code, expected = found.groups()
-with tempfile.TemporaryDirectory() as place:
-    (Path(place) / "visionad-demo").symlink_to(demo)
-    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
+blocks = re.search(r"```python\n(.*?)```\s+```\n(.*?)```", text, re.DOTALL)
+assert blocks, "README.md: expected a Python block with its output below"
+code, expected = blocks.groups()
+with tempfile.TemporaryDirectory() as folder:
+    (Path(folder) / "visionad-demo").symlink_to(demo)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
 if done.stdout != expected:
-    sys.exit(f"README.md says that its Python lines print\n{expected}and they print\n{done.stdout}{done.stderr}")
+    sys.exit(f"README.md: expected its Python block to print\n{expected}got\n{done.stdout}{done.stderr}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A release's tag is the package's version: `release_check.py v1.2.3`."""
+"""Check that a release's tag is the package's version: `release_check.py v1.2.3`."""
 
 import sys
 

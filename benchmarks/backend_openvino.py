@@ -1,13 +1,15 @@
-"""OpenVINO beside ONNX Runtime on this CPU, side by side: `python benchmarks/backend_openvino.py [--every N] [--seconds S]`.
+"""OpenVINO and ONNX Runtime on this CPU, side by side: `python benchmarks/backend_openvino.py [--every N] [--seconds S]`.
 
-Time: ratios of medians, taken in turns, so that a busy machine slows all of them alike; on a quiet machine they are steadier. A
-whole inspection goes from pixels to verdict: three views, 1 shot, known class.
+Time: ratios of medians. The candidates take turns, so that a busy machine slows all of them alike; a quiet machine gives steadier
+    ratios.
+An inspection goes from pixels to verdict: three views, one shot, known class.
 
-Quality: a precision is judged by what a user sees: scores against the spread of the good parts' scores, the order of the scores,
-image AUROC, and verdicts at a threshold that was calibrated in the same precision. Token figures are in the record. ``bf16, all of
-it`` has no convolution in fp32 and shows what these are for. Reference is ``onnxruntime-cpu`` in fp32.
+Quality: a precision is judged by its results: scores against the spread of the good parts' scores, order of the scores, image
+    AUROC,
+and verdicts at a threshold that was calibrated in the same precision. The result file also has tokens. ``bf16, all of it`` has no
+convolution in fp32 and shows their effect. The reference is ``onnxruntime-cpu`` in fp32.
 
-This file is not called ``openvino.py``, which would be imported instead of OpenVINO.
+The file is not named ``openvino.py``, because Python would then import it instead of OpenVINO.
 """
 
 from __future__ import annotations

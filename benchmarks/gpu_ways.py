@@ -1,8 +1,8 @@
-"""Ways to run a model with ONNX Runtime on this GPU: `python benchmarks/gpu_ways.py MODEL --out FILE`.
+"""Session variants of ONNX Runtime on this GPU: `python benchmarks/gpu_ways.py MODEL --out FILE`.
 
-The runtime takes the first that runs: operators fused, each call a CUDA graph. Here all are timed, one after the other in one
-process: how long a call takes by the GPU's clock and how long it holds up the host, and how far its tokens are from those of the
-file's own operators; with ``--kernels`` and torch, which kernels take the time of the first way.
+The runtime uses the first variant that runs: fused operators, each call a CUDA graph. This benchmark times all of them one after
+the other in one process: the time of a call on the GPU and on the host, and the difference of its tokens to those of the unfused
+operators. With ``--kernels`` and torch it lists the kernels of the first variant.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, write ``--out``."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("model", type=Path, help="model folder")
-    options.add_argument("--seconds", type=float, default=1.5, help="for each way")
-    options.add_argument("--kernels", action="store_true", help="kernels of the first way instead, by torch's profiler")
+    options.add_argument("--seconds", type=float, default=1.5, help="seconds for each variant")
+    options.add_argument(
+        "--kernels", action="store_true", help="list the kernels of the first variant instead, by torch's profiler"
+    )
     options.add_argument("--out", type=Path, help="JSON file")
     args = options.parse_args(argv)
     try:
@@ -53,23 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure_all(folder: Path, seconds: float, kernels: bool) -> dict[str, Any]:
-    """The report.
+    """Measure all variants.
 
     Raises:
-        VisionADError: no model, no GPU, or nothing runs.
+        VisionADError: there is no model or GPU, or no variant runs.
     """
     manifest = read_model(folder)
     identity, group = manifest.identity, len(manifest.views)
     side = identity.preprocess.crop
     images = np.random.default_rng(0).standard_normal((group, 3, side, side)).astype(np.float32)
-    ways = leaf.session_variants(folder, manifest, None, group)
+    variants = leaf.session_variants(folder, manifest, None, group)
     rows: list[dict[str, Any]] = []
     plain: F32 | None = None
-    for way in ways[:1] if kernels else reversed(ways):  # the file's own operators come first
-        row: dict[str, Any] = {"way": way.description}
+    for variant in variants[:1] if kernels else reversed(variants):  # the file's own operators come first
+        row: dict[str, Any] = {"way": variant.description}
         rows.append(row)
         try:
-            engine = leaf.OrtStreamEngine([way], CUDA, manifest, group)
+            engine = leaf.OrtStreamEngine([variant], CUDA, manifest, group)
         except VisionADError as exc:
             row["fails"] = str(exc)
             continue
@@ -81,7 +83,7 @@ def measure_all(folder: Path, seconds: float, kernels: bool) -> dict[str, Any]:
                 **_timed(engine, images, tokens, seconds, kernels),
             }
     if plain is None:
-        raise VisionADError(f"{folder} runs in no way: {rows[-1]['fails']}")
+        raise VisionADError(f"{folder}: no variant runs: {rows[-1]['fails']}")
     model = {"backbone": identity.backbone, "precision": manifest.precision, "rows": group, "crop": side}
     return {"environment": common.environment(), "model": model, "ways": rows}
 
@@ -115,7 +117,7 @@ def _timed(engine: leaf.OrtStreamEngine, images: F32, tokens: Tokens, seconds: f
 
 
 def _kernels(call: Callable[[], object]) -> list[dict[str, Any]]:
-    """Of one call: kernels by their time."""
+    """Return the kernels of one call by their time."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -129,7 +131,7 @@ def _kernels(call: Callable[[], object]) -> list[dict[str, Any]]:
 
 
 def table(report: dict[str, Any]) -> list[str]:
-    """One line a way, then its kernels."""
+    """Format one line per variant, then its kernels."""
     lines = []
     for row in report["ways"]:
         if "fails" in row:

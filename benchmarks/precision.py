@@ -1,10 +1,12 @@
-"""What a precision costs on real images, and what int8 would: `python benchmarks/precision.py [--every N]`.
+"""Effect of precision on real images, and of int8 and fp8: `python benchmarks/precision.py [--every N]`.
 
-Half precision and tf32 are emulated as export's accuracy gate does it (every result rounded, float32 sums), so no GPU is
-needed. Each is scored with a bank of its own precision and with an fp32 bank. 1 shot, original view. int8 is ONNX Runtime's own,
-static Q/DQ (weights per channel, calibrated on good parts) and dynamic, timed side by side with fp32 and with the fp16 graph on
-this CPU: it is here to show why the project does not offer it. fp8 (E4M3), and int8 again, are emulated in PyTorch: both inputs of
-every linear layer are rounded, weights with a scale a row, activations with one a tensor (calibrated) or one a token (dynamic).
+Half precision and tf32 are emulated as in export's accuracy check (every result rounded, float32 sums), so no GPU is needed. Each
+is scored with a bank of its own precision and with an fp32 bank; one shot, original view.
+
+int8 is ONNX Runtime's, static Q/DQ (weights per channel, calibrated on good parts) and dynamic, timed side by side with fp32 and
+with the fp16 graph on this CPU. It shows why the project does not offer int8. fp8 (E4M3) and int8 are also emulated in PyTorch:
+both inputs of every linear layer are rounded, weights with a scale per row, activations with one per tensor (calibrated) or per
+token (dynamic).
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def main() -> None:
 
 
 def study(backbone: str, model: Path, support: Path, tests: list[Path], folder: Path) -> list[dict[str, Any]]:
-    """One row a precision and bank: AUROC, and how far scores move from those of fp32 throughout."""
+    """Return one row per precision and bank: AUROC, and the change of the scores from fp32 for both."""
     encoded: dict[str, tuple[F32, list[F32]]] = {}
     rows, labels = [], np.array([path.parent.name != "good" for path in tests])
     scores: dict[tuple[str, str], NDArray[np.float64]] = {}
@@ -121,7 +123,7 @@ def study_int8(
     """One row a way to int8."""
     rows, labels = [], np.array([path.parent.name != "good" for path in tests])
     expected = encode(model / "backbone.onnx", model, support, tests)[1]
-    for name, path in quantised(model, normals, folder).items():
+    for name, path in quantized(model, normals, folder).items():
         rows_of_bank, tokens = encode(path, model, support, tests)
         cosines, scores = compare(tokens, expected), score(tokens, rows_of_bank)
         rows.append(
@@ -139,7 +141,7 @@ def study_int8(
 def study_emulated(
     backbone: str, weights: Path, normals: list[Path], support: Path, tests: list[Path]
 ) -> list[dict[str, Any]]:
-    """One row an 8-bit type and way to scale activations, with its own bank, by the reference."""
+    """Return one row per 8-bit type and scaling of activations, each with its own bank, by the reference."""
     rows, labels = [], np.array([path.parent.name != "good" for path in tests])
     _, expected = encode_by(Reference.load(backbone, weights), support, tests)
     for kind, scales in itertools.product(ROUNDED, ("tensor", "token")):
@@ -162,7 +164,7 @@ def study_emulated(
 
 
 def round_linears(reference: Reference, rounded: Rounded, images: list[torch.Tensor] | None) -> None:
-    """Have every linear layer multiply rounded weights by rounded inputs. With ``images`` an input's scale is their largest."""
+    """Make every linear layer multiply rounded weights by rounded inputs. With ``images``, their maximum sets an input's scale."""
     linears = [module for module in reference.backbone.modules() if isinstance(module, torch.nn.Linear)]
     largest: dict[torch.nn.Module, torch.Tensor] = {}
 
@@ -185,13 +187,13 @@ def round_linears(reference: Reference, rounded: Rounded, images: list[torch.Ten
 
 
 def to_fp8(values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """Rounded to E4M3, whose largest number is 448, where ``largest`` is."""
+    """Round to E4M3, whose largest number 448 stands for ``largest``."""
     scale = largest.clamp_min(1e-30) / 448
     return (values / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
 
 
 def to_int8(values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """Rounded to -127..127, where ``largest`` is 127."""
+    """Round to -127..127, where 127 stands for ``largest``."""
     scale = largest.clamp_min(1e-30) / 127
     return (values / scale).clamp(-127, 127).round() * scale
 
@@ -201,7 +203,7 @@ ROUNDED: dict[str, Rounded] = {"fp8": to_fp8, "int8": to_int8}
 
 
 def encode_by(reference: Reference, support: Path, tests: list[Path]) -> tuple[F32, list[F32]]:
-    """:func:`encode` by the reference."""
+    """Encode as :func:`encode` does, by the reference."""
 
     def tokens(image: F32) -> F32:
         found: F32 = reference.encode(torch.from_numpy(np.ascontiguousarray(image[None])))[0][0].numpy()
@@ -213,8 +215,8 @@ def encode_by(reference: Reference, support: Path, tests: list[Path]) -> tuple[F
     ]
 
 
-def quantised(model: Path, normals: list[Path], folder: Path) -> dict[str, Path]:
-    """int8 graphs: products with weights only; attention, LayerNorm, softmax and residual sums stay float32."""
+def quantized(model: Path, normals: list[Path], folder: Path) -> dict[str, Path]:
+    """Write int8 graphs. Only products with weights are int8; attention, LayerNorm, softmax and residual sums stay float32."""
     spec = read_manifest(model, ModelManifest).identity.preprocess
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -252,7 +254,7 @@ def side_by_side(model: Path, normals: list[Path], folder: Path) -> dict[str, fl
     paths = {
         "fp32": model / "backbone.onnx",
         "fp16": folder / "fp16.onnx",
-        **{f"int8 {k}": v for k, v in quantised(model, normals, folder).items()},
+        **{f"int8 {k}": v for k, v in quantized(model, normals, folder).items()},
     }
     sessions = {name: session(path) for name, path in paths.items()}
     image = np.zeros((1, *sessions["fp32"].get_inputs()[0].shape[1:]), np.float32)
@@ -274,7 +276,7 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def encode(path: Path, model: Path, support: Path, tests: list[Path]) -> tuple[F32, list[F32]]:
-    """Bank rows of one support image in its six poses, and the test images' tokens."""
+    """Return the bank rows of one support in its six poses, and the tokens of the test images."""
     spec, run = read_manifest(model, ModelManifest).identity.preprocess, session(path)
 
     def tokens(image: F32) -> F32:

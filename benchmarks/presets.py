@@ -1,9 +1,10 @@
-"""What beats the paper's settings, and what does not: `python benchmarks/presets.py`. The evidence behind `docs/presets.md`.
+"""Presets and other settings against the paper's: `python benchmarks/presets.py`. The evidence of `docs/guides/presets.md`.
 
-Real images and real weights (DeiT-Tiny, EfficientNet-Lite0), supports by the published choice, every seed kept. Tokens are
-encoded once by the runtime's engine; each variant then searches, fuses and scores them with the runtime's own functions, or,
-where it is no part of the product, with a few lines here; both presets are checked against `visionad eval`. Pixel metrics follow
-the protocol: over what the model sees, so a centre crop's blind margin counts for nobody. `choose` and `audit` are the product's.
+Real images and real weights (DeiT-Tiny, EfficientNet-Lite0), supports of the published selection, every seed recorded. The
+runtime's engine encodes the tokens once. Each variant then searches, fuses and scores them with the runtime's functions, or with
+a few lines here if it is no part of the product. Both presets are checked against `visionad eval`. Pixel metrics follow the
+protocol: they count what the model sees, so the margin outside a center crop counts for no variant. `choose` and `audit` are the
+product's.
 """
 
 from __future__ import annotations
@@ -50,22 +51,32 @@ SETS = {
     "hazelnut": ("folder", "adfi_hazelnut"),
     "rendered": ("folder", ""),
 }
-"""Settings were chosen while looking at the first three; hazelnut and the rendered parts were only measured afterwards."""
+"""Settings were chosen on the first three sets. Hazelnut and the rendered parts were measured afterwards."""
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_aupro")
 AUDITS = 6
 
 
 @dataclass(frozen=True)
 class Variant:
-    """``model``: which export; ``views`` with the weight of each map; ``sigma`` in map pixels; ``neighbours`` to average;
-    ``pool``: side of the window over which patch tokens are averaged; ``exponent``: of the self-similarity weight (product: 1)."""
+    """Settings to measure.
+
+    Attributes:
+        name: title in the tables.
+        model: name of the export.
+        views: weight of each view's map.
+        share: fraction of the map's largest pixels in the score.
+        sigma: smoothing in map pixels.
+        neighbors: number of neighbors to average.
+        pool: side of the window over which patch tokens are averaged.
+        exponent: exponent of the self-similarity weight (product: 1).
+    """
 
     name: str
     model: str
     views: dict[str, float] = field(default_factory=lambda: {"original": 1.0})
     share: float = 0.002
     sigma: float = 0.0
-    neighbours: int = 1
+    neighbors: int = 1
     pool: int = 1
     exponent: float = 0.0
 
@@ -82,7 +93,7 @@ TRIED = (
     replace(FULL_IMAGE, name="full-image + flip view", views={"original": 1.0, "flip": 1.0}),
     replace(FULL_IMAGE, name="full-image + 0.43 clamp view", views={"original": 1.0, "clamp": 0.43}),
     replace(FULL_IMAGE, name="full-image, smoothed (sigma 4)", sigma=4.0),
-    replace(FULL_IMAGE, name="full-image, mean of 3 neighbours", neighbours=3),
+    replace(FULL_IMAGE, name="full-image, mean of 3 neighbors", neighbors=3),
     replace(FULL_IMAGE, name="full-image, tokens averaged 3 x 3", pool=3),
     replace(FULL_IMAGE, name="full-image at 560 pixels", model="fine"),
     replace(PAPER, name="paper, weighted", exponent=1.0),
@@ -93,7 +104,7 @@ TRIED = (
 
 
 class Tokens:
-    """Patch tokens of one class under one export: test images by view, supports by block, encoded when first asked for."""
+    """Patch tokens of one class under one export, encoded at first use: test images by view, supports by encoding."""
 
     def __init__(self, inspector: Inspector, data: Dataset, name: str) -> None:
         self.inspector, self.samples, self.train = inspector, data.test(name), data.train(name)
@@ -108,20 +119,20 @@ class Tokens:
         self._weights: dict[str, np.ndarray] = {}
 
     def query(self, view: str) -> np.ndarray:
-        """(images, P, D) of the test images."""
+        """Return the tokens of the test images, (images, P, D)."""
         if view not in self._queries:
             rows = [query_views(prepare(load(s.path), self.spec), [view])[0] for s in self.samples]  # type: ignore[list-item]
             self._queries[view] = np.stack([self.inspector.engine.encode(r[None]).patch[0] for r in rows])
         return self._queries[view]
 
     def weights(self, view: str) -> np.ndarray:
-        """(images, P) of the test images."""
+        """Return the self-similarity weights of the test images, (images, P)."""
         if view not in self._weights:
             self._weights[view] = np.stack([self_similarity_weight(patch, self.side) for patch in self.query(view)])
         return self._weights[view]
 
     def support(self, index: int) -> ClassBank:
-        """A training image as a class of its own."""
+        """Return a training image as a class of its own."""
         if index not in self._supports:
             path = self.train[index]
             self._supports[index] = self.inspector.encode_class(
@@ -130,7 +141,7 @@ class Tokens:
         return self._supports[index]
 
     def nearest(self, view: str, index: int, keep: int, pool: int) -> np.ndarray:
-        """(images, P, keep): the smallest distances to one support, ascending."""
+        """Return the smallest distances to one support, ascending, (images, P, keep)."""
         key = (view, index, keep, pool)
         if key not in self._found:
             rows = _pooled(self.support(index).rows(view), self.side, pool)  # type: ignore[arg-type]
@@ -140,13 +151,13 @@ class Tokens:
         return self._found[key]
 
     def figures(self, variant: Variant, supports: Sequence[int]) -> dict[str, float | None]:
-        """The metrics of one variant with these supports."""
+        """Return the metrics of one variant with these supports."""
         total: dict[str, np.ndarray] = {}
         for view in variant.views:
             distances = np.concatenate(
-                [self.nearest(view, i, variant.neighbours, variant.pool) for i in supports], axis=2
+                [self.nearest(view, i, variant.neighbors, variant.pool) for i in supports], axis=2
             )
-            total[view] = np.sort(distances, axis=2)[..., : variant.neighbours].mean(axis=2)
+            total[view] = np.sort(distances, axis=2)[..., : variant.neighbors].mean(axis=2)
             if variant.exponent:
                 total[view] *= self.weights(view) ** np.float32(variant.exponent)
         scores, pixels = [], PixelMetrics()
@@ -178,7 +189,7 @@ def _pooled(tokens: np.ndarray, side: int, pool: int) -> np.ndarray:
 
 
 def export_all(folder: Path, shared: Path, backbone: str) -> dict[str, Path]:
-    """The exports a backbone's variants need. ``whole`` has all views, so that what the preset leaves out can be measured."""
+    """Export the models of a backbone's variants. ``whole`` has all views, so that those the presets leave out can be measured."""
     weights = shared / "weights" / backbone / "model.safetensors"
     weight_options: dict[str, Any] = {"weights": weights} if weights.is_file() else {}
     presets = {
@@ -196,7 +207,7 @@ def export_all(folder: Path, shared: Path, backbone: str) -> dict[str, Path]:
 def measure(
     models: dict[str, Path], data: Dataset, shots: Sequence[int], seeds: int, tried: int, scratch: Path
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one backbone on one set: every variant, shot count and seed, means over the set's classes."""
+    """Yield the rows of one backbone on one set: every variant, number of shots and seed, as means over the set's classes."""
     banks = {name: Inspector.open(path, scratch / name) for name, path in models.items()}
     per: dict[tuple[Any, ...], list[dict[str, float | None]]] = defaultdict(list)
     for name in data.classes:
@@ -221,7 +232,11 @@ def measure(
 
 
 def check_against_eval(models: dict[str, Path], data: Dataset, name: str, tokens: dict[str, Tokens]) -> None:
-    """What is a product must measure here what `visionad eval` measures."""
+    """Check the presets against `visionad eval`.
+
+    Raises:
+        SystemExit: a metric differs.
+    """
     alone = replace(data, by_class={name: data.by_class[name]})
     for variant in PRESETS:
         result = evaluate(models[variant.name], alone, 1, seeds=[0]).to_dict()["results"][0]
@@ -233,7 +248,7 @@ def check_against_eval(models: dict[str, Path], data: Dataset, name: str, tokens
 
 
 def audit(model: Path, data: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
-    """How often a defect among the enrolled is named, and a good part wrongly: random banks of 4 and 8 supports."""
+    """Yield how often a defect among the supports is reported, and how often a good part, in random banks of 4 and 8."""
     inspector = Inspector.open(model, scratch)
     rng = np.random.default_rng(0)
 
@@ -264,7 +279,7 @@ def _standings(parts: Sequence[ClassBank], inspector: Inspector) -> list[Any]:
 
 
 def cost(models: dict[str, Path], images: Sequence[Path], support: Path, scratch: Path) -> dict[str, float]:
-    """Milliseconds from file to result, 1-shot bank, the presets in turn on the same images."""
+    """Return milliseconds from file to result with one shot. The presets take turns on the same images."""
     inspectors = {}
     names = [v.name for v in PRESETS]
     for name in names:
@@ -291,7 +306,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def table(rows: Sequence[dict[str, Any]], sets: Sequence[str]) -> str:
-    """Image AUROC / AUPRO by backbone, shots and variant, mean ± spread over seeds; the last column is the mean over sets."""
+    """Format image AUROC / AUPRO by backbone, shots and variant: mean ± deviation over seeds, and the mean over sets."""
     lines = ["| backbone | shots | variant | " + " | ".join(sets) + " | mean |", "|" + "---|" * (len(sets) + 4)]
     groups: dict[tuple[str, int, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -363,7 +378,7 @@ def main() -> None:
 
 
 def page(result: dict[str, Any]) -> str:
-    """All tables, in Markdown."""
+    """Format all tables as Markdown."""
     rows, sets = result["rows"], result["sets"]
     names = [v.name for v in PRESETS]
     presets = [r for r in rows if r["variant"] in names]

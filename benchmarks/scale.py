@@ -1,13 +1,14 @@
 """Time and memory against bank size and number of classes: `python benchmarks/scale.py [--quick]`.
 
-Synthetic tokens, no backbone; everything else is the runtime's own code. Three sweeps:
+Tokens are synthetic and there is no backbone; the rest is the runtime's code. Three sweeps:
 
-* rows: one image (784 tokens) against a view's bank of 1 k to 4 M rows in memory, as it is and indexed;
-* images: a class of 1 to 64 images of 784 tokens on disk: one more enrolled, the bank opened;
-* classes: a bank of 1 to 1000 classes: one more enrolled, the bank opened, an image routed, a threshold stored. The classes have
-  few tokens each (``--grid``), because what is to be seen here is the cost per class, not per byte.
+* rows: search one image (784 tokens) in a view's bank of 1 k to 4 M rows in memory, plain and indexed;
+* images: a class of 1 to 64 images of 784 tokens on disk: enroll one more, open the bank;
+* classes: a bank of 1 to 1000 classes: enroll one more, open the bank, route an image, store a threshold. The classes have few
+tokens
+  (``--grid``), so that the cost per class shows, not the cost per byte.
 
-Whatever is opened or searched is so in a process of its own, whose peak memory is told. Result: JSON, a table and plots.
+Each bank is opened or searched in a fresh process, whose peak memory is reported. Result: JSON, a table and plots.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from visionad_runtime.preprocess import encoding_names
 from visionad_runtime.search import build_index, nearest
 
 DIM, PATCHES = 384, 784
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
 def main() -> None:
@@ -43,9 +44,9 @@ def main() -> None:
     options.add_argument("--classes", type=int, nargs="+", help="classes of a bank (default 1 to 1000, quick to 30)")
     options.add_argument("--shots", type=int, default=1, help="images of each class in the sweep over classes")
     options.add_argument("--grid", type=int, default=7, help="tokens per side of an image in the sweep over classes")
-    options.add_argument("--threads", type=int, default=None, help="of the search (default: all cores)")
-    options.add_argument("--folder", type=Path, help="for the banks (default: a temporary one)")
-    options.add_argument("--name", default="scale", help="of the result files")
+    options.add_argument("--threads", type=int, default=None, help="threads of the search (default: all cores)")
+    options.add_argument("--folder", type=Path, help="folder of the banks (default: a temporary one)")
+    options.add_argument("--name", default="scale", help="name of the result files")
     options.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.worker:
@@ -71,7 +72,11 @@ def main() -> None:
 
 
 def check_memory(rows: int) -> None:
-    """Stop before the machine does."""
+    """Check that the largest bank fits in memory.
+
+    Raises:
+        SystemExit: it does not.
+    """
     needed = rows * DIM * 5.4 / 1e9 + 0.5  # float32, index beside it, process
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     free = next(int(words[1]) * 1024 / 1e9 for words in lines if words[0] == "MemAvailable:")
@@ -80,7 +85,7 @@ def check_memory(rows: int) -> None:
 
 
 def worker(job: str, **options: Any) -> dict[str, Any]:
-    """Run one of :data:`WORKERS` in a process of its own."""
+    """Run one of :data:`WORKERS` in a fresh process."""
     command = [sys.executable, __file__, "--worker", json.dumps({"job": job, **options})]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     row: dict[str, Any] = json.loads(done.stdout)
@@ -88,7 +93,7 @@ def worker(job: str, **options: Any) -> dict[str, Any]:
 
 
 def timed(call: Callable[[], Any], seconds: float = 1.0) -> float:
-    """Best of several calls, in ms."""
+    """Return the best time of several calls in ms."""
     times: list[float] = []
     while len(times) < 2 or (sum(times) < seconds and len(times) < 20):
         start = time.perf_counter()
@@ -98,7 +103,7 @@ def timed(call: Callable[[], Any], seconds: float = 1.0) -> float:
 
 
 def search(rows: int, threads: int | None) -> dict[str, Any]:
-    """One image against one bank in memory."""
+    """Search one image in one bank in memory."""
     before = common.memory("VmRSS")
     tokens = common.Tokens(DIM)
     queries, bank = tokens.draw(PATCHES), tokens.draw(rows)
@@ -139,7 +144,7 @@ WORKERS: dict[str, Callable[..., dict[str, Any]]] = {"search": search, "opened":
 def enroll(
     folder: Path, sizes: list[int], grid: int, views: tuple[str, ...], one_class: bool, shots: int = 1
 ) -> list[dict[str, Any]]:
-    """Enroll image after image, into one class or ``shots`` a class; at each size tell what the last one cost."""
+    """Enroll image after image, into one class or ``shots`` per class. Measure the last one at each size."""
     spec = PreprocessSpec(resize=14 * grid, crop=14 * grid, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     identity = FeatureIdentity(
         backbone="synthetic", weights_sha256="0" * 64, kind="vit", layers=(2,), patch=14, grid=grid, dim=DIM,
@@ -176,7 +181,7 @@ def enroll(
 
 
 def record() -> Calibration:
-    """A calibration of 19 good parts."""
+    """Return a calibration of 19 good parts."""
     return Calibration(
         method="held-out", max_false_reject=0.05, confidence=0.95, guaranteed_false_reject=0.05, bound_false_reject=0.15,
         normals=19, scores=(0.5,) * 19, sources=("good.png",) * 19, views=("original",), created="2026-01-01",
@@ -184,13 +189,13 @@ def record() -> Calibration:
 
 
 def disk_bytes() -> int:
-    """Bytes this process has handed to write calls."""
+    """Return the bytes that this process has written."""
     words = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(words["wchar"])
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    """Print as markdown."""
+    """Print a Markdown table."""
     print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
     for row in rows:
         print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
@@ -198,7 +203,7 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 
 def plot(path: Path, result: dict[str, Any]) -> Path:
-    """Four panels, log-log."""
+    """Draw four log-log panels."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -216,14 +221,14 @@ def plot(path: Path, result: dict[str, Any]) -> Path:
     )  # fmt: skip
     figure, axes = plt.subplots(2, 2, figsize=(11, 8.2))
     for axis, (sweep, along, x_label, y_label, title, lines) in zip(axes.flat, panels, strict=True):
-        for name, colour in zip(lines, COLOURS, strict=False):
+        for name, color in zip(lines, COLORS, strict=False):
             x, y = ([row[key] for row in result[sweep]] for key in (along, name))
             label = (
                 "written by one enrollment"
                 if name.startswith("written")
                 else name.removesuffix(", ms").removesuffix(", MB")
             )
-            axis.loglog(x, [max(v, 1e-3) for v in y], "o-", color=colour, label=label, markersize=4)
+            axis.loglog(x, [max(v, 1e-3) for v in y], "o-", color=color, label=label, markersize=4)
         axis.set(xlabel=x_label, ylabel=y_label, title=title)
         axis.grid(True, which="major", alpha=0.3)
         axis.legend(fontsize=8)

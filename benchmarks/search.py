@@ -1,12 +1,11 @@
 """Exact search side by side with NumPy and faiss: `python benchmarks/search.py`.
 
-Nearest bank row of 784 patch tokens, in turn within one process: NumPy's product with the whole bank, NumPy in tiles, faiss
-`IndexFlatIP`, `nearest` on the plain bank, and on its index (`build_index`, which an inspector uses from the third search on). All
-with the same number of threads. Banks are drawn at random, or with `--sets` hold the
-tokens of four real good parts (DeiT-Tiny with its real weights), searched for those of another image, the last of the set's.
-A ratio is the median over rounds of time over the time of the other in that round. NumPy and faiss each bring an OpenBLAS;
-where variables choose its kernel (OPENBLAS_CORETYPE), everything is measured with them and without, and each result says which
-kernel ran.
+The nearest bank row of 784 patch tokens, in turns within one process: NumPy's product with the whole bank, NumPy in tiles, faiss
+`IndexFlatIP`, `nearest` on the plain bank, and on its index (`build_index`, which an inspector uses from the third search on).
+All use the same number of threads. Banks are random, or with `--sets` the tokens of four real good parts (DeiT-Tiny with real
+weights), in which the last image of the set is searched. A ratio is the median over rounds of the quotient of times in a round.
+NumPy and faiss each have an OpenBLAS. If variables select its kernel (OPENBLAS_CORETYPE), everything is measured with and without
+them, and each result names the kernel.
 
 `--builds` compares the builds of the native code that this CPU can run with each other and with NumPy instead (`benchmarks/results/
 search-builds.json`, or another `--name`). Builds are timed one right after the other, in an order that changes every round, by wall
@@ -34,8 +33,8 @@ import numpy as np
 CHOOSERS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 OURS, PEERS = ("plain", "index"), ("numpy", "numpy_tiled", "faiss")
 SETTLE = 0.3
-"""Seconds between measurements: a peer's threads go on spinning for a while (OpenBLAS longer than 0.1 s on a slow clock) and would
-slow whatever comes next."""
+"""Seconds between measurements: the threads of NumPy and faiss keep spinning for a while (OpenBLAS longer than 0.1 s at a low
+clock) and would slow the next one."""
 TILE = 8192
 
 

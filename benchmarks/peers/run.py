@@ -119,7 +119,7 @@ def default_entries() -> list[Entry]:
 
 
 def visionad(label: str, backbone: str, preset: str = "paper", **settings: Any) -> Entry:
-    """VisionAD by a preset (``docs/presets.md``)."""
+    """VisionAD by a preset (``docs/guides/presets.md``)."""
     chosen = ExportConfig(backbone=backbone, preset=preset).resolved()
     spec = REGISTRY[backbone]
     tokens = "mean of blocks" if spec.kind == "vit" else "stages"

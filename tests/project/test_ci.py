@@ -90,8 +90,8 @@ def test_pip_s_settings_reach_uv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: done)
     monkeypatch.delenv("UV_EXTRA_INDEX_URL", raising=False)
     monkeypatch.setenv("UV_FIND_LINKS", "/asked/for")  # what the user sets for uv stays
-    found = run.uv_environment(Path(sys.executable))
-    assert found["UV_EXTRA_INDEX_URL"] == "https://a.example https://b.example" and "UV_FIND_LINKS" not in found
+    variables = run.uv_environment(Path(sys.executable))
+    assert variables["UV_EXTRA_INDEX_URL"] == "https://a.example https://b.example" and "UV_FIND_LINKS" not in variables
 
 
 def test_every_slow_group_has_its_line_and_every_glob_a_file() -> None:

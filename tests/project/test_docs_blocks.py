@@ -1,8 +1,8 @@
 """Every Python and shell block of README and docs runs, in a folder that holds the files it names, or says why it cannot.
 
 A block that cannot run here has ``<!-- not run: reason -->`` on the line before it. The blocks of a page run in order and share
-their variables. A block with ``title="NAME"`` is first written to that file. A page ``add-a-X.md`` with a test of its own,
-``test_add_a_X.py``, is left to it.
+their variables. A block with ``title="NAME"`` is first written to that file. A guide that a unit test names as its ``GUIDE``
+is left to that test.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ import pytest
 from tests.data import ROOT
 from tests.workplace import make_workplace
 
-TESTED_APART = {path.stem.removeprefix("test_").replace("_", "-") for path in (ROOT / "tests").rglob("test_add_a_*.py")}
+TESTED_APART = {
+    name
+    for path in (ROOT / "tests" / "unit").rglob("test_*.py")
+    for name in re.findall(r'^GUIDE = .*"([\w-]+)\.md"$', path.read_text(encoding="utf-8"), re.MULTILINE)
+}
+"""Guides that a unit test follows step by step, because they need files or weights of their own."""
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.stem not in TESTED_APART)]
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]*?) -->\n+)?"
@@ -27,7 +32,7 @@ FENCE = re.compile(
 )
 SHELL = ("bash", "sh", "console", "shell")
 MAX_NOT_RUN = 16
-"""Blocks with a reason not to run. Raise it only with a reason that holds for no test machine."""
+"""Limit of blocks that are not run. Raise it only for a reason that holds on every test machine."""
 
 
 class Block(NamedTuple):
@@ -40,12 +45,12 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """The page's Python and shell blocks, and those that are files."""
-    found = [
+    """Return the page's Python and shell blocks, and those that are files."""
+    fenced = [
         Block(m["language"], m["code"], m["reason"], m["title"])
         for m in FENCE.finditer(page.read_text(encoding="utf-8"))
     ]
-    return [block for block in found if block.title or block.language in ("python", *SHELL)]
+    return [block for block in fenced if block.title or block.language in ("python", *SHELL)]
 
 
 def page_id(page: Path) -> str:
@@ -59,7 +64,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
 
 @pytest.fixture
 def place(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, a copy for each page."""
+    """Return the working folder, a copy for each page."""
     folder = shutil.copytree(prepared, tmp_path / "place", symlinks=True)
     monkeypatch.chdir(folder)
     return folder

@@ -1,4 +1,4 @@
-"""The documentation agrees with the result files and the code, and its links lead somewhere."""
+"""The documentation agrees with the result files and the code, and its links resolve."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def test_links(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, as the site makes them."""
-    found = set()
+    """Return the anchors of a page's headings, as the site makes them."""
+    slugs = set()
     for heading in re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE):
         explicit = re.search(r"\{ #(\S+) \}", heading)
         slug = re.sub(r"[^\w\s-]", "", heading).strip().lower()
-        found.add(explicit[1] if explicit else re.sub(r"[\s-]+", "-", slug))
-    return found
+        slugs.add(explicit[1] if explicit else re.sub(r"[\s-]+", "-", slug))
+    return slugs
 
 
 def test_the_command_page_has_every_command_and_option() -> None:

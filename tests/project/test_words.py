@@ -25,7 +25,7 @@ ALLOWED = {
     "'pictures'": "a field of JSON, in an f-string",
     '["enrol': "a field of result files",
 }
-"""Text that may stand although it holds a banned word → why."""
+"""Allowed text that has a banned word → the reason."""
 EXCEPT = {
     "CONTRIBUTING.md": "names the words that are not used",
     "CHANGELOG.md": "names what was renamed",
@@ -34,11 +34,11 @@ EXCEPT = {
     "benchmarks/tables.py": "reads the fields of result files made before the words changed",
     "benchmarks/results/": "records of runs stay as they were written",
 }
-"""Files or folders that are not looked at → why."""
+"""Files and folders that are not checked → the reason."""
 
 
 def tracked() -> list[Path]:
-    """The repository's text files."""
+    """Return the repository's text files."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         pytest.skip("not a git checkout")
@@ -47,24 +47,24 @@ def tracked() -> list[Path]:
 
 
 def violations(text: str) -> list[str]:
-    """Lines with a banned word, each with its number and the word to use."""
-    found = []
+    """Return the lines with a banned word, each with its number and the word to use."""
+    lines = []
     for number, line in enumerate(text.splitlines(), 1):
         rest = line
         for allowed in ALLOWED:
             rest = rest.replace(allowed, "")
-        found += [
+        lines += [
             f"{number}: use {better!r}: {line.strip()[:90]}" for word, better in BANNED.values() if word.search(rest)
         ]
-    return found
+    return lines
 
 
 def test_no_banned_word() -> None:
-    found = []
+    lines = []
     for path in tracked():
         text = path.read_text(encoding="utf-8", errors="ignore")
-        found += [f"{path.relative_to(ROOT)}:{line}" for line in violations(text)]
-    assert not found, f"{len(found)} lines, the first:\n" + "\n".join(found[:40])
+        lines += [f"{path.relative_to(ROOT)}:{line}" for line in violations(text)]
+    assert not lines, f"{len(lines)} lines, the first:\n" + "\n".join(lines[:40])
 
 
 @pytest.mark.parametrize(

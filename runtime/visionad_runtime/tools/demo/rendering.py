@@ -1,9 +1,8 @@
-"""Rendered industrial parts, good and bad, so that the demo needs no download and no camera.
+"""Rendered industrial parts, good and defective, so that the demo needs no download and no camera.
 
-Every part is a small scene of signed distance functions: negative inside a shape, positive outside, in units of half a
-image. A distance gives an antialiased edge, a bevel and a soft shadow from the same formula, without drawing at a
-higher resolution first. One seed fixes pose, light and noise; a defect draws from a stream of its own, so the good and
-the bad rendering of a seed differ in the defect and in nothing else.
+Each part is a small scene of signed distance functions: negative inside a shape, positive outside, in units of half an image. One
+distance gives an antialiased edge, a bevel and a soft shadow without supersampling. A seed fixes pose, light and noise. A defect
+draws from its own random stream, so the good and the defective rendering of a seed differ only in the defect.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ Rgb = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Field = NDArray[np.float32]
 Shape = Callable[[Field, Field], Field]
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 CLASSES: tuple[str, ...] = ("gear", "pcb", "blister")
-"""Classes with a training set. ``render`` also knows ``UNKNOWN``, which belongs to none of them."""
+"""Classes with training images. ``render`` also accepts ``UNKNOWN``, an object of no class."""
 
 UNKNOWN = "unknown"
 
@@ -37,7 +36,7 @@ DEFECTS: dict[str, tuple[str, ...]] = {
     "blister": ("missing_tablet", "broken_tablet", "contamination"),
 }
 
-_LIGHT = (-0.6, -0.8)  # towards the lamp, up and left in the image; it stays while the part turns
+_LIGHT = (-0.6, -0.8)  # direction of the lamp, up and left in the image; it does not turn with the part
 
 
 # --- signed distances -------------------------------------------------------------------------------------------------
@@ -55,7 +54,7 @@ def _box(u: Field, v: Field, half_w: float, half_h: float, corner: float = 0.0) 
 
 
 def _path(u: Field, v: Field, points: NDArray[np.float32], half_width: float) -> Field:
-    """Distance to a polyline, ``points`` (N, 2), with round ends."""
+    """Return the distance to a polyline with round ends, ``points`` (N, 2)."""
     best = np.full_like(u, np.inf)
     for (ax, ay), (bx, by) in pairwise(points):
         dx, dy = bx - ax, by - ay
@@ -65,14 +64,14 @@ def _path(u: Field, v: Field, points: NDArray[np.float32], half_width: float) ->
 
 
 def _repeat(u: Field, pitch: float, count: int) -> Field:
-    """Fold the axis so that ``count`` copies of a shape stand ``pitch`` apart, centred on 0."""
+    """Fold the axis so that ``count`` copies of a shape repeat at ``pitch``, centered on 0."""
     half = (count - 1) / 2
     cell = np.clip(np.round(u / pitch + half), 0, count - 1) - half
     return (u - cell * pitch).astype(np.float32)
 
 
 def _smooth(x: Field) -> Field:
-    """Smoothstep: 0 below 0, 1 above 1."""
+    """Apply smoothstep: 0 below 0, 1 above 1."""
     t: Field = np.clip(x, 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -86,20 +85,20 @@ def _stream(seed: int, purpose: int) -> np.random.Generator:
 
 @lru_cache(maxsize=64)
 def _lattice(seed: int) -> Field:
-    """Random values in −1..1, (64, 64); the pattern repeats beyond."""
+    """Return random values in −1..1, (64, 64); the pattern repeats beyond."""
     values: Field = _stream(seed, 7).random((64, 64), dtype=np.float32) * 2 - 1
     return values
 
 
 def _clouds(u: Field, v: Field, frequency: float, seed: int) -> Field:
-    """Smooth noise, about −1..1, with ``frequency`` features a unit, fixed to the coordinates given."""
+    """Return smooth noise of about −1..1 with ``frequency`` features per unit, fixed to the coordinates."""
     x, y = u * np.float32(frequency), v * np.float32(frequency)
     noise = cv2.remap(_lattice(seed), x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP)
     return np.asarray(noise, dtype=np.float32)
 
 
 def _grooves(distance: Field, pitch: float, seed: int) -> Field:
-    """Tool marks in −1..1 that depend on one coordinate only: lathe rings or brush strokes."""
+    """Return tool marks in −1..1 that depend on one coordinate: lathe rings or brush strokes."""
     marks = _stream(seed, 8).random(1024, dtype=np.float32) * 2 - 1
     x = distance / np.float32(pitch) + 256
     i = x.astype(np.int32)
@@ -109,7 +108,7 @@ def _grooves(distance: Field, pitch: float, seed: int) -> Field:
 
 @lru_cache(maxsize=64)
 def _lettering(text: str, height: int) -> Field:
-    """Coverage 0..1 of one line of print, (``height`` pixels, as wide as it comes)."""
+    """Render a line of text as coverage 0..1, ``height`` pixels high."""
     font = ImageFont.load_default(size=52)
     left, _, right, _ = font.getbbox(text)
     card = Image.new("L", (int(right - left) + 8, 64))
@@ -122,7 +121,7 @@ def _lettering(text: str, height: int) -> Field:
 
 
 class _Patch:
-    """A window of the image with coordinates of its own: origin where asked, axes along the part."""
+    """A window of the image with its own coordinates, whose axes follow the part."""
 
     def __init__(self, rgb: Field, u: Field, v: Field, pixel: float, light: tuple[float, float]) -> None:
         self.rgb, self.u, self.v = rgb, u, v
@@ -130,15 +129,15 @@ class _Patch:
         self.light = light
 
     def cover(self, distance: Field, soft: float = 0.0) -> Field:
-        """Coverage 0..1 of a shape; ``soft`` widens the edge and stays finite, so masks stay exact."""
+        """Return the coverage 0..1 of a shape. ``soft`` widens the edge by a finite amount, so masks stay exact."""
         if soft:
             return _smooth(np.float32(0.5) - distance / np.float32(soft))
         coverage: Field = np.clip(np.float32(0.5) - distance / np.float32(self._pixel), 0, 1)
         return coverage
 
-    def paint(self, distance: Field, colour: Colour | Field, opacity: float | Field = 1.0, soft: float = 0.0) -> None:
-        """Lay ``colour`` (one, or (H, W, 3)) over the shape."""
-        self._blend(self.cover(distance, soft) * opacity, colour)
+    def paint(self, distance: Field, color: Color | Field, opacity: float | Field = 1.0, soft: float = 0.0) -> None:
+        """Paint the shape with ``color``: one color, or (H, W, 3)."""
+        self._blend(self.cover(distance, soft) * opacity, color)
 
     def shade(self, distance: Field, factor: float | Field, soft: float = 0.0) -> None:
         """Multiply the light inside the shape."""
@@ -146,39 +145,39 @@ class _Patch:
         self.rgb *= gain[..., None]
 
     def shadow(self, shape: Shape, reach: float, depth: float = 0.55) -> None:
-        """Soft shadow of a shape standing ``reach`` above the ground."""
+        """Draw the soft shadow of a shape that stands ``reach`` above the ground."""
         dx, dy = -self.light[0] * reach, -self.light[1] * reach
         self.shade(shape(self.u - np.float32(dx), self.v - np.float32(dy)), 1 - depth, soft=1.8 * reach)
 
     def bevel(self, distance: Field, width: float, strength: float, inwards: bool = False) -> None:
-        """Light the rim of a shape on the side of the lamp and darken the other (swapped for a hole)."""
+        """Light the rim of a shape on the lamp's side and darken the other side; for a hole, the reverse."""
         band = self.cover(distance) * _smooth(1 + distance / np.float32(width))
         gx, gy = (cv2.Sobel(distance, cv2.CV_32F, dx, 1 - dx, ksize=1, scale=0.5) for dx in (1, 0))
-        # The gradient is taken along the image's rows and columns, so the lamp is not turned into the part's frame.
+        # The gradient follows the image's rows and columns, so the lamp is not rotated into the part's frame.
         facing = (gx * np.float32(_LIGHT[0]) + gy * np.float32(_LIGHT[1])) / np.float32(self._pixel)
         sign = -strength if inwards else strength
         self.rgb *= (1 + np.float32(sign) * band * np.clip(facing, -1, 1))[..., None]
 
     def glint(self, x: float, y: float, half_w: float, half_h: float, strength: float) -> None:
-        """A soft reflection of the lamp."""
+        """Draw a soft reflection of the lamp."""
         fall = _smooth(1 - np.sqrt(((self.u - x) / half_w) ** 2 + ((self.v - y) / half_h) ** 2))
         self.rgb += (fall * np.float32(strength))[..., None] * (1 - self.rgb)
 
-    def print(self, text: str, x: float, y: float, height: float, colour: Colour, opacity: float = 1.0) -> None:
-        """Lettering centred on (x, y)."""
+    def print(self, text: str, x: float, y: float, height: float, color: Color, opacity: float = 1.0) -> None:
+        """Draw text centered on (x, y)."""
         card = _lettering(text, max(1, round(height / self._pixel)))
         scale = card.shape[0] / height
         column = (self.u - x) * np.float32(scale) + (card.shape[1] - 1) / 2
         row = (self.v - y) * np.float32(scale) + (card.shape[0] - 1) / 2
         ink = cv2.remap(card, column, row, cv2.INTER_LINEAR)  # 0 outside the card
-        self._blend(np.asarray(ink, dtype=np.float32) * opacity, colour)
+        self._blend(np.asarray(ink, dtype=np.float32) * opacity, color)
 
-    def _blend(self, alpha: Field, colour: Colour | Field) -> None:
-        self.rgb += alpha[..., None] * (np.asarray(colour, dtype=np.float32) - self.rgb)
+    def _blend(self, alpha: Field, color: Color | Field) -> None:
+        self.rgb += alpha[..., None] * (np.asarray(color, dtype=np.float32) - self.rgb)
 
 
 class _Scene:
-    """The whole image, (S, S, 3) float32 in 0..1, and the pose of the part in it."""
+    """The whole image, (S, S, 3) float32 in 0..1, and the pose of the part."""
 
     def __init__(self, size: int, rng: np.random.Generator, turn: float, shift: float, zoom: float) -> None:
         self.rgb: Field = np.zeros((size, size, 3), dtype=np.float32)
@@ -196,14 +195,14 @@ class _Scene:
         )
 
     def frame(self) -> _Patch:
-        """All of the image in the camera's coordinates, −1..1."""
+        """Return the whole image in the camera's coordinates, −1..1."""
         shape = self.rgb.shape[:2]
         return _Patch(
             self.rgb, np.broadcast_to(self._x, shape), np.broadcast_to(self._y, shape), self.pixel, self.light
         )
 
     def at(self, x: float = 0.0, y: float = 0.0, reach: float = 2.0, turn: float = 0.0) -> _Patch:
-        """The window of radius ``reach`` round the part's point (x, y), its axes turned by ``turn`` × 90°."""
+        """Return the window of radius ``reach`` around the part's point (x, y), with axes turned by ``turn`` × 90°."""
         cx = self._shift[0] + self._zoom * (x * self._cos - y * self._sin)
         cy = self._shift[1] + self._zoom * (x * self._sin + y * self._cos)
         reach *= self._zoom
@@ -219,7 +218,7 @@ class _Scene:
         return _Patch(self.rgb[rows, columns], dx * cos + dy * sin, dy * cos - dx * sin, self.pixel / self._zoom, light)
 
     def develop(self, noise: np.random.Generator) -> Rgb:
-        """Add the lamp's falloff and sensor noise; (size, size, 3) uint8."""
+        """Add the lamp's falloff and sensor noise; return (size, size, 3) uint8."""
         lamp = 1.06 - 0.10 * ((self._x + 0.3) ** 2 + (self._y + 0.4) ** 2)
         grain = noise.standard_normal(lamp.shape, dtype=np.float32) * np.float32(0.006)
         exposed = self.rgb * (lamp * np.float32(self.brightness))[..., None] + grain[..., None]
@@ -232,11 +231,11 @@ def _pick(rng: np.random.Generator, count: int) -> int:
 
 
 def _wander(rng: np.random.Generator, start: tuple[float, float], angle: float, length: float, bend: float) -> Field:
-    """A wavering path of 12 points, (12, 2) float32: scratches and hairs."""
+    """Draw a random curved path for scratches and hairs, (12, 2) float32."""
     steps = angle + np.cumsum(rng.uniform(-bend, bend, 6))
     moves = np.stack([np.cos(steps), np.sin(steps)], axis=1) * (length / 6)
     points = np.concatenate([[start], start + np.cumsum(moves, axis=0)])
-    ahead, behind = points[:-1], points[1:]  # Chaikin's corner cutting takes the kinks out
+    ahead, behind = points[:-1], points[1:]  # Chaikin's corner cutting smooths the path
     cut = np.stack([0.75 * ahead + 0.25 * behind, 0.25 * ahead + 0.75 * behind], axis=1)
     return cut.reshape(-1, 2).astype(np.float32)
 
@@ -389,7 +388,7 @@ def _pcb(scene: _Scene, defect: str | None, rng: np.random.Generator) -> None:
 
 
 def _around(points: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Middle (x, y) of a path and the reach of a window that holds it in any pose."""
+    """Return the middle (x, y) of a path, and the reach of a window that holds it in any pose."""
     middle = (points.min(axis=0) + points.max(axis=0)) / 2
     return float(middle[0]), float(middle[1]), float(np.linalg.norm(points - middle, axis=1).max()) + 0.03
 
@@ -434,13 +433,13 @@ def _bare_board(scene: _Scene) -> None:
 
 
 def _pin_row(scene: _Scene, side: int) -> _Patch:
-    """The window on one side's pins of the microcontroller: u along the row, v towards the chip."""
+    """Return the window on the microcontroller's pins of one side: u along the row, v towards the chip."""
     x, y = ((0.0, -_PIN_ROW), (_PIN_ROW, 0.0), (0.0, _PIN_ROW), (-_PIN_ROW, 0.0))[side]
     return scene.at(x, y, 0.26, side)
 
 
 def _solder_bridge(scene: _Scene, rng: np.random.Generator) -> None:
-    """Too much solder: three or four pins drown in one bead."""
+    """Draw too much solder: one bead over three or four pins."""
     row = _pin_row(scene, _pick(rng, 4))
     pins = 3 + _pick(rng, 2)
     along = np.float32((_pick(rng, 9 - pins) + (pins - 1) / 2 - 3.5) * _PIN_PITCH)
@@ -505,7 +504,7 @@ def _header(scene: _Scene) -> None:
 
 
 def _footprint(patch: _Patch, frame: Field, pads: Field) -> None:
-    """What the board has under a part: a printed frame, and tinned pads that interrupt it."""
+    """Draw the board under a part: a printed frame that tinned pads interrupt."""
     patch.paint(np.maximum(np.abs(frame) - np.float32(0.0045), np.float32(0.012) - pads), _SILK, 0.8)
     patch.paint(pads, _TIN)
     patch.bevel(pads, 0.016, 0.3)
@@ -611,7 +610,7 @@ _LARGE: tuple[tuple[Callable[[_Scene, float, float, bool], None], float, float],
     (_electrolytic, -0.58, 0.55),  # C5
     (_electrolytic, 0.59, 0.55),  # C6
 )
-"""The parts whose absence a person sees at a glance, and where they stand."""
+"""Parts whose absence is obvious, and their positions."""
 
 
 # --- blister ----------------------------------------------------------------------------------------------------------
@@ -694,7 +693,7 @@ def _tablet(cavity: _Patch, broken: np.random.Generator | None) -> None:
 
 
 def _dome(cavity: _Patch) -> None:
-    """The clear plastic over the tablet: a faint rim and two reflections of the lamp."""
+    """Draw the clear plastic over a tablet: a faint rim and two reflections of the lamp."""
     light = cavity.light
     rim = np.abs(_circle(cavity.u, cavity.v, 0.160)) - np.float32(0.006)
     cavity.paint(rim, (0.95, 0.98, 1.0), 0.28, soft=0.014)
@@ -717,7 +716,7 @@ def _hair(patch: _Patch, rng: np.random.Generator) -> None:
 
 
 def _biscuit(scene: _Scene, rng: np.random.Generator) -> None:
-    """Somebody's snack on a kraft-paper mat."""
+    """Draw a snack on a kraft-paper mat."""
     mat = scene.frame()
     fibres = 0.03 * _clouds(mat.u, mat.v * 6, 22, 41) + 0.02 * _clouds(mat.u * 5, mat.v, 26, 42)
     mat.rgb[...] = (0.84 + fibres)[..., None] * np.asarray((0.98, 0.90, 0.76), dtype=np.float32)
@@ -757,7 +756,7 @@ _PARTS: dict[str, tuple[Callable[[_Scene, str | None, np.random.Generator], None
     "blister": (_blister, 2.0, 0.025, 0.94),
     UNKNOWN: (lambda scene, _defect, rng: _biscuit(scene, rng), 20.0, 0.025, 1.0),
 }
-"""Class → what draws it, how far the line lets it turn (degrees) and slip, and its size. All stay inside a centre crop of 6/7."""
+"""Class → drawing function, range of rotation (degrees) and shift, and size. All parts stay inside a center crop of 6/7."""
 
 
 def render(class_name: str, seed: int, defect: str | None = None, size: int = 512) -> tuple[Rgb, Mask]:
@@ -774,7 +773,7 @@ def render(class_name: str, seed: int, defect: str | None = None, size: int = 51
         image differs from the good one of the same seed.
     """
     if class_name not in _PARTS:
-        raise ValueError(f"no part named {class_name!r}; there are {', '.join(_PARTS)}")
+        raise ValueError(f"no part named {class_name!r}; expected one of {', '.join(_PARTS)}")
     if defect is not None and defect not in DEFECTS.get(class_name, ()):
         raise ValueError(f"{class_name} has no defect {defect!r}; it has {', '.join(DEFECTS.get(class_name, ()))}")
     good = _draw(class_name, seed, None, size)
@@ -793,7 +792,7 @@ def _draw(class_name: str, seed: int, defect: str | None, size: int) -> Rgb:
 
 
 def write_dataset(root: Path, train: int = 8, good: int = 10, per_defect: int = 4) -> None:
-    """Write every class as an MVTec-style tree of PNGs.
+    """Write every class as a tree of PNG files in the layout of MVTec-AD.
 
     ``root/<class>/train/good``, ``root/<class>/test/{good,<defect>}`` and ``root/<class>/ground_truth/<defect>``
     (``000_mask.png``, 0 or 255). No two images share a seed.

@@ -74,7 +74,7 @@ def _class(evaluation: Evaluation, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "stats": stats,
-        "taught": ", ".join(PurePosixPath(path).name for path in first.result["supports"]),
+        "supports": ", ".join(PurePosixPath(path).name for path in first.result["supports"]),
         "shown": f", seed {seed_label(first.result['seed'])}" if len(evaluation.seeds) > 1 else "",
         "plots": [
             _plot("Image ROC", "good rejected", "defects found", [_image_roc(u) for u in units], 1.0),

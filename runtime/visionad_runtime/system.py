@@ -18,6 +18,7 @@ MEASURED_WITH = (
     "numpy",
     "pillow",
     "opencv-python-headless",
+    "simplejpeg",
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",

@@ -15,9 +15,14 @@ from ..engine.registry import auto_backends, backends
 from ..errors import VisionADError
 from ..system import cpu_name, gpu_names, package_version
 
-LEAN = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "safetensors", "pydantic", "typer")
-MODULES = {"pillow": "PIL.Image", "opencv-python-headless": "cv2", "safetensors": "safetensors.numpy"}
-"""Packages that may be installed and fail to load: a system library is missing, or another package has overwritten their files."""
+LEAN = ("numpy", "pillow", "opencv-python-headless", "simplejpeg", "onnxruntime", "safetensors", "pydantic", "typer")
+MODULES = {
+    "pillow": "PIL.Image",
+    "opencv-python-headless": "cv2",
+    "simplejpeg": "simplejpeg",
+    "safetensors": "safetensors.numpy",
+}
+"""Of those, what may be installed and not load: a library of the system is missing, or another package's files are in its place."""
 EXTRAS = {
     "export": (
         "torch",
@@ -41,6 +46,7 @@ TESTED = {
     "numpy": ("2.4",),
     "pillow": ("13.0", "12.1"),
     "opencv-python-headless": ("5.0",),
+    "simplejpeg": ("1.9", "1.8"),
     "torch": ("2.14",),
     "timm": ("1.0",),
 }

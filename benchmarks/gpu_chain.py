@@ -1,15 +1,15 @@
 """An inspector under load: `python benchmarks/gpu_chain.py MODEL --backend B --out FILE`, on a GPU or a CPU.
 
-* sizes: what becomes of an image before the backbone sees it, by image size: decoding, OpenCV's resize and the runtime's own on
-  the host, and what the chain takes for it;
-* cameras: threads that inspect through one inspector: latency and images a second;
+* sizes: time before the backbone by image size: decoding, OpenCV's resize and the runtime's on the host, and the stages of the
+  pipeline;
+* cameras: threads that inspect through one inspector: latency and images per second;
 * steady: one camera, call after call: percentiles, in which stages the slowest calls are slow, and whether memory of the GPU and of
   the process grows;
-* enrollment: cameras go on while classes are enrolled: their latency meanwhile and before;
-* pauses: a part every now and then, as on a slow line: latency after each pause, without and with ``keep_alive``.
+* enrollment: cameras continue while classes are enrolled: latency during and before;
+* pauses: parts with pauses between them, as on a slow line: latency after each pause, without and with ``keep_alive``.
 
-Images are rendered and come from memory, as a camera's do; the class is given. `visionad bench` has the race against the bare
-engine. Each part gets its share of ``--seconds``, and says how many calls that was.
+Images are rendered and come from memory, as those of a camera; the class is given. `visionad bench` compares with the bare engine.
+Each part gets its fraction of ``--seconds`` and reports its number of calls.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The GPU's exact search side by side with cuBLAS, torch, faiss and cuVS: `python benchmarks/gpu_search.py --out FILE`.
 
-All search the same 16-bit rows in the same GPU memory, in turns within one process, by GPU time: the runtime's kernels, torch's
-product (cuBLAS) alone, and the product with its maximum, each as one CUDA graph; others as they are called. Before every timed
-search another kernel has gone through more memory than the GPU's cache holds, as the backbone does at the line. What each found
-is compared. A share of cuBLAS's rate is by medians, and peaks are measured here. Sizes that matter most come first, until
-``--seconds`` are spent; the rest is told as skipped.
+All of them search the same 16-bit rows in the same GPU memory, in turns within one process, by GPU time. The runtime's kernels,
+torch's product (cuBLAS) alone, and the product with its maximum run as one CUDA graph each; the others as they are called. Before
+each timed search, another kernel reads more memory than the GPU's cache holds, as the backbone does in operation. The results are
+compared. Fractions of cuBLAS's rate use medians, and the peaks are measured. The most important sizes come first, until
+``--seconds`` are spent; the others are reported as skipped.
 """
 
 from __future__ import annotations

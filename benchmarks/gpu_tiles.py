@@ -1,12 +1,12 @@
-"""Tiles of the search kernel, and settings of its second pass, raced on this GPU: `python benchmarks/gpu_tiles.py --out FILE`.
+"""Tiles of the search kernel and settings of its second pass, timed on this GPU: `python benchmarks/gpu_tiles.py --out FILE`.
 
-Which tile a target is built with stands in ``TILES`` of ``export/visionad_export/kernels/build.py``, by what fits, and how the
-second pass is run in ``variants``. Here the candidates are compiled (Triton is needed, nothing else), each must find what the built
-one finds, and whole searches are timed in turns within one process, by GPU time, as `gpu_search.py` does. A candidate that spills
-registers, or of which the assembler says that it will be slow, is told and not raced.
+``TILES`` and ``variants`` of ``export/visionad_export/kernels/build.py`` hold the tile of each target and the settings of the
+second pass. This benchmark compiles candidates (it needs Triton only), checks that each returns the rows of the built one, and
+times whole searches in turns within one process by GPU time, as `gpu_search.py` does. A candidate that spills registers, or that
+the assembler reports as slow, is listed and not timed.
 
-The built tile's first pass is then raced alone, its work dealt to the programs in other ways (:func:`deals`): how much of its time
-is due to which programs read the same bank rows at once, and how much to memory at all.
+The first pass of the built tile is then timed alone with its work distributed to the programs in other ways (:func:`deals`). This
+separates the effect of programs that read the same bank rows at once from that of memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ except ModuleNotFoundError as exc:
 PASSES = "group_maxima", "rescore"
 """The kernels that a tile decides: the second pass reads the first one's maxima tile by tile."""
 LIMITS = "registers", "shared_bytes", "per_multiprocessor"
-"""What is told of each of them."""
+"""Properties that are reported for each of them."""
 CANDIDATES = [
     Tile(128, 256, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 256, 32, 8, 4), Tile(256, 128, 64, 8, 4),
     Tile(256, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3),
@@ -55,13 +55,13 @@ SIZES = [Size(784, 500_000, 1024), Size(2352, 4704, 1024), Size(784, 500_000, 38
 """Many rows, and three views of an image against one shot; of ViT-L and of ViT-S."""
 BEYOND = max(tile.block_n for tile in CANDIDATES)
 RUNS = 64, 16, 4
-"""Tiles an item, where work is dealt otherwise than planned."""
+"""Tiles per item in the other distributions of work."""
 CACHED = "always the same rows"
 """Not a search: every item reads the bank's first rows, so all but the first read them from the cache."""
 
 
 class Candidate(NamedTuple):
-    """A search to race: its name, what is compiled anew in which way, and the kernels then, the built ones first."""
+    """A search to time: its name, its tile, what was changed, and the records and kernels of both passes."""
 
     name: str
     tile: Tile
@@ -71,7 +71,7 @@ class Candidate(NamedTuple):
 
 
 def candidates(device: Device, kernels: Kernels, modules: ExitStack, refused: dict[str, str]) -> Iterator[Candidate]:
-    """Every tile and every setting of the second pass that can be raced, the built ones first."""
+    """Yield every tile and every setting of the second pass that can be timed, the built ones first."""
     own, built = TILES[TARGETS[kernels.target]], read_target(kernels.target)
     yield Candidate(name_of(own), own, {}, {n: built[n][0] for n in PASSES}, {n: kernels[n] for n in PASSES})
     others: list[tuple[str, Tile, Mapping[str, int], Sequence[str]]] = [
@@ -79,20 +79,22 @@ def candidates(device: Device, kernels: Kernels, modules: ExitStack, refused: di
         *((f"second pass, {_told(changes)}", own, changes, PASSES[1:]) for changes in SECOND),
     ]
     for name, tile, changes, passes in others:
-        made, records = {n: kernels[n] for n in PASSES}, {n: built[n][0] for n in PASSES}
+        new_kernels, records = {n: kernels[n] for n in PASSES}, {n: built[n][0] for n in PASSES}
         try:
-            for one in passes:
-                found = compile_kernel(one, kernels.target, tile, changes)
-                if found.record["spill_bytes"] or not found.record["per_multiprocessor"]:
-                    raise VisionADError(f"{one} spills {found.record['spill_bytes']} bytes, or does not fit")
-                module = device.load(found.code)
+            for kernel_name in passes:
+                compiled = compile_kernel(kernel_name, kernels.target, tile, changes)
+                if compiled.record["spill_bytes"] or not compiled.record["per_multiprocessor"]:
+                    raise VisionADError(f"{kernel_name} spills {compiled.record['spill_bytes']} bytes, or does not fit")
+                module = device.load(compiled.code)
                 modules.callback(module.close)
-                made[one] = Kernel(one, found.record, module.function(found.record["entry"]))
-                records[one] = found.record
+                new_kernels[kernel_name] = Kernel(
+                    kernel_name, compiled.record, module.function(compiled.record["entry"])
+                )
+                records[kernel_name] = compiled.record
         except Exception as exc:  # Triton's compiler fails in ways of its own
             refused[name] = str(exc).strip().partition("\n")[0][:200]
             continue
-        yield Candidate(name, tile, changes, records, made)
+        yield Candidate(name, tile, changes, records, new_kernels)
 
 
 def deals(items: I32, block_n: int) -> dict[str, I32]:
@@ -145,7 +147,7 @@ def _told(changes: Mapping[str, int]) -> str:
 
 
 def name_of(tile: Tile) -> str:
-    """Queries x rows x depth, warps, stages."""
+    """Format a tile as queries x rows x depth, warps, stages."""
     q, n, k, warps, stages = astuple(tile)
     return f"{q} x {n} x {k}, {warps} warps, {stages} stages"
 
@@ -210,12 +212,12 @@ def race_at(
     work = [(bank.view(0, size.rows), np.arange(size.queries, dtype=np.int32))]
     with ExitStack() as searches:
         raced = [searches.enter_context(ours(ground, queries, work, *tile))[0] for tile in tiles.items()]
-        found = race(raced, seconds)
-        return {name: one["p50"] for name, one in found.items()}, [r.name for r in raced[1:] if differ(raced[0], r)]
+        times = race(raced, seconds)
+        return {name: one["p50"] for name, one in times.items()}, [r.name for r in raced[1:] if differ(raced[0], r)]
 
 
 def differ(one: Contender, other: Contender) -> bool:
-    """Whether two searches found other rows or scores."""
+    """Return whether two searches found different rows or scores."""
     assert one.found is not None and other.found is not None
     return any((a != b).any() for a, b in zip(one.found(), other.found(), strict=True))
 

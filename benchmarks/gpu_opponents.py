@@ -41,7 +41,7 @@ class Rows:
         self, device: Device, kernels: Kernels, stream: Stream, rows: int, dim: int, blocks: Iterable[F32]
     ) -> None:
         self.rows, self.dim, self.width = rows, dim, plan.packed_width(dim)
-        self.lost = self.kept = 0.0
+        self.quantization_error = self.quantized_norm = 0.0
         self._buffers: list[Buffer] = []
         try:
             self.rows32 = self._take(device, 4 * rows * dim)
@@ -61,7 +61,7 @@ class Rows:
             norms = device.pinned((rows, 2), np.float32)
             device.download(norms, self.norms, stream)
             stream.synchronize()
-            self.lost, self.kept = norms.max(axis=0).tolist()
+            self.quantization_error, self.quantized_norm = norms.max(axis=0).tolist()
         except BaseException:
             self.close()
             raise
@@ -73,8 +73,8 @@ class Rows:
     def view(self, start: int, stop: int) -> BankView:
         """Some rows as a bank."""
         return BankView(
-            self.rows32.ptr + 4 * self.dim * start, self.rows16.ptr + 2 * self.width * start, stop - start, self.lost,
-            self.kept,
+            self.rows32.ptr + 4 * self.dim * start, self.rows16.ptr + 2 * self.width * start, stop - start,
+            self.quantization_error, self.quantized_norm,
         )  # fmt: skip
 
     def half(self, count: int) -> Shared:

@@ -20,7 +20,7 @@ import common
 import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime.cuda.device import Device
-from visionad_runtime.cuda.memory import Memory
+from visionad_runtime.cuda.memory import ResourceScope
 from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.engine import Tokens
 from visionad_runtime.engine.onnxruntime import cuda as leaf
@@ -89,8 +89,8 @@ def measure_all(folder: Path, seconds: float, kernels: bool) -> dict[str, Any]:
 def _timed(engine: leaf.OrtStreamEngine, images: F32, tokens: Tokens, seconds: float, kernels: bool) -> dict[str, Any]:
     def work(device: Device) -> dict[str, Any]:
         assert tokens.cls is not None
-        with Memory(device) as memory:
-            stream, (begin, end) = memory.stream(device.stream()), (memory.hold(device.event()) for _ in range(2))
+        with ResourceScope(device) as memory:
+            stream, (begin, end) = memory.stream(device.stream()), (memory.own(device.event()) for _ in range(2))
             buffers = [memory.constant(a, stream).ptr for a in (images, tokens.patch, tokens.cls)]
 
             def call() -> tuple[float, float]:

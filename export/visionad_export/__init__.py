@@ -1,1 +1,1 @@
-"""Reference → model folder: ONNX, manifest and golden tensors."""
+"""Export the reference to a model folder: ONNX, manifest and golden tensors."""

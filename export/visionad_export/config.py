@@ -1,4 +1,4 @@
-"""Export settings: of a YAML file, overridden by the command line, completed by a preset."""
+"""Export settings, from the command line, a YAML file and a preset, in this order of precedence."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from visionad_ref import MethodError, default_spec
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """``"4-18"`` → (4, …, 18), ``"5"`` → (5,).
+    """Parse layers: ``"4-18"`` to (4, …, 18), ``"5"`` to (5,).
 
     Raises:
-        ModelError: not of that form, or falling.
+        ModelError: The text has another form, or A > B.
     """
     first, dash, last = text.strip().partition("-")
     try:
@@ -26,12 +26,12 @@ def parse_layers(text: str) -> tuple[int, ...]:
     except ValueError:
         layers = ()
     if not layers:
-        raise ModelError(f"layers {text!r}: expected A-B with A <= B, e.g. 2-9, or one number")
+        raise ModelError(f"layers: expected A-B with A <= B, such as 2-9, or one number, got {text!r}")
     return layers
 
 
 def parse_views(text: str) -> tuple[str, ...]:
-    """``"original, flip"`` → ("original", "flip"); whether they exist is the reference's to say."""
+    """Parse views: ``"original, flip"`` to ("original", "flip"). The reference checks the names."""
     return tuple(view.strip() for view in text.split(",") if view.strip())
 
 
@@ -40,12 +40,12 @@ def _from_text(value: Any) -> Any:
 
 
 def _from_number(value: Any) -> Any:
-    """One layer, which YAML takes for a number."""
+    """Return the text of one layer, which YAML reads as a number."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class ExportConfig(BaseModel):
-    """What ``visionad export`` may be told: a preset is one of these settings. ``None`` means the backbone's own default.
+    """Settings of ``visionad export``. ``None`` is the preset's or the backbone's default.
 
     A YAML file may give ``top_fraction`` and ``self_similarity`` by their older names, ``top_share`` and ``rarity``.
     """
@@ -65,18 +65,18 @@ class ExportConfig(BaseModel):
     precision: str | None = None
 
     def override(self, **options: Any) -> ExportConfig:
-        """The same settings, but for every option that is not ``None``."""
+        """Return the settings with every option that is not ``None`` replaced."""
         return ExportConfig(**{**self.model_dump(), **{k: v for k, v in options.items() if v is not None}})
 
     def resolved(self) -> ExportConfig:
-        """Return the same with the preset's settings where nothing else is said.
+        """Return the settings completed by the preset.
 
         Raises:
-            ModelError: no or unknown backbone.
-            VisionADError: unknown or faulty preset.
+            ModelError: The backbone is missing or unknown.
+            VisionADError: The preset is unknown or faulty.
         """
         if self.backbone is None:
-            raise ModelError("say which backbone: --backbone NAME, or a --config that names one")
+            raise ModelError("expected a backbone, got none; give --backbone NAME, or a --config that names one")
         if self.preset is None:
             return self
         preset = load_preset(self.preset)
@@ -95,10 +95,10 @@ class ExportConfig(BaseModel):
         return settings.override(**self.model_dump())
 
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of :func:`~visionad_export.exporter.export_model`, the backbone apart.
+        """Return the keyword arguments of :func:`~visionad_export.exporter.export_model`, without the backbone.
 
         Raises:
-            VisionADError: layers or scoring that cannot be.
+            VisionADError: The layers or the scoring are invalid.
         """
         plain = self.model_dump(include={"weights", "resize", "crop", "class_token", "precision"}, exclude_none=True)
         if self.layers is not None:
@@ -106,10 +106,10 @@ class ExportConfig(BaseModel):
         return {**plain, "scoring": self.scoring()}
 
     def scoring(self) -> ScoringSpec:
-        """Return how the model is to score.
+        """Return the scoring of the model.
 
         Raises:
-            VisionADError: unknown views, or a fraction that is none.
+            VisionADError: A view is unknown, or the fraction is out of range.
         """
         return ScoringSpec(
             views=PAPER.views if self.views is None else self.views,  # type: ignore[arg-type]  # checked there
@@ -119,19 +119,19 @@ class ExportConfig(BaseModel):
 
 
 def load_config(path: Path) -> ExportConfig:
-    """Read a YAML export config. ``weights`` is relative to the config's folder.
+    """Read a YAML file of export settings. ``weights`` is relative to its folder.
 
     Raises:
-        ModelError: unreadable, not YAML, unknown or wrongly typed settings.
+        ModelError: The file cannot be read or is not YAML, or a setting is unknown or has the wrong type.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ModelError(f"config {path} cannot be read: {exc.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
         raise ModelError(f"config {path} is not YAML: {exc}") from None
     try:
-        config = ExportConfig.model_validate({} if raw is None else raw)
+        config = ExportConfig.model_validate({} if content is None else content)
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -1,4 +1,4 @@
-"""The summary of an export as lines for a person."""
+"""The summary of an export as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary of :func:`~visionad_export.exporter.export_model` in a few lines for a person."""
+    """Return the summary of :func:`~visionad_export.exporter.export_model` as a few lines of text."""
     layers, grid = summary["layers"], summary["grid"]
     lines = [
         f"model      {summary['model']} ({summary['bytes'] / 1e6:.1f} MB)",
@@ -15,16 +15,16 @@ def describe(summary: dict[str, Any]) -> str:
         f"tokens     {grid} x {grid} patches of {summary['dim']}, {summary['class_token']} class token of "
         f"{summary['class_token_dim']}",
         f"score      views {', '.join(summary['views'])}; mean of the largest {summary['top_share']:.2%} of the map"
-        + (", distances weighed by self-similarity" if summary["rarity"] else ""),
+        + (", distances weighted by self-similarity" if summary["rarity"] else ""),
         f"check      ONNX Runtime against PyTorch: largest difference {summary['max_error']:.1e}",
         *_describe_precision(summary),
     ]
     if summary["dropped_area"]:
         resize, patch = summary["resize"], summary["patch"]
-        whole = resize // patch * patch
+        full = resize // patch * patch
         lines.append(
             f"note       the centre crop {summary['crop']} of {resize} leaves the outer {summary['dropped_area']:.1%} of "
-            f"the image uninspected; --resize {whole} --crop {whole} inspects all of it"
+            f"the image uninspected; --resize {full} --crop {full} inspects all of it"
         )
     return "\n".join(lines)
 
@@ -34,9 +34,11 @@ def _describe_precision(summary: dict[str, Any]) -> list[str]:
     if accuracy is None:
         return []
     lines = [f"precision  {precision}"]
-    if precision != "tf32":  # which is a word to the backend; the graph is fp32
+    if precision != "tf32":  # the graph of tf32 is fp32; the backend rounds
         lowered, kept = (
-            ", ".join(f"{of[kind]} {op}" for op, of in sorted(types.items()) if of.get(kind) and op not in _MOVED)
+            ", ".join(
+                f"{of[kind]} {op}" for op, of in sorted(types.items()) if of.get(kind) and op not in _NO_ARITHMETIC
+            )
             for kind in (precision, "fp32")
         )
         lines = [
@@ -51,7 +53,7 @@ def _describe_precision(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-_MOVED = frozenset(
+_NO_ARITHMETIC = frozenset(
     {"Cast", "Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
-"""Operators that compute nothing: of no interest to a person who asks about precision."""
+"""Operators that compute nothing, so their precision does not matter."""

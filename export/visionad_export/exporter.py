@@ -1,5 +1,8 @@
-"""Reference → model folder: export to ONNX, prove it against torch, bring it to its precision, write golden tensors and the
-manifest, all or nothing."""
+"""Export the reference to a model folder: trace to ONNX, compare with torch, lower the precision, write golden tensors and
+manifest.
+
+The folder appears complete or not at all.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +55,13 @@ from .graph.fuse_onnxruntime import Fused, write_fused
 from .graph.precision import Probes, lower_file, realised, save_onnx
 
 OPSET = 20
-"""The first with GELU as one operator: fewer roundings in half precision, and TensorRT fuses it with the product before it."""
+"""The first opset with GELU as one operator. It rounds less in half precision, and TensorRT fuses it with the product before it."""
 
 TOLERANCE = 1e-4
-"""Largest difference of a unit token's element between torch and ONNX Runtime that an export may show."""
+"""Allowed difference of an element of a unit token between torch and ONNX Runtime."""
 
 EXTERNAL_DATA_LIMIT = 1_500_000_000
-"""Bytes of weights from which they get a file of their own: one protobuf file must stay below 2 GiB."""
+"""Bytes of weights above which they get a separate file. A protobuf file must be smaller than 2 GiB."""
 
 _DOCS = {
     "images": "RGB images (x / 255 - mean) / std, resized and cropped as the manifest says; float32 (batch, 3, H, W)",
@@ -80,26 +83,35 @@ def export_model(
     precision: str = "fp32",
     external_data_limit: int = EXTERNAL_DATA_LIMIT,
 ) -> dict[str, Any]:
-    """Write the model folder ``out``; an older model folder there is replaced, after all checks have passed.
+    """Write a model folder. An older model folder at the same place is replaced after all checks have passed.
 
     ``None`` leaves a setting at the backbone's default.
 
     Args:
-        scoring: how the model scores where it is opened without a preset.
-        precision: of the products; ``precision.py`` says what stays in float32 whatever it is.
+        backbone: A backbone's name, or ``timm:<model>``.
+        out: The model folder.
+        weights: Weights file.
+        resize: Side in pixels after the resize.
+        crop: Side in pixels of the centre crop.
+        layers: 0-based blocks of a ViT or stages of a CNN.
+        scoring: The scoring of the model if it is opened without a preset.
+        class_token: ``fused`` or ``final``.
+        precision: Precision of the products. ``graph/precision.py`` says what always stays in float32.
+        external_data_limit: Bytes of weights above which they get a separate file.
 
     Returns:
         A JSON-ready summary: settings; sizes; ``max_error``, the largest difference between ONNX Runtime and torch in fp32;
-        ``types``, operator → type → how often; ``fused``, what was fused in ``backbone.cuda.onnx`` (``None``: no such
-        file); ``accuracy``, what the precision costs (``None`` for fp32).
+        ``types``, operator -> type -> count; ``fused``, what was fused in ``backbone.cuda.onnx`` (``None``: no such file);
+        ``accuracy``, the cost of the precision (``None`` for fp32).
 
     Raises:
-        ModelError: settings, weights or target that do not fit, an ONNX graph that does not give torch's tokens, or a precision
-            that this backbone does not bear. Then nothing has been written.
+        ModelError: The settings, weights or target do not fit, the ONNX graph does not give torch's tokens, or the backbone loses
+        too
+            much accuracy in this precision. Then nothing has been written.
     """
     if precision not in get_args(Precision):
-        raise ModelError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
-    out = out.resolve()  # a link to a model folder stays one: what it names is replaced
+        raise ModelError(f"precision: expected one of {', '.join(get_args(Precision))}, got {precision!r}")
+    out = out.resolve()  # keeps a link to a model folder and replaces its target
     _check_target(out)
     try:
         reference = Reference.load(
@@ -108,19 +120,21 @@ def export_model(
             resize=resize,
             crop=crop,
             layers=layers,
-            **scoring.fields(),
-            class_token=class_token,  # type: ignore[arg-type]  # the reference refuses others
+            views=scoring.views,
+            top_fraction=scoring.top_fraction,
+            self_similarity=scoring.self_similarity,
+            class_token=class_token,  # type: ignore[arg-type]  # the reference checks it
         )
-        preprocess = _preprocess(reference.spec)  # what a manifest cannot say is not worth minutes of export
+        preprocess = _preprocess(reference.spec)  # fails before minutes of export
     except MethodError as exc:
         raise ModelError(str(exc)) from None
 
     try:
-        with _folder_in_the_making(out) as folder:
+        with _atomic_folder(out) as folder:
             golden = _golden(reference)
-            _check_that_it_sees(reference, golden)
+            _check_tokens(reference, golden)
             graph = _write_graph(reference, folder, cast(Precision, precision), golden["image"], external_data_limit)
-            (folder / GOLDEN_FILE).write_bytes(save(golden))  # `save_file` would make it unreadable to others
+            (folder / GOLDEN_FILE).write_bytes(save(golden))  # `save_file` would make it unreadable for other users
             dims = golden["patch_tokens"].shape[1], len(golden["class_token"])
             manifest = _manifest(reference, preprocess, scoring, dims, graph, sorted(folder.iterdir()))
             (folder / MANIFEST).write_bytes(to_json(manifest))
@@ -151,14 +165,17 @@ def export_model(
 
 
 def _golden(reference: Reference) -> dict[str, NDArray[Any]]:
-    """What the runtime tests itself with: two cropped images, torch's tokens of them in the ``original`` view, and the second's
-    score against a bank of the first, upright, alone. The second is the first with a blemish: a square of inverted colours."""
+    """Return the golden tensors of the runtime's self-test.
+
+    They are two cropped images, torch's tokens of them in the ``original`` view, and the score of the second against a bank of the
+    first, unrotated. The second image is the first with a defect: a square of inverted colours.
+    """
     image = np.array(out_of_distribution_image(reference.spec.crop))
     side = len(image)
-    blemish = (slice(side // 3, side // 3 + side // 6),) * 2
-    blemished = image.copy()
-    blemished[blemish] = 255 - image[blemish]
-    images = torch.stack([normalise(Image.fromarray(p), reference.spec) for p in (image, blemished)])
+    square = (slice(side // 3, side // 3 + side // 6),) * 2
+    defect = image.copy()
+    defect[square] = 255 - image[square]
+    images = torch.stack([normalise(Image.fromarray(pixels), reference.spec) for pixels in (image, defect)])
     patches, tokens = reference.encode(images)
     distances = method.distances(patches[1], patches[0]).view(reference.spec.grid, reference.spec.grid)
     score = method.image_score(method.upsample(method.fuse({"original": distances})))
@@ -166,32 +183,45 @@ def _golden(reference: Reference) -> dict[str, NDArray[Any]]:
         "image": image,
         "patch_tokens": patches[0].numpy().copy(),
         "class_token": tokens[0].numpy().copy(),
-        "blemished": blemished,
+        "blemished": defect,
         "blemished_patch_tokens": patches[1].numpy().copy(),
         "blemished_class_token": tokens[1].numpy().copy(),
         "blemished_score": np.array([score], np.float32),
     }
 
 
-def _check_that_it_sees(reference: Reference, golden: Mapping[str, NDArray[Any]]) -> None:
-    """Tensors may fit a network and be none of its weights: all zero, overflowing, or integers without their scales. Such a model
-    would agree with torch and find every part the same.
+def _check_tokens(reference: Reference, golden: Mapping[str, NDArray[Any]]) -> None:
+    """Check that the weights give meaningful tokens.
+
+    Tensors may have the network's shapes and not be its weights: all zero, overflowing, or integers without their scales. Such a
+    model would agree with torch and score every part the same.
 
     Raises:
-        ModelError: tokens are no unit vectors, or the blemish moves none of them.
+        ModelError: The tokens are not unit vectors, or the defect changes none of them.
     """
-    tokens, blemished = golden["patch_tokens"], golden["blemished_patch_tokens"]
-    lengths = np.linalg.norm([*tokens, *blemished], axis=1)
-    if not (np.abs(lengths - 1) < 1e-3).all() or np.array_equal(tokens, blemished):
+    tokens, defect = golden["patch_tokens"], golden["blemished_patch_tokens"]
+    lengths = np.linalg.norm([*tokens, *defect], axis=1)
+    if not (np.abs(lengths - 1) < 1e-3).all() or np.array_equal(tokens, defect):
         raise ModelError(
-            f"{reference.spec.backbone} with the weights of {reference.weights_source}: expected unit tokens that differ where a "
-            f"image has a blemish, got lengths from {lengths.min():.3g} to {lengths.max():.3g} and a largest difference of "
-            f"{np.abs(tokens - blemished).max():.3g}; give the trained float weights; nothing was written"
+            f"{reference.spec.backbone} with the weights of {reference.weights_source}: expected unit tokens that differ where an "
+            f"image has a defect, got lengths from {lengths.min():.3g} to {lengths.max():.3g} and a largest difference of "
+            f"{np.abs(tokens - defect).max():.3g}; give the trained float weights; nothing was written"
         )
 
 
 class _Graph(NamedTuple):
-    """An ONNX graph as written: its precision, what that costs, its types, its size in bytes (and before it was lowered)."""
+    """An exported ONNX graph.
+
+    Attributes:
+        precision: Its precision.
+        accuracy: The cost of the precision; ``None`` for fp32.
+        types: Operator -> type -> count.
+        opset: ONNX opset.
+        max_error: Largest difference between ONNX Runtime and torch in fp32.
+        size: Bytes.
+        size_fp32: Bytes in fp32.
+        fused: What was fused for ONNX Runtime on GPUs, if that file was written.
+    """
 
     precision: Precision
     accuracy: Accuracy | None
@@ -206,7 +236,7 @@ class _Graph(NamedTuple):
 def _write_graph(
     reference: Reference, folder: Path, precision: Precision, golden: NDArray[np.uint8], external_data_limit: int
 ) -> _Graph:
-    """Write the backbone's ONNX file(s): float32 first, proven against torch, then lowered and proven against float32."""
+    """Write the backbone's ONNX files: in float32, compared with torch, then lowered and compared with float32."""
     path = folder / ONNX_FILE
     _write_onnx(reference.backbone, path, external_data_limit)
     probes = _probes(reference, golden)
@@ -216,7 +246,7 @@ def _write_graph(
     model = ir.load(path)
     opset = model.graph.opset_imports[""]
     size = _size(folder)
-    # Nothing says which kernels ONNX Runtime's attention takes, and some use TF32: fp32 runs as it is.
+    # ONNX Runtime's attention may use TF32 kernels and does not report them, so fp32 stays unfused.
     fused = None if precision == "fp32" else write_fused(path, folder / CUDA_ONNX_FILE)
     return _Graph(precision, accuracy, realised(model), opset, max_error, size, size_fp32, fused)
 
@@ -226,8 +256,10 @@ def _size(folder: Path) -> int:
 
 
 def _probes(reference: Reference, golden: NDArray[np.uint8]) -> Probes:
-    """What every graph is tried on: the golden image as it is and clamped, noise, and the ends of the range as flat
-    images, on which ViTs grow their largest activations."""
+    """Return the images that every graph is tested on.
+
+    They are the golden image, also clamped, noise, and a white and a black image, which cause the largest activations in ViTs.
+    """
     image = normalise(Image.fromarray(golden), reference.spec)
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     flat = [normalise(Image.new("RGB", golden.shape[:2], colour), reference.spec) for colour in ("white", "black")]
@@ -237,7 +269,7 @@ def _probes(reference: Reference, golden: NDArray[np.uint8]) -> Probes:
 
 
 def _write_onnx(backbone: Backbone, path: Path, external_data_limit: int) -> None:
-    """Export with a dynamic batch, without the exporter's record of this machine's source paths."""
+    """Export with a dynamic batch, and without the exporter's records of source paths of this machine."""
     side = backbone.spec.crop
     with _silence(), _plain_attention(backbone), folded(backbone):
         program = torch.onnx.export(
@@ -262,8 +294,10 @@ def _write_onnx(backbone: Backbone, path: Path, external_data_limit: int) -> Non
 
 @contextlib.contextmanager
 def _plain_attention(backbone: Backbone) -> Iterator[None]:
-    """Trace attention as timm writes it out, (scale · q) · kᵀ → softmax → · v, and not as torch's fused operator, which ONNX
-    breaks up into twice the nodes, reshaping k by shapes computed at run time."""
+    """Make timm trace attention as (scale · q) · kᵀ -> softmax -> · v instead of torch's fused operator.
+
+    The exporter decomposes the fused operator into twice the nodes, with shapes of k computed at run time.
+    """
     fused = [module for module in backbone.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
         module.fused_attn = False  # type: ignore[assignment]
@@ -275,19 +309,22 @@ def _plain_attention(backbone: Backbone) -> Iterator[None]:
 
 
 def _check_against_torch(reference: Reference, path: Path, probes: Probes) -> float:
-    """Largest difference of any token element between ONNX Runtime and torch, for batches of 1 and 3.
+    """Compare ONNX Runtime with torch, in batches of 1 and 3.
+
+    Returns:
+        The largest difference of a token's element.
 
     Raises:
-        ModelError: it is larger than ``TOLERANCE``.
+        ModelError: It is larger than ``TOLERANCE``.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     error = 0.0
     for batch in (1, 3):
-        found = session.run(["patch_tokens", "class_token"], {"images": probes.images[:batch]})
-        for ours, theirs in zip(found, (probes.patch, probes.cls), strict=True):
-            difference = np.abs(ours - theirs[:batch]).max()
+        tokens = session.run(["patch_tokens", "class_token"], {"images": probes.images[:batch]})
+        for got, expected in zip(tokens, (probes.patch, probes.cls), strict=True):
+            difference = np.abs(got - expected[:batch]).max()
             error = max(error, float(difference) if np.isfinite(difference) else float("inf"))
     if error > TOLERANCE:
         raise ModelError(
@@ -298,10 +335,10 @@ def _check_against_torch(reference: Reference, path: Path, probes: Probes) -> fl
 
 
 def _preprocess(spec: Spec) -> PreprocessSpec:
-    """As the manifest has it.
+    """Return the preprocessing as the manifest's record.
 
     Raises:
-        ModelError: a side that no manifest may have.
+        ModelError: The manifest does not allow a size.
     """
     try:
         return PreprocessSpec(resize=spec.resize, crop=spec.crop, mean=spec.mean, std=spec.std)
@@ -356,7 +393,11 @@ def _manifest(
 
 
 def _check_target(out: Path) -> None:
-    """Refuse to replace anything but an empty folder or a model folder with nothing of the user's own in it."""
+    """Reject a target unless it is missing, an empty folder, or a model folder without other files.
+
+    Raises:
+        ModelError: The target holds anything else.
+    """
     if not (out.exists() or out.is_symlink()) or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -371,8 +412,8 @@ def _check_target(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _folder_in_the_making(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place when the block ends well, and vanishes when it does not."""
+def _atomic_folder(out: Path) -> Iterator[Path]:
+    """Provide a temporary folder beside ``out``. It replaces ``out`` after the block, or is removed if the block fails."""
     out.parent.mkdir(parents=True, exist_ok=True)
     stem = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
     fresh, old = stem.with_suffix(".tmp"), stem.with_suffix(".old")
@@ -382,7 +423,7 @@ def _folder_in_the_making(out: Path) -> Iterator[Path]:
         for path in fresh.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
-        _check_target(out)  # an export takes a while; somebody may have put something there
+        _check_target(out)  # again: an export takes minutes
         if out.exists():
             out.rename(old)
         try:
@@ -398,7 +439,7 @@ def _folder_in_the_making(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """torch.onnx reports its progress on stdout, by warnings and by logging; an export that fails raises."""
+    """Silence the progress that torch.onnx prints, warns and logs. A failed export raises."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

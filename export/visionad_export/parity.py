@@ -1,7 +1,7 @@
-"""Runtime against reference, stage by stage, on the user's own images: what must be shown before going live.
+"""Compare the runtime with the reference, stage by stage, on the user's own images, before it goes live.
 
-Both sides start from the image file and share no code. The reference (PyTorch) loads the weights the model was exported from and,
-where the enrolled images can still be found, encodes them itself, so the whole chain is compared, bank included.
+Both sides start from the image file and share no code. The reference (PyTorch) loads the weights that the model was exported from.
+If the enrolled images still exist, the reference encodes them itself, so the comparison includes the bank.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ from visionad_ref import VIEWS, ClassBank, ImageError, ImageSource, MethodError,
 
 STAGES = ("bank features", "preprocess", "patch features", "class token", "distances", "map", "score")
 
-# (tokens, distances and map, score): allowed difference to the fp32 reference, relative to the largest value of the image's
-# output.
+# Precision -> (tokens, distances and map, score): allowed difference to the fp32 reference, relative to the largest value of the
+# image's output.
 #
-# fp32: engines add hundreds of products in another order, about 1e-5. A wrong layer, weight, resize or layout is at 0.1 and above.
+# fp32: engines sum hundreds of products in another order, which makes about 1e-5. A wrong layer, weight, resize or layout makes 0.1
+# and more.
 #
-# tf32, fp16: unit roundoff 2⁻¹¹ in about six results in a row per block, √(6 · 8 blocks) · 2⁻¹¹ = 3e-3 for a usual token; the
-# worst of 50 000 is some times that. A distance sums the errors of D elements, which mostly cancel, and a score averages 655
-# pixels. Worst on 83 real images, DeiT-Tiny and EfficientNet-Lite0, emulated: 2.4e-2, 1.0e-2, 2.8e-3. Allowed: twice that.
+# tf32, fp16: unit roundoff 2⁻¹¹ in about six consecutive results per block makes √(6 · 8 blocks) · 2⁻¹¹ = 3e-3 for a typical
+# token, and several times that for the worst of 50 000. A distance sums the errors of D elements, which mostly cancel, and a score
+# averages 655 pixels. Worst on 83 real images, DeiT-Tiny and EfficientNet-Lite0, emulated: 2.4e-2, 1.0e-2, 2.8e-3. Allowed: twice
+# that.
 #
-# bf16: unit roundoff 2⁻⁸. The same two backbones do not pass export's accuracy gate in it, at 0.17, 6.2e-2, 1.7e-2; one that
-# does must not be worse than they are.
+# bf16: unit roundoff 2⁻⁸. The same two backbones fail export's accuracy gate, at 0.17, 6.2e-2, 1.7e-2. A backbone that passes must
+# not be worse than they are.
 _TOLERANCES: dict[Precision, tuple[float, float, float]] = {
     "fp32": (1e-4, 1e-4, 1e-4),
     "tf32": (5e-2, 2e-2, 6e-3),
@@ -48,20 +50,22 @@ _TOLERANCES: dict[Precision, tuple[float, float, float]] = {
 
 
 def tolerances(precision: Precision) -> dict[str, float]:
-    """Stage → allowed relative difference. Preprocessing is the same bytes whatever the backbone's precision."""
+    """Return the allowed relative difference by stage. Preprocessing gives the same bytes in every precision."""
     tokens, distance, score = _TOLERANCES[precision]
     return dict(zip(STAGES, (tokens, 0.0, tokens, tokens, distance, distance, score), strict=True))
 
 
 AUROC_TOLERANCE = 1e-3
-"""A tenth of a point, or one pair of images in the other order where the images are so few that this is more."""
+"""A tenth of a point; with few images, one swapped pair of images if that is more."""
 
-SMALLEST_SCALE = 0.1
-"""Outputs below it are compared with it instead: an image that is enrolled itself has distances of about 0, where a relative
-difference says nothing."""
+MIN_SCALE = 0.1
+"""Smallest value that differences are relative to.
 
-# Each view's six poses, as the reference orders them, named as the runtime names the encodings that serve them: a flip
-# followed by a half turn is a horizontal flip, and so on.
+Otherwise they are relative to the reference's output. An enrolled image has distances of about 0, for which that is meaningless.
+"""
+
+# View -> names of the runtime's encodings for the reference's six poses, in the reference's order. A vertical flip and a rotation
+# by 180 degrees are a horizontal flip, and so on.
 _POSE_BLOCKS = {
     "original": ("e", "r90", "r180", "r270", "fv", "fh"),
     "flip": ("fv", "r90fv", "fh", "r270fv", "e", "r180"),
@@ -71,8 +75,16 @@ _POSE_BLOCKS = {
 
 @dataclass
 class Stage:
-    """Worst differences seen so far. ``relative`` is to the largest magnitude of the reference's output of the image, or to
-    ``SMALLEST_SCALE``."""
+    """Largest differences of a stage.
+
+    Attributes:
+        tolerance: Allowed relative difference.
+        absolute: Largest absolute difference.
+        absolute_image: Its image.
+        relative: Largest difference relative to the largest magnitude of the reference's output, at least ``MIN_SCALE``.
+        relative_image: Its image.
+        passed: Whether all images are within the tolerance.
+    """
 
     tolerance: float
     absolute: float = 0.0
@@ -81,14 +93,22 @@ class Stage:
     relative_image: str | None = None
     passed: bool = True
 
-    def add(self, image: str, found: NDArray[Any], wanted: NDArray[Any]) -> None:
-        """Compare one image's output."""
-        if found.shape != wanted.shape:
-            raise AssertionError(f"{image}: the runtime gives {found.shape}, the reference {wanted.shape}")
-        absolute = float(np.abs(found.astype(np.float64) - wanted).max())
+    def add(self, image: str, got: NDArray[Any], expected: NDArray[Any]) -> None:
+        """Compare one image's output.
+
+        Args:
+            image: The image, for the report.
+            got: The runtime's output.
+            expected: The reference's output, of the same shape.
+        """
+        if got.shape != expected.shape:
+            raise AssertionError(
+                f"{image}: expected the reference's shape {expected.shape}, got {got.shape} of the runtime"
+            )
+        absolute = float(np.abs(got.astype(np.float64) - expected).max())
         if not np.isfinite(absolute):
             absolute = float("inf")
-        relative = absolute / max(float(np.abs(wanted).max()), SMALLEST_SCALE)
+        relative = absolute / max(float(np.abs(expected).max()), MIN_SCALE)
         if self.absolute_image is None or absolute > self.absolute:
             self.absolute, self.absolute_image = absolute, image
         if self.relative_image is None or relative > self.relative:
@@ -96,7 +116,7 @@ class Stage:
         self.passed &= relative <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types."""
+        """Return the stage as JSON types."""
         return {
             "max_abs": self.absolute,
             "max_abs_image": self.absolute_image,
@@ -131,16 +151,24 @@ def check_parity(
     threads: int | None = None,
     step: Any = lambda: None,
 ) -> dict[str, Any]:
-    """Compare on ``paths``; JSON-ready report with ``pass``. Tolerances are those of the precision that the engine computes in.
+    """Compare runtime and reference. The tolerances are those of the engine's precision.
 
-    Where the images lie in a folder ``good`` and others, as in MVTec-AD, the image AUROC of both sides is compared too.
+    If images are in a folder ``good`` and in others, as in MVTec-AD, the image AUROC is compared too.
 
     Args:
-        weights: the backbone's weights, where the path noted at export no longer holds them.
-        bit_depth: of files with 16 bits a channel, how many the camera fills (9..16). The reference takes grey ones.
+        inspector: The runtime.
+        paths: The images.
+        weights: The backbone's weights. Default: the path recorded at export.
+        class_name: The class of all images. Default: routing.
+        bit_depth: Bits that the camera fills in files of 16 bits a channel, 9..16. The reference takes grey images of 16 bits only.
+        threads: CPU threads of the reference. Default: torch's.
+        step: Called after each image.
+
+    Returns:
+        A JSON-ready report with ``pass``.
 
     Raises:
-        VisionADError: weights missing or others, unreadable image, nothing enrolled.
+        VisionADError: The weights are missing or not the model's, an image cannot be read, or nothing is enrolled.
     """
     bank = inspector.require_class(class_name)
     reference = load_reference(inspector.manifest, inspector.scoring, weights, threads)
@@ -151,11 +179,11 @@ def check_parity(
     for name in bank.classes if class_name is None else [class_name]:
         stage = report.stage("bank features")
         banks[name], origins[name] = _reference_bank(reference, bank.classes[name], bit_depth, stage)
-    for one in inspector.inspect_files(paths, class_name=class_name, bit_depth=bit_depth, trace=True):
-        if one.result is None or one.trace is None:
-            raise VisionADError(f"parity: {one.error}")
-        seen = one.path if bit_depth is None else _eight_bits(one.path, bit_depth)
-        _compare(reference, banks, one.path, seen, one.result, one.trace, class_name, report)
+    for inspected in inspector.inspect_files(paths, class_name=class_name, bit_depth=bit_depth, trace=True):
+        if inspected.result is None or inspected.trace is None:
+            raise VisionADError(f"parity: {inspected.error}")
+        source = inspected.path if bit_depth is None else _eight_bits(inspected.path, bit_depth)
+        _compare(reference, banks, inspected.path, source, inspected.result, inspected.trace, class_name, report)
         step()
     order = _order(report.scores, report.tolerances["score"])
     auroc = _auroc_difference(report.scores)
@@ -186,7 +214,7 @@ def _compare(
     reference: Reference,
     banks: dict[str, ClassBank],
     path: Path,
-    seen: ImageSource,
+    source: ImageSource,
     result: Result,
     trace: Trace,
     class_name: str | None,
@@ -194,39 +222,45 @@ def _compare(
 ) -> None:
     image = str(path)
     views = tuple(trace.distances)
-    prepared = reference.preprocess(seen)
+    prepared = reference.preprocess(source)
     report.stage("preprocess").add(image, trace.views, torch.stack([VIEWS[v](prepared) for v in views]).numpy())
     token = reference.encode(VIEWS[views[0]](prepared)[None])[1][0]
     matched = class_name
     if matched is None:
-        found = reference.route(seen, banks)
-        matched = found.nearest
-        if result.class_name != (None if found.unknown else matched):
-            report.routing.append(f"{image}: runtime {result.class_name}, reference {found}")
-    wanted = reference.inspect(seen, banks[matched])
-    features = np.stack([wanted.patch_tokens[v] for v in views])
+        route = reference.route(source, banks)
+        matched = route.nearest
+        if result.class_name != (None if route.unknown else matched):
+            report.routing.append(f"{image}: runtime {result.class_name}, reference {route}")
+    expected = reference.inspect(source, banks[matched])
+    features = np.stack([expected.patch_tokens[v] for v in views])
     report.stage("patch features").add(image, trace.tokens.patch, features)
     cosine = float((trace.tokens.patch.astype(np.float64) * features).sum(axis=-1).min())  # unit rows
     report.min_cosine = min(report.min_cosine, cosine if np.isfinite(cosine) else -1.0)
     if trace.tokens.cls is not None:
         report.stage("class token").add(image, trace.tokens.cls[0], token.numpy())
-    grids = (np.stack([d[v] for v in views]) for d in (trace.distances, wanted.distances))
+    grids = (np.stack([d[v] for v in views]) for d in (trace.distances, expected.distances))
     report.stage("distances").add(image, *grids)
-    report.stage("map").add(image, result.anomaly_map, wanted.anomaly_map)
-    report.stage("score").add(image, np.array([result.score]), np.array([wanted.score]))
-    report.scores.append((result.score, wanted.score, image))
-    if result.threshold is not None and (result.score > result.threshold) != (wanted.score > result.threshold):
-        # A calibrated threshold *is* a good part's score. Inspected again, that part lies on it, and rounding chooses the side.
-        reach = report.tolerances["score"] * max(wanted.score, SMALLEST_SCALE)
-        told = report.verdicts if abs(wanted.score - result.threshold) > reach else report.on_threshold
-        told.append(
-            f"{image}: runtime {result.score:.6f}, reference {wanted.score:.6f}, threshold {result.threshold:.6f}"
+    report.stage("map").add(image, result.anomaly_map, expected.anomaly_map)
+    report.stage("score").add(image, np.array([result.score]), np.array([expected.score]))
+    report.scores.append((result.score, expected.score, image))
+    if result.threshold is not None and (result.score > result.threshold) != (expected.score > result.threshold):
+        # A calibrated threshold is the score of a good part. If that part is inspected again, rounding decides the verdict.
+        tolerance = report.tolerances["score"] * max(expected.score, MIN_SCALE)
+        verdicts = report.verdicts if abs(expected.score - result.threshold) > tolerance else report.on_threshold
+        verdicts.append(
+            f"{image}: runtime {result.score:.6f}, reference {expected.score:.6f}, threshold {result.threshold:.6f}"
         )
 
 
 class _Order(NamedTuple):
-    """Pairs of images that the reference scores differently, how many of them the runtime puts the other way round, the rank
-    correlation that follows, and those that are further apart than the tolerance explains."""
+    """The order of images by score.
+
+    Attributes:
+        pairs: Pairs of images that the reference scores differently.
+        swapped: Pairs that the runtime puts in the other order.
+        tau: The resulting rank correlation (Kendall).
+        faults: Swapped pairs that the tolerance does not explain.
+    """
 
     pairs: int
     swapped: int
@@ -235,18 +269,18 @@ class _Order(NamedTuple):
 
 
 def _order(scores: list[tuple[float, float, str]], tolerance: float) -> _Order:
-    found, wanted = (np.array([row[i] for row in scores], np.float64) for i in (0, 1))
-    gap = wanted[None, :] - wanted[:, None]  # above 0: the reference scores the column's image higher
-    swapped = (gap > 0) & (found[None, :] < found[:, None])
+    got, expected = (np.array([row[i] for row in scores], np.float64) for i in (0, 1))
+    gap = expected[None, :] - expected[:, None]  # above 0: the reference scores the column's image higher
+    swapped = (gap > 0) & (got[None, :] < got[:, None])
     pairs = int((gap > 0).sum())
-    beyond = swapped & (gap > 2 * tolerance * np.maximum(wanted[None, :], SMALLEST_SCALE))
+    beyond = swapped & (gap > 2 * tolerance * np.maximum(expected[None, :], MIN_SCALE))
     faults = sorted(zip(*np.nonzero(beyond), strict=True), key=lambda ij: -gap[ij])
     names = [f"{scores[j][2]} before {scores[i][2]}" for i, j in faults]
     return _Order(pairs, int(swapped.sum()), 1 - 2 * int(swapped.sum()) / pairs if pairs else 1.0, names)
 
 
 def _auroc_difference(scores: list[tuple[float, float, str]]) -> dict[str, Any] | None:
-    """Image AUROC of runtime and reference, where folders say which images are good; ``None`` where they do not."""
+    """Compare the image AUROC, if folders tell which images are good; else return ``None``."""
     good = np.array([Path(name).parent.name == "good" for _, _, name in scores], bool)
     if good.all() or not good.any():
         return None
@@ -266,7 +300,7 @@ def _auroc_difference(scores: list[tuple[float, float, str]]) -> dict[str, Any] 
 
 
 def _auroc(scores: NDArray[np.float64], good: NDArray[np.bool_]) -> float:
-    """Probability that an anomalous image scores above a good one, ties counted half."""
+    """Return the probability that an anomalous image scores above a good one; ties count half."""
     gap = scores[~good][:, None] - scores[good][None, :]
     return float(((gap > 0) + 0.5 * (gap == 0)).mean())
 
@@ -274,16 +308,16 @@ def _auroc(scores: NDArray[np.float64], good: NDArray[np.bool_]) -> float:
 def load_reference(
     manifest: ModelManifest, scoring: ScoringSpec, weights: Path | None = None, threads: int | None = None
 ) -> Reference:
-    """The reference a model was exported from, with the very same weights.
+    """Load the reference that a model was exported from, with the same weights.
 
     Args:
-        manifest: of the model.
-        scoring: how to score.
-        weights: the backbone's weights, where the path noted at export no longer holds them.
-        threads: CPU threads (default: torch's).
+        manifest: The model's manifest.
+        scoring: Views, and how distances become scores.
+        weights: The backbone's weights. Default: the path recorded at export.
+        threads: CPU threads. Default: torch's.
 
     Raises:
-        VisionADError: weights missing or others.
+        VisionADError: The weights are missing, or not the model's.
     """
     identity, record = manifest.identity, manifest.weights
     try:
@@ -294,7 +328,9 @@ def load_reference(
             crop=identity.preprocess.crop,
             layers=identity.layers,
             class_token=identity.class_token,
-            **scoring.fields(),
+            views=scoring.views,
+            top_fraction=scoring.top_fraction,
+            self_similarity=scoring.self_similarity,
             threads=threads,
         )
     except MethodError as exc:
@@ -312,17 +348,17 @@ def _recorded_weights(record: WeightsRecord, identity: FeatureIdentity) -> Path 
         return None
     if not Path(record.source).is_file():
         raise VisionADError(
-            f"reference: the weights of {identity.backbone} are no longer at {record.source}; "
+            f"reference: expected the weights of {identity.backbone} at {record.source}, got no file; "
             f"give a file with sha256 {record.sha256[:12]} with --weights"
         )
     return Path(record.source)
 
 
 def _eight_bits(path: Path, bit_depth: int) -> Image.Image:
-    """The top 8 of the bits that the camera fills, by Pillow, where the runtime has OpenCV.
+    """Read the top 8 of the bits that the camera fills, with Pillow, while the runtime uses OpenCV.
 
     Raises:
-        VisionADError: not a grey image of 16 bits a pixel, or none that Pillow reads.
+        VisionADError: Pillow cannot read the image, or it is not grey with 16 bits a pixel.
     """
     try:
         with Image.open(path) as opened:
@@ -332,7 +368,7 @@ def _eight_bits(path: Path, bit_depth: int) -> Image.Image:
     if not mode.startswith("I"):
         raise VisionADError(
             f"parity: {path}: with a bit depth, expected a grey image of 16 bits a pixel, got Pillow's mode {mode}; the "
-            "reference takes colour of 8 bits only: save some of the images so"
+            "reference takes colour images of 8 bits only: save some of the images so"
         )
     return Image.fromarray((pixels.astype(np.int64) >> (bit_depth - 8)).astype(np.uint8))
 
@@ -340,36 +376,36 @@ def _eight_bits(path: Path, bit_depth: int) -> Image.Image:
 def _reference_bank(
     reference: Reference, stored: StoredClass, bit_depth: int | None, stage: Stage
 ) -> tuple[ClassBank, str]:
-    """The reference's own bank, from the enrolled images where they are still what they were; else what is stored."""
+    """Return the reference's bank and its origin: encoded from the enrolled images if they are unchanged, else the stored one."""
     paths = [Path(image.source) for image in stored.entry.images]
     if not all(p.is_file() and sha256_file(p) == i.sha256 for p, i in zip(paths, stored.entry.images, strict=True)):
         return stored_bank(reference, stored), "as stored (the enrolled images are no longer at their place)"
     try:
-        own = reference.enroll(paths if bit_depth is None else [_eight_bits(path, bit_depth) for path in paths])
+        bank = reference.enroll(paths if bit_depth is None else [_eight_bits(path, bit_depth) for path in paths])
     except (ImageError, VisionADError):
         return stored_bank(
             reference, stored
         ), "as stored (the reference cannot read the enrolled images, with the bit depth that is stated)"
     for view in reference.views:
-        stage.add(f"support of {stored.name}, view {view}", _in_reference_order(stored, view), own.rows[view].numpy())
-    return own, "encoded by the reference"
+        stage.add(f"support of {stored.name}, view {view}", _in_reference_order(stored, view), bank.rows[view].numpy())
+    return bank, "encoded by the reference"
 
 
 def stored_bank(reference: Reference, stored: StoredClass) -> ClassBank:
-    """The runtime's class as the reference holds one."""
+    """Convert the runtime's class to the reference's form."""
     rows = {view: torch.from_numpy(_in_reference_order(stored, view)) for view in reference.views}
     first: Any = reference.views[0]
     return ClassBank(rows, torch.from_numpy(stored.tokens(first).copy()))
 
 
 def _in_reference_order(stored: StoredClass, view: Any) -> NDArray[np.float32]:
-    """(B, K, P, D) blocks → (K · 6 · P, D), support by support, pose by pose, as the reference lays its bank out."""
+    """Reorder encodings (B, K, P, D) to the reference's rows (K · 6 · P, D): support by support, pose by pose."""
     poses = np.stack([stored.features[stored.blocks.index(name)] for name in _POSE_BLOCKS[view]], axis=1)
     return poses.reshape(-1, poses.shape[-1])
 
 
 def describe(report: dict[str, Any]) -> str:
-    """The report for a person."""
+    """Return the report as text."""
     lines = [f"{'stage':<16} {'max abs':>10} {'max rel':>10} {'allowed':>10}   worst image"]
     for name, stage in report["stages"].items():
         mark = "ok  " if stage["pass"] else "FAIL"
@@ -382,11 +418,11 @@ def describe(report: dict[str, Any]) -> str:
         lines.append(f"{what:<16} {len(faults)} disagreements" + (f", first: {faults[0]}" if faults else ""))
     if report["verdicts_on_threshold"]:
         lines.append(
-            f"{'on threshold':<16} {len(report['verdicts_on_threshold'])} images, too close to it for a verdict to be compared"
+            f"{'on threshold':<16} {len(report['verdicts_on_threshold'])} images, too close to compare verdicts"
         )
     order, auroc = report["order"], report["auroc"]
     lines.append(
-        f"{'rank':<16} {order['swapped']} of {order['pairs']} pairs the other way round, Kendall's tau {order['kendall_tau']:.4f}"
+        f"{'rank':<16} {order['swapped']} of {order['pairs']} pairs swapped, Kendall's tau {order['kendall_tau']:.4f}"
     )
     if auroc is not None:
         lines.append(

@@ -257,7 +257,7 @@ class Inspector:
                 results[start] = self._run_batch(rgbs[start : start + batch_size], bank, class_name, leave_out, trace)
 
             starts = range(0, len(rgbs), batch_size)
-            parallel_for(run_batch, starts, min(len(starts), self.pipeline.cameras))
+            parallel_for(run_batch, starts, min(len(starts), self.pipeline.slots))
             return [result for start in starts for result in results[start]]
 
     def _run_batch(

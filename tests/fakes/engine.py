@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from visionad_runtime import preprocess
-from visionad_runtime.cuda.memory import Memory
+from visionad_runtime.cuda.memory import ResourceScope
 from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.formats.manifest import FeatureIdentity, ViewName
 
@@ -75,7 +75,7 @@ class StubEngine:
         self.max_rows, self.capturable = rows, True
         shapes = (rows, identity.grid**2, identity.dim), (rows, identity.class_token_dim)
         self._owner = owner
-        self._memory: Memory = owner.run(Memory)
+        self._memory: ResourceScope = owner.run(ResourceScope)
         self.patch, self.cls = owner.run(lambda _: [self._memory.pinned(shape, np.float32) for shape in shapes])
         self.patch[:] = unit(0, rows * identity.grid**2, identity.dim).reshape(self.patch.shape)
         self.cls[:] = unit(1, rows, identity.class_token_dim)

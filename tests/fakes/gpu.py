@@ -471,7 +471,7 @@ def maxima_of(
     padded = -(-tiles // 4) * 4
     fine = device.read(maxima + 4 * at, np.float32, slots, tiles, len(members))
     coarse = device.read(maxima + 4 * (at + fine.size), np.float32, slots, padded)
-    assert slots * plan.maxima_a_query(rows, block_n) == fine.size + coarse.size
+    assert slots * plan.maxima_per_query(rows, block_n) == fine.size + coarse.size
     return fine, coarse[:, :tiles]
 
 

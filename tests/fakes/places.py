@@ -81,21 +81,21 @@ def stand_in(name: str) -> type[Any]:
 class Line:
     """A chain around a :class:`StubEngine`."""
 
-    def __init__(self, place: Place, rows: int = 6, dim: int = 24, cameras: int = 1, side: int | None = None) -> None:
+    def __init__(self, place: Place, rows: int = 6, dim: int = 24, slots: int = 1, side: int | None = None) -> None:
         self.place, self.identity = place, place.identity(dim)
         self.engine = StubEngine(place.owner, self.identity, rows)
         size = side or place.side
-        self.chain = CudaExecutor(place.owner, self.engine, self.identity, cameras=cameras, max_image=(size, size))
+        self.executor = CudaExecutor(place.owner, self.engine, self.identity, slots=slots, max_image=(size, size))
 
     def enroll(self, seed: int, shots: int = 1) -> Class:
         shape = (len(Class("", np.empty(0)).blocks), shots, self.identity.grid**2, self.identity.dim)
         return Class(f"class {seed}", unit(1000 + seed, int(np.prod(shape[:3])), self.identity.dim).reshape(shape))
 
-    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0) -> list[ExecutorOutput]:
-        return self.chain.match(self.encode(rgbs, camera), banks)
+    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], slot: int = 0) -> list[ExecutorOutput]:
+        return self.executor.match(self.encode(rgbs, slot), banks)
 
-    def encode(self, rgbs: Sequence[U8], camera: int = 0) -> Encoded:
-        return self.chain.encode(rgbs, camera)
+    def encode(self, rgbs: Sequence[U8], slot: int = 0) -> Encoded:
+        return self.executor.encode(rgbs, slot)
 
     def check(self, found: Sequence[ExecutorOutput], banks: Sequence[Class]) -> None:
         """Distances are the CPU's search's up to rounding, map and score the CPU's of them to the last bit."""

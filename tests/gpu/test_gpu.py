@@ -24,7 +24,7 @@ from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import thread
 from visionad_runtime.cuda.device import Device
 from visionad_runtime.cuda.kernels import Kernels
-from visionad_runtime.cuda.memory import Memory
+from visionad_runtime.cuda.memory import ResourceScope
 from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.engine.base import NVIDIA_GPU, Engine
 from visionad_runtime.engine.registry import backend_spec, backends
@@ -284,7 +284,7 @@ def test_rarity_is_the_cpus(place: Place, side: int, dim: int, alike: bool) -> N
     distance = np.random.default_rng(0).random((rows, patches), dtype=np.float32)
 
     def run(device: Device) -> F32:
-        with closing(Kernels(device)) as kernels, Memory(device) as memory:
+        with closing(Kernels(device)) as kernels, ResourceScope(device) as memory:
             stream = memory.stream(device.stream())
             source, target = memory.constant(tokens, stream), memory.constant(distance, stream)
             out = memory.pinned(distance.shape, np.float32)
@@ -315,7 +315,7 @@ def line(place: Place) -> Iterator[Callable[..., Line]]:
 
     yield make
     for one in made:
-        one.chain.close()
+        one.executor.close()
         one.engine.close()
 
 
@@ -339,7 +339,7 @@ def test_preprocess_gives_the_hosts_bytes(line: Callable[..., Line], place: Plac
     for turn in range(0, len(sizes), 2):  # two images a call: other sizes by the same graph
         rgbs = [noise(h, w, i, c or 1) for i, (h, w, c) in enumerate(sizes[turn : turn + 2])]
         rgbs = [p if size[2] else p[:, :, 0] for p, size in zip(rgbs, sizes[turn : turn + 2], strict=True)]
-        images, _ = one.chain.trace(one.encode(rgbs))
+        images, _ = one.executor.trace(one.encode(rgbs))
         for rgb, found in zip(rgbs, images, strict=True):
             colour = (
                 rgb if rgb.ndim == 3 and rgb.shape[2] == 3 else np.repeat(rgb.reshape(*rgb.shape[:2], 1), 3, axis=2)
@@ -352,7 +352,7 @@ def test_preprocess_gives_the_hosts_bytes(line: Callable[..., Line], place: Plac
 def test_distances_map_and_score_are_the_hosts_and_stay(line: Callable[..., Line]) -> None:
     one = line(side=64)
     banks = [one.enroll(0), one.enroll(1, shots=2)]
-    one.chain.load_banks(banks)
+    one.executor.load_banks(banks)
     first = one.inspect([noise(30, 40)] * 2, banks)
     one.check(first, banks)
     if one.place.name != "interpreter":  # where each map takes seconds
@@ -380,7 +380,7 @@ def test_a_image_like_the_enrolled_ones_has_no_distance(line: Callable[..., Line
 def test_a_broken_engine_is_an_error(line: Callable[..., Line], value: float) -> None:
     one = line(side=64)
     bank = one.enroll(0)
-    one.chain.load_banks([bank])
+    one.executor.load_banks([bank])
     right = one.engine.patch[4, 1, 2].copy()
     one.engine.patch[4, 1, 2] = value
     with pytest.raises(VisionADError, match="NaN or Inf among the patch tokens"):
@@ -393,7 +393,7 @@ def test_pixels_outside_the_region_are_zero(line: Callable[..., Line]) -> None:
     one = line(side=64)
     bank, region = one.enroll(0), np.random.default_rng(0).random((256, 256)) > 0.7
     encoded = one.encode([noise(9, 9)] * 2)
-    plain, masked = one.chain.match(encoded, [bank, bank], [None, region])
+    plain, masked = one.executor.match(encoded, [bank, bank], [None, region])
     one.check([plain], [bank])
     whole = upsample(fuse(masked.distances))
     np.testing.assert_array_equal(masked.anomaly_map, np.where(region, whole, np.float32(0)))
@@ -404,9 +404,9 @@ def test_pixels_outside_the_region_are_zero(line: Callable[..., Line]) -> None:
 def test_a_class_changes_while_other_cameras_inspect(line: Callable[..., Line], place: Place) -> None:
     """Four cameras, each with a class of its own, while another class comes, changes and goes; no result moves by a bit."""
     cameras = 4
-    one = line(cameras=cameras, rows=3, side=64)
+    one = line(slots=cameras, rows=3, side=64)
     steady, versions = [one.enroll(i) for i in range(cameras)], [one.enroll(100 + i, shots=1 + i) for i in range(3)]
-    one.chain.load_banks(steady)
+    one.executor.load_banks(steady)
     expected = [one.inspect([noise(20, 30, i)], [bank], i)[0] for i, bank in enumerate(steady)]
     for found, bank in zip(expected, steady, strict=True):
         one.check([found], [bank])
@@ -425,7 +425,7 @@ def test_a_class_changes_while_other_cameras_inspect(line: Callable[..., Line], 
         try:
             for bank in versions:
                 before = min(served)
-                one.chain.load_banks([*steady, bank])
+                one.executor.load_banks([*steady, bank])
                 while min(served) < before + 1 and not done.is_set():
                     time.sleep(0.001)
         finally:
@@ -446,9 +446,9 @@ def resident_bytes() -> int:
 
 @not_interpreted
 def test_thousands_of_calls_take_no_memory(line: Callable[..., Line], place: Place) -> None:
-    one = line(cameras=2, rows=3, side=64)
+    one = line(slots=2, rows=3, side=64)
     banks = [one.enroll(0), one.enroll(1, shots=2)]
-    one.chain.load_banks(banks)
+    one.executor.load_banks(banks)
 
     def free() -> int:
         return place.owner.run(lambda device: device.free_memory())

@@ -156,14 +156,14 @@ def test_what_a_recording_forbids_is_one_line_and_nothing_stays(driver: pretend_
 @in_its_process
 def test_every_taking_that_fails_is_one_line_and_leaves_nothing(driver: pretend_driver.Pretended) -> None:
     line = Line(Place("driver", DeviceThread.of(0), **SIZES["driver"]), rows=3, side=64)
-    line.chain.close()
+    line.executor.close()
     bank, image, live = line.enroll(0), np.full((9, 9, 3), 100, np.uint8), driver.live()
 
     def inspect_once() -> NDArray[np.float32]:
-        with CudaExecutor(line.place.owner, line.engine, line.identity, max_image=(64, 64)) as chain:
-            chain.load_banks([bank])
-            (found,) = chain.match(chain.encode([image]), [bank])
-            (again,) = chain.inspect([image], [bank])[1]
+        with CudaExecutor(line.place.owner, line.engine, line.identity, max_image=(64, 64)) as executor:
+            executor.load_banks([bank])
+            (found,) = executor.match(executor.encode([image]), [bank])
+            (again,) = executor.inspect([image], [bank])[1]
             np.testing.assert_array_equal(again.anomaly_map, found.anomaly_map)
             return found.anomaly_map
 
@@ -233,24 +233,24 @@ BREAKS_DOWN = """
 import numpy as np
 from tests.fakes import pretend_driver
 from tests.fakes.places import SIZES, VIEWS, Line, Place
-from visionad_runtime.cuda.device import Owner
+from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.cuda.kernels import Kernels
 from visionad_runtime.errors import VisionADError
-driver, owner = pretend_driver.set_up().driver, Owner.of(0)
+driver, owner = pretend_driver.set_up().driver, DeviceThread.of(0)
 line = Line(Place("driver", owner, **SIZES["driver"]), rows=3, side=64)
 bank, image = line.enroll(0), np.full((9, 9, 3), 100, np.uint8)
-line.chain.load_banks([bank])
-encoded = line.chain.encode([image])
+line.executor.load_banks([bank])
+encoded = line.executor.encode([image])
 driver.pretend_break(719)
 for call in (
-    lambda: line.chain.match(encoded, [bank]),
-    lambda: line.chain.trace(encoded),
-    lambda: line.chain.encode([image]),
-    lambda: line.chain.load_banks([bank, line.enroll(1)]),
+    lambda: line.executor.match(encoded, [bank]),
+    lambda: line.executor.trace(encoded),
+    lambda: line.executor.encode([image]),
+    lambda: line.executor.load_banks([bank, line.enroll(1)]),
     lambda: owner.run(lambda device: device.free_memory()),
     lambda: owner.run(lambda device: device.stream()),
     lambda: owner.run(Kernels),
-    line.chain.close,
+    line.executor.close,
 ):
     try:
         call()

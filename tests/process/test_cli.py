@@ -275,7 +275,7 @@ def test_what_one_onnx_runtime_leaves_when_the_other_is_uninstalled(
     for backend in ("auto", "onnxruntime-cuda"):
         done = visionad("predict", tiny_model, bank, tmp_path, "--backend", backend, env=env)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert "only remains are in /left/onnxruntime" in done.stderr
+        assert "/left/onnxruntime holds only remains of ONNX Runtime" in done.stderr
     problems = json.loads(visionad("doctor", "--json", env=env).stdout)["problems"]
     assert problems[-1].endswith("pip install --force-reinstall onnxruntime-gpu")
 

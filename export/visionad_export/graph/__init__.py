@@ -1,1 +1,1 @@
-"""Changes of the exported ONNX graph: what is folded, the types of a precision, fused operators, small models of one node."""
+"""Transformations of the exported ONNX graph: folding, precision, fused operators; and the model of one product."""

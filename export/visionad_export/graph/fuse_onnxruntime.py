@@ -1,16 +1,16 @@
-"""The backbone's graph in ONNX Runtime's own operators for GPUs, where its optimiser leaves attention and residuals in pieces.
+"""Rewrite the backbone's graph with ONNX Runtime's own fused operators for GPUs.
 
-``backbone.onnx`` is plain ONNX, which every backend reads and TensorRT fuses by itself. ONNX Runtime does not recognise
-attention as timm writes it: it would write the scores of all tokens and heads to memory, read them for the softmax, and read them
-again for the product. So export also writes ``backbone.cuda.onnx``:
+``backbone.onnx`` is plain ONNX, which every backend reads and TensorRT fuses by itself. ONNX Runtime does not recognise timm's form
+of attention: it would write the scores of all tokens and heads to memory, read them for the softmax, and read them again for the
+product. So export also writes ``backbone.cuda.onnx``:
 
-* Attention, from the one layer that gives q, k and v, becomes ``Split`` and ``MultiHeadAttention`` (flash attention). A bias that
-  is 0 for k and v, as the export leaves it, is added to q alone, behind ``Split``.
-* A residual sum before a LayerNorm becomes ``SkipLayerNormalization``, which takes in the bias of the branch.
+* Attention with one layer for q, k and v becomes ``Split`` and ``MultiHeadAttention`` (flash attention). A bias that is 0 for k and
+  v, as the export folds it, is added to q only, after ``Split``.
+* A residual sum before a LayerNorm becomes ``SkipLayerNormalization``, which includes the bias of the branch.
 * A bias before a GELU becomes ``BiasGelu``.
 
-What looks otherwise stays as it is. The weights stay in ``backbone.onnx`` or its data file: the fused file refers to them. The
-self-test of the runtime decides at every start whether the graph is right there.
+Other patterns are not changed. The weights stay in ``backbone.onnx`` or its data file, and the fused file refers to them. The
+runtime's self-test checks the graph at every start.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
 MAX_COPIED_BYTES = 4096
-"""Constants up to this size are copied. Larger ones stay in the model's file."""
+"""Constants up to this size are copied. Larger ones stay in the source file."""
 
 
 class Fused(NamedTuple):
-    """How many of each were replaced."""
+    """Numbers of fused attentions and norms."""
 
     attentions: int
     norms: int
@@ -58,10 +58,10 @@ def write_fused(source: Path, target: Path) -> Fused | None:
 
 
 def fuse(model: ir.Model) -> Fused:
-    """Replace what ONNX Runtime has operators for, in place."""
+    """Replace patterns for which ONNX Runtime has operators, in place."""
     graph = model.graph
     attentions = sum(_fuse_attention(graph, n) for n in list(graph) if n.op_type == "Softmax")
-    # of tokens (B, N, D), as there are where there is attention; elsewhere it may be of images
+    # only norms of tokens (B, N, D), which a graph with attention has; in other graphs they may be norms of images
     norms = sum(_fuse_norm(graph, n) for n in list(graph) if attentions and n.op_type == "LayerNormalization")
     for node in [n for n in graph if n.op_type == "Gelu"]:
         _fuse_gelu(graph, node)
@@ -76,11 +76,11 @@ def _refer_to_weights(model: ir.Model, source: Path) -> None:
         end = 0
         for value in model.graph.initializers.values():
             tensor = value.const_value
-            # what lies in a data file already is a reference
+            # a tensor in a data file is a reference already
             if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= MAX_COPIED_BYTES:
                 continue
             raw = tensor.tobytes()
-            begin = data.find(raw, end)  # weights mostly lie in the graph's order: a short way
+            begin = data.find(raw, end)  # weights are mostly in the graph's order, so this is a short search
             if begin < 0:
                 begin = data.find(raw)
             if begin < 0:

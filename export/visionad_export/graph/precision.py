@@ -1,14 +1,17 @@
-"""Precision written into the ONNX graph: TensorRT 11 has no precision switches and runs what the graph's types say.
+"""Write the precision into the types of the ONNX graph: TensorRT 11 has no precision flags and follows the graph's types.
 
-Half (fp16, bf16) is what tensor cores are for: convolutions, matrix products and, between them, biases, GELU and the attention
-softmax, so that query · keyᵀ → softmax → · value stays in one type, the pattern that TensorRT fuses. Float32 is what accuracy asks
-for: LayerNorm, LayerScale, the residual stream (ViTs grow activations in it that fp16 cannot hold), the mean over layers, unit
-lengths, and the convolution that reads the images: it is 1 % of the work, and rounding its factors to 11 bits moved DeiT-Tiny's
-tokens four times as far as rounding all others. ``tf32`` is the fp32 graph; the manifest tells the backend to allow it.
+Half precision (fp16, bf16) is for tensor cores: convolutions, matrix products and, between them, biases, GELU and the attention
+softmax. So query · keyᵀ -> softmax -> · value stays in one type, which is the pattern that TensorRT fuses.
 
-What a precision costs is measured without a GPU by :func:`emulate`: the same graph in float32 with every result rounded as the
-hardware rounds it. Running the typed graph in ONNX Runtime on a CPU would not show it: there half operators compute in float32 and
-the casts between neighbours are dropped, overflow included, and bf16 has no operators at all.
+Float32 is for accuracy: LayerNorm, LayerScale, the residual stream (ViTs grow activations there that fp16 cannot hold), the mean
+over layers, the normalisation to unit length, and the convolution that reads the images. That convolution is 1 % of the work, and
+rounding its factors to 11 bits moved DeiT-Tiny's tokens four times as far as rounding all others.
+
+``tf32`` is the fp32 graph. The manifest tells the backend to allow it.
+
+:func:`emulate` measures the cost of a precision without a GPU: it runs the same graph in float32 and rounds every result as the
+hardware does. Running the typed graph in ONNX Runtime on a CPU would not show the cost: its half operators compute in float32, it
+drops casts between neighbours, overflow included, and it has no bf16 operators.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from visionad_runtime.errors import ModelError
 from visionad_runtime.formats.manifest import Accuracy, Precision
 
 HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-"""Precisions that are types of ONNX."""
+"""Precision -> ONNX type, for half precision."""
 
 FLOAT = ir.DataType.FLOAT
 _NAMES = {FLOAT: "fp32", **{kind: name for name, kind in HALF.items()}}
@@ -38,12 +41,18 @@ _MOVES = frozenset({"Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"
 
 
 MIN_COSINE = 0.999
-"""Smallest cosine to the fp32 token that any token of any probe may have: a unit token then moves by at most √0.002 = 0.045."""
+"""Accuracy gate: smallest allowed cosine of a token to the fp32 token. A unit token then moves by at most √0.002 = 0.045."""
 
 
 class Probes(NamedTuple):
-    """Images and the reference's tokens of them: ``images`` float32 (N, 3, crop, crop), normalised; ``patch`` (N, P, D) and
-    ``cls`` (N, Dc) float32, unit rows. The first is the golden image."""
+    """Images and the reference's tokens of them. The first is the golden image.
+
+    Attributes:
+        names: N names.
+        images: float32 (N, 3, crop, crop), normalised.
+        patch: float32 (N, P, D), unit rows.
+        cls: float32 (N, Dc), unit rows.
+    """
 
     names: tuple[str, ...]
     images: NDArray[np.float32]
@@ -52,13 +61,20 @@ class Probes(NamedTuple):
 
 
 def lower_file(path: Path, precision: Precision, probes: Probes, external_data_limit: int) -> Accuracy | None:
-    """Bring the float32 ONNX file ``path`` to a precision, in place, once its emulated tokens have passed the accuracy gate.
+    """Lower a float32 ONNX file to a precision, in place, if its emulated tokens pass the accuracy gate.
+
+    Args:
+        path: The file.
+        precision: The precision.
+        probes: Images to measure the cost on.
+        external_data_limit: Bytes of weights above which they get a separate file.
 
     Returns:
-        What the precision costs; ``None`` for ``fp32``, which costs nothing.
+        The cost of the precision; ``None`` for ``fp32``.
 
     Raises:
-        ModelError: the tokens are not finite or stray from the reference's; names a precision that passes. ``path`` is as it was.
+        ModelError: The tokens are not finite, or too far from the reference's. The message names a precision that passes, and the
+            file is not changed.
     """
     if precision == "fp32":
         return None
@@ -67,12 +83,12 @@ def lower_file(path: Path, precision: Precision, probes: Probes, external_data_l
         fault = f"{where} has cosine {accuracy.min_cosine:.5f} to fp32, expected at least {MIN_COSINE}"
         if not np.isfinite(accuracy.min_cosine):
             fault = f"{where} is not finite" + (": fp16 ends at 65504" if precision == "fp16" else "")
-        way_out = _way_out(path, precision, probes, external_data_limit)
-        raise ModelError(f"{precision} costs this backbone too much ({fault}); {way_out}; nothing was written")
+        remedy = _remedy(path, precision, probes, external_data_limit)
+        raise ModelError(f"{precision} costs this backbone too much ({fault}); {remedy}; nothing was written")
     if precision in HALF:
         model = ir.load(path)
         lower(model, precision)
-        with tempfile.TemporaryDirectory(dir=path.parent) as fresh:  # the old file is read while the new one is written
+        with tempfile.TemporaryDirectory(dir=path.parent) as fresh:  # the old file is read during the write
             save_onnx(model, Path(fresh) / path.name, external_data_limit)
             path.with_name(f"{path.name}.data").unlink(missing_ok=True)
             for file in Path(fresh).iterdir():
@@ -81,14 +97,18 @@ def lower_file(path: Path, precision: Precision, probes: Probes, external_data_l
 
 
 def save_onnx(model: ir.Model, path: Path, external_data_limit: int) -> None:
-    """Write an ONNX file, with its weights in ``NAME.data`` beside it where they exceed the limit (bytes)."""
+    """Write an ONNX file. Weights above the limit in bytes go to ``NAME.data`` beside it."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     ir.save(model, path, external_data=f"{path.name}.data" if size > external_data_limit else None)
 
 
 def _measure(path: Path, precision: Precision, probes: Probes, external_data_limit: int) -> tuple[Accuracy, str]:
-    """What a precision costs on the probes, and which token it costs most; a cosine of -∞ where one is not finite."""
+    """Measure the cost of a precision on the probes.
+
+    Returns:
+        The cost, with a cosine of -∞ for a token that is not finite, and the name of the worst token.
+    """
     model = ir.load(path)
     lower(model, precision)
     emulate(model, precision)
@@ -101,17 +121,17 @@ def _measure(path: Path, precision: Precision, probes: Probes, external_data_lim
         rows = [session.run(["patch_tokens", "class_token"], {"images": image[None]}) for image in probes.images]
     cosines: list[tuple[float, str]] = []
     differences: list[float] = []
-    for name, row, wanted in zip(probes.names, rows, zip(probes.patch, probes.cls, strict=True), strict=True):
-        for kind, ours, theirs in zip(("patch token", "class token"), row, wanted, strict=True):
-            cosine = (ours[0].astype(np.float64) * theirs).sum(-1).min()  # unit rows
+    for name, row, reference in zip(probes.names, rows, zip(probes.patch, probes.cls, strict=True), strict=True):
+        for kind, got, expected in zip(("patch token", "class token"), row, reference, strict=True):
+            cosine = (got[0].astype(np.float64) * expected).sum(-1).min()  # unit rows
             cosines.append((float(cosine) if np.isfinite(cosine) else -np.inf, f"a {kind} of the {name} image"))
-            differences.append(float(np.abs(ours[0] - theirs).max()))
+            differences.append(float(np.abs(got[0] - expected).max()))
     cosine, where = min(cosines)
     return Accuracy(min_cosine=min(cosine, 1.0), max_abs=max(differences), golden_max_abs=max(differences[:2])), where
 
 
-def _way_out(path: Path, precision: Precision, probes: Probes, external_data_limit: int) -> str:
-    """The first other precision that passes the gate, smallest and fastest first, in words."""
+def _remedy(path: Path, precision: Precision, probes: Probes, external_data_limit: int) -> str:
+    """Return which other precision passes the gate, the smallest and fastest first, for a message."""
     others: tuple[Precision, ...] = ("fp16", "bf16", "tf32")
     for other in (p for p in others if p != precision):
         accuracy, _ = _measure(path, other, probes, external_data_limit)
@@ -121,10 +141,10 @@ def _way_out(path: Path, precision: Precision, probes: Probes, external_data_lim
 
 
 def lower(model: ir.Model, precision: Precision) -> None:
-    """Type a float32 graph, in place; its inputs and outputs stay float32. Nothing changes for ``fp32`` and ``tf32``.
+    """Set the types of a float32 graph, in place. Inputs and outputs stay float32; ``fp32`` and ``tf32`` change nothing.
 
-    Every operator computes in the type its kind asks for (module docstring); what only moves numbers does so in the type they
-    have. A cast stands only where the type changes, one for each value.
+    Every operator computes in the type of its kind (module docstring). Operators that only move numbers keep their type. There is
+    one cast per value, only where the type changes.
     """
     if precision not in HALF:
         return
@@ -132,24 +152,24 @@ def lower(model: ir.Model, precision: Precision) -> None:
     lowered = _lowered(graph)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(graph):
-        wanted = half if node in lowered else FLOAT
+        target = half if node in lowered else FLOAT
         for i, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (FLOAT, half) or value.dtype == wanted:
+            if value is None or value.dtype not in (FLOAT, half) or value.dtype == target:
                 continue
-            if (value, wanted) not in casts:
-                casts[value, wanted] = _cast(graph, value, wanted)
-            node.replace_input_with(i, casts[value, wanted])
+            if (value, target) not in casts:
+                casts[value, target] = _cast(graph, value, target)
+            node.replace_input_with(i, casts[value, target])
         if node in lowered:
             for value in node.outputs:
                 value.dtype = half
-    RemoveUnusedNodesPass()(model)  # and with them the weights' float32 originals
+    RemoveUnusedNodesPass()(model)  # also removes the float32 originals of the weights
     if precision == "bf16" and any(node.op_type == "Conv" for node in lowered):
-        # 22 is the first whose convolution takes bf16; only types were added.
+        # Opset 22 is the first whose convolution takes bf16. It only added types.
         graph.opset_imports[""] = max(22, graph.opset_imports[""])
 
 
 def _lowered(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes that compute in half."""
+    """Return the nodes that compute in half precision."""
     lowered: set[ir.Node] = set()
     for node in graph:
         flowing = [v for v in node.inputs if v is not None and v.dtype == FLOAT and v.producer() is not None]
@@ -160,8 +180,8 @@ def _lowered(graph: ir.Graph) -> set[ir.Node]:
         if product or (follows and flowing and all(v.producer() in lowered for v in flowing)):
             lowered.add(node)
     for node in reversed(list(graph)):
-        # What leads to float32 alone (bias and LayerScale before a residual sum, a token on its way out) is computed in float32:
-        # one rounding less for the same number of casts.
+        # A node whose users are all float32 (bias and LayerScale before a residual sum, a token before the output) computes in
+        # float32: one rounding less for the same number of casts.
         users = [use.node for value in node.outputs for use in value.uses()]
         if node.op_type in _POINTWISE and not any(user in lowered for user in users):
             lowered.discard(node)
@@ -169,9 +189,11 @@ def _lowered(graph: ir.Graph) -> set[ir.Node]:
 
 
 def emulate(model: ir.Model, precision: Precision) -> None:
-    """Turn a typed graph, in place, into a float32 one with the numbers of its precision: the result of every operator in half, or
-    for ``tf32`` every factor of a product, is rounded to it. Sums inside an operator stay float32, as tensor cores add. A fused
-    kernel rounds less often than this, so hardware should come closer to fp32."""
+    """Turn a typed graph, in place, into a float32 graph that rounds as its precision does.
+
+    It rounds the result of every operator in half precision, or for ``tf32`` every factor of a product. Sums inside an operator
+    stay float32, as in tensor cores. A fused kernel rounds less often, so hardware should be closer to fp32.
+    """
     graph = model.graph
     if precision == "tf32":
         _round_factors(graph)
@@ -220,7 +242,7 @@ def _round_factors(graph: ir.Graph) -> None:
 
 
 def realised(model: ir.Model) -> dict[str, dict[str, int]]:
-    """What a graph's types say: operator → type of its results → how often. Operators on shapes are left out."""
+    """Count a graph's operators: operator -> type of its result -> count, without operators on shapes."""
     counts: dict[str, dict[str, int]] = {}
     for node in model.graph:
         name = _NAMES.get(node.outputs[0].dtype or ir.DataType.UNDEFINED)
@@ -234,9 +256,9 @@ def realised(model: ir.Model) -> dict[str, dict[str, int]]:
 
 
 def _cast(graph: ir.Graph, value: ir.Value, kind: ir.DataType) -> ir.Value:
-    """``value`` in another type: a constant is converted here, a result by a node behind its producer."""
+    """Return a value in another type: convert a constant, or add a node after the producer of a result."""
     if value.const_value is not None:
-        with np.errstate(over="ignore"):  # the accuracy gate finds what became infinite
+        with np.errstate(over="ignore"):  # the accuracy gate detects infinite values
             return _constant(graph, f"{value.name}.{_NAMES[kind]}", value.const_value.numpy().astype(kind.numpy()))
     node = _node("Cast", [value], kind, {"to": int(kind)})
     producer = value.producer()
@@ -248,7 +270,7 @@ def _cast(graph: ir.Graph, value: ir.Value, kind: ir.DataType) -> ir.Value:
 
 
 def _node(op: str, inputs: Sequence[ir.Value], kind: ir.DataType = FLOAT, attributes: Any = None) -> ir.Node:
-    """A node with one result of the shape of its first input."""
+    """Return a node with one result, of the shape of its first input."""
     return ir.node(op, inputs, attributes, outputs=[ir.Value(type=ir.TensorType(kind), shape=inputs[0].shape)])
 
 

@@ -1,6 +1,6 @@
-"""The float32 matrix product that the runtime has ONNX Runtime compute: a model of one node, shipped with the runtime.
+"""The model of one float32 matrix product, which the runtime runs in ONNX Runtime.
 
-`python -m visionad_export.graph.product` writes it again.
+``python -m visionad_export.graph.product`` writes it into the runtime's package.
 """
 
 from __future__ import annotations

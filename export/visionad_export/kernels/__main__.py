@@ -1,5 +1,4 @@
-"""``python -m visionad_export.kernels``: report on the built kernels, build them, or check that they are what the source
-gives."""
+"""``python -m visionad_export.kernels``: report on the compiled kernels, build them, or check them against the source."""
 
 from __future__ import annotations
 
@@ -14,26 +13,30 @@ from visionad_runtime.errors import VisionADError
 
 
 def main(
-    build: Annotated[bool, typer.Option("--build", help="compile for all targets and replace the product")] = False,
-    check: Annotated[bool, typer.Option("--check", help="compile and compare with the product")] = False,
-    target: Annotated[list[str] | None, typer.Option("--target", help="check only this one; may be repeated")] = None,
+    build: Annotated[
+        bool, typer.Option("--build", help="compile for all targets and replace the committed binaries")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="compile and compare with the committed binaries")] = False,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="check only this target; may be repeated")
+    ] = None,
 ) -> None:
-    """Registers, shared memory and spills of every kernel and GPU, and the CPUs that the search is built for."""
+    """Print registers, shared memory and spills of every kernel and GPU, and the CPU builds of the search."""
     try:
         from . import build as builder
         from . import cpu
     except ModuleNotFoundError as exc:
-        raise VisionADError(f"building kernels needs {exc.name}: pip install 'visionad[export]'") from None
+        raise VisionADError(f"the kernels' build needs {exc.name}: pip install 'visionad[export]'") from None
 
     if build or check:
         targets = target or list(builder.TARGETS)
         unknown = [t for t in targets if t not in builder.TARGETS]
         if unknown or (build and target):
             raise VisionADError(
-                f"targets: expected some of {', '.join(builder.TARGETS)} with --check, got {', '.join(targets)}"
+                f"--target: expected some of {', '.join(builder.TARGETS)}, with --check, got {', '.join(targets)}"
             )
         built: dict[str, dict[str, builder.Built]] = {}
-        # Each in a process of its own: the compiler keeps to one core.
+        # One process per target: the compiler uses one core.
         with (
             ProcessPoolExecutor(min(available_cpus(), len(targets)), get_context("spawn")) as pool,
             typer.progressbar(length=len(targets), label="compiling", file=sys.stderr) as bar,
@@ -41,7 +44,7 @@ def main(
             for name, product in zip(targets, pool.map(builder.build, targets), strict=True):
                 built[name] = product
                 bar.update(1)
-        # With --target, GPUs alone are asked for.
+        # --target names GPU targets only.
         for_cpus = {} if target else cpu.build()
         if build:
             builder.write(built)
@@ -50,9 +53,9 @@ def main(
         if wrong:
             raise VisionADError(f"{'; '.join(wrong)}; run `python -m visionad_export.kernels --build`")
         if (here := builder.manifest(built)["triton"]) != (there := builder.committed()["triton"]):
-            typer.echo(f"every target compiles with Triton {here}; built with {there}, so bytes were not compared")
+            typer.echo(f"compiled with Triton {here}, committed with {there}: bytes were not compared")
         if for_cpus and (here := cpu.compiler()) != (there := cpu.committed()["compiler"]):
-            typer.echo(f"the search compiles for every CPU with {here}; built with {there}, so bytes were not compared")
+            typer.echo(f"search compiled with {here}, committed with {there}: bytes were not compared")
     typer.echo(f"{builder.report(builder.committed())}\n\n{cpu.report(cpu.committed())}")
 
 

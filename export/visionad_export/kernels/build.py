@@ -1,7 +1,7 @@
 """Compile the kernels for every GPU target, without a GPU, into the runtime's package data.
 
-The product is committed: a plain ``pip install`` on the line PC has neither Triton nor a compiler. ``python -m
-visionad_export.kernels --check`` compiles again and compares, so what is committed is what the source gives.
+The binaries are committed, because a line PC has neither Triton nor a compiler. ``python -m visionad_export.kernels --check``
+compiles again and compares, so the committed binaries are those of the source.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ PRODUCT = Path(visionad_runtime.cuda.__file__).parent / "cubins"
 
 @dataclass(frozen=True)
 class Tile:
-    """Shape of the search kernel's tile on one target: queries × bank rows × depth, and how it is run."""
+    """Tile of the search kernel on one target: ``block_q`` queries × ``block_n`` bank rows × ``block_k`` columns.
+
+    Attributes:
+        block_q: Queries.
+        block_n: Bank rows. A multiple of :data:`RUN`.
+        block_k: Columns of a product's step.
+        warps: Warps of a program.
+        stages: Depth of the load pipeline.
+    """
 
     block_q: int
     block_n: int
@@ -51,17 +59,27 @@ TILES = {
     100: Tile(128, 256, 64, 8, 4),  # tcgen05
     120: SMALL,
 }
-"""By what fits; ``benchmarks/gpu_tiles.py`` races others on a GPU."""
+"""Compute capability -> tile, chosen by what fits. ``benchmarks/gpu_tiles.py`` times others on a GPU."""
 SHARED_KIB = {80: 164, 86: 100, 87: 164, 89: 100, 90: 228, 100: 228, 120: 100}
-"""Shared memory of a multiprocessor, of which each program takes 1 KiB more than it asks for."""
+"""Compute capability -> shared memory of a multiprocessor. Each program takes 1 KiB more than it asks for."""
 TARGETS: dict[str, int] = {**{f"sm_{cc}": cc for cc in TILES}, "ptx_89": 89}
-"""Machine code by compute capability, and PTX for all others. PTX of sm_90 and later is for that architecture alone
-(``sm_90a`` and so on); PTX of 8.9 is good for every later GPU."""
+"""Target -> compute capability: machine code for those listed, PTX for all others. PTX of 9.0 and later is for one architecture
+only (``sm_90a`` and so on). PTX of 8.9 runs on every later GPU."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel as compiled: argument types (Triton's names), constants, and how it is run."""
+    """One kernel as compiled.
+
+    Attributes:
+        signature: Argument -> type, by Triton's names.
+        constants: Compile-time constants.
+        warps: Warps of a program.
+        stages: Depth of the load pipeline.
+        multiply_add: Whether the compiler may fuse multiply and add.
+        aligned: Integer arguments that are multiples of 16. Pointers always are.
+        registers: Maximum per thread, where more programs at once outweigh ptxas's choice.
+    """
 
     signature: Mapping[str, str]
     constants: Mapping[str, int]
@@ -69,13 +87,16 @@ class Variant:
     stages: int = 3
     multiply_add: bool = True
     aligned: tuple[str, ...] = ()
-    """Integer arguments that are multiples of 16. Pointers always are."""
     registers: int | None = None
-    """Most a thread may have, where more programs at once are worth more than ptxas thinks."""
 
 
 def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
-    """Everything that is built for a target; the search kernel with its own tile, or another."""
+    """Return every kernel that is built for a compute capability.
+
+    Args:
+        capability: Compute capability times 10, for example 89.
+        tile: Tile of the search kernel. Default: that of :data:`TILES`.
+    """
     tile = tile or TILES[capability]
     return {
         "pack": Variant(
@@ -131,7 +152,7 @@ def variants(capability: int, tile: Tile | None = None) -> dict[str, Variant]:
 
 
 def changed(variant: Variant, changes: Mapping[str, int]) -> Variant:
-    """The same but for some constants, or how it is run."""
+    """Return a variant with other constants, warps, stages or registers."""
     constants = {name: changes.get(name, value) for name, value in variant.constants.items()}
     run = {name: value for name, value in changes.items() if name not in constants}
     return replace(variant, constants=constants, **run)  # type: ignore[arg-type]
@@ -139,31 +160,38 @@ def changed(variant: Variant, changes: Mapping[str, int]) -> Variant:
 
 @dataclass(frozen=True)
 class Built:
-    """A compiled kernel: ``code`` (cubin, or PTX) and its ``record`` in the manifest."""
+    """A compiled kernel.
+
+    Attributes:
+        code: The cubin, or PTX.
+        record: Its record in the manifest.
+    """
 
     code: bytes
     record: dict[str, Any]
 
 
 def source_digest() -> str:
-    """sha256 of all that decides the product besides Triton: the source and this file."""
+    """Return the sha256 of what decides the binaries besides Triton: the kernels' source and this file."""
     return hashlib.sha256(SOURCE.read_bytes() + Path(__file__).read_bytes()).hexdigest()
 
 
 def compile_kernel(name: str, target: str, tile: Tile | None = None, changes: Mapping[str, int] | None = None) -> Built:
-    """Compile one kernel for one target; deterministic for a Triton version.
+    """Compile one kernel for one target. The result is deterministic for a Triton version.
 
     Args:
-        tile: of the search kernel, another than it is built with.
-        changes: constants, ``warps``, ``stages`` or ``registers``, other than it is built with.
+        name: The kernel.
+        target: A key of :data:`TARGETS`.
+        tile: Another tile of the search kernel.
+        changes: Other constants, ``warps``, ``stages`` or ``registers``.
 
     Raises:
-        VisionADError: it came out in a way the runtime cannot launch, or slow by the assembler's own account.
+        VisionADError: The runtime cannot launch the result, or the assembler reports a loss of performance.
     """
     from . import source
 
     if not isinstance(getattr(source, name), triton.JITFunction):
-        raise VisionADError("kernels cannot be compiled under TRITON_INTERPRET=1; unset it")
+        raise VisionADError("Triton cannot compile kernels under TRITON_INTERPRET=1; unset it")
     capability = TARGETS[target]
     v = changed(variants(capability, tile)[name], changes or {})
     function = getattr(source, name)
@@ -181,19 +209,19 @@ def compile_kernel(name: str, target: str, tile: Tile | None = None, changes: Ma
     log = io.StringIO()
     with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
         knobs.compilation.always_compile = True
-        knobs.compilation.disable_line_info = True  # it would put paths of this machine into the product
+        knobs.compilation.disable_line_info = True  # it would put paths of this machine into the binary
         knobs.nvidia.dump_ptxas_log = True
         kernel = triton.compile(ast, target=GPUTarget("cuda", capability, 32), options=options)
-    if "Potential Performance Loss" in log.getvalue():  # tensor core instructions that wait for each other, for one
+    if "Potential Performance Loss" in log.getvalue():  # for example tensor core instructions that wait for each other
         raise VisionADError(
-            f"{name} for {target}: ptxas says {log.getvalue().strip().splitlines()[0]!r}; write it otherwise"
+            f"{name} for {target}: ptxas reports {log.getvalue().strip().splitlines()[0]!r}; rewrite the kernel"
         )
     ptx = kernel.asm["ptx"]
     # the driver takes PTX as a C string
     code = ptx.encode() + b"\0" if target.startswith("ptx") else kernel.asm["cubin"]
     meta = kernel.metadata
     if meta.global_scratch_size or meta.profile_scratch_size or meta.num_ctas != 1:
-        raise VisionADError(f"{name} for {target} wants scratch memory or clusters, which the runtime does not provide")
+        raise VisionADError(f"{name} for {target} needs scratch memory or clusters, which the runtime does not provide")
     threads, registers = 32 * meta.num_warps, _number(r"Used (\d+) registers", log.getvalue())
     record = {
         "entry": meta.name,
@@ -201,7 +229,7 @@ def compile_kernel(name: str, target: str, tile: Tile | None = None, changes: Ma
         "threads": threads,
         "shared_bytes": meta.shared,
         "registers": registers,
-        "per_multiprocessor": _fitting(capability, threads, registers, meta.shared),
+        "per_multiprocessor": _programs_per_multiprocessor(capability, threads, registers, meta.shared),
         "spill_bytes": _number(r"(\d+) bytes spill stores", log.getvalue())
         + _number(r"(\d+) bytes spill loads", log.getvalue()),
         "constants": dict(v.constants),
@@ -211,8 +239,8 @@ def compile_kernel(name: str, target: str, tile: Tile | None = None, changes: Ma
     return Built(code, record)
 
 
-def _fitting(capability: int, threads: int, registers: int, shared: int) -> int:
-    """Programs that fit a multiprocessor at once by registers, dealt in eights a thread, and shared memory."""
+def _programs_per_multiprocessor(capability: int, threads: int, registers: int, shared: int) -> int:
+    """Return how many programs fit a multiprocessor at once, by registers (eight per thread at a time) and shared memory."""
     by_registers = 65536 // (threads * -(-registers // 8) * 8)
     return min(by_registers, SHARED_KIB[capability] * 1024 // (shared + 1024))
 
@@ -221,29 +249,33 @@ _PTX_TYPES = {"i32": "u32", "fp32": "f32"}
 
 
 def _abi(ptx: str, types: list[str]) -> list[str]:
-    """Argument types in order, checked against the entry's parameters. Triton appends pointers to scratch memory that a
-    kernel may want; ours want none, so they are passed as 0."""
-    found = re.findall(r"\.param \.(\w+)", ptx[ptx.index(".entry") : ptx.index("{", ptx.index(".entry"))])
-    arguments = ["pointer" if t.startswith("*") else t for t in types] + ["null"] * (len(found) - len(types))
-    if found != [_PTX_TYPES.get(a, "u64") for a in arguments]:
-        raise VisionADError(f"expected kernel parameters {arguments}, Triton {triton.__version__} compiled {found}")
+    """Return the argument types in order, after a check against the entry's parameters.
+
+    Triton appends pointers to scratch memory that a kernel may need. These kernels need none, so the pointers are passed as 0.
+    """
+    parameters = re.findall(r"\.param \.(\w+)", ptx[ptx.index(".entry") : ptx.index("{", ptx.index(".entry"))])
+    arguments = ["pointer" if t.startswith("*") else t for t in types] + ["null"] * (len(parameters) - len(types))
+    if parameters != [_PTX_TYPES.get(a, "u64") for a in arguments]:
+        raise VisionADError(
+            f"expected kernel parameters {arguments}, Triton {triton.__version__} compiled {parameters}"
+        )
     return arguments
 
 
 def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    if found is None:
-        raise VisionADError(f"ptxas said nothing like {pattern!r}: {text!r}")
-    return int(found[1])
+    match = re.search(pattern, text)
+    if match is None:
+        raise VisionADError(f"ptxas's log: expected {pattern!r}, got {text!r}")
+    return int(match[1])
 
 
 def build(target: str) -> dict[str, Built]:
-    """Compile all kernels of a target: kernel → product."""
+    """Compile all kernels of a target, by name."""
     return {name: compile_kernel(name, target) for name in variants(TARGETS[target])}
 
 
 def manifest(built: Mapping[str, Mapping[str, Built]]) -> dict[str, Any]:
-    """The product's description, as it lies beside it."""
+    """Return the manifest of the binaries."""
     return {
         "format": "visionad-kernels",
         "schema_version": 1,
@@ -254,44 +286,47 @@ def manifest(built: Mapping[str, Mapping[str, Built]]) -> dict[str, Any]:
 
 
 def write(built: Mapping[str, Mapping[str, Built]], folder: Path = PRODUCT) -> None:
-    """Write ``manifest.json`` and one zip a target."""
+    """Write ``manifest.json`` and one zip file per target."""
     folder.mkdir(exist_ok=True)
     for target, kernels in built.items():
         with zipfile.ZipFile(folder / f"{target}.zip", "w") as archive:
             for name, b in kernels.items():
-                info = zipfile.ZipInfo(name)  # its default date, so that the archive depends on the content alone
+                info = zipfile.ZipInfo(name)  # its default date, so that the archive depends only on the content
                 archive.writestr(info, b.code, zipfile.ZIP_DEFLATED, 9)
     (folder / "manifest.json").write_text(json.dumps(manifest(built), indent=1) + "\n")
 
 
 def committed(folder: Path = PRODUCT) -> dict[str, Any]:
-    """The manifest of the product at hand."""
-    found: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
-    return found
+    """Return the committed manifest."""
+    content: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    return content
 
 
 def check(built: Mapping[str, Mapping[str, Built]], folder: Path = PRODUCT) -> list[str]:
-    """What of the product in ``folder`` is not what was built: one line each, none when all is well.
+    """Compare the binaries in ``folder`` with what was built.
 
-    Another Triton gives other bytes from the same source: then only the source is compared.
+    Another Triton version compiles the same source to other bytes. Then only the source's digest is compared.
+
+    Returns:
+        One line per difference.
     """
     have = committed(folder)
-    wanted = manifest(built)
+    expected = manifest(built)
     lines = []
-    if wanted["source_sha256"] != have["source_sha256"]:
-        lines = [f"source_sha256: expected {wanted['source_sha256']}, got {have['source_sha256']}"]
-    if wanted["triton"] != have["triton"]:
+    if expected["source_sha256"] != have["source_sha256"]:
+        lines = [f"source_sha256: expected {expected['source_sha256']}, got {have['source_sha256']}"]
+    if expected["triton"] != have["triton"]:
         return lines
     for target, kernels in built.items():
         with zipfile.ZipFile(folder / f"{target}.zip") as archive:
             for name, b in kernels.items():
                 if have["targets"].get(target, {}).get(name) != b.record or archive.read(name) != b.code:
-                    lines.append(f"{target}/{name} is not what the source gives")
+                    lines.append(f"{target}/{name} differs from what the source compiles to")
     return lines
 
 
 def report(description: Mapping[str, Any]) -> str:
-    """Registers, shared memory and spills of every kernel on every target, as a table."""
+    """Return a table of registers, shared memory and spills of every kernel on every target."""
     lines = [f"{'target':8} {'kernel':14} {'threads':>7} {'registers':>9} {'shared':>7} {'spilled':>7}  tensor cores"]
     for target, kernels in description["targets"].items():
         for name, r in kernels.items():

@@ -1,7 +1,7 @@
 """Compile ``search.c`` for every CPU, on any machine, into the runtime's package data.
 
-The libraries are committed, as the GPU kernels are: the line PC has no compiler. The compiler is Zig's clang, a wheel that
-compiles for other machines too. Its output depends on its version and the source alone.
+The libraries are committed, as the GPU kernels are, because a line PC has no compiler. The compiler is Zig's clang: a wheel that
+cross-compiles. Its output depends only on its version and the source.
 """
 
 from __future__ import annotations
@@ -26,29 +26,37 @@ FLAGS = (
     "-ffreestanding", "-nostdlib", "-fno-stack-protector", "-fvisibility=hidden", "-fPIC", "-shared", "-s", "-g0",
 )  # fmt: skip
 CPUS = {"x86-64-v3": "x86_64_v3", "x86-64": "x86_64", "aarch64": "generic"}
-"""The compiler's names for the runtime's builds. 64-bit Arm has its vectors always."""
+"""Build of the runtime -> CPU name of the compiler. Every 64-bit Arm CPU has NEON."""
 SYSTEMS = {"linux": "linux-musl", "win32": "windows-gnu"}
-"""The compiler's names for the systems. No C library is used, whatever the name says."""
+"""System -> ABI name of the compiler. The libraries use no C library, in spite of the name."""
 BUILDS = tuple((name, system) for name, build in native.BUILDS.items() for system in build.systems)
 
 
 def compiler() -> str:
-    """The compiler at hand, as the manifest names it.
+    """Return the installed compiler as the manifest names it.
 
     Raises:
-        VisionADError: there is none.
+        VisionADError: It is not installed.
     """
     try:
         return f"ziglang {importlib.metadata.version('ziglang')}"
     except importlib.metadata.PackageNotFoundError:
-        raise VisionADError("compiling the search for CPUs needs Zig's compiler: pip install 'visionad[dev]'") from None
+        raise VisionADError(
+            "the search for CPUs is compiled by Zig, which is not installed: pip install 'visionad[dev]'"
+        ) from None
 
 
 def build(builds: Iterable[tuple[str, str]] = BUILDS) -> dict[str, bytes]:
-    """Compile builds, each for a system: file name → shared library.
+    """Compile shared libraries.
+
+    Args:
+        builds: Pairs of a build and a system.
+
+    Returns:
+        File name -> library.
 
     Raises:
-        VisionADError: no compiler; what it says of the source; a library that would need another.
+        VisionADError: The compiler is not installed, or it rejects the source.
     """
     compiler()
     built = {}
@@ -60,7 +68,7 @@ def build(builds: Iterable[tuple[str, str]] = BUILDS) -> dict[str, bytes]:
             command = [sys.executable, "-m", "ziglang", "cc", *target, *FLAGS, SOURCE.name, "-o", str(out)]
             done = subprocess.run(
                 command, cwd=SOURCE.parent, env=os.environ | caches, capture_output=True, text=True
-            )  # a relative path: none of this machine gets into the product
+            )  # a relative path keeps paths of this machine out of the library
             if done.returncode:
                 raise VisionADError(f"{SOURCE} for {out.name}: {done.stderr.strip()}")
             built[out.name] = out.read_bytes()
@@ -68,7 +76,7 @@ def build(builds: Iterable[tuple[str, str]] = BUILDS) -> dict[str, bytes]:
 
 
 def manifest(built: Mapping[str, bytes]) -> dict[str, Any]:
-    """The product's description, as it lies beside it."""
+    """Return the manifest of the libraries."""
     return {
         "format": "visionad-cpu-search",
         "schema_version": 1,
@@ -86,30 +94,33 @@ def write(built: Mapping[str, bytes], folder: Path = native.FOLDER) -> None:
 
 
 def committed(folder: Path = native.FOLDER) -> dict[str, Any]:
-    """The manifest of the product at hand."""
-    found: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
-    return found
+    """Return the committed manifest."""
+    content: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    return content
 
 
 def check(built: Mapping[str, bytes], folder: Path = native.FOLDER) -> list[str]:
-    """What of the product in ``folder`` is not what was built: one line each, none when all is well.
+    """Compare the libraries in ``folder`` with what was built.
 
-    Another compiler gives other bytes from the same source: then only the source is compared.
+    Another compiler version compiles the same source to other bytes. Then only the source's digest is compared.
+
+    Returns:
+        One line per difference.
     """
-    have, wanted = committed(folder), manifest(built)
+    have, expected = committed(folder), manifest(built)
     lines = []
-    if wanted["source_sha256"] != have["source_sha256"]:
-        lines = [f"{SOURCE.name}: expected source_sha256 {wanted['source_sha256']}, got {have['source_sha256']}"]
-    if wanted["compiler"] != have["compiler"]:
+    if expected["source_sha256"] != have["source_sha256"]:
+        lines = [f"{SOURCE.name}: expected source_sha256 {expected['source_sha256']}, got {have['source_sha256']}"]
+    if expected["compiler"] != have["compiler"]:
         return lines
     for name, library in built.items():
-        if have["builds"].get(name) != wanted["builds"][name] or (folder / name).read_bytes() != library:
-            lines.append(f"{name} is not what {SOURCE.name} gives")
+        if have["builds"].get(name) != expected["builds"][name] or (folder / name).read_bytes() != library:
+            lines.append(f"{name} differs from what {SOURCE.name} compiles to")
     return lines
 
 
 def report(description: Mapping[str, Any]) -> str:
-    """The builds and their sizes, as a table."""
+    """Return a table of the libraries and their sizes."""
     lines = [f"{'search':15} {'bytes':>7}"]
     lines += [f"{name:15} {record['bytes']:7}" for name, record in description["builds"].items()]
     lines.append(f"{description['compiler']}, source {description['source_sha256'][:12]}")

@@ -1,1 +1,1 @@
-"""The reference in PyTorch, for the runtime's tools: it predicts in an evaluation and is timed in a benchmark."""
+"""The PyTorch reference as a plug-in of the runtime's tools: a predictor for evaluations and a baseline for benchmarks."""

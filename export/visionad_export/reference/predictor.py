@@ -1,4 +1,4 @@
-"""The reference as a predictor of ``visionad eval``: same data, same metrics, PyTorch instead of the runtime."""
+"""The reference as a predictor of ``visionad eval``: the same data and metrics, with PyTorch instead of the runtime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..parity import load_reference
 
 
 class ReferencePredictor:
-    """The method in PyTorch, with the weights that the model was exported from. Slow; it defines the right result."""
+    """The method in PyTorch, with the weights that the model was exported from. It is slow and defines the right result."""
 
     name = "reference (PyTorch)"
 
@@ -56,19 +56,19 @@ class ReferencePredictor:
     def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
         """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`."""
         scores = []
-        for one in self.inspect(normals, class_name):
-            if isinstance(one, ImageError):
-                raise one
-            scores.append(one.score)
+        for prediction in self.inspect(normals, class_name):
+            if isinstance(prediction, ImageError):
+                raise prediction
+            scores.append(prediction.score)
             step()
-        found = conformal_threshold(scores, rate)
-        self.recall(class_name, {"threshold": found.value})
+        threshold = conformal_threshold(scores, rate)
+        self.recall(class_name, {"threshold": threshold.value})
         record = {
-            "normals": found.normals,
-            "guaranteed_false_reject": found.mean_bound,
-            "bound_false_reject": found.upper_bound,
+            "normals": threshold.normals,
+            "guaranteed_false_reject": threshold.mean_bound,
+            "bound_false_reject": threshold.upper_bound,
         }
-        return {"threshold": found.value, "record": record}
+        return {"threshold": threshold.value, "record": record}
 
     def recall(self, class_name: str, calibration: Mapping[str, Any]) -> None:
         """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`."""
@@ -78,7 +78,7 @@ class ReferencePredictor:
         """See :class:`~visionad_runtime.tools.evaluation.predictor.Predictor`."""
         for path in paths:
             try:
-                decode.load(path)  # the same words for the same fault, whoever inspects
+                decode.load(path)  # the same message for the same fault as the runtime
                 known = True
                 if class_name is None:
                     route = self._reference.route(path, self._banks)

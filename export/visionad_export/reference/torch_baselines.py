@@ -1,4 +1,4 @@
-"""PyTorch as a baseline of ``visionad bench``: the reference's backbone, eager or compiled, and the whole reference."""
+"""PyTorch baselines of ``visionad bench``: the reference's backbone, eager or compiled, and the whole reference."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ def torch_baselines(
     threads: int | None,
     kinds: Sequence[str],
 ) -> dict[str, TorchBaseline]:
-    """Return what to time, by kind.
+    """Return the baselines by kind.
 
-    ``eager`` and ``compiled`` encode all views of a call at once, the whole network in the model's precision, on the GPU where
-    there is one, from arrays to arrays as an engine does. ``method`` is the readable reference from file to score, on the CPU
-    in fp32.
+    ``eager`` and ``compiled`` encode all views of a call at once, the whole network in the model's precision, on the GPU if there
+    is one, from arrays to arrays as an engine does. ``method`` is the reference from file to score, on the CPU in fp32.
 
     Args:
-        manifest: the model that the backends run.
-        stored: the class that ``method`` compares with.
-        views: views of an image.
-        weights: weights file; ``None`` takes the path noted at export.
-        threads: CPU threads, ``None`` for all cores.
-        kinds: some of ``eager``, ``compiled``, ``method``.
+        manifest: The model that the backends run.
+        stored: The class that ``method`` compares with.
+        scoring: Views, and how distances become scores.
+        weights: Weights file. Default: the path recorded at export.
+        threads: CPU threads. Default: all cores.
+        kinds: Some of ``eager``, ``compiled``, ``method``.
 
     Raises:
-        VisionADError: the weights are missing or others.
+        VisionADError: The weights are missing, or not the model's.
     """
     reference = load_reference(manifest, scoring, weights, threads)
     baselines: dict[str, TorchBaseline] = {}
@@ -50,7 +49,7 @@ def torch_baselines(
     if {"eager", "compiled"} & set(kinds):
         where = "cuda" if torch.cuda.is_available() else "cpu"
         kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(manifest.precision, torch.float32)
-        # its own copy: the whole method stays on the CPU
+        # a copy: the whole method stays on the CPU
         net: Any = load_reference(manifest, scoring, weights, threads).backbone.to(where, kind)
         tf32 = manifest.precision == "tf32"
         if "eager" in kinds:

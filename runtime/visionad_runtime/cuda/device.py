@@ -1,8 +1,8 @@
-"""The one place that talks to a GPU: memory, streams, kernels and graphs, by pycuda on the primary context.
+"""All access to a GPU: memory, streams, kernels and graphs, by pycuda on the primary context.
 
-The primary context is the one the CUDA runtime uses, so TensorRT and ONNX Runtime share it. A CUDA context belongs to a
-thread: each GPU has one owner thread in a process (:class:`Owner`), and a :class:`Device` refuses calls from any other. Nothing
-is allocated per call; whoever needs memory takes it once, at the start.
+The CUDA runtime uses the primary context, so TensorRT and ONNX Runtime share it. A CUDA context belongs to a thread. So a process
+has one owner thread per GPU (:class:`~visionad_runtime.cuda.thread.DeviceThread`), and a :class:`Device` refuses calls from other
+threads. Nothing is allocated per call: users allocate memory once, at the start.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import VisionADError
-
-if TYPE_CHECKING:
-    pass
-
-from .driver import _abandon, _call, _error, _libcuda, _pycuda, _translated
+from .driver import check_status, driver_error, leak, load_libcuda, load_pycuda, translate_errors
 
 NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING; pycuda has no name for it."""
+"""CU_STREAM_NON_BLOCKING. pycuda has no name for it."""
 
 
 class Device:
     """One GPU, used by the thread that opened it.
 
     Attributes:
-        name: as the driver gives it. capability: (major, minor). multiprocessors: how many. total_memory: bytes.
-        driver: newest CUDA version it serves. lost: a kernel failed, and since then the driver refuses every call of this process.
-            Nothing is freed then, because each attempt would be one more error; the driver frees it all when the process ends.
+        name: The driver's name of the GPU.
+        capability: Compute capability (major, minor).
+        multiprocessors: Number of multiprocessors.
+        total_memory: Bytes.
+        driver: Newest CUDA version that the driver serves.
+        context_lost: Whether a kernel failed and the driver refuses every call of this process since. Then nothing is freed,
+            because each attempt would be one more error. The driver frees everything when the process ends.
     """
 
     _open: ClassVar[dict[int, Device]] = {}
@@ -43,16 +43,16 @@ class Device:
 
     def __init__(self, index: int) -> None:
         """Use :meth:`open`."""
-        cuda = _pycuda()
+        cuda = load_pycuda()
         count = cuda.Device.count()
         if not 0 <= index < count:
-            raise VisionADError(f"expected GPU {index}, got {count or 'none'}; `nvidia-smi` lists them")
+            raise VisionADError(f"expected GPU {index}, got {count or 'no'} GPUs; `nvidia-smi` lists them")
         self.index = index
         self._cuda = cuda
         self._thread = threading.get_ident()
         self._users = 0
         self._buffers: set[Buffer] = set()
-        self.lost = False
+        self.context_lost = False
         gpu = cuda.Device(index)
         self.name: str = gpu.name()
         self.capability: tuple[int, int] = gpu.compute_capability()
@@ -60,16 +60,16 @@ class Device:
         self.total_memory: int = gpu.total_memory()
         version = cuda.get_driver_version()
         self.driver = f"{version // 1000}.{version % 1000 // 10}"
-        with _translated(cuda, f"using GPU {index} ({self.name})"):
+        with translate_errors(cuda, f"using GPU {index} ({self.name})"):
             self._context = gpu.retain_primary_context()
             self._context.push()
 
     @classmethod
     def open(cls, index: int = 0) -> Device:
-        """The GPU, for this thread; opened twice it is the same object, closed when the last user closes it.
+        """Return the GPU for this thread. Every call returns the same object; the last :meth:`close` closes it.
 
         Raises:
-            VisionADError: pycuda or the driver is missing, there is no such GPU, or another thread of this process owns it.
+            VisionADError: pycuda or the driver is missing, the GPU does not exist, or another thread of this process owns it.
         """
         with cls._opening:
             device = cls._open.get(index)
@@ -80,7 +80,7 @@ class Device:
             return device
 
     def close(self) -> None:
-        """Free every buffer and let the GPU go, when the last user closes it."""
+        """Release the device. For the last user: free every buffer and the context."""
         with Device._opening:
             self._check()
             self._users -= 1
@@ -99,56 +99,63 @@ class Device:
         self.close()
 
     def free_memory(self) -> int:
-        """Bytes free now, whoever uses the rest."""
+        """Return the bytes that are free now, on the whole GPU."""
         self._check()
-        with _translated(self._cuda, "asking for free memory", self):
+        with translate_errors(self._cuda, "reading the free memory", self):
             free: int = self._cuda.mem_get_info()[0]
             return free
 
     def alloc(self, nbytes: int) -> Buffer:
-        """Device memory, until :meth:`Buffer.close` or the end of the device. Not for the hot path.
+        """Allocate device memory, until :meth:`Buffer.close` or :meth:`close`. Not for the hot path.
 
         Raises:
-            VisionADError: out of GPU memory.
+            VisionADError: The GPU is out of memory.
         """
         self._check()
-        with _translated(self._cuda, f"taking {nbytes / 2**20:.0f} MiB of GPU memory", self):
+        with translate_errors(self._cuda, f"allocating {nbytes / 2**20:.0f} MiB of GPU memory", self):
             return Buffer(self, self._cuda.mem_alloc(nbytes), nbytes)
 
     def pinned(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A page-locked host array: the only kind that is copied without a detour."""
+        """Allocate a page-locked host array. The driver copies any other array through a buffer of its own."""
         self._check()
-        with _translated(self._cuda, "taking page-locked host memory", self):
+        with translate_errors(self._cuda, "allocating page-locked host memory", self):
             array: NDArray[Any] = self._cuda.pagelocked_empty(shape, dtype)
             return array
 
     def unpin(self, array: NDArray[Any]) -> None:
-        """Free what :meth:`pinned` gave: neither it nor a view of it may be used any more, by a copy under way either."""
+        """Free an array of :meth:`pinned`. Neither it nor a view of it may be in use, also not by a pending copy."""
         self._check()
         allocation: Any = array.base
-        if self.lost:
-            _abandon(allocation)
+        if self.context_lost:
+            leak(allocation)
         else:
             allocation.free()
 
     def stream(self) -> Stream:
-        """A new stream. Its ``handle`` is what TensorRT takes.
+        """Create a stream. TensorRT takes its ``handle``.
 
-        It does not wait for the default stream, nor that one for it: other code of this process may work there, and what it
-        enqueued while a graph is recorded would spoil the recording.
+        The stream and the default stream do not wait for each other: other code of this process may use the default stream, and
+        work enqueued there would make a recording of a graph fail.
         """
         self._check()
-        with _translated(self._cuda, "making a stream", self):
+        with translate_errors(self._cuda, "creating a stream", self):
             return Stream(self, self._cuda.Stream(NON_BLOCKING))
 
     def event(self) -> Event:
-        """A new event that can measure time."""
+        """Create an event that can measure time."""
         self._check()
-        with _translated(self._cuda, "making an event", self):
+        with translate_errors(self._cuda, "creating an event", self):
             return Event(self, self._cuda.Event())
 
     def upload(self, dst: Buffer, src: NDArray[Any], stream: Stream, offset: int = 0) -> None:
-        """Copy a C-contiguous host array to ``dst`` from byte ``offset`` on; ``src`` must stay as it is until that is done."""
+        """Enqueue a copy from a C-contiguous host array. ``src`` must not change before the copy is done.
+
+        Args:
+            dst: The destination.
+            src: The host array.
+            stream: The stream.
+            offset: First byte in ``dst``.
+        """
         self._check()
         _fits(dst, src, offset)
         try:
@@ -157,7 +164,14 @@ class Device:
             raise self._failed("copying", exc) from None
 
     def download(self, dst: NDArray[Any], src: Buffer, stream: Stream, offset: int = 0) -> None:
-        """Copy from ``src``, byte ``offset`` on, to a C-contiguous host array: there after ``stream.synchronize()``."""
+        """Enqueue a copy to a C-contiguous host array. ``dst`` is valid after ``stream.synchronize()``.
+
+        Args:
+            dst: The host array.
+            src: The source.
+            stream: The stream.
+            offset: First byte in ``src``.
+        """
         self._check()
         _fits(src, dst, offset)
         try:
@@ -169,58 +183,65 @@ class Device:
         """Load compiled kernels.
 
         Raises:
-            VisionADError: compiled for another compute capability, or damaged.
+            VisionADError: The code is for another compute capability, or damaged.
         """
         self._check()
         major, minor = self.capability
-        with _translated(self._cuda, f"loading a kernel on {self.name} (compute capability {major}.{minor})", self):
+        with translate_errors(
+            self._cuda, f"loading a kernel on {self.name} (compute capability {major}.{minor})", self
+        ):
             return Module(self, self._cuda.module_from_buffer(cubin))
 
     @contextmanager
     def capture(self, stream: Stream) -> Iterator[Graph]:
-        """Record what the block enqueues on ``stream`` instead of running it; the graph can be launched after the block.
+        """Record what the block enqueues on ``stream`` instead of running it. The graph can be launched after the block.
 
-        pycuda has no graphs, so this goes to the driver's library itself.
+        pycuda has no graphs, so this calls the driver's library.
 
         Raises:
-            VisionADError: the block did something that cannot be recorded. Nothing of it has run then.
+            VisionADError: Something in the block cannot be recorded. Then none of it has run.
         """
         self._check()
         graph = Graph(self)
-        driver = _libcuda()
-        this_thread = 1  # others' unsafe calls are no concern of this capture
+        driver = load_libcuda()
+        this_thread = 1  # unsafe calls of other threads do not end this capture
         begun = driver.cuStreamBeginCapture_v2(ctypes.c_void_p(stream.handle), this_thread)
-        _call(begun, "starting a capture", self)
+        check_status(begun, "starting a recording", self)
         recorded = ctypes.c_void_p()
         collects = gc.isenabled()
         try:
             try:
-                gc.disable()  # garbage of the GPU's, freed on this thread meanwhile, would spoil the recording
+                gc.disable()  # a GPU object that is collected on this thread would make the recording fail
                 yield graph
             finally:
                 status = driver.cuStreamEndCapture(ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
                 if collects:
                     gc.enable()
-            _call(status, "recording a CUDA graph", self)
+            check_status(status, "recording a CUDA graph", self)
             made = driver.cuGraphInstantiateWithFlags(ctypes.byref(graph.raw), recorded, ctypes.c_ulonglong(0))
-            _call(made, "making a CUDA graph", self)
+            check_status(made, "instantiating a CUDA graph", self)
         finally:
             if recorded:
                 driver.cuGraphDestroy(recorded)
 
-    def _failed(self, doing: str, exc: Exception) -> VisionADError:
-        """The driver's error as one line. What runs for every image asks for it only where there is one."""
-        return _error(self._cuda, f"{doing} on {self.name}", exc, self)
+    def _failed(self, action: str, exc: Exception) -> VisionADError:
+        """Return the one-line error. The hot path calls this on an error only, which is cheaper than a context manager."""
+        return driver_error(self._cuda, f"{action} on {self.name}", exc, self)
 
     def _check(self) -> None:
         if threading.get_ident() != self._thread:
             raise VisionADError(
-                f"GPU {self.index} ({self.name}) belongs to another thread of this process; go through Owner.of({self.index}).run"
+                f"GPU {self.index} ({self.name}) belongs to another thread of this process; use DeviceThread.of({self.index}).run"
             )
 
 
 class Buffer:
-    """Device memory at address ``ptr``, ``nbytes`` long."""
+    """Device memory.
+
+    Attributes:
+        ptr: Its address.
+        nbytes: Its size.
+    """
 
     def __init__(self, device: Device, raw: Any, nbytes: int) -> None:
         self._device, self._raw = device, raw
@@ -228,28 +249,28 @@ class Buffer:
         device._buffers.add(self)
 
     def close(self) -> None:
-        """Free it; twice is harmless."""
+        """Free the memory. A second call does nothing."""
         self._device._check()
         if self in self._device._buffers:
             self._device._buffers.remove(self)
-            if self._device.lost:
-                _abandon(self._raw)
+            if self._device.context_lost:
+                leak(self._raw)
             else:
                 self._raw.free()
 
 
 class Stream:
-    """An order of work. ``handle`` is its CUstream as a number."""
+    """Work in order. ``handle`` is its CUstream as a number."""
 
     def __init__(self, device: Device, raw: Any) -> None:
         self._device, self.raw = device, raw
         self.handle: int = raw.handle
 
     def synchronize(self) -> None:
-        """Wait for all that was enqueued.
+        """Wait for all enqueued work.
 
         Raises:
-            VisionADError: a kernel failed. The context is then unusable.
+            VisionADError: A kernel failed. Then the context is unusable.
         """
         self._device._check()
         try:
@@ -258,7 +279,7 @@ class Stream:
             raise self._device._failed("running", exc) from None
 
     def wait(self, event: Event) -> None:
-        """What is enqueued from now on waits for ``event``."""
+        """Make all work that is enqueued later wait for ``event``."""
         self._device._check()
         try:
             self.raw.wait_for_event(event.raw)
@@ -266,10 +287,10 @@ class Stream:
             raise self._device._failed("running", exc) from None
 
     def close(self) -> None:
-        """Let it go; twice is harmless. pycuda frees it with its last reference, if that is dropped on this thread."""
+        """Release the stream. A second call does nothing. pycuda frees it with the last reference, which must be dropped here."""
         self._device._check()
-        if self._device.lost:
-            _abandon(self.raw)
+        if self._device.context_lost:
+            leak(self.raw)
         self.raw = None
 
 
@@ -280,7 +301,7 @@ class Event:
         self._device, self.raw = device, raw
 
     def record(self, stream: Stream) -> None:
-        """It happens when all that ``stream`` holds now is done."""
+        """Place the event behind all work that ``stream`` holds now."""
         self._device._check()
         try:
             self.raw.record(stream.raw)
@@ -288,10 +309,10 @@ class Event:
             raise self._device._failed("running", exc) from None
 
     def query(self) -> bool:
-        """Whether it has happened, without waiting.
+        """Return whether the event has happened, without waiting.
 
         Raises:
-            VisionADError: a kernel before it failed. The context is then unusable.
+            VisionADError: A kernel before it failed. Then the context is unusable.
         """
         self._device._check()
         try:
@@ -301,7 +322,7 @@ class Event:
             raise self._device._failed("running", exc) from None
 
     def synchronize(self) -> None:
-        """Wait until it has happened."""
+        """Wait for the event."""
         self._device._check()
         try:
             self.raw.synchronize()
@@ -309,7 +330,7 @@ class Event:
             raise self._device._failed("running", exc) from None
 
     def elapsed_ms(self, since: Event) -> float:
-        """GPU time between two events that have happened."""
+        """Return the GPU time in milliseconds between two events that have happened."""
         self._device._check()
         try:
             elapsed: float = self.raw.time_since(since.raw)
@@ -318,10 +339,10 @@ class Event:
             raise self._device._failed("running", exc) from None
 
     def close(self) -> None:
-        """As :meth:`Stream.close`."""
+        """Release the event. See :meth:`Stream.close`."""
         self._device._check()
-        if self._device.lost:
-            _abandon(self.raw)
+        if self._device.context_lost:
+            leak(self.raw)
         self.raw = None
 
 
@@ -333,23 +354,23 @@ class Module:
         self._functions: list[Function] = []
 
     def function(self, name: str) -> Function:
-        """A kernel by its symbol.
+        """Return a kernel by its symbol.
 
         Raises:
-            VisionADError: the module has no such kernel.
+            VisionADError: The module has no such kernel.
         """
         self._device._check()
-        with _translated(self._device._cuda, f"looking for kernel {name!r}", self._device):
+        with translate_errors(self._device._cuda, f"loading kernel {name!r}", self._device):
             self._functions.append(Function(self._device, self._raw.get_function(name), name))
             return self._functions[-1]
 
     def close(self) -> None:
-        """Unload the kernels: its functions cannot be launched any more. Otherwise as :meth:`Stream.close`."""
+        """Unload the kernels. Their functions cannot be launched any more. See :meth:`Stream.close`."""
         self._device._check()
         for function in self._functions:
             function._raw = None
-        if self._device.lost:
-            _abandon(self._raw)
+        if self._device.context_lost:
+            leak(self._raw)
         self._raw = None
 
 
@@ -368,16 +389,24 @@ class Function:
         shared: int,
         stream: Stream,
     ) -> None:
-        """Enqueue it. A Buffer is passed as its address, a Python int as int32, a float as float32, numpy scalars as they are.
+        """Enqueue the kernel.
 
-        More than 48 KiB of dynamic ``shared`` memory (bytes) is asked for where needed.
+        Args:
+            grid: Numbers of blocks.
+            block: Numbers of threads.
+            args: Arguments. A Buffer is passed as its address, a Python int as int32, a float as float32, a NumPy scalar as it is.
+            shared: Dynamic shared memory in bytes. More than 48 KiB is requested from the driver.
+            stream: The stream.
+
+        Raises:
+            VisionADError: The driver refuses, or an int does not fit int32.
         """
         self._device._check()
         cuda = self._device._cuda
-        with _translated(cuda, f"launching {self.name}", self._device):
+        with translate_errors(cuda, f"launching {self.name}", self._device):
             if shared > 48 * 1024:
                 self._raw.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
-                # Left to itself the driver may give that one program its room and the rest to L1; two are to fit.
+                # By default the driver may reserve room for one program and give the rest to L1. Two must fit.
                 self._raw.set_attribute(cuda.function_attribute.PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
             values = [kernel_argument(a) for a in args]
             types: list[str] = [v.dtype.char for v in values]
@@ -388,31 +417,31 @@ class Function:
 
 
 class Graph:
-    """Recorded work, launched as one."""
+    """Recorded work that is launched as one."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self.raw = ctypes.c_void_p()
 
     def launch(self, stream: Stream) -> None:
-        """Enqueue all of it."""
+        """Enqueue the graph."""
         self._device._check()
-        status = _libcuda().cuGraphLaunch(self.raw, ctypes.c_void_p(stream.handle))
-        _call(status, "launching a CUDA graph", self._device)
+        status = load_libcuda().cuGraphLaunch(self.raw, ctypes.c_void_p(stream.handle))
+        check_status(status, "launching a CUDA graph", self._device)
 
     def close(self) -> None:
-        """Forget it; twice is harmless."""
+        """Destroy the graph. A second call does nothing."""
         self._device._check()
         if self.raw:
-            _libcuda().cuGraphExecDestroy(self.raw)
+            load_libcuda().cuGraphExecDestroy(self.raw)
             self.raw = ctypes.c_void_p()
 
 
 def kernel_argument(value: int | float | np.number[Any] | Buffer) -> np.number[Any]:
-    """What a kernel is given for ``value`` (see :meth:`Function.launch`).
+    """Return the scalar that a kernel gets for ``value`` (see :meth:`Function.launch`).
 
     Raises:
-        VisionADError: an int beyond 32 bits; say ``numpy.int64(...)`` if the kernel takes that.
+        VisionADError: An int needs more than 32 bits. Pass ``numpy.int64(...)`` if the kernel takes that.
     """
     if isinstance(value, np.number):
         return value
@@ -427,8 +456,8 @@ def kernel_argument(value: int | float | np.number[Any] | Buffer) -> np.number[A
 
 def _fits(buffer: Buffer, array: NDArray[Any], offset: int) -> None:
     if not array.flags.c_contiguous:
-        raise VisionADError("copying to or from a GPU: expected a C-contiguous array; use numpy.ascontiguousarray")
+        raise VisionADError("copy to or from a GPU: expected a C-contiguous array; use numpy.ascontiguousarray")
     if offset < 0 or offset + array.nbytes > buffer.nbytes:
         raise VisionADError(
-            f"copying {array.nbytes} bytes at offset {offset} of a GPU buffer of {buffer.nbytes}: out of bounds"
+            f"copy of {array.nbytes} bytes at offset {offset}: out of bounds of a GPU buffer of {buffer.nbytes} bytes"
         )

@@ -1,4 +1,4 @@
-"""What the kernels and the chain ask of a device. ``device.py`` provides it; the tests bring one made of numpy."""
+"""What kernels and pipeline need of a device, as protocols. ``device.py`` implements them; the tests have fakes in NumPy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Buffer(Protocol):
 
 
 class Stream(Protocol):
-    """An order of work; ``handle`` is its CUstream as a number."""
+    """Work in order. ``handle`` is its CUstream as a number."""
 
     handle: int
 
@@ -32,7 +32,7 @@ class Stream(Protocol):
 
 
 class Event(Protocol):
-    """A point in a stream's order. ``query`` says, without waiting, whether it has happened."""
+    """A point in a stream's order. ``query`` tells whether it has happened, without waiting."""
 
     def record(self, stream: Any, /) -> None: ...
     def query(self) -> bool: ...
@@ -62,14 +62,14 @@ class Module(Protocol):
 
 
 class Graph(Protocol):
-    """Recorded work."""
+    """A CUDA graph."""
 
     def launch(self, stream: Any, /) -> None: ...
     def close(self) -> None: ...
 
 
 class Device(Protocol):
-    """One GPU, used from its owner's thread alone."""
+    """One GPU, used only on its owner thread."""
 
     name: str
     capability: tuple[int, int]
@@ -87,19 +87,26 @@ class Device(Protocol):
 
 
 class DeviceThread(Protocol):
-    """The one thread that uses a GPU: ``run(work)`` is ``work(device)`` done there, in the order handed in. ``serve(begin, end)``
-    is ``begin(device)``, which returns an event, and ``end(device)`` once that has happened; others' work is done meanwhile."""
+    """The only thread that uses a GPU.
+
+    ``run(work)`` calls ``work(device)`` there, in the order of submission. ``submit(enqueue, finish)`` calls ``enqueue(device)``,
+    which returns an event, and ``finish(device)`` once the event has happened. The thread does other work in between.
+    """
 
     def run(self, work: Callable[[Any], T], /) -> T: ...
-    def serve(self, begin: Callable[[Any], Any], end: Callable[[Any], T], /) -> T: ...
+    def submit(self, enqueue: Callable[[Any], Any], finish: Callable[[Any], T], /) -> T: ...
 
 
 class DeviceEngine(Protocol):
     """A backbone on the device.
 
-    ``enqueue`` reads ``rows`` normalised float32 images (3, crop, crop) at ``images`` and writes unit rows, float32
-    (rows, P, D) to ``patch`` and (rows, Dc) to ``cls``, in the stream's order. Its scratch memory may be shared: the
-    chain never has it on two streams at once. ``capturable``: ``enqueue`` may be recorded into a CUDA graph.
+    ``enqueue`` reads ``rows`` normalised float32 images (3, crop, crop) at the address ``images``. It writes unit rows, float32
+    (rows, P, D) at ``patch`` and (rows, Dc) at ``cls``, in the stream's order. Its scratch memory may be shared, because the
+    pipeline never runs it on two streams at once.
+
+    Attributes:
+        max_rows: Largest number of rows of a call.
+        capturable: Whether ``enqueue`` may be recorded in a CUDA graph.
     """
 
     max_rows: int

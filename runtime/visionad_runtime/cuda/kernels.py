@@ -1,4 +1,4 @@
-"""Load the kernels built for a GPU and launch them. They were compiled ahead of time (``docs/kernels.md``)."""
+"""Load and launch the kernels, which were compiled ahead of time (``docs/kernels.md``)."""
 
 from __future__ import annotations
 
@@ -18,47 +18,51 @@ from .interface import Buffer, Device, Function, Stream
 
 FOLDER = Path(__file__).with_name("cubins")
 PTX = "ptx_89"
-"""Compiled by the driver, for GPUs newer than the machine code at hand."""
+"""Target that the driver compiles, for GPUs newer than the machine code in this package."""
 
 
 @cache
 def read_manifest() -> dict[str, Any]:
-    """``cubins/manifest.json``: what was built, from what, and how each kernel is called.
+    """Read ``cubins/manifest.json``: what was built, from what, and the arguments of each kernel.
 
     Raises:
-        VisionADError: missing or of another format.
+        VisionADError: The file is missing or has another format.
     """
     path = FOLDER / "manifest.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as exc:
         raise VisionADError(f"{path} cannot be read ({exc}); install visionad again") from None
-    if found.get("format") != "visionad-kernels" or found.get("schema_version") != 1:
+    if manifest.get("format") != "visionad-kernels" or manifest.get("schema_version") != 1:
         raise VisionADError(
-            f"{path}: expected visionad-kernels of schema 1, got {found.get('format')}; install visionad again"
+            f"{path}: expected visionad-kernels of schema 1, got {manifest.get('format')}; install visionad again"
         )
-    return found
+    return manifest
 
 
 def choose_target(capability: tuple[int, int], targets: Sequence[str]) -> str:
-    """Target whose code runs on a compute capability.
+    """Return the target whose code runs on a compute capability.
 
-    Up to 8.9 machine code also runs on later minor versions of its major one. From 9.0 on it is built for the one
-    architecture (its tensor cores are programmed by instructions no other has), so everything else takes the PTX.
+    Up to 8.9, machine code also runs on later minor versions of the same major version. From 9.0 on it runs on one architecture
+    only, because its tensor cores have instructions of their own. Everything else takes the PTX.
+
+    Args:
+        capability: Compute capability (major, minor).
+        targets: The targets that were built.
 
     Raises:
-        VisionADError: older than 8.0.
+        VisionADError: The capability is below 8.0.
     """
     major, minor = capability
-    fitting = [
+    compatible = [
         t for t in targets
         if t.startswith("sm_") and int(t[3:-1]) == major and (int(t[-1]) <= minor if major < 9 else int(t[-1]) == minor)
     ]  # fmt: skip
-    if fitting:
-        return max(fitting, key=lambda t: int(t[3:]))
+    if compatible:
+        return max(compatible, key=lambda t: int(t[3:]))
     if capability < (8, 9):
         raise VisionADError(
-            f"the GPU has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer; use --backend onnxruntime-cpu"
+            f"the kernels need compute capability 8.0 (Ampere) or newer, got {major}.{minor}; use --backend onnxruntime-cpu"
         )
     return PTX
 
@@ -67,8 +71,8 @@ class Kernel:
     """One kernel on a device.
 
     Attributes:
-        constants: what it was compiled for, such as the sizes of its blocks.
-        per_multiprocessor: programs that fit a multiprocessor at once.
+        constants: Compile-time constants, such as block sizes.
+        per_multiprocessor: How many programs fit a multiprocessor at once.
     """
 
     def __init__(self, name: str, record: Mapping[str, Any], function: Function) -> None:
@@ -76,18 +80,26 @@ class Kernel:
         self.constants: Mapping[str, int] = record["constants"]
         self.per_multiprocessor = int(record["per_multiprocessor"])
         self._arguments: list[str] = record["arguments"]
-        self._named = len(self._arguments) - self._arguments.count("null")
+        self._argument_count = len(self._arguments) - self._arguments.count("null")
         self._block = (int(record["threads"]), 1, 1)
         self._shared = int(record["shared_bytes"])
         self._function = function
 
     def launch(self, grid: tuple[int, int], args: Sequence[int | float | Buffer], stream: Stream) -> None:
-        """Enqueue it on ``grid`` programs. A pointer is a Buffer or an address; Triton's own trailing pointers are passed
-        as 0."""
-        if len(args) != self._named:
-            raise TypeError(f"kernel {self.name}: expected {self._named} arguments, got {len(args)}")
+        """Enqueue the kernel. Triton's own trailing pointers are passed as 0.
+
+        Args:
+            grid: Number of programs along x and y.
+            args: Arguments. A pointer is a Buffer or an address.
+            stream: The stream.
+
+        Raises:
+            TypeError: The arguments are not the kernel's.
+        """
+        if len(args) != self._argument_count:
+            raise TypeError(f"kernel {self.name}: expected {self._argument_count} arguments, got {len(args)}")
         values = [_convert(kind, value) for kind, value in zip(self._arguments, args, strict=False)]
-        values += [np.uint64(0)] * (len(self._arguments) - self._named)
+        values += [np.uint64(0)] * (len(self._arguments) - self._argument_count)
         self._function.launch((*grid, 1), self._block, values, self._shared, stream)
 
 
@@ -107,14 +119,14 @@ class Kernels:
     """All kernels, loaded for one device.
 
     Attributes:
-        target: which build is used.
+        target: The target in use.
     """
 
     def __init__(self, device: Device) -> None:
-        """Load them.
+        """Load the kernels.
 
         Raises:
-            VisionADError: GPU too old; a file is missing or damaged; the driver refuses the code.
+            VisionADError: The GPU is too old, a file is missing or damaged, or the driver refuses the code.
         """
         targets = read_manifest()["targets"]
         self.target = choose_target(device.capability, list(targets))
@@ -130,25 +142,28 @@ class Kernels:
         return self._kernels[name]
 
     def close(self) -> None:
-        """Unload them; twice is harmless."""
+        """Unload the kernels. A second call does nothing."""
         self._modules.close()
 
 
 def read_target(target: str) -> dict[str, tuple[dict[str, Any], bytes]]:
-    """Kernel → (manifest record, code) of a target, every digest checked.
+    """Read the kernels of a target and check their digests.
+
+    Returns:
+        Kernel -> (record of the manifest, code).
 
     Raises:
-        VisionADError: missing or damaged, naming the file.
+        VisionADError: The file is missing or damaged.
     """
     path = FOLDER / f"{target}.zip"
-    out = {}
+    kernels = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for name, record in read_manifest()["targets"][target].items():
                 code = archive.read(name)
                 if hashlib.sha256(code).hexdigest() != record["sha256"]:
                     raise VisionADError(f"{path}: kernel {name} is damaged; install visionad again")
-                out[name] = (record, code)
+                kernels[name] = (record, code)
     except (OSError, KeyError, zipfile.BadZipFile) as exc:
         raise VisionADError(f"{path} cannot be read ({exc}); install visionad again") from None
-    return out
+    return kernels

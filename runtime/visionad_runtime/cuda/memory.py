@@ -1,4 +1,4 @@
-"""What one user took of a GPU, given back together."""
+"""Resources that one user holds on a GPU, released together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .interface import Buffer, Device, Stream
 
 
 class Closable(Protocol):
-    """Whatever is given back by ``close``."""
+    """An object that is released by ``close``."""
 
     def close(self) -> None: ...
 
@@ -20,59 +20,67 @@ T = TypeVar("T", bound=Closable)
 S = TypeVar("S", bound=Stream)
 
 
-class Memory:
-    """Buffers, page-locked arrays and whatever else one user took. :meth:`close` gives them back on the owner's thread: what is
-    merely dropped may be collected on another one, where the driver cannot free it."""
+class ResourceScope:
+    """Owner of buffers, page-locked arrays, streams and events.
+
+    Use it on the GPU's owner thread, :meth:`close` included. An object that is only dropped may be collected on another thread,
+    where the driver cannot free it.
+
+    Attributes:
+        device_bytes: Bytes allocated on the device.
+        pinned_bytes: Page-locked bytes on the host.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._held = ExitStack()
+        self._resources = ExitStack()
         self._streams: list[Stream] = []
-        self.taken = self.locked = 0
-        """Bytes on the device and page-locked ones on the host, so far."""
+        self.device_bytes = self.pinned_bytes = 0
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> ResourceScope:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def take(self, nbytes: int) -> Buffer:
-        """Device memory."""
-        buffer = self.hold(self._device.alloc(max(nbytes, 16)))
-        self.taken += buffer.nbytes
+    def alloc(self, nbytes: int) -> Buffer:
+        """Allocate device memory."""
+        buffer = self.own(self._device.alloc(max(nbytes, 16)))
+        self.device_bytes += buffer.nbytes
         return buffer
 
     def pinned(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A page-locked host array; no view of it may be used after :meth:`close`."""
+        """Allocate a page-locked host array. Neither it nor a view of it may be used after :meth:`close`."""
         array = self._device.pinned(shape, dtype)
-        self._held.callback(self._device.unpin, array)
-        self.locked += array.nbytes
+        self._resources.callback(self._device.unpin, array)
+        self.pinned_bytes += array.nbytes
         return array
 
     def stream(self, stream: S) -> S:
-        """A stream of one's own: what it holds is waited for before anything goes."""
+        """Own a stream. :meth:`close` waits for its work before it releases anything."""
         self._streams.append(stream)
-        return self.hold(stream)
+        return self.own(stream)
 
-    def hold(self, thing: T) -> T:
-        """An event, kernels: closed with the rest."""
-        self._held.callback(thing.close)
-        return thing
+    def own(self, resource: T) -> T:
+        """Own a resource: :meth:`close` closes it."""
+        self._resources.callback(resource.close)
+        return resource
 
     def constant(self, array: NDArray[Any], stream: Stream) -> Buffer:
-        """A buffer that holds ``array``."""
-        buffer = self.take(array.nbytes)
-        with Memory(self._device) as brief:
-            host = brief.pinned(array.shape, array.dtype)
+        """Return a buffer with the contents of ``array``."""
+        buffer = self.alloc(array.nbytes)
+        with ResourceScope(self._device) as staging:
+            host = staging.pinned(array.shape, array.dtype)
             host[...] = array
             self._device.upload(buffer, host, stream)
             stream.synchronize()
         return buffer
 
     def close(self) -> None:
-        """Give everything back, what came last first, even where one of it fails; twice is harmless. Where others' streams work
-        with it, wait for those before."""
+        """Release everything, the newest first, even if a step fails. A second call does nothing.
+
+        If streams of others use these resources, wait for those streams before.
+        """
         while self._streams:
-            self._held.callback(self._streams.pop().synchronize)
-        self._held.close()
+            self._resources.callback(self._streams.pop().synchronize)
+        self._resources.close()

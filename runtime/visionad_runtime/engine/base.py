@@ -27,7 +27,12 @@ PROBE_TIMEOUT = 60
 
 
 class Tokens(NamedTuple):
-    """``patch`` float32 (N, P, D) with unit rows; ``cls`` float32 (N, Dc) with unit rows, or ``None`` where not asked for."""
+    """Tokens of N images.
+
+    Attributes:
+        patch: float32 (N, P, D), unit rows.
+        cls: float32 (N, Dc), unit rows; ``None`` if not requested.
+    """
 
     patch: NDArray[np.float32]
     cls: NDArray[np.float32] | None
@@ -74,7 +79,12 @@ class Engine(Protocol):
 
 
 class Probe(NamedTuple):
-    """Whether a backend can run here. ``why``: one line; if it cannot run, the line names what mends it."""
+    """Whether a backend can run here.
+
+    Attributes:
+        runs: Whether it can.
+        why: One line. If it cannot run, the line names what fixes that.
+    """
 
     runs: bool
     why: str
@@ -82,18 +92,18 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BackendSpec:
-    """All that the rest of the program knows of a backend.
+    """Registry entry of a backend: all that the rest of the program knows of it.
 
     Attributes:
         name: As ``--backend`` takes it.
         device: Where it computes: ``"cpu"``, ``"nvidia-gpu"`` or another name.
         open: ``open(folder, manifest, *, threads, batch_size, precision, device)`` returns an :class:`Engine`. ``precision`` and
-            ``device`` are ``None`` unless the user asked for one that this spec offers. It raises :class:`VisionADError` where the
-            backend cannot run here, with what mends it.
+            ``device`` are ``None`` unless the user asked for one that this spec offers. It raises :class:`VisionADError` if the
+            backend cannot run here, and the message names what fixes that.
         probe: Tells whether the backend can run here. It must not raise, and must not import a library that may crash.
         priority: ``auto`` tries larger ones first. ``None``: ``auto`` never takes this backend.
         extra: The extra of this distribution that installs the backend's packages, if there is one.
-        packages: The distributions that the backend needs beside the lean install, for ``visionad doctor``.
+        packages: The distributions that the backend needs in addition to the lean install, for ``visionad doctor``.
         experimental: Whether it has never passed on its hardware.
         precisions: The precisions that a user can ask for at opening, beside the model's own.
         takes_device: Whether a user can name a device at opening.
@@ -143,7 +153,7 @@ def encode_in_batches(
     """Encode rows in batches of a fixed size.
 
     Args:
-        images: float32 (N, 3, crop, crop).
+        images: float32 (N, 3, crop, crop), N >= 1.
         host: The arrays of one batch: ``images``, ``patch_tokens``, ``class_token``.
         run: Computes the tokens of ``host["images"]`` into the other two arrays.
         class_token: Whether to return class tokens.
@@ -154,7 +164,7 @@ def encode_in_batches(
     for start in range(0, count, batch_size):
         rows = images[start : start + batch_size]
         host["images"][: len(rows)] = rows
-        host["images"][len(rows) :] = rows[-1]  # a short batch has the same shape, and no neighbour of another call
+        host["images"][len(rows) :] = rows[-1]  # padding: the same shape, and no data of another call
         run()
         patch[start : start + len(rows)] = host["patch_tokens"][: len(rows)]
         if cls is not None:
@@ -163,13 +173,16 @@ def encode_in_batches(
 
 
 def run_isolated(code: str) -> Any:
-    """Run Python code in its own process, for a probe of a library that may crash.
+    """Run Python code in its own process, to probe a library that may crash.
+
+    Args:
+        code: The code. Its last line of output is a JSON value.
 
     Returns:
-        The JSON value of the last line that it prints; ``None`` if it crashes.
+        That value; ``None`` if the process crashes or takes longer than :data:`PROBE_TIMEOUT`.
     """
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROBE_TIMEOUT)
-        return json.loads(done.stdout.splitlines()[-1])
+        completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROBE_TIMEOUT)
+        return json.loads(completed.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None

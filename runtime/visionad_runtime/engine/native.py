@@ -1,4 +1,4 @@
-"""What native libraries print by themselves, past Python and past their own loggers."""
+"""Capture what native libraries print directly, past Python and past their own loggers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ STDOUT, STDERR = 1, 2
 
 
 @contextmanager
-def capture_fd(stream: int, into: list[str]) -> Iterator[None]:
-    """What anything in this process writes to a standard stream goes into a list, line by line: TensorRT-RTX warns amid a
-    command's JSON, ONNX Runtime says on stderr alone which library it did not find."""
+def capture_fd(stream: int, lines: list[str]) -> Iterator[None]:
+    """Capture what any code of this process writes to a standard stream within the block.
+
+    TensorRT-RTX prints warnings between the lines of a command's JSON. ONNX Runtime names a missing library only on stderr.
+
+    Args:
+        stream: :data:`STDOUT` or :data:`STDERR`.
+        lines: Gets the lines that are not empty, after the block.
+    """
     python = sys.stdout if stream == STDOUT else sys.stderr
-    if python is not None:  # there is none in a service
+    if python is not None:  # a service has none
         python.flush()
     try:
-        kept = os.dup(stream)
-    except OSError:  # there is none (a service): nothing to protect
+        original = os.dup(stream)
+    except OSError:  # a service has none: nothing to protect
         yield
         return
     with tempfile.TemporaryFile() as file:
@@ -33,18 +39,22 @@ def capture_fd(stream: int, into: list[str]) -> Iterator[None]:
             with contextlib.suppress(OSError, ValueError):
                 if python is not None:
                     python.flush()
-            os.dup2(kept, stream)
-            os.close(kept)
+            os.dup2(original, stream)
+            os.close(original)
             file.seek(0)
-            into.extend(line for line in file.read().decode(errors="replace").splitlines() if line.strip())
+            lines.extend(line for line in file.read().decode(errors="replace").splitlines() if line.strip())
 
 
 @contextmanager
-def silence(into: list[str]) -> Iterator[None]:
-    """:func:`capture_fd` for both, and for what Python code prints wherever ``sys.stdout`` may lead."""
-    said = io.StringIO()
+def silence(lines: list[str]) -> Iterator[None]:
+    """Capture both standard streams, and what Python code prints if ``sys.stdout`` leads elsewhere.
+
+    Args:
+        lines: Gets the lines that are not empty, after the block.
+    """
+    printed = io.StringIO()
     try:
-        with capture_fd(STDOUT, into), capture_fd(STDERR, into), contextlib.redirect_stdout(said):
+        with capture_fd(STDOUT, lines), capture_fd(STDERR, lines), contextlib.redirect_stdout(printed):
             yield
     finally:
-        into.extend(line for line in said.getvalue().splitlines() if line.strip())
+        lines.extend(line for line in printed.getvalue().splitlines() if line.strip())

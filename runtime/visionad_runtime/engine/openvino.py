@@ -1,13 +1,13 @@
-"""OpenVINO: on the CPU (the default), an Intel GPU or an NPU, in a precision that the user names.
+"""OpenVINO on the CPU (the default), an Intel GPU or an NPU, in a precision that the user chooses.
 
 Importing this module does not import OpenVINO.
 
-OpenVINO's own default is the fastest precision that the device has: bf16 on a CPU with AVX512_BF16 or AMX. Here it is the
-model's. What was built is read back from the compiled model: its property, and the type of each product of the executed graph.
+OpenVINO's default is the fastest precision of the device: bf16 on a CPU with AVX512_BF16 or AMX. Here the default is the model's
+precision. The realised precision is read back from the compiled model: its property, and the type of each executed product.
 
-In half precision the convolutions that see the image first stay in fp32: the patch embedding of a ViT, the stem and the first
-block of a CNN. Rounding their factors moves tokens more than rounding all others does, and they are little work. OpenVINO 2026.4
-can be told to keep a convolution in fp32; for a matrix product it ignores the same mark.
+In half precision the convolutions next to the image stay in fp32: the patch embedding of a ViT, the stem and the first block of a
+CNN. Rounding their factors moves tokens more than rounding all others, and they are little work. OpenVINO 2026.4 has a mark that
+keeps a convolution in fp32; it ignores the mark of a matrix product.
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ NAME = EXTRA = "openvino"
 INSTALL = f"pip install 'visionad[{EXTRA}]'"
 
 FP32_CONVOLUTIONS = 5
-"""How many convolutions stay in fp32 where the rest is in half precision, counted from the image. A ViT has one; five are those
-of EfficientNet-Lite0 before the image is a quarter of its size. In bf16, the worst patch token of six images of bottles has the
-cosine 0.9898 to fp32 without them and 0.9995 with them (EfficientNet-Lite0), 0.981 and 0.994 (DeiT-Tiny), in the same time."""
+"""Convolutions that stay in fp32 if the rest is in half precision, counted from the image.
+
+A ViT has one. EfficientNet-Lite0 has five before the image is a quarter of its size. In bf16, the worst patch token of six images
+of bottles has a cosine to fp32 of 0.9995 instead of 0.9898 (EfficientNet-Lite0), and 0.994 instead of 0.981 (DeiT-Tiny), in the
+same time.
+"""
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {hint: name for name, hint in _HINTS.items()}
 _PRODUCTS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
-"""Matrix products and convolutions, as a model's operations are called."""
+"""Types of a model's operations that are matrix products or convolutions."""
 _EXECUTED = frozenset({"convolution", "fullyconnected", "matmul", "gemm", "scaleddotproductattention"})
-"""The same as executed. Other executed operations are fusions, which name what they were made of, but for a product whose bias
-was fused into it: that has the name of the bias."""
+"""Types of executed operations that are products. Other executed operations are fusions, which list their original operations.
+But a product with a fused bias lists only the bias."""
 
 _CONVOLUTION_IR = """<net name="convolution" version="11"><layers>
 <layer id="0" name="x" type="Parameter" version="opset1"><data shape="{x_shape}" element_type="f32"/>
@@ -62,11 +65,11 @@ _CONVOLUTION_IR = """<net name="convolution" version="11"><layers>
 </layers><edges><edge from-layer="0" from-port="0" to-layer="2" to-port="0"/>
 <edge from-layer="1" from-port="0" to-layer="2" to-port="1"/><edge from-layer="2" from-port="2" to-layer="3" to-port="0"/></edges>
 </net>"""
-"""One convolution in OpenVINO's own format: the mark is an attribute that OpenVINO reads from files, and Python cannot set."""
+"""One convolution in OpenVINO's own format. Only files can carry the mark; Python cannot set it."""
 
 
 def load_openvino() -> Any:
-    """Import OpenVINO without its telemetry: its import would send an event to Intel.
+    """Import OpenVINO without its telemetry, which would send an event to Intel.
 
     Raises:
         VisionADError: It is not installed, or does not load.
@@ -83,13 +86,13 @@ def load_openvino() -> Any:
 
 @contextmanager
 def _without_telemetry() -> Iterator[None]:
-    """Hide the package ``openvino_telemetry`` from an import of OpenVINO, which takes a stub of its own instead."""
+    """Hide the package ``openvino_telemetry`` from the import of OpenVINO, which then uses a stub."""
     name = "openvino_telemetry"
     modules: dict[str, Any] = sys.modules
-    if name in modules:  # somebody else's choice, and too late
+    if name in modules:  # other code imported it: too late
         yield
         return
-    modules[name] = None  # to the import system: there is no such module
+    modules[name] = None  # makes its import fail
     try:
         yield
     finally:
@@ -97,21 +100,21 @@ def _without_telemetry() -> Iterator[None]:
 
 
 def devices() -> dict[str, str]:
-    """Return the devices that OpenVINO finds here, with their full names and precisions.
+    """Return the devices that OpenVINO finds here: name -> full name and precisions.
 
     Raises:
         VisionADError: OpenVINO is not installed, or does not load.
     """
     core = load_openvino().Core()
-    found = {}
+    descriptions = {}
     for name in core.available_devices:
-        able = ", ".join(_able(core.get_property(name, "OPTIMIZATION_CAPABILITIES")))
-        found[name] = f"{str(core.get_property(name, 'FULL_DEVICE_NAME')).strip()}: {able}"
-    return found
+        precisions = ", ".join(_precisions(core.get_property(name, "OPTIMIZATION_CAPABILITIES")))
+        descriptions[name] = f"{str(core.get_property(name, 'FULL_DEVICE_NAME')).strip()}: {precisions}"
+    return descriptions
 
 
 class OpenVINOEngine:
-    """Computes each row of a call alone, in one inference request: one call at a time."""
+    """Computes each row of a call alone, in one inference request. Calls run one at a time."""
 
     name = NAME
     batch_size = 1
@@ -136,7 +139,7 @@ class OpenVINOEngine:
             device: A device as OpenVINO names it, such as ``cpu``, ``gpu``, ``gpu.1`` or ``npu``. Default: ``cpu``.
 
         Raises:
-            VisionADError: OpenVINO is missing, or the device, or the precision on this device.
+            VisionADError: OpenVINO or the device is missing, or the device does not have the precision.
             ModelError: The model cannot be compiled, or was compiled in another precision.
         """
         core = load_openvino().Core()
@@ -145,7 +148,7 @@ class OpenVINOEngine:
         check_capability(core.get_property(where, "OPTIMIZATION_CAPABILITIES"), self.precision, where)
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[self.precision]}
         if where == "CPU":
-            # Not pinned: two inspectors on one machine would be pinned to the same cores.
+            # No pinning: two inspectors on one machine would be pinned to the same cores.
             config |= {"NUM_STREAMS": "1", "ENABLE_CPU_PINNING": "NO"}
             config |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
         models, products, kept = _compile(core, folder / ONNX_FILE, manifest, where, config, self.precision)
@@ -174,12 +177,12 @@ class OpenVINOEngine:
         return Tokens(patch, np.concatenate([row[1] for row in rows]) if class_token else None)
 
     def _encode_row(self, image: NDArray[np.float32], class_token: bool) -> list[NDArray[np.float32]]:
-        """Return the patch tokens and, if asked for or computed anyway, the class token."""
+        """Return the patch tokens and, if requested or computed anyway, the class token."""
         head, *tail = self._requests
-        found = list(head.infer([np.ascontiguousarray(image)]).values())
+        outputs = list(head.infer([np.ascontiguousarray(image)]).values())
         if not tail:
-            return found
-        return [found[0], *(tail[0].infer(found[1:]).values() if class_token else ())]
+            return outputs
+        return [outputs[0], *(tail[0].infer(outputs[1:]).values() if class_token else ())]
 
     def close(self) -> None:
         """See :class:`~visionad_runtime.engine.base.Engine`."""
@@ -190,15 +193,19 @@ class OpenVINOEngine:
 def choose_device(available: Sequence[str], device: str | None) -> str:
     """Return the device to compile for.
 
+    Args:
+        available: Devices that OpenVINO finds.
+        device: The requested one. Default: ``cpu``.
+
     Raises:
-        VisionADError: OpenVINO does not find it here.
+        VisionADError: OpenVINO does not find it.
     """
     name = (device or "cpu").upper()
-    if name in available or any(one.startswith(f"{name}.") for one in available):
+    if name in available or any(other.startswith(f"{name}.") for other in available):
         return name
-    found = ", ".join(one.lower() for one in available) or "none"
+    listed = ", ".join(other.lower() for other in available) or "none"
     raise VisionADError(
-        f"openvino: expected a device that it finds here ({found}), got {name.lower()}; an Intel GPU or NPU needs Intel's "
+        f"openvino: expected a device that it finds here ({listed}), got {name.lower()}; an Intel GPU or NPU needs Intel's "
         "driver for it, and on Linux a user of the group `render`"
     )
 
@@ -209,13 +216,13 @@ def choose_precision(manifest: ModelManifest, precision: Precision | None) -> Pr
     Raises:
         VisionADError: The model's graph is typed in another half precision.
     """
-    own: Precision = "fp32" if manifest.precision == "tf32" else manifest.precision
-    if precision not in (None, own) and own != "fp32":
+    default: Precision = "fp32" if manifest.precision == "tf32" else manifest.precision
+    if precision not in (None, default) and default != "fp32":
         raise VisionADError(
-            f"openvino: expected precision {own}, got {precision}; the weights of this model are in {own}: export it with "
+            f"openvino: expected precision {default}, got {precision}; the weights of this model are in {default}: export it with "
             "`visionad export --precision fp32` (its banks stay valid)"
         )
-    return precision or own
+    return precision or default
 
 
 def check_capability(capabilities: Iterable[str], precision: Precision, device: str) -> None:
@@ -224,49 +231,52 @@ def check_capability(capabilities: Iterable[str], precision: Precision, device: 
     Raises:
         VisionADError: It does not.
     """
-    able = _able(capabilities)
-    if precision in able:
+    available = _precisions(capabilities)
+    if precision in available:
         return
     needs = {
         "bf16": ": it takes AVX512_BF16 or AMX (Intel from Cooper Lake and Sapphire Rapids on, AMD from Zen 4 on)",
         "fp16": ": it takes AVX512_FP16 or AMX-FP16, or an ARM CPU with FP16",
     }
-    remedy = f"choose --precision {able[0]}" if able else "choose another --device"
+    remedy = f"choose --precision {available[0]}" if available else "choose another --device"
     raise VisionADError(
-        f"openvino: expected precision {' or '.join(able) or 'none at all'} on this {device}, got {precision}, which it has no "
-        f"instructions for{needs.get(precision, '') if device == 'CPU' else ''}; {remedy}, or use another --backend"
+        f"openvino: expected precision {' or '.join(available) or 'none at all'} on this {device}, got {precision}, which "
+        f"it has no instructions for{needs.get(precision, '') if device == 'CPU' else ''}; {remedy}, or use another --backend"
     )
 
 
-def _able(capabilities: Iterable[str]) -> list[str]:
+def _precisions(capabilities: Iterable[str]) -> list[str]:
+    """Return the precisions among a device's capabilities."""
     listed = set(capabilities)
     return [name for name in _HINTS if name.upper() in listed]
 
 
 def check_realised(types: Counter[str], hint: str | None, precision: Precision, device: str) -> None:
-    """Check that a compiled model computes in the precision that was asked for.
+    """Check that a compiled model computes in the requested precision.
 
     Args:
-        types: Precision -> number of products in it, of the executed graph. Empty where the device does not list it.
+        types: Precision -> number of products of the executed graph. Empty if the device does not list it.
         hint: The precision that the compiled model states, if it states one.
-        precision: The precision that was asked for.
+        precision: The requested precision.
         device: The device, for the message.
 
     Raises:
-        ModelError: It computes in another one, or does not tell.
+        ModelError: It computes in another precision, or does not report it.
     """
     foreign = set(types) - {precision, "fp32"}
     few = bool(types) and types[precision] * 2 < types.total()
     if foreign or few or (hint is not None and hint != precision) or (not types and hint is None):
-        found = f"products in {_counted(types) or 'unknown types'}, and the compiled model states {hint or 'nothing'}"
+        realised = (
+            f"products in {_counted(types) or 'unknown types'}, and the compiled model states {hint or 'nothing'}"
+        )
         raise ModelError(
-            f"realised precision is not {precision}: OpenVINO {_version()} on {device} has {found}; "
+            f"realised precision is not {precision}: OpenVINO {_version()} on {device} has {realised}; "
             "use another OpenVINO release or another --backend"
         )
 
 
 def describe_precision(types: Counter[str], precision: Precision, kept: int) -> str:
-    """Say in words in which precision a compiled model computes."""
+    """Describe the precision of a compiled model, with the number of convolutions that were kept in fp32."""
     if not types:
         return f"{precision}, as the compiled model states; the device lists no operations"
     if not kept:
@@ -287,10 +297,10 @@ def _compile(
         The compiled models of :func:`_split`; the names of the graph's products; how many convolutions were kept in fp32.
 
     Raises:
-        ModelError: It cannot be read or compiled, or is another model than the manifest says.
+        ModelError: The file cannot be read or compiled, or is not the manifest's model.
     """
-    fault: Exception | None = None
-    for limit in (FP32_CONVOLUTIONS, 0) if precision != "fp32" else (0,):  # some graphs fail to compile with them
+    error: Exception | None = None
+    for limit in (FP32_CONVOLUTIONS, 0) if precision != "fp32" else (0,):  # some graphs do not compile with marks
         try:
             model = core.read_model(str(path))
             _check_shapes(model, manifest, path)
@@ -299,10 +309,10 @@ def _compile(
             products = {op.get_friendly_name() for op in model.get_ops() if op.get_type_name() in _PRODUCTS}
             kept = _keep_fp32(core, model, limit)
             return [core.compile_model(part, device, config) for part in _split(model)], products, kept
-        except RuntimeError as exc:  # OpenVINO's, with a line for each place that it passed
-            fault = exc
+        except RuntimeError as exc:  # its message has one line per call of OpenVINO's stack
+            error = exc
     raise ModelError(
-        f"{path} cannot be compiled by OpenVINO {_version()} for {device}: {_last_line(fault)}; use another --backend"
+        f"{path} cannot be compiled by OpenVINO {_version()} for {device}: {_last_line(error)}; use another --backend"
     )
 
 
@@ -314,13 +324,14 @@ def _check_shapes(model: Any, manifest: ModelManifest, path: Path) -> None:
         "patch_tokens": f"[?,{identity.grid**2},{identity.dim}]",
         "class_token": f"[?,{identity.class_token_dim}]",
     }
-    got = {one.get_any_name(): str(one.get_partial_shape()).replace(" ", "") for one in (*model.inputs, *model.outputs)}
+    ports = (*model.inputs, *model.outputs)
+    got = {port.get_any_name(): str(port.get_partial_shape()).replace(" ", "") for port in ports}
     if got != expected:
         raise ModelError(f"{path}: expected inputs and outputs {expected}, got {got}; export the model again")
 
 
 def _keep_fp32(core: Any, model: Any, limit: int) -> int:
-    """Mark the first convolutions of a model, in place, so that they are computed in fp32.
+    """Mark the first convolutions of a model, in place, so that they compute in fp32.
 
     Returns:
         How many were marked.
@@ -343,7 +354,7 @@ def _keep_fp32(core: Any, model: Any, limit: int) -> int:
 
 
 def _marked_convolution(core: Any, op: Any) -> Any:
-    """Return a convolution like ``op``, on the same inputs, that is marked to be computed in fp32."""
+    """Return a convolution like ``op``, on the same inputs, with the mark for fp32."""
     shapes = [list(op.input(i).get_shape()) for i in range(2)] + [list(op.output(0).get_shape())]
     x, w, y = ("".join(f"<dim>{n}</dim>" for n in shape) for shape in shapes)
     attributes = " ".join(
@@ -354,14 +365,14 @@ def _marked_convolution(core: Any, op: Any) -> Any:
     text = _CONVOLUTION_IR.format(
         kind=op.get_type_name(), attributes=attributes, x=x, w=w, y=y, x_shape=x_shape, w_shape=w_shape
     )
-    (marked,) = (one for one in core.read_model(text.encode()).get_ops() if one.get_type_name() == op.get_type_name())
+    (marked,) = (new for new in core.read_model(text.encode()).get_ops() if new.get_type_name() == op.get_type_name())
     for i in range(2):
         marked.input(i).replace_source_output(op.input(i).get_source_output())
     return marked
 
 
 def _split(model: Any) -> list[Any]:
-    """Cut what only the class token needs off a model, so that it can be left out.
+    """Split off what only the class token needs, so that it can be skipped.
 
     Returns:
         A model of ``patch_tokens`` and the tensors that the second one reads, and a model of ``class_token``; or ``model`` alone,
@@ -370,24 +381,24 @@ def _split(model: Any) -> list[Any]:
     ov = load_openvino()
     passes = importlib.import_module("openvino.passes")
     manager = passes.Manager()
-    manager.register_pass(passes.ConstantFolding())  # shapes are constants now, and are not passed on
+    manager.register_pass(passes.ConstantFolding())  # shapes become constants, which do not cross the split
     manager.run_passes(model)
     patch, cls = (model.output(name).get_node() for name in ("patch_tokens", "class_token"))
     head: set[str] = set()
-    waiting = [patch]
-    while waiting:
-        op = waiting.pop()
+    pending = [patch]
+    while pending:
+        op = pending.pop()
         if op.get_name() not in head:
             head.add(op.get_name())
-            waiting += [i.get_source_output().get_node() for i in op.inputs()]
+            pending += [i.get_source_output().get_node() for i in op.inputs()]
     rest = [op for op in model.get_ordered_ops() if op.get_name() not in head]
     crossing: dict[tuple[str, int], tuple[Any, list[Any]]] = {}
     for op in rest:
-        for one in op.inputs():
-            source = one.get_source_output()
+        for port in op.inputs():
+            source = port.get_source_output()
             node = source.get_node()
             if node.get_name() in head and node.get_type_name() != "Constant":
-                crossing.setdefault((node.get_name(), source.get_index()), (source, []))[1].append(one)
+                crossing.setdefault((node.get_name(), source.get_index()), (source, []))[1].append(port)
     images = model.get_parameters()
     saves = any(op.get_type_name() in _PRODUCTS for op in rest)
     if not saves or any(source.get_element_type() != ov.Type.f32 for source, _ in crossing.values()):
@@ -406,7 +417,7 @@ def _realised_hint(models: Sequence[Any]) -> str | None:
     """Return the precision that compiled models state; ``None`` if they state none."""
     try:
         (hint,) = {str(model.get_property("INFERENCE_PRECISION_HINT").get_type_name()) for model in models}
-    except (RuntimeError, ValueError):  # not a property of this device; or not one precision
+    except (RuntimeError, ValueError):  # the device has no such property, or the models differ
         return None
     return _NAMES.get(hint, hint)
 
@@ -432,7 +443,7 @@ def _version() -> str:
 
 
 def _last_line(exc: Exception | None) -> str:
-    """Return the last line of OpenVINO's message, which is the cause; the others are places in its source."""
+    """Return the last line of OpenVINO's message, which is the cause. The other lines are places in its source."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(exc).__name__
 
@@ -457,16 +468,16 @@ def _probe() -> Probe:
         f"from {__name__} import devices\n"
         "from visionad_runtime.errors import VisionADError\n"
         "try:\n"
-        "    found = devices()\n"
+        "    result = devices()\n"
         "except VisionADError as exc:\n"
-        "    found = str(exc)\n"
-        "print(json.dumps(found))\n"
+        "    result = str(exc)\n"
+        "print(json.dumps(result))\n"
     )
-    found = run_isolated(code)
-    if not isinstance(found, dict):
-        return Probe(False, found or "it crashes when it is loaded: pip install --force-reinstall openvino")
-    listed = ", ".join(f"{name.lower()} ({full})" for name, full in found.items())
-    return Probe("CPU" in found, f"{_version()}; devices: {listed}")
+    result = run_isolated(code)
+    if not isinstance(result, dict):
+        return Probe(False, result or "it crashes when it is loaded: pip install --force-reinstall openvino")
+    listed = ", ".join(f"{name.lower()} ({full})" for name, full in result.items())
+    return Probe("CPU" in result, f"{_version()}; devices: {listed}")
 
 
 SPEC = BackendSpec(
@@ -484,4 +495,4 @@ SPEC = BackendSpec(
     needs="`pip install 'visionad[openvino]'`; for an Intel GPU or NPU its driver, and `--device`",
     verified="x86-64 with AVX512_BF16, OpenVINO 2026.4: fp32 and bf16 on the CPU",
 )
-"""Behind ``onnxruntime-cpu``: in fp32 neither is always faster, and nobody's results should change."""
+"""``auto`` prefers ``onnxruntime-cpu``: in fp32 neither is always faster, and nobody's results should change."""

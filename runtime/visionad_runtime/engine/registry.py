@@ -1,11 +1,11 @@
-"""The table of backends: found in this package and in entry points, never listed by hand.
+"""The table of backends. They are discovered in this package and in entry points.
 
 A backend is one module (or package) beside this one that defines ``SPEC`` or ``SPECS``. Other distributions add theirs by an entry
 point of the group ``visionad.backends`` that names a :class:`~visionad_runtime.engine.base.BackendSpec`.
 
-A backend that is asked for by name and cannot run is an error. ``auto`` takes the first that runs here and passes the check, and
-says why (``engine.info``, and the log ``visionad``). ``auto`` never starts a build: a backend that needs one comes into play when
-`visionad build` has made an engine for the model. From then on a stale engine is rebuilt when it is opened.
+A backend that is requested by name and cannot run is an error. ``auto`` takes the first backend that runs here and passes the
+check. It reports why in ``engine.info`` and the log ``visionad``. ``auto`` never triggers an engine build: run ``visionad build``
+once; afterwards a stale engine is rebuilt when it is opened.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ ENTRY_POINTS = "visionad.backends"
 def backends() -> dict[str, BackendSpec]:
     """Return every backend by name: those of ``auto`` first, in the order in which it tries them.
 
-    Importing a spec loads no inference library. An entry point that does not load is in the table too, as a backend that cannot
-    run.
+    The import of a spec loads no inference library. An entry point that does not load is listed as a backend that cannot run.
     """
     specs: dict[str, BackendSpec] = {}
     for spec in (*_built_in(), *_of_entry_points()):
@@ -61,7 +60,7 @@ def backend_spec(name: str) -> BackendSpec:
     try:
         return backends()[name]
     except KeyError:
-        raise VisionADError(f"backend {name!r} is not known; choose {AUTO} or {', '.join(backends())}") from None
+        raise VisionADError(f"backend: expected {AUTO} or one of {', '.join(backends())}, got {name!r}") from None
 
 
 def _built_in() -> Iterator[BackendSpec]:
@@ -79,7 +78,7 @@ def _of_entry_points() -> Iterator[BackendSpec]:
             spec = entry.load()
             if not isinstance(spec, BackendSpec):
                 raise TypeError(f"expected a BackendSpec, got {type(spec).__name__}")
-        except Exception as exc:  # a module of somebody else may raise anything
+        except Exception as exc:  # foreign code may raise anything
             spec = _broken(entry, exc)
         yield spec
 
@@ -124,22 +123,22 @@ def open_engine(
         ModelError: The backend fails the check, or no backend runs.
     """
     batch_size = batch_size or len(manifest.views)
-    wish = None if precision == manifest.precision else precision
+    requested = None if precision == manifest.precision else precision
 
     def attempt(spec: BackendSpec) -> Engine:
-        _check_wishes(spec, manifest, wish, device)
-        engine = spec.open(folder, manifest, threads=threads, batch_size=batch_size, precision=wish, device=device)
+        _check_request(spec, manifest, requested, device)
+        engine = spec.open(folder, manifest, threads=threads, batch_size=batch_size, precision=requested, device=device)
         try:
             check(engine)
         except BaseException:
-            engine.close()  # another backend may be tried, and it will need the memory
+            engine.close()  # the next backend may need the memory
             raise
         return engine
 
     if backend != AUTO:
         engine = attempt(backend_spec(backend))
-        engine.info["chosen because"] = "it was asked for"
-        log.info("backend %s: it was asked for", backend)
+        engine.info["chosen because"] = "it was requested"
+        log.info("backend %s: it was requested", backend)
         return engine
     passed_over: dict[str, str] = {}
     last = VisionADError("no backend runs here")
@@ -158,7 +157,7 @@ def open_engine(
         write = log.warning if spec.device == CPU and has_nvidia_driver() else log.info
         write("backend %s: %s%s", spec.name, why, _listed(passed_over))
         return engine
-    # The CPU runs everywhere: why it does not is about this model. The others are of interest where a GPU is.
+    # The CPU runs everywhere, so its error is about this model and is raised. The others matter only where a GPU is.
     (log.warning if has_nvidia_driver() else log.info)("no backend runs here:%s", _listed(passed_over))
     raise last
 
@@ -167,7 +166,7 @@ def _listed(passed_over: dict[str, str]) -> str:
     return "".join(f"\n  not {name}: {reason}" for name, reason in passed_over.items())
 
 
-def _check_wishes(spec: BackendSpec, manifest: ModelManifest, precision: Precision | None, device: str | None) -> None:
+def _check_request(spec: BackendSpec, manifest: ModelManifest, precision: Precision | None, device: str | None) -> None:
     if precision is not None and precision not in spec.precisions:
         offered: Any = ", ".join(dict.fromkeys((manifest.precision, *spec.precisions)))
         raise VisionADError(
@@ -179,4 +178,4 @@ def _check_wishes(spec: BackendSpec, manifest: ModelManifest, precision: Precisi
     if device is not None and not spec.takes_device:
         able = [name for name, other in backends().items() if other.takes_device]
         remedy = f"use --backend {' or '.join(able)}" if able else "leave the device out"
-        raise VisionADError(f"{spec.name}: it takes no device, got {device!r}; {remedy}")
+        raise VisionADError(f"{spec.name}: expected no device, got {device!r}; {remedy}")

@@ -1,1 +1,1 @@
-"""The stages between a decoded image and its verdict, as one call, and how an engine is opened and tested for them."""
+"""The stages from a decoded image to its score as one call, and the self-test of the engine."""

@@ -1,4 +1,4 @@
-"""Put the pipeline around an engine; prove one on the GPU against the host's before it may inspect."""
+"""Choose the pipeline of an engine. A GPU pipeline must match the host's results before it may inspect."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from ..errors import ModelError, VisionADError
 from ..formats.manifest import ClassEntry, ModelManifest
 from ..preprocess import encoding_names, prepare, support_encodings
 from ..scoring.spec import ScoringSpec
+from .base import Pipeline
+from .host import HostPipeline
 from .self_test import GOLDEN_TOLERANCE
 
 if TYPE_CHECKING:
     from ..cuda.interface import DeviceEngine
-
-from .base import Pipeline
-from .host import HostPipeline
 
 log = logging.getLogger("visionad")
 
@@ -36,15 +35,23 @@ def open_pipeline(
     threads: int | None = None,
     keep_alive: float | None = None,
 ) -> Pipeline:
-    """The chain for an engine: on the GPU where it has one that the engine shares, else on the host. ``keep_alive``: as
-    :meth:`Inspector.open <visionad_runtime.inspector.Inspector.open>` has it.
+    """Return the pipeline for an engine: on the GPU if the engine can work in place there, else on the host.
 
-    The one on the GPU must give what the host's gives for the blemished golden image against a bank of the plain one, within the
-    self-test's tolerance, on every camera, as enqueued and as recorded. Where it does not, or there is no memory for it, and ONNX
-    Runtime is the engine, the host's is taken, with a warning: it gives the same, slower.
+    The GPU pipeline runs the golden image with the defect against a bank of the plain one. It must match the host's results within
+    the self-test's tolerance, in every slot, as enqueued and as recorded. If it does not, or the GPU is out of memory, and the
+    engine does not require it (ONNX Runtime), the host pipeline is returned, with a warning. It gives the same results, slower.
+
+    Args:
+        engine: The engine.
+        manifest: The model's manifest.
+        scoring: Views, and how distances become scores.
+        golden: The model's golden tensors.
+        threads: CPU threads. Default: all cores.
+        keep_alive: Idle seconds after which the engine runs its last batch again, to keep GPU clocks up. ``None``: never.
 
     Raises:
-        ModelError: it does not, naming the stage. VisionADError: no memory for it.
+        ModelError: A required GPU pipeline differs from the host's. The message names the stage.
+        VisionADError: The GPU is out of memory for a required GPU pipeline.
     """
     host = HostPipeline(engine, manifest.identity, scoring, threads=threads)
     if engine.device_engine is None:
@@ -71,46 +78,48 @@ def _open_on_device(
     from .cuda.pipeline import MAX_IN_FLIGHT, CudaPipeline
 
     identity = manifest.identity
-    blocks = encoding_names(host.scoring.views)
-    tokens = engine.encode(support_encodings(prepare(golden["image"], identity.preprocess), blocks), class_token=False)
-    bank = ClassBank(
-        "golden", ClassEntry(file="", sha256="", images=()), blocks, tokens.patch[:, None], tokens.patch[:, :0]
+    encodings = encoding_names(host.scoring.views)
+    tokens = engine.encode(
+        support_encodings(prepare(golden["image"], identity.preprocess), encodings), class_token=False
     )
-    chain = CudaPipeline(DeviceThread.of(0), make(), identity, host.scoring, keep_alive=keep_alive)
+    bank = ClassBank(
+        "golden", ClassEntry(file="", sha256="", images=()), encodings, tokens.patch[:, None], tokens.patch[:, :0]
+    )
+    pipeline = CudaPipeline(DeviceThread.of(0), make(), identity, host.scoring, keep_alive=keep_alive)
     try:
-        wanted = _stages(host, golden["blemished"], bank)
-        chain.load_banks([bank])
-        worst = 0.0
-        for _ in range(2 * MAX_IN_FLIGHT):
-            for stage, found in _stages(chain, golden["blemished"], bank).items():
+        expected = _stages(host, golden["blemished"], bank)
+        pipeline.load_banks([bank])
+        max_difference = 0.0
+        for _ in range(2 * MAX_IN_FLIGHT):  # each slot twice: as enqueued, and as recorded
+            for stage, got in _stages(pipeline, golden["blemished"], bank).items():
                 allowed = 0.0 if stage == "preprocess" else GOLDEN_TOLERANCE[engine.precision]
-                apart = float(np.abs(found - wanted[stage]).max())
-                if not apart <= allowed:
+                difference = float(np.abs(got - expected[stage]).max())
+                if not difference <= allowed:
                     raise ModelError(
-                        f"self-test of the device chain failed at {stage}: differs from the host's by {apart:.3g} on the golden "
-                        f"image (allowed {allowed:g}); do not inspect with this box, run `visionad doctor`"
+                        f"self-test of the GPU pipeline failed at {stage}: expected the host's values on the golden image within "
+                        f"{allowed:g}, got a difference of {difference:.3g}; do not inspect with this box, run `visionad doctor`"
                     )
-                worst = max(worst, apart)
-        chain.load_banks([])
+                max_difference = max(max_difference, difference)
+        pipeline.load_banks([])
     except BaseException:
-        chain.close()
+        pipeline.close()
         raise
-    taken = {name: f"{nbytes / 2**20:.0f} MiB" for name, nbytes in chain.memory().items()}
-    engine.info["chain"] = f"on the GPU, within {worst:.2g} of the host's"
-    engine.info["chain memory"] = f"{taken['chain']}, {taken['page_locked']} page-locked on the host; banks are added"
-    return chain
+    memory = {name: f"{nbytes / 2**20:.0f} MiB" for name, nbytes in pipeline.memory().items()}
+    engine.info["chain"] = f"on the GPU, within {max_difference:.2g} of the host's"
+    engine.info["chain memory"] = f"{memory['chain']}, {memory['page_locked']} page-locked on the host; banks are added"
+    return pipeline
 
 
-def _stages(chain: Pipeline, rgb: NDArray[np.uint8], bank: ClassBank) -> dict[str, F32]:
-    """What a chain makes of an image, in the order of the work."""
-    (found,) = chain.run([rgb], lambda _: [bank], class_token=True, trace=True)
-    assert found.images is not None and found.patch is not None and found.cls is not None
+def _stages(pipeline: Pipeline, rgb: NDArray[np.uint8], bank: ClassBank) -> dict[str, F32]:
+    """Return the intermediate results of a pipeline for an image, in the order of computation."""
+    (output,) = pipeline.run([rgb], lambda _: [bank], class_token=True, trace=True)
+    assert output.images is not None and output.patch is not None and output.cls is not None
     return {
-        "preprocess": found.images,
-        "patch_tokens": found.patch,
-        "class_token": found.cls,
-        "search": np.stack(list(found.distances.values())),
-        "map": found.anomaly_map,
-        "score": np.array(found.score, np.float32),
-        "cutoff": np.array(found.cutoff, np.float32),
+        "preprocess": output.images,
+        "patch_tokens": output.patch,
+        "class_token": output.cls,
+        "search": np.stack(list(output.distances.values())),
+        "map": output.anomaly_map,
+        "score": np.array(output.score, np.float32),
+        "cutoff": np.array(output.cutoff, np.float32),
     }

@@ -1,11 +1,11 @@
-"""What a pipeline is: images -> tokens -> anomaly maps, as one call. Verdicts are the inspector's."""
+"""The interface of a pipeline: images -> tokens -> anomaly maps as one call. The inspector derives verdicts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,24 +14,25 @@ from ..bank.memory_bank import ClassBank
 from ..formats.manifest import ViewName
 from ..scoring.spec import ScoringSpec
 
-if TYPE_CHECKING:
-    pass
-
-
 F32 = NDArray[np.float32]
 
 BankSelector = Callable[[F32 | None], Sequence[ClassBank]]
-"""Class tokens float32 (N, V, Dc), or ``None`` where not asked for → the bank that each of the N images is matched against."""
+"""Class tokens, float32 (N, V, Dc) or ``None`` if not requested -> the bank of each of the N images."""
 
 
 @dataclass(frozen=True, eq=False)
 class PipelineOutput:
-    """One image against one class: ``distances`` float32 (side, side) by view, as seen in that view and weighed where the scoring
-    says so; ``anomaly_map`` float32 (256, 256); ``score`` and ``cutoff`` of
-    :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the image.
+    """Result of one image against one class.
 
-    ``cls`` float32 (V, Dc), unit rows, where class tokens were asked for. With ``trace`` what lies between: ``images`` float32
-    (V, 3, crop, crop), normalised, and ``patch`` float32 (V, P, D), unit rows.
+    Attributes:
+        distances: View -> float32 (side, side), oriented as the view, weighted if the scoring says so.
+        anomaly_map: float32 (256, 256).
+        score: Mean of the map's largest pixels (:func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`).
+        cutoff: The smallest of these pixels.
+        timings: Milliseconds by stage, of this image.
+        cls: float32 (V, Dc), unit rows, if class tokens were requested.
+        images: With ``trace``: float32 (V, 3, crop, crop), normalised.
+        patch: With ``trace``: float32 (V, P, D), unit rows.
     """
 
     distances: Mapping[ViewName, F32]
@@ -45,17 +46,18 @@ class PipelineOutput:
 
 
 class Pipeline(Protocol):
-    """Image → tokens → map. An image's outcome does not depend on the others of a call. Any thread may call.
+    """Images -> tokens -> maps. The result of an image does not depend on the others of a call. Any thread may call.
 
-    ``scoring`` says in which views, and how scores are made of distances. ``cameras`` is how many calls it works on at once; more
-    take turns.
+    Attributes:
+        scoring: Views, and how distances become scores.
+        slots: Number of calls that run at once. Further calls wait.
     """
 
     @property
     def scoring(self) -> ScoringSpec: ...
 
     @property
-    def cameras(self) -> int: ...
+    def slots(self) -> int: ...
 
     def run(
         self,
@@ -65,41 +67,53 @@ class Pipeline(Protocol):
         class_token: bool,
         trace: bool = False,
     ) -> list[PipelineOutput]:
-        """Inspect images, uint8 (H, W, 3) RGB or (H, W) grey of any sizes, at least one and at most :meth:`limit`.
+        """Inspect images.
 
         Args:
-            choose: called once, with class tokens when the images are encoded; what it takes is the stage ``route``.
-            class_token: whether ``choose`` is given class tokens.
+            rgbs: uint8 (H, W, 3) RGB or (H, W) grey of any sizes; 1 to :meth:`max_batch_size` of them.
+            choose: Selects the bank of each image. Called once; its time is the stage ``route``.
+            class_token: Whether ``choose`` gets class tokens.
+            trace: Whether the outputs hold ``images`` and ``patch``.
+
+        Raises:
+            ImageError: An array is no such image.
+            VisionADError: The engine or the GPU failed, or the tokens contain NaN or Inf.
         """
         ...
 
     def load_banks(self, banks: Iterable[ClassBank]) -> None:
-        """These banks will be inspected with, and no others: have them where the chain computes. Others work, but slower."""
+        """Load the banks that will be used where the pipeline computes, and drop all others. Other banks work, but slower."""
         ...
 
     def max_batch_size(self) -> int | None:
-        """Images a call can take; ``None``: any number."""
+        """Return the number of images that a call can take; ``None``: any number."""
         ...
 
     def memory(self) -> dict[str, int]:
-        """Bytes that it has taken beside the engine's: ``chain`` and ``banks`` on the GPU, ``page_locked`` on the host. It
-        grows with banks and with the largest image."""
+        """Return the bytes in use, without the engine's: ``chain`` and ``banks`` on the GPU, ``page_locked`` on the host.
+
+        They grow with the banks and with the largest image.
+        """
         ...
 
     def close(self) -> None:
-        """Give back what it took, once calls under way are done; twice is harmless. The engine is not closed."""
+        """Free all memory after the current calls. A second call does nothing. The engine stays open."""
         ...
 
 
 class StageTimer:
-    """Milliseconds a stage: ``laps``."""
+    """Stopwatch of stages.
+
+    Attributes:
+        milliseconds: Stage -> milliseconds.
+    """
 
     def __init__(self) -> None:
         self.milliseconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def mark(self, stage: str) -> None:
-        """The stage that ends now."""
+        """Record the end of a stage."""
         now = time.perf_counter()
         self.milliseconds[stage] = (now - self._last) * 1e3
         self._last = now

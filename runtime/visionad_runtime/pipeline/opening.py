@@ -1,4 +1,4 @@
-"""Open a backbone engine that has passed its self-test on this machine."""
+"""Open a backbone engine that passes the self-test on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ def open_engine(
     precision: Precision | None = None,
     device: str | None = None,
 ) -> Engine:
-    """Open the model's backbone as :func:`registry.open_engine` does, with the self-test as its check.
+    """Open the model's backbone by :func:`registry.open_engine`, with the self-test as its check.
+
+    Args:
+        folder: The model folder.
+        manifest: Its manifest.
+        backend: ``auto`` or a backend's name.
+        threads: CPU threads. Default: all cores.
+        batch_size: Rows that belong together. Default: the number of the model's views.
+        precision: The precision to compute in. Default: the model's own.
+        device: The device to compute on, for backends that offer several.
 
     Raises:
         VisionADError: The backend is unknown, cannot run here, or does not take the precision or the device.

@@ -42,7 +42,7 @@ class InspectionService:
 
     def __init__(self, inspector: Inspector) -> None:
         self.inspector, self.metrics = inspector, Metrics(inspector)
-        self._pool = ThreadPoolExecutor(inspector.pipeline.cameras, "visionad-serve")
+        self._pool = ThreadPoolExecutor(inspector.pipeline.slots, "visionad-serve")
         self._taken = 0
 
     async def inspect(self, given: UploadedImage, class_name: str | None) -> Result:

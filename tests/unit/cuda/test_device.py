@@ -65,8 +65,8 @@ def test_closing_frees_and_the_next_use_opens_again(owner: DeviceThread) -> None
     first = owner.run(lambda d: (d.alloc(8), d)[1])
     owner.close()
     assert not first._buffers and not FakeDevice._open
-    for late in (owner.run, partial(owner.serve, lambda _: None)):
-        with pytest.raises(VisionADError, match="GPU 0 was let go by this process"):  # nobody waits for ever
+    for late in (owner.run, partial(owner.submit, lambda _: None)):
+        with pytest.raises(VisionADError, match="GPU 0: its owner thread has ended"):  # nobody waits for ever
             late(lambda _: None)
     again = DeviceThread.of(0)
     assert again is not owner and again.run(lambda d: d) is not first
@@ -121,7 +121,7 @@ def test_others_are_served_while_the_gpu_works(owner: DeviceThread) -> None:
             between.set()
             return back.tolist()
 
-        return number, owner.serve(begin, end)
+        return number, owner.submit(begin, end)
 
     found: dict[int, list[float]] = {}
     FakeDevice.gpu["pace"] = 1
@@ -150,9 +150,9 @@ def test_an_error_while_serving_is_the_callers_alone(owner: DeviceThread) -> Non
 
     for pair in ((fail, fail), (begin, fail)):
         with pytest.raises(ValueError, match="no"):
-            owner.serve(*pair)
-    assert owner.serve(begin, lambda d: d.name) == "Fake L4"
-    assert owner.run(lambda _: owner.serve(begin, lambda d: d.name)) == "Fake L4"  # by the owner itself
+            owner.submit(*pair)
+    assert owner.submit(begin, lambda d: d.name) == "Fake L4"
+    assert owner.run(lambda _: owner.submit(begin, lambda d: d.name)) == "Fake L4"  # by the owner itself
 
 
 def test_closing_finishes_what_is_under_way(owner: DeviceThread) -> None:
@@ -165,7 +165,7 @@ def test_closing_finishes_what_is_under_way(owner: DeviceThread) -> None:
         return event
 
     closer = threading.Thread(target=owner.close)
-    ended.append(owner.serve(begin, lambda d: d.name))
+    ended.append(owner.submit(begin, lambda d: d.name))
     closer.join()
     assert ended == ["Fake L4"] and not FakeDevice._open
 
@@ -197,7 +197,7 @@ def libcuda(monkeypatch: pytest.MonkeyPatch, here: bool) -> None:
             return object()
         raise OSError("libcuda.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(driver, "_libcuda", load)
+    monkeypatch.setattr(driver, "load_libcuda", load)
 
 
 @pytest.mark.parametrize("driver", [True, False])

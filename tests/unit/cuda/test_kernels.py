@@ -21,7 +21,7 @@ from visionad_runtime.errors import ImageError, VisionADError
 from visionad_runtime.formats.manifest import PreprocessSpec, ViewName
 from visionad_runtime.pipeline.cuda import work_tables as plan
 from visionad_runtime.pipeline.cuda.slot import ROW_PROGRAMS
-from visionad_runtime.pipeline.cuda.work_tables import GROUP, RUN, BankView, SearchPlan, maxima_a_query, plan_search
+from visionad_runtime.pipeline.cuda.work_tables import GROUP, RUN, BankView, SearchPlan, maxima_per_query, plan_search
 from visionad_runtime.scoring.anomaly_map import MAP_SIZE, fuse, top_k_mean, top_pixels, upsample
 from visionad_runtime.scoring.self_similarity import MIN_DISTANCE, self_similarity_weight
 from visionad_runtime.scoring.spec import TOP_FRACTION
@@ -176,7 +176,7 @@ def check_maxima(
         left = packed[p.order[first : first + slots]].astype(np.float64)
         scores = left @ banks[address][: tiles * block_n].astype(np.float64).T
         wanted = scores.reshape(slots, tiles, block_n)[:, :, members(block_n)].max(axis=3)
-        fine, coarse = np.split(maxima[at : at + slots * maxima_a_query(rows, block_n)], [wanted.size])
+        fine, coarse = np.split(maxima[at : at + slots * maxima_per_query(rows, block_n)], [wanted.size])
         np.testing.assert_allclose(fine.reshape(wanted.shape), wanted, rtol=0, atol=2e-6 * max(1, np.abs(wanted).max()))
         coarse = coarse.reshape(slots, -1)
         assert np.isnan(coarse[:, tiles:]).all() and coarse.shape[1] % 4 == 0
@@ -215,7 +215,7 @@ def test_the_bound_says_which_groups_are_scored_again(k: int) -> None:
     banks = [torch.from_numpy(rng.uniform(-0.01, 0.01, (rows, dim)).astype(np.float32)) for _ in range(queries)]
     fine = np.full((queries, tiles, a_tile), -5, np.float32)
     coarse = np.full((queries, -(-tiles // 4) * 4), -5, np.float32)
-    maxima = np.empty((queries, maxima_a_query(rows, block_n)), np.float32)
+    maxima = np.empty((queries, maxima_per_query(rows, block_n)), np.float32)
     assert maxima.shape[1] == fine[0].size + coarse.shape[1]
     jobs = np.zeros((queries, plan.JOB_COLUMNS), np.int64)
     distances, winners = np.empty((queries, k), np.float32), np.empty((queries, k), np.int64)
@@ -786,7 +786,7 @@ def test_building_again_gives_the_same_bytes() -> None:
 
 def test_what_was_built_otherwise_is_told() -> None:
     found = {"sm_90": {"pack": build.Built(b"other", {"entry": "pack"})}}
-    assert build.check(found) == ["sm_90/pack is not what the source gives"]
+    assert build.check(found) == ["sm_90/pack differs from what the source compiles to"]
     done = compiler("--check", "--target", "sm_75")
     assert done.returncode == 2 and "expected some of sm_80" in done.stderr and "Traceback" not in done.stderr
 

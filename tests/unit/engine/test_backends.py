@@ -159,8 +159,8 @@ def test_a_chain_that_differs_from_the_hosts_is_not_used(
     monkeypatch.setitem(FakeDevice.kernels, "top_mean", wrong)
     with Inspector.open(tiny_model, backend="onnxruntime-cuda") as inspector:
         assert isinstance(inspector.engine, OrtStreamEngine) and isinstance(inspector.pipeline, HostPipeline)
-        assert "self-test of the device chain failed at score" in inspector.engine.info["chain"]
-    assert "stay on the CPU: self-test of the device chain failed at score" in caplog.text
+        assert "self-test of the GPU pipeline failed at score" in inspector.engine.info["chain"]
+    assert "stay on the CPU: self-test of the GPU pipeline failed at score" in caplog.text
 
 
 class Session:

@@ -92,7 +92,7 @@ def test_an_engine_names_itself(spec: BackendSpec, engine: Engine | None, manife
     if engine is not None:
         assert engine.name == spec.name and 1 <= engine.batch_size <= len(manifest.views)
         assert engine.precision == manifest.precision
-        assert engine.info["chosen because"] == "it was asked for" and engine.info["self-test"]
+        assert engine.info["chosen because"] == "it was requested" and engine.info["self-test"]
 
 
 def test_tokens_are_unit_rows_of_the_models_shape(engine: Engine | None, manifest: ModelManifest) -> None:
@@ -146,7 +146,7 @@ def test_a_wish_that_a_backend_does_not_take_is_an_error(
         with pytest.raises(VisionADError, match=f"^{spec.name}: expected precision .*, got {precision}; "):
             open_engine(tiny_model, manifest, spec.name, precision=precision)
     if not spec.takes_device:
-        with pytest.raises(VisionADError, match=f"^{spec.name}: it takes no device, got 'NPU'; "):
+        with pytest.raises(VisionADError, match=f"^{spec.name}: expected no device, got 'NPU'; "):
             open_engine(tiny_model, manifest, spec.name, device="NPU")
 
 

@@ -157,9 +157,9 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda f: (f / "engine.json").write_text("[]"), r"engine\.json is damaged"),
         (lambda f: (f / "engine.json").write_text("[" * 100_000), r"engine\.json is damaged"),
         (lambda f: (f / "engine.json").write_text('{"format": 3}'), "expected format 2, got 3"),
-        (lambda f: edit(f, lambda built: built.pop("layers")), "is not what was written"),
-        (lambda f: edit(f, lambda built: built.update(layers="3")), "is not what was written"),
-        (lambda f: edit(f, lambda built: built.clear()), "is not what was written"),
+        (lambda f: edit(f, lambda built: built.pop("layers")), "its facts do not have their sha256"),
+        (lambda f: edit(f, lambda built: built.update(layers="3")), "its facts do not have their sha256"),
+        (lambda f: edit(f, lambda built: built.clear()), "its facts do not have their sha256"),
     ],
     ids=[
         "a bit",

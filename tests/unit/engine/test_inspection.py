@@ -186,6 +186,7 @@ def test_a_graph_of_another_precision_is_never_built(graph: dict[str, int], prec
         check_graph(graph, precision, "m/backbone.onnx")
         return
     with pytest.raises(
-        ModelError, match=rf"m/backbone.onnx: expected {precision}.*export it again with .*--precision {precision}"
+        ModelError,
+        match=rf"m/backbone.onnx: expected matrix products in {precision}.*export it again with .*--precision {precision}",
     ):
         check_graph(graph, precision, "m/backbone.onnx")

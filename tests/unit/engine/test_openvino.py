@@ -330,7 +330,7 @@ def test_a_device_is_found_or_named() -> None:
 
 
 def test_other_backends_take_no_device(tiny_model: Path, manifest: ModelManifest) -> None:
-    with pytest.raises(VisionADError, match="onnxruntime-cpu: it takes no device, got 'gpu'; use --backend openvino"):
+    with pytest.raises(VisionADError, match="onnxruntime-cpu: expected no device, got 'gpu'; use --backend openvino"):
         open_engine(tiny_model, manifest, "onnxruntime-cpu", device="gpu")
 
 

@@ -25,7 +25,7 @@ from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import thread as gpu_thread
 from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.pipeline.cuda import pipeline as inspect
+from visionad_runtime.pipeline.cuda import pipeline as cuda_pipeline
 from visionad_runtime.tools import doctor
 from visionad_runtime.tools.benchmark import run as bench
 
@@ -45,7 +45,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Each backend that can have the chain on the GPU, on a fake one."""
     FakeDevice.reset()
     monkeypatch.setattr(gpu_thread, "Device", FakeDevice)
-    monkeypatch.setattr(inspect, "IMAGE", (100, 130))  # a part's; pages of larger ones take most of an opening's time
+    monkeypatch.setattr(
+        cuda_pipeline, "INITIAL_IMAGE_SIZE", (100, 130)
+    )  # a part's; pages of larger ones take most of an opening's time
     if request.param == "onnxruntime-cuda":
         fake_ort.install(monkeypatch)
     else:
@@ -171,9 +173,9 @@ def test_cameras_are_served_while_a_image_is_enrolled(
     """Between two groups of its encodings the owner's thread does others' work."""
     with Inspector.open(own_model, tmp_path / "bank", backend=backend) as inspector:
         order: list[str] = []
-        begin = DeviceThread.serve
+        begin = DeviceThread.submit
 
-        def serve(owner: DeviceThread, *work: Callable[..., object]) -> object:
+        def submit(owner: DeviceThread, *work: Callable[..., object]) -> object:
             if threading.current_thread() is enroller:
                 order.append("group")
                 inspected = threading.Thread(target=lambda: owner.run(lambda _: order.append("other")))
@@ -181,7 +183,7 @@ def test_cameras_are_served_while_a_image_is_enrolled(
                 inspected.join()
             return begin(owner, *work)
 
-        monkeypatch.setattr(DeviceThread, "serve", serve)
+        monkeypatch.setattr(DeviceThread, "submit", submit)
         enroller = threading.Thread(target=lambda: inspector.enroll("disc", [part(0)]))
         enroller.start()
         enroller.join()

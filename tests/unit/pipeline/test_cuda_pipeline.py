@@ -71,39 +71,39 @@ def check(found: Result, wanted: Result) -> None:
     )
 
 
-def waiting(turns: FairSlotPool, count: int) -> None:
-    while len(turns._waiting) != count:
+def waiting(pool: FairSlotPool, count: int) -> None:
+    while len(pool._waiting) != count:
         time.sleep(0.001)
 
 
 def test_cameras_go_to_who_came_first() -> None:
     """Also where who gives one back wants it again at once."""
-    turns, order = FairSlotPool(2), list[str]()
-    mine = [turns.take(), turns.take()]
+    pool, order = FairSlotPool(2), list[str]()
+    mine = [pool.acquire(), pool.acquire()]
 
     def line(name: str) -> None:
-        camera = turns.take()
+        camera = pool.acquire()
         order.append(name)
-        turns.give(camera)
+        pool.release(camera)
 
     threads = [threading.Thread(target=line, args=(name,)) for name in "abc"]
     for number, thread in enumerate(threads, 1):
         thread.start()
-        waiting(turns, number)
-    turns.give(mine.pop())
-    mine.append(turns.take())  # behind the three
+        waiting(pool, number)
+    pool.release(mine.pop())
+    mine.append(pool.acquire())  # behind the three
     assert order == ["a", "b", "c"]
     for thread in threads:
         thread.join()
     for camera in mine:
-        turns.give(camera)
-    assert {turns.take(), turns.take()} == {0, 1}
+        pool.release(camera)
+    assert {pool.acquire(), pool.acquire()} == {0, 1}
 
 
 @pytest.mark.parametrize("handed", [False, True], ids=["while it waits", "as it is handed one"])
 def test_who_is_interrupted_keeps_no_camera(handed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = FairSlotPool(1)
-    camera = turns.take()
+    pool = FairSlotPool(1)
+    camera = pool.acquire()
 
     class Interrupted(device_chain.queue.SimpleQueue[int]):
         first = True
@@ -112,16 +112,16 @@ def test_who_is_interrupted_keeps_no_camera(handed: bool, monkeypatch: pytest.Mo
             if self.first:
                 self.first = False
                 if handed:
-                    turns.give(camera)
+                    pool.release(camera)
                 raise KeyboardInterrupt
             return super().get(block, timeout)
 
     monkeypatch.setattr(device_chain.queue, "SimpleQueue", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        turns.take()
+        pool.acquire()
     if not handed:
-        turns.give(camera)
-    assert turns.take() == camera
+        pool.release(camera)
+    assert pool.acquire() == camera
 
 
 def test_the_gpu_gives_what_the_cpu_gives(both: tuple[Inspector, Inspector]) -> None:
@@ -212,7 +212,7 @@ def test_the_images_of_a_call_are_under_way_together(
     both: tuple[Inspector, Inspector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu, on_cpu = both
-    assert on_gpu.pipeline.cameras == 2 and on_gpu.pipeline.max_batch_size() == 1
+    assert on_gpu.pipeline.slots == 2 and on_gpu.pipeline.max_batch_size() == 1
     together, plain, calls = threading.Barrier(2), CudaExecutor.encode, itertools.count()
 
     def encode(*args: Any) -> Any:
@@ -349,7 +349,7 @@ def test_a_wrong_kernel_is_found_when_opened(gpu: type[FakeDevice], own_model: P
         device.read(int(args[place]), np.float64 if kernel == "top_mean" else np.float32, 2)[which] += 0.01
 
     gpu.kernels[kernel] = wrong
-    with pytest.raises(ModelError, match=f"self-test of the device chain failed at {stage}: differs"):
+    with pytest.raises(ModelError, match=f"self-test of the GPU pipeline failed at {stage}: expected the host"):
         Inspector.open(own_model, backend="tensorrt")
     assert not DeviceThread.of(0).run(lambda device: len(device._buffers))  # all memory was given back
 

@@ -109,18 +109,18 @@ class Line:
         self.owner = DeviceThread.of(next(GPUS))
         self.device = fake_of(self.owner)
         self.engine = FakeEngine(self.owner, IDENTITY, encode_row, max_rows, capturable)
-        self.chain = CudaExecutor(self.owner, self.engine, IDENTITY, **{"max_image": (64, 96), **settings})
+        self.executor = CudaExecutor(self.owner, self.engine, IDENTITY, **{"max_image": (64, 96), **settings})
 
     def warm_up(self, batches: Sequence[int] = (1,)) -> None:
         """Record every camera's graphs for these batch sizes."""
-        for camera in range(len(self.chain._cameras)):
+        for camera in range(len(self.executor._slots)):
             for count in batches:
-                self.chain.match(self.chain.encode([image(0)] * count, camera), [BOLT] * count)
+                self.executor.match(self.executor.encode([image(0)] * count, camera), [BOLT] * count)
 
-    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], camera: int = 0) -> list[ExecutorOutput]:
+    def inspect(self, rgbs: Sequence[U8], banks: Sequence[Class], slot: int = 0) -> list[ExecutorOutput]:
         if self.at_once:
-            return self.chain.inspect(rgbs, banks, camera)[1]
-        return self.chain.match(self.chain.encode(rgbs, camera), banks)
+            return self.executor.inspect(rgbs, banks, slot)[1]
+        return self.executor.match(self.executor.encode(rgbs, slot), banks)
 
     def live(self) -> int:
         return self.device.total_memory - self.owner.run(lambda device: device.free_memory())
@@ -142,7 +142,7 @@ def line(gpu: None) -> Iterator[Callable[..., Line]]:
 
     yield make
     for one in made:
-        one.chain.close()
+        one.executor.close()
         assert not one.owner.run(lambda device: cast("FakeDevice", device).live()), "the chain left something behind"
         one.owner.close()
 
@@ -151,17 +151,17 @@ def line(gpu: None) -> Iterator[Callable[..., Line]]:
 @pytest.mark.parametrize("capturable", [True, False])
 def test_a_mixed_batch_is_the_numpy_path(line: Callable[..., Line], seed: int, capturable: bool) -> None:
     one = line(seed=seed, capturable=capturable)
-    one.chain.load_banks([BOLT, NUT, GEAR])
+    one.executor.load_banks([BOLT, NUT, GEAR])
     shapes = [(30, 40), (64, 96), (1, 1), (17, 5)]
     for turn in range(3):  # first as it is, then by graph, then with other images and classes in the same graph
         rgbs = [image(10 * turn + i, *shapes[(i + turn) % 4]) for i in range(4)]
         rgbs[1], rgbs[2] = rgbs[1][:, :, 0], rgbs[2][:, :, ::-1]  # grey, and as BGR is seen
         banks = [(BOLT, GEAR, BOLT, NUT), (NUT, NUT, NUT, NUT), (GEAR, BOLT, NUT, GEAR)][turn]
-        encoded = one.chain.encode(rgbs)
+        encoded = one.executor.encode(rgbs)
         for rgb, cls in zip(rgbs, encoded.cls, strict=True):
             images = preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS)
             np.testing.assert_array_equal(cls, [encode_row(i)[1] for i in images])
-        for rgb, bank, found in zip(rgbs, banks, one.chain.match(encoded, banks), strict=True):
+        for rgb, bank, found in zip(rgbs, banks, one.executor.match(encoded, banks), strict=True):
             check(found, expected(rgb, bank))
 
 
@@ -169,14 +169,14 @@ def test_a_mixed_batch_is_the_numpy_path(line: Callable[..., Line], seed: int, c
 def test_some_views_only(line: Callable[..., Line], views: tuple[ViewName, ...]) -> None:
     one = line(scoring=ScoringSpec(views))
     bank = enroll("bolt", [100, 101], views)
-    assert one.chain.max_batch == 12 // len(views)
+    assert one.executor.max_batch_size == 12 // len(views)
     for seed in range(2):
         check(one.inspect([image(seed)], [bank])[0], expected(image(seed), bank, views))
 
 
 def test_nothing_is_allocated_per_call_and_every_batch_size_has_its_graphs(line: Callable[..., Line]) -> None:
-    one = line(cameras=2)
-    one.chain.load_banks([BOLT, NUT])
+    one = line(slots=2)
+    one.executor.load_banks([BOLT, NUT])
     one.warm_up((1, 3))
     made, graphs = one.device.made, len(one.device.graphs)
     assert graphs == 2 * 2 * 4  # cameras, batch sizes, stages
@@ -216,18 +216,18 @@ def test_the_scorings_fraction_of_the_map_makes_the_score(line: Callable[..., Li
 
 def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:
     one = line()
-    one.chain.load_banks([BOLT, NUT])
+    one.executor.load_banks([BOLT, NUT])
     region = np.random.default_rng(0).random((256, 256)) > 0.7
     for turn in range(3):  # as it is, then by graph, then with other images and classes
         rgbs, banks = [image(turn, 30 + turn), image(9, 5, 60)], [(BOLT, NUT), (BOLT, NUT), (NUT, GEAR)][turn]
-        encoded, found = one.chain.inspect(rgbs, banks)
+        encoded, found = one.executor.inspect(rgbs, banks)
         for rgb, bank, own in zip(rgbs, banks, found, strict=True):
             check(own, expected(rgb, bank))
             assert list(own.timings) == ["upload", "preprocess", "engine", "search", "map", "download"]
         images = [preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS) for rgb in rgbs]
         np.testing.assert_array_equal(encoded.cls, [[encode_row(i)[1] for i in own] for own in images])
-        np.testing.assert_array_equal(one.chain.trace(encoded)[0], images)
-        again = one.chain.match(encoded, banks[::-1], [region, None])  # and once more, against others
+        np.testing.assert_array_equal(one.executor.trace(encoded)[0], images)
+        again = one.executor.match(encoded, banks[::-1], [region, None])  # and once more, against others
         check(again[0], expected(rgbs[0], banks[1], region=region))
         check(again[1], expected(rgbs[1], banks[0]))
 
@@ -236,8 +236,8 @@ def test_at_once_is_one_after_the_other(line: Callable[..., Line]) -> None:
 def test_large_images_are_copied_by_several_threads(
     line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, copy: int
 ) -> None:
-    monkeypatch.setattr(slot, "COPY", copy)
-    monkeypatch.setattr(slot, "cores", lambda: 4)
+    monkeypatch.setattr(slot, "COPY_BYTES", copy)
+    monkeypatch.setattr(slot, "available_cpus", lambda: 4)
     one = line()
     for turn, (height, width) in enumerate([(64, 96), (64, 1), (1, 96), (37, 61), (64, 96)]):
         rgbs = [image(turn, height, width), image(50 + turn, height, width)[:, :, 0]]
@@ -248,9 +248,9 @@ def test_large_images_are_copied_by_several_threads(
 
 def test_what_is_as_before_is_not_uploaded_again(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
     one = line()
-    one.chain.load_banks([BOLT, NUT])
+    one.executor.load_banks([BOLT, NUT])
     uploads: list[Any] = []
-    plain, pixels = FakeDevice.upload, one.chain._cameras[0]._pixels
+    plain, pixels = FakeDevice.upload, one.executor._slots[0]._pixels
 
     def told(device: FakeDevice, dst: Any, *rest: Any, **named: Any) -> None:
         uploads.append(dst)
@@ -261,7 +261,7 @@ def test_what_is_as_before_is_not_uploaded_again(line: Callable[..., Line], monk
     def look(seed: int, bank: Class, width: int = 40) -> int:
         uploads.clear()
         rgb = image(seed, 30, width)
-        check(one.chain.inspect([rgb], [bank])[1][0], expected(rgb, bank))
+        check(one.executor.inspect([rgb], [bank])[1][0], expected(rgb, bank))
         assert uploads.count(pixels) == 1
         return len(uploads) - 1
 
@@ -287,16 +287,16 @@ def test_what_is_as_before_is_not_uploaded_again(line: Callable[..., Line], monk
 
 def test_timings_name_the_stages(line: Callable[..., Line]) -> None:
     one = line()
-    encoded = one.chain.encode([image(0)])
+    encoded = one.executor.encode([image(0)])
     assert list(encoded.timings) == ["upload", "preprocess", "engine", "download"]
-    found = one.chain.match(encoded, [BOLT])[0]
+    found = one.executor.match(encoded, [BOLT])[0]
     assert list(found.timings) == ["upload", "search", "map", "download"]
     assert all(t > 0 for t in (*encoded.timings.values(), *found.timings.values()))
 
 
 def test_trace_is_what_the_engine_saw_and_gave(line: Callable[..., Line]) -> None:
     one = line()
-    images, tokens = one.chain.trace(one.chain.encode([image(1), image(2, 9, 9)]))
+    images, tokens = one.executor.trace(one.executor.encode([image(1), image(2, 9, 9)]))
     for rgb, own, patch in zip((image(1), image(2, 9, 9)), images, tokens, strict=True):
         np.testing.assert_array_equal(own, preprocess.query_views(preprocess.prepare(rgb, SPEC), VIEWS))
         np.testing.assert_array_equal(patch, [encode_row(i)[0] for i in own])
@@ -307,7 +307,7 @@ def test_pixels_outside_the_region_do_not_count(line: Callable[..., Line]) -> No
     region = np.random.default_rng(0).random((256, 256)) > 0.7
     rgbs = [image(0), image(1)]
     plain = one.inspect(rgbs, [BOLT, NUT])
-    masked = one.chain.match(one.chain.encode(rgbs), [BOLT, NUT], [None, region])
+    masked = one.executor.match(one.executor.encode(rgbs), [BOLT, NUT], [None, region])
     check(masked[0], expected(rgbs[0], BOLT))
     check(masked[1], expected(rgbs[1], NUT, region=region))
     again = one.inspect(rgbs, [BOLT, NUT])  # the mask does not stay
@@ -318,7 +318,7 @@ def test_pixels_outside_the_region_do_not_count(line: Callable[..., Line]) -> No
 # --- many cameras ----------------------------------------------------------------------------------------------------
 
 
-def run_cameras(one: Line, cameras: int, turns: int) -> None:
+def run_cameras(one: Line, slots: int, turns: int) -> None:
     def camera(number: int) -> Callable[[], None]:
         def work() -> None:
             for turn in range(turns):
@@ -329,22 +329,22 @@ def run_cameras(one: Line, cameras: int, turns: int) -> None:
 
         return work
 
-    in_threads(*(camera(i) for i in range(cameras)))
+    in_threads(*(camera(i) for i in range(slots)))
 
 
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_cameras_do_not_disturb_each_other(line: Callable[..., Line], seed: int, at_once: bool) -> None:
-    one = line(seed=seed, pace=1, cameras=3, max_rows=6, at_once=at_once)
-    one.chain.load_banks([BOLT, NUT, GEAR])
+    one = line(seed=seed, pace=1, slots=3, max_rows=6, at_once=at_once)
+    one.executor.load_banks([BOLT, NUT, GEAR])
     run_cameras(one, 3, 3)
 
 
 def overlap(one: Line, forgotten: str | None, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Enqueue two cameras' work before any of it runs, leaving out one kind of wait. Whether all results are right."""
-    cameras, banks = one.chain._cameras, (BOLT, NUT)
-    event, wait = getattr(one.chain._shared, forgotten or "", None), FakeStream.wait
-    with monkeypatch.context() as patch, one.chain._using(banks) as residents:
+    cameras, banks = one.executor._slots, (BOLT, NUT)
+    event, wait = getattr(one.executor._shared, forgotten or "", None), FakeStream.wait
+    with monkeypatch.context() as patch, one.executor._using(banks) as residents:
         patch.setattr(FakeStream, "wait", lambda stream, e: None if e is event else wait(stream, e))
 
         def both(start: Callable[[int], None]) -> None:
@@ -354,7 +354,7 @@ def overlap(one: Line, forgotten: str | None, monkeypatch: pytest.MonkeyPatch) -
                 camera.done.synchronize()
 
         def match(i: int) -> None:
-            cameras[i].stage_search(one.chain._plan([residents[i]], [banks[i]], VIEWS), None)
+            cameras[i].stage_search(one.executor._plan([residents[i]], [banks[i]], VIEWS), None)
             cameras[i].start(1, VIEWS, None, True)
 
         def encode(i: int) -> None:
@@ -374,8 +374,8 @@ def test_the_fake_device_sees_a_missing_wait(line: Callable[..., Line], monkeypa
     """The waits are enough, and each is needed: some order of the streams shows it."""
     found: dict[str | None, list[bool]] = {None: [], "engine_free": [], "maxima_free": []}
     for seed in range(8):
-        one = line(seed=seed, pace=1, cameras=2, max_rows=3)
-        one.chain.load_banks([BOLT, NUT])
+        one = line(seed=seed, pace=1, slots=2, max_rows=3)
+        one.executor.load_banks([BOLT, NUT])
         one.warm_up()
         for forgotten, outcomes in found.items():
             outcomes.append(overlap(one, forgotten, monkeypatch))
@@ -391,10 +391,10 @@ def test_a_class_is_enrolled_while_cameras_run(
     line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     for module in (shared, loader):
-        monkeypatch.setattr(module, "STAGING", 1024)  # many pieces
-    one = line(pace=1, cameras=2, max_rows=3, at_once=at_once)
+        monkeypatch.setattr(module, "STAGING_BYTES", 1024)  # many pieces
+    one = line(pace=1, slots=2, max_rows=3, at_once=at_once)
     versions = [enroll("nut", range(200, 201 + n)) for n in range(3)]
-    one.chain.load_banks([BOLT, versions[0]])
+    one.executor.load_banks([BOLT, versions[0]])
     current = [versions[0]]
     served = [0]
     done = threading.Event()
@@ -409,7 +409,7 @@ def test_a_class_is_enrolled_while_cameras_run(
         try:
             for bank in versions[1:]:
                 before = served[0]
-                one.chain.load_banks([BOLT, bank])
+                one.executor.load_banks([BOLT, bank])
                 current[0] = bank
                 while served[0] < before + 2:
                     time.sleep(0.001)
@@ -422,12 +422,12 @@ def test_a_class_is_enrolled_while_cameras_run(
 
 def test_banks_that_are_not_kept_any_more_are_freed(line: Callable[..., Line]) -> None:
     one = line()
-    one.chain.load_banks([GEAR])
+    one.executor.load_banks([GEAR])
     one.inspect([image(0)], [GEAR])
     alone = one.live()
-    one.chain.load_banks([GEAR, BOLT, NUT])
+    one.executor.load_banks([GEAR, BOLT, NUT])
     assert one.live() > alone
-    one.chain.load_banks([GEAR])
+    one.executor.load_banks([GEAR])
     assert one.live() == alone
     found = one.inspect([image(0), image(1)], [NUT, NUT])  # not kept: uploaded for the call
     check(found[1], expected(image(1), NUT))
@@ -436,20 +436,20 @@ def test_banks_that_are_not_kept_any_more_are_freed(line: Callable[..., Line]) -
 
 def test_kept_banks_are_uploaded_once(line: Callable[..., Line]) -> None:
     one = line()
-    one.chain.load_banks([BOLT, NUT])
+    one.executor.load_banks([BOLT, NUT])
     made = one.device.made
-    one.chain.load_banks([NUT, BOLT])
+    one.executor.load_banks([NUT, BOLT])
     assert one.device.made == made
 
 
 def test_a_larger_bank_gets_more_room_and_new_graphs(line: Callable[..., Line]) -> None:
     one = line(max_rows=6)
-    one.chain.load_banks([BOLT])
+    one.executor.load_banks([BOLT])
     one.warm_up()
-    graphs, room = len(one.device.graphs), one.chain._shared.maxima.nbytes
+    graphs, room = len(one.device.graphs), one.executor._shared.maxima.nbytes
     large = enroll("large", range(400, 408))
-    one.chain.load_banks([BOLT, large])
-    assert one.chain._shared.maxima.nbytes > room
+    one.executor.load_banks([BOLT, large])
+    assert one.executor._shared.maxima.nbytes > room
     for _ in range(2):
         for bank in (large, BOLT):
             check(one.inspect([image(3)], [bank])[0], expected(image(3), bank))
@@ -458,11 +458,11 @@ def test_a_larger_bank_gets_more_room_and_new_graphs(line: Callable[..., Line]) 
 
 def test_no_room_for_a_bank_leaves_the_others_as_they_were(line: Callable[..., Line]) -> None:
     one = line()
-    one.chain.load_banks([BOLT])
+    one.executor.load_banks([BOLT])
     before = one.live()
     one.device.total_memory = before + GEAR.features.nbytes + 100
     with pytest.raises(VisionADError, match="out of GPU memory"):
-        one.chain.load_banks([BOLT, GEAR])
+        one.executor.load_banks([BOLT, GEAR])
     assert one.live() == before
     check(one.inspect([image(0)], [BOLT])[0], expected(image(0), BOLT))
 
@@ -473,7 +473,7 @@ def test_no_room_for_the_chain_leaves_nothing_behind(gpu: None) -> None:
     for memory in (100, 5_000, 100_000, 400_000, 1_000_000):
         device.total_memory = memory
         with pytest.raises(VisionADError, match="out of GPU memory"):
-            CudaExecutor(owner, engine, IDENTITY, cameras=2, max_image=(64, 96))
+            CudaExecutor(owner, engine, IDENTITY, slots=2, max_image=(64, 96))
         assert not owner.run(lambda _: device.live())
     owner.close()
 
@@ -482,21 +482,21 @@ def test_no_room_at_any_taking_leaves_nothing_behind_and_the_chain_goes_on(gpu: 
     owner = DeviceThread.of(next(GPUS))
     device, engine = fake_of(owner), FakeEngine(owner, IDENTITY, encode_row, max_rows=3)
 
-    def work(chain: CudaExecutor) -> None:
-        chain.load_banks([BOLT])
-        encoded = chain.encode([image(0)])
-        chain.trace(encoded)
-        check(chain.match(encoded, [NUT])[0], expected(image(0), NUT))  # not kept: uploaded for the call
-        check(chain.inspect([image(1)], [GEAR])[1][0], expected(image(1), GEAR))
+    def work(executor: CudaExecutor) -> None:
+        executor.load_banks([BOLT])
+        encoded = executor.encode([image(0)])
+        executor.trace(encoded)
+        check(executor.match(encoded, [NUT])[0], expected(image(0), NUT))  # not kept: uploaded for the call
+        check(executor.inspect([image(1)], [GEAR])[1][0], expected(image(1), GEAR))
 
     for number in itertools.count(1):
         device.made, FakeDevice.fail_at = 0, number
         try:
-            with CudaExecutor(owner, engine, IDENTITY, cameras=2, max_image=(64, 96)) as chain:
+            with CudaExecutor(owner, engine, IDENTITY, slots=2, max_image=(64, 96)) as executor:
                 try:
-                    work(chain)
+                    work(executor)
                 except VisionADError:
-                    work(chain)  # there is room again
+                    work(executor)  # there is room again
                     raise
         except VisionADError as exc:
             assert "out of GPU memory" in str(exc)
@@ -509,16 +509,16 @@ def test_no_room_at_any_taking_leaves_nothing_behind_and_the_chain_goes_on(gpu: 
 
 def test_closed_while_a_bank_is_uploaded(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
     one = line()
-    upload = one.chain._upload
+    upload = one.executor._upload
 
     def overtaken(bank: Any) -> Any:
         resident = upload(bank)
-        one.chain.close()
+        one.executor.close()
         return resident
 
-    monkeypatch.setattr(one.chain, "_upload", overtaken)
+    monkeypatch.setattr(one.executor, "_upload", overtaken)
     with pytest.raises(VisionADError, match="closed"):
-        one.chain.load_banks([BOLT])
+        one.executor.load_banks([BOLT])
     assert not one.owner.run(lambda _: one.device.live())
 
 
@@ -527,45 +527,45 @@ def test_closed_while_a_bank_is_uploaded(line: Callable[..., Line], monkeypatch:
 
 def test_refusals(line: Callable[..., Line]) -> None:
     one = line(max_rows=7)
-    chain = one.chain
-    with pytest.raises(VisionADError, match="1 to 2 images of 3 views, found 3"):
-        chain.encode([image(0)] * 3)
-    with pytest.raises(VisionADError, match="found 0"):
-        chain.encode([])
+    executor = one.executor
+    with pytest.raises(VisionADError, match="1 to 2 images of 3 views, got 3"):
+        executor.encode([image(0)] * 3)
+    with pytest.raises(VisionADError, match="got 0"):
+        executor.encode([])
     with pytest.raises(ImageError, match="max_image"):
-        chain.encode([image(0, 65, 10)])
+        executor.encode([image(0, 65, 10)])
     with pytest.raises(ImageError, match="uint8"):
-        chain.encode([image(0).astype(np.float32)])  # type: ignore[list-item]
-    with pytest.raises(VisionADError, match="1 to 2 images of 3 views, found 3"):
-        chain.inspect([image(0)] * 3, [BOLT] * 3)
+        executor.encode([image(0).astype(np.float32)])  # type: ignore[list-item]
+    with pytest.raises(VisionADError, match="1 to 2 images of 3 views, got 3"):
+        executor.inspect([image(0)] * 3, [BOLT] * 3)
     with pytest.raises(VisionADError, match="a bank"):
-        chain.inspect([image(0)], [BOLT, BOLT])
-    encoded = chain.encode([image(0)])
+        executor.inspect([image(0)], [BOLT, BOLT])
+    encoded = executor.encode([image(0)])
     with pytest.raises(VisionADError, match="a bank"):
-        chain.match(encoded, [BOLT, BOLT])
+        executor.match(encoded, [BOLT, BOLT])
     with pytest.raises(VisionADError, match="'half' was not enrolled in view flip"):
-        chain.match(encoded, [enroll("half", [1], ("original",))])
+        executor.match(encoded, [enroll("half", [1], ("original",))])
     with pytest.raises(VisionADError, match="no rows"):
-        chain.match(encoded, [Class("empty", BOLT.features[:, :0], BOLT.blocks)])
+        executor.match(encoded, [Class("empty", BOLT.features[:, :0], BOLT.blocks)])
     broken = BOLT.features.copy()
     broken[0, 0, 0, 0] = np.inf
-    with pytest.raises(VisionADError, match="'bad': NaN or Inf"):
-        chain.load_banks([Class("bad", broken, BOLT.blocks)])
-    check(chain.match(encoded, [BOLT])[0], expected(image(0), BOLT))  # none of it did harm
-    chain.encode([image(1)])
+    with pytest.raises(VisionADError, match="'bad': expected finite rows in the bank, got NaN or Inf"):
+        executor.load_banks([Class("bad", broken, BOLT.blocks)])
+    check(executor.match(encoded, [BOLT])[0], expected(image(0), BOLT))  # none of it did harm
+    executor.encode([image(1)])
     with pytest.raises(VisionADError, match="other images since"):
-        chain.match(encoded, [BOLT])
+        executor.match(encoded, [BOLT])
     with pytest.raises(VisionADError, match="other images since"):
-        chain.trace(encoded)
-    encoded = chain.encode([image(1)])
-    chain.close()
-    chain.close()
+        executor.trace(encoded)
+    encoded = executor.encode([image(1)])
+    executor.close()
+    executor.close()
     for late in (
-        lambda: chain.encode([image(0)]),
-        lambda: chain.load_banks([GEAR]),
-        lambda: chain.inspect([image(0)], [BOLT]),
-        lambda: chain.match(encoded, [BOLT]),
-        lambda: chain.trace(encoded),
+        lambda: executor.encode([image(0)]),
+        lambda: executor.load_banks([GEAR]),
+        lambda: executor.inspect([image(0)], [BOLT]),
+        lambda: executor.match(encoded, [BOLT]),
+        lambda: executor.trace(encoded),
     ):
         with pytest.raises(VisionADError, match="closed"):
             late()
@@ -582,13 +582,13 @@ def test_a_broken_engine_is_noticed(line: Callable[..., Line]) -> None:
 
 def test_keep_alive_runs_the_engine_and_changes_nothing(line: Callable[..., Line]) -> None:
     one = line(keep_alive=0.02)
-    encoded = one.chain.encode([image(0)])
+    encoded = one.executor.encode([image(0)])
     runs = one.engine.runs
     until = time.monotonic() + 30
     while one.engine.runs < runs + 3 and time.monotonic() < until:
         time.sleep(0.01)
     assert one.engine.runs >= runs + 3
-    check(one.chain.match(encoded, [BOLT])[0], expected(image(0), BOLT))
+    check(one.executor.match(encoded, [BOLT])[0], expected(image(0), BOLT))
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -608,7 +608,7 @@ def test_target_by_capability(capability: tuple[int, int], target: str) -> None:
 
 def test_minor_versions_share_code_up_to_8_and_not_beyond() -> None:
     assert kernels.choose_target((8, 8), ["sm_80", "sm_86", "sm_90"]) == "sm_86"
-    with pytest.raises(VisionADError, match=r"compute capability 7\.5; the kernels need 8\.0"):
+    with pytest.raises(VisionADError, match=r"need compute capability 8\.0 .*, got 7\.5"):
         kernels.choose_target((7, 5), ["sm_80", "sm_86"])
 
 
@@ -626,10 +626,10 @@ def test_damaged_kernels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_launch_is_checked(line: Callable[..., Line]) -> None:
     one = line()
-    top_mean = one.chain._shared.kernels["top_mean"]
-    stream = one.chain._shared.stream
+    top_mean = one.executor._shared.kernels["top_mean"]
+    stream = one.executor._shared.stream
     for args, words in (
-        ((1 << 20,), "right 3 arguments"),
+        ((1 << 20,), "expected 3 arguments"),
         ((1 << 20, 8, 1), "multiple of 16"),
         ((1 << 20, 0, 1), "multiple of 16"),
     ):

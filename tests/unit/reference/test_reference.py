@@ -220,10 +220,10 @@ def test_any_timm_vit_and_cnn(tmp_path: Path) -> None:
         ("deit_tiny_patch16_224", {"crop": 464}, "crop 464 is larger than resize 448"),
         ("deit_tiny_patch16_224", {"layers": [3, 12]}, "has layers 0-11"),
         ("deit_tiny_patch16_224", {"layers": []}, "one or more"),
-        ("deit_tiny_patch16_224", {"layers": [3, 2]}, "rising order"),
-        ("deit_tiny_patch16_224", {"views": ["original", "sepia"]}, "original, flip, clamp; found original, sepia"),
-        ("deit_tiny_patch16_224", {"views": []}, "found none"),
-        ("deit_tiny_patch16_224", {"class_token": "mean"}, "known: fused, final"),
+        ("deit_tiny_patch16_224", {"layers": [3, 2]}, "ascending order"),
+        ("deit_tiny_patch16_224", {"views": ["original", "sepia"]}, "original, flip, clamp, got original, sepia"),
+        ("deit_tiny_patch16_224", {"views": []}, "got none"),
+        ("deit_tiny_patch16_224", {"class_token": "mean"}, "expected fused or final"),
     ],
 )
 def test_settings_that_do_not_fit(name: str, options: dict, message: str) -> None:

@@ -45,7 +45,7 @@ def test_the_weight_is_its_definition(side: int, dim: int, apart: float) -> None
     found, wanted = self_similarity_weight(patch, side), literal(patch, side)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=2e-6)
-    np.testing.assert_allclose(method.rarity(torch.from_numpy(patch), side).numpy(), wanted, rtol=2e-6)
+    np.testing.assert_allclose(method.self_similarity_weight(torch.from_numpy(patch), side).numpy(), wanted, rtol=2e-6)
     assert np.float32(MIN_DISTANCE**0.25) <= found.min() * (1 + 1e-6) and found.max() <= 2**0.25
 
 

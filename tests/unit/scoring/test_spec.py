@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from visionad_ref.method import TOP_SHARE, VIEWS
+from visionad_ref.method import TOP_FRACTION, VIEWS
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.manifest import Calibration, ModelManifest, ViewName, read_manifest
 from visionad_runtime.inspector import Inspector
@@ -34,7 +34,7 @@ def record(spec: ScoringSpec, **more: Any) -> Calibration:
 
 
 def test_the_default_is_the_papers() -> None:
-    assert ScoringSpec() == PAPER == ScoringSpec(tuple(VIEWS), TOP_SHARE, False)
+    assert ScoringSpec() == PAPER == ScoringSpec(tuple(VIEWS), TOP_FRACTION, False)
 
 
 @given(SPECS)

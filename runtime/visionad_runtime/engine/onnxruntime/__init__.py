@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU, on a GPU by its CUDA provider, and by its TensorRT provider where that is installed.
+"""ONNX Runtime: on the CPU, and on a GPU by its CUDA provider, or by its TensorRT provider if installed.
 
 Importing this module does not import ONNX Runtime.
 """
@@ -41,12 +41,12 @@ def _open_tensorrt(
 
 
 def _probe(provider: Provider, install: str) -> Probe:
-    """ONNX Runtime offers a provider whether or not the libraries are here that it is linked to."""
+    """Probe a provider. ONNX Runtime lists a provider even if the libraries that it links to are missing."""
     try:
         import onnxruntime
 
         available = onnxruntime.get_available_providers()
-    except Exception:  # a broken native library raises anything; `visionad doctor` names it as a problem of its own
+    except Exception:  # a broken native library raises anything; `visionad doctor` reports it separately
         available = []
     if provider.name not in available:
         return Probe(False, f"ONNX Runtime has no {provider.name}: {install}")

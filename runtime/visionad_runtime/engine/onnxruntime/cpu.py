@@ -18,12 +18,17 @@ from .session import check_provider, create_session
 def open_cpu(folder: Path, manifest: ModelManifest, threads: int | None) -> OrtCpuEngine:
     """Open the model on the CPU.
 
+    Args:
+        folder: The model folder.
+        manifest: Its manifest.
+        threads: CPU threads. Default: all cores.
+
     Raises:
         VisionADError: The provider is not in this ONNX Runtime.
         ModelError: The ONNX file cannot be loaded, or the model is in bf16.
     """
     check_provider(CPU)
-    if manifest.precision == "bf16":  # its products are not implemented there
+    if manifest.precision == "bf16":  # ONNX Runtime has no bf16 products on the CPU
         raise ModelError(
             f"{folder} is in bf16, which ONNX Runtime {ort.__version__} cannot run on a CPU; open it on a GPU, or export "
             "the model with --precision fp32 for this box (its banks fit both)"
@@ -34,8 +39,8 @@ def open_cpu(folder: Path, manifest: ModelManifest, threads: int | None) -> OrtC
 class OrtCpuEngine:
     """Runs each row of a call alone.
 
-    On CPUs this was measured to be as fast as batches or faster (smaller working set). Every result is
-    independent of batch size and order by construction.
+    So a result cannot depend on batch size or order. On CPUs this was measured to be at least as fast as batches, because the
+    working set is smaller.
     """
 
     name = CPU.backend
@@ -47,7 +52,7 @@ class OrtCpuEngine:
         self.precision = manifest.precision
         self._session: ort.InferenceSession | None = session
         self._patch_only = ort.RunOptions()
-        # a known class skips the blocks behind a final class token
+        # without the class token, the blocks behind a final class token are skipped
         self._patch_only.only_execute_path_to_fetches = True
         self.info = {"onnxruntime": ort.__version__, "provider": CPU.name, "threads": str(threads or "all cores")}
 

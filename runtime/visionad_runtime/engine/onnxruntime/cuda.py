@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU: its CUDA provider, and its TensorRT provider where that is installed."""
+"""ONNX Runtime on an NVIDIA GPU: its CUDA provider, and its TensorRT provider if installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...cuda.device import Device, Event
-from ...cuda.memory import Memory
+from ...cuda.memory import ResourceScope
 from ...cuda.thread import DeviceThread
 from ...errors import VisionADError
 from ...formats.manifest import CUDA_ONNX_FILE, ONNX_FILE, ModelManifest
@@ -29,12 +29,19 @@ T = TypeVar("T")
 log = logging.getLogger("visionad")
 
 MAX_BINDINGS = 16
+"""Sets of addresses that a session keeps bindings for."""
 
 
 def open_cuda(
     folder: Path, manifest: ModelManifest, threads: int | None, batch_size: int
 ) -> OrtStreamEngine | OrtDeviceEngine:
     """Open the model with ONNX Runtime's CUDA provider.
+
+    Args:
+        folder: The model folder.
+        manifest: Its manifest.
+        threads: CPU threads. Default: all cores.
+        batch_size: Rows of a call.
 
     Raises:
         VisionADError: The provider is not in this ONNX Runtime, or cannot start.
@@ -44,12 +51,18 @@ def open_cuda(
     variants = session_variants(folder, manifest, threads, batch_size)
     if _can_share_gpu():
         return OrtStreamEngine(variants, CUDA, manifest, batch_size)
-    # ONNX Runtime keeps the graphs of each thread that calls for good, and here any thread may
+    # ONNX Runtime never frees the graphs of a calling thread, and any thread may call this engine.
     return OrtDeviceEngine([v for v in variants if not v.cuda_graph], CUDA, manifest, batch_size)
 
 
 def open_tensorrt(folder: Path, manifest: ModelManifest, threads: int | None, batch_size: int) -> OrtDeviceEngine:
     """Open the model with ONNX Runtime's TensorRT provider, which builds an engine at the first start.
+
+    Args:
+        folder: The model folder.
+        manifest: Its manifest.
+        threads: CPU threads. Default: all cores.
+        batch_size: Rows of a call.
 
     Raises:
         VisionADError: The provider is not in this ONNX Runtime, cannot start, or cannot keep the model's precision.
@@ -81,18 +94,24 @@ class SessionVariant(NamedTuple):
 def session_variants(
     folder: Path, manifest: ModelManifest, threads: int | None, batch_size: int
 ) -> list[SessionVariant]:
-    """Return the ways to run the model with the CUDA provider, the fastest first.
+    """Return the variants of a session with the CUDA provider, the fastest first.
 
-    ONNX Runtime takes a CUDA graph only where all of a call is on the GPU, and does not have each fused operator for each type. So
-    each of them may fail.
+    Each may fail: ONNX Runtime captures a CUDA graph only if the whole call is on the GPU, and it does not have each fused operator
+    for each type.
+
+    Args:
+        folder: The model folder.
+        manifest: Its manifest.
+        threads: CPU threads. Default: all cores.
+        batch_size: Rows of a call.
     """
 
-    def variant(file: str, words: str, cuda_graph: bool) -> SessionVariant:
+    def variant(file: str, operators: str, cuda_graph: bool) -> SessionVariant:
         def create(more: dict[str, str]) -> Any:
             options = cuda_options(manifest) | more | ({"enable_cuda_graph": "1"} if cuda_graph else {})
             return create_session(folder, manifest, CUDA, threads, options, batch_size, file)
 
-        return SessionVariant(f"{words}, {'a CUDA graph' if cuda_graph else 'no CUDA graph'}", cuda_graph, create)
+        return SessionVariant(f"{operators}, {'a CUDA graph' if cuda_graph else 'no CUDA graph'}", cuda_graph, create)
 
     plain = ONNX_FILE, "operators as in the file"
     if CUDA_ONNX_FILE not in manifest.files:
@@ -102,10 +121,10 @@ def session_variants(
 
 
 def first_working(variants: Sequence[SessionVariant], attempt: Callable[[SessionVariant], T]) -> T:
-    """Return what ``attempt`` returns for the first variant for which it does not fail.
+    """Return the result of ``attempt`` for the first variant for which it does not fail.
 
     Raises:
-        VisionADError: The last one failed too.
+        VisionADError: It failed for all variants. This is the last error.
     """
     for variant in variants[:-1]:
         try:
@@ -116,8 +135,7 @@ def first_working(variants: Sequence[SessionVariant], attempt: Callable[[Session
 
 
 def _can_share_gpu() -> bool:
-    """Whether the runtime itself can use the GPU (pycuda is here, the GPU is an Ampere or newer): then all of the pipeline can run
-    there."""
+    """Return whether the whole pipeline can run on the GPU: pycuda is installed, and the GPU is an Ampere or newer."""
     try:
         capability = DeviceThread.of(0).run(lambda device: device.capability)
         if capability >= (8, 0):
@@ -131,7 +149,7 @@ def _can_share_gpu() -> bool:
 
 def cuda_options(manifest: ModelManifest) -> dict[str, str]:
     """Return the options of the CUDA provider."""
-    # `use_tf32` is on by default; an exhaustive search would choose other kernels on every start
+    # `use_tf32` is on by default. An exhaustive search would choose other kernels at every start.
     tf32 = str(int(manifest.precision == "tf32"))
     return {"device_id": "0", "use_tf32": tf32, "cudnn_conv_algo_search": "HEURISTIC"}
 
@@ -166,9 +184,9 @@ def tensorrt_options(folder: Path, manifest: ModelManifest, batch_size: int) -> 
 
 
 class OrtDeviceEngine:
-    """Runs batches of a fixed size with inputs and outputs bound to buffers of ONNX Runtime's that stay on the device.
+    """Runs batches of a fixed size, with inputs and outputs bound to ONNX Runtime's own buffers on the device.
 
-    One call at a time: the buffers are shared.
+    Calls run one at a time, because they share the buffers.
     """
 
     requires_device_pipeline = False
@@ -184,7 +202,7 @@ class OrtDeviceEngine:
         """Take the first of ``variants`` that runs.
 
         Raises:
-            VisionADError, ModelError: None does, or there is no memory.
+            VisionADError, ModelError: No variant runs, or the GPU is out of memory.
         """
         self.name, self.batch_size, self.precision = provider.backend, batch_size, manifest.precision
         self.device_engine = None
@@ -234,11 +252,13 @@ class OrtDeviceEngine:
 
 
 class OrtStreamEngine:
-    """The CUDA provider on a stream and in buffers of the runtime's own, all by the GPU's owner thread: so it can work amid other
-    work on the GPU, and preprocessing, search and map can be there too."""
+    """The CUDA provider on a stream and in buffers of this runtime, on the GPU's owner thread.
+
+    So the engine runs in order with other GPU work, and preprocessing, search and map can run on the GPU too.
+    """
 
     requires_device_pipeline = False
-    capturable = False  # it may take memory at any call, and captures what it runs itself
+    capturable = False  # ONNX Runtime may allocate memory at any call, and captures graphs itself
 
     def __init__(
         self,
@@ -251,36 +271,36 @@ class OrtStreamEngine:
         """Take the first of ``variants`` that runs.
 
         Raises:
-            VisionADError, ModelError: None does, or there is no memory.
+            VisionADError, ModelError: No variant runs, or the GPU is out of memory.
         """
         self.name, self.batch_size, self.precision = provider.backend, batch_size, manifest.precision
         self._provider, self.max_rows = provider, batch_size
         self._owner, self._variants, self._kind = DeviceThread.of(0), variants, device
         self._shapes = tensor_shapes(manifest, batch_size)
-        self._memory: Memory | None = None
+        self._resources: ResourceScope | None = None
         self._encoding = threading.Lock()
         self._session: Any = None
         self._graph = False
         self._bindings: dict[tuple[int, ...], tuple[Any, ort.RunOptions]] = {}
-        self._bound = 0
+        self._graph_ids = 0
         try:
-            self.info = self._owner.run(self._take) | {"precision": f"{manifest.precision} as in the graph"}
+            self.info = self._owner.run(self._start) | {"precision": f"{manifest.precision} as in the graph"}
         except BaseException:
             self.close()
             raise
 
-    def _take(self, device: Device) -> dict[str, str]:
-        memory = self._memory = Memory(device)
-        self._before, self._after, self._done = (memory.hold(device.event()) for _ in range(3))
-        self._host = {name: memory.pinned(shape, np.float32) for name, shape in self._shapes.items()}
-        self._buffers = {name: memory.hold(device.alloc(host.nbytes)) for name, host in self._host.items()}
-        return first_working(self._variants, partial(self._open, memory, device)) | {"gpu": device.name}
+    def _start(self, device: Device) -> dict[str, str]:
+        resources = self._resources = ResourceScope(device)
+        self._before, self._after, self._done = (resources.own(device.event()) for _ in range(3))
+        self._host = {name: resources.pinned(shape, np.float32) for name, shape in self._shapes.items()}
+        self._buffers = {name: resources.own(device.alloc(host.nbytes)) for name, host in self._host.items()}
+        return first_working(self._variants, partial(self._open, resources, device)) | {"gpu": device.name}
 
-    def _open(self, memory: Memory, device: Device, variant: SessionVariant) -> dict[str, str]:
+    def _open(self, resources: ResourceScope, device: Device, variant: SessionVariant) -> dict[str, str]:
         self._bindings.clear()
         self._session, self._graph = None, variant.cuda_graph
-        # a new one, since the last way's may have been left recording a graph; so `memory` does not wait for it either
-        self._stream = memory.hold(device.stream())
+        # A new stream: the last variant's may still record a graph. For that reason `resources` must not wait for it, either.
+        self._stream = resources.own(device.stream())
         self._session = variant.open({"user_compute_stream": str(self._stream.handle)})
         self._enqueue(*(self._buffers[name].ptr for name in self._shapes))
         self._stream.synchronize()
@@ -295,7 +315,8 @@ class OrtStreamEngine:
         """See :class:`~visionad_runtime.cuda.interface.DeviceEngine`.
 
         Raises:
-            VisionADError: not a whole group, or the engine was closed. ModelError: ONNX Runtime fails.
+            VisionADError: ``rows`` is not the batch size, or the engine was closed.
+            ModelError: ONNX Runtime failed.
         """
         self._check_open()
         if rows != self.batch_size:
@@ -304,29 +325,32 @@ class OrtStreamEngine:
         self._stream.wait(self._before)
         try:
             self._enqueue(images, patch, cls)
-        finally:  # if it fails midway, what it has enqueued still writes there
+        finally:  # also after a failure: work that is already enqueued still writes to the buffers
             self._after.record(self._stream)
             stream.wait(self._after)
 
     def _enqueue(self, *addresses: int) -> None:
-        bound = self._bindings.get(addresses)
-        if bound is None:
-            if len(self._bindings) > MAX_BINDINGS:  # of chains that are no more
+        binding = self._bindings.get(addresses)
+        if binding is None:
+            if len(self._bindings) > MAX_BINDINGS:  # of closed pipelines
                 self._bindings.clear()
-            bound = self._bindings[addresses] = self._session.io_binding(), self._run_options()
+            binding = self._bindings[addresses] = self._session.io_binding(), self._run_options()
             for (name, shape), address in zip(self._shapes.items(), addresses, strict=True):
-                bind = bound[0].bind_input if name == "images" else bound[0].bind_output
+                bind = binding[0].bind_input if name == "images" else binding[0].bind_output
                 bind(name, self._kind, 0, np.float32, shape, address)
-        run_session(self._provider, self._session, *bound)
+        run_session(self._provider, self._session, *binding)
 
     def _run_options(self) -> ort.RunOptions:
-        """A graph is of the addresses that it was captured with, and is enqueued without waiting. Without one ONNX Runtime has to
-        wait: else it keeps page-locked memory of every call, and at the session's end gives it back in a callback of the driver's,
-        where that is forbidden (seen on an H100: the process is aborted)."""
+        """Return the options of a binding.
+
+        A CUDA graph belongs to the addresses that it was captured with, and is enqueued without waiting. Without a graph, ONNX
+        Runtime must wait. Otherwise it keeps page-locked memory of every call and frees it at the session's end in a callback of
+        the driver, where that is forbidden: on an H100 the process was aborted.
+        """
         options = ort.RunOptions()
         if self._graph:
-            self._bound += 1
-            options.add_run_config_entry("gpu_graph_id", str(self._bound))
+            self._graph_ids += 1
+            options.add_run_config_entry("gpu_graph_id", str(self._graph_ids))
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options
 
@@ -341,9 +365,9 @@ class OrtStreamEngine:
             raise closed_error(self.name)
 
     def _round_trip(self) -> None:
-        """One group; the owner's thread serves cameras between two."""
+        """Run one batch. The owner thread does other work between batches."""
 
-        def begin(device: Device) -> Event:
+        def enqueue(device: Device) -> Event:
             self._check_open()
             device.upload(self._buffers["images"], self._host["images"], self._stream)
             self._enqueue(*(self._buffers[name].ptr for name in self._shapes))
@@ -352,22 +376,22 @@ class OrtStreamEngine:
             self._done.record(self._stream)
             return self._done
 
-        self._owner.serve(begin, lambda _: self._done.synchronize())
+        self._owner.submit(enqueue, lambda _: self._done.synchronize())
 
     def close(self) -> None:
-        """See :class:`~visionad_runtime.engine.base.Engine`. Twice is harmless."""
+        """See :class:`~visionad_runtime.engine.base.Engine`."""
         with self._encoding:
             self._owner.run(self._release)
 
     def _release(self, _: Device) -> None:
         try:
             if self._session is not None:
-                self._stream.synchronize()  # what it has enqueued reads its memory
+                self._stream.synchronize()  # enqueued work still uses the buffers
         finally:
             self._bindings.clear()
             self._session = None
-            if self._memory is not None:
-                self._memory.close()
+            if self._resources is not None:
+                self._resources.close()
 
 
 def _info(session: Any, variant: SessionVariant) -> dict[str, str]:

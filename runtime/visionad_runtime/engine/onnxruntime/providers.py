@@ -1,4 +1,4 @@
-"""The execution providers of ONNX Runtime that backends use. Importing this module does not import ONNX Runtime."""
+"""The execution providers of ONNX Runtime that backends use. This module does not import ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Provider(NamedTuple):
         name: ONNX Runtime's name of the provider.
         library: Part of the file name of the provider's own library. ``None``: it is part of ONNX Runtime.
         disabled_optimizers: ONNX Runtime's optimisers that make the graph slower there.
-        alternative: The backend to use where a library of the provider is missing.
+        alternative: The backend to suggest if a library of the provider is missing.
     """
 
     backend: str
@@ -29,7 +29,7 @@ class Provider(NamedTuple):
 
 
 CPU = Provider("onnxruntime-cpu", "CPUExecutionProvider")
-# MatMulAddFusion makes a Gemm of a product and its bias. On a GPU that copies the bias to every row first, which on an H100 took
-# longer than the product (ViT-L, fp16).
+# MatMulAddFusion turns a product and its bias into a Gemm. On a GPU that first copies the bias to every row, which took longer than
+# the product on an H100 (ViT-L, fp16).
 CUDA = Provider("onnxruntime-cuda", "CUDAExecutionProvider", "cuda", ("MatMulAddFusion",))
 TENSORRT = Provider("onnxruntime-tensorrt", "TensorrtExecutionProvider", "tensorrt", alternative="tensorrt")

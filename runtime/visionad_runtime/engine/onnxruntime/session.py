@@ -1,7 +1,7 @@
-"""Sessions of ONNX Runtime with exactly the execution provider that was asked for.
+"""Sessions of ONNX Runtime with exactly the requested execution provider.
 
-If a provider cannot start, ONNX Runtime falls back to the CPU with a warning. Here that is an error: the providers of the session
-are compared with what was asked for.
+If a provider cannot start, ONNX Runtime falls back to the CPU with a warning. Here that is an error: the session's providers are
+compared with the requested one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .providers import CPU, Provider
 
 log = logging.getLogger("visionad")
 
-if not hasattr(ort, "InferenceSession"):  # Python imports the folder that is left
-    _left = ", ".join(map(str, getattr(ort, "__path__", [ort])))
+if not hasattr(ort, "InferenceSession"):  # Python imports the remaining folder as a namespace package
+    _remains = ", ".join(map(str, getattr(ort, "__path__", [ort])))
     raise VisionADError(
-        f"of ONNX Runtime only remains are in {_left}: one of onnxruntime and onnxruntime-gpu was uninstalled beside the other; "
+        f"{_remains} holds only remains of ONNX Runtime: onnxruntime and onnxruntime-gpu share it, and one was uninstalled; "
         "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu (without a GPU: onnxruntime)"
     )
 
@@ -37,10 +37,10 @@ OUTPUTS = ("patch_tokens", "class_token")
 
 
 def check_provider(provider: Provider) -> None:
-    """Check a provider before anything is asked of ONNX Runtime or the GPU.
+    """Check a provider before ONNX Runtime or the GPU is used.
 
     Raises:
-        VisionADError: This ONNX Runtime does not have it, or it needs a driver that is not here.
+        VisionADError: This ONNX Runtime does not have it, or the NVIDIA driver is missing.
     """
     available = ort.get_available_providers()
     if provider.name not in available:
@@ -56,7 +56,7 @@ def check_provider(provider: Provider) -> None:
 
 
 def provider_problem(provider: Provider) -> str:
-    """Return why the provider's library does not load here, and what mends that; empty where it loads.
+    """Return why the provider's library does not load here, and what fixes that; empty if it loads.
 
     Call it in a process of its own: it loads all of CUDA.
     """
@@ -83,7 +83,7 @@ def create_session(
     rows: int | None = None,
     file: str = ONNX_FILE,
 ) -> ort.InferenceSession:
-    """Create a session with the provider that was asked for, and check its inputs and outputs.
+    """Create a session with the requested provider, and check its inputs and outputs.
 
     Args:
         folder: The model folder.
@@ -91,7 +91,7 @@ def create_session(
         provider: The execution provider.
         threads: CPU threads. Default: all cores.
         provider_options: As ONNX Runtime takes them.
-        rows: Rows of every call, where that is known: then shapes are worked out now.
+        rows: Rows of every call, if known. Then ONNX Runtime infers shapes at once.
         file: The ONNX file in the folder.
 
     Raises:
@@ -105,19 +105,19 @@ def create_session(
     options.use_deterministic_compute = provider.on_gpu
     if threads is not None:
         options.intra_op_num_threads = threads
-    # Threads that go on spinning after a run take the cores from the search that follows.
+    # Threads that spin after a run take cores from the search that follows.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if rows is not None:
         options.add_free_dimension_override_by_name("batch", rows)
     path = folder / file
     printed: list[str] = []
     try:
-        # ONNX Runtime tells of a fall-back by warnings, on stderr, and on stdout amid a command's JSON; below it is an error.
+        # ONNX Runtime reports a fall-back by warnings, on stderr, and on stdout between a command's JSON. Below it is an error.
         with warnings.catch_warnings(), silence(printed) if provider.on_gpu else nullcontext():
             warnings.simplefilter("ignore")
-            chosen = [(provider.name, dict(provider_options))] if provider_options else [provider.name]
+            requested = [(provider.name, dict(provider_options))] if provider_options else [provider.name]
             session = ort.InferenceSession(
-                str(path), options, providers=chosen, disabled_optimizers=list(provider.disabled_optimizers)
+                str(path), options, providers=requested, disabled_optimizers=list(provider.disabled_optimizers)
             )
     except Exception as exc:  # ONNX Runtime's own exception types share no base
         raise failure(provider, f"{path} cannot be loaded by ONNX Runtime {ort.__version__}", exc) from None
@@ -142,13 +142,14 @@ def create_session(
 
 
 def _preload() -> None:
-    """Load CUDA and cuDNN of pip packages, which no loader finds by itself.
+    """Load CUDA and cuDNN from pip packages. The system's loader does not search there.
 
-    ONNX Runtime looks beside its own package alone. In an environment on top of another one they lie in the one below.
+    ONNX Runtime searches only beside its own package. In an environment on top of another one, the packages may be in the lower
+    one.
     """
     if not hasattr(ort, "preload_dlls"):
         return
-    with silence([]):  # it prints what it misses
+    with silence([]):  # it prints the names of missing libraries
         ort.preload_dlls()
         for place in sys.path:
             for folder in sorted(Path(place).glob("nvidia/*/lib")):
@@ -156,7 +157,7 @@ def _preload() -> None:
 
 
 def _reason(printed: Sequence[str]) -> str:
-    """Return ``: `` and the library that was not found, or the first error that ONNX Runtime printed."""
+    """Return ``: `` and the missing library, or the first error that ONNX Runtime printed; empty if it printed none."""
     error = next((re.sub(r"\x1b\[[0-9;]*m", "", line) for line in printed if "[E:" in line), None)
     if error is None:
         return ""
@@ -165,7 +166,7 @@ def _reason(printed: Sequence[str]) -> str:
 
 
 def _remedy(provider: Provider, reason: str) -> str:
-    """Return what a provider needs that did not start, by the library that it did not find."""
+    """Return what fixes a provider that did not start, by the library that is missing."""
     if re.search("libnvinfer|libnvonnxparser", reason):
         return (
             "it needs the TensorRT that this ONNX Runtime was built for where the loader looks (LD_LIBRARY_PATH), or use "
@@ -181,7 +182,13 @@ def _remedy(provider: Provider, reason: str) -> str:
 
 
 def failure(provider: Provider, what: str, exc: Exception) -> ModelError:
-    """Return the error for what ONNX Runtime raised while it did ``what``."""
+    """Return the one-line error for an exception of ONNX Runtime.
+
+    Args:
+        provider: The execution provider.
+        what: What failed.
+        exc: The exception.
+    """
     text = str(exc)
     if any(s in text.lower() for s in ("out of memory", "failed to allocate memory", "bad allocation")):
         where = "GPU memory" if provider.on_gpu else "memory"

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX. Importing this module imports neither."""
+"""TensorRT and TensorRT-RTX. This module imports neither."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _build(
 def _require_engine(library: Library, folder: Path) -> None:
     if not EngineCache(folder).has_engine_for(library.backend):
         raise EngineNotFoundError(
-            f"no engine has been built; `visionad build {folder} --backend {library.backend}` makes one"
+            f"no engine has been built; run `visionad build {folder} --backend {library.backend}`"
         )
 
 

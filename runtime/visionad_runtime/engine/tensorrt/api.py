@@ -1,4 +1,4 @@
-"""What differs between TensorRT 10, TensorRT 11 and TensorRT-RTX, in one place; the rest of the code knows one API.
+"""One API over TensorRT 10, TensorRT 11 and TensorRT-RTX. All differences between them are in this module.
 
 ============================  =====================  ==================  ==========================
 ..                            TensorRT 10.x          TensorRT 11.x       TensorRT-RTX 1.x
@@ -11,7 +11,7 @@ timing cache                  yes                    yes                 does no
 JIT results can be kept       no                     no                  yes, ``IRuntimeCache``
 ============================  =====================  ==================  ==========================
 
-The weakly typed switches of 10.x (``BuilderFlag.FP16`` and its like) are never touched: precision is what the graph's types say.
+The weakly typed flags of 10.x (such as ``BuilderFlag.FP16``) are never used: the graph's types decide the precision.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Library(NamedTuple):
         backend: The backend's name.
         module: The Python module.
         extra: The extra of this distribution that installs it.
-        reinstall: The command for a library that is installed and broken. pip would find an extra's requirements satisfied.
+        reinstall: The command that reinstalls a broken library. To install the extra again does nothing: its requirements are met.
         rtx: Whether it is TensorRT-RTX.
     """
 
@@ -63,18 +63,18 @@ PORTABLE = "portable"
 
 
 class IncompatibleEngineError(ModelError):
-    """TensorRT does not take an engine, and nothing says that a new one would fail as well."""
+    """TensorRT rejects an engine, and a new build may succeed."""
 
 
 class Message(NamedTuple):
-    """A line of TensorRT's log; ``severity`` as TensorRT names it."""
+    """A line of TensorRT's log. ``severity`` has TensorRT's name."""
 
     severity: str
     text: str
 
 
 class LogCollector:
-    """Where the process's one TensorRT logger writes: TensorRT ignores every logger but the first."""
+    """Target of the process's only TensorRT logger. TensorRT ignores every logger but the first."""
 
     def __init__(self) -> None:
         self.recent: deque[Message] = deque(maxlen=50)
@@ -82,7 +82,7 @@ class LogCollector:
         self._lock = threading.Lock()
 
     def write(self, severity: str, text: str) -> None:
-        """Called by TensorRT, from any of its threads."""
+        """Record a message. TensorRT calls this from any of its threads."""
         message = Message(severity, text.strip())
         with self._lock:
             if severity not in ("INFO", "VERBOSE"):
@@ -92,7 +92,7 @@ class LogCollector:
 
     @contextmanager
     def collect(self) -> Iterator[list[Message]]:
-        """Every message of the block."""
+        """Collect every message within the block."""
         sink: list[Message] = []
         with self._lock:
             self._sinks.append(sink)
@@ -105,7 +105,15 @@ class LogCollector:
 
 @dataclass(frozen=True)
 class TensorRT:
-    """An installed TensorRT. ``module`` is the imported one; ``logger`` the process's logger of it, writing to ``collector``."""
+    """An installed TensorRT.
+
+    Attributes:
+        backend: The backend's name.
+        module: The Python module.
+        version: Its version.
+        logger: The process's logger of it, which writes to ``collector``.
+        collector: Messages of the logger.
+    """
 
     backend: str
     module: Any
@@ -119,10 +127,10 @@ class TensorRT:
         return LIBRARIES[self.backend].rtx
 
     def create_network(self, builder: trt.Builder) -> trt.INetworkDefinition:
-        """An empty strongly typed network.
+        """Create an empty strongly typed network.
 
         Raises:
-            VisionADError: this TensorRT cannot promise strong typing.
+            VisionADError: This TensorRT has no strongly typed networks.
         """
         flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         if flag is None and (self.rtx or major(self.version) < 11):
@@ -132,34 +140,47 @@ class TensorRT:
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
     def choose_tf32(self, config: trt.IBuilderConfig, allowed: bool) -> None:
-        """TF32 is on by default in every release; here it is on only where the model's precision says so."""
+        """Switch TF32. It is on by default in every release; here it is on only if the model's precision is TF32.
+
+        Raises:
+            VisionADError: The flag does not take effect.
+        """
         flag = self.module.BuilderFlag.TF32
         (config.set_flag if allowed else config.clear_flag)(flag)
         if config.get_flag(flag) != allowed:
             raise VisionADError(
-                f"{self.backend} {self.version} does not let TF32 be switched {'on' if allowed else 'off'}"
+                f"{self.backend} {self.version} ignores the switch of TF32 to {'on' if allowed else 'off'}; use another release"
             )
 
     def choose_target(self, config: trt.IBuilderConfig, capability: str) -> None:
-        """Which GPUs an engine is for: TensorRT builds for the one that is there, TensorRT-RTX for a compute capability."""
+        """Set the GPUs that an engine is for: TensorRT-RTX builds for a compute capability, TensorRT for the GPU that is here.
+
+        Raises:
+            VisionADError: TensorRT-RTX does not know or refuses the compute capability.
+        """
         if not self.rtx or capability == PORTABLE:
             return
         target = getattr(self.module.ComputeCapability, f"SM{capability.replace('.', '')}", None)
         if target is None:
             known = ", ".join(RTX_CAPABILITIES)
-            raise VisionADError(
-                f"tensorrt-rtx {self.version} cannot build for compute capability {capability}; it knows {known}"
-            )
+            raise VisionADError(f"tensorrt-rtx {self.version}: expected compute capability {known}, got {capability}")
         rtx_config: Any = config
         rtx_config.num_compute_capabilities = 1
         if not rtx_config.set_compute_capability(target, 0):
             raise VisionADError(f"tensorrt-rtx {self.version} refuses compute capability {capability}{self.why()}")
 
     def create_context(self, engine: trt.ICudaEngine, jit: bytes | None) -> tuple[trt.IExecutionContext | None, Any]:
-        """An execution context, and the object that holds TensorRT-RTX's JIT results (``jit`` are those of an earlier start).
+        """Create an execution context.
 
-        TensorRT-RTX would first run general kernels and later swap in special ones, which changes results in their last
-        bits while a line is running; here it makes the special ones at once.
+        By default TensorRT-RTX first runs general kernels and replaces them later by specialised ones, which changes the last bits
+        of results while a line is running. Here it specialises at once.
+
+        Args:
+            engine: The engine.
+            jit: TensorRT-RTX's JIT results of an earlier start.
+
+        Returns:
+            The context (``None`` if TensorRT refuses), and the object that holds the JIT results.
         """
         if not self.rtx:
             return engine.create_execution_context(), None
@@ -174,34 +195,41 @@ class TensorRT:
         return engine.create_execution_context(config), cache
 
     def graph_allowed(self, context: trt.IExecutionContext, stream: int) -> bool:
-        """Whether what the context enqueues can be recorded in a CUDA graph."""
-        asked: Any = getattr(context, "is_stream_capturable", None)
-        return True if asked is None else bool(asked(stream))
+        """Return whether the context's work can be recorded in a CUDA graph."""
+        is_capturable: Any = getattr(context, "is_stream_capturable", None)
+        return True if is_capturable is None else bool(is_capturable(stream))
 
     def why(self, messages: Sequence[Message] | None = None) -> str:
-        """``: `` and TensorRT's own words about a failure, or nothing. The first error is the cause, others follow from it."""
+        """Return ``: `` and TensorRT's first error, which is the cause of the others; empty if there is none."""
         errors = [
             m.text for m in (messages if messages is not None else self.collector.recent) if "ERROR" in m.severity
         ]
         return f": {errors[0]}" if errors else ""
 
-    def failure(self, doing: str, messages: Sequence[Message]) -> ModelError:
-        """One line for what failed, with the way out that fits."""
+    def failure(self, action: str, messages: Sequence[Message]) -> ModelError:
+        """Return the one-line error for a failure, with what fixes it.
+
+        Args:
+            action: What failed, such as "to build an engine".
+            messages: TensorRT's log of it.
+        """
         why = self.why(messages)
         text = " ".join(m.text for m in messages).lower()
         if "out of memory" in text or "outofmemory" in text or "cudaerror 2:" in text:
-            way = "out of GPU memory: close other programs on this GPU, or use a smaller model or lower precision"
+            remedy = "out of GPU memory: close other programs on this GPU, or use a smaller model or lower precision"
         elif "sm75" in text:  # no float32 product, no bfloat16 at all
-            way = "on Turing it computes in fp16 only: `visionad export --precision fp16`, or use another --backend"
+            remedy = "on Turing it computes in fp16 only: `visionad export --precision fp16`, or use another --backend"
         elif "compute capability" in text or "unsupported_cc" in text or "unsupported sm" in text:
             known = f" (it runs on {', '.join(RTX_CAPABILITIES)})" if self.rtx else ""
-            way = f"this GPU is not supported by {self.backend} {self.version}{known}; use another --backend"
+            remedy = f"this GPU is not supported by {self.backend} {self.version}{known}; use another --backend"
         elif "driver version is insufficient" in text:
-            way = "the NVIDIA driver is missing or too old: install a newer one (`visionad doctor` says which is here)"
+            remedy = (
+                "the NVIDIA driver is missing or too old: install a newer one (`visionad doctor` says which is here)"
+            )
         else:
-            way = "see `visionad doctor`, or use another --backend"
-            return IncompatibleEngineError(f"{self.backend} {self.version} failed {doing}{why[:400]}; {way}")
-        return ModelError(f"{self.backend} {self.version} failed {doing}{why[:400]}; {way}")
+            remedy = "see `visionad doctor`, or use another --backend"
+            return IncompatibleEngineError(f"{self.backend} {self.version} failed {action}{why[:400]}; {remedy}")
+        return ModelError(f"{self.backend} {self.version} failed {action}{why[:400]}; {remedy}")
 
 
 _APIS: dict[str, TensorRT] = {}
@@ -210,8 +238,12 @@ _APIS: dict[str, TensorRT] = {}
 def load_api(backend: str) -> TensorRT:
     """Import TensorRT or TensorRT-RTX.
 
+    Args:
+        backend: A key of :data:`LIBRARIES`.
+
     Raises:
-        VisionADError: missing, broken, only its type stubs, or too old; with the command that mends it.
+        VisionADError: It is missing, broken, too old, or only its type stubs are installed. The message has the command that fixes
+            this.
     """
     library = LIBRARIES[backend]
     name = library.module
@@ -238,7 +270,7 @@ def load_api(backend: str) -> TensorRT:
 
 
 def major(version: str) -> int:
-    """``"10.3.0"`` → 10."""
+    """Return the major version: 10 for ``"10.3.0"``."""
     return int(version.split(".", 1)[0])
 
 
@@ -247,7 +279,7 @@ def _jetson(library: Library) -> str:
 
 
 def _no_driver(library: Library) -> str:
-    """Nobody should load gigabytes only to be told of it next. TensorRT-RTX builds without a driver."""
+    """Return the hint that the driver is missing too, before the user installs gigabytes. TensorRT-RTX builds without a driver."""
     if library.rtx or has_nvidia_driver():
         return ""
     return "; it needs an NVIDIA driver as well, and none is loaded here"
@@ -265,7 +297,11 @@ def _logger(module: Any, collector: LogCollector) -> Any:
 
 
 class BuildProgress:
-    """TensorRT's nested phases as whole percents of one build, and as lines for the build log."""
+    """Turns TensorRT's nested phases into percents of one build, and into lines of the build log.
+
+    Attributes:
+        finished: Phases that have ended, with their numbers of steps.
+    """
 
     def __init__(self, step: Any, cancelled: threading.Event) -> None:
         self.finished: list[tuple[str, int]] = []
@@ -275,22 +311,22 @@ class BuildProgress:
         self._lock = threading.Lock()
 
     def start(self, name: str, steps: int) -> None:
-        """A phase begins."""
+        """Record the start of a phase."""
         with self._lock:
             self._stack.append([name, max(steps, 1), 0])
 
     def finish(self, name: str) -> None:
-        """A phase ends, whether or not all of its steps were reported."""
+        """Record the end of a phase, even if not all of its steps were reported."""
         with self._lock:
             while self._stack:
-                found, steps, _ = self._stack.pop()
-                if found == name:
+                phase, steps, _ = self._stack.pop()
+                if phase == name:
                     self.finished.append((name, steps))
                     break
             self._show(100 if not self._stack else None)
 
     def done(self, name: str, step: int) -> bool:
-        """A step ends. False stops the build."""
+        """Record the end of a step. Return ``False`` to stop the build."""
         with self._lock:
             for phase in self._stack:
                 if phase[0] == name:
@@ -300,17 +336,17 @@ class BuildProgress:
 
     def _show(self, percent: int | None = None) -> None:
         if percent is None:
-            fraction, share = 0.0, 1.0
+            fraction, step = 0.0, 1.0
             for _, steps, done in self._stack:
-                share /= steps
-                fraction += share * min(done, steps)
+                step /= steps
+                fraction += step * min(done, steps)
             percent = min(int(100 * fraction), 99)
         for _ in range(self._shown, percent):
             self._step()
         self._shown = max(self._shown, percent)
 
     def monitor(self, module: Any) -> Any:
-        """As TensorRT's ``IProgressMonitor``."""
+        """Return this as TensorRT's ``IProgressMonitor``."""
         outer = self
 
         class Monitor(module.IProgressMonitor):  # type: ignore[misc]  # the class is only known at run time

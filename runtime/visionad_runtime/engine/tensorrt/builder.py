@@ -1,6 +1,6 @@
-"""Build TensorRT engines from a model folder: parse the graph, build, read back what was built, keep it in the cache.
+"""Build TensorRT engines from a model folder: parse the graph, build, check the result, and store it in the cache.
 
-An engine serves 1 to V images a call (V views), in a profile that is optimal at V.
+An engine takes 1 to V images a call (V views). Its profile is optimised for V.
 """
 
 from __future__ import annotations
@@ -34,13 +34,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("visionad")
 
 WORKSPACE_MIB = 4096
-"""Scratch memory a kernel may ask for while it is chosen; half of the GPU's where that is less (a Jetson shares its memory)."""
+"""Scratch memory that a kernel may use, or half of the GPU's memory if that is less (a Jetson shares its memory)."""
 
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 
 
 def engine_key(api: TensorRT, manifest: ModelManifest, device: Device | None, capability: str) -> dict[str, Any]:
-    """All that decides an engine: its cache key. ``capability`` is the GPU's, or what a TensorRT-RTX engine is to be for."""
+    """Return everything that determines an engine: its cache key.
+
+    Args:
+        api: The library.
+        manifest: The model's manifest.
+        device: The GPU, if there is one.
+        capability: The GPU's compute capability, or the target of a TensorRT-RTX engine.
+    """
     workspace = WORKSPACE_MIB if device is None else min(WORKSPACE_MIB, device.total_memory // 2**21)
     return {
         "backend": api.backend,
@@ -56,7 +63,7 @@ def engine_key(api: TensorRT, manifest: ModelManifest, device: Device | None, ca
 
 
 def capability_of(device: Device) -> str:
-    """``8.6``."""
+    """Return a device's compute capability, such as ``8.6``."""
     return f"{device.capability[0]}.{device.capability[1]}"
 
 
@@ -71,16 +78,19 @@ def build(
     """Build an engine, or take it from the cache.
 
     Args:
-        capability: TensorRT-RTX only: what it is for (default: all GPUs from 8.0 on, or the Turing GPU that is here).
-        step: called up to 100 times while it goes on.
-        rebuild: even if there is one.
+        folder: The model folder.
+        manifest: Its manifest.
+        backend: The backend's name.
+        capability: The target of a TensorRT-RTX engine. Default: all GPUs from 8.0 on, or the Turing GPU that is here.
+        step: Called up to 100 times during the build.
+        rebuild: Whether to build even if the cache has the engine.
 
     Returns:
         The engine, and whether it was built now.
 
     Raises:
-        VisionADError: library, driver or memory is missing. ModelError: the graph or the realised precision is not what the
-            manifest promises; no engine is kept then, but a listing of one that was built.
+        VisionADError: The library, the driver or memory is missing.
+        ModelError: The graph's or the realised precision is not the manifest's. Then no engine is stored, only a report on it.
     """
     api = load_api(backend)
     cancelled = threading.Event()
@@ -98,15 +108,15 @@ def build(
         try:
             if not api.rtx:
                 return DeviceThread.of(0).run(lambda device: work(device, capability_of(device)))
-            # not in this thread: TensorRT's callbacks would swallow a Ctrl-C, and the build would go on
+            # In another thread: in this one, TensorRT's callbacks would swallow a Ctrl-C, and the build would go on.
             return pool.submit(work, None, capability or _target_here()).result()
         except KeyboardInterrupt:
-            cancelled.set()  # before the pool waits for it
+            cancelled.set()  # before the pool waits for the build
             raise
 
 
 def _target_here() -> str:
-    """Turing needs an engine of its own; everything else, and a PC without a GPU, the portable one."""
+    """Return the default target of TensorRT-RTX: the portable engine without a GPU, else :func:`default_target`."""
     try:
         return DeviceThread.of(0).run(default_target)
     except VisionADError:
@@ -114,6 +124,7 @@ def _target_here() -> str:
 
 
 def default_target(device: Device) -> str:
+    """Return the default target for a GPU: Turing needs its own engine, every other GPU takes the portable one."""
     return capability_of(device) if device.capability < (8, 0) else PORTABLE
 
 
@@ -160,9 +171,9 @@ def _build(
             _check_listed_io(inspection.io_from_log(texts), manifest, key["profile"])
         inspection.check_engine(built, graph_types, manifest.precision)
     except ModelError as exc:
-        if (kept := cache.save_rejected(f"{exc}\n\n{listing}\n")) is None:
+        if (report := cache.save_rejected(f"{exc}\n\n{listing}\n")) is None:
             raise
-        raise type(exc)(f"{exc} (layer by layer: {kept})") from None
+        raise type(exc)(f"{exc} (layer by layer: {report})") from None
     seconds = time.perf_counter() - started
     facts = {
         "seconds": round(seconds, 1),
@@ -172,18 +183,18 @@ def _build(
     }
     entry = cache.store(key, memoryview(plan), facts, _build_log(key, facts, messages, printed, progress))
     if timing_file is not None:
-        keep_results(timing_file, config.get_timing_cache())
+        save_results(timing_file, config.get_timing_cache())
     return entry
 
 
 def _configure(
     api: TensorRT, builder: trt.Builder, manifest: ModelManifest, key: dict[str, Any], progress: BuildProgress
 ) -> trt.IBuilderConfig:
-    """How to build: what ``key`` says, and a listing of what was."""
+    """Return the builder's configuration for a key."""
     module = api.module
     config = builder.create_builder_config()
     config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, key["options"]["workspace_mib"] * 2**20)
-    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # or the inspector could not say what was built
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # the inspector needs it to list layers
     config.progress_monitor = progress.monitor(module)
     api.choose_tf32(config, manifest.precision == "tf32")
     api.choose_target(config, key["capability"])
@@ -200,7 +211,7 @@ def _sides(manifest: ModelManifest) -> tuple[int, int, int]:
 
 
 def _graph_types(network: trt.INetworkDefinition) -> dict[str, int]:
-    """Matrix products and convolutions of a parsed graph, by the type they read."""
+    """Count the matrix products and convolutions of a parsed graph by the type of their input."""
     layers = (network.get_layer(i) for i in range(network.num_layers))
     types = (inspection.type_name(layer.get_input(0).dtype.name) for layer in layers if layer.type.name in _PRODUCTS)
     return dict(Counter(types).most_common())
@@ -209,28 +220,28 @@ def _graph_types(network: trt.INetworkDefinition) -> dict[str, int]:
 def _use_timing_cache(
     api: TensorRT, config: trt.IBuilderConfig, cache: EngineCache, key: dict[str, Any]
 ) -> Path | None:
-    """Give the builder what it measured on this GPU before; returns where to keep what it measures now."""
+    """Give the builder its earlier measurements on this GPU. Return where to save the new ones; ``None`` for TensorRT-RTX."""
     if api.rtx:
         return None
     name = hashlib.sha256(f"{api.version} {key['gpu']} {key['capability']} {key['platform']}".encode()).hexdigest()
     path = cache.folder / f"timing-{name[:16]}.cache"
     try:
-        old = path.read_bytes()
+        measurements = path.read_bytes()
     except OSError:
-        old = b""
-    timing = config.create_timing_cache(old)
-    if timing is None or not config.set_timing_cache(timing, False):  # damaged, or of another build of the library
+        measurements = b""
+    timing = config.create_timing_cache(measurements)
+    if timing is None or not config.set_timing_cache(timing, False):  # damaged, or from another build of the library
         config.set_timing_cache(config.create_timing_cache(b""), False)
     return path
 
 
 def summarize_engine(engine: trt.ICudaEngine, module: Any) -> inspection.EngineSummary:
-    """What an engine is made of, by its inspector.
+    """Summarise an engine by its inspector.
 
     Raises:
-        ModelError: it carries no layer details.
+        ModelError: The engine has no layer details.
     """
-    size: Any = getattr(engine, "device_memory_size_v2", None)  # older 10.x have only the name that 11 dropped
+    size: Any = getattr(engine, "device_memory_size_v2", None)  # older 10.x have only the name that 11 removed
     memory = {"activation_bytes": int(engine.device_memory_size if size is None else size)}
     stat: Any = getattr(module, "EngineStat", None)
     if stat is not None:
@@ -240,12 +251,13 @@ def summarize_engine(engine: trt.ICudaEngine, module: Any) -> inspection.EngineS
 
 
 def layer_information(engine: trt.ICudaEngine, module: Any) -> str:
-    """An engine's layers, as its inspector lists them in JSON."""
+    """Return an engine's layers as the JSON of its inspector."""
     text: str = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
     return text
 
 
 def expected_io(manifest: ModelManifest) -> dict[str, list[int]]:
+    """Return the shapes of the engine's tensors by name; -1 is the batch."""
     identity = manifest.identity
     return {
         "images": [-1, *_sides(manifest)],
@@ -254,8 +266,8 @@ def expected_io(manifest: ModelManifest) -> dict[str, list[int]]:
     }
 
 
-def _batch_open(shape: list[int], manifest: ModelManifest) -> list[int]:
-    """A profile of one image a call leaves nothing dynamic, and TensorRT-RTX then says 1 for the batch."""
+def _with_dynamic_batch(shape: list[int], manifest: ModelManifest) -> list[int]:
+    """Return the shape with a dynamic batch. For a profile of one image, nothing is dynamic, and TensorRT-RTX reports 1."""
     return [-1, *shape[1:]] if len(manifest.views) == 1 and shape[0] == 1 else shape
 
 
@@ -264,13 +276,18 @@ def _sizes(dims: trt.Dims) -> list[int]:
 
 
 def check_io(api: TensorRT, engine: trt.ICudaEngine, manifest: ModelManifest) -> None:
+    """Check an engine's tensors and its profile.
+
+    Raises:
+        ModelError: They are not the model's.
+    """
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    found = {n: _batch_open(_sizes(engine.get_tensor_shape(n)), manifest) for n in names}
+    got = {n: _with_dynamic_batch(_sizes(engine.get_tensor_shape(n)), manifest) for n in names}
     expected = expected_io(manifest)
     types = {n: inspection.type_name(engine.get_tensor_dtype(n).name) for n in names}
-    if found != expected or set(types.values()) != {"fp32"}:
+    if got != expected or set(types.values()) != {"fp32"}:
         raise ModelError(
-            f"{api.backend} engine: expected fp32 tensors {expected}, got {found} of {types}; build it again"
+            f"{api.backend} engine: expected fp32 tensors {expected}, got {got} of {types}; build it again"
         )
     batches = [shape[0] for shape in engine.get_tensor_profile_shape("images", 0)]
     if batches != [1, len(manifest.views), len(manifest.views)]:
@@ -279,16 +296,14 @@ def check_io(api: TensorRT, engine: trt.ICudaEngine, manifest: ModelManifest) ->
         )
 
 
-def _check_listed_io(found: dict[str, dict[str, Any]], manifest: ModelManifest, profile: Sequence[int]) -> None:
+def _check_listed_io(listed: dict[str, dict[str, Any]], manifest: ModelManifest, profile: Sequence[int]) -> None:
     expected: dict[str, dict[str, Any]] = {
         name: {"mode": "Output", "type": "fp32", "shape": shape} for name, shape in expected_io(manifest).items()
     }
     expected["images"] |= {"mode": "Input", "profile": [[n, *_sides(manifest)] for n in profile]}
-    found = {name: {**one, "shape": _batch_open(one["shape"], manifest)} for name, one in found.items()}
-    if found != expected:
-        raise ModelError(
-            f"the engine's own tensors are not the model's: expected {expected}, got {found}; export it again"
-        )
+    got = {name: {**tensor, "shape": _with_dynamic_batch(tensor["shape"], manifest)} for name, tensor in listed.items()}
+    if got != expected:
+        raise ModelError(f"the engine's tensors are not the model's: expected {expected}, got {got}; export it again")
 
 
 def _build_log(
@@ -310,11 +325,19 @@ def _build_log(
     return "\n".join(lines) + "\n"
 
 
-def keep_results(path: Path, results: Any) -> bytes:
-    """Keep what was measured or compiled for the next time; if it cannot be written, that only costs the next time."""
+def save_results(path: Path, results: Any) -> bytes:
+    """Save measurements or compiled kernels for the next start. If that fails, only the next start takes longer.
+
+    Args:
+        path: The file.
+        results: TensorRT's object with ``serialize``.
+
+    Returns:
+        The serialised bytes.
+    """
     data = memoryview(results.serialize()).tobytes()
     try:
         atomic_write(path, data)
     except VisionADError as exc:
-        log.info("not kept: %s", exc)
+        log.info("not saved: %s", exc)
     return data

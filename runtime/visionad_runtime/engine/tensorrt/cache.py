@@ -1,8 +1,8 @@
-"""Built engines beside the model folder, each under the digest of all that decides it.
+"""Cache of built engines beside the model folder, each under the digest of its key.
 
-``MODEL.engines/DIGEST/`` holds ``engine.plan``, ``engine.json`` (what decided it, what was built, sha256 of the plan and of these
-facts) and ``build.log``. An entry appears by one rename or not at all, is never changed, and is taken only when its JSON says
-exactly what is wanted, as it was written, and the plan has its sha256. All of it can be deleted at any time: it is built again.
+``MODEL.engines/DIGEST/`` holds ``engine.plan``, ``engine.json`` (the key, what was built, sha256 of the plan and of these facts)
+and ``build.log``. An entry appears by one atomic rename and never changes. It is used only if its JSON has exactly the requested
+key and is unchanged, and the plan has its sha256. The cache may be deleted at any time; engines are built again.
 """
 
 from __future__ import annotations
@@ -26,22 +26,28 @@ PLAN, FACTS, LOG = "engine.plan", "engine.json", "build.log"
 REJECTED_LOG = "refused.log"
 FORMAT = 2
 KEEP = 8
-"""Entries kept beside a model: enough for every backend, precision and GPU of a box; the longest unused go first."""
+"""Entries per model: enough for every backend, precision and GPU of a box. The least recently used are removed first."""
 
 _ABANDONED = 24 * 3600
-"""Seconds after which a half-made entry belongs to nobody: builds take minutes."""
+"""Seconds after which an incomplete entry is removed. Builds take minutes."""
 
 EngineKey = Mapping[str, Any]
-"""All that decides an engine, as JSON types."""
+"""Everything that determines an engine, as JSON types."""
 
 
 class EngineNotFoundError(VisionADError):
-    """No engine that can be taken: none was built, it is for something else, or it is damaged. The message says which."""
+    """There is no usable engine: none was built, its key differs, or it is damaged. The message says which."""
 
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """An engine on disk. ``built`` is what the build reported."""
+    """An engine on disk.
+
+    Attributes:
+        folder: Its folder.
+        key: Its key.
+        built: What the build reported.
+    """
 
     folder: Path
     key: EngineKey
@@ -49,27 +55,31 @@ class EngineEntry:
 
     @property
     def plan(self) -> Path:
-        """The serialised engine."""
+        """Path of the serialised engine."""
         return self.folder / PLAN
 
 
 def digest(key: EngineKey) -> str:
-    """sha256 (hex) of the canonical JSON of a key: sorted keys, no spaces."""
+    """Return the sha256 (hex) of the canonical JSON of a key: sorted keys, no spaces."""
     return hashlib.sha256(json.dumps(key, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class EngineCache:
-    """The engines of one model folder."""
+    """The engines of one model folder.
+
+    Attributes:
+        folder: The cache's folder.
+    """
 
     def __init__(self, model: Path) -> None:
         model = model.absolute()
         self.folder = model.with_name(f"{model.name}.engines")
 
     def find(self, key: EngineKey) -> EngineEntry:
-        """The engine for exactly this key.
+        """Return the engine for exactly this key.
 
         Raises:
-            EngineNotFoundError: there is none; if there is one for another key, the message names what differs.
+            EngineNotFoundError: There is none, or it is damaged. If one exists for another key, the message names the differences.
         """
         folder = self.folder / digest(key)
         if not folder.is_dir():
@@ -78,22 +88,28 @@ class EngineCache:
         if entry.key != json.loads(json.dumps(key)):
             raise EngineNotFoundError(f"{folder} holds an engine for something else ({_difference(entry.key, key)})")
         try:
-            found = sha256_file(entry.plan)
+            sha256 = sha256_file(entry.plan)
         except OSError as exc:
             raise EngineNotFoundError(f"{entry.plan} cannot be read: {exc.strerror}") from None
-        if found != entry.built["plan_sha256"]:
+        if sha256 != entry.built["plan_sha256"]:
             raise EngineNotFoundError(
-                f"{entry.plan} is damaged: expected sha256 {entry.built['plan_sha256'][:12]}, got {found[:12]}"
+                f"{entry.plan} is damaged: expected sha256 {entry.built['plan_sha256'][:12]}, got {sha256[:12]}"
             )
-        with contextlib.suppress(OSError):  # a read-only cache is a good cache
+        with contextlib.suppress(OSError):  # a read-only cache works too
             os.utime(folder / FACTS)
         return entry
 
     def store(self, key: EngineKey, plan: bytes | memoryview, built: Mapping[str, Any], log: str) -> EngineEntry:
-        """Write an engine, whole or not at all. If another process was faster, its engine is taken.
+        """Write an engine atomically. If another process was faster, return its engine.
+
+        Args:
+            key: The engine's key.
+            plan: The serialised engine.
+            built: What the build reported, as JSON types.
+            log: The build log.
 
         Raises:
-            VisionADError: the folder beside the model cannot be written.
+            VisionADError: The folder beside the model cannot be written.
         """
         name = digest(key)
         target = self.folder / name
@@ -119,18 +135,21 @@ class EngineCache:
                     f"{self.folder}: expected a folder for engines, got a file; move it away; no engine was kept"
                 ) from None
             raise VisionADError(
-                f"cannot write {self.folder}: {exc.strerror or exc}; free space or mend its permissions; no engine was kept"
+                f"cannot write {self.folder}: {exc.strerror or exc}; free space or fix its permissions; no engine was kept"
             ) from None
         return self.find(key)
 
     def drop(self, key: EngineKey) -> None:
-        """Forget an engine that does not work here."""
+        """Remove an engine that does not work here."""
         with contextlib.suppress(OSError):
             _remove(self.folder / digest(key))
 
     def save_rejected(self, text: str) -> Path | None:
-        """Keep what is known of an engine that was built and is not to be used, in place of the last such; its place, or ``None``
-        where nothing can be written."""
+        """Write a report on an engine that was built but rejected, over the last such report.
+
+        Returns:
+            Path of the report; ``None`` if it cannot be written.
+        """
         path = self.folder / REJECTED_LOG
         with contextlib.suppress(OSError, VisionADError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +158,7 @@ class EngineCache:
         return None
 
     def has_engine_for(self, backend: str) -> bool:
-        """Whether somebody has built an engine of this backend for the model, for whatever box."""
+        """Return whether an engine of this backend was built for the model, for any box."""
         return any(entry.key.get("backend") == backend for entry in self._entries())
 
     def _put(self, fresh: Path, target: Path, key: EngineKey) -> None:
@@ -150,19 +169,19 @@ class EngineCache:
                 raise
             try:
                 self.find(key)  # another process was faster
-            except EngineNotFoundError:  # what lies there is damaged
+            except EngineNotFoundError:  # the existing entry is damaged
                 _remove(target)
                 fresh.rename(target)
 
     def _entries(self) -> list[EngineEntry]:
-        """Every readable entry, last used first."""
-        found = []
+        """Return every readable entry, the most recently used first."""
+        by_time = []
         with contextlib.suppress(OSError):
             for folder in self.folder.iterdir():
                 with contextlib.suppress(EngineNotFoundError, OSError):
                     if not folder.name.startswith("."):
-                        found.append(((folder / FACTS).stat().st_mtime, _read(folder)))
-        return [entry for _, entry in sorted(found, key=lambda pair: (-pair[0], pair[1].folder.name))]
+                        by_time.append(((folder / FACTS).stat().st_mtime, _read(folder)))
+        return [entry for _, entry in sorted(by_time, key=lambda pair: (-pair[0], pair[1].folder.name))]
 
     def _why_not(self, key: EngineKey) -> str:
         others = [e for e in self._entries() if e.key.get("backend") == key.get("backend")]
@@ -175,10 +194,10 @@ class EngineCache:
         for entry in self._entries()[KEEP:]:
             if entry.folder != keep:
                 _remove(entry.folder)
-        for half in self.folder.glob(".*.tmp"):  # left by a kill
+        for incomplete in self.folder.glob(".*.tmp"):  # of a killed process
             with contextlib.suppress(OSError):
-                if time.time() - half.stat().st_mtime > _ABANDONED:
-                    _remove(half)
+                if time.time() - incomplete.stat().st_mtime > _ABANDONED:
+                    _remove(incomplete)
 
 
 def _read(folder: Path) -> EngineEntry:
@@ -188,8 +207,8 @@ def _read(folder: Path) -> EngineEntry:
         if facts["format"] != FORMAT:
             raise EngineNotFoundError(f"{path}: expected format {FORMAT}, got {facts['format']!r}")
         entry = EngineEntry(folder, facts["parts"], facts["built"])
-        if facts["built_sha256"] != digest(entry.built):  # whoever reads an entry may take every fact for granted
-            raise EngineNotFoundError(f"{path} is damaged: what was built is not what was written (edited by hand?)")
+        if facts["built_sha256"] != digest(entry.built):  # readers of an entry rely on every fact
+            raise EngineNotFoundError(f"{path} is damaged: its facts do not have their sha256 (edited by hand?)")
         size = entry.plan.stat().st_size
         if size != entry.built["plan_bytes"]:
             raise EngineNotFoundError(
@@ -209,7 +228,7 @@ def _different(theirs: EngineKey, ours: EngineKey) -> list[str]:
 
 
 def _difference(theirs: EngineKey, ours: EngineKey) -> str:
-    """What differs, for people: ``builder 10.3.0, here 10.8.0; gpu Orin, here NVIDIA L4``."""
+    """Return the differences for people: ``builder 10.3.0, here 10.8.0; gpu Orin, here NVIDIA L4``."""
     expected = json.loads(json.dumps(ours))
     return "; ".join(
         f"{k} {_short(theirs.get(k))}, here {_short(expected.get(k))}" for k in _different(theirs, expected)
@@ -229,7 +248,7 @@ def _write(path: Path, data: bytes | memoryview) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Out of sight by one rename first, so that nobody reads half of it."""
+    """Remove a folder, after a rename, so that nobody reads a part of it."""
     away = folder.with_name(f".{secrets.token_hex(8)}.tmp")
     folder.rename(away)
     shutil.rmtree(away, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""TensorRT 10.x, 11.x and TensorRT-RTX as backends: one implementation; ``api.py`` has what differs between them.
+"""The engine of TensorRT 10.x, 11.x and TensorRT-RTX. ``api.py`` has the differences between them.
 
-All calls of an opened engine have the same size, the views of one image: the same kernels see the same shapes whatever the batch,
-so a result cannot depend on it.
+All calls of an opened engine have the same size: the views of one image. So the same kernels see the same shapes whatever the
+batch, and a result cannot depend on it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cuda.device import Buffer, Device, Event, Graph, Stream
-from ...cuda.memory import Memory
+from ...cuda.memory import ResourceScope
 from ...cuda.thread import DeviceThread
 from ...errors import ModelError, VisionADError
 from ...formats.manifest import ModelManifest
@@ -33,7 +33,7 @@ from .builder import (
     default_target,
     engine_key,
     expected_io,
-    keep_results,
+    save_results,
     summarize_engine,
 )
 from .cache import EngineCache, EngineEntry, EngineNotFoundError
@@ -47,14 +47,14 @@ log = logging.getLogger("visionad")
 
 
 class TensorRTEngine:
-    """A backbone on a GPU. All GPU work is done by the GPU's owner thread; any thread may call :meth:`encode`."""
+    """A backbone on a GPU. The GPU's owner thread does all GPU work; any thread may call :meth:`encode`."""
 
     _context: Any
 
     requires_device_pipeline = True
 
     def __init__(self, folder: Path, manifest: ModelManifest, backend: str, batch_size: int) -> None:
-        """Load the engine for this GPU from the cache. One that is missing, foreign or damaged is built, and the log says why.
+        """Load the engine for this GPU from the cache. If it is missing, stale or damaged, build it; the log says why.
 
         Args:
             folder: The model folder.
@@ -63,7 +63,7 @@ class TensorRTEngine:
             batch_size: Images that belong together, the views of one: at most the model's number of views.
 
         Raises:
-            VisionADError, ModelError: as :func:`build`; or the engine cannot be loaded on this GPU.
+            VisionADError, ModelError: The engine cannot be built (:func:`build`) or loaded on this GPU.
         """
         if not 1 <= batch_size <= len(manifest.views):
             raise VisionADError(f"{backend}: expected batches of 1 to {len(manifest.views)} images, got {batch_size}")
@@ -78,13 +78,13 @@ class TensorRTEngine:
         self._device: dict[str, Buffer] = {}
         self._graph: Graph | None = None
         self._jit: bytes | None = None
-        self._memory: Memory | None = None
+        self._resources: ResourceScope | None = None
         self._encoding = threading.Lock()
-        self._others: list[SharedContext] = []
+        self._shared: list[SharedContext] = []
         entry, fresh = self._entry(folder)
         try:
             self._load(entry)
-        except IncompatibleEngineError as exc:  # not out of memory: a good engine is not thrown away for that
+        except IncompatibleEngineError as exc:  # not for lack of memory, which is no reason to discard an engine
             if fresh:
                 raise
             log.warning("%s: the engine in the cache does not work here (%s); building it again", backend, exc)
@@ -93,31 +93,31 @@ class TensorRTEngine:
             self._load(entry)
 
     def _entry(self, folder: Path) -> tuple[EngineEntry, bool]:
-        """The engine of this GPU, and whether it was built now. One for its compute capability alone comes first."""
+        """Return the engine of this GPU, and whether it was built now. One for its compute capability is preferred."""
         cache = EngineCache(folder)
         default = self._owner.run(default_target if self._api.rtx else capability_of)
         for target in dict.fromkeys((self._owner.run(capability_of), default)):
             try:
                 return cache.find(self._owner.run(partial(self._key, target))), False
             except EngineNotFoundError as exc:
-                miss = exc
-        slow = "" if self._api.rtx else ", which takes minutes"
-        log.warning("%s: %s; building one for this box%s", self.name, miss, slow)
+                reason = exc
+        duration = "" if self._api.rtx else ", which takes minutes"
+        log.warning("%s: %s; building one for this box%s", self.name, reason, duration)
         return build(folder, self._manifest, self.name, default, _logged_steps(self.name))
 
     def _key(self, target: str, device: Device) -> dict[str, Any]:
         return engine_key(self._api, self._manifest, device, target)
 
     def _load(self, entry: EngineEntry) -> None:
-        """Take all that it needs, or nothing."""
+        """Load the engine; on a failure, release everything."""
         try:
-            self._owner.run(lambda device: self._take(device, entry))
+            self._owner.run(lambda device: self._start(device, entry))
         except BaseException:
             self.close()
             raise
 
-    def _take(self, device: Device, entry: EngineEntry) -> None:
-        # What lives on the GPU is held by this object alone: a variable here would live on in the trace of a failure.
+    def _start(self, device: Device, entry: EngineEntry) -> None:
+        # Only attributes refer to GPU objects: the traceback of a failure would keep local variables alive.
         api, module, manifest = self._api, self._api.module, self._manifest
         with api.collector.collect() as messages:
             self._runtime: trt.Runtime = module.Runtime(api.logger)
@@ -134,11 +134,11 @@ class TensorRTEngine:
             self._context, jit_cache = api.create_context(self._engine, jit)
             if self._context is None:
                 raise api.failure(f"to start {entry.plan}", messages)
-            self._take_memory(device)
-            self._enqueue()  # makes what it makes at the first call: kernels, handles, TensorRT-RTX's JIT
+            self._allocate(device)
+            self._enqueue()  # warm-up: the first call creates kernels, handles and TensorRT-RTX's JIT results
             self._stream.synchronize()
         if jit_cache is not None and jit is None:
-            jit = keep_results(jit_file, jit_cache)
+            jit = save_results(jit_file, jit_cache)
         self._jit = jit
         self._built = built
         self._graph, graph = self._record(device)
@@ -151,33 +151,37 @@ class TensorRTEngine:
             "cuda graph": graph,
         }
 
-    def _take_memory(self, device: Device) -> None:
-        """Buffers, once. What a call copies lies in page-locked memory."""
-        memory = self._memory = Memory(device)
-        self._stream: Stream = memory.stream(device.stream())
-        self._done: Event = memory.hold(device.event())
+    def _allocate(self, device: Device) -> None:
+        """Allocate all buffers. Arrays that a call copies are in page-locked memory."""
+        resources = self._resources = ResourceScope(device)
+        self._stream: Stream = resources.stream(device.stream())
+        self._done: Event = resources.own(device.event())
         shapes = {name: (self.batch_size, *shape[1:]) for name, shape in expected_io(self._manifest).items()}
         if not self._context.set_input_shape("images", shapes["images"]):
             raise ModelError(
                 f"{self.name} refuses {self.batch_size} images a call{self._api.why()}; build the engine again"
             )
         for name, shape in shapes.items():
-            host = self._host[name] = memory.pinned(shape, np.float32)
-            buffer = self._device[name] = memory.hold(device.alloc(host.nbytes))
+            host = self._host[name] = resources.pinned(shape, np.float32)
+            buffer = self._device[name] = resources.own(device.alloc(host.nbytes))
             if not self._context.set_tensor_address(name, buffer.ptr):
                 raise ModelError(f"{self.name} refuses a buffer for {name}{self._api.why()}")
         self._host["images"][:] = 0
 
     def _record(self, device: Device) -> tuple[Graph | None, str]:
-        """One CUDA graph for a whole call: copies and kernels start with one launch."""
+        """Record a whole call, copies and kernels, in a CUDA graph.
+
+        Returns:
+            The graph, if the engine can be recorded, and a description for people.
+        """
         if not self._api.graph_allowed(self._context, self._stream.handle):
             return None, "no: this engine cannot be recorded"
         try:
             with device.capture(self._stream) as graph:
                 self._enqueue(device)
         except VisionADError as exc:
-            assert self._memory is not None
-            self._stream = self._memory.stream(device.stream())  # a failed capture leaves its stream unusable
+            assert self._resources is not None
+            self._stream = self._resources.stream(device.stream())  # a failed recording leaves its stream unusable
             return None, f"no: {exc}"
         return graph, "yes"
 
@@ -192,18 +196,18 @@ class TensorRTEngine:
 
     @property
     def device_engine(self) -> Callable[[], DeviceEngine] | None:
-        """See :class:`~visionad_runtime.engine.base.Engine`. The pipeline's kernels need Ampere; Turing has the host's pipeline."""
+        """See :class:`~visionad_runtime.engine.base.Engine`. The pipeline's kernels need Ampere; Turing uses the host pipeline."""
         return self.on_device if self._owner.run(lambda device: device.capability) >= (8, 0) else None
 
     def on_device(self) -> SharedContext:
-        """The engine in a context of its own: this one's recorded graph goes on using this one's memory.
+        """Return the engine in another context, because the recorded graph keeps using the memory of the first.
 
         Raises:
-            VisionADError: no memory for it, or closed.
+            VisionADError: The GPU is out of memory, or the engine was closed.
         """
-        return self._owner.run(lambda _: self._second())
+        return self._owner.run(lambda _: self._create_shared())
 
-    def _second(self) -> SharedContext:
+    def _create_shared(self) -> SharedContext:
         self._check_open()
         assert self._engine is not None
         with self._api.collector.collect() as messages:
@@ -211,25 +215,25 @@ class TensorRTEngine:
             shape = (self.batch_size, *expected_io(self._manifest)["images"][1:])
             if context is None or not context.set_input_shape("images", shape):
                 raise self._api.failure(f"to start {self.name} a second time", messages)
-        self._others.append(SharedContext(self._api, context, self.batch_size, capturable=self._graph is not None))
-        self.info["memory"] = _describe(self._built.memory, contexts=1 + len(self._others))
-        return self._others[-1]
+        self._shared.append(SharedContext(self._api, context, self.batch_size, capturable=self._graph is not None))
+        self.info["memory"] = _describe(self._built.memory, contexts=1 + len(self._shared))
+        return self._shared[-1]
 
     def close(self) -> None:
-        """Give the GPU's memory back, that of :meth:`on_device` too; twice is harmless."""
+        """See :class:`~visionad_runtime.engine.base.Engine`. This also closes the contexts of :meth:`on_device`."""
         with self._encoding:
             self._owner.run(self._release)
 
     def _release(self, _: Device) -> None:
-        with ExitStack() as rest:  # all of it, whatever fails; the last named goes first
-            for name in ("_runtime", "_engine", "_context"):  # each lives in the one before
-                rest.callback(vars(self).pop, name, None)
-            for other in self._others:
-                rest.callback(other.release)
-            for part in (self._memory, self._graph):
-                if part is not None:
-                    rest.callback(part.close)
-            self._others, self._host, self._device, self._graph, self._memory = [], {}, {}, None, None
+        with ExitStack() as cleanup:  # runs every step, whatever fails, in reverse order
+            for name in ("_runtime", "_engine", "_context"):  # each depends on the one before
+                cleanup.callback(vars(self).pop, name, None)
+            for shared in self._shared:
+                cleanup.callback(shared.release)
+            for resource in (self._resources, self._graph):
+                if resource is not None:
+                    cleanup.callback(resource.close)
+            self._shared, self._host, self._device, self._graph, self._resources = [], {}, {}, None, None
 
     def encode(self, images: NDArray[np.float32], class_token: bool = True) -> Tokens:
         """See :class:`~visionad_runtime.engine.base.Engine`."""
@@ -238,9 +242,9 @@ class TensorRTEngine:
             return encode_in_batches(images, self._host, self._round_trip, class_token)
 
     def _round_trip(self) -> None:
-        """One group; the owner's thread serves cameras between two."""
+        """Run one batch. The owner thread does other work between batches."""
 
-        def begin(device: Device) -> Event:
+        def enqueue(device: Device) -> Event:
             self._check_open()
             if self._graph is not None:
                 self._graph.launch(self._stream)
@@ -249,7 +253,7 @@ class TensorRTEngine:
             self._done.record(self._stream)
             return self._done
 
-        self._owner.serve(begin, lambda _: self._done.synchronize())
+        self._owner.submit(enqueue, lambda _: self._done.synchronize())
 
     def _check_open(self) -> None:
         if not self._host:
@@ -257,7 +261,7 @@ class TensorRTEngine:
 
 
 class SharedContext:
-    """The engine amid other work on the GPU: :class:`~visionad_runtime.cuda.interface.DeviceEngine`. Always whole groups."""
+    """A :class:`~visionad_runtime.cuda.interface.DeviceEngine` in a context of its own. Every call is a whole batch."""
 
     def __init__(self, api: TensorRT, context: trt.IExecutionContext, batch_size: int, capturable: bool) -> None:
         self._api = api
@@ -268,7 +272,8 @@ class SharedContext:
         """See :class:`~visionad_runtime.cuda.interface.DeviceEngine`.
 
         Raises:
-            VisionADError: not a whole group, or the engine was closed. ModelError: the library refuses.
+            VisionADError: ``rows`` is not the batch size, or the engine was closed.
+            ModelError: TensorRT refuses.
         """
         if self._context is None:
             raise closed_error(self._api.backend)
@@ -281,12 +286,12 @@ class SharedContext:
             raise ModelError(f"{self._api.backend} failed to run{self._api.why()}; run `visionad doctor`")
 
     def release(self) -> None:
-        """Let the context go, on the owner's thread."""
+        """Destroy the context, on the owner thread."""
         self._context = None
 
 
 def _describe(memory: Mapping[str, int], contexts: int) -> str:
-    """``weights 80 MiB, activation 2 x 12 MiB``: each execution context has activations of its own."""
+    """Describe memory for people: ``weights 80 MiB, activation 2 x 12 MiB``. Each context has its own activations."""
     parts = []
     for name, nbytes in memory.items():
         times = f"{contexts} x " if name == "activation_bytes" and contexts > 1 else ""

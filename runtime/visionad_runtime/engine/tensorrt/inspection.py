@@ -1,8 +1,8 @@
-"""What TensorRT really built: types of the matrix products, fused attention, memory; read back, never assumed.
+"""Read back what TensorRT built: types of the matrix products, fused attention, memory.
 
-Two sources say the same. On a GPU it is the engine inspector (JSON). Without one (TensorRT-RTX builds on any PC) it is the listing
-the builder writes into its own log. The spelling changed over the releases: 10.x has one field ``Format/Datatype`` with
-"Half" or "Row major linear FP16 format" in it, 11.x and TensorRT-RTX have ``Datatype``.
+There are two sources: on a GPU the engine inspector (JSON), without one (TensorRT-RTX builds on any PC) the listing in the
+builder's log. The spelling depends on the release: 10.x has one field ``Format/Datatype`` with "Half" or "Row major linear FP16
+format", 11.x and TensorRT-RTX have ``Datatype``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from ...errors import ModelError
 
 _TYPES = (
-    ("bf16", ("BFLOAT16", "BF16")),  # before FLOAT: it contains it
+    ("bf16", ("BFLOAT16", "BF16")),  # before fp32, whose word FLOAT it contains
     ("fp16", ("HALF", "FLOAT16", "FP16")),
     ("fp8", ("FP8", "FLOAT8")),
     ("fp32", ("FLOAT", "FP32")),
@@ -42,16 +42,23 @@ _MEMORY = {
 }
 
 GRAPH_TYPE = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "fp16"}
-"""Type that a precision's matrix products have in the graph. TF32 is float32 whose products may be rounded: a builder's flag."""
+"""Precision -> type of the graph's matrix products. TF32 is float32 in the graph, and a flag of the builder allows rounding."""
 
 _NARROW = ("int4", "int8", "fp8", "bf16", "fp16", "fp32")
-"""Types of numbers, narrowest first; a tensor of any other type (an index, a mask) says nothing about precision."""
+"""Numeric types, narrowest first. A tensor of any other type (an index, a mask) says nothing about precision."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of an engine. ``inputs`` are the types of the tensors it reads, ``weights`` those of its constant matrices (where
-    listed); scalars are left out."""
+    """A layer of an engine.
+
+    Attributes:
+        name: Its name.
+        kind: TensorRT's layer type.
+        tactic: TensorRT's name of the kernel.
+        inputs: Types of the tensors that it reads, without scalars.
+        weights: Types of its constant matrices, if listed.
+    """
 
     name: str
     kind: str
@@ -61,20 +68,23 @@ class Layer:
 
     @property
     def type(self) -> str | None:
-        """What it multiplies in. Weights say it; without them the narrowest type it reads, because a fusion may also read the
-        float32 residual that is added to the product."""
+        """The type in which the layer multiplies; ``None`` if unknown.
+
+        It is the type of the weights. Without weights it is the narrowest input type, because a fusion may also read the float32
+        residual that is added to the product.
+        """
         read = self.weights or self.inputs
         return min((t for t in read if t in _NARROW), key=_NARROW.index, default=None)
 
     @property
     def multiplies(self) -> bool:
-        """Whether it is a matrix product or a convolution, alone or in a fusion: where precision matters."""
+        """Whether it contains a matrix product or a convolution, where precision matters."""
         return bool(_MATRIX_TYPE.search(self.kind) or _MATRIX_NAME.search(self.name))
 
     @property
     def fused_attention(self) -> bool:
-        """Whether it is a whole attention: products and softmax in one kernel (``_gemm_mha_v2`` and its like)."""
-        # One product of an attention, whatever its ONNX node is called.
+        """Whether it is a whole attention: products and softmax in one kernel (such as ``_gemm_mha_v2``)."""
+        # A single product of an attention, whatever the name of its ONNX node.
         if re.search(r"gemm|matmul", self.kind, re.IGNORECASE):
             return False
         return bool(
@@ -84,8 +94,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class EngineSummary:
-    """What was built: how many layers, and how many of them multiply in each type (``matrix_types``), are a whole attention, or run
-    a TF32 kernel (by its name). ``memory``: bytes by what they are for."""
+    """Summary of an engine.
+
+    Attributes:
+        layers: Number of layers.
+        matrix_types: Type -> number of layers that multiply in it.
+        fused_attention: Number of layers that are a whole attention.
+        tf32_kernels: Number of layers with a TF32 kernel, by its name.
+        memory: Purpose -> bytes.
+    """
 
     layers: int
     matrix_types: Mapping[str, int]
@@ -94,22 +111,22 @@ class EngineSummary:
     memory: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """``fp16 in 41 matrix layers, 10 attentions fused``."""
+        """Describe the engine for people: ``fp16 in 41 matrix layers, 10 attentions fused``."""
         types = ", ".join(f"{t} in {n}" for t, n in self.matrix_types.items())
         return f"{types} matrix layers, {self.fused_attention} attentions fused"
 
 
 def type_name(text: str) -> str:
-    """TensorRT's or ONNX's name of a type, as in a precision: ``Half`` → ``fp16``; others as they are."""
+    """Return our name of a type of TensorRT or ONNX: ``fp16`` for ``Half``. Unknown names are returned unchanged."""
     upper = text.upper()
-    return next((ours for ours, words in _TYPES if any(w in upper for w in words)), text.strip())
+    return next((name for name, words in _TYPES if any(w in upper for w in words)), text.strip())
 
 
 def layers_from_inspector(text: str) -> list[Layer]:
-    """Layers from ``EngineInspector.get_engine_information(JSON)``.
+    """Read the layers from the JSON of ``EngineInspector.get_engine_information``.
 
     Raises:
-        ModelError: the engine was built without detailed profiling verbosity, or the JSON is of an unknown form.
+        ModelError: The engine was built without detailed profiling verbosity, or the JSON has an unknown form.
     """
     try:
         layers = json.loads(text)["Layers"]
@@ -131,12 +148,11 @@ def layers_from_inspector(text: str) -> list[Layer]:
 
 
 def _json_type(tensor: Mapping[str, Any]) -> str:
-    found = tensor.get("Datatype") or tensor.get("DataType") or tensor["Format/Datatype"]
-    return str(found)
+    return str(tensor.get("Datatype") or tensor.get("DataType") or tensor["Format/Datatype"])
 
 
 def layers_from_build_log(messages: Iterable[str]) -> list[Layer]:
-    """Layers from the listing in a builder's log."""
+    """Read the layers from the listing in a builder's log."""
 
     def tensors(text: str | None) -> Iterable[tuple[list[int], str]]:
         return ((_numbers(shape), kind) for shape, kind in _LINE_TENSOR.findall(text or ""))
@@ -160,15 +176,19 @@ def _types(tensors: Iterable[tuple[Sequence[int], str]], matrices: bool = False)
 
 
 def io_from_log(messages: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The engine's own tensors from a builder's log: name → ``mode``, ``type``, ``shape``; inputs: ``profile`` (min, opt, max)."""
-    found: dict[str, dict[str, Any]] = {}
+    """Read the engine's inputs and outputs from a builder's log.
+
+    Returns:
+        Name -> ``mode``, ``type``, ``shape``, and for inputs ``profile`` (min, opt, max).
+    """
+    tensors: dict[str, dict[str, Any]] = {}
     for message in messages:
         for m in _IO.finditer(message):
             tensor: dict[str, Any] = {"mode": m["mode"], "type": type_name(m["type"]), "shape": _numbers(m["shape"])}
             if m["min"]:
                 tensor["profile"] = [_numbers(m[k]) for k in ("min", "opt", "max")]
-            found[m["name"]] = tensor
-    return found
+            tensors[m["name"]] = tensor
+    return tensors
 
 
 def _numbers(text: str) -> list[int]:
@@ -176,13 +196,18 @@ def _numbers(text: str) -> list[int]:
 
 
 def memory_from_log(messages: Sequence[str]) -> dict[str, int]:
-    """``activation_bytes`` and ``weights_bytes``, where the builder says so."""
+    """Read ``activation_bytes`` and ``weights_bytes`` from a builder's log, as far as it has them."""
     text = "\n".join(messages)
-    return {name: int(found[-1]) for name, pattern in _MEMORY.items() if (found := pattern.findall(text))}
+    return {name: int(sizes[-1]) for name, pattern in _MEMORY.items() if (sizes := pattern.findall(text))}
 
 
 def summarize(layers: Sequence[Layer], memory: Mapping[str, int]) -> EngineSummary:
-    """Count what matters."""
+    """Summarise layers.
+
+    Args:
+        layers: All layers.
+        memory: Purpose -> bytes.
+    """
     counts = Counter(layer.type for layer in layers if layer.multiplies and layer.type)
     return EngineSummary(
         layers=len(layers),
@@ -194,32 +219,41 @@ def summarize(layers: Sequence[Layer], memory: Mapping[str, int]) -> EngineSumma
 
 
 def check_graph(graph_types: Mapping[str, int], precision: str, model: str) -> None:
-    """Whether a parsed graph's matrix products (type → number) are of the precision that the manifest promises.
+    """Check that a parsed graph's matrix products have the manifest's precision.
+
+    Args:
+        graph_types: Type -> number of products.
+        precision: The manifest's precision.
+        model: The file, for the message.
 
     Raises:
-        ModelError: most of them are of another type: an engine of it would silently be something else.
+        ModelError: Most products have another type, so the engine would silently have another precision.
     """
     expected = GRAPH_TYPE[precision]
     if not graph_types or max(graph_types, key=lambda t: graph_types[t]) != expected:
-        found = _counted(graph_types) or "none at all"
         raise ModelError(
-            f"{model}: expected {precision}, but the graph's matrix products are {found}; "
+            f"{model}: expected matrix products in {precision}, got {_counted(graph_types) or 'none at all'}; "
             f"export it again with `visionad export --precision {precision}`"
         )
 
 
 def check_engine(built: EngineSummary, graph_types: Mapping[str, int], precision: str) -> None:
-    """Whether an engine computes in the types of its graph, and not in TF32 unless that was chosen.
+    """Check that an engine computes in the types of its graph, and in TF32 only if that is the precision.
+
+    Args:
+        built: The engine.
+        graph_types: Type -> number of the graph's products.
+        precision: The manifest's precision.
 
     Raises:
-        ModelError: naming what was found.
+        ModelError: It does not.
     """
     expected = GRAPH_TYPE[precision]
     foreign = {t: n for t, n in built.matrix_types.items() if t != expected and n > graph_types.get(t, 0)}
     if expected not in built.matrix_types or foreign:
-        found = _counted(built.matrix_types) or "no matrix layer"
+        realised = _counted(built.matrix_types) or "no matrix layer"
         raise ModelError(
-            f"realised precision is not {precision}: the graph has {_counted(graph_types)}, TensorRT built {found}; "
+            f"realised precision is not {precision}: the graph has {_counted(graph_types)}, TensorRT built {realised}; "
             "this engine was not kept. Use another TensorRT release or export another precision"
         )
     if precision == "fp32" and built.tf32_kernels:

@@ -1,9 +1,8 @@
-"""Image → map and score on the device: preprocess, engine, search, fuse, in one stream a camera.
+"""Preprocess, encode, search and score on one GPU, one stream per slot.
 
-Nothing is allocated per call: every camera has its buffers, page-locked on the host, and one CUDA graph per stage and
-batch size. The engine's scratch memory and the search's are shared by all cameras and handed on by events. Banks stay on
-the device; a new one is uploaded beside the others, in pieces between which the cameras go on, and takes part once it is
-complete.
+Nothing is allocated per call: each slot has its buffers, page-locked memory on the host, and one CUDA graph per stage and batch
+size. All slots share the scratch memory of the engine and of the search, and pass it on by events. Banks stay on the device. A new
+bank is uploaded beside the others, in pieces between which inspection goes on, and is used once it is complete.
 """
 
 from __future__ import annotations
@@ -21,18 +20,17 @@ from ...cuda.interface import Device, DeviceEngine, DeviceThread, Event
 from ...errors import VisionADError
 from ...formats.manifest import FeatureIdentity
 from ...scoring.spec import PAPER, ScoringSpec
-from . import work_tables as plan
 from .loader import BankLoader, checked_rows
 from .outputs import Encoded, ExecutorOutput, Views
 from .shared import ClassBankLike, ResidentBank, SharedBuffers
 from .slot import Slot
+from .work_tables import SearchPlan, check_image
 
 F32 = NDArray[np.float32]
 
 
 class CudaExecutor:
-    """The chain on one GPU for several cameras. Every method may be called from any thread; a camera serves one call at a
-    time."""
+    """The pipeline's stages on one GPU. Any thread may call any method. A slot serves one call at a time."""
 
     def __init__(
         self,
@@ -41,51 +39,52 @@ class CudaExecutor:
         identity: FeatureIdentity,
         scoring: ScoringSpec = PAPER,
         *,
-        cameras: int = 1,
+        slots: int = 1,
         max_image: tuple[int, int] = (2160, 3840),
         keep_alive: float | None = None,
     ) -> None:
-        """Load the kernels and take all memory.
+        """Load the kernels and allocate all memory.
 
         Args:
-            owner: of the GPU that ``engine`` is on.
-            identity: of the model.
-            scoring: in which views, and how scores are made of distances.
-            cameras: how many streams.
-            max_image: largest height and width of an image.
-            keep_alive: seconds of idleness after which the engine runs its last batch again, so that clocks stay up and
-                the next image after a pause is as fast as the others. ``None``: never.
+            owner: The owner thread of the GPU.
+            engine: The backbone on that GPU.
+            identity: The model's identity.
+            scoring: Views, and how distances become scores.
+            slots: Number of slots, each with a stream of its own.
+            max_image: Largest height and width of an image.
+            keep_alive: Idle seconds after which the engine runs its last batch again. This keeps clocks up, so the next image
+                after a pause is as fast as the others. ``None``: never.
 
         Raises:
-            VisionADError: GPU too old, memory too small, engine without rows.
+            VisionADError: The GPU is too old or out of memory, or the engine takes no rows.
         """
         self.identity, self.scoring = identity, scoring
         self._owner, self._engine = owner, engine
         self._max_image = max_image
         self.max_rows = engine.max_rows
-        if self.max_rows < 1 or cameras < 1:
-            raise VisionADError(f"expected an engine of at least 1 row and a camera, got {self.max_rows} and {cameras}")
+        if self.max_rows < 1 or slots < 1:
+            raise VisionADError(f"expected an engine of at least 1 row and 1 slot, got {self.max_rows} and {slots}")
         self._banks: dict[int, ResidentBank] = {}
-        self._publishing = threading.Lock()
+        self._banks_lock = threading.Lock()
         self._closed = threading.Event()
         self._last_use = time.monotonic()
-        self._shared, self._cameras = owner.run(lambda device: self._open(device, cameras))
+        self._shared, self._slots = owner.run(lambda device: self._open(device, slots))
         self._keeper: threading.Thread | None = None
         if keep_alive is not None:
             self._keeper = threading.Thread(target=self._keep_alive, args=(keep_alive,), daemon=True)
             self._keeper.start()
 
-    def _open(self, device: Device, cameras: int) -> tuple[SharedBuffers, list[Slot]]:
+    def _open(self, device: Device, count: int) -> tuple[SharedBuffers, list[Slot]]:
         shared = SharedBuffers(device, self.identity, self._max_image, self.max_rows, self.scoring)
-        made: list[Slot] = []
+        slots: list[Slot] = []
         try:
-            made.extend(Slot(device, shared) for _ in range(cameras))
+            slots.extend(Slot(device, shared) for _ in range(count))
         except BaseException:
-            for camera in made:
-                camera.close()
+            for slot in slots:
+                slot.close()
             shared.close()
             raise
-        return shared, made
+        return shared, slots
 
     def __enter__(self) -> CudaExecutor:
         return self
@@ -94,55 +93,64 @@ class CudaExecutor:
         self.close()
 
     @property
-    def max_batch(self) -> int:
+    def max_batch_size(self) -> int:
         """Images that one call can take."""
         return self.max_rows // len(self.scoring.views)
 
     # -- inspect ------------------------------------------------------------------------------------------------------
 
-    def encode(self, rgbs: Sequence[NDArray[np.uint8]], camera: int = 0) -> Encoded:
+    def encode(self, rgbs: Sequence[NDArray[np.uint8]], slot_index: int = 0) -> Encoded:
         """Preprocess and encode images.
 
         Args:
-            rgbs: uint8 (H, W, 3) RGB, or (H, W) grey, of any size up to ``max_image``; 1 to :attr:`max_batch` of them.
+            rgbs: uint8 (H, W, 3) RGB, or (H, W) grey, of any size up to ``max_image``; 1 to :attr:`max_batch_size` of them.
+            slot_index: Number of the slot.
 
         Raises:
-            ImageError: not such an image. VisionADError: none, or too many; the GPU failed.
+            ImageError: An array is no such image.
+            VisionADError: The number of images is out of range, or the GPU failed.
         """
         views = self.scoring.views
         self._check_images(rgbs)
-        own = self._cameras[camera]
-        with own.lock:
+        slot = self._slots[slot_index]
+        with slot.lock:
             self._check_open()
-            own.stage_images(rgbs)
-            timings = self._run(own, lambda: own.start(len(rgbs), views, self._engine, False))
-            return own.encoded(len(rgbs), views, camera, timings)
+            slot.stage_images(rgbs)
+            timings = self._run(slot, lambda: slot.start(len(rgbs), views, self._engine, False))
+            return slot.encoded(len(rgbs), views, slot_index, timings)
 
     def inspect(
         self,
         rgbs: Sequence[NDArray[np.uint8]],
         banks: Sequence[ClassBankLike],
-        camera: int = 0,
+        slot_index: int = 0,
     ) -> tuple[Encoded, list[ExecutorOutput]]:
-        """:meth:`encode` and :meth:`match` in one go, for whoever knows the banks beforehand: the GPU does not wait for the host in
-        between. All timings are with the matches, those of the encoding are empty.
+        """Run :meth:`encode` and :meth:`match` at once, for banks that are known beforehand.
+
+        The GPU does not wait for the host in between. All timings are with the outputs; those of the encoding are empty.
+
+        Args:
+            rgbs: As for :meth:`encode`.
+            banks: One per image.
+            slot_index: Number of the slot.
 
         Raises:
-            ImageError, VisionADError: as both.
+            ImageError: An array is no such image.
+            VisionADError: As for :meth:`encode` and :meth:`match`.
         """
         views = self.scoring.views
         self._check_images(rgbs)
         _check_banks(len(rgbs), banks, None)
-        own = self._cameras[camera]
-        with own.lock:
+        slot = self._slots[slot_index]
+        with slot.lock:
             self._check_open()
-            own.stage_images(rgbs)
+            slot.stage_images(rgbs)
             with self._using(banks) as residents:
-                own.stage_search(self._plan(residents, banks, views), None)
-                timings = self._run(own, lambda: own.start(len(rgbs), views, self._engine, True))
-            found = own.encoded(len(rgbs), views, camera, {})
-            matched = own.matched(len(rgbs), views, timings)
-        return found, matched
+                slot.stage_search(self._plan(residents, banks, views), None)
+                timings = self._run(slot, lambda: slot.start(len(rgbs), views, self._engine, True))
+            encoded = slot.encoded(len(rgbs), views, slot_index, {})
+            outputs = slot.matched(len(rgbs), views, timings)
+        return encoded, outputs
 
     def match(
         self,
@@ -150,75 +158,74 @@ class CudaExecutor:
         banks: Sequence[ClassBankLike],
         regions: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> list[ExecutorOutput]:
-        """Search each image's bank, fuse, upsample and score.
+        """Search each image's bank, fuse the views, upsample and score.
 
         Args:
-            banks: one an image. One that :meth:`keep` has not put on the device is uploaded for this call alone.
-            regions: per image a (256, 256) mask of the map's pixels that count, or ``None`` for all; the others become 0.
+            encoded: The images.
+            banks: One per image. A bank that :meth:`load_banks` has not loaded is uploaded for this call.
+            regions: Per image a (256, 256) mask of the map's pixels that count, or ``None`` for all. The others become 0.
 
         Raises:
-            VisionADError: the camera has encoded other images since; an empty bank; NaN or Inf among the tokens.
+            VisionADError: The slot has encoded other images since, a bank is empty, or the tokens contain NaN or Inf.
         """
-        own = self._cameras[encoded.camera]
+        slot = self._slots[encoded.slot]
         count, views = len(encoded.cls), encoded.views
         _check_banks(count, banks, regions)
-        with own.lock:
+        with slot.lock:
             self._check_open()
-            if own.ticket != encoded.ticket:
-                raise VisionADError(
-                    f"camera {encoded.camera} has encoded other images since; match before encoding again"
-                )
+            if slot.ticket != encoded.ticket:
+                raise VisionADError(f"slot {encoded.slot} has encoded other images since; match before encoding again")
             with self._using(banks) as residents:
-                own.stage_search(self._plan(residents, banks, views), regions)
-                timings = self._run(own, lambda: own.start(count, views, None, True))
-            return own.matched(count, views, timings)
+                slot.stage_search(self._plan(residents, banks, views), regions)
+                timings = self._run(slot, lambda: slot.start(count, views, None, True))
+            return slot.matched(count, views, timings)
 
     def trace(self, encoded: Encoded) -> tuple[F32, F32]:
-        """What lies between image and distances, for parity reports: normalised views (N, V, 3, crop, crop), patch
-        tokens (N, V, P, D).
+        """Return what lies between image and distances, for parity reports.
+
+        Returns:
+            Normalised views (N, V, 3, crop, crop) and patch tokens (N, V, P, D), both float32.
 
         Raises:
-            VisionADError: the camera has encoded other images since.
+            VisionADError: The slot has encoded other images since.
         """
-        own = self._cameras[encoded.camera]
-        with own.lock:
+        slot = self._slots[encoded.slot]
+        with slot.lock:
             self._check_open()
-            if own.ticket != encoded.ticket:
-                raise VisionADError(
-                    f"camera {encoded.camera} has encoded other images since; trace before encoding again"
-                )
+            if slot.ticket != encoded.ticket:
+                raise VisionADError(f"slot {encoded.slot} has encoded other images since; trace before encoding again")
             images, patch = self._owner.run(
-                lambda device: own.download_trace(device, encoded.cls.shape[0] * len(encoded.views))
+                lambda device: slot.download_trace(device, encoded.cls.shape[0] * len(encoded.views))
             )
         lead = encoded.cls.shape[:2]
         return images.reshape(*lead, *images.shape[1:]), patch.reshape(*lead, *patch.shape[1:])
 
     def _check_images(self, rgbs: Sequence[NDArray[np.uint8]]) -> None:
-        if not 1 <= len(rgbs) <= self.max_batch:
+        if not 1 <= len(rgbs) <= self.max_batch_size:
             raise VisionADError(
-                f"expected 1 to {self.max_batch} images of {len(self.scoring.views)} views, got {len(rgbs)}"
+                f"expected 1 to {self.max_batch_size} images of {len(self.scoring.views)} views, got {len(rgbs)}"
             )
         for rgb in rgbs:
-            plan.check_image(rgb, *self._max_image)
+            check_image(rgb, *self._max_image)
 
-    def _plan(self, residents: Sequence[ResidentBank], banks: Sequence[ClassBankLike], views: Views) -> plan.SearchPlan:
-        found = [residents[i].view(bank, view) for i, bank in enumerate(banks) for view in views]
-        return self._shared.plan(tuple(found))
+    def _plan(self, residents: Sequence[ResidentBank], banks: Sequence[ClassBankLike], views: Views) -> SearchPlan:
+        bank_views = [residents[i].view(bank, view) for i, bank in enumerate(banks) for view in views]
+        return self._shared.plan(tuple(bank_views))
 
-    def _run(self, own: Slot, start: Callable[[], None]) -> Mapping[str, float]:
-        """Enqueue on the owner's thread, and sleep until it is done. Milliseconds by stage."""
+    def _run(self, slot: Slot, start: Callable[[], None]) -> Mapping[str, float]:
+        """Enqueue work on the owner thread, sleep until it is done, and return milliseconds by stage."""
         self._check_open()
         self._last_use = time.monotonic()
 
-        def begin(_: Device) -> Event:
+        def enqueue(_: Device) -> Event:
             start()
-            return own.done
+            return slot.done
 
         try:
-            timings = self._owner.serve(begin, lambda _: own.finish())
+            timings = self._owner.submit(enqueue, lambda _: slot.finish())
         except BaseException:
-            with suppress(VisionADError):  # what was enqueued still reads a bank that the caller may free next
-                self._owner.run(lambda _: own.stream.synchronize())
+            with suppress(VisionADError):  # enqueued work still reads a bank that the caller may free next
+                self._owner.run(lambda _: slot.stream.synchronize())
             raise
         self._last_use = time.monotonic()
         return timings
@@ -226,57 +233,59 @@ class CudaExecutor:
     # -- banks --------------------------------------------------------------------------------------------------------
 
     def load_banks(self, banks: Iterable[ClassBankLike]) -> None:
-        """Have these banks on the device, and no others. Cameras go on with what they have until the new ones are complete.
+        """Make these banks the resident ones. Slots use the old banks until the new ones are complete.
 
-        A bank is known by its ``features`` array, so classes that did not change cost nothing.
+        A bank is identified by its ``features`` array, so unchanged classes cost nothing.
+
+        Raises:
+            VisionADError: A bank is empty or contains NaN or Inf, the GPU is out of memory, or the executor was closed.
         """
-        wanted = {id(bank.features): bank for bank in banks}
-        for key, bank in wanted.items():
-            with self._publishing:
+        requested = {id(bank.features): bank for bank in banks}
+        for key, bank in requested.items():
+            with self._banks_lock:
                 known = key in self._banks
             if not known:
                 resident = self._upload(bank)
-                with self._publishing:
-                    spare = self._banks.setdefault(key, resident)
-                if spare is not resident:  # two threads kept it at once
+                with self._banks_lock:
+                    stored = self._banks.setdefault(key, resident)
+                if stored is not resident:  # two threads loaded it at once
                     self._release(resident)
-        with self._publishing:
-            gone = [self._banks.pop(key) for key in list(self._banks) if key not in wanted]
-        for resident in gone:
+        with self._banks_lock:
+            dropped = [self._banks.pop(key) for key in list(self._banks) if key not in requested]
+        for resident in dropped:
             self._release(resident)
-        if self._closed.is_set():  # closed while the last of them was uploaded: nobody else frees it
+        if self._closed.is_set():  # closed during the last upload: nobody else frees that bank
             self._release_all()
             self._check_open()
 
     @contextmanager
     def _using(self, banks: Sequence[ClassBankLike]) -> Iterator[list[ResidentBank]]:
-        """The banks' residents; none of them is freed before the block ends. Banks that are not kept are here for the
-        block alone."""
-        held: dict[int, ResidentBank] = {}
+        """Provide resident banks that are not freed before the block ends. Others are uploaded for the block."""
+        used: dict[int, ResidentBank] = {}
         try:
             for bank in banks:
                 key = id(bank.features)
-                if key in held:
+                if key in used:
                     continue
-                with self._publishing:
+                with self._banks_lock:
                     resident = self._banks.get(key)
                     if resident is not None:
                         resident.users += 1
-                held[key] = resident if resident is not None else self._upload(bank)
-            yield [held[id(bank.features)] for bank in banks]
+                used[key] = resident if resident is not None else self._upload(bank)
+            yield [used[id(bank.features)] for bank in banks]
         finally:
-            for resident in held.values():
+            for resident in used.values():
                 self._release(resident)
 
     def _release(self, resident: ResidentBank) -> None:
-        with self._publishing:
+        with self._banks_lock:
             resident.users -= 1
-            last = resident.users == 0
-        if last:
+            unused = resident.users == 0
+        if unused:
             self._owner.run(lambda _: resident.close())
 
     def _upload(self, bank: ClassBankLike) -> ResidentBank:
-        """Put a bank on the device, with one user. Every step is work of its own for the owner's thread."""
+        """Upload a bank and return it with one user. Each step is separate work for the owner thread."""
         with self._shared.uploading:
             self._check_open()
             source = checked_rows(bank)  # on this thread: it takes long for a large bank
@@ -285,9 +294,9 @@ class CudaExecutor:
                 while not self._owner.run(lambda _: loader.step()):
                     pass
                 resident = loader.resident()
-                # Every camera may come with a full batch of the largest bank: room for that is made before the bank takes part.
+                # Every slot may search the largest bank with a full batch, so reserve memory for that before the bank is used.
                 self._owner.run(
-                    lambda device: self._shared.reserve(device, resident, [camera.stream for camera in self._cameras])
+                    lambda device: self._shared.reserve(device, resident, [slot.stream for slot in self._slots])
                 )
             except BaseException:
                 self._owner.run(lambda _: loader.abandon())
@@ -295,12 +304,12 @@ class CudaExecutor:
             return resident
 
     def memory(self) -> dict[str, int]:
-        """Bytes taken now: ``chain`` and ``banks`` on the GPU, ``page_locked`` on the host."""
-        parts = [self._shared.memory, *(camera.memory for camera in self._cameras)]
-        with self._publishing:
-            banks = sum(resident.memory.taken for resident in self._banks.values())
-        chain = self._shared.maxima.nbytes + sum(part.taken for part in parts)
-        return {"chain": chain, "banks": banks, "page_locked": sum(part.locked for part in parts)}
+        """Return bytes in use: ``chain`` (all but banks) and ``banks`` on the GPU, ``page_locked`` on the host."""
+        scopes = [self._shared.resources, *(slot.resources for slot in self._slots)]
+        with self._banks_lock:
+            banks = sum(resident.resources.device_bytes for resident in self._banks.values())
+        buffers = self._shared.maxima.nbytes + sum(scope.device_bytes for scope in scopes)
+        return {"chain": buffers, "banks": banks, "page_locked": sum(scope.pinned_bytes for scope in scopes)}
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -308,49 +317,49 @@ class CudaExecutor:
         while not self._closed.wait(max(0.0, self._last_use + seconds - time.monotonic())):
             if time.monotonic() - self._last_use < seconds:
                 continue
-            used = next((camera for camera in self._cameras if camera.ticket), None)
+            used = next((slot for slot in self._slots if slot.ticket), None)
             if used is not None:
                 with used.lock:
                     if self._closed.is_set():
                         return
-                    try:  # the same images give the same tokens: what an Encoded refers to does not change
+                    try:  # the same images give the same tokens, so an Encoded stays valid
                         self._run(used, partial(used.start_again, self._engine))
                     except VisionADError:
-                        return  # whoever inspects next is told
+                        return  # the next inspection reports it
             self._last_use = time.monotonic()
 
     def close(self) -> None:
-        """Free everything; waits for calls under way. Twice is harmless. The engine is its owner's to close."""
+        """Free everything after the current calls. A second call does nothing. The engine stays open."""
         if self._closed.is_set():
             return
         self._closed.set()
         if self._keeper is not None:
             self._keeper.join()
-        for own in self._cameras:
-            own.lock.acquire()
+        for slot in self._slots:
+            slot.lock.acquire()
         try:
             with self._shared.uploading:
                 self._owner.run(lambda _: self._close())
         finally:
-            for own in self._cameras:
-                own.lock.release()
+            for slot in self._slots:
+                slot.lock.release()
 
     def _close(self) -> None:
-        for camera in self._cameras:
-            camera.close()
+        for slot in self._slots:
+            slot.close()
         self._release_all()
         self._shared.close()
 
     def _release_all(self) -> None:
-        with self._publishing:
-            gone = list(self._banks.values())
+        with self._banks_lock:
+            residents = list(self._banks.values())
             self._banks.clear()
-        for resident in gone:
+        for resident in residents:
             self._release(resident)
 
     def _check_open(self) -> None:
         if self._closed.is_set():
-            raise VisionADError("this chain was closed")
+            raise VisionADError("this CUDA executor was closed; open the inspector again")
 
 
 def _check_banks(

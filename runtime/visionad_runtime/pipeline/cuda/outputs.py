@@ -1,4 +1,4 @@
-"""What a call of the CUDA executor leaves: encoded images on the GPU, matched ones on the host."""
+"""Results of a call of the CUDA executor: encoded images on the GPU, matched images on the host."""
 
 from __future__ import annotations
 
@@ -16,20 +16,34 @@ Views = tuple[ViewName, ...]
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Images on the device, encoded. ``cls`` float32 (N, V, Dc), unit rows. The patch tokens stay where they are, until
-    the same camera encodes again. ``timings``: milliseconds by stage, of the whole batch."""
+    """Encoded images. Their patch tokens stay on the device until the same slot encodes again.
+
+    Attributes:
+        cls: float32 (N, V, Dc), unit rows.
+        views: The V views.
+        timings: Milliseconds by stage, of the whole batch.
+        slot: The slot that holds the patch tokens.
+        ticket: Number of the encoding in its slot.
+    """
 
     cls: F32
     views: Views
     timings: Mapping[str, float]
-    camera: int
+    slot: int
     ticket: int = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
 class ExecutorOutput:
-    """One image's outcome: ``distances`` float32 (side, side) by view, ``anomaly_map`` float32 (256, 256), ``score`` and ``cutoff``
-    of :func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`. ``timings``: milliseconds by stage, of the whole batch."""
+    """Result of one image.
+
+    Attributes:
+        distances: View -> float32 (side, side).
+        anomaly_map: float32 (256, 256).
+        score: Mean of the largest pixels (:func:`~visionad_runtime.scoring.anomaly_map.top_k_mean`).
+        cutoff: The smallest of these pixels.
+        timings: Milliseconds by stage, of the whole batch.
+    """
 
     distances: Mapping[ViewName, F32]
     anomaly_map: F32

@@ -1,4 +1,4 @@
-"""The inspector's chain on a GPU: :class:`~visionad_runtime.pipeline.base.Pipeline` over the chain of one GPU."""
+"""The pipeline on an NVIDIA GPU: :class:`~visionad_runtime.pipeline.base.Pipeline` over the CUDA executor."""
 
 from __future__ import annotations
 
@@ -22,61 +22,67 @@ from .executor import CudaExecutor
 F32 = NDArray[np.float32]
 
 MAX_IN_FLIGHT = 2
-"""Images under way at once: while one is in the engine, the other is copied, resized or searched. More threads take turns."""
+"""Images in flight: while one is in the engine, the other is copied, resized or searched. Further threads wait."""
 INITIAL_IMAGE_SIZE = (1080, 1920)
-"""Height and width that room is taken for at first."""
+"""Height and width of the largest image that memory is allocated for at first."""
 
 
-class _Seen(threading.local):
-    """What a thread's last calls were matched against, by identity of the banks: parts that pass one camera are mostly of one
-    class, those of another camera need not be."""
+class _RecentBanks(threading.local):
+    """The banks of a thread's last call, by identity.
+
+    They are kept per thread, because a thread mostly serves one camera, and a camera mostly shows one class.
+    """
 
     last: tuple[int, ...] = ()
     repeats = False
 
-    def note(self, banks: Sequence[ClassBank]) -> None:
-        """A call was matched against these."""
-        now = tuple(map(id, banks))
-        self.repeats, self.last = now == self.last, now
+    def record(self, banks: Sequence[ClassBank]) -> None:
+        """Record the banks of a call."""
+        current = tuple(map(id, banks))
+        self.repeats, self.last = current == self.last, current
 
 
 class FairSlotPool:
-    """Cameras that are free, to callers in the order in which they came. From a plain queue the thread that has just given one back
-    takes it again before another wakes up, and of many threads some wait for seconds."""
+    """FIFO pool of pipeline slots.
 
-    def __init__(self, cameras: int) -> None:
-        self._free, self._waiting = deque(range(cameras)), deque[queue.SimpleQueue[int]]()
+    ``queue.Queue`` is not fair: the releasing thread can acquire again before a waiter wakes, which starves callers for seconds.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._free, self._waiting = deque(range(slots)), deque[queue.SimpleQueue[int]]()
         self._lock = threading.Lock()
 
-    def take(self) -> int:
-        """A camera, as soon as whoever came before has one."""
+    def acquire(self) -> int:
+        """Wait for a free slot in the order of arrival, and return its number."""
         with self._lock:
             if self._free:
                 return self._free.popleft()
-            own: queue.SimpleQueue[int] = queue.SimpleQueue()
-            self._waiting.append(own)
+            handover: queue.SimpleQueue[int] = queue.SimpleQueue()
+            self._waiting.append(handover)
         try:
-            return own.get()
-        except BaseException:  # interrupted: what was or will be handed over is not to be lost
+            return handover.get()
+        except BaseException:  # interrupted: pass on a slot that was handed over meanwhile
             with self._lock:
-                if own in self._waiting:
-                    self._waiting.remove(own)
-            if not own.empty():
-                self.give(own.get())
+                if handover in self._waiting:
+                    self._waiting.remove(handover)
+            if not handover.empty():
+                self.release(handover.get())
             raise
 
-    def give(self, camera: int) -> None:
-        """Back, or on to who has waited longest."""
+    def release(self, slot: int) -> None:
+        """Return a slot to the pool, or hand it to the longest waiter."""
         with self._lock:
             if self._waiting:
-                self._waiting.popleft().put(camera)
+                self._waiting.popleft().put(slot)
             else:
-                self._free.append(camera)
+                self._free.append(slot)
 
 
 class CudaPipeline:
-    """Each call takes a camera that is free. Room for images grows with the largest seen: a line's first image decides, and
-    nothing is to be configured."""
+    """Pipeline on an NVIDIA GPU with :data:`MAX_IN_FLIGHT` slots.
+
+    Memory for images grows with the largest image seen, so nothing has to be configured.
+    """
 
     def __init__(
         self,
@@ -87,28 +93,35 @@ class CudaPipeline:
         *,
         keep_alive: float | None = None,
     ) -> None:
-        """Load the kernels and take all memory.
+        """Load the kernels and allocate all memory.
+
+        Args:
+            owner: The owner thread of the GPU.
+            engine: The backbone on that GPU.
+            identity: The model's identity.
+            scoring: Views, and how distances become scores.
+            keep_alive: Idle seconds after which the engine runs its last batch again, to keep clocks up. ``None``: never.
 
         Raises:
-            VisionADError: as :class:`~visionad_runtime.pipeline.cuda.executor.CudaExecutor`.
+            VisionADError: The executor cannot be opened. See :class:`~visionad_runtime.pipeline.cuda.executor.CudaExecutor`.
         """
         self._owner, self._engine, self._identity = owner, engine, identity
         self.scoring = scoring
-        self.cameras, self._size, self._keep_alive = MAX_IN_FLIGHT, INITIAL_IMAGE_SIZE, keep_alive
+        self.slots, self._max_image, self._keep_alive = MAX_IN_FLIGHT, INITIAL_IMAGE_SIZE, keep_alive
         self._banks: Mapping[int, ClassBank] = {}
-        self._seen = _Seen()
-        self._growing = threading.Lock()
-        self._chain = self._open(INITIAL_IMAGE_SIZE)
-        self._turns = FairSlotPool(MAX_IN_FLIGHT)
+        self._recent = _RecentBanks()
+        self._replacing = threading.Lock()
+        self._executor = self._open(INITIAL_IMAGE_SIZE)
+        self._pool = FairSlotPool(MAX_IN_FLIGHT)
 
-    def _open(self, size: tuple[int, int]) -> CudaExecutor:
+    def _open(self, max_image: tuple[int, int]) -> CudaExecutor:
         return CudaExecutor(
             self._owner,
             self._engine,
             self._identity,
             self.scoring,
-            cameras=self.cameras,
-            max_image=size,
+            slots=self.slots,
+            max_image=max_image,
             keep_alive=self._keep_alive,
         )
 
@@ -124,115 +137,122 @@ class CudaPipeline:
 
         ``timings`` are the GPU's own by stage. ``wait`` is the rest: for a free slot, for copies on the host, for other work.
 
-        Parts of one class mostly follow each other. So where the calling thread's last two calls were matched against the same
-        banks, this one is too before ``choose`` is asked, and the GPU goes from the engine to the search without a pause. Where
-        ``choose`` then says otherwise, it is matched again.
+        Consecutive parts mostly have the same class. If the calling thread's last two calls used the same banks, this call is
+        matched against them before ``choose`` is called, and the GPU goes from the engine to the search without a pause. If
+        ``choose`` then returns other banks, the image is matched again.
         """
         started = time.perf_counter()
         self._make_room(max(rgb.shape[0] for rgb in rgbs), max(rgb.shape[1] for rgb in rgbs))
-        route, laps = 0.0, list[Mapping[str, float]]()
+        route, timings = 0.0, list[Mapping[str, float]]()
 
-        def ask(cls: F32 | None) -> Sequence[ClassBank]:
+        def timed_choose(cls: F32 | None) -> Sequence[ClassBank]:
             nonlocal route
-            asked = time.perf_counter()
+            begin = time.perf_counter()
             banks = choose(cls)
-            route = 1e3 * (time.perf_counter() - asked)
+            route = 1e3 * (time.perf_counter() - begin)
             return banks
 
-        with self._camera() as camera:
-            likely = self._guess(len(rgbs)) if class_token else ask(None)
+        with self._slot() as slot:
+            likely = self._guess(len(rgbs)) if class_token else timed_choose(None)
             if likely:
-                encoded, found = self._chain.inspect(rgbs, likely, camera)
+                encoded, outputs = self._executor.inspect(rgbs, likely, slot)
             else:
-                encoded, found = self._chain.encode(rgbs, camera), []
-            laps += [encoded.timings, *(one.timings for one in found[:1])]
+                encoded, outputs = self._executor.encode(rgbs, slot), []
+            timings += [encoded.timings, *(output.timings for output in outputs[:1])]
             cls = encoded.cls if class_token else None
-            banks = ask(cls) if class_token else likely
-            if not found or not _same(banks, likely):
-                found = self._chain.match(encoded, banks)
-                laps.append(found[0].timings)
-            images, patch = self._chain.trace(encoded) if trace else (None, None)
+            banks = timed_choose(cls) if class_token else likely
+            if not outputs or not _same(banks, likely):
+                outputs = self._executor.match(encoded, banks)
+                timings.append(outputs[0].timings)
+            images, patch = self._executor.trace(encoded) if trace else (None, None)
         if class_token:
-            self._seen.note(banks)
-        whole = 1e3 * (time.perf_counter() - started)
-        timings = _share(laps, route, whole, len(rgbs))
+            self._recent.record(banks)
+        total = 1e3 * (time.perf_counter() - started)
+        by_stage = _per_image(timings, route, total, len(rgbs))
         return [
             PipelineOutput(
-                one.distances, one.anomaly_map, one.score, one.cutoff, timings,
+                output.distances, output.anomaly_map, output.score, output.cutoff, by_stage,
                 None if cls is None else cls[i], None if images is None else images[i], None if patch is None else patch[i],
             )
-            for i, one in enumerate(found)
+            for i, output in enumerate(outputs)
         ]  # fmt: skip
 
     def _guess(self, images: int) -> Sequence[ClassBank]:
-        """The banks that so many images will be matched against, or none."""
-        seen, kept = self._seen, self._banks
-        likely = [kept[bank] for bank in seen.last if bank in kept] if seen.repeats else []
-        return likely if len(likely) == len(seen.last) == images else []
+        """Return the banks that this many images will likely be matched against, or none."""
+        recent, loaded = self._recent, self._banks
+        likely = [loaded[bank] for bank in recent.last if bank in loaded] if recent.repeats else []
+        return likely if len(likely) == len(recent.last) == images else []
 
     def load_banks(self, banks: Iterable[ClassBank]) -> None:
-        """See :class:`~visionad_runtime.pipeline.base.Pipeline`. The others go on inspecting meanwhile."""
-        with self._growing:
+        """See :class:`~visionad_runtime.pipeline.base.Pipeline`. Other calls go on meanwhile."""
+        with self._replacing:
             newest = {id(bank): bank for bank in banks}
-            self._chain.load_banks(newest.values())
-            self._banks, self._seen = newest, _Seen()
+            self._executor.load_banks(newest.values())
+            self._banks, self._recent = newest, _RecentBanks()
 
     def max_batch_size(self) -> int | None:
         """See :class:`~visionad_runtime.pipeline.base.Pipeline`."""
-        return self._chain.max_batch
+        return self._executor.max_batch_size
 
     def memory(self) -> dict[str, int]:
         """See :class:`~visionad_runtime.pipeline.base.Pipeline`."""
-        return self._chain.memory()
+        return self._executor.memory()
 
     def close(self) -> None:
-        """Free the GPU's memory; waits for calls under way. The engine is not closed."""
-        self._chain.close()
+        """See :class:`~visionad_runtime.pipeline.base.Pipeline`."""
+        self._executor.close()
 
     @contextmanager
-    def _camera(self) -> Iterator[int]:
-        camera = self._turns.take()
+    def _slot(self) -> Iterator[int]:
+        slot = self._pool.acquire()
         try:
-            yield camera
+            yield slot
         finally:
-            self._turns.give(camera)
+            self._pool.release(slot)
 
     def _make_room(self, height: int, width: int) -> None:
-        """Open the chain anew for larger images, once all calls under way are done. If that fails, it is as it was."""
-        if height <= self._size[0] and width <= self._size[1]:
+        """Open a new executor for larger images, once all calls are done. If that fails, open the old one again."""
+        if height <= self._max_image[0] and width <= self._max_image[1]:
             return
-        with self._growing:
-            old = self._size
+        with self._replacing:
+            old = self._max_image
             larger = max(height, old[0]), max(width, old[1])
             if larger == old:
                 return
-            idle = [self._turns.take() for _ in range(self.cameras)]
+            slots = [self._pool.acquire() for _ in range(self.slots)]
             try:
-                self._chain.close()  # first, or both would have to fit
+                self._executor.close()  # first: the memory may not hold both
                 try:
-                    self._chain = self._open(larger)
-                    self._chain.load_banks(self._banks.values())
-                    self._size = larger
+                    self._executor = self._open(larger)
+                    self._executor.load_banks(self._banks.values())
+                    self._max_image = larger
                 except BaseException:
-                    self._chain.close()
-                    self._chain = self._open(old)
-                    self._chain.load_banks(self._banks.values())
+                    self._executor.close()
+                    self._executor = self._open(old)
+                    self._executor.load_banks(self._banks.values())
                     raise
             finally:
-                for camera in idle:
-                    self._turns.give(camera)
+                for slot in slots:
+                    self._pool.release(slot)
 
 
 def _same(banks: Sequence[ClassBank], others: Sequence[ClassBank]) -> bool:
-    return len(banks) == len(others) and all(one is other for one, other in zip(banks, others, strict=True))
+    return len(banks) == len(others) and all(bank is other for bank, other in zip(banks, others, strict=True))
 
 
-def _share(laps: Iterable[Mapping[str, float]], route: float, whole: float, images: int) -> dict[str, float]:
-    """Milliseconds by stage, of one image of a call."""
+def _per_image(timings: Iterable[Mapping[str, float]], route: float, total: float, images: int) -> dict[str, float]:
+    """Return milliseconds by stage of one image of a call.
+
+    Args:
+        timings: Milliseconds by stage of each run of the call.
+        route: Milliseconds of the choice of banks.
+        total: Milliseconds of the call.
+        images: Images of the call.
+    """
     stages = dict.fromkeys(("upload", "preprocess", "engine", "route", "search", "map", "download"), 0.0)
     stages["route"] = route
-    for own in laps:
-        for stage, ms in own.items():
+    for run in timings:
+        for stage, ms in run.items():
             stages[stage] += ms
-    stages["wait"] = max(0.0, whole - sum(stages.values()))
+    stages["wait"] = max(0.0, total - sum(stages.values()))
     return {stage: ms / images for stage, ms in stages.items()}

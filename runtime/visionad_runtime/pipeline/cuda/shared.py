@@ -1,4 +1,4 @@
-"""What all slots of the CUDA executor share: kernels, tables, staging memory, the banks on the GPU."""
+"""What all slots of the CUDA executor share: kernels, tables, staging memory, and the banks on the GPU."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from ...cuda.interface import Buffer, Device, Stream
 from ...cuda.kernels import Kernels
-from ...cuda.memory import Memory
+from ...cuda.memory import ResourceScope
 from ...errors import VisionADError
 from ...formats.manifest import FeatureIdentity, PreprocessSpec, ViewName
 from ...preprocess import view_slice
 from ...scoring.anomaly_map import top_pixels
 from ...scoring.spec import ScoringSpec
-from . import work_tables as plan
-from .work_tables import BankView
+from . import work_tables
+from .work_tables import BankView, SearchPlan
 
 F32 = NDArray[np.float32]
 
-STAGING = 16 << 20
-"""Bytes of a bank uploaded in one piece: a few milliseconds of copying, between which cameras are served."""
+STAGING_BYTES = 16 << 20
+"""Bytes of a bank that are uploaded in one piece. A piece takes a few milliseconds; between pieces the slots are served."""
 
 
 class ClassBankLike(Protocol):
@@ -38,11 +38,24 @@ class ClassBankLike(Protocol):
     def features(self) -> F32: ...
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
 class SharedBuffers:
-    """What all cameras use: kernels, constant tables, and the search's maxima, which one camera has at a time."""
+    """Kernels, constant tables, and the search's maxima, which one slot uses at a time.
+
+    Attributes:
+        identity: The model's identity.
+        max_image: Largest height and width of an image.
+        max_rows: Largest number of rows of an engine's call.
+        top: Pixels of the map whose mean is the score.
+        self_similarity: Whether distances are weighted by self-similarity.
+        spec: Resize, crop and normalisation.
+        patches: Patches of an image.
+        width: Columns of a 16-bit row.
+        uploading: Held while a bank is uploaded.
+        maxima: Scratch memory of the search.
+        maxima_version: Counts reallocations of ``maxima``, because recorded graphs hold its address.
+        plan: Work tables for bank views, one per engine row, in their order. Cached, because they mostly repeat.
+        resources: Owns the buffers.
+    """
 
     def __init__(
         self,
@@ -56,46 +69,53 @@ class SharedBuffers:
         self.top, self.self_similarity = top_pixels(scoring.top_fraction), scoring.self_similarity
         self.spec: PreprocessSpec = identity.preprocess
         self.patches = identity.grid**2
-        self.width = plan.packed_width(identity.dim)
+        self.width = work_tables.packed_width(identity.dim)
         self.uploading = threading.Lock()
         self.maxima_version = 0
         self.plan = lru_cache(maxsize=32)(self._plan)
-        """Work tables for a bank view a query row group, in the order of the engine's rows. Mostly the same as the last time."""
-        self.memory = Memory(device)
+        self.resources = ResourceScope(device)
         try:
-            self._take(device)
+            self._allocate(device)
         except BaseException:
-            self.memory.close()
+            self.resources.close()
             raise
 
-    def _take(self, device: Device) -> None:
-        hold = self.memory.hold
-        self.kernels = hold(Kernels(device))
+    def _allocate(self, device: Device) -> None:
+        own = self.resources.own
+        self.kernels = own(Kernels(device))
         first_pass = self.kernels["group_maxima"]
         self.block_q, self.block_n = first_pass.constants["BLOCK_Q"], first_pass.constants["BLOCK_N"]
         self.programs = device.multiprocessors * first_pass.per_multiprocessor
-        self.stream = self.memory.stream(device.stream())  # of uploads
-        self.staging = [self.memory.pinned(STAGING, np.uint8) for _ in range(2)]
-        self.staged = [hold(device.event()) for _ in range(2)]
-        self.engine_free, self.maxima_free = hold(device.event()), hold(device.event())
+        self.stream = self.resources.stream(device.stream())  # of uploads
+        self.staging = [self.resources.pinned(STAGING_BYTES, np.uint8) for _ in range(2)]
+        self.staged = [own(device.event()) for _ in range(2)]
+        self.engine_free, self.maxima_free = own(device.event()), own(device.event())
         for event in (*self.staged, self.engine_free, self.maxima_free):
             event.record(self.stream)
-        low, part = plan.upsample_tables(self.identity.grid)
-        self.levels = self.memory.constant(plan.level_table(self.spec), self.stream)
-        self.low, self.part = self.memory.constant(low, self.stream), self.memory.constant(part, self.stream)
+        low, part = work_tables.upsample_tables(self.identity.grid)
+        self.levels = self.resources.constant(work_tables.level_table(self.spec), self.stream)
+        self.low, self.part = self.resources.constant(low, self.stream), self.resources.constant(part, self.stream)
         self.maxima = device.alloc(4)
 
-    def _plan(self, views: tuple[BankView, ...]) -> plan.SearchPlan:
-        """The patches of each of the engine's rows against its view."""
+    def _plan(self, views: tuple[BankView, ...]) -> SearchPlan:
+        """Plan the search of the patches of each engine row in the row's bank view."""
         patches = np.arange(len(views) * self.patches, dtype=np.int32)
         work = list(zip(views, patches.reshape(len(views), -1), strict=True))
-        return plan.plan_search(work, self.block_q, self.block_n, self.programs)
+        return work_tables.plan_search(work, self.block_q, self.block_n, self.programs)
 
     def reserve(self, device: Device, resident: ResidentBank, streams: Sequence[Stream]) -> None:
-        """Make the maxima large enough for a full batch against this bank. Waits for the streams: the larger bank is not
-        in use yet."""
+        """Make ``maxima`` large enough for a full batch against a bank that is not in use yet.
+
+        Args:
+            device: The GPU.
+            resident: The bank.
+            streams: Streams that use ``maxima``. Their work is waited for.
+
+        Raises:
+            VisionADError: The GPU is out of memory.
+        """
         rows = max((part.stop - part.start for part in resident.slices.values()), default=0)
-        nbytes = 4 * self.max_rows * self.patches * plan.maxima_a_query(rows, self.block_n)
+        nbytes = 4 * self.max_rows * self.patches * work_tables.maxima_per_query(rows, self.block_n)
         if nbytes <= self.maxima.nbytes:
             return
         for stream in streams:
@@ -106,46 +126,61 @@ class SharedBuffers:
         self.maxima_version += 1
 
     def close(self) -> None:
-        self.memory.close()
+        """Free everything."""
+        self.resources.close()
         self.maxima.close()
 
 
 class ResidentBank:
-    """A class's bank on the device: all its blocks in float32 and in 16 bits; a view is a run of rows."""
+    """A class's bank on the device: all encodings in float32 and in 16 bits. A view is a range of rows.
+
+    Attributes:
+        features: The bank's array. The reference keeps its ``id`` unique.
+        users: Callers that use the bank; it is freed when there is none.
+        slices: View -> its rows.
+        quantization_error: Largest norm of what rounding to 16 bits took from a row.
+        quantized_norm: Largest norm of a 16-bit row.
+        resources: Owns the buffers.
+    """
 
     def __init__(
-        self, bank: ClassBankLike, dim: int, width: int, memory: Memory, rows32: Buffer, rows16: Buffer
+        self, bank: ClassBankLike, dim: int, width: int, resources: ResourceScope, rows32: Buffer, rows16: Buffer
     ) -> None:
-        self.features = bank.features  # kept, so that its id stays its own
+        self.features = bank.features
         self.users = 1
-        self.lost = self.kept = 0.0
-        per_block = bank.features.shape[1] * bank.features.shape[2]
+        self.quantization_error = self.quantized_norm = 0.0
+        rows_per_encoding = bank.features.shape[1] * bank.features.shape[2]
         self.slices = {
-            view: slice(run.start * per_block, run.stop * per_block)
-            for view in plan.VIEW_CODES
-            if (run := _blocks_of(bank, view)) is not None
+            view: slice(encodings.start * rows_per_encoding, encodings.stop * rows_per_encoding)
+            for view in work_tables.VIEW_CODES
+            if (encodings := _encodings_of(bank, view)) is not None
         }
-        self._dim, self._width, self.memory = dim, width, memory
+        self._dim, self._width, self.resources = dim, width, resources
         self._rows32, self._rows16 = rows32, rows16
 
     def view(self, bank: ClassBankLike, view: ViewName) -> BankView:
-        """Where a view's rows lie."""
+        """Return where a view's rows are.
+
+        Raises:
+            VisionADError: The class was not enrolled in this view.
+        """
         if view not in self.slices:
             raise VisionADError(f"class {bank.name!r} was not enrolled in view {view}; it has {', '.join(self.slices)}")
         part = self.slices[view]
         return BankView(
             self._rows32.ptr + 4 * self._dim * part.start, self._rows16.ptr + 2 * self._width * part.start,
-            part.stop - part.start, self.lost, self.kept,
+            part.stop - part.start, self.quantization_error, self.quantized_norm,
         )  # fmt: skip
 
     def close(self) -> None:
-        self.memory.close()
+        """Free the bank."""
+        self.resources.close()
 
 
-def _blocks_of(bank: ClassBankLike, view: ViewName) -> slice | None:
-    """The view's run of blocks, or ``None`` where not all of them were enrolled."""
+def _encodings_of(bank: ClassBankLike, view: ViewName) -> slice | None:
+    """Return the view's range of encodings, or ``None`` if not all of them were enrolled."""
     try:
-        run = view_slice(bank.blocks, view)
+        encodings = view_slice(bank.blocks, view)
     except ValueError:
         return None
-    return run if run.stop <= len(bank.blocks) else None
+    return encodings if encodings.stop <= len(bank.blocks) else None

@@ -1,4 +1,4 @@
-"""One image slot of the CUDA executor: its buffers, its streams, its recorded graphs."""
+"""A slot of the CUDA executor: one stream with its buffers and recorded graphs."""
 
 from __future__ import annotations
 
@@ -13,46 +13,51 @@ from numpy.typing import NDArray
 
 from ..._threads import available_cpus, parallel_for
 from ...cuda.interface import Buffer, Device, DeviceEngine, Graph
-from ...cuda.memory import Memory
+from ...cuda.memory import ResourceScope
 from ...errors import VisionADError
 from ...images.pixels import copy_pixels
 from ...scoring.anomaly_map import MAP_SIZE
 from ...scoring.self_similarity import MIN_DISTANCE
 from ...search import BROKEN_TOKENS
-from . import work_tables as plan
+from . import work_tables
 from .outputs import Encoded, ExecutorOutput, Views
 from .shared import SharedBuffers
-from .work_tables import ImagePlan
+from .work_tables import ImagePlan, SearchPlan
 
 F32 = NDArray[np.float32]
-COPY, COPIERS = 1 << 20, 4
-"""Bytes of an image that a thread copies at a time, and most threads: one alone would take longer for a large image than the
-GPU's own copy."""
+COPY_BYTES, MAX_COPY_THREADS = 1 << 20, 4
+"""Bytes of an image that a thread copies at a time, and the maximum of threads.
+
+One thread would take longer for a large image than the GPU's own copy.
+"""
 ROW_PROGRAMS = 512
-"""Programs an image that the first resize pass's rows are dealt to."""
+"""Programs per image that share the rows of the first resize pass."""
 
 
 class _Layout:
-    """Arrays of fixed places in one block of memory, page-locked here and on the device there, copied together."""
+    """Arrays at fixed offsets of one buffer, in page-locked memory and on the device, that are copied together."""
 
-    def __init__(self, memory: Memory, fields: Mapping[str, tuple[tuple[int, ...], type[np.generic]]]) -> None:
-        self._places: dict[str, int] = {}
+    def __init__(
+        self, resources: ResourceScope, fields: Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
+    ) -> None:
+        self._offsets: dict[str, int] = {}
         end = 0
         for name, (shape, dtype) in fields.items():
-            self._places[name] = end
+            self._offsets[name] = end
             end += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 256) * 256
-        self.host: NDArray[np.uint8] = memory.pinned(end, np.uint8)
+        self.host: NDArray[np.uint8] = resources.pinned(end, np.uint8)
         self.host[...] = 0
-        self.buffer = memory.take(end)
+        self.buffer = resources.alloc(end)
         self.arrays: dict[str, NDArray[Any]] = {
-            name: self.host[self._places[name] :][: int(np.prod(shape)) * np.dtype(dtype).itemsize]
+            name: self.host[self._offsets[name] :][: int(np.prod(shape)) * np.dtype(dtype).itemsize]
             .view(dtype)
             .reshape(shape)
             for name, (shape, dtype) in fields.items()
         }
 
     def address(self, name: str) -> int:
-        return self.buffer.ptr + self._places[name]
+        """Return the device address of an array."""
+        return self.buffer.ptr + self._offsets[name]
 
 
 def _copy_rows(to: NDArray[np.uint8], source: NDArray[np.uint8], step: int, end: int, start: int) -> None:
@@ -71,66 +76,77 @@ class _Host:
 
 
 class Slot:
-    """One stream with its buffers and graphs. What is staged and found is for who holds ``lock``, all else for the owner."""
+    """One stream with its buffers and graphs.
+
+    The holder of ``lock`` stages inputs and reads results. Everything else runs on the owner thread.
+
+    Attributes:
+        lock: Held during a call.
+        ticket: Counts encodings, so that an :class:`Encoded` can tell whether its tokens are still there.
+        resources: Owns the buffers.
+        stream: The slot's stream.
+        done: Event behind the last work.
+        host: Results of the last work.
+    """
 
     def __init__(self, device: Device, shared: SharedBuffers) -> None:
         self._device, self._shared = device, shared
         self.lock = threading.Lock()
         self.ticket = 0
-        """Counts encodings, so that an :class:`Encoded` knows whether its tokens are still there."""
-        self.memory = Memory(device)
-        self._laps: list[str] = []
+        self.resources = ResourceScope(device)
+        self._stages: list[str] = []
         self._graphs: dict[tuple[str, int, Views], tuple[int, Graph]] = {}
         self._views: dict[Views, Buffer] = {}
         self._last: tuple[int, Views] = (0, ())  # images and views of the last encoding
         try:
-            self._take()
+            self._allocate()
         except BaseException:
-            self.memory.close()
+            self.resources.close()
             raise
 
-    def _take(self) -> None:
+    def _allocate(self) -> None:
         device, shared = self._device, self._shared
-        take, pinned, hold = self.memory.take, self.memory.pinned, self.memory.hold
-        self.stream = self.memory.stream(device.stream())
-        self.done = hold(device.event())
+        alloc, pinned, own = self.resources.alloc, self.resources.pinned, self.resources.own
+        self.stream = self.resources.stream(device.stream())
+        self.done = own(device.event())
         stages = ("start", "upload", "preprocess", "engine", "search", "map", "download")
-        self._marks = {name: hold(device.event()) for name in stages}
+        self._events = {name: own(device.event()) for name in stages}
         identity, rows, crop, patches = shared.identity, shared.max_rows, shared.spec.crop, shared.patches
         height, width = shared.max_image
         self._image_bytes = -(-height * width * 3 // 256) * 256
         self._host_pixels = pinned((rows, self._image_bytes), np.uint8)
-        self._pixels = take(rows * self._image_bytes)
-        self._table = plan.table_size(height, width, shared.spec)
+        self._pixels = alloc(rows * self._image_bytes)
+        self._table_size = work_tables.table_size(height, width, shared.spec)
         self._sizes: list[tuple[int, ...]] = [()] * rows
-        self._rows = [(0, 0)] * rows  # of the images, that the crop needs
-        self._staged = [slice(0)] * rows  # and the bytes of them
-        self._planned: plan.SearchPlan | None = None
-        self._new_sizes = self._new_plan = self._new_regions = False
+        self._rows = [(0, 0)] * rows  # rows of the images that the crop needs
+        self._staged = [slice(0)] * rows  # and their bytes
+        self._search_plan: SearchPlan | None = None
+        self._plans_changed = self._search_changed = self._regions_changed = False
         self._plans = _Layout(
-            self.memory,
-            {"plans": ((rows, plan.IMAGE_COLUMNS), np.int64), "tables": ((rows, self._table), np.int32)},
+            self.resources,
+            {"plans": ((rows, work_tables.IMAGE_COLUMNS), np.int64), "tables": ((rows, self._table_size), np.int32)},
         )  # fmt: skip
-        self._across = take(rows * height * 3 * crop)
-        self._images = take(4 * rows * 3 * crop * crop)
-        self._patch = take(4 * rows * patches * identity.dim)
-        self._cls = take(4 * rows * identity.class_token_dim)
-        self._packed = take(2 * rows * patches * shared.width)
-        self._norms = take(8 * rows * patches)
-        slots = rows * patches
+        self._across = alloc(rows * height * 3 * crop)
+        self._images = alloc(4 * rows * 3 * crop * crop)
+        self._patch = alloc(4 * rows * patches * identity.dim)
+        self._cls = alloc(4 * rows * identity.class_token_dim)
+        self._packed = alloc(2 * rows * patches * shared.width)
+        self._norms = alloc(8 * rows * patches)
+        queries = rows * patches
         self._search = _Layout(
-            self.memory,
+            self.resources,
             {
-                "order": ((slots,), np.int32), "job_of": ((slots,), np.int32), "jobs": ((rows, plan.JOB_COLUMNS), np.int64),
+                "order": ((queries,), np.int32), "job_of": ((queries,), np.int32),
+                "jobs": ((rows, work_tables.JOB_COLUMNS), np.int64),
                 "bounds": ((rows, 2), np.float32), "count": ((1,), np.int32),
-                "items": ((plan.max_items(slots, rows, shared.block_q, shared.programs), 4), np.int32),
+                "items": ((work_tables.max_items(queries, rows, shared.block_q, shared.programs), 4), np.int32),
             },
         )  # fmt: skip
-        self._distance, self._row = take(4 * slots), take(4 * slots)
-        self._maps, self._scores = take(4 * rows * MAP_SIZE**2), take(16 * rows)
+        self._distance, self._row = alloc(4 * queries), alloc(4 * queries)
+        self._maps, self._scores = alloc(4 * rows * MAP_SIZE**2), alloc(16 * rows)
         self._host_region = pinned((rows, MAP_SIZE, MAP_SIZE), np.uint8)
         self._host_region[...] = 1
-        self._region = take(rows * MAP_SIZE**2)
+        self._region = alloc(rows * MAP_SIZE**2)
         device.upload(self._region, self._host_region, self.stream)
         self.stream.synchronize()
         self._masked = False
@@ -139,42 +155,51 @@ class Slot:
             pinned((rows, MAP_SIZE, MAP_SIZE), np.float32), pinned((rows, 2), np.float64),
         )  # fmt: skip
 
-    # -- on the caller's thread, who holds the lock: the owner's is for what is short -----------------------------------
+    # -- on the caller's thread, which holds the lock: the owner thread is for short work only --------------------------
 
     def stage_images(self, rgbs: Sequence[NDArray[np.uint8]]) -> None:
-        """Copy images to page-locked memory, as far as the crop needs them."""
-        for slot, rgb in enumerate(rgbs):
-            if self._sizes[slot] != rgb.shape:
-                self._describe(slot, rgb)
-            first, end = self._rows[slot]
+        """Copy the rows that the crop needs to page-locked memory.
+
+        Args:
+            rgbs: uint8 images (H, W, 3) or (H, W).
+        """
+        for index, rgb in enumerate(rgbs):
+            if self._sizes[index] != rgb.shape:
+                self._describe(index, rgb)
+            first, end = self._rows[index]
             line = rgb.nbytes // len(rgb)
-            self._staged[slot] = slice(first * line, end * line)
-            image = self._host_pixels[slot, : rgb.nbytes].reshape(rgb.shape)
-            step = max(1, COPY // line)
-            workers = min(COPIERS, available_cpus(), (end - first) // step)
+            self._staged[index] = slice(first * line, end * line)
+            image = self._host_pixels[index, : rgb.nbytes].reshape(rgb.shape)
+            step = max(1, COPY_BYTES // line)
+            workers = min(MAX_COPY_THREADS, available_cpus(), (end - first) // step)
             if workers < 2:
                 copy_pixels(image[first:end], rgb[first:end])
             else:
                 starts = range(first, end, step)
                 parallel_for(partial(_copy_rows, image, rgb, step, end), starts, workers)
 
-    def _describe(self, slot: int, rgb: NDArray[np.uint8]) -> None:
-        """Write how to resize the image in ``slot``."""
-        self._new_sizes = True  # until they are on the device
+    def _describe(self, index: int, rgb: NDArray[np.uint8]) -> None:
+        """Write the plan of how to resize an image at a place of the batch."""
+        self._plans_changed = True  # until the plans are on the device
         spec = self._shared.spec
-        found = ImagePlan.of(rgb.shape[0], rgb.shape[1], rgb.shape[2] if rgb.ndim == 3 else 1, spec)
-        self._plans.arrays["tables"][slot, : len(found.tables)] = found.tables
-        self._plans.arrays["plans"][slot] = found.columns(
-            self._pixels.ptr + slot * self._image_bytes,
-            slot * self._table,
-            slot * self._shared.max_image[0] * 3 * spec.crop,
+        plan = ImagePlan.of(rgb.shape[0], rgb.shape[1], rgb.shape[2] if rgb.ndim == 3 else 1, spec)
+        self._plans.arrays["tables"][index, : len(plan.tables)] = plan.tables
+        self._plans.arrays["plans"][index] = plan.columns(
+            self._pixels.ptr + index * self._image_bytes,
+            index * self._table_size,
+            index * self._shared.max_image[0] * 3 * spec.crop,
         )
-        self._sizes[slot], self._rows[slot] = rgb.shape, (found.top, found.top + found.rows)
+        self._sizes[index], self._rows[index] = rgb.shape, (plan.top, plan.top + plan.rows)
 
-    def stage_search(self, search: plan.SearchPlan, regions: Sequence[NDArray[np.bool_] | None] | None) -> None:
-        """Write what is searched where, and which of the maps' pixels count, unless it is as the time before."""
-        if search is not self._planned:
-            self._planned, self._new_plan = search, True
+    def stage_search(self, search: SearchPlan, regions: Sequence[NDArray[np.bool_] | None] | None) -> None:
+        """Write the search's work tables and the maps' regions, if they changed since the last call.
+
+        Args:
+            search: The work tables.
+            regions: Per image a (256, 256) mask of the pixels that count, or ``None`` for all.
+        """
+        if search is not self._search_plan:
+            self._search_plan, self._search_changed = search, True
             arrays = self._search.arrays
             for name in ("order", "job_of", "jobs", "bounds", "items"):
                 table = getattr(search, name)
@@ -185,18 +210,18 @@ class Slot:
                 self._host_region[i] = 1 if region is None else region
             if regions is None:
                 self._host_region[...] = 1
-            self._masked, self._new_regions = regions is not None, True
+            self._masked, self._regions_changed = regions is not None, True
 
-    def encoded(self, count: int, views: Views, camera: int, timings: Mapping[str, float]) -> Encoded:
-        """What the last run found of images."""
+    def encoded(self, count: int, views: Views, slot_index: int, timings: Mapping[str, float]) -> Encoded:
+        """Return the images of the last run."""
         cls = self.host.cls[: count * len(views)].reshape(count, len(views), -1).copy()
-        return Encoded(cls, views, timings, camera, self.ticket)
+        return Encoded(cls, views, timings, slot_index, self.ticket)
 
     def matched(self, count: int, views: Views, timings: Mapping[str, float]) -> list[ExecutorOutput]:
-        """What the last run found of them in the banks.
+        """Return the results of the last run's search.
 
         Raises:
-            VisionADError: NaN or Inf among the patch tokens.
+            VisionADError: The patch tokens contain NaN or Inf.
         """
         rows = (
             self.host.distance[: count * len(views)].reshape(count, len(views), self._shared.identity.grid, -1).copy()
@@ -209,40 +234,47 @@ class Slot:
             for i, (score, cutoff) in enumerate(scores)
         ]
 
-    # -- on the owner's thread -----------------------------------------------------------------------------------------
+    # -- on the owner thread -------------------------------------------------------------------------------------------
 
     def start(self, count: int, views: Views, engine: DeviceEngine | None, search: bool) -> None:
-        """Enqueue what was staged: encode the images with ``engine``, and search their patch tokens."""
+        """Enqueue the staged work.
+
+        Args:
+            count: Number of images.
+            views: Their views.
+            engine: Encodes the images. ``None``: the patch tokens are on the device already.
+            search: Whether to search the patch tokens.
+        """
         self._begin()
         if engine is not None:
             self.ticket += 1
             self._last = (count, views)
-            for slot, part in enumerate(self._staged[:count]):
-                at = slot * self._image_bytes + part.start
-                self._device.upload(self._pixels, self._host_pixels[slot, part], self.stream, at)
-            if self._new_sizes:
+            for index, part in enumerate(self._staged[:count]):
+                offset = index * self._image_bytes + part.start
+                self._device.upload(self._pixels, self._host_pixels[index, part], self.stream, offset)
+            if self._plans_changed:
                 self._device.upload(self._plans.buffer, self._plans.host, self.stream)
-                self._new_sizes = False
+                self._plans_changed = False
         if search:
-            if self._new_plan:
+            if self._search_changed:
                 self._device.upload(self._search.buffer, self._search.host, self.stream)
-                self._new_plan = False
-            if self._new_regions:
+                self._search_changed = False
+            if self._regions_changed:
                 self._device.upload(self._region, self._host_region, self.stream)
-                self._new_regions = False
-        self._lap("upload")
+                self._regions_changed = False
+        self._mark("upload")
         if engine is not None:
             self._stage("preprocess", count, views, lambda: self._preprocess(count, views))
-            self._lap("preprocess")
+            self._mark("preprocess")
             self._encode(engine)
         if search:
             shared = self._shared
             self.stream.wait(shared.maxima_free)
             self._stage("search", count, views, lambda: self._nearest(count, views), shared.maxima_version)
             shared.maxima_free.record(self.stream)
-            self._lap("search")
+            self._mark("search")
             self._stage("map", count, views, lambda: self._map(count, views))
-            self._lap("map")
+            self._mark("map")
         rows = count * len(views)
         if engine is not None:
             self._device.download(self.host.cls[:rows], self._cls, self.stream)
@@ -250,23 +282,23 @@ class Slot:
             self._device.download(self.host.distance[:rows], self._distance, self.stream)
             self._device.download(self.host.maps[:count], self._maps, self.stream)
             self._device.download(self.host.scores[:count], self._scores, self.stream)
-        self._lap("download")
+        self._mark("download")
         self.done.record(self.stream)
 
     def finish(self) -> Mapping[str, float]:
-        """Milliseconds between the marks of the last run, which is done.
+        """Return milliseconds by stage of the last run, which is done.
 
         Raises:
-            VisionADError: something failed on the way.
+            VisionADError: The GPU failed.
         """
         self.done.synchronize()
         return {
-            stage: self._marks[stage].elapsed_ms(self._marks[before])
-            for before, stage in zip(self._laps, self._laps[1:], strict=False)
+            stage: self._events[stage].elapsed_ms(self._events[before])
+            for before, stage in zip(self._stages, self._stages[1:], strict=False)
         }
 
     def start_again(self, engine: DeviceEngine) -> None:
-        """The engine on the last images once more."""
+        """Run the engine on the last images again."""
         self._begin()
         self._encode(engine)
         self.done.record(self.stream)
@@ -285,7 +317,7 @@ class Slot:
         else:
             work()
         shared.engine_free.record(self.stream)
-        self._lap("engine")
+        self._mark("engine")
 
     def _preprocess(self, count: int, views: Views) -> None:
         kernels, crop = self._shared.kernels, self._shared.spec.crop
@@ -298,20 +330,20 @@ class Slot:
         )
 
     def _nearest(self, count: int, views: Views) -> None:
-        shared, at, slots = self._shared, self._search.address, count * len(views) * self._shared.patches
+        shared, at, queries = self._shared, self._search.address, count * len(views) * self._shared.patches
         dim, kernels = shared.identity.dim, shared.kernels
         kernels["pack"].launch(
-            (slots, 1), (self._patch, self._packed, self._norms, slots, dim, shared.width), self.stream
+            (queries, 1), (self._patch, self._packed, self._norms, queries, dim, shared.width), self.stream
         )
         kernels["group_maxima"].launch(
             (shared.programs, 1),
             (self._packed, at("order"), at("jobs"), at("items"), at("count"), shared.maxima, shared.width), self.stream,
         )  # fmt: skip
         kernels["rescore"].launch(
-            (slots, 1),
+            (queries, 1),
             (
                 self._patch, self._norms, at("order"), at("job_of"), at("jobs"), at("bounds"), shared.maxima,
-                self._distance, self._row, dim, shared.width, plan.accumulation_slack(dim), 1,
+                self._distance, self._row, dim, shared.width, work_tables.accumulation_slack(dim), 1,
             ), self.stream,
         )  # fmt: skip
         if shared.self_similarity:
@@ -334,16 +366,24 @@ class Slot:
         )  # fmt: skip
         shared.kernels["top_mean"].launch((count, 1), (self._maps, self._scores, shared.top), self.stream)
 
-    # -- how ----------------------------------------------------------------------------------------------------------
+    # -- recording ----------------------------------------------------------------------------------------------------------
 
     def _stage(self, name: str, count: int, views: Views, work: Callable[[], None], version: int = 0) -> None:
-        """Run a stage: the first time as it is, then by its graph. ``version`` is of the shared memory it refers to."""
+        """Run a stage: directly the first time, then by its CUDA graph.
+
+        Args:
+            name: The stage.
+            count: Number of images.
+            views: Their views.
+            work: Enqueues the stage.
+            version: Version of the shared memory that the stage uses. A graph of another version is recorded again.
+        """
         key = (name, count, views)
         recorded = self._graphs.get(key)
         if recorded is not None and recorded[0] == version:
             recorded[1].launch(self.stream)
             return
-        work()  # what is set up on first use is so before the recording, where it would not be allowed
+        work()  # lazy set-up happens here; a recording does not allow it
         if recorded is not None:
             recorded[1].close()
         with self._device.capture(self.stream) as graph:
@@ -352,32 +392,38 @@ class Slot:
 
     def _codes(self, views: Views) -> Buffer:
         if views not in self._views:
-            codes = np.array([plan.VIEW_CODES[v] for v in views], np.int32)
-            self._views[views] = self.memory.constant(codes, self.stream)
+            codes = np.array([work_tables.VIEW_CODES[v] for v in views], np.int32)
+            self._views[views] = self.resources.constant(codes, self.stream)
         return self._views[views]
 
     def _begin(self) -> None:
-        self._laps = ["start"]
-        self._marks["start"].record(self.stream)
+        self._stages = ["start"]
+        self._events["start"].record(self.stream)
 
-    def _lap(self, stage: str) -> None:
-        self._laps.append(stage)
-        self._marks[stage].record(self.stream)
+    def _mark(self, stage: str) -> None:
+        self._stages.append(stage)
+        self._events[stage].record(self.stream)
 
     def download_trace(self, device: Device, rows: int) -> tuple[F32, F32]:
-        """Normalised images and patch tokens of the last encoding; page-locked memory is taken for it, this is no part
-        of the line."""
+        """Download normalised images and patch tokens of the last encoding.
+
+        This allocates page-locked memory, because it is not part of an inspection.
+
+        Returns:
+            Images (rows, 3, crop, crop) and patch tokens (rows, P, D), both float32.
+        """
         crop, identity = self._shared.spec.crop, self._shared.identity
-        with Memory(device) as brief:
-            images: F32 = brief.pinned((rows, 3, crop, crop), np.float32)
-            patch: F32 = brief.pinned((rows, self._shared.patches, identity.dim), np.float32)
+        with ResourceScope(device) as temporary:
+            images: F32 = temporary.pinned((rows, 3, crop, crop), np.float32)
+            patch: F32 = temporary.pinned((rows, self._shared.patches, identity.dim), np.float32)
             device.download(images, self._images, self.stream)
             device.download(patch, self._patch, self.stream)
             self.stream.synchronize()
             return images.copy(), patch.copy()
 
     def close(self) -> None:
+        """Free everything."""
         for _, graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
-        self.memory.close()
+        self.resources.close()

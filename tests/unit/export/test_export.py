@@ -153,8 +153,8 @@ def test_large_weights_get_a_file_of_their_own(weights: Path, tmp_path: Path) ->
         ({"crop": 80}, "crop 80 is larger than resize 72"),
         ({"resize": 8193}, "resize 8193: Input should be less than or equal to 8192"),
         ({"layers": (5, 12)}, "has layers 0-11"),
-        ({"class_token": "both"}, "known: fused, final"),
-        ({"precision": "int4"}, "known: fp32, tf32, bf16, fp16"),
+        ({"class_token": "both"}, "expected fused or final"),
+        ({"precision": "int4"}, "expected one of fp32, tf32, bf16, fp16"),
         ({"weights": "nowhere.pth"}, "nowhere.pth does not exist"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_grid_without_elsewhere_is_refused(
         status = run(["export", *small, *size, "--self-similarity", "--out", str(tmp_path / str(side))])
         assert status == (0 if good else 2)
         said = capsys.readouterr()
-        assert ("distances weighed by self-similarity" in said.out) is good
+        assert ("distances weighted by self-similarity" in said.out) is good
         assert (f"expected at least {MIN_GRID} patches a side" in said.err) is not good
         assert (tmp_path / str(side)).exists() is good
 

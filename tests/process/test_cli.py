@@ -341,7 +341,7 @@ def test_json_is_utf_8_whatever_the_locale_and_the_name(
 @pytest.mark.parametrize(
     "moment",
     [
-        "discover.find_images = lambda paths: os.kill(os.getpid(), signal.SIGINT)",
+        "discover.find_images = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)",
         "typer.main.get_command = lambda app: os.kill(os.getpid(), signal.SIGINT)",  # before the parser would see to it
         "sys.modules['visionad_runtime.bank.names'] = Native()",
     ],

@@ -398,7 +398,9 @@ def test_nothing_runs(
     with pytest.raises(VisionADError, match=r"ONNX Runtime .* has no CPUExecutionProvider"):  # not the others' reasons
         open_engine(tiny_model, manifest)
     assert "not tensorrt: no engine has been built" in caplog.text
-    with pytest.raises(VisionADError, match="expected auto or one of tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu"):
+    with pytest.raises(
+        VisionADError, match="expected auto or one of tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu"
+    ):
         open_engine(tiny_model, manifest, "abacus")
 
 

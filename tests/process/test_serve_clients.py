@@ -278,7 +278,7 @@ def test_a_class_with_a_slash(place: Path) -> None:
         names = service.ask("GET", "/classes").json["classes"]
         assert {"line 1/a", "line 1/b"} <= set(names)
         again = service.ask("POST", "/classes/other", data)
-        assert again.status == 409 and "is enrolled already, in class 'line 1/b'" in again.json["error"]
+        assert again.status == 409 and "is enrolled already, as line 1/b" in again.json["error"]
         assert service.ask("POST", "/classes/", data).status == 409
 
 

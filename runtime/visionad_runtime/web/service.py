@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from ..bank.memory_bank import Snapshot
-from ..errors import BankError
-from ..formats.files import sha256_bytes
-from ..formats.manifest import SupportImage
+from ..bank.supports import check_new, support_record
 from ..images.pixels import RGB8
 from ..inspector import Inspector
 from ..result import Result
@@ -33,11 +31,12 @@ class RequestError(Exception):
 
 
 class UploadedImage(NamedTuple):
-    """An image that was sent, what its sender calls it, and the bytes that it was sent as."""
+    """An image that was sent, what its sender calls it, the bytes that it was sent as, and the bit depth that was stated."""
 
     rgb: RGB8
     name: str
     body: bytes
+    bit_depth: int | None = None
 
 
 class InspectionService:
@@ -64,21 +63,13 @@ class InspectionService:
         """Enroll a good part; the bank's new version."""
 
         def work() -> int:
-            support = SupportImage(sha256=sha256_bytes(upload.body), source=upload.name or "sent to visionad serve")
-            self._check_other_classes(class_name, support)
+            source = upload.name or "sent to visionad serve"
+            support = support_record(upload.body, upload.rgb, source, upload.bit_depth)
+            check_new(self.bank().classes, class_name, [support])  # before the image is encoded
             tokens = self.inspector.encode_support(upload.rgb)
             return self.inspector.enroll_encoded(class_name, [support], [tokens])
 
         return await self._turn(work)
-
-    def _check_other_classes(self, class_name: str, support: SupportImage) -> None:
-        """Check that an image is not enrolled under another name: routing between the two would be a toss."""
-        for name, other in self.bank().classes.items():
-            if name != class_name and support.sha256 in {image.sha256 for image in other.entry.images}:
-                raise BankError(
-                    f"class {class_name!r}: {support.source} is enrolled already, in class {name!r} "
-                    f"(sha256 {support.sha256[:12]}); remove it there first, or check the class's name"
-                )
 
     def bank(self) -> Snapshot:
         """The bank in force, as it is on disk."""

@@ -107,7 +107,7 @@ def _decoded(
     try:
         if pixels is not None and width is not None and height is not None:
             return UploadedImage(_from_pixels(body, label, pixels, width, height), name, body)
-        return UploadedImage(decode(body, label, bit_depth), name, body)
+        return UploadedImage(decode(body, label, bit_depth), name, body, bit_depth)
     except ImageError as exc:
         explanation = hint(body, content_type)
         raise (ImageError(f"{label}: {explanation}") if explanation else exc) from None

@@ -69,17 +69,17 @@ def count(queries: F32, bank: F32) -> list[dict[str, object]]:
         "fp8": (center, lambda x: _scaled(x, 448, lambda y: y.astype(ml_dtypes.float8_e4m3fn).astype(np.float32))),
         "int8": (center, lambda x: _scaled(x, 127, np.rint)),
     }
-    found = []
+    counts = []
     for name, (middle, rounded) in products.items():
         groups = left(queries, bank, best, middle, rounded)
         share = float(groups.mean() / -(-len(bank) // GROUP))
-        told = {
+        row = {
             "mean": float(groups.mean()),
             "median": float(np.median(groups)),
             "p99": float(np.percentile(groups, 99)),
         }
-        found.append({"product": name, **told, "share": share})
-    return found
+        counts.append({"product": name, **row, "share": share})
+    return counts
 
 
 def left(

@@ -79,20 +79,22 @@ def candidates(device: Device, kernels: Kernels, modules: ExitStack, refused: di
         *((f"second pass, {_told(changes)}", own, changes, PASSES[1:]) for changes in SECOND),
     ]
     for name, tile, changes, passes in others:
-        made, records = {n: kernels[n] for n in PASSES}, {n: built[n][0] for n in PASSES}
+        new_kernels, records = {n: kernels[n] for n in PASSES}, {n: built[n][0] for n in PASSES}
         try:
-            for one in passes:
-                found = compile_kernel(one, kernels.target, tile, changes)
-                if found.record["spill_bytes"] or not found.record["per_multiprocessor"]:
-                    raise VisionADError(f"{one} spills {found.record['spill_bytes']} bytes, or does not fit")
-                module = device.load(found.code)
+            for kernel_name in passes:
+                compiled = compile_kernel(kernel_name, kernels.target, tile, changes)
+                if compiled.record["spill_bytes"] or not compiled.record["per_multiprocessor"]:
+                    raise VisionADError(f"{kernel_name} spills {compiled.record['spill_bytes']} bytes, or does not fit")
+                module = device.load(compiled.code)
                 modules.callback(module.close)
-                made[one] = Kernel(one, found.record, module.function(found.record["entry"]))
-                records[one] = found.record
+                new_kernels[kernel_name] = Kernel(
+                    kernel_name, compiled.record, module.function(compiled.record["entry"])
+                )
+                records[kernel_name] = compiled.record
         except Exception as exc:  # Triton's compiler fails in ways of its own
             refused[name] = str(exc).strip().partition("\n")[0][:200]
             continue
-        yield Candidate(name, tile, changes, records, made)
+        yield Candidate(name, tile, changes, records, new_kernels)
 
 
 def deals(items: I32, block_n: int) -> dict[str, I32]:
@@ -210,8 +212,8 @@ def race_at(
     work = [(bank.view(0, size.rows), np.arange(size.queries, dtype=np.int32))]
     with ExitStack() as searches:
         raced = [searches.enter_context(ours(ground, queries, work, *tile))[0] for tile in tiles.items()]
-        found = race(raced, seconds)
-        return {name: one["p50"] for name, one in found.items()}, [r.name for r in raced[1:] if differ(raced[0], r)]
+        times = race(raced, seconds)
+        return {name: one["p50"] for name, one in times.items()}, [r.name for r in raced[1:] if differ(raced[0], r)]
 
 
 def differ(one: Contender, other: Contender) -> bool:

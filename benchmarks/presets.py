@@ -363,8 +363,8 @@ def main() -> None:
             bottle = open_dataset(*_place("bottle", shared))
             tests: list[Sample] = bottle.test(bottle.classes[0])
             support = bottle.train(bottle.classes[0])[0]
-            found = cost(models, [s.path for s in tests[:21]], support, scratch / backbone / "cost")
-            costs.append({"backbone": backbone, **found})
+            medians = cost(models, [s.path for s in tests[:21]], support, scratch / backbone / "cost")
+            costs.append({"backbone": backbone, **medians})
     result = {"seeds": args.seeds, "sets": sets, "rows": rows, "audit": audits}
     if before:
         result = {key: before[key] for key in result} | {

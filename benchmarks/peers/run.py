@@ -337,13 +337,14 @@ def main() -> None:
         return
     file = "peers" if args.weights == "local" else "peers_default_weights"
     peers = next(r for r in rows if "anomalib" in r["versions"])
-    found = {(r["method"], r["backbone"]): r["facts"] for r in rows}
+    facts_by_method = {(r["method"], r["backbone"]): r["facts"] for r in rows}
     facts = {
         "peers_environment": {"python": peers["python"], "versions": peers["versions"]},
         "threads": args.threads,
         "weights": args.weights,
         "methods": [
-            {"method": e.name, "backbone": e.backbone, "uses": e.uses, **found[e.name, e.backbone]} for e in entries
+            {"method": e.name, "backbone": e.backbone, "uses": e.uses, **facts_by_method[e.name, e.backbone]}
+            for e in entries
         ],
         "rows": [{k: v for k, v in r.items() if k not in ("python", "versions", "facts")} for r in rows],
     }

@@ -72,13 +72,13 @@ def start(arguments: list[str], gpu_used: Callable[[], int] | None = None) -> St
     watch = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert watch.stdout is not None
     seconds = float(watch.stdout.readline() or -1)
-    taken = gpu_used() - before if gpu_used is not None else None
+    gpu_bytes = gpu_used() - before if gpu_used is not None else None
     out, err = watch.communicate("\n")
     status, peak = map(int, out.split() or (1, -1))
     if status or seconds < 0:
         lines = [line for line in err.splitlines() if line.strip()]
         raise VisionADError(f"a fresh process failed with status {status}: {lines[-1] if lines else 'no message'}")
-    return Start(seconds, peak if peak >= 0 else None, taken)
+    return Start(seconds, peak if peak >= 0 else None, gpu_bytes)
 
 
 def cold_start(

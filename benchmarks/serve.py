@@ -1,8 +1,8 @@
-"""Time that HTTP adds to an inspection: `python benchmarks/serve.py`.
+"""What HTTP adds to an inspection: `python benchmarks/serve.py`.
 
-Clients with persistent connections call a `visionad serve` process. In turns with them, `Inspector.inspect` gets the same pixels
-in this process. ``around`` is the time of a request minus the inspection time in its response: sending, decoding, queue and
-response. Then several clients run at once: images per second, side by side with one caller of the inspector.
+A `visionad serve` of its own, and clients that keep their connection. In turns with them, the same pixels are given to
+`Inspector.inspect` in this process. ``around`` is what a request takes beyond the inspection that its answer tells of: sending,
+decoding, queue, answer. Then several clients at once: images a second, beside one caller of the inspector.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from visionad_runtime.tools.benchmark.measure import summarize
 from visionad_runtime.tools.demo.rendering import render
 
 SIZES = ((512, 512), (1024, 1024), (2448, 2048))
-ENCODINGS = ("bgr8", "mono8", "png", "jpg")
+WAYS = ("bgr8", "mono8", "png", "jpg")
 SETTLE = 0.2
 """Seconds between measurements: threads of the one before may still spin."""
 MANY = 4
@@ -71,12 +71,12 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
         print(f"{'image':>12} {'sent as':>8} {'kB':>7} {'inspect':>8} {'request':>8} {'around':>7} ms, medians")
         for width, height in SIZES:
             image = cv2.resize(render("gear", 1, size=max(width, height))[0], (width, height))[:, :, ::-1].copy()
-            for encoding in ENCODINGS:
-                cell = _cell(inspector, port, image, encoding, rounds)
+            for way in WAYS:
+                cell = _cell(inspector, port, image, way, rounds)
                 cells.append(cell)
                 print(
-                    f"{cell['size']:>12} {encoding:>8} {cell['kb']:>7} {cell['inspect']['p50']:>8.1f} "
-                    f"{cell['request']['p50']:>8.1f} {cell['around']['p50']:>7.1f}"
+                    f"{cell['size']:>12} {way:>8} {cell['kb']:>7} {cell['inspect']['p50']:>8.1f} {cell['request']['p50']:>8.1f} "
+                    f"{cell['around']['p50']:>7.1f}"
                 )
         many = _many(inspector, port, render("gear", 1, size=512)[0], rounds)
         print(", ".join(f"{name} {value}" for name, value in many.items()))
@@ -86,12 +86,12 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
     return {"cells": cells, "several clients": many, "rounds": rounds}
 
 
-def _request(image: NDArray[np.uint8], encoding: str) -> tuple[str, bytes]:
+def _request(image: NDArray[np.uint8], way: str) -> tuple[str, bytes]:
     height, width = image.shape[:2]
-    if encoding in ("png", "jpg"):
-        return "/inspect?class=gear", cv2.imencode(f".{encoding}", image)[1].tobytes()
-    pixels = image if encoding == "bgr8" else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    return f"/inspect?class=gear&pixels={encoding}&width={width}&height={height}", pixels.tobytes()
+    if way in ("png", "jpg"):
+        return "/inspect?class=gear", cv2.imencode(f".{way}", image)[1].tobytes()
+    pixels = image if way == "bgr8" else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    return f"/inspect?class=gear&pixels={way}&width={width}&height={height}", pixels.tobytes()
 
 
 def _client(port: int, url: str, body: bytes) -> Callable[[], dict[str, Any]]:
@@ -100,37 +100,37 @@ def _client(port: int, url: str, body: bytes) -> Callable[[], dict[str, Any]]:
     def ask() -> dict[str, Any]:
         connection.request("POST", url, body)
         response = connection.getresponse()
-        answer: dict[str, Any] = json.loads(response.read())
-        assert response.status == 200, answer
-        return answer
+        found: dict[str, Any] = json.loads(response.read())
+        assert response.status == 200, found
+        return found
 
     return ask
 
 
-def _cell(inspector: Inspector, port: int, image: NDArray[np.uint8], encoding: str, rounds: int) -> dict[str, Any]:
-    url, body = _request(image, encoding)
+def _cell(inspector: Inspector, port: int, image: NDArray[np.uint8], way: str, rounds: int) -> dict[str, Any]:
+    url, body = _request(image, way)
     ask = _client(port, url, body)
-    pixels = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if encoding == "mono8" else image
+    given = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if way == "mono8" else image
     for _ in range(3):  # the bank is prepared beside the first ones
         score = ask()["score"]
-        if encoding != "jpg":
-            assert inspector.inspect(pixels, class_name="gear").score == score
+        if way != "jpg":
+            assert inspector.inspect(given, class_name="gear").score == score
     drain_background()
     time.sleep(1)
     direct, request, around = list[float](), list[float](), list[float]()
     for _ in range(rounds):
         time.sleep(SETTLE)
         start = time.perf_counter()
-        inspector.inspect(pixels, class_name="gear")
+        inspector.inspect(given, class_name="gear")
         direct.append((time.perf_counter() - start) * 1e3)
         time.sleep(SETTLE)
         start = time.perf_counter()
-        answer = ask()
+        found = ask()
         request.append((time.perf_counter() - start) * 1e3)
-        around.append(request[-1] - answer["timings_ms"]["total"])
+        around.append(request[-1] - found["timings_ms"]["total"])
     return {
         "size": f"{image.shape[1]} x {image.shape[0]}",
-        "sent as": encoding,
+        "sent as": way,
         "kb": len(body) // 1000,
         "inspect": summarize(direct),
         "request": summarize(request),

@@ -119,7 +119,7 @@ def _cell(inspector: Inspector, port: int, image: NDArray[np.uint8], sent_as: st
     for _ in range(rounds):
         time.sleep(SETTLE)
         start = time.perf_counter()
-        inspector.inspect(given, class_name="gear")
+        inspector.inspect(pixels, class_name="gear")
         direct.append((time.perf_counter() - start) * 1e3)
         time.sleep(SETTLE)
         start = time.perf_counter()

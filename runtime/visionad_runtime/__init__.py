@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import _deprecated
-from ._version import __version__
+from . import _release
+from ._release import __version__
 from .errors import BankError, ImageError, ModelError, VisionADError
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def __getattr__(name: str) -> Any:
         from .result import Result
 
         return Result
-    if name in _deprecated.API:
+    if name in _release.API:
         import warnings
 
-        renamed = _deprecated.API[name]
-        warnings.warn(_deprecated.notice(f"{__name__}.{name}", renamed), DeprecationWarning, stacklevel=2)
+        renamed = _release.API[name]
+        warnings.warn(_release.notice(f"{__name__}.{name}", renamed), DeprecationWarning, stacklevel=2)
         return globals()[renamed.name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ._release import __version__
 from ._threads import available_cpus
-from ._version import __version__
 
 MEASURED_WITH = (
     "numpy",

@@ -30,7 +30,7 @@ EXCEPT = {
     "CONTRIBUTING.md": "names the words that are not used",
     "CHANGELOG.md": "names what was renamed",
     "tests/project/test_words.py": "this file",
-    "runtime/visionad_runtime/_deprecated.py": "names what was renamed",
+    "runtime/visionad_runtime/_release.py": "names what was renamed",
     "benchmarks/tables.py": "reads the fields of result files made before the words changed",
     "benchmarks/results/": "records of runs stay as they were written",
 }

@@ -6,16 +6,16 @@ import re
 
 import pytest
 import visionad_runtime
-from visionad_runtime import _deprecated
+from visionad_runtime import _release
 
 from tests.data import ROOT
 
-EVERY = {**_deprecated.API, **_deprecated.PRESETS}
+EVERY = {**_release.API, **_release.PRESETS}
 
 
-@pytest.mark.parametrize("old", _deprecated.API)
+@pytest.mark.parametrize("old", _release.API)
 def test_a_deprecated_name_works_and_warns(old: str) -> None:
-    renamed = _deprecated.API[old]
+    renamed = _release.API[old]
     with pytest.warns(DeprecationWarning, match=rf"{old} is now called {renamed.name}; release {renamed.until} drops"):
         assert getattr(visionad_runtime, old) is getattr(visionad_runtime, renamed.name)
 
@@ -27,7 +27,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("old", EVERY)
 def test_a_deprecated_name_is_dropped_in_time(old: str) -> None:
-    """When this fails: delete the name from ``_deprecated.py``, and its row from the changelog's table."""
+    """When this fails: delete the name from ``_release.py``, and its row from the changelog's table."""
     version, until = (
         tuple(int(number) for number in text.split(".")[:2])
         for text in (visionad_runtime.__version__, EVERY[old].until)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .._version import __version__
+from .._release import __version__
 from ..errors import VisionADError, import_error_message, is_own_module
 from .commands.bank import bank_add, bank_audit, bank_info, bank_remove, bank_undo, bank_verify
 from .commands.bench import bench_command

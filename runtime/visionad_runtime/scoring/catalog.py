@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from .. import _deprecated
+from .. import _release
 
 log = logging.getLogger("visionad")
 
@@ -30,8 +30,8 @@ def preset_file(preset: str) -> Path | None:
     """
     if preset.endswith(".toml"):
         return Path(preset)
-    if preset in _deprecated.PRESETS:
-        renamed = _deprecated.PRESETS[preset]
-        log.warning("preset %s", _deprecated.notice(preset, renamed))
+    if preset in _release.PRESETS:
+        renamed = _release.PRESETS[preset]
+        log.warning("preset %s", _release.notice(preset, renamed))
         preset = renamed.name
     return FOLDER / f"{preset}.toml" if preset in preset_names() else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
-from .._version import __version__
+from .._release import __version__
 from ..inspector import Inspector
 from ..result import Result
 

@@ -429,4 +429,4 @@ def test_the_race_of_the_ways_times_each_and_names_what_fails(
     out = capsys.readouterr().out
     assert "0.500 ms   12.0 x  flash" in out and len(out.splitlines()) == 2
     fake_ort.Session.refused.add("plain")
-    assert gpu_ways.main([str(half_model)]) == 2 and "runs in no way" in capsys.readouterr().err
+    assert gpu_ways.main([str(half_model)]) == 2 and "no variant runs" in capsys.readouterr().err

@@ -260,8 +260,11 @@ def test_leave_one_out_calibrates_alike(both: tuple[Inspector, Inspector]) -> No
 
 
 def test_calibrated_on_the_gpu_as_on_the_host_and_as_it_predicts(
-    both: tuple[Inspector, Inspector], good: list[Path], tmp_path: Path
+    both: tuple[Inspector, Inspector], tmp_path: Path
 ) -> None:
+    good = [tmp_path / f"good{i}.png" for i in range(4)]  # others than the fixtures' class holds
+    for i, path in enumerate(good):
+        cv2.imwrite(str(path), part(150 + i))
     held_out = [tmp_path / f"{i}.png" for i in range(3)]
     for i, path in enumerate(held_out):
         cv2.imwrite(str(path), part(50 + i))

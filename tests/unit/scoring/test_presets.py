@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from visionad_runtime import VisionADError, _deprecated
+from visionad_runtime import VisionADError, _release
 from visionad_runtime.cli.main import run
 from visionad_runtime.formats.manifest import ModelManifest, read_manifest
 from visionad_runtime.inspector import Inspector
@@ -55,9 +55,9 @@ def test_every_preset_has_a_row_in_the_docs() -> None:
         assert f"| `{name}`" in text
 
 
-@pytest.mark.parametrize("old", _deprecated.PRESETS)
+@pytest.mark.parametrize("old", _release.PRESETS)
 def test_old_names_are_accepted_with_a_notice(old: str, caplog: pytest.LogCaptureFixture) -> None:
-    name, until = _deprecated.PRESETS[old]
+    name, until = _release.PRESETS[old]
     logging.getLogger("visionad").setLevel(logging.WARNING)
     assert load_preset(old) == load_preset(name)
     assert f"preset {old} is now called {name}; release {until} drops the old name" in caplog.text

@@ -1,7 +1,7 @@
 """Work tables of the kernels, computed in NumPy on the host.
 
 The tables are in device memory, so one launch (and one recorded graph) serves images of any size and banks of any class. The
-kernels define the columns: see ``export/visionad_export/kernels/source.py``.
+kernels define the columns: see docs/kernels.md.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from ..._version import __version__
+from ..._release import __version__
 from ...bank.names import normalize_class_name
 from ...errors import VisionADError
 from ...formats.files import atomic_file, atomic_write

@@ -1,4 +1,4 @@
-"""Deprecated names: what replaces each one, and the release that removes it.
+"""This release: its version, and the deprecated names that later releases remove.
 
 ``tests/unit/test_deprecated.py`` fails when the version reaches a release named here, or when the changelog does not list a name.
 """
@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from typing import NamedTuple
+
+__version__ = "0.1.0"
 
 
 class Renamed(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ LISTEN_BACKLOG = 1024
 
 def max_connections() -> int:
     """Return how many connections may be open at once: fewer where the process may open few files."""
-    try:
-        import resource
-    except ImportError:  # Windows, where sockets are no files
+    if sys.platform == "win32":  # where sockets are no files
         return MAX_CONNECTIONS
+    import resource
+
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS

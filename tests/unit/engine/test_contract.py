@@ -171,11 +171,10 @@ def test_the_order_of_auto() -> None:
 
 def test_the_registry_loads_no_inference_library() -> None:
     code = (
-        "import sys, time; start = time.process_time()\n"
-        "from visionad_runtime.engine.registry import backends; backends(); took = time.process_time() - start\n"
+        "import sys\n"
+        "from visionad_runtime.engine.registry import backends; backends()\n"
         "heavy = {'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'torch', 'onnx'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert took < 0.5, took\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

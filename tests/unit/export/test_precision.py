@@ -98,6 +98,7 @@ def run_graph(path: Path, images: np.ndarray) -> list[np.ndarray]:
 # --- types ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(group="precision")
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", VITS)
 def test_a_vit_computes_products_in_half_and_the_rest_in_float32(
@@ -134,6 +135,7 @@ def _is_bias_of_half(node: ir.Node, kind: str) -> bool:
     return any(use.node.op_type in ("Reshape", "Gelu") for use in node.outputs[0].uses())
 
 
+@pytest.mark.slow(group="precision")
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", VITS)
 def test_attention_keeps_the_form_that_engines_fuse(
@@ -156,6 +158,7 @@ def test_attention_keeps_the_form_that_engines_fuse(
         assert len(kinds) == 1
 
 
+@pytest.mark.slow(group="precision")
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 def test_a_cnn_computes_its_convolutions_in_half(
     kind: str, graphs: dict[str, tuple[Path, precision.Probes]], tmp_path: Path
@@ -170,6 +173,7 @@ def test_a_cnn_computes_its_convolutions_in_half(
     assert sum(types["Cast"].values()) <= 16
 
 
+@pytest.mark.slow(group="precision")
 def test_fp32_and_tf32_leave_the_graph_as_it_is(graphs: dict[str, tuple[Path, precision.Probes]]) -> None:
     source, _ = graphs["deit_tiny_patch16_224"]
     before = ir.to_proto(ir.load(source)).SerializeToString(deterministic=True)
@@ -179,6 +183,7 @@ def test_fp32_and_tf32_leave_the_graph_as_it_is(graphs: dict[str, tuple[Path, pr
         assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
+@pytest.mark.slow(group="precision")
 def test_tf32_costs_something_though_the_file_stays(
     graphs: dict[str, tuple[Path, precision.Probes]], tmp_path: Path
 ) -> None:
@@ -196,6 +201,7 @@ def test_every_precision_has_its_tolerances() -> None:
     assert all(tolerances(kind)["preprocess"] == 0 for kind in get_args(Precision))
 
 
+@pytest.mark.slow(group="precision")
 def test_large_weights_stay_in_a_file_of_their_own(
     graphs: dict[str, tuple[Path, precision.Probes]], tmp_path: Path
 ) -> None:
@@ -271,6 +277,7 @@ def test_splitting_rounds_to_tf32(values: list[float]) -> None:
     assert np.array_equal(found, tf32(weights))
 
 
+@pytest.mark.slow(group="precision")
 @pytest.mark.parametrize("name", SMALL)
 def test_the_fp16_graph_gives_about_the_emulated_tokens(
     name: str, graphs: dict[str, tuple[Path, precision.Probes]], tmp_path: Path
@@ -322,6 +329,7 @@ def test_a_product_beyond_fp16_is_refused_with_a_way_out(tmp_path: Path) -> None
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 
+@pytest.mark.slow(group="precision")
 def test_a_precision_that_costs_too_much_is_refused(
     graphs: dict[str, tuple[Path, precision.Probes]], tmp_path: Path
 ) -> None:
@@ -487,6 +495,7 @@ def test_order_faults_are_those_that_rounding_does_not_explain() -> None:
 # --- NVIDIA's own builder ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(group="precision")
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 def test_tensorrt_rtx_takes_the_graph_and_fuses_attention(
     kind: str, graphs: dict[str, tuple[Path, precision.Probes]], tmp_path: Path

@@ -252,6 +252,7 @@ def eight_layers(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -
     return {name: folder / name for name in layers}
 
 
+@pytest.mark.slow(group="precision")
 @pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
 def test_rounding_passes_and_one_wrong_layer_of_eight_does_not(
     eight_layers: dict[str, Path], tmp_path: Path, precision: str

@@ -569,6 +569,7 @@ def test_a_benchmark_compiles(script: Path) -> None:
     compile(script.read_text(), str(script), "exec")
 
 
+@pytest.mark.slow(group="benchmarks")
 def test_benchmarks_tell_their_options() -> None:
     """In one process, since most of the time is the imports'. What a script needs may be missing; its options must not be wrong."""
     done = subprocess.run([sys.executable, "-c", HELP, *map(str, SCRIPTS)], capture_output=True, text=True, timeout=300)

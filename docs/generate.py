@@ -12,7 +12,7 @@ import typer
 from typer.cli import get_docs_for_click
 from visionad_runtime.cli.main import app
 from visionad_runtime.formats.manifest import BankManifest, ModelManifest
-from visionad_runtime.images.support import ENDINGS, as_markdown
+from visionad_runtime.images.support import ENDINGS, ROWS
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -39,12 +39,18 @@ def schema_page() -> str:
 def image_page() -> str:
     """What image files are read, by which decoder, and what is refused, Markdown."""
     endings = ", ".join(f"`{ending}`" for group in ENDINGS.values() for ending in group)
+    rows = "\n".join(
+        [
+            "| format | content | decoder | result |\n|---|---|---|---|",
+            *(f"| {row.format} | {row.content} | {row.decoder or 'refused'} | {row.result} |" for row in ROWS),
+        ]
+    )
     return f"""# Image files
 
 An image is read exactly, or an error says what it is and what to save instead. Two files with the same pixel values decode to the
 same array, whatever their compression, planes, strips, tiles, byte order or orientation tag.
 
-{as_markdown()}
+{rows}
 
 ## Rules
 

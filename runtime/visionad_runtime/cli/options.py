@@ -87,8 +87,3 @@ ViewsOption = Annotated[
     str | None,
     typer.Option("--views", metavar="original,flip,clamp", help="[default: the preset's, else all of the bank's]"),
 ]
-
-
-def split_views(views: str | None) -> list[str] | None:
-    """Split ``--views`` at its commas."""
-    return None if views is None else [v.strip() for v in views.split(",")]

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import VisionADError
 from ..formats.files import fit_name
 from ..images.discover import SUFFIXES
+from .console import complain, say
 
 if TYPE_CHECKING:
     from ..images.discover import ImageFile
     from ..result import FileResult
-
-from .console import complain, say
 
 MAX_NAMES = 10_000
 """Of results that are remembered, to tell which image wrote them."""

@@ -59,10 +59,3 @@ ROWS = (
     Row("GIF", "one frame", "Pillow", "palette looked up"),
     Row("GIF", "animated", None, "several frames"),
 )  # fmt: skip
-
-
-def as_markdown() -> str:
-    """The table for the documentation."""
-    lines = ["| format | content | decoder | result |", "|---|---|---|---|"]
-    lines += [f"| {row.format} | {row.content} | {row.decoder or 'refused'} | {row.result} |" for row in ROWS]
-    return "\n".join(lines)

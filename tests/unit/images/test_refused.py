@@ -16,7 +16,7 @@ from visionad_runtime.errors import ImageError
 from visionad_runtime.images.decode import decode
 from visionad_runtime.images.discover import SUFFIXES
 from visionad_runtime.images.jpeg import with_tables
-from visionad_runtime.images.support import ENDINGS, FORMATS, ROWS, as_markdown
+from visionad_runtime.images.support import ENDINGS, FORMATS, ROWS
 from visionad_runtime.images.webp import MIN_STREAM_BYTES
 
 from tests.unit.images.writers import pillow, png_chunk, tiff, tiff_of, tifffile_bytes, with_chunk
@@ -337,4 +337,3 @@ def test_the_table_covers_the_formats_and_their_endings() -> None:
     for format_name in FORMATS:
         known = {ending for ending, name in Image.registered_extensions().items() if name == format_name}
         assert known - {".apng", ".pfm"} <= set(ENDINGS[format_name]), format_name
-    assert len(as_markdown().splitlines()) == len(ROWS) + 2

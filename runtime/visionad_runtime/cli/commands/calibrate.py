@@ -21,7 +21,6 @@ from ..options import (
     PresetOption,
     ThreadsOption,
     ViewsOption,
-    split_views,
 )
 from ..results import require_bank
 
@@ -60,7 +59,7 @@ def calibrate(
             device=device,
             threads=threads,
             preset=preset,
-            views=split_views(views),
+            views=views,
         ) as inspector,
         progress(f"calibrating {class_name}", len(images)) as step,
     ):

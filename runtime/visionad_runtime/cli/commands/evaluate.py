@@ -114,12 +114,11 @@ def eval_command(
 
     chosen_mode = _mode(mode)
     chosen_seeds = None if seeds is None else _seeds(seeds)
-    chosen_views = None if views is None else [view.strip() for view in views.split(",")]
     open_predictor: Callable[[], Predictor] | None = None
     if _is_reference(engine):
         if bit_depth is not None:
             raise VisionADError("--bit-depth: the reference defines 8-bit images only; leave it out or convert them")
-        open_predictor = partial(_open_reference, model, weights, threads, preset, chosen_views)
+        open_predictor = partial(_open_reference, model, weights, threads, preset, views)
     files = [file for file in (json_file, markdown_file, html_file) if file is not None]
     if html_file is not None:
         require_jinja()
@@ -141,7 +140,7 @@ def eval_command(
         device=device,
         threads=threads,
         preset=preset,
-        views=chosen_views,
+        views=views,
         batch=batch,
         bit_depth=bit_depth,
         calibrate=calibrate,

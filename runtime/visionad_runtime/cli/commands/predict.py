@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import VisionADError
-
-if TYPE_CHECKING:
-    from ...images.discover import ImageFile
-
 from ..console import complain, progress, say
 from ..options import (
     BackendOption,
@@ -27,8 +23,10 @@ from ..options import (
     PresetOption,
     ThreadsOption,
     ViewsOption,
-    split_views,
 )
+
+if TYPE_CHECKING:
+    from ...images.discover import ImageFile
 from ..results import ResultWriter, check_names, check_targets, require_bank
 
 
@@ -79,7 +77,7 @@ def predict(
             device=device,
             threads=threads,
             preset=preset,
-            views=split_views(views),
+            views=views,
         ) as inspector,
         progress("inspecting", len(images)) as step,
     ):

@@ -19,7 +19,6 @@ from ..options import (
     PresetOption,
     ThreadsOption,
     ViewsOption,
-    split_views,
 )
 
 
@@ -68,7 +67,7 @@ def serve(
             device=device,
             threads=threads,
             preset=preset,
-            views=split_views(views),
+            views=views,
             keep_alive=keep_alive,
         ) as inspector,
     ):

@@ -25,7 +25,6 @@ from ..options import (
     PresetOption,
     ThreadsOption,
     ViewsOption,
-    split_views,
 )
 from ..results import ResultWriter, check_folder, require_bank
 
@@ -92,7 +91,7 @@ def watch(
             device=device,
             threads=threads,
             preset=preset,
-            views=split_views(views),
+            views=views,
             keep_alive=keep_alive,
         ) as inspector,
     ):

@@ -238,7 +238,7 @@ def _enroll_and_calibrate(
     for name, paths in supports.items():
         with progress(f"enrolling {name}", len(paths)) as step:
             inspector.enroll_files(name, paths, step=step)
-        say(f"enroll    {name}: {len(paths)} good images")
+        say(f"enroll   {name}: {len(paths)} good images")
     rates = {}
     for name, paths in normals.items():
         if len(paths) < 2:

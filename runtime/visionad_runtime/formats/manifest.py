@@ -6,20 +6,13 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from ..errors import BankError, LostManifestError, ModelError, VisionADError
+from .roi import RoiSpec
+from .strict import Compatible, Strict
 
 MANIFEST = "manifest.json"
 HISTORY = "history"
@@ -31,6 +24,9 @@ CUDA_ONNX_FILE = "backbone.cuda.onnx"
 """Graph with ONNX Runtime's fused GPU operators. It uses the weights in ``ONNX_FILE``. Older model folders lack it."""
 GOLDEN_FILE = "golden.safetensors"
 SCHEMA_VERSION = 1
+"""Of model folders."""
+BANK_SCHEMAS = (1, 2)
+"""Of banks: 1 holds a file per class, 2 a file per support. The first change converts 1 to 2."""
 
 ViewName = Literal["original", "flip", "clamp"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -53,11 +49,7 @@ PathText = Annotated[str, BeforeValidator(lambda value: path_text(value) if isin
 """Where something came from, for people. File names hold any bytes."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class PreprocessSpec(_Strict):
+class PreprocessSpec(Strict):
     """How a uint8 RGB image becomes the backbone's input (method, section 1).
 
     The image is resized to ``resize`` × ``resize`` pixels (Pillow's fixed-point bilinear filter, antialiased), center-cropped to
@@ -76,7 +68,7 @@ class PreprocessSpec(_Strict):
         return self
 
 
-class WeightsRecord(_Strict):
+class WeightsRecord(Strict):
     """Weights of the backbone.
 
     Attributes:
@@ -88,7 +80,7 @@ class WeightsRecord(_Strict):
     source: PathText
 
 
-class FeatureIdentity(_Strict):
+class FeatureIdentity(Strict):
     """All settings that decide the value of a patch token. A bank and its model must agree on every field."""
 
     backbone: str
@@ -117,7 +109,7 @@ class FeatureIdentity(_Strict):
         )
 
 
-class Accuracy(_Strict, allow_inf_nan=True):  # holds any measurement; export rejects bad ones later
+class Accuracy(Strict, allow_inf_nan=True):  # holds any measurement; export rejects bad ones later
     """Error of a precision, emulated at export on images made to be hard.
 
     Attributes:
@@ -144,7 +136,7 @@ def parse_precision(text: str | None) -> Precision | None:
     return precision
 
 
-class ModelManifest(_Strict):
+class ModelManifest(Strict):
     """``manifest.json`` of a model folder."""
 
     format: Literal["visionad-model"] = "visionad-model"
@@ -169,41 +161,59 @@ class ModelManifest(_Strict):
             raise ValueError(f"files lacks {', '.join(sorted(missing))}")
         return self
 
-
-class _Compatible(_Strict):
-    """A record with fields that earlier releases do not know. Those without a value are left out of the JSON."""
-
-    _added: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if value is not None or name not in self._added}
+    def content_digest(self) -> str:
+        """Return the sha256 of what decides a token: the identity and every file. Tool versions and sources do not count."""
+        content = {"identity": self.identity.digest(), "precision": self.precision, "files": self.files}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-class SupportImage(_Compatible):
+class SupportImage(Compatible):
     """Record of an enrolled good image.
 
     Attributes:
         sha256: digest of its file, or of its pixels if it was given as an array.
         source: absolute path, or a label.
+        pixels: ``images.pixels.pixel_digest``: the same however the image is stored. Banks of earlier releases lack it.
+        bit_depth: bits that the camera fills in the 16-bit file, as stated; ``None`` for 8-bit files.
+        tokens: sha256 of its token file in the bank's folder ``supports``; ``None`` until it is enrolled, and in format 1.
+        kept: name of its copy in the bank's folder ``images``; ``None`` if no copy is kept.
     """
 
-    _added = frozenset({"pixels", "bit_depth"})
+    added_fields = frozenset({"pixels", "bit_depth", "tokens", "kept"})
 
     sha256: str
     source: PathText
     pixels: str | None = None
-    """``images.pixels.pixel_digest``: the same however the image is stored. Banks of earlier releases lack it."""
     bit_depth: int | None = None
-    """Bits that the camera fills in the 16-bit file, as stated; ``None`` for 8-bit files."""
+    tokens: str | None = None
+    kept: str | None = None
 
 
-class Calibration(_Compatible):
-    """Provenance of a threshold, for audits (``teaching/calibrate.py``)."""
+ScoreOrigin = Literal["leave-one-out", "held-out", "confirmed"]
+"""How a good image's score came about: of a support without itself, of another good image, of a part that a person confirmed."""
+CalibrationMethod = Literal["leave-one-out", "held-out", "leave-one-out+held-out", "confirmed", "mixed"]
 
-    _added = frozenset({"bit_depth"})
 
-    method: Literal["leave-one-out", "held-out", "leave-one-out+held-out"]
+class Calibration(Compatible):
+    """Provenance of the thresholds of a class, for audits (``pipeline/calibration.py``).
+
+    Attributes:
+        max_false_reject: tolerated rate of good parts that are anomalous.
+        guaranteed_false_reject: rate that the threshold guarantees on average; larger than the tolerated one for few scores.
+        bound_false_reject: upper bound of this threshold's own rate, at ``confidence``.
+        normals: number of scores.
+        origins: origin of each score. Calibrations of earlier releases lack it.
+        review_rate: tolerated rate of good parts that are not ok.
+        guaranteed_review: rate that the review threshold guarantees; ``None`` without one.
+        bit_depth: as stated for the images; ``None`` for 8-bit files.
+        views: with ``top_share`` and ``rarity``, the scoring that was calibrated. ``ScoringSpec.holds_for`` compares them.
+        precision: precision that the scoring engine realized. It may differ from the model's.
+        automatic: whether it was made by a change of the supports, not by a person.
+    """
+
+    added_fields = frozenset({"bit_depth", "origins", "review_rate", "guaranteed_review", "automatic"})
+
+    method: CalibrationMethod
     max_false_reject: float
     confidence: float
     guaranteed_false_reject: float
@@ -211,34 +221,79 @@ class Calibration(_Compatible):
     normals: int
     scores: tuple[float, ...]
     sources: tuple[PathText, ...]
+    origins: tuple[ScoreOrigin, ...] | None = None
+    review_rate: float | None = None
+    guaranteed_review: float | None = None
     views: tuple[ViewName, ...]
     top_share: float = 0.01
-    """With ``views`` and ``rarity``, the scoring that was calibrated. ``ScoringSpec.holds_for`` compares them."""
     rarity: bool = False
     precision: Precision = "fp32"
-    """Precision that the scoring engine realized. It may differ from the model's."""
     bit_depth: int | None = None
-    """As stated for the images; ``None`` for 8-bit files."""
+    automatic: bool | None = None
     created: str
 
 
-class ClassEntry(_Strict):
-    """One class of a bank."""
+class Confirmation(Strict):
+    """A part that a person judged.
 
-    file: str
+    Attributes:
+        sha256: digest of its file, or of its pixels if it was given as an array.
+        good: whether the part is good.
+        selection: ``all`` if the parts were chosen regardless of their verdict, ``accepted`` if only accepted ones were looked at.
+        score: its score when it was confirmed.
+        counted: whether the score counts towards the promise.
+    """
+
     sha256: str
+    source: PathText
+    good: bool
+    selection: Literal["all", "accepted"]
+    score: float
+    counted: bool
+    created: str
+
+
+class ClassEntry(Compatible):
+    """One class of a bank.
+
+    Attributes:
+        images: its supports.
+        roi: what of an image is inspected; ``None`` for all of it.
+        threshold: scores above it are anomalous.
+        review_threshold: scores above it, up to ``threshold``, are to be reviewed; ``None`` if there is one limit only.
+        map_scale: lowest and highest value of a heatmap of the raw map, set at calibration.
+        calibration: provenance of the thresholds.
+        confirmations: parts that a person judged.
+        file: class file of format 1 with the tokens of all supports; ``None`` in format 2.
+        sha256: its digest.
+    """
+
+    added_fields = frozenset({"roi", "review_threshold", "confirmations", "file", "sha256"})
+
     images: tuple[SupportImage, ...]
+    roi: RoiSpec | None = None
     threshold: float | None = None
+    review_threshold: float | None = None
     map_scale: tuple[float, float] | None = None
-    """Lowest and highest value of a heatmap of the raw map, set at calibration."""
     calibration: Calibration | None = None
+    confirmations: tuple[Confirmation, ...] | None = None
+    file: str | None = None
+    sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _has_tokens(self) -> ClassEntry:
+        if self.file is not None and self.sha256 is None:
+            raise ValueError("file lacks its sha256")
+        return self
 
 
-class BankManifest(_Strict):
+class BankManifest(Compatible):
     """``manifest.json`` of a bank folder. ``version`` only grows. ``undo_to`` is the version that an undo restores."""
 
+    added_fields = frozenset({"keep"})
+
     format: Literal["visionad-bank"] = "visionad-bank"
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = 2
     version: int
     undo_to: int | None
     change: str
@@ -246,8 +301,25 @@ class BankManifest(_Strict):
     identity: FeatureIdentity
     views: tuple[ViewName, ...]
     blocks: tuple[str, ...]
-    """Names of the unique encodings, in the order of the first axis of the class files' tensors."""
+    """Names of the unique encodings, in the order of the first axis of the token files' tensors."""
     classes: dict[str, ClassEntry]
+    keep: int | None = None
+    """Number of latest versions that are kept; ``None`` for all."""
+
+    def content_digest(self) -> str:
+        """Return the sha256 of what decides a verdict: supports, ROIs and thresholds. Dates, sources and version do not count."""
+        held = {
+            name: {
+                "supports": [image.tokens or image.sha256 for image in entry.images],
+                "file": entry.sha256,
+                "roi": None if entry.roi is None else entry.roi.digest(),
+                "limits": [entry.threshold, entry.review_threshold],
+                "scores": None if entry.calibration is None else sorted(entry.calibration.scores),
+            }
+            for name, entry in self.classes.items()
+        }
+        content = {"identity": self.identity.digest(), "blocks": self.blocks, "classes": held}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 M = TypeVar("M", ModelManifest, BankManifest)
@@ -291,9 +363,10 @@ def read_manifest(folder: Path, kind: type[M]) -> M:
     if not isinstance(raw, dict) or raw.get("format") != expected:
         actual = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
         raise error(f"{path}: expected format {expected!r}, got {actual!r}; is this the right folder?")
-    if raw.get("schema_version") != SCHEMA_VERSION:
+    versions = BANK_SCHEMAS if kind is BankManifest else (SCHEMA_VERSION,)
+    if raw.get("schema_version") not in versions:
         raise error(
-            f"{path}: expected schema_version {SCHEMA_VERSION}, got {raw.get('schema_version')!r}; "
+            f"{path}: expected schema_version {' or '.join(map(str, versions))}, got {raw.get('schema_version')!r}; "
             f"use the visionad release that wrote it, or make the {what} again with {remedy}"
         )
     try:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bank.memory_bank import ClassBank
+from ..bank.memory_bank import MemoryBank
 from ..engine.base import Engine
 from ..errors import ModelError, VisionADError
-from ..formats.manifest import ClassEntry, ModelManifest
+from ..formats.manifest import ModelManifest
+from ..formats.roi import WHOLE_IMAGE
 from ..preprocess import encoding_names, prepare, support_encodings
 from ..scoring.spec import ScoringSpec
 from .base import Pipeline
@@ -82,9 +83,7 @@ def _open_on_device(
     tokens = engine.encode(
         support_encodings(prepare(golden["image"], identity.preprocess), encodings), class_token=False
     )
-    bank = ClassBank(
-        "golden", ClassEntry(file="", sha256="", images=()), encodings, tokens.patch[:, None], tokens.patch[:, :0]
-    )
+    bank = MemoryBank("golden", WHOLE_IMAGE, 1, encodings, tokens.patch[:, None])
     pipeline = CudaPipeline(DeviceThread.of(0), make(), identity, host.scoring, keep_alive=keep_alive)
     try:
         expected = _stages(host, golden["blemished"], bank)
@@ -110,7 +109,7 @@ def _open_on_device(
     return pipeline
 
 
-def _stages(pipeline: Pipeline, rgb: NDArray[np.uint8], bank: ClassBank) -> dict[str, F32]:
+def _stages(pipeline: Pipeline, rgb: NDArray[np.uint8], bank: MemoryBank) -> dict[str, F32]:
     """Return the intermediate results of a pipeline for an image, in the order of computation."""
     (output,) = pipeline.run([rgb], lambda _: [bank], class_token=True, trace=True)
     assert output.images is not None and output.patch is not None and output.cls is not None

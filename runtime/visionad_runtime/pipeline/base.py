@@ -10,13 +10,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bank.memory_bank import ClassBank
+from ..bank.memory_bank import MemoryBank
 from ..formats.manifest import ViewName
 from ..scoring.spec import ScoringSpec
 
 F32 = NDArray[np.float32]
 
-BankSelector = Callable[[F32 | None], Sequence[ClassBank]]
+BankSelector = Callable[[F32 | None], Sequence[MemoryBank]]
 """Class tokens, float32 (N, V, Dc) or ``None`` if not requested -> the bank of each of the N images."""
 
 
@@ -81,7 +81,7 @@ class Pipeline(Protocol):
         """
         ...
 
-    def load_banks(self, banks: Iterable[ClassBank]) -> None:
+    def load_banks(self, banks: Iterable[MemoryBank]) -> None:
         """Load the banks that will be used where the pipeline computes, and drop all others. Other banks work, but slower."""
         ...
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._threads import available_cpus
-from ..bank.memory_bank import ClassBank
+from ..bank.memory_bank import MemoryBank
 from ..engine.base import Engine, Tokens
 from ..formats.manifest import FeatureIdentity, ViewName
 from ..preprocess import prepare, query_views
@@ -70,7 +70,7 @@ class HostPipeline:
     def _match(
         self,
         patch: F32,
-        bank: ClassBank,
+        bank: MemoryBank,
         timings: Mapping[str, float],
         cls: F32 | None,
         images: F32 | None,
@@ -89,7 +89,7 @@ class HostPipeline:
             patch if trace else None,
         )  # fmt: skip
 
-    def load_banks(self, banks: Iterable[ClassBank]) -> None:
+    def load_banks(self, banks: Iterable[MemoryBank]) -> None:
         """See :class:`~visionad_runtime.pipeline.base.Pipeline`. Banks are in host memory already."""
 
     def max_batch_size(self) -> int | None:

@@ -12,9 +12,8 @@ import numpy as np
 
 from ..bank.memory_bank import ClassBank
 from ..formats.manifest import SupportImage
-from ..scoring.score import score_tokens
+from ..pipeline.leave_one_out import leave_one_out
 from ..scoring.spec import ScoringSpec
-from .selection import search_rows
 
 OUTLIER_RATIO = 1.5
 """Ratio of a support's score to the median of the others, above which it is an outlier."""
@@ -57,10 +56,7 @@ def leave_one_out_scores(bank: ClassBank, spec: ScoringSpec) -> list[LeaveOneOut
     images = bank.entry.images
     if len(images) < MIN_SUPPORTS:
         return []
-    scores = [
-        score_tokens(bank.unrotated(k, spec.views), search_rows(bank.leave_out(k)), spec).score
-        for k in range(len(images))
-    ]
+    scores = [one.score for one in leave_one_out(bank, spec)]
     rows = []
     for k, image in enumerate(images):
         median = float(np.median([score for i, score in enumerate(scores) if i != k]))

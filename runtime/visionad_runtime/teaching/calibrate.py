@@ -11,24 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..bank.memory_bank import ClassBank
 from ..bank.names import normalize_class_name
+from ..bank.store import NO_LIMITS, same_supports
 from ..errors import BankError, ImageError, VisionADError
 from ..formats.files import sha256_file
-from ..formats.manifest import Calibration
+from ..formats.manifest import Calibration, ClassEntry, ScoreOrigin
 from ..images.pixels import RGB8, pixel_digest
 from ..inspector import Inspector
+from ..pipeline.calibration import MAX_FALSE_REJECT, REVIEW_RATE, GoodScore, Rates, recorded_scores, with_limits
+from ..pipeline.leave_one_out import leave_one_out
 from ..result import FileResult, Result
-from ..scoring.conformal import CONFIDENCE, Threshold, conformal_rank, conformal_threshold
-from ..scoring.regions import heatmap_range
-
-Method = Literal["leave-one-out", "held-out", "leave-one-out+held-out"]
+from ..scoring.conformal import Limits, Threshold, conformal_limits, conformal_rank
 
 
 @dataclass(frozen=True)
@@ -36,38 +35,47 @@ class CalibrationResult:
     """Result of :func:`calibrate_class`.
 
     Attributes:
-        threshold: the threshold.
-        record: its provenance, as the bank holds it.
+        limits: the thresholds.
+        record: their provenance, as the bank holds it.
         bank_version: version of the bank that holds it.
         skipped: images that were not scored.
     """
 
-    threshold: Threshold
+    limits: Limits
     record: Calibration
     bank_version: int
     skipped: tuple[str, ...]
+
+    @property
+    def threshold(self) -> Threshold:
+        """Scores above its value are anomalous."""
+        return self.limits.anomalous
 
 
 def calibrate_class(
     inspector: Inspector,
     name: str,
-    paths: Sequence[Path],
-    max_false_reject: float = 0.01,
+    paths: Sequence[Path] = (),
+    max_false_reject: float | None = None,
     bit_depth: int | None = None,
     step: Callable[[], None] = lambda: None,
+    *,
+    review_rate: float = REVIEW_RATE,
 ) -> CalibrationResult:
-    """Set a class's threshold from good images, and store it in the bank with its provenance.
+    """Set a class's thresholds from good images, and store them in the bank with their provenance.
 
     No image is compared with itself. An image that is a support (the same file, or the same pixels in another file) is scored
-    leave-one-out. If it is the only support, it is skipped.
+    leave-one-out. If it is the only support, it is skipped. Scores of confirmed parts count too.
 
     Args:
-        inspector: inspector with a bank that holds the class. The threshold holds for its scoring and its engine's precision.
+        inspector: inspector with a bank that holds the class. The thresholds hold for its scoring and its engine's precision.
         name: the class.
-        paths: good images.
-        max_false_reject: tolerated false-reject rate, between 0 and 1.
+        paths: good images; none for all supports, leave-one-out, and the held-out images of the calibration before.
+        max_false_reject: tolerated rate of good parts that are anomalous, between 0 and 1, which must be reached. ``None`` asks for
+            1 %, or the best that so few images can promise.
         bit_depth: bits that the camera fills in 16-bit files.
         step: called after each image.
+        review_rate: tolerated rate of good parts that are not ok. At or below ``max_false_reject`` no part is for review.
 
     Raises:
         VisionADError: An image cannot be read or is given twice, there are too few images, or the class changed meanwhile. Nothing
@@ -76,56 +84,105 @@ def calibrate_class(
     """
     name = normalize_class_name(name)
     bank = inspector.require_class(name)
-    entry = bank.classes[name].entry
+    held = bank.classes[name]
+    entry = held.entry
+    rates = Rates(MAX_FALSE_REJECT if max_false_reject is None else max_false_reject, review_rate)
+    recorded = [score for score in recorded_scores(entry) if inspector.holds(entry)]
+    if paths:
+        known = {str(path.absolute()) for path in paths}
+        recorded = [score for score in recorded if score.origin == "confirmed" and score.source not in known]
+        scored = _score_images(
+            inspector, name, paths, bit_depth, step, rates if max_false_reject else None, len(recorded)
+        )
+    else:
+        recorded = [score for score in recorded if score.origin != "leave-one-out"]
+        scored = _score_supports(inspector, held, step)
+    scores = [*scored.scores, *recorded]
+    if max_false_reject is not None:
+        conformal_rank(
+            len(scores), max_false_reject
+        )  # the rate was asked for, so the best of a lower kind is not enough
+    level = float(np.median(scored.levels)) if scored.levels else entry.map_scale[0] if entry.map_scale else 0.0
+    changed = with_limits(
+        entry, scores, rates, inspector.scoring, inspector.engine.precision, level, bit_depth=bit_depth
+    )
+
+    def store(current: ClassBank) -> ClassEntry:
+        if not same_supports(current.entry, entry):
+            raise BankError(
+                f"class {name!r} of bank {bank.folder} was changed while it was being calibrated; nothing was stored, "
+                "calibrate again"
+            )
+        limits = {key: getattr(changed, key) for key in NO_LIMITS}
+        return current.entry.model_copy(update=limits)
+
+    version = bank.update(name, f"calibrate {name}: threshold {changed.threshold:.6g}", store)
+    assert changed.calibration is not None
+    limits = conformal_limits([score.score for score in scores], rates.max_false_reject, rates.review)
+    return CalibrationResult(limits, changed.calibration, version, scored.skipped)
+
+
+class _ScoredImages(NamedTuple):
+    scores: list[GoodScore]
+    levels: list[float]
+    skipped: tuple[str, ...] = ()
+
+
+def _score_supports(inspector: Inspector, held: ClassBank, step: Callable[[], None]) -> _ScoredImages:
+    """Score all supports of a class leave-one-out."""
+    count = len(held.entry.images)
+    scores, levels = [], []
+    for k in range(count if count > 1 else 0):
+        (one,) = leave_one_out(held, inspector.scoring, [k], inspector.threads)
+        scores.append(GoodScore(one.score, held.entry.images[k].source, "leave-one-out"))
+        levels.append(one.normal_level)
+        step()
+    return _ScoredImages(scores, levels)
+
+
+def _score_images(
+    inspector: Inspector,
+    name: str,
+    paths: Sequence[Path],
+    bit_depth: int | None,
+    step: Callable[[], None],
+    required: Rates | None,
+    recorded: int,
+) -> _ScoredImages:
+    """Score good images; supports among them leave-one-out."""
+    bank = inspector.require_class(name)
     supports = _Supports(bank.classes, name)
     images = _by_digest(paths)
     known = {digest: k for digest in images if (k := supports.place(digest, images[digest])) is not None}
     skipped = [images[digest] for digest in known if len(supports) == 1]
-    conformal_rank(len(images) - len(skipped), max_false_reject)  # fail before minutes of scoring
-    scored: dict[Path, tuple[float, float]] = {}
+    if required is not None:  # fail before minutes of scoring
+        conformal_rank(len(images) - len(skipped) + recorded, required.max_false_reject)
+    scored: dict[Path, GoodScore] = {}
+    levels: list[float] = []
     pixels: dict[str, Path] = {}
-    left_out = 0
     held_out_results = inspector.inspect_files(
         [path for digest, path in images.items() if digest not in known], class_name=name, bit_depth=bit_depth
     )
     for digest, path in images.items():
         place, one = known.get(digest), None
+        origin: ScoreOrigin = "held-out"
         if place is None:
             one = _read(next(held_out_results))
             place = supports.place(pixel_digest(one.rgb), path)  # a support in another file format
         if place is not None and len(supports) == 1:
             skipped += [path] if path not in skipped else []
         elif place is not None:
-            left_out += 1
+            origin = "leave-one-out"
             one = _read(next(inspector.inspect_files([path], class_name=name, bit_depth=bit_depth, leave_out=place)))
         if one is not None:
             twin = pixels.setdefault(pixel_digest(one.rgb), path)
             if twin != path:
                 raise VisionADError(f"calibration: {path} and {twin} are the same image; give each once")
             if path not in skipped:
-                scored[path] = one.result.score, float(np.median(one.result.anomaly_map))
+                scored[path] = GoodScore(one.result.score, str(path.absolute()), origin)
+                levels.append(float(np.median(one.result.anomaly_map)))
         step()
-    scores, medians = [score for score, _ in scored.values()], [median for _, median in scored.values()]
-    threshold = conformal_threshold(scores, max_false_reject)
-    held_out = len(scores) - left_out
-    method: Method = "held-out" if not left_out else "leave-one-out" if not held_out else "leave-one-out+held-out"
-    record = Calibration(
-        method=method,
-        max_false_reject=max_false_reject,
-        confidence=CONFIDENCE,
-        guaranteed_false_reject=threshold.mean_bound,
-        bound_false_reject=threshold.upper_bound,
-        normals=len(scores),
-        scores=tuple(scores),
-        sources=tuple(str(path.absolute()) for path in scored),
-        **inspector.scoring.fields(),
-        precision=inspector.engine.precision,
-        bit_depth=bit_depth,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    scale = heatmap_range(float(np.median(medians)), threshold.value)
-    version = bank.calibrate(name, threshold.value, scale, record, entry)
-    return CalibrationResult(threshold, record, version, tuple(map(str, skipped)))
+    return _ScoredImages(list(scored.values()), levels, tuple(map(str, skipped)))
 
 
 class _Supports:

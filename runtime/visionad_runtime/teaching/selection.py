@@ -16,13 +16,12 @@ from ..bank.memory_bank import ClassBank
 from ..bank.names import normalize_class_name
 from ..bank.supports import load_support, read_supports
 from ..errors import VisionADError
-from ..formats.manifest import ViewName
 from ..images import decode
 from ..inspector import Inspector
+from ..pipeline.leave_one_out import search_rows
 from ..preprocess import prepare, query_views
-from ..scoring.score import Distances, SearchBank, apply_weights, nearest_distances, patch_weights, score_distances
+from ..scoring.score import Distances, apply_weights, nearest_distances, patch_weights, score_distances
 from ..scoring.spec import ScoringSpec
-from ..search import nearest
 
 F32 = NDArray[np.float32]
 
@@ -89,7 +88,7 @@ def select_support(
         paths, supports = [paths[i] for i in new], [supports[i] for i in new]
     candidates = []
     for path, support in zip(paths, supports, strict=True):
-        candidates.append(inspector.encode_class(name, support, load_support(path, support, bit_depth)))
+        candidates.append(inspector.encode_class(name, support, load_support(path, support, bit_depth)[1]))
         if not is_reduced:
             step()
     return [paths[i] for i in _select(candidates, enrolled, inspector.scoring, count)]
@@ -114,22 +113,14 @@ def k_center_greedy(tokens: F32, count: int) -> list[int]:
     return centers
 
 
-def search_rows(bank: ClassBank) -> SearchBank:
-    """Return the search of a class's plain rows. An index is not worth it for a bank that is searched a few times."""
-
-    def search(view: ViewName, patch: F32) -> F32:
-        return nearest(patch, bank.rows(view)).distance
-
-    return search
-
-
 def _select(candidates: Sequence[ClassBank], enrolled: ClassBank | None, spec: ScoringSpec, count: int) -> list[int]:
     """Return the indices of the selected candidates, each a class with one support."""
-    queries = [candidate.unrotated(0, spec.views) for candidate in candidates]
+    # With several ROIs or tiles, the first one stands for the image.
+    queries = [candidate.rois[0].unrotated(0, spec.views) for candidate in candidates]
     weights = [patch_weights(tokens, spec) for tokens in queries]
 
     def distances_to(bank: ClassBank) -> list[Distances]:
-        search = search_rows(bank)
+        search = search_rows(bank.rois[0])
         return [apply_weights(nearest_distances(q, search), w) for q, w in zip(queries, weights, strict=True)]
 
     pairs = [distances_to(candidate) for candidate in candidates]

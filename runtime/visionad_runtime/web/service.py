@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ..bank.memory_bank import Snapshot
@@ -66,8 +67,7 @@ class InspectionService:
             source = upload.name or "sent to visionad serve"
             support = support_record(upload.body, upload.rgb, source, upload.bit_depth)
             check_new(self.bank().classes, class_name, [support])  # before the image is encoded
-            tokens = self.inspector.encode_support(upload.rgb)
-            return self.inspector.enroll_encoded(class_name, [support], [tokens])
+            return self.inspector.enroll_image(class_name, support, upload.rgb, upload.body, Path(upload.name).suffix)
 
         return await self._turn(work)
 

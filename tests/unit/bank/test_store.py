@@ -22,8 +22,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from visionad_runtime.bank import lock
-from visionad_runtime.bank.folder import UNDO_DEPTH, restorable_versions
-from visionad_runtime.bank.store import Bank, verify
+from visionad_runtime.bank.folder import restorable_versions, support_file
+from visionad_runtime.bank.history import remove_offline, undo, verify
+from visionad_runtime.bank.memory_bank import SupportTokens
+from visionad_runtime.bank.store import Bank
+from visionad_runtime.bank.supports import NewSupport
 from visionad_runtime.errors import BankError, VisionADError
 from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, SupportImage
 from visionad_runtime.preprocess import encoding_names
@@ -43,29 +46,25 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def image(number: int) -> tuple[SupportImage, np.ndarray, np.ndarray]:
-    """Support image ``number``: record, patch tokens (B, 1, P, D), class tokens (B, 1, Dc)."""
+def image(number: int) -> NewSupport:
+    """Support image ``number``: record, patch tokens (B, 1, P, D), class tokens (B, Dc)."""
     rng = np.random.default_rng(number)
     blocks = len(encoding_names(VIEWS))
-    return (
-        SupportImage(sha256=f"{number:064x}", source=f"{number}.png"),
-        unit(rng, blocks, 1, 4, 8),
-        unit(rng, blocks, 1, 5),
-    )
+    tokens = SupportTokens((unit(rng, blocks, 1, 4, 8),), unit(rng, blocks, 5))
+    return NewSupport(SupportImage(sha256=f"{number:064x}", source=f"{number}.png"), tokens, b"image", ".png")
 
 
-def add(bank: Bank, name: str, *numbers: int) -> None:
-    images, features, tokens = zip(*map(image, numbers), strict=True)
-    bank.add(name, images, np.concatenate(features, axis=1), np.concatenate(tokens, axis=1))
+def add(bank: Bank, name: str, *numbers: int, keep: int | None = None) -> None:
+    bank.add(name, list(map(image, numbers)), keep=keep)
 
 
 def content(bank: Bank) -> dict[str, list[int]]:
     """Class → numbers of its images, after checking that every tensor belongs to its image."""
     for c in bank.classes.values():
         for k, support in enumerate(c.entry.images):
-            _, features, tokens = image(int(support.sha256, 16))
-            np.testing.assert_array_equal(c.features[:, k], features[:, 0])
-            np.testing.assert_array_equal(c.class_tokens[:, k], tokens[:, 0])
+            tokens = image(int(support.sha256, 16)).tokens
+            np.testing.assert_array_equal(c.rois[0].features[:, k], tokens.rois[0][:, 0])
+            np.testing.assert_array_equal(c.class_tokens[:, k], tokens.class_tokens)
     return {n: [int(i.sha256, 16) for i in c.entry.images] for n, c in bank.classes.items()}
 
 
@@ -86,7 +85,7 @@ def test_enrolled_images_come_back_from_disk(bank: Bank) -> None:
 
 def test_view_rows_are_slices_not_copies(bank: Bank) -> None:
     add(bank, "bolt", 1, 2)
-    loaded = bank.classes["bolt"]
+    loaded = bank.classes["bolt"].rois[0]
     for view in VIEWS:
         rows = loaded.rows(view)
         assert rows.shape == (6 * 2 * 4, 8)
@@ -129,21 +128,20 @@ class BankMachine(RuleBasedStateMachine):
     @rule()
     def undo(self) -> None:
         before = self.bank.manifest.version
-        if len(self.states) <= UNDO_DEPTH:
-            Bank.undo(self.bank.folder)
-            self.bank.refresh()
-            assert content(self.bank) == self.states.pop()
-            assert self.bank.manifest.version == before + 1
+        undo(self.bank.folder)
+        self.bank.refresh()
+        assert content(self.bank) == self.states.pop()
+        assert self.bank.manifest.version == before + 1
 
     @precondition(lambda self: self.bank.manifest.version > 1)
     @rule(data=st.data())
     def back_to(self, data: st.DataObject) -> None:
         now = self.bank.manifest.version
         kept = restorable_versions(self.bank.folder)
-        assert set(range(max(1, now - UNDO_DEPTH), now + 1)) <= set(kept)
+        assert set(kept) == set(range(1, now + 1))
         version = data.draw(st.sampled_from([v for v in kept if v != now]))
         self.remember()
-        Bank.undo(self.bank.folder, version)
+        undo(self.bank.folder, version)
         self.bank.refresh()
         assert content(self.bank) == self.versions[version]
 
@@ -157,6 +155,8 @@ class BankMachine(RuleBasedStateMachine):
         if getattr(self, "bank", None) is not None and self.bank.manifest.version:
             self.versions[self.bank.manifest.version] = content(self.bank)
             assert content(Bank.open(self.bank.folder, IDENTITY)) == content(self.bank)
+            for version, expected in self.versions.items():
+                assert content(Bank.open(self.bank.folder, IDENTITY, version=version)) == expected
             verify(self.bank.folder)
 
     def teardown(self) -> None:
@@ -174,55 +174,104 @@ def test_undo_steps_back_one_change_after_another_until_there_is_none(bank: Bank
     add(bank, "bolt", 1)
     add(bank, "nut", 2)
     bank.remove("bolt")
-    assert list(Bank.undo(bank.folder).classes) == ["bolt", "nut"]
-    assert list(Bank.undo(bank.folder).classes) == ["bolt"]
+    assert list(undo(bank.folder).classes) == ["bolt", "nut"]
+    assert list(undo(bank.folder).classes) == ["bolt"]
     with pytest.raises(BankError, match="nothing to undo"):
-        Bank.undo(bank.folder)
+        undo(bank.folder)
 
 
 def test_an_undo_too_many_can_be_undone(bank: Bank) -> None:
     add(bank, "bolt", 1)
     add(bank, "nut", 2)
-    Bank.undo(bank.folder)
+    undo(bank.folder)
     with pytest.raises(BankError, match=r"nothing to undo \(version 3\); --to brings another version back: 1, 2"):
-        Bank.undo(bank.folder)
+        undo(bank.folder)
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
-    again = Bank.undo(bank.folder, 2)
+    again = undo(bank.folder, 2)
     assert (again.version, again.change) == (4, "undo, back to version 2: add nut: now 1 images")
     assert content(Bank.open(bank.folder)) == {"bolt": [1], "nut": [2]}
-    assert Bank.undo(bank.folder).version == 5  # takes that back in turn
+    assert undo(bank.folder).version == 5  # takes that back in turn
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
     (bank.folder / "manifest.json").unlink()
-    assert Bank.undo(bank.folder, 4).version == 6  # what was lost comes back on the way
+    assert undo(bank.folder, 4).version == 6  # what was lost comes back on the way
     assert content(Bank.open(bank.folder)) == {"bolt": [1], "nut": [2]}
     (bank.folder / "manifest.json").unlink()
-    assert Bank.undo(bank.folder, 6).version == 6
+    assert undo(bank.folder, 6).version == 6
     for version in (6, 7, 99):
         with pytest.raises(
             BankError, match=f"version {version} cannot be brought back; those that are kept: 1, 2, 3, 4, 5"
         ):
-            Bank.undo(bank.folder, version)
+            undo(bank.folder, version)
 
 
 def test_an_undo_is_named_by_the_change_that_is_in_force_again(bank: Bank) -> None:
     add(bank, "bolt", 1)
     add(bank, "nut", 2)
     bank.remove("bolt")
-    assert Bank.undo(bank.folder).change == "undo, back to version 2: add nut: now 1 images"
-    assert Bank.undo(bank.folder).change == "undo, back to version 1: add bolt: now 1 images"  # no "undo undo"
+    assert undo(bank.folder).change == "undo, back to version 2: add nut: now 1 images"
+    assert undo(bank.folder).change == "undo, back to version 1: add bolt: now 1 images"  # no "undo undo"
     opened = Bank.open(bank.folder)
     add(opened, "nut", 3)
-    assert Bank.undo(bank.folder).change == "undo, back to version 1: add bolt: now 1 images"
+    assert undo(bank.folder).change == "undo, back to version 1: add bolt: now 1 images"
 
 
-def test_old_versions_are_deleted_beyond_the_undo_depth(bank: Bank) -> None:
-    for number in range(UNDO_DEPTH + 5):
+def test_all_versions_are_kept_unless_a_number_is_set(bank: Bank) -> None:
+    for number in range(30):
         add(bank, "bolt", number)
-    assert len(list((bank.folder / "history").iterdir())) == UNDO_DEPTH + 1
-    assert len(list((bank.folder / "classes").iterdir())) == UNDO_DEPTH + 1
-    for _ in range(UNDO_DEPTH):
-        Bank.undo(bank.folder)
-    assert content(Bank.open(bank.folder))["bolt"] == list(range(5))
+    assert len(list((bank.folder / "history").iterdir())) == len(list((bank.folder / "supports").iterdir())) == 30
+    assert content(Bank.open(bank.folder, version=3)) == {"bolt": [0, 1, 2]}
+    for number in range(29):
+        bank.remove("bolt", f"{number:064x}")
+    add(bank, "bolt", 77, keep=5)
+    assert sorted(restorable_versions(bank.folder)) == [56, 57, 58, 59, 60]
+    assert len(list((bank.folder / "supports").iterdir())) == 1 + 3 + 1  # 29; 26, 27 and 28 of older versions; 77
+    undo(bank.folder)
+    assert content(Bank.open(bank.folder)) == {"bolt": [29]}
+    with pytest.raises(BankError, match="has no version 3; it has 57, 58, 59, 60, 61"):
+        Bank.open(bank.folder, version=3)
+
+
+def test_a_version_that_was_opened_by_number_stays_and_cannot_be_changed(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    add(bank, "bolt", 2)
+    old = Bank.open(bank.folder, version=1)
+    add(bank, "bolt", 3)
+    assert not old.refresh()
+    assert content(old) == {"bolt": [1]}
+    with pytest.raises(BankError, match="was opened at version 1"):
+        add(old, "bolt", 4)
+
+
+def test_a_change_of_one_support_writes_that_support_only(bank: Bank) -> None:
+    add(bank, "bolt", *range(64))
+    before = {path: path.stat().st_ino for path in bank.folder.rglob("*") if path.is_file()}
+    add(bank, "bolt", 99)
+    bank.remove("bolt", f"{5:064x}")
+    undo(bank.folder)
+    new = [p for p in bank.folder.rglob("*") if p.is_file() and before.get(p) != p.stat().st_ino]
+    written = sorted(path.relative_to(bank.folder).parts[0] for path in new)
+    assert written == ["history", "history", "history", "images", "manifest.json", "supports"]
+
+
+def test_a_lazy_bank_enrolls_and_removes_without_reading_the_class(bank: Bank) -> None:
+    add(bank, "bolt", *range(8))
+    for path in (bank.folder / "supports").iterdir():
+        _flip_byte(path)  # whoever reads the class is told
+    lazy = Bank.open(bank.folder, IDENTITY, lazy=True)
+    add(lazy, "bolt", 99)
+    lazy.remove("bolt", f"{5:064x}")
+    with pytest.raises(BankError, match="damaged"):
+        _ = lazy.classes["bolt"].rois
+
+
+def test_images_are_kept_as_they_were_given(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    (support,) = bank.classes["bolt"].entry.images
+    assert (bank.folder / "images" / f"{1:064x}.png").read_bytes() == b"image"
+    assert support.kept == f"{1:064x}.png"
+    (bank.folder / "images" / support.kept).unlink()
+    with pytest.raises(BankError, match="the image of a support of class 'bolt' is missing"):
+        verify(bank.folder)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +306,10 @@ def test_a_bank_of_another_model_is_refused_naming_both(bank: Bank, field: str, 
         (lambda f: _edit(f, lambda m: m["classes"]["bolt"].update(threshold=float("nan"))), "finite number"),
         (lambda f: _edit(f, lambda m: m["blocks"].reverse()), "expected the blocks of views original"),
         (lambda f: _edit(f, lambda m: m["views"].pop(0)), "expected the blocks of views"),
-        (lambda f: next((f / "classes").iterdir()).unlink(), "cannot be read"),
-        (lambda f: _flip_byte(next((f / "classes").iterdir())), "damaged"),
-        (lambda f: os.truncate(next((f / "classes").iterdir()), 100), "damaged"),
-        (lambda f: os.truncate(next((f / "classes").iterdir()), 0), "damaged"),
+        (lambda f: next((f / "supports").iterdir()).unlink(), "cannot be read"),
+        (lambda f: _flip_byte(next((f / "supports").iterdir())), "damaged"),
+        (lambda f: os.truncate(next((f / "supports").iterdir()), 100), "damaged"),
+        (lambda f: os.truncate(next((f / "supports").iterdir()), 0), "damaged"),
     ],
 )
 def test_a_damaged_bank_is_named(bank: Bank, damage: object, message: str) -> None:
@@ -271,6 +320,11 @@ def test_a_damaged_bank_is_named(bank: Bank, damage: object, message: str) -> No
             read()
         assert "\n" not in str(info.value)
         assert str(bank.folder) in str(info.value)
+
+
+def support_path(bank: Bank, name: str) -> Path:
+    """Token file of a class's newest support."""
+    return support_file(bank.folder, bank.classes[name].entry.images[-1].tokens)
 
 
 def _edit(folder: Path, change: Callable[[Any], object]) -> None:
@@ -297,18 +351,18 @@ def test_a_manifest_with_an_unknown_field_is_refused(bank: Bank) -> None:
 def test_undo_repairs_a_damaged_newest_class_file(bank: Bank) -> None:
     add(bank, "bolt", 1)
     add(bank, "bolt", 2)
-    _flip_byte(bank.folder / bank.classes["bolt"].entry.file)
-    Bank.undo(bank.folder)
+    _flip_byte(support_path(bank, "bolt"))
+    undo(bank.folder)
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
 
 
 def test_a_damaged_class_can_be_taken_out_and_enrolled_again(bank: Bank) -> None:
     add(bank, "nut", 1)
     add(bank, "bolt", 2)
-    _flip_byte(bank.folder / bank.classes["bolt"].entry.file)
+    _flip_byte(support_path(bank, "bolt"))
     with pytest.raises(BankError, match="no class 'gear'; it has 'bolt', 'nut'"):
-        Bank.remove_offline(bank.folder, "gear")
-    assert Bank.remove_offline(bank.folder, "bolt") == 3
+        remove_offline(bank.folder, "gear")
+    assert remove_offline(bank.folder, "bolt") == 3
     again = Bank.open(bank.folder)
     add(again, "bolt", 2)
     assert content(Bank.open(bank.folder)) == {"nut": [1], "bolt": [2]}
@@ -332,25 +386,25 @@ def test_the_same_image_twice_is_refused(bank: Bank) -> None:
 
 
 def test_tensors_that_do_not_fit_are_refused(bank: Bank) -> None:
-    support, features, tokens = image(1)
-    with pytest.raises(BankError, match="expected float32 features"):
-        bank.add("bolt", [support], features[:, :, :3], tokens)
-    with pytest.raises(BankError, match="expected float32 features"):
-        bank.add("bolt", [support], features.astype(np.float64), tokens)
-    with pytest.raises(BankError, match="NaN or Inf"):
-        bank.add("bolt", [support], np.full_like(features, np.nan), tokens)
+    one = image(1)
+    features, tokens = one.tokens.rois[0], one.tokens.class_tokens
+    for message, changed in (
+        ("expected float32 features", features[:, :, :3]),
+        ("expected float32 features", features.astype(np.float64)),
+        ("NaN or Inf", np.full_like(features, np.nan)),
+    ):
+        with pytest.raises(BankError, match=message):
+            bank.add("bolt", [one._replace(tokens=SupportTokens((changed,), tokens))])
+    with pytest.raises(BankError, match="no image given"):
+        bank.add("bolt", [])
     assert not (bank.folder / "manifest.json").exists()
 
 
-def test_classes_that_no_manifest_names_are_not_built_over(bank: Bank) -> None:
-    add(bank, "bolt", 1)
-    add(bank, "nut", 2)
-    files = sorted((bank.folder / "classes").iterdir())
-    (bank.folder / "manifest.json").unlink()
-    shutil.rmtree(bank.folder / "history")
-    with pytest.raises(BankError, match=r"holds classes \(.*bolt.*nut.*\), and neither manifest.json nor history"):
-        Bank.open_or_new(bank.folder, IDENTITY, VIEWS)
-    assert sorted((bank.folder / "classes").iterdir()) == files
+def test_classes_of_format_1_that_no_manifest_names_are_not_built_over(tmp_path: Path) -> None:
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes" / "bolt-0123.safetensors").write_bytes(b"x")
+    with pytest.raises(BankError, match=r"holds classes \(.*bolt.*\), and neither manifest.json nor history"):
+        Bank.open_or_new(tmp_path, IDENTITY, VIEWS)
 
 
 def test_removing_what_is_not_there(bank: Bank) -> None:
@@ -376,7 +430,7 @@ def test_a_foreign_folder_is_not_taken_for_a_bank(tmp_path: Path) -> None:
         Bank.open_or_new(tmp_path / "holiday.jpg", IDENTITY, VIEWS)
     for folder, message in ((tmp_path, "is no bank"), (tmp_path / "none", "does not exist")):
         with pytest.raises(BankError, match=message):
-            Bank.undo(folder)
+            undo(folder)
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
@@ -405,10 +459,10 @@ def test_undo_brings_a_lost_manifest_back(bank: Bank, damage: str) -> None:
     if damage != "gone":
         with pytest.raises(BankError, match=re.escape(way_out)):  # a line that is running is told the same
             add(bank, "gear", 3)
-    assert Bank.undo(bank.folder).version == 2
+    assert undo(bank.folder).version == 2
     assert path.read_bytes() == right
     assert content(Bank.open(bank.folder)) == {"bolt": [1], "nut": [2]}
-    assert Bank.undo(bank.folder).version == 3  # and the next one is an undo as ever
+    assert undo(bank.folder).version == 3  # and the next one is an undo as ever
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
 
 
@@ -422,9 +476,9 @@ def test_a_lost_manifest_whose_newest_version_is_damaged_too(bank: Bank) -> None
     with pytest.raises(
         BankError, match=rf"000002\.json is missing or damaged.*, or delete it and `visionad bank undo {bank.folder}`"
     ):
-        Bank.undo(bank.folder)
+        undo(bank.folder)
     newest.unlink()
-    assert Bank.undo(bank.folder).version == 1
+    assert undo(bank.folder).version == 1
     assert content(Bank.open(bank.folder)) == {"bolt": [1]}
 
 
@@ -434,7 +488,7 @@ def test_a_manifest_of_another_release_is_not_taken_for_a_lost_one(bank: Bank) -
     newer = {**json.loads(path.read_text()), "schema_version": 99}
     path.write_text(json.dumps(newer))
     with pytest.raises(BankError, match="expected schema_version"):
-        Bank.undo(bank.folder)
+        undo(bank.folder)
     assert json.loads(path.read_text()) == newer
 
 
@@ -443,7 +497,7 @@ def test_a_lost_manifest_without_a_history_is_said(bank: Bank) -> None:
     for path in (bank.folder / "manifest.json", *(bank.folder / "history").iterdir()):
         path.unlink()
     with pytest.raises(BankError, match="is no bank: it has no manifest"):
-        Bank.undo(bank.folder)
+        undo(bank.folder)
 
 
 def test_two_writers_lose_nothing(bank: Bank) -> None:

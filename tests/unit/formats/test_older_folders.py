@@ -9,7 +9,8 @@ from pathlib import Path
 import cv2
 import pytest
 from visionad_runtime import Inspector
-from visionad_runtime.bank.store import Bank, verify
+from visionad_runtime.bank.history import undo, verify
+from visionad_runtime.bank.store import Bank
 
 from tests.data import part
 
@@ -53,6 +54,6 @@ def test_the_bank_is_sound_and_can_be_changed_and_undone(bank: Path) -> None:
     opened = Bank.open(bank)
     opened.remove("grid")
     assert "grid" not in Bank.open(bank).classes
-    Bank.undo(bank)
+    undo(bank)
     after = verify(bank)
     assert (after.classes, after.version) == (before.classes, before.version + 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from ..options import (
     ThreadsOption,
     as_stored,
 )
+
+if TYPE_CHECKING:
+    from ...formats.manifest import ClassEntry
 
 
 def bank_add(
@@ -109,13 +112,17 @@ def bank_remove(
     ] = None,
 ) -> None:
     """Remove a class, or one of its supports."""
+    from ...bank.history import remove_offline
     from ...bank.store import Bank
+    from ...pipeline.calibration import recalibrate
 
     if image is None:
-        version, change = Bank.remove_offline(bank, class_name), f"remove {class_name}"
+        version, change = remove_offline(bank, class_name), f"remove {class_name}"
     else:
-        opened = Bank.open(bank)
-        version, change = opened.remove(class_name, image), opened.manifest.change
+        opened = Bank.open(bank, lazy=True)
+        version, change = opened.remove(class_name, image, calibrate=recalibrate), opened.manifest.change
+        if opened.classes[class_name].entry.threshold is None:
+            change += "; its threshold was dropped, and its parts are for review until `visionad calibrate`"
     say(f"bank version {version}: {change} (`visionad bank undo` restores it)")
 
 
@@ -127,9 +134,9 @@ def bank_undo(
     ] = None,
 ) -> None:
     """Undo the last change, or return to a version."""
-    from ...bank.store import Bank
+    from ...bank.history import undo
 
-    restored = Bank.undo(bank, to)
+    restored = undo(bank, to)
     say(f"bank version {restored.version}: {restored.change}; classes: {', '.join(restored.classes) or 'none'}")
 
 
@@ -142,7 +149,7 @@ def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
     restorable = [v for v in restorable_versions(bank) if v != manifest.version]
     if as_json:
         classes = {
-            n: {"shots": len(e.images), "bytes": file_size(bank / e.file), **as_dict(e)}
+            n: {"shots": len(e.images), "bytes": tokens_size(bank, e), **as_dict(e)}
             for n, e in manifest.classes.items()
         }
         say(
@@ -161,21 +168,26 @@ def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
     say(f"made with {manifest.identity.describe()}, views {', '.join(manifest.views)}")
     for name, entry in manifest.classes.items():
         threshold = f"threshold {entry.threshold:.4f}" if entry.threshold is not None else "no threshold"
-        say(f"{name}: {len(entry.images)} shots, {file_size(bank / entry.file) / 1e6:.1f} MB, {threshold}")
+        say(f"{name}: {len(entry.images)} shots, {tokens_size(bank, entry) / 1e6:.1f} MB, {threshold}")
         for image in entry.images:
             say(f"  {image.sha256[:12]}  {image.source}")
     if restorable:
         say(f"`visionad bank undo {bank} --to VERSION` restores any of: {', '.join(map(str, restorable))}")
 
 
-def file_size(path: Path) -> int:
-    """Return the bytes of a file, 0 if it is missing."""
-    return path.stat().st_size if path.exists() else 0
+def tokens_size(bank: Path, entry: ClassEntry) -> int:
+    """Return the bytes of the files that hold a class's tokens; a missing file counts as 0."""
+    from ...bank.folder import support_file
+
+    files = {support_file(bank, image.tokens) for image in entry.images if image.tokens is not None}
+    if entry.file is not None:
+        files.add(bank / entry.file)
+    return sum(path.stat().st_size for path in files if path.exists())
 
 
 def bank_verify(bank: BankArg) -> None:
     """Read the whole bank and check every digest, shape and row."""
-    from ...bank.store import verify
+    from ...bank.history import verify
 
     manifest = verify(bank)
     say(f"sound: version {manifest.version}, {len(manifest.classes)} classes")

@@ -22,7 +22,7 @@ from ...formats.manifest import FeatureIdentity
 from ...scoring.spec import PAPER, ScoringSpec
 from .loader import BankLoader, checked_rows
 from .outputs import Encoded, ExecutorOutput, Views
-from .shared import ClassBankLike, ResidentBank, SharedBuffers
+from .shared import MemoryBankLike, ResidentBank, SharedBuffers
 from .slot import Slot
 from .work_tables import SearchPlan, check_image
 
@@ -122,7 +122,7 @@ class CudaExecutor:
     def inspect(
         self,
         rgbs: Sequence[NDArray[np.uint8]],
-        banks: Sequence[ClassBankLike],
+        banks: Sequence[MemoryBankLike],
         slot_index: int = 0,
     ) -> tuple[Encoded, list[ExecutorOutput]]:
         """Run :meth:`encode` and :meth:`match` at once, for banks that are known beforehand.
@@ -155,7 +155,7 @@ class CudaExecutor:
     def match(
         self,
         encoded: Encoded,
-        banks: Sequence[ClassBankLike],
+        banks: Sequence[MemoryBankLike],
         regions: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> list[ExecutorOutput]:
         """Search each image's bank, fuse the views, upsample and score.
@@ -208,7 +208,7 @@ class CudaExecutor:
         for rgb in rgbs:
             check_image(rgb, *self._max_image)
 
-    def _plan(self, residents: Sequence[ResidentBank], banks: Sequence[ClassBankLike], views: Views) -> SearchPlan:
+    def _plan(self, residents: Sequence[ResidentBank], banks: Sequence[MemoryBankLike], views: Views) -> SearchPlan:
         bank_views = [residents[i].view(bank, view) for i, bank in enumerate(banks) for view in views]
         return self._shared.plan(tuple(bank_views))
 
@@ -232,7 +232,7 @@ class CudaExecutor:
 
     # -- banks --------------------------------------------------------------------------------------------------------
 
-    def load_banks(self, banks: Iterable[ClassBankLike]) -> None:
+    def load_banks(self, banks: Iterable[MemoryBankLike]) -> None:
         """Make these banks the resident ones. Slots use the old banks until the new ones are complete.
 
         A bank is identified by its ``features`` array, so unchanged classes cost nothing.
@@ -259,7 +259,7 @@ class CudaExecutor:
             self._check_open()
 
     @contextmanager
-    def _using(self, banks: Sequence[ClassBankLike]) -> Iterator[list[ResidentBank]]:
+    def _using(self, banks: Sequence[MemoryBankLike]) -> Iterator[list[ResidentBank]]:
         """Provide resident banks that are not freed before the block ends. Others are uploaded for the block."""
         used: dict[int, ResidentBank] = {}
         try:
@@ -284,7 +284,7 @@ class CudaExecutor:
         if unused:
             self._owner.run(lambda _: resident.close())
 
-    def _upload(self, bank: ClassBankLike) -> ResidentBank:
+    def _upload(self, bank: MemoryBankLike) -> ResidentBank:
         """Upload a bank and return it with one user. Each step is separate work for the owner thread."""
         with self._shared.uploading:
             self._check_open()
@@ -363,7 +363,7 @@ class CudaExecutor:
 
 
 def _check_banks(
-    count: int, banks: Sequence[ClassBankLike], regions: Sequence[NDArray[np.bool_] | None] | None
+    count: int, banks: Sequence[MemoryBankLike], regions: Sequence[NDArray[np.bool_] | None] | None
 ) -> None:
     if len(banks) != count or (regions is not None and len(regions) != count):
         raise VisionADError(f"expected a bank (and region) for each of {count} images, got {len(banks)}")

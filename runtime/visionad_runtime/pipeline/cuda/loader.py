@@ -11,14 +11,14 @@ from ...cuda.interface import Device
 from ...cuda.memory import ResourceScope
 from ...errors import VisionADError
 from ...search import NO_ROWS
-from .shared import STAGING_BYTES, ClassBankLike, ResidentBank, SharedBuffers
+from .shared import STAGING_BYTES, MemoryBankLike, ResidentBank, SharedBuffers
 
 F32 = NDArray[np.float32]
 UPLOAD_POLL_SECONDS = 50e-6
 """Pause of the owner thread between two checks whether a piece has been uploaded."""
 
 
-def checked_rows(bank: ClassBankLike) -> F32:
+def checked_rows(bank: MemoryBankLike) -> F32:
     """Return a bank's features as one contiguous float32 array.
 
     Raises:
@@ -35,7 +35,7 @@ def checked_rows(bank: ClassBankLike) -> F32:
 class BankLoader:
     """Uploads a bank piece by piece through two page-locked buffers, then packs it to 16 bits."""
 
-    def __init__(self, device: Device, shared: SharedBuffers, bank: ClassBankLike, source: F32) -> None:
+    def __init__(self, device: Device, shared: SharedBuffers, bank: MemoryBankLike, source: F32) -> None:
         """Allocate the bank's memory on the device.
 
         Args:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from ...bank.memory_bank import ClassBank
+from ...bank.memory_bank import MemoryBank
 from ...cuda.interface import DeviceEngine, DeviceThread
 from ...formats.manifest import FeatureIdentity
 from ...scoring.spec import ScoringSpec
@@ -36,7 +36,7 @@ class _RecentBanks(threading.local):
     last: tuple[int, ...] = ()
     repeats = False
 
-    def record(self, banks: Sequence[ClassBank]) -> None:
+    def record(self, banks: Sequence[MemoryBank]) -> None:
         """Record the banks of a call."""
         current = tuple(map(id, banks))
         self.repeats, self.last = current == self.last, current
@@ -108,7 +108,7 @@ class CudaPipeline:
         self._owner, self._engine, self._identity = owner, engine, identity
         self.scoring = scoring
         self.slots, self._max_image, self._keep_alive = MAX_IN_FLIGHT, INITIAL_IMAGE_SIZE, keep_alive
-        self._banks: Mapping[int, ClassBank] = {}
+        self._banks: Mapping[int, MemoryBank] = {}
         self._recent = _RecentBanks()
         self._replacing = threading.Lock()
         self._executor = self._open(INITIAL_IMAGE_SIZE)
@@ -145,7 +145,7 @@ class CudaPipeline:
         self._make_room(max(rgb.shape[0] for rgb in rgbs), max(rgb.shape[1] for rgb in rgbs))
         route, timings = 0.0, list[Mapping[str, float]]()
 
-        def timed_choose(cls: F32 | None) -> Sequence[ClassBank]:
+        def timed_choose(cls: F32 | None) -> Sequence[MemoryBank]:
             nonlocal route
             begin = time.perf_counter()
             banks = choose(cls)
@@ -177,13 +177,13 @@ class CudaPipeline:
             for i, output in enumerate(outputs)
         ]  # fmt: skip
 
-    def _guess(self, images: int) -> Sequence[ClassBank]:
+    def _guess(self, images: int) -> Sequence[MemoryBank]:
         """Return the banks that this many images will likely be matched against, or none."""
         recent, loaded = self._recent, self._banks
         likely = [loaded[bank] for bank in recent.last if bank in loaded] if recent.repeats else []
         return likely if len(likely) == len(recent.last) == images else []
 
-    def load_banks(self, banks: Iterable[ClassBank]) -> None:
+    def load_banks(self, banks: Iterable[MemoryBank]) -> None:
         """See :class:`~visionad_runtime.pipeline.base.Pipeline`. Other calls go on meanwhile."""
         with self._replacing:
             newest = {id(bank): bank for bank in banks}
@@ -236,7 +236,7 @@ class CudaPipeline:
                     self._pool.release(slot)
 
 
-def _same(banks: Sequence[ClassBank], others: Sequence[ClassBank]) -> bool:
+def _same(banks: Sequence[MemoryBank], others: Sequence[MemoryBank]) -> bool:
     return len(banks) == len(others) and all(bank is other for bank, other in zip(banks, others, strict=True))
 
 

@@ -27,8 +27,8 @@ STAGING_BYTES = 16 << 20
 """Bytes of a bank that are uploaded in one piece. A piece takes a few milliseconds; between pieces the slots are served."""
 
 
-class ClassBankLike(Protocol):
-    """What is read of a :class:`~visionad_runtime.bank.memory_bank.ClassBank`."""
+class MemoryBankLike(Protocol):
+    """What is read of a :class:`~visionad_runtime.bank.memory_bank.MemoryBank`."""
 
     @property
     def name(self) -> str: ...
@@ -144,7 +144,7 @@ class ResidentBank:
     """
 
     def __init__(
-        self, bank: ClassBankLike, dim: int, width: int, resources: ResourceScope, rows32: Buffer, rows16: Buffer
+        self, bank: MemoryBankLike, dim: int, width: int, resources: ResourceScope, rows32: Buffer, rows16: Buffer
     ) -> None:
         self.features = bank.features
         self.users = 1
@@ -158,7 +158,7 @@ class ResidentBank:
         self._dim, self._width, self.resources = dim, width, resources
         self._rows32, self._rows16 = rows32, rows16
 
-    def view(self, bank: ClassBankLike, view: ViewName) -> BankView:
+    def view(self, bank: MemoryBankLike, view: ViewName) -> BankView:
         """Return where a view's rows are.
 
         Raises:
@@ -177,7 +177,7 @@ class ResidentBank:
         self.resources.close()
 
 
-def _encodings_of(bank: ClassBankLike, view: ViewName) -> slice | None:
+def _encodings_of(bank: MemoryBankLike, view: ViewName) -> slice | None:
     """Return the view's range of encodings, or ``None`` if not all of them were enrolled."""
     try:
         encodings = view_slice(bank.blocks, view)

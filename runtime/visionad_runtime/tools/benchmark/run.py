@@ -319,7 +319,7 @@ class _Run:
             "bank": {
                 "folder": None if temporary else str(self.bank),
                 "classes": len(classes),
-                "rows_per_view": {v: float(np.mean([len(c.rows(v)) for c in searched])) for v in first.views}
+                "rows_per_view": {v: float(np.mean([len(c.rois[0].rows(v)) for c in searched])) for v in first.views}
                 if searched
                 else None,
                 "mb": round(sum(p.stat().st_size for p in self.bank.rglob("*.safetensors")) / 1e6, 1),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bank.names import check_class_name
-from ...bank.store import Bank
+from ...bank.store import NO_LIMITS, Bank
 from ...errors import ImageError
 from ...formats.manifest import Calibration, ModelManifest
 from ...inspector import Inspector
@@ -111,7 +111,7 @@ class RuntimePredictor:
     def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
         """See :class:`Predictor`."""
         name = check_class_name(class_name)
-        result = calibrate_class(self._inspector, name, normals, rate, self._bit_depth, step)
+        result = calibrate_class(self._inspector, name, normals, rate, self._bit_depth, step, review_rate=0.0)
         scale = self._inspector.require_class(name).classes[name].entry.map_scale
         return {
             "threshold": result.threshold.value,
@@ -124,7 +124,12 @@ class RuntimePredictor:
         name = check_class_name(class_name)
         low, high = calibration["map_scale"]
         record = Calibration.model_validate(calibration["record"])
-        self._inspector.require_class(name).calibrate(name, calibration["threshold"], (low, high), record)
+        limits = {
+            **NO_LIMITS, "threshold": calibration["threshold"], "map_scale": (low, high), "calibration": record,
+        }  # fmt: skip
+        self._inspector.require_class(name).update(
+            name, f"calibrate {name}", lambda bank: bank.entry.model_copy(update=limits)
+        )
 
     def inspect(self, paths: Iterable[Path], class_name: str | None) -> Iterator[Prediction | ImageError]:
         """See :class:`Predictor`."""

@@ -1,4 +1,4 @@
-"""Image → verdict as one object. All commands and the Python API use it."""
+"""Image → verdict: open a model and a bank, inspect images, follow the bank."""
 
 from __future__ import annotations
 
@@ -6,41 +6,39 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._threads import Lifetime, available_cpus, parallel_for
-from .bank.memory_bank import ClassBank, Snapshot
-from .bank.names import normalize_class_name, unknown_class_message
-from .bank.routing import THRESHOLDS, Route, Router
-from .bank.store import Bank
-from .bank.supports import array_supports, check_new, load_support, read_supports
-from .engine.base import Engine, Tokens
-from .errors import BankError, VisionADError
-from .formats.manifest import ClassEntry, ModelManifest, SupportImage, ViewName, parse_precision
-from .formats.model_folder import read_model
-from .images import arrays, discover, pixels, reader
-from .pipeline.assembly import open_pipeline
-from .pipeline.base import Pipeline
-from .pipeline.opening import open_engine
-from .pipeline.self_test import read_golden
-from .preprocess import prepare, support_encodings
-from .result import FileResult, Result, Trace, make_result
-from .scoring.preset import scoring_for
-from .scoring.spec import ScoringSpec
+from .._threads import Lifetime, available_cpus, parallel_for
+from ..bank.memory_bank import ClassBank, MemoryBank, Snapshot
+from ..bank.names import normalize_class_name, unknown_class_message
+from ..bank.routing import THRESHOLDS, Route, Router
+from ..bank.store import Bank
+from ..engine.base import Engine, Tokens
+from ..errors import BankError, VisionADError
+from ..formats.manifest import ClassEntry, ModelManifest, ViewName, parse_precision
+from ..formats.model_folder import read_model
+from ..images import arrays, discover, pixels, reader
+from ..pipeline.assembly import open_pipeline
+from ..pipeline.base import Pipeline
+from ..pipeline.opening import open_engine
+from ..pipeline.self_test import read_golden
+from ..result import FileResult, MadeBy, Result, Trace, make_result
+from ..scoring.preset import scoring_for
+from ..scoring.spec import ScoringSpec
 
 log = logging.getLogger("visionad")
 
 F32 = NDArray[np.float32]
 
 
-class Inspector:
+class Inspection:
     """A model, a bank and an engine, ready to inspect. Any thread may call it.
 
     >>> inspector = Inspector.open("model", "bank")          # doctest: +SKIP
@@ -51,6 +49,7 @@ class Inspector:
 
     Attributes:
         manifest: manifest of the model.
+        digest: sha256 of the model's content.
         engine: backbone that encodes images.
         bank: bank of enrolled classes, or ``None``.
         scoring: views and scoring settings.
@@ -68,6 +67,7 @@ class Inspector:
         keep_alive: float | None = None,
     ) -> None:
         self.manifest = manifest
+        self.digest = manifest.content_digest()
         self._out_of_distribution_token: F32 = golden["class_token"]
         self.engine = engine
         self.bank = bank
@@ -93,7 +93,9 @@ class Inspector:
         preset: str | None = None,
         views: Sequence[str] | None = None,
         keep_alive: float | None = None,
-    ) -> Inspector:
+        bank_version: int | None = None,
+        lazy_bank: bool = False,
+    ) -> Self:
         """Open a model and a bank, check them, and warm up.
 
         This checks every file's digest, the backend by its self-test (``pipeline/self_test.py``) and, on a GPU, the pipeline
@@ -111,6 +113,8 @@ class Inspector:
             views: views to use, of those that the bank holds (default: the preset's, else all).
             keep_alive: seconds without an image after which a GPU re-runs the last image, repeatedly, to keep its clocks up, e.g.
                 0.02 (default: never). It costs power and changes no result. It has no effect on a CPU.
+            bank_version: version of the bank to inspect with, which then stays (default: the newest, and newer ones as they come).
+            lazy_bank: whether a class is read, and its files are checked, when it is first needed. Enrolling needs no class.
 
         Raises:
             ModelError: The model is missing or damaged, or fails the self-test.
@@ -127,7 +131,11 @@ class Inspector:
 
         folder = Path(model)
         manifest = read_model(folder)
-        opened = Bank.open_or_new(Path(bank), manifest.identity, manifest.views) if bank is not None else None
+        opened = None
+        if bank is not None and bank_version is not None:
+            opened = Bank.open(Path(bank), manifest.identity, version=bank_version, lazy=lazy_bank)
+        elif bank is not None:
+            opened = Bank.open_or_new(Path(bank), manifest.identity, manifest.views, lazy=lazy_bank)
         available = opened.manifest.views if opened is not None else manifest.views
         scoring = scoring_for(manifest, available, preset, views)
         engine = open_engine(
@@ -145,7 +153,7 @@ class Inspector:
             engine.close()
             raise
         try:
-            if opened is not None:
+            if opened is not None and not lazy_bank:
                 inspector._load_bank()
         except BaseException:
             inspector.close()
@@ -169,7 +177,7 @@ class Inspector:
                 finally:
                     self.engine.close()
 
-    def __enter__(self) -> Inspector:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -266,20 +274,21 @@ class Inspector:
         routes: list[Route | None] = [None] * len(rgbs)
         classes: list[ClassBank] = []
 
-        def select_classes(tokens: F32 | None) -> list[ClassBank]:
+        def select_classes(tokens: F32 | None) -> list[MemoryBank]:
             if tokens is not None:
                 router = self._router_of(bank)
                 routes[:] = [router.route(cls[0]) for cls in tokens]
             classes[:] = [bank.classes[class_name if route is None else route.nearest] for route in routes]  # type: ignore[index]
             if leave_out is not None:
                 classes[:] = [cls.leave_out(leave_out) for cls in classes]
-            return classes
+            return [cls.rois[0] for cls in classes]
 
         results, spec = [], self.manifest.identity.preprocess
         outputs = self.pipeline.run(rgbs, select_classes, class_token=class_name is None, trace=trace)
         for rgb, output, route, cls in zip(rgbs, outputs, routes, classes, strict=True):
-            holds = self._calibrated_for(cls)
-            result = make_result(cls, output, route, rgb.shape, spec, holds, bank.manifest.version, self.engine)
+            holds = self.holds(cls.entry)
+            made_by = MadeBy(bank.manifest.version, bank.digest, self.digest, self.engine.name, self.engine.precision)
+            result = make_result(cls, output, route, rgb.shape, spec, holds, made_by)
             stages = None
             if output.images is not None and output.patch is not None:
                 stages = Trace(output.images, Tokens(output.patch, output.cls), output.distances)
@@ -301,7 +310,7 @@ class Inspector:
         if self._loaded is not self.bank.snapshot and self._loading.acquire(blocking=False):
             try:
                 current = self.bank.snapshot
-                self.pipeline.load_banks(current.classes.values())
+                self.pipeline.load_banks([rows for cls in current.classes.values() for rows in cls.rois])
                 self._loaded = current
             finally:
                 self._loading.release()
@@ -326,9 +335,14 @@ class Inspector:
         )
         return False
 
-    def _calibrated_for(self, cls: ClassBank) -> bool:
-        """Return whether a class's threshold, if it has one, was calibrated with this scoring and precision."""
-        record = cls.entry.calibration
+    @property
+    def threads(self) -> int:
+        """Maximum number of CPU threads."""
+        return self._threads
+
+    def holds(self, entry: ClassEntry) -> bool:
+        """Return whether a class's thresholds, if it has any, were calibrated with this scoring and precision."""
+        record = entry.calibration
         return record is None or self.scoring.holds_for(record, self.engine.precision)
 
     def calibration_warnings(self) -> list[str]:
@@ -338,7 +352,7 @@ class Inspector:
             f"class {name}: its threshold was calibrated with {ScoringSpec.of(record).describe()} in {record.precision}, which "
             f"does not hold for {current}; its verdicts are unknown until `visionad calibrate`"
             for name, cls in (self.bank.classes if self.bank is not None else {}).items()
-            if (record := cls.entry.calibration) is not None and not self._calibrated_for(cls)
+            if (record := cls.entry.calibration) is not None and not self.holds(cls.entry)
         ]
 
     def require_class(self, class_name: str | None) -> Bank:
@@ -404,11 +418,6 @@ class Inspector:
                     timings = {"decode": decode_ms, **result.timings, "total": result.timings["total"] + decode_ms}
                     yield FileResult(path, rgb, replace(result, timings=timings), stages, None)
 
-    def encode_support(self, rgb: pixels.RGB8) -> Tokens:
-        """Encode a good image in all poses and views: ``patch`` (B, P, D), ``cls`` (B, Dc), in the order of the bank's blocks."""
-        blocks = self._require_bank().manifest.blocks
-        return self.encode(support_encodings(prepare(rgb, self.manifest.identity.preprocess, self._threads), blocks))
-
     def _require_bank(self) -> Bank:
         if self.bank is None:
             raise BankError("no bank was opened; give Inspector.open a bank folder")
@@ -418,77 +427,3 @@ class Inspector:
         """Return the tokens of normalized images, float32 (N, 3, crop, crop)."""
         with self._lifetime.in_use():
             return self.engine.encode(images)
-
-    def encode_class(self, name: str, support: SupportImage, rgb: pixels.RGB8) -> ClassBank:
-        """Return a class whose only support is this image, without enrolling it."""
-        tokens = self.encode_support(rgb)
-        assert tokens.cls is not None
-        entry = ClassEntry(file="", sha256="", images=(support,))
-        return ClassBank(name, entry, self._require_bank().manifest.blocks, tokens.patch[:, None], tokens.cls[:, None])
-
-    def enroll(
-        self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr", color: str | None = None
-    ) -> int:
-        """Enroll good images in a new or existing class.
-
-        The bank on disk changes first. Later inspections use the new version without a restart.
-
-        Args:
-            name: the class.
-            images: uint8 (H, W, 3) arrays in ``colour`` order, or gray (H, W).
-            colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
-            color: same as ``colour``, and overrides it.
-
-        Returns:
-            The bank's new version.
-
-        Raises:
-            ImageError: An array has another type or shape. Nothing was changed.
-            BankError: An image is enrolled already, or the bank cannot be written. Nothing was changed.
-        """
-        decoded = arrays.from_arrays(images, colour if color is None else color)
-        rgbs = [pixels.to_rgb(image) if image.ndim == 2 else image for image in decoded]  # gray and RGB give one digest
-        return self.enroll_encoded(name, array_supports(rgbs), [self.encode_support(rgb) for rgb in rgbs])
-
-    def enroll_files(
-        self,
-        name: str,
-        paths: Sequence[Path | str],
-        *,
-        bit_depth: int | None = None,
-        step: Callable[[], None] = lambda: None,
-    ) -> int:
-        """Enroll image files: all or none.
-
-        Args:
-            name: the class.
-            paths: files of good images.
-            bit_depth: bits that the camera fills in 16-bit files.
-            step: called after each image.
-
-        Returns:
-            The bank's new version.
-
-        Raises:
-            ImageError: A file cannot be read, is given twice, or changes meanwhile; or ``paths`` is not a list.
-            BankError: An image is enrolled already, or the bank cannot be written.
-        """
-        files = list(discover.as_paths(paths))
-        supports = read_supports(files, bit_depth)
-        # fail before minutes of encoding; the bank checks again when it commits
-        check_new(self._require_bank().classes, name, supports)
-        encoded = []
-        for path, support in zip(files, supports, strict=True):
-            encoded.append(self.encode_support(load_support(path, support, bit_depth)))
-            step()
-        return self.enroll_encoded(name, supports, encoded)
-
-    def enroll_encoded(self, name: str, supports: Sequence[SupportImage], encoded: Sequence[Tokens]) -> int:
-        """Enroll images that :meth:`encode_support` has encoded. Return and errors are those of :meth:`enroll`."""
-        with self._lifetime.in_use():
-            bank = self._require_bank()
-            if not encoded:
-                raise BankError(f"class {name!r}: no image given")
-            features = np.stack([tokens.patch for tokens in encoded], axis=1)
-            class_tokens = np.stack([tokens.cls for tokens in encoded if tokens.cls is not None], axis=1)
-            return bank.add(name, supports, features, class_tokens)

@@ -1,0 +1,116 @@
+"""What of an image is inspected: regions of interest (ROIs), their tiles, and areas to ignore. Stored with a class in the bank."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from .strict import Strict
+
+Box = tuple[int, int, int, int]
+"""x, y, width, height in pixels of the original image."""
+Polygon = tuple[tuple[int, int], ...]
+"""Corners (x, y) in pixels of the original image, three or more."""
+
+WHOLE_IMAGE = "image"
+"""Name of the region of a class without ROIs. No ROI may have it."""
+TILE_OVERLAP = 0.2
+"""Share of a tile's side that it has in common with the next tile. A defect on a seam lies whole in one of them."""
+MIN_SIDE = 8
+"""Pixels. A smaller ROI or tile holds less than one patch of any model."""
+
+
+class Roi(Strict):
+    """A region of interest: a box that is cropped at full resolution before it is resized.
+
+    Attributes:
+        name: unique within the class.
+        box: of the region; the bounding box of ``polygon`` if there is one.
+        polygon: outline. What lies in the box and outside of it is ignored.
+        grid: rows and columns of overlapping tiles, each resized by itself. All tiles share one memory bank.
+        overlap: share of a tile's side that neighbors have in common.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
+    box: Box
+    polygon: Polygon | None = None
+    grid: tuple[Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=16)]] = (1, 1)
+    overlap: float = Field(default=TILE_OVERLAP, ge=0, le=0.5)
+
+    @property
+    def tiles(self) -> tuple[Box, ...]:
+        """Boxes of the tiles, row by row; the box itself without a grid."""
+        x, y, width, height = self.box
+        rows, columns = self.grid
+        return tuple(
+            (x + left, y + top, tile_width, tile_height)
+            for top, tile_height in _spans(height, rows, self.overlap)
+            for left, tile_width in _spans(width, columns, self.overlap)
+        )
+
+
+class RoiSpec(Strict):
+    """What is inspected of a class's images.
+
+    Attributes:
+        image_size: width and height of the images, in pixels. Images of another size are refused.
+        rois: regions of interest; none for the whole image.
+        ignore: polygons that are not inspected.
+        mask: sha256 of a mask PNG in the bank's folder ``masks``, whose pixels above 0 are not inspected.
+    """
+
+    image_size: tuple[Annotated[int, Field(ge=MIN_SIDE)], Annotated[int, Field(ge=MIN_SIDE)]]
+    rois: tuple[Roi, ...] = ()
+    ignore: tuple[Polygon, ...] = ()
+    mask: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> RoiSpec:
+        names = [roi.name for roi in self.rois]
+        if len(set(names)) != len(names):
+            raise ValueError(f"the ROI names {', '.join(names)} are not unique")
+        width, height = self.image_size
+        for roi in self.rois:
+            x, y, w, h = roi.box
+            if roi.name == WHOLE_IMAGE:
+                raise ValueError(f"the ROI name {WHOLE_IMAGE!r} stands for the whole image; choose another")
+            if min(x, y) < 0 or x + w > width or y + h > height:
+                raise ValueError(
+                    f"ROI {roi.name}: the box {x},{y},{w},{h} is not inside the image of {width}x{height} pixels"
+                )
+            if min(min(tile[2:]) for tile in roi.tiles) < MIN_SIDE:
+                raise ValueError(
+                    f"ROI {roi.name}: expected {MIN_SIDE} or more pixels along each side of a tile, got {w}x{h} in "
+                    f"{roi.grid[0]}x{roi.grid[1]} tiles"
+                )
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the regions; :data:`WHOLE_IMAGE` alone without ROIs."""
+        return tuple(roi.name for roi in self.rois) or (WHOLE_IMAGE,)
+
+    @property
+    def tiles(self) -> tuple[tuple[Box, ...], ...]:
+        """Boxes of the tiles of each region."""
+        return tuple(roi.tiles for roi in self.rois) or (((0, 0, *self.image_size),),)
+
+    def digest(self) -> str:
+        """Return the sha256 of the canonical JSON. A threshold holds for one digest."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tile_counts(spec: RoiSpec | None) -> tuple[int, ...]:
+    """Return the number of tiles of each region; one region of one tile without a specification."""
+    return (1,) if spec is None else tuple(map(len, spec.tiles))
+
+
+def _spans(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
+    """Return start and length of ``count`` equal spans that cover a length and overlap."""
+    side = math.ceil(length / (count - (count - 1) * overlap))
+    return [(round(i * (length - side) / max(1, count - 1)), side) for i in range(count)]

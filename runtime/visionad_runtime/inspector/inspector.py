@@ -1,0 +1,273 @@
+"""Inspector: inspection, and what a person teaches: enroll supports, confirm parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bank.memory_bank import ClassBank, SupportTokens
+from ..bank.names import normalize_class_name
+from ..bank.supports import NewSupport, array_supports, check_new, kept_suffix, load_support, png_file, read_supports
+from ..errors import BankError
+from ..formats.manifest import ClassEntry, Confirmation, SupportImage
+from ..formats.roi import RoiSpec
+from ..images import arrays, discover, pixels
+from ..pipeline.calibration import AutomaticCalibration, GoodScore, Rates, recorded_scores, with_limits
+from ..pipeline.leave_one_out import leave_one_out
+from ..preprocess import prepare, support_encodings
+from .inspection import Inspection
+
+Selection = Literal["all", "accepted"]
+
+
+class Inspector(Inspection):
+    """A model, a bank and an engine, ready to inspect and to be taught. Any thread may call it.
+
+    >>> inspector = Inspector.open("model", "bank")          # doctest: +SKIP
+    >>> inspector.inspect(cv2.imread("part.png")).verdict    # doctest: +SKIP
+    'ok'
+
+    Use ``with Inspector.open(...) as inspector:`` to release GPU memory at the end.
+    """
+
+    def encode_support(self, rgb: pixels.RGB8, roi: RoiSpec | None = None) -> SupportTokens:
+        """Encode a good image in all poses and views, in the order of the bank's blocks.
+
+        Args:
+            rgb: uint8 (H, W, 3) RGB or (H, W) gray.
+            roi: what of it is inspected; ``None`` for all of it.
+        """
+        blocks = self._require_bank().manifest.blocks
+        tokens = self.encode(support_encodings(prepare(rgb, self.manifest.identity.preprocess, self._threads), blocks))
+        assert tokens.cls is not None
+        return SupportTokens((tokens.patch[:, None],), tokens.cls)
+
+    def encode_class(self, name: str, support: SupportImage, rgb: pixels.RGB8) -> ClassBank:
+        """Return a class whose only support is this image, without enrolling it."""
+        roi = self._roi_of(name)
+        tokens = self.encode_support(rgb, roi)
+        entry = ClassEntry(images=(support,), roi=roi)
+        return ClassBank(name, entry, self._require_bank().manifest.blocks, [tokens])
+
+    def enroll(
+        self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr", color: str | None = None
+    ) -> int:
+        """Enroll good images in a new or existing class.
+
+        The bank on disk changes first. Later inspections use the new version without a restart. From the second image on the class
+        has a threshold, at the best rate that so many images can promise.
+
+        Args:
+            name: the class.
+            images: uint8 (H, W, 3) arrays in ``colour`` order, or gray (H, W).
+            colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
+            color: same as ``colour``, and overrides it.
+
+        Returns:
+            The bank's new version.
+
+        Raises:
+            ImageError: An array has another type or shape. Nothing was changed.
+            BankError: An image is enrolled already, or the bank cannot be written. Nothing was changed.
+        """
+        decoded = arrays.from_arrays(images, colour if color is None else color)
+        rgbs = [pixels.to_rgb(image) if image.ndim == 2 else image for image in decoded]  # gray and RGB give one digest
+        roi = self._roi_of(name)
+        return self.enroll_supports(
+            name,
+            [
+                NewSupport(record, self.encode_support(rgb, roi), png_file(rgb), ".png")
+                for record, rgb in zip(array_supports(rgbs), rgbs, strict=True)
+            ],
+        )
+
+    def enroll_files(
+        self,
+        name: str,
+        paths: Sequence[Path | str],
+        *,
+        bit_depth: int | None = None,
+        keep_images: bool = True,
+        keep_versions: int | None = None,
+        step: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Enroll image files: all or none.
+
+        Args:
+            name: the class.
+            paths: files of good images.
+            bit_depth: bits that the camera fills in 16-bit files.
+            keep_images: whether the bank keeps a copy of each file, to show it and to encode it anew.
+            keep_versions: number of latest versions that the bank keeps from now on; ``None`` leaves it as it is.
+            step: called after each image.
+
+        Returns:
+            The bank's new version.
+
+        Raises:
+            ImageError: A file cannot be read, is given twice, or changes meanwhile; or ``paths`` is not a list.
+            BankError: An image is enrolled already, or the bank cannot be written.
+        """
+        files = list(discover.as_paths(paths))
+        records = read_supports(files, bit_depth)
+        # fail before minutes of encoding; the bank checks again when it commits
+        check_new(self._require_bank().classes, name, records)
+        roi, supports = self._roi_of(name), []
+        for path, record in zip(files, records, strict=True):
+            data, rgb = load_support(path, record, bit_depth)
+            supports.append(self.new_support(record, rgb, data if keep_images else None, path.suffix, roi))
+            step()
+        return self.enroll_supports(name, supports, keep_versions)
+
+    def new_support(
+        self, record: SupportImage, rgb: pixels.RGB8, file: bytes | None, suffix: str, roi: RoiSpec | None
+    ) -> NewSupport:
+        """Encode an image for :meth:`enroll_supports`.
+
+        Args:
+            record: its record.
+            rgb: its pixels.
+            file: its file, to be kept in the bank; ``None`` keeps no copy.
+            suffix: ending of the file's name.
+            roi: what is inspected.
+        """
+        return NewSupport(record, self.encode_support(rgb, roi), file, kept_suffix(suffix))
+
+    def enroll_supports(self, name: str, supports: Sequence[NewSupport], keep_versions: int | None = None) -> int:
+        """Enroll images that :meth:`new_support` has encoded. Return and errors are those of :meth:`enroll`."""
+        with self._lifetime.in_use():
+            bank = self._require_bank()
+            if not supports:
+                raise BankError(f"class {name!r}: no image given")
+            return bank.add(name, supports, calibrate=self.automatic_calibration(), keep=keep_versions)
+
+    def enroll_image(self, name: str, record: SupportImage, rgb: pixels.RGB8, file: bytes, suffix: str) -> int:
+        """Enroll one decoded image with its record. Return and errors are those of :meth:`enroll`."""
+        check_new(self._require_bank().classes, name, [record])  # before it is encoded
+        return self.enroll_supports(name, [self.new_support(record, rgb, file, suffix, self._roi_of(name))])
+
+    def automatic_calibration(self) -> AutomaticCalibration:
+        """Return what calibrates a class when its supports change, for this inspector's scoring and precision."""
+        return AutomaticCalibration(self.scoring, self.engine.precision, self._threads)
+
+    def confirm(
+        self,
+        name: str,
+        images: Sequence[NDArray[np.uint8]],
+        *,
+        good: bool = True,
+        selection: Selection = "all",
+        colour: str = "bgr",
+        color: str | None = None,
+    ) -> int:
+        """Record parts that a person judged. Scores of good parts tighten the promise.
+
+        Only parts that were chosen regardless of their verdict count. Accepted parts alone have low scores because they were
+        accepted: a threshold from them would reject more good parts than it promises. They are recorded, and do not count.
+
+        Args:
+            name: the class.
+            images: uint8 (H, W, 3) arrays in ``colour`` order, or gray (H, W).
+            good: whether the parts are good.
+            selection: ``all`` for consecutive parts whatever their verdict, ``accepted`` for parts with the verdict ok only.
+            colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
+            color: same as ``colour``, and overrides it.
+
+        Returns:
+            The bank's new version.
+
+        Raises:
+            ImageError: An array has another type or shape.
+            BankError: The class is unknown, or an image is enrolled or was confirmed before.
+        """
+        rgbs = arrays.from_arrays(images, colour if color is None else color)
+        full = [pixels.to_rgb(image) if image.ndim == 2 else image for image in rgbs]
+        return self.confirm_images(name, list(zip(array_supports(full), full, strict=True)), good, selection)
+
+    def confirm_files(
+        self,
+        name: str,
+        paths: Sequence[Path | str],
+        *,
+        good: bool = True,
+        selection: Selection = "all",
+        bit_depth: int | None = None,
+        step: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Record image files that a person judged. See :meth:`confirm`."""
+        files = list(discover.as_paths(paths))
+        records = read_supports(files, bit_depth)
+        judged = []
+        for path, record in zip(files, records, strict=True):
+            judged.append((record, load_support(path, record, bit_depth)[1]))
+            step()
+        return self.confirm_images(name, judged, good, selection)
+
+    def confirm_images(
+        self, name: str, images: Sequence[tuple[SupportImage, pixels.RGB8]], good: bool, selection: Selection
+    ) -> int:
+        """Record judged images with their records. See :meth:`confirm`."""
+        name = normalize_class_name(name)
+        bank = self.require_class(name)
+        self._check_unconfirmed(bank.classes[name], name, [record for record, _ in images])
+        results = [result for result, _ in self.trace_batch([rgb for _, rgb in images], name, trace=False)]
+        scored_with = bank.classes[name].entry
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        counted = good and selection == "all"
+        confirmations = tuple(
+            Confirmation(
+                sha256=record.sha256, source=record.source, good=good, selection=selection, score=result.score,
+                counted=counted, created=now,
+            )
+            for (record, _), result in zip(images, results, strict=True)
+        )  # fmt: skip
+
+        def changed(current: ClassBank) -> ClassEntry:
+            self._check_unconfirmed(current, name, [record for record, _ in images])
+            if current.entry.images != scored_with.images or current.entry.roi != scored_with.roi:
+                raise BankError(
+                    f"class {name!r} of bank {bank.folder} was changed while the parts were scored; nothing was stored, confirm "
+                    "them again"
+                )
+            entry = current.entry.model_copy(
+                update={"confirmations": (*(current.entry.confirmations or ()), *confirmations)}
+            )
+            new = [GoodScore(c.score, c.source, "confirmed") for c in confirmations]
+            return self._with_scores(current, entry, new) if counted else entry
+
+        what = f"{'good' if good else 'defective'} parts" + ("" if selection == "all" else ", accepted ones only")
+        return bank.update(name, f"confirm {name}: {len(images)} {what}", changed)
+
+    def _with_scores(self, current: ClassBank, entry: ClassEntry, new: Sequence[GoodScore]) -> ClassEntry:
+        """Return the entry with thresholds from the scores that it has and new ones."""
+        record = entry.calibration
+        if record is not None and self.holds(current.entry):
+            scores = recorded_scores(entry)
+        else:
+            left_out = leave_one_out(current, self.scoring, threads=self._threads) if len(entry.images) > 1 else ()
+            scores = [GoodScore(s.score, entry.images[s.support].source, "leave-one-out") for s in left_out]
+        level = entry.map_scale[0] if entry.map_scale else 0.0
+        return with_limits(
+            entry, [*scores, *new], Rates.of(record), self.scoring, self.engine.precision, level,
+            bit_depth=None if record is None else record.bit_depth, automatic=True,
+        )  # fmt: skip
+
+    def _check_unconfirmed(self, bank: ClassBank, name: str, records: Sequence[SupportImage]) -> None:
+        check_new({name: bank}, name, records)
+        known = {c.sha256 for c in bank.entry.confirmations or ()}
+        for record in records:
+            if record.sha256 in known:
+                raise BankError(
+                    f"class {name!r}: {record.source} was confirmed before (sha256 {record.sha256[:12]}); `visionad bank undo` "
+                    "takes the last change back"
+                )
+
+    def _roi_of(self, name: str) -> RoiSpec | None:
+        """Return what is inspected of a class; ``None`` for all of the image, or a new class."""
+        held = self._require_bank().classes.get(normalize_class_name(name))
+        return None if held is None else held.entry.roi

@@ -1,0 +1,206 @@
+"""Thresholds of a class from the scores of its good parts, and what becomes of them when the supports change.
+
+Every support but the first gives a score: its own, leave-one-out. Held-out images and confirmed parts give further scores. The
+thresholds are those of ``scoring/conformal.py`` at the wanted rates, or at the best rate that so many scores allow.
+
+When a support is added, scores that were taken before stay valid: a new part's score only shrinks as the bank grows, so a
+threshold that keeps its promise with fewer supports keeps it with more. When a support is removed, scores may grow, so only those
+that are computed anew count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import numpy as np
+
+from ..bank.memory_bank import ClassBank
+from ..bank.store import NO_LIMITS
+from ..formats.manifest import Calibration, CalibrationMethod, ClassEntry, Precision, ScoreOrigin
+from ..scoring.conformal import CONFIDENCE, Limits, conformal_limits
+from ..scoring.regions import heatmap_range
+from ..scoring.spec import ScoringSpec
+from .leave_one_out import leave_one_out
+
+MAX_FALSE_REJECT = 0.01
+"""Default rate of good parts that may be anomalous."""
+REVIEW_RATE = 0.05
+"""Default rate of good parts that may be for review or anomalous."""
+MAX_AUTOMATIC = 16
+"""Supports up to which a change scores all of them anew. It takes a search of each against all others: seconds here, minutes with
+more. `visionad calibrate` without images does it for any number."""
+
+
+class GoodScore(NamedTuple):
+    """Score of a good image.
+
+    Attributes:
+        score: the score.
+        source: where the image came from.
+        origin: how the score came about.
+    """
+
+    score: float
+    source: str
+    origin: ScoreOrigin
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Tolerated rates.
+
+    Attributes:
+        max_false_reject: of good parts that are anomalous.
+        review: of good parts that are not ok.
+    """
+
+    max_false_reject: float = MAX_FALSE_REJECT
+    review: float = REVIEW_RATE
+
+    @classmethod
+    def of(cls, record: Calibration | None) -> Rates:
+        """Return the rates of a calibration, or the defaults without one. Older records have no review rate: they had no review."""
+        if record is None:
+            return cls()
+        return cls(record.max_false_reject, record.review_rate or 0.0)
+
+
+@dataclass(frozen=True)
+class AutomaticCalibration:
+    """Calibrates a class when its supports change. It is a ``bank.store.Calibrate``.
+
+    Attributes:
+        spec: how supports are scored.
+        precision: precision that the engine realized.
+        threads: maximum number of threads (default: all CPUs).
+    """
+
+    spec: ScoringSpec
+    precision: Precision
+    threads: int | None = None
+
+    def __call__(self, changed: ClassBank, old: ClassEntry | None) -> ClassEntry:
+        """Return the entry of a changed class with its thresholds.
+
+        Args:
+            changed: class as it will be.
+            old: its entry before the change.
+        """
+        entry, record = changed.entry, None if old is None else old.calibration
+        holds = record is not None and self.spec.holds_for(record, self.precision)
+        grown = old is not None and {i.sha256 for i in old.images} <= {i.sha256 for i in entry.images}
+        kept = recorded_scores(old) if old is not None and holds and grown and old.roi == entry.roi else []
+        supports: Sequence[int] = range(len(entry.images))
+        if len(supports) > MAX_AUTOMATIC:
+            if holds and grown:
+                return entry
+            supports = [round(i) for i in np.linspace(0, len(supports) - 1, MAX_AUTOMATIC)]
+        left_out = leave_one_out(changed, self.spec, supports, self.threads) if len(supports) > 1 else []
+        scores = [GoodScore(s.score, entry.images[s.support].source, "leave-one-out") for s in left_out]
+        scores += [s for s in kept if s.origin != "leave-one-out"]
+        if not scores:
+            return entry.model_copy(update=NO_LIMITS)
+        levels = [s.normal_level for s in left_out]
+        normal_level = float(np.median(levels)) if levels else old.map_scale[0] if old and old.map_scale else 0.0
+        depths = {image.bit_depth for image in entry.images}
+        return with_limits(
+            entry, scores, Rates.of(record), self.spec, self.precision, normal_level,
+            bit_depth=depths.pop() if len(depths) == 1 else None, automatic=True,
+        )  # fmt: skip
+
+
+def recalibrate(changed: ClassBank, old: ClassEntry | None) -> ClassEntry:
+    """Calibrate a class as it was calibrated before, without a model: the tokens of its supports are in the bank.
+
+    It is a ``bank.store.Calibrate``. A class without thresholds gets none.
+
+    Args:
+        changed: class as it will be.
+        old: its entry before the change.
+    """
+    record = None if old is None else old.calibration
+    if record is None or len(changed.entry.images) > MAX_AUTOMATIC:
+        return changed.entry
+    return AutomaticCalibration(ScoringSpec.of(record), record.precision)(changed, old)
+
+
+def recorded_scores(entry: ClassEntry) -> list[GoodScore]:
+    """Return the scores that the thresholds of a class come from."""
+    record = entry.calibration
+    if record is None:
+        return []
+    enrolled = {image.source for image in entry.images}
+    origins = record.origins or tuple(
+        "held-out" if record.method == "held-out" or source not in enrolled else "leave-one-out"
+        for source in record.sources
+    )
+    return [GoodScore(*score) for score in zip(record.scores, record.sources, origins, strict=True)]
+
+
+def with_limits(
+    entry: ClassEntry,
+    scores: Sequence[GoodScore],
+    rates: Rates,
+    spec: ScoringSpec,
+    precision: Precision,
+    normal_level: float,
+    *,
+    bit_depth: int | None = None,
+    automatic: bool = False,
+) -> ClassEntry:
+    """Return the entry of a class with the thresholds of these scores.
+
+    Args:
+        entry: the class.
+        scores: scores of good images, at least one.
+        rates: tolerated rates.
+        spec: how the images were scored.
+        precision: precision that the engine realized.
+        normal_level: usual value of a good image's anomaly map.
+        bit_depth: as stated for the images.
+        automatic: whether a change of the supports made it.
+
+    Raises:
+        VisionADError: There is no score, a score is not finite, or a rate is out of range.
+    """
+    limits = conformal_limits([s.score for s in scores], rates.max_false_reject, rates.review)
+    origins = tuple(s.origin for s in scores)
+    record = Calibration(
+        method=_method(origins),
+        max_false_reject=rates.max_false_reject,
+        confidence=CONFIDENCE,
+        guaranteed_false_reject=limits.anomalous.mean_bound,
+        bound_false_reject=limits.anomalous.upper_bound,
+        normals=len(scores),
+        scores=tuple(s.score for s in scores),
+        sources=tuple(s.source for s in scores),
+        origins=origins,
+        review_rate=rates.review,
+        guaranteed_review=None if limits.review is None else limits.review.mean_bound,
+        **spec.fields(),
+        precision=precision,
+        bit_depth=bit_depth,
+        automatic=automatic,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return entry.model_copy(update=limits_update(limits, record, normal_level))
+
+
+def limits_update(limits: Limits, record: Calibration, normal_level: float) -> dict[str, object]:
+    """Return the update of an entry that stores limits and their provenance."""
+    return {
+        "threshold": limits.anomalous.value,
+        "review_threshold": None if limits.review is None else limits.review.value,
+        "map_scale": heatmap_range(normal_level, limits.anomalous.value),
+        "calibration": record,
+    }
+
+
+def _method(origins: Sequence[ScoreOrigin]) -> CalibrationMethod:
+    kinds = set(origins)
+    if kinds == {"leave-one-out", "held-out"}:
+        return "leave-one-out+held-out"
+    return next(iter(kinds)) if len(kinds) == 1 else "mixed"

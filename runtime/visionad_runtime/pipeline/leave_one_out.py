@@ -1,0 +1,77 @@
+"""Leave-one-out scores: the score that a support's inspection would have if it were not enrolled. No image is encoded for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from ..bank.memory_bank import ClassBank, MemoryBank
+from ..formats.manifest import ViewName
+from ..scoring.score import F32, Scored, SearchBank, score_tokens
+from ..scoring.spec import ScoringSpec
+from ..search import nearest
+
+
+class SupportScore(NamedTuple):
+    """Leave-one-out score of a support.
+
+    Attributes:
+        support: its index in the class.
+        score: score of its inspection without itself; of the worst tile, if the class has several.
+        normal_level: median of that anomaly map.
+    """
+
+    support: int
+    score: float
+    normal_level: float
+
+
+def leave_one_out(
+    bank: ClassBank, spec: ScoringSpec, supports: Iterable[int] | None = None, threads: int | None = None
+) -> list[SupportScore]:
+    """Score supports of a class against the others.
+
+    Args:
+        bank: class with two supports or more.
+        spec: how to score, in views that the bank holds.
+        supports: indices of the supports to score (default: all).
+        threads: maximum number of threads (default: all CPUs). The result does not depend on it.
+
+    Raises:
+        VisionADError: The grid is too small for self-similarity.
+    """
+    scores = []
+    for k in range(len(bank.entry.images)) if supports is None else supports:
+        worst = max(
+            (
+                _score_tile(rows, k, tile, spec, rest, threads)
+                for rows, rest in ((rows, rows.leave_out(k)) for rows in bank.rois)
+                for tile in range(rows.tiles)
+            ),
+            key=lambda scored: scored.score,
+        )
+        scores.append(SupportScore(k, worst.score, float(np.median(worst.anomaly_map))))
+    return scores
+
+
+def search_rows(bank: MemoryBank, threads: int | None = None) -> SearchBank:
+    """Return the search of plain rows. An index is not worth it for a bank that is searched a few times.
+
+    Args:
+        bank: the rows.
+        threads: maximum number of threads (default: all CPUs).
+    """
+
+    def search(view: ViewName, patch: F32) -> F32:
+        return nearest(patch, bank.rows(view), threads=threads).distance
+
+    return search
+
+
+def _score_tile(
+    bank: MemoryBank, support: int, tile: int, spec: ScoringSpec, rest: MemoryBank, threads: int | None
+) -> Scored:
+    tokens = bank.unrotated(support, spec.views, tile)
+    return score_tokens(tokens, search_rows(rest, threads), spec, threads=threads)

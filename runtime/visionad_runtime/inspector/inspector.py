@@ -94,6 +94,7 @@ class Inspector(Inspection):
         bit_depth: int | None = None,
         keep_images: bool = True,
         keep_versions: int | None = None,
+        calibrate: bool = True,
         step: Callable[[], None] = lambda: None,
     ) -> int:
         """Enroll image files: all or none.
@@ -104,6 +105,7 @@ class Inspector(Inspection):
             bit_depth: bits that the camera fills in 16-bit files.
             keep_images: whether the bank keeps a copy of each file, to show it and to encode it anew.
             keep_versions: number of latest versions that the bank keeps from now on; ``None`` leaves it as it is.
+            calibrate: whether the class gets thresholds from its supports. Without, it keeps those that it has.
             step: called after each image.
 
         Returns:
@@ -122,7 +124,7 @@ class Inspector(Inspection):
             data, rgb = load_support(path, record, bit_depth)
             supports.append(self.new_support(record, rgb, data if keep_images else None, path.suffix, roi))
             step()
-        return self.enroll_supports(name, supports, keep_versions)
+        return self.enroll_supports(name, supports, keep_versions, calibrate)
 
     def new_support(
         self, record: SupportImage, rgb: pixels.RGB8, file: bytes | None, suffix: str, roi: RoiSpec | None
@@ -138,13 +140,16 @@ class Inspector(Inspection):
         """
         return NewSupport(record, self.encode_support(rgb, roi), file, kept_suffix(suffix))
 
-    def enroll_supports(self, name: str, supports: Sequence[NewSupport], keep_versions: int | None = None) -> int:
+    def enroll_supports(
+        self, name: str, supports: Sequence[NewSupport], keep_versions: int | None = None, calibrate: bool = True
+    ) -> int:
         """Enroll images that :meth:`new_support` has encoded. Return and errors are those of :meth:`enroll`."""
         with self._lifetime.in_use():
             bank = self._require_bank()
             if not supports:
                 raise BankError(f"class {name!r}: no image given")
-            return bank.add(name, supports, calibrate=self.automatic_calibration(), keep=keep_versions)
+            automatic = self.automatic_calibration() if calibrate else None
+            return bank.add(name, supports, calibrate=automatic, keep=keep_versions)
 
     def enroll_image(self, name: str, record: SupportImage, rgb: pixels.RGB8, file: bytes, suffix: str) -> int:
         """Enroll one decoded image with its record. Return and errors are those of :meth:`enroll`."""

@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
         anomaly_map: float32 (256, 256).
         class_name: class that it was compared with; ``None`` for an image of no known class. ``score`` and ``anomaly_map`` are
             then those of the nearest class.
-        verdict: ``ok``, ``anomalous``, or ``unknown`` without a class or a threshold.
+        verdict: ``ok`` or ``anomalous``; ``unknown`` without a class, ``review`` without a threshold.
     """
 
     path: Path
@@ -106,7 +106,9 @@ class RuntimePredictor:
 
     def enroll(self, class_name: str, paths: Sequence[Path], step: Step) -> None:
         """See :class:`Predictor`."""
-        self._inspector.enroll_files(check_class_name(class_name), paths, bit_depth=self._bit_depth, step=step)
+        self._inspector.enroll_files(
+            check_class_name(class_name), paths, bit_depth=self._bit_depth, calibrate=False, step=step
+        )
 
     def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
         """See :class:`Predictor`."""

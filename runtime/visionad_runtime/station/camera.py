@@ -1,0 +1,128 @@
+"""Interface of a camera, and the table of cameras. A camera runs in the worker process and may block."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .leaf import LeafRegistry, LeafSettings
+
+
+class Frame(NamedTuple):
+    """One image of a camera.
+
+    Attributes:
+        pixels: uint8 (H, W, 3) RGB, or (H, W) gray; uint16 (H, W) with ``bit_depth``.
+        id: number of the frame, which counts up by one for each frame that the camera has taken; never repeated while it is open.
+        taken: monotonic time in seconds (``time.monotonic``) at which the exposure began, or a later time that it surely began
+            before is not known: the arrival.
+        lost: frames that were taken since the last one that was handed out, and are gone.
+        bit_depth: bits that the camera fills in ``pixels`` of 16 bits; ``None`` for 8-bit pixels.
+        name: where the image came from, such as a file's path; empty for a live camera.
+    """
+
+    pixels: NDArray[np.uint8] | NDArray[np.uint16]
+    id: int
+    taken: float
+    lost: int = 0
+    bit_depth: int | None = None
+    name: str = ""
+
+
+class CameraFacts(NamedTuple):
+    """What an open camera says of itself.
+
+    Attributes:
+        name: model and serial number, or address, for people.
+        format: pixel format in force, such as ``BayerRG8``.
+        width: of its images, in pixels; 0 if it is known with the first one only.
+        height: the same.
+        simulated: whether its images do not come from a lens (folder, emulator).
+    """
+
+    name: str
+    format: str
+    width: int
+    height: int
+    simulated: bool
+
+
+class CameraError(Exception):
+    """A camera gives no frame. The message says which camera, why, and what mends it."""
+
+
+class NoFrame(CameraError):
+    """No frame came before the deadline. The camera may be well: the trigger may be missing."""
+
+
+class LostFrame(CameraError):
+    """A frame was taken and is damaged or incomplete. The next one may be whole."""
+
+
+class CameraGone(CameraError):
+    """The camera is unreachable. The worker closes it and opens it again."""
+
+
+class Camera(Protocol):
+    """A source of images.
+
+    Attributes:
+        Settings: what the station file says of such a camera.
+    """
+
+    Settings: ClassVar[type[LeafSettings]]
+
+    def __init__(self, name: str, settings: LeafSettings) -> None:
+        """Take the settings. Touches no hardware and imports no SDK."""
+
+    def missing(self) -> str | None:
+        """Return what is not installed, and the command that installs it; ``None`` if nothing is."""
+
+    def open(self) -> CameraFacts:
+        """Connect, write the settings, and read them back.
+
+        Raises:
+            CameraGone: There is no such camera, or it refuses a setting. The message names the setting, and both values.
+        """
+
+    def arm(self) -> int:
+        """Return the id of the newest frame, after discarding frames that wait. What :meth:`grab` returns comes later."""
+
+    def trigger(self) -> None:
+        """Send the software trigger. A camera without one does nothing.
+
+        Raises:
+            CameraGone: The camera is unreachable.
+        """
+
+    def grab(self, after: int, deadline: float) -> Frame:
+        """Return the next frame.
+
+        Args:
+            after: the frame's id must be larger.
+            deadline: monotonic time in seconds to wait until.
+
+        Raises:
+            NoFrame: None came in time.
+            LostFrame: One came that is incomplete.
+            CameraGone: The camera is unreachable.
+        """
+
+    def close(self) -> None:
+        """Release the camera. A second call does nothing."""
+
+
+CAMERAS = LeafRegistry[Camera](
+    "camera",
+    "visionad.cameras",
+    {
+        "folder": "visionad_runtime.station.cameras.folder:FolderCamera",
+        "http": "visionad_runtime.station.cameras.http:HttpCamera",
+        "stream": "visionad_runtime.station.cameras.stream:StreamCamera",
+        "gige": "visionad_runtime.station.cameras.gige:GigeCamera",
+        "pylon": "visionad_runtime.station.cameras.pylon:PylonCamera",
+    },
+)
+"""Cameras by ``kind``. Packages add theirs by an entry point in the group ``visionad.cameras``."""

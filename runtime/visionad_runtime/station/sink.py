@@ -71,6 +71,7 @@ class StationState:
         control: who holds control.
         alive: whether the worker answers; the heartbeat counts only then.
         acquisition: number of the last accepted trigger.
+        unacknowledged: all results that were not acknowledged, oldest first.
     """
 
     phase: str
@@ -88,6 +89,7 @@ class StationState:
     control: Control
     alive: bool
     acquisition: int
+    unacknowledged: tuple[Outcome, ...] = ()
 
 
 class Line(Protocol):
@@ -123,8 +125,8 @@ class Line(Protocol):
 class Sink(Protocol):
     """A way out of the station.
 
-    A live sink is told each change at once, and offers results before the deadline; it may call the :class:`Line`. A stored sink gets
-    records by cursor: at least once, in order, whatever is killed.
+    A live sink is told each change at once, and offers results before the deadline; it may call the :class:`Line`. A stored sink
+    gets records by cursor: at least once, in order, whatever is killed.
 
     Attributes:
         Settings: what the station file says of such a sink.
@@ -154,8 +156,8 @@ class Sink(Protocol):
         """Stored sinks: deliver one record. Return only when its receiver has it.
 
         Args:
-            record: the object of ``predict --json`` of the camera that decided, plus ``id, time, part, sequence, recipe, evaluation,
-                reason, camera`` and ``station``.
+            record: the object of ``predict --json`` of the camera that decided, plus ``id, time, part, sequence, recipe,
+                evaluation, reason, camera`` and ``station``.
 
         Raises:
             SinkError: It was not delivered; it is offered again.

@@ -1,0 +1,136 @@
+"""Scores of any good image against any choice of supports, from distances that are computed once.
+
+The distance of a patch to a bank is the smallest of its distances to the supports. So with the distances of every good image to
+every other one as its only support, 1000 random banks cost no further search. Distances come from a float32 product. The
+runtime's search computes the nearest ones in float64, so scores differ in rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import common
+import numpy as np
+from numpy.typing import NDArray
+from visionad_runtime.bank.memory_bank import ClassBank
+from visionad_runtime.formats.manifest import ClassEntry
+from visionad_runtime.images.decode import load
+from visionad_runtime.preprocess import encoding_names, prepare, support_encodings
+from visionad_runtime.scoring.score import score_distances
+from visionad_runtime.scoring.spec import PAPER
+from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
+
+if TYPE_CHECKING:
+    from visionad_runtime import Inspector
+
+LAYOUTS = {"mvtec_bottle": "folder", "adfi_hazelnut": "folder", "magnetic_tile": "folder", "deeppcb": "deeppcb"}
+MAX_IMAGES = 52
+"""Good images of a class, drawn at random where there are more: 40 supports and 12 others."""
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class GoodParts:
+    """Good images of one class.
+
+    Attributes:
+        name: data set, and its class where it has several.
+        paths: the images, in order of name.
+        pairs: float32 (N, N, V, P): distance of each patch of image ``i`` in each view to support ``j`` alone.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    pairs: F32
+
+    def score(self, image: int, supports: Sequence[int]) -> float:
+        """Score an image against a bank of these supports."""
+        nearest = self.pairs[image, supports].min(axis=0)
+        return score_distances(dict(zip(PAPER.views, nearest, strict=True)), PAPER).score
+
+    def left_out(self, supports: Sequence[int]) -> list[float]:
+        """Score each support against the others."""
+        return [self.score(s, [other for other in supports if other != s]) for s in supports]
+
+
+def good_images() -> dict[str, tuple[Path, ...]]:
+    """Return the good images of every class of every shared set."""
+    images = {}
+    for name, layout in LAYOUTS.items():
+        dataset = open_dataset(layout, common.shared() / "data" / name)
+        for part in dataset.classes:
+            good = sorted({*dataset.train(part), *(s.path for s in dataset.test(part) if s.label == 0)})
+            if len(good) > MAX_IMAGES:
+                drawn = np.random.default_rng(0).permutation(len(good))[:MAX_IMAGES]
+                good = [good[i] for i in sorted(drawn)]
+            images[name if len(dataset.classes) == 1 else f"{name}/{part}"] = tuple(good)
+    return images
+
+
+def encode(inspector: Inspector, rgb: NDArray[np.uint8]) -> ClassBank:
+    """Return a class whose only support is this image."""
+    blocks = encoding_names(PAPER.views)
+    tokens = inspector.encode(support_encodings(prepare(rgb, inspector.manifest.identity.preprocess), blocks))
+    assert tokens.cls is not None
+    entry = ClassEntry(file="", sha256="", images=())
+    return ClassBank("", entry, blocks, tokens.patch[:, None], tokens.cls[:, None])
+
+
+def distances(queries: dict[Any, F32], bank: ClassBank) -> F32:
+    """Return the distance of each patch in each view to the nearest row, float32 (V, P)."""
+    return np.stack([1 - (queries[view] @ bank.rows(view).T).max(axis=1) for view in PAPER.views])
+
+
+def measure(name: str, paths: tuple[Path, ...], work: Path) -> GoodParts:
+    """Encode the images and compare all pairs, or read the distances that an earlier run left in ``work``."""
+    file = work / f"{name.replace('/', '-')}.npy"
+    if file.exists():
+        return GoodParts(name, paths, np.load(file, mmap_mode="r"))
+    from visionad_runtime import Inspector
+
+    with Inspector.open(work / "model", threads=1) as inspector:
+        banks = [encode(inspector, load(path)) for path in paths]
+    queries = [bank.unrotated(0, PAPER.views) for bank in banks]
+    pairs = np.stack([np.stack([distances(query, bank) for bank in banks]) for query in queries])
+    np.save(file.with_suffix(".part.npy"), pairs)
+    file.with_suffix(".part.npy").replace(file)
+    return GoodParts(name, paths, pairs)
+
+
+@contextmanager
+def arguments(description: str) -> Iterator[tuple[Path, int]]:
+    """Read the command line, and yield a work folder with the exported model, and the number of processes."""
+    from visionad_export.exporter import export_model
+
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--work", type=Path, help="keep the model and the distances here for the next run")
+    options.add_argument("--processes", type=int, default=os.cpu_count(), help="classes that are measured at a time")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = given.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        if not (work / "model").exists():
+            weights = common.shared() / "weights" / common.BACKBONE / "model.safetensors"
+            export_model(common.BACKBONE, work / "model", weights=weights)
+        yield work, given.processes
+
+
+def of_each_class(task: Callable[[GoodParts, Path], Any], work: Path, processes: int) -> list[Any]:
+    """Return what ``task`` gives for each class, in the order of the classes. It runs in processes of its own."""
+    images = good_images()
+    with ProcessPoolExecutor(processes) as pool:
+        return list(pool.map(partial(_run, task, work), images, images.values()))
+
+
+def _run(task: Callable[[GoodParts, Path], Any], work: Path, name: str, paths: tuple[Path, ...]) -> Any:
+    return task(measure(name, paths, work), work)

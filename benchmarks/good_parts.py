@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def arguments(description: str) -> Iterator[tuple[Path, int]]:
 def of_each_class(task: Callable[[GoodParts, Path], Any], work: Path, processes: int) -> list[Any]:
     """Return what ``task`` gives for each class, in the order of the classes. It runs in processes of its own."""
     images = good_images()
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         return list(pool.map(partial(_run, task, work), images, images.values()))
 
 

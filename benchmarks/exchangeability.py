@@ -20,7 +20,6 @@ from PIL import Image, ImageFilter
 from visionad_runtime.images.decode import load
 from visionad_runtime.preprocess import prepare, query_views
 from visionad_runtime.scoring.conformal import conformal_limits
-from visionad_runtime.scoring.score import score_distances
 from visionad_runtime.scoring.spec import PAPER
 from visionad_runtime.station.exchangeability import ExchangeabilityMonitor
 
@@ -210,7 +209,7 @@ def drifted_scores(
             views = query_views(prepare(rgb, inspector.manifest.identity.preprocess), PAPER.views)
             tokens = dict(zip(PAPER.views, inspector.encode(views).patch, strict=True))
             nearest = np.min([good_parts.distances(tokens, support) for support in supports], axis=0)
-            return score_distances(dict(zip(PAPER.views, nearest, strict=True)), PAPER).score
+            return good_parts.fast_score(nearest)
 
         rgbs = [load(parts.paths[i]) for i in images]
         return {

@@ -8,13 +8,14 @@ runtime's search computes the nearest ones in float64, so scores differ in round
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from visionad_runtime.bank.memory_bank import ClassBank
 from visionad_runtime.formats.manifest import ClassEntry
 from visionad_runtime.images.decode import load
 from visionad_runtime.preprocess import encoding_names, prepare, support_encodings
+from visionad_runtime.scoring.anomaly_map import fuse, top_pixels, upsample
 from visionad_runtime.scoring.score import score_distances
 from visionad_runtime.scoring.spec import PAPER
 from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
@@ -56,12 +58,46 @@ class GoodParts:
 
     def score(self, image: int, supports: Sequence[int]) -> float:
         """Score an image against a bank of these supports."""
-        nearest = self.pairs[image, supports].min(axis=0)
-        return score_distances(dict(zip(PAPER.views, nearest, strict=True)), PAPER).score
+        return fast_score(self.pairs[image, supports].min(axis=0))
 
     def left_out(self, supports: Sequence[int]) -> list[float]:
         """Score each support against the others."""
         return [self.score(s, [other for other in supports if other != s]) for s in supports]
+
+
+def fast_score(distances: F32) -> float:
+    """Return ``score_distances(...).score`` but for rounding, in a third of the time. :func:`check_scores` compares them.
+
+    Args:
+        distances: float32 (V, P).
+    """
+    side = math.isqrt(distances.shape[1])
+    fused = fuse({view: grid.reshape(side, side) for view, grid in zip(PAPER.views, distances, strict=True)})
+    weights, count = upsampling(side), top_pixels(PAPER.top_fraction)
+    anomaly_map = weights @ fused @ weights.T
+    at_least = np.partition(anomaly_map[::2, ::2].ravel(), -count)[
+        -count
+    ]  # of fewer pixels, so no higher than the cutoff
+    high = anomaly_map[anomaly_map >= at_least]
+    return float(np.partition(high, -count)[-count:].mean(dtype=np.float64))
+
+
+@cache
+def upsampling(side: int) -> F32:
+    """Return the weights of rows that ``upsample`` uses, float32 (256, side)."""
+    one_row = np.eye(side, dtype=np.float32)
+    return np.stack([upsample(np.repeat(row[:, None], side, axis=1))[:, 0] for row in one_row], axis=1)
+
+
+def check_scores(parts: GoodParts) -> None:
+    """Stop if :func:`fast_score` is not the runtime's score."""
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        image, *supports = rng.permutation(len(parts.paths))[: int(rng.integers(2, 12))]
+        nearest = parts.pairs[image, supports].min(axis=0)
+        exact = score_distances(dict(zip(PAPER.views, nearest, strict=True)), PAPER).score
+        if abs(parts.score(image, supports) / exact - 1) > 1e-5:
+            raise SystemExit(f"{parts.name}, image {image}: fast score {parts.score(image, supports)}, exact {exact}")
 
 
 def good_images() -> dict[str, tuple[Path, ...]]:
@@ -134,4 +170,6 @@ def of_each_class(task: Callable[[GoodParts, Path], Any], work: Path, processes:
 
 
 def _run(task: Callable[[GoodParts, Path], Any], work: Path, name: str, paths: tuple[Path, ...]) -> Any:
-    return task(measure(name, paths, work), work)
+    parts = measure(name, paths, work)
+    check_scores(parts)
+    return task(parts, work)

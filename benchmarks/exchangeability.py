@@ -28,7 +28,7 @@ RATES = 0.01, 0.05
 ALPHAS = (0.1, 0.01)
 SUPPORTS, QUIET_PARTS, QUIET_RUNS = 4, 300, 1000
 ENROLLED, BANKS = 19, 50
-DRIFTED, LEVELS, LEVEL_PARTS, ONSET, AFTER, DRIFT_RUNS = 20, 4, 25, 100, 400, 300
+DRIFTED, LEVELS, LEVEL_PARTS, ONSET, AFTER, DRIFT_RUNS = 16, 3, 30, 100, 400, 300
 """Drift: images, steps, parts a step, parts before and at most after its beginning, streams. The last step stays."""
 DRIFT_SETS = ("mvtec_bottle", "adfi_hazelnut", "magnetic_tile")
 SIZES = (19, 99)
@@ -38,18 +38,18 @@ Scores = NDArray[np.float64]
 
 
 def brightness(rgb: RGB, level: int) -> RGB:
-    """Brighten by 8 % a step."""
-    return (rgb * (1 + 0.08 * level)).clip(0, 255).astype(np.uint8)
+    """Brighten by 10 % a step."""
+    return (rgb * (1 + 0.1 * level)).clip(0, 255).astype(np.uint8)
 
 
 def blur(rgb: RGB, level: int) -> RGB:
-    """Blur by a Gaussian of 0.1 % of the width a step."""
-    return np.asarray(Image.fromarray(rgb).filter(ImageFilter.GaussianBlur(0.001 * level * rgb.shape[1])))
+    """Blur by a Gaussian of 0.15 % of the width a step."""
+    return np.asarray(Image.fromarray(rgb).filter(ImageFilter.GaussianBlur(0.0015 * level * rgb.shape[1])))
 
 
 def noise(rgb: RGB, level: int) -> RGB:
-    """Add noise of 4 gray levels a step."""
-    drawn = np.random.default_rng(level).normal(0, 4 * level, rgb.shape)
+    """Add noise of 5 gray levels a step."""
+    drawn = np.random.default_rng(level).normal(0, 5 * level, rgb.shape)
     return (rgb + drawn).round().clip(0, 255).astype(np.uint8)
 
 

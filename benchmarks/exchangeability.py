@@ -20,7 +20,6 @@ from PIL import Image, ImageFilter
 from visionad_runtime.images.decode import load
 from visionad_runtime.preprocess import prepare, query_views
 from visionad_runtime.scoring.conformal import conformal_limits
-from visionad_runtime.scoring.spec import PAPER
 from visionad_runtime.station.exchangeability import ExchangeabilityMonitor
 
 RATES = 0.01, 0.05
@@ -77,6 +76,7 @@ def main() -> None:
         )
     facts = {
         "backbone": common.BACKBONE,
+        "views": good_parts.SPEC.views,
         "supports": SUPPORTS,
         "rates": RATES,
         "quiet": {"parts": QUIET_PARTS, "streams": QUIET_RUNS, "rows": quiet},
@@ -206,8 +206,8 @@ def drifted_scores(
         supports = [good_parts.encode(inspector, load(parts.paths[i])) for i in bank]
 
         def score(rgb: RGB) -> float:
-            views = query_views(prepare(rgb, inspector.manifest.identity.preprocess), PAPER.views)
-            tokens = dict(zip(PAPER.views, inspector.encode(views).patch, strict=True))
+            views = query_views(prepare(rgb, inspector.manifest.identity.preprocess), good_parts.SPEC.views)
+            tokens = dict(zip(good_parts.SPEC.views, inspector.encode(views).patch, strict=True))
             nearest = np.min([good_parts.distances(tokens, support) for support in supports], axis=0)
             return good_parts.fast_score(nearest)
 

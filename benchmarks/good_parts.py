@@ -29,7 +29,7 @@ from visionad_runtime.images.decode import load
 from visionad_runtime.preprocess import encoding_names, prepare, support_encodings
 from visionad_runtime.scoring.anomaly_map import fuse, top_pixels, upsample
 from visionad_runtime.scoring.score import score_distances
-from visionad_runtime.scoring.spec import PAPER
+from visionad_runtime.scoring.spec import ScoringSpec
 from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 LAYOUTS = {"mvtec_bottle": "folder", "adfi_hazelnut": "folder", "magnetic_tile": "folder", "deeppcb": "deeppcb"}
 MAX_IMAGES = 52
 """Good images of a class, drawn at random where there are more: 40 supports and 12 others."""
+
+SPEC = ScoringSpec(views=("original",))
+"""One view: an image takes 6 encodings instead of 14. What is promised does not depend on how images are scored."""
 
 F32 = NDArray[np.float32]
 
@@ -72,8 +75,8 @@ def fast_score(distances: F32) -> float:
         distances: float32 (V, P).
     """
     side = math.isqrt(distances.shape[1])
-    fused = fuse({view: grid.reshape(side, side) for view, grid in zip(PAPER.views, distances, strict=True)})
-    weights, count = upsampling(side), top_pixels(PAPER.top_fraction)
+    fused = fuse({view: grid.reshape(side, side) for view, grid in zip(SPEC.views, distances, strict=True)})
+    weights, count = upsampling(side), top_pixels(SPEC.top_fraction)
     anomaly_map = weights @ fused @ weights.T
     at_least = np.partition(anomaly_map[::2, ::2].ravel(), -count)[
         -count
@@ -95,7 +98,7 @@ def check_scores(parts: GoodParts) -> None:
     for _ in range(50):
         image, *supports = rng.permutation(len(parts.paths))[: int(rng.integers(2, 12))]
         nearest = parts.pairs[image, supports].min(axis=0)
-        exact = score_distances(dict(zip(PAPER.views, nearest, strict=True)), PAPER).score
+        exact = score_distances(dict(zip(SPEC.views, nearest, strict=True)), SPEC).score
         if abs(parts.score(image, supports) / exact - 1) > 1e-5:
             raise SystemExit(f"{parts.name}, image {image}: fast score {parts.score(image, supports)}, exact {exact}")
 
@@ -116,7 +119,7 @@ def good_images() -> dict[str, tuple[Path, ...]]:
 
 def encode(inspector: Inspector, rgb: NDArray[np.uint8]) -> ClassBank:
     """Return a class whose only support is this image."""
-    blocks = encoding_names(PAPER.views)
+    blocks = encoding_names(SPEC.views)
     tokens = inspector.encode(support_encodings(prepare(rgb, inspector.manifest.identity.preprocess), blocks))
     assert tokens.cls is not None
     entry = ClassEntry(file="", sha256="", images=())
@@ -125,7 +128,7 @@ def encode(inspector: Inspector, rgb: NDArray[np.uint8]) -> ClassBank:
 
 def distances(queries: dict[Any, F32], bank: ClassBank) -> F32:
     """Return the distance of each patch in each view to the nearest row, float32 (V, P)."""
-    return np.stack([1 - (queries[view] @ bank.rows(view).T).max(axis=1) for view in PAPER.views])
+    return np.stack([1 - (queries[view] @ bank.rows(view).T).max(axis=1) for view in SPEC.views])
 
 
 def measure(name: str, paths: tuple[Path, ...], work: Path) -> GoodParts:
@@ -137,7 +140,7 @@ def measure(name: str, paths: tuple[Path, ...], work: Path) -> GoodParts:
 
     with Inspector.open(work / "model", threads=1) as inspector:
         banks = [encode(inspector, load(path)) for path in paths]
-    queries = [bank.unrotated(0, PAPER.views) for bank in banks]
+    queries = [bank.unrotated(0, SPEC.views) for bank in banks]
     pairs = np.stack([np.stack([distances(query, bank) for bank in banks]) for query in queries])
     np.save(file.with_suffix(".part.npy"), pairs)
     file.with_suffix(".part.npy").replace(file)

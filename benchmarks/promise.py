@@ -52,6 +52,7 @@ def main() -> None:
         )
     facts = {
         "backbone": common.BACKBONE,
+        "views": good_parts.SPEC.views,
         "rate": RATE,
         "stream_rate": STREAM_RATE,
         "splits": SPLITS,

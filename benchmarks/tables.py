@@ -178,6 +178,45 @@ def calibration() -> Rows:
         yield row["set"], which, row["n"], percent(row["mean_false_reject"]), percent(row["beyond_bound"])
 
 
+@register(
+    "scores from",
+    "n",
+    "classes",
+    "promised",
+    "realised, mean",
+    "realised, highest class",
+    "splits beyond the 95 % bound",
+)
+def promise() -> Rows:
+    """Realised against promised false-reject rates."""
+    rows = [row for row in load("promise")["rows"] if not row["scores from"].startswith("stream")]
+    for source in ("enrolled", "held-out", "confirmed"):
+        for n in sorted({row["n"] for row in pick(rows, **{"scores from": source})}):
+            of = pick(rows, **{"scores from": source, "n": n})
+            highest = max(of, key=lambda row: row["realised"])
+            yield (
+                source,
+                f"{n:g}",
+                len(of),
+                percent(of[0]["promised"]),
+                percent(mean(row["realised"] for row in of)),
+                f"{percent(highest['realised'])} ({percent(highest['low'])} to {percent(highest['high'])})",
+                percent(mean(row["beyond_bound"] for row in of)),
+            )
+
+
+@register("class", "accepted parts counted", "accepted parts not counted", "all parts counted")
+def promise_streams() -> Rows:
+    """Promised → realised false-reject rates after a stream of confirmations."""
+    rows = load("promise")["rows"]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        cells = []
+        for kind in ("accepted counted", "accepted not counted", "all counted"):
+            (row,) = pick(rows, **{"set": name, "scores from": f"stream, {kind}"})
+            cells.append(f"{percent(row['promised'])} → {percent(row['realised'])}")
+        yield name, *cells
+
+
 def _presets(variants: Iterable[str]) -> Rows:
     record = load("presets")
     one_shot = pick(record["rows"], shots=1)

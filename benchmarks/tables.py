@@ -217,6 +217,36 @@ def promise_streams() -> Rows:
         yield name, *cells
 
 
+@register("calibration scores", "n", "streams", "alarms at 10 % (highest class)", "alarms at 1 % (highest class)")
+def exchangeability_quiet() -> Rows:
+    """False alarms without drift."""
+    record = load("exchangeability")["quiet"]
+    rows = record["rows"]
+    for source, n in dict.fromkeys((row["scores from"], row["n"]) for row in rows):
+        of = pick(rows, **{"scores from": source, "n": n})
+        cells = []
+        for alpha in ("0.1", "0.01"):
+            rates = [row["alarms"][alpha] for row in of]
+            cells.append(f"{percent(mean(rates))} ({percent(max(rates))})")
+        yield source, n, f"{len(of)} × {record['streams']}", *cells
+
+
+@register("set", "drift", "score, last step", "n", "found", "median delay, parts", "good parts rejected meanwhile")
+def exchangeability_drift() -> Rows:
+    """Delay of the alarm after the beginning of a drift."""
+    for row in load("exchangeability")["drift"]["rows"]:
+        delay = row["median delay"]
+        yield (
+            row["set"],
+            row["drift"],
+            f"× {row['score ratio, last step']:.2f}",
+            row["n"],
+            percent(row["found"], 0),
+            "–" if delay is None else f"{delay:.0f}",
+            f"{row['rejected before the alarm']:.0f}",
+        )
+
+
 def _presets(variants: Iterable[str]) -> Rows:
     record = load("presets")
     one_shot = pick(record["rows"], shots=1)

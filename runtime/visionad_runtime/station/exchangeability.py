@@ -29,12 +29,13 @@ and ``S_t = (S_(t-1) + w_t) f_e(p_t)``: a stake ``w_i`` begins to bet at part ``
 inequality ``P(sup M_t >= 1 / alpha) <= alpha``, over all time. Because a stake begins at each part, a change after ``t`` quiet
 parts has to make up for about ``log t + 2 log log t`` only, not for all that was lost by betting before.
 
-**Leave-one-out scores.** Calibration scores of enrolled parts use one support less than later parts do, so they are no smaller
-than they would be otherwise. Later scores then rank lower, ``p_t`` is larger and bets on small ``p`` lose. This makes false
-alarms rarer in every measurement (``benchmarks/exchangeability.py``). The bound is proven for held-out scores only.
+**Leave-one-out scores.** The bound is proven for held-out scores only. Calibration scores of enrolled parts use one support
+less than later parts do, so they are no smaller than they would be otherwise. Later scores then rank lower, and bets on small
+``p`` lose on average. But later parts share one bank, which may fit its own supports better than others:
+``benchmarks/exchangeability.py`` measures how often.
 
-What it cannot see: a change that makes scores smaller, or one that only shifts parts beyond the limit. Those are rejected, not
-accepted.
+What it cannot see: a change that makes scores smaller, or one that lifts nearly all scores beyond the limit. Those parts are
+rejected, not accepted, and the rate of rejects shows it.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from .commands.export import export_command
 from .commands.parity import parity_command  # light: torch is imported only when it runs
 from .commands.predict import predict
 from .commands.serve import serve
+from .commands.station import station as station_command
 from .commands.watch import watch
 from .console import complain, say, set_verbosity
 
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "parity": parity_command,
     "build": build_command,
     "bench": bench_command,
+    "station": station_command,
 }
 BANK_COMMANDS: dict[str, Callable[..., Any]] = {
     "add": bank_add,

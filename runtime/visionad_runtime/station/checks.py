@@ -212,7 +212,7 @@ def read_codes(rgb: NDArray[np.uint8], kind: str) -> list[str]:
         VisionADError: zxing-cpp is not installed.
     """
     try:
-        import zxingcpp  # type: ignore[import-not-found]
+        import zxingcpp
     except ImportError:
         raise VisionADError("code reading needs zxing-cpp: pip install 'visionad[codes]'") from None
     formats = {
@@ -221,5 +221,6 @@ def read_codes(rgb: NDArray[np.uint8], kind: str) -> list[str]:
         "code128": zxingcpp.BarcodeFormat.Code128,
         "ean13": zxingcpp.BarcodeFormat.EAN13,
     }
-    chosen = {"formats": formats[kind]} if kind in formats else {}
-    return [code.text for code in zxingcpp.read_barcodes(np.ascontiguousarray(rgb), **chosen)]
+    image = np.ascontiguousarray(rgb)
+    found = zxingcpp.read_barcodes(image, formats[kind]) if kind in formats else zxingcpp.read_barcodes(image)
+    return [code.text for code in found]

@@ -232,9 +232,7 @@ class Cycle:
             return False
         del self._offered[place]
         self._overrun_noted = False
-        if self.phase == "valid" and inspection in (None, self._newest):
-            self.phase = "ready"
-        elif self.phase == "valid" and not self._offered:
+        if self.phase == "valid" and (inspection in (None, self._newest) or not self._offered):
             self.phase = "ready"
         return True
 

@@ -1,4 +1,4 @@
-"""Front process of a station: cycle, sinks, records. It touches no camera and no engine, so it answers in time, whatever they do."""
+"""Front process of a station: cycle, sinks, records. It touches no camera and no engine, so it answers in time."""
 
 from __future__ import annotations
 

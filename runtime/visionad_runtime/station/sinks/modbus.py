@@ -96,7 +96,7 @@ class ModbusSink:
                     self._heartbeat = (self._heartbeat + 1) & 0xFFFF
                 self._watch_plc(line)
         finally:
-            await server.shutdown()
+            await server.shutdown()  # type: ignore[no-untyped-call]
 
     async def tell(self, state: StationState) -> None:
         """See :class:`~visionad_runtime.station.sink.Sink`."""

@@ -21,7 +21,7 @@ class Register(NamedTuple):
 
     space: str
     address: int
-    count: int
+    words: int
     name: str
     kind: str
     meaning: str
@@ -118,7 +118,7 @@ def decode(registers: Sequence[int]) -> dict[str, object]:
     for row in REGISTERS:
         if row.space != "input":
             continue
-        words = registers[row.address : row.address + row.count]
+        words = registers[row.address : row.address + row.words]
         if row.kind == "float32":
             values[row.name] = struct.unpack(">f", struct.pack(">HH", *words))[0]
         elif row.kind == "bits":
@@ -143,7 +143,7 @@ def part_registers(part: str) -> list[int]:
 def as_csv() -> str:
     """Return the map as CSV."""
     lines = ["space,address,count,name,kind,meaning"]
-    lines += [f'{r.space},{r.address},{r.count},{r.name},{r.kind},"{r.meaning}"' for r in REGISTERS]
+    lines += [f'{r.space},{r.address},{r.words},{r.name},{r.kind},"{r.meaning}"' for r in REGISTERS]
     for register, names in (("control", CONTROL_BITS), ("status", STATUS_BITS)):
         lines += [f"{register} bit,{bit},1,{name},bool," for bit, name in enumerate(names)]
     return "\n".join(lines) + "\n"

@@ -396,8 +396,9 @@ class Cycle:
 
     def _publish(self, outcome: Outcome, now: float) -> list[Effect]:
         self._job = None
+        self._overrun_noted = False
         if not self._offered:
-            self._offered_since, self._overrun_noted = now, False
+            self._offered_since = now
         self._offered.append(outcome)
         self._newest = outcome.id
         if self.phase in ("busy", "stopping"):

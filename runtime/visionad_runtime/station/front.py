@@ -311,6 +311,7 @@ class Front:
     async def _deliver(self, name: str, sink: Sink) -> None:
         """Give a stored sink its records, in order, each until it has it."""
         pause = 0.5
+        await self._loop.run_in_executor(self._writer, self.records.register, name)
         while True:
             rows = await self._loop.run_in_executor(self._writer, self.records.undelivered, name)
             if not rows:

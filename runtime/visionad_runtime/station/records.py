@@ -201,6 +201,11 @@ class Records:
 
     # -- stored sinks -------------------------------------------------------------------------------------------------
 
+    def register(self, sink: str) -> None:
+        """Note a stored sink, so that no record is forgotten before it has taken it."""
+        with self._changing() as db:
+            db.execute("INSERT OR IGNORE INTO cursors VALUES (?, 0)", (sink,))
+
     def undelivered(self, sink: str, limit: int = 100) -> list[dict[str, Any]]:
         """Return completed parts that a stored sink has not taken, in the order of completion."""
         return self._rows(

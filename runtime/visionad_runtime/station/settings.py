@@ -182,6 +182,18 @@ class StationSettings(_Part):
         return self
 
 
+class StationFileError(VisionADError):
+    """Mistakes in a station file.
+
+    Attributes:
+        problems: one line for each, with file and line number.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problems))
+
+
 class Station:
     """A station file with its leaves.
 
@@ -206,7 +218,8 @@ def read_station(path: Path, *, simulate: bool = False) -> Station:
         simulate: whether folder cameras replace all others: those with a ``simulate`` key keep that folder.
 
     Raises:
-        VisionADError: It cannot be read or has mistakes. The message has a line for each, with file and line number.
+        VisionADError: It cannot be read.
+        StationFileError: It has mistakes.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -230,7 +243,7 @@ def read_station(path: Path, *, simulate: bool = False) -> Station:
     try:
         settings = StationSettings.model_validate(raw)
     except ValidationError as exc:
-        raise VisionADError("\n".join(places.describe(error, StationSettings) for error in exc.errors())) from None
+        raise StationFileError([places.describe(error, StationSettings) for error in exc.errors()]) from None
     settings = _resolve(settings, path.parent)
     problems: list[str] = []
     cameras = {}
@@ -247,7 +260,7 @@ def read_station(path: Path, *, simulate: bool = False) -> Station:
         if leaf is not None:
             sinks[name] = leaf
     if problems:
-        raise VisionADError("\n".join(problems))
+        raise StationFileError(problems)
     return Station(path, settings, cameras, sinks)
 
 
@@ -352,9 +365,9 @@ def _keys(model: type[BaseModel], where: Iterable[str | int]) -> list[str]:
     current: Any = model
     for key in where:
         field = getattr(current, "model_fields", {}).get(str(key)) if current is not None else None
-        if field is None and isinstance(current, type) and issubclass(current, BaseModel):
-            return []
-        kinds = [] if field is None else _models(field.annotation)
+        if field is None:  # a key of a mapping, or a place in a list
+            continue
+        kinds = _models(field.annotation)
         if kinds:
             current = kinds[0]
     return [field.alias or name for name, field in current.model_fields.items()] if current is not None else []

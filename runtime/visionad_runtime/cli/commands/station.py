@@ -37,11 +37,16 @@ def station(
         return run_demo(out, parts, say, complain)
     if len(words) != 1:
         raise VisionADError("expected a station file, `init FILE`, or `demo`")
-    from ...station.settings import read_station
+    from ...station.settings import StationFileError, read_station
     from ...station.sink import SinkError
 
     path = Path(words[0])
-    found = read_station(path, simulate=simulate)
+    try:
+        found = read_station(path, simulate=simulate)
+    except StationFileError as exc:
+        for line in exc.problems:
+            complain(line)
+        return 2
     from ...station.preflight import problems_of
 
     problems = problems_of(found)

@@ -16,6 +16,7 @@ from ..errors import VisionADError
 from .cycle import REASONS
 from .records import Records
 from .settings import Shifts
+from .shifts import Shift
 from .statistics import CELL, Counts, Share, ShiftStatistics, shift_statistics, utc_text
 
 UNDECIDED = tuple(reason for reason in REASONS if reason not in ("none", "anomalous", "review"))
@@ -129,7 +130,8 @@ def parse_time(text: str, zone: str, *, is_end: bool = False) -> datetime:
 def as_lines(report: Report) -> list[str]:
     """Return the report for the console: a row for each shift and recipe, then reasons and places of all parts."""
     header = (
-        "shift", "recipe", "parts", "ok", "anomalous", "review", "undecided", "missed", "late", "p50 ms", "p95 ms", "p99 ms", "max ms"
+        "shift", "recipe", "parts", "ok", "anomalous", "review", "undecided", "missed", "late", "p50 ms", "p95 ms",
+        "p99 ms", "max ms",
     )  # fmt: skip
     rows = [header]
     for shift in report.shifts:
@@ -167,29 +169,12 @@ def as_csv(report: Report) -> str:
 
     Numbers have a decimal point. Times are given in UTC and in the shifts' time zone. Lines end with CR LF (RFC 4180).
     """
+    nothing = ShiftStatistics(Shift("", report.start, report.end), {}, Counts(), 0)
     buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow(
-        [
-            "station", "shift", "from_utc", "to_utc", "from_local", "to_local", "zone", "recipe", "recipe_name", "parts", "ok", "anomalous",
-            "review", *(f"not_decidable_{reason.replace(' ', '_')}" for reason in UNDECIDED), "missed", "late", "p50_ms", "p95_ms", "p99_ms",
-            "max_ms", "rejects_reviewed", "false_rejects", "false_rejects_low", "false_rejects_high", "passes_reviewed", "missed_defects",
-            "missed_defects_low", "missed_defects_high", "regions",
-        ]
-    )  # fmt: skip
+    writer = csv.DictWriter(buffer, list(_csv_row(report, nothing, None, nothing.total)))
+    writer.writeheader()
     for shift in report.shifts:
-        for recipe, counts in _groups(shift):
-            start, end = shift.shift.start, shift.shift.end
-            writer.writerow(
-                [
-                    _safe(report.source.name), shift.shift.name, utc_text(start), utc_text(end), local_text(start, report),
-                    local_text(end, report), report.source.shifts.zone, "all" if recipe is None else recipe,
-                    "" if recipe is None else _safe(report.source.recipe_names.get(recipe, "")), counts.parts, counts.ok, counts.anomalous,
-                    counts.review, *(counts.not_decidable[reason] for reason in UNDECIDED), shift.missed if recipe is None else "",
-                    counts.late, *(counts.latency or [""] * 4), *_share_cells(counts.false_rejects), *_share_cells(counts.missed_defects),
-                    "; ".join(f"{place}: {count}" for place, count in counts.pareto()),
-                ]
-            )  # fmt: skip
+        writer.writerows(_csv_row(report, shift, recipe, counts) for recipe, counts in _groups(shift))
     return buffer.getvalue()
 
 
@@ -234,8 +219,8 @@ def as_html(report: Report) -> str:
         facts=facts,
         notes=[
             "Missed triggers belong to no recipe: they were not accepted.",
-            "False rejects and missed defects are known only of parts that a person reviewed. The interval in brackets (95 %, exact) "
-            "holds for all such parts if every one was reviewed, or a part of them drawn at random.",
+            "False rejects and missed defects are known only of parts that a person reviewed. The interval in brackets (95 %, "
+            "exact) holds for all such parts if every one was reviewed, or a part of them drawn at random.",
             f"Regions without an ROI are counted in cells of {CELL} pixels, by their center.",
         ],
         shifts=[_html_shift(shift, report) for shift in report.shifts],
@@ -250,6 +235,32 @@ def local_text(moment: datetime, report: Report) -> str:
 def _groups(shift: ShiftStatistics) -> Iterable[tuple[int | None, Counts]]:
     yield from shift.recipes.items()
     yield None, shift.total
+
+
+def _csv_row(report: Report, shift: ShiftStatistics, recipe: int | None, counts: Counts) -> dict[str, Any]:
+    start, end = shift.shift.start, shift.shift.end
+    return {
+        "station": _safe(report.source.name),
+        "shift": shift.shift.name,
+        "from_utc": utc_text(start),
+        "to_utc": utc_text(end),
+        "from_local": local_text(start, report),
+        "to_local": local_text(end, report),
+        "zone": report.source.shifts.zone,
+        "recipe": "all" if recipe is None else recipe,
+        "recipe_name": "" if recipe is None else _safe(report.source.recipe_names.get(recipe, "")),
+        "parts": counts.parts,
+        "ok": counts.ok,
+        "anomalous": counts.anomalous,
+        "review": counts.review,
+        **{f"not_decidable_{reason.replace(' ', '_')}": counts.not_decidable[reason] for reason in UNDECIDED},
+        "missed": shift.missed if recipe is None else "",
+        "late": counts.late,
+        **dict(zip(("p50_ms", "p95_ms", "p99_ms", "max_ms"), counts.latency or ("",) * 4, strict=True)),
+        **_share_cells("rejects_reviewed", "false_rejects", counts.false_rejects),
+        **_share_cells("passes_reviewed", "missed_defects", counts.missed_defects),
+        "regions": "; ".join(f"{place}: {count}" for place, count in counts.pareto()),
+    }
 
 
 def _recipe(report: Report, number: int) -> str:
@@ -274,13 +285,12 @@ def _details(counts: Counts) -> list[str]:
 
 
 def _share_text(share: Share) -> str:
-    return f"{share.count} of {share.reviewed} ({100 * share.low:.1f} to {100 * share.high:.1f} %)"
+    return f"{share.cases} of {share.reviewed} ({100 * share.low:.1f} to {100 * share.high:.1f} %)"
 
 
-def _share_cells(share: Share) -> list[Any]:
-    if not share.reviewed:
-        return [0, "", "", ""]
-    return [share.reviewed, share.count, f"{share.low:.6f}", f"{share.high:.6f}"]
+def _share_cells(reviewed: str, cases: str, share: Share) -> dict[str, Any]:
+    values = (share.cases, f"{share.low:.6f}", f"{share.high:.6f}") if share.reviewed else ("", "", "")
+    return {reviewed: share.reviewed, **dict(zip((cases, f"{cases}_low", f"{cases}_high"), values, strict=True))}
 
 
 def _safe(text: str) -> str:

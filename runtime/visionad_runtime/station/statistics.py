@@ -31,13 +31,13 @@ class Share(NamedTuple):
     The interval holds for all such parts if a person reviewed every one, or a part of them drawn at random.
 
     Attributes:
-        count: number of reviewed parts that count.
+        cases: number of reviewed parts that are such cases.
         reviewed: number of reviewed parts.
         low: lower end of the interval, 0..1.
         high: upper end of the interval, 0..1.
     """
 
-    count: int
+    cases: int
     reviewed: int
     low: float
     high: float
@@ -108,7 +108,7 @@ class Counts:
         ordered = sorted(self._milliseconds)
         if not ordered:
             return None
-        return Latency(*(_percentile(ordered, share) for share in (0.5, 0.95, 0.99)), ordered[-1])
+        return Latency(_percentile(ordered, 0.5), _percentile(ordered, 0.95), _percentile(ordered, 0.99), ordered[-1])
 
     @property
     def false_rejects(self) -> Share:
@@ -142,8 +142,8 @@ class Counts:
 
     def _share(self, evaluation: int, was_good: bool) -> Share:
         reviewed = self._reviewed[evaluation, True] + self._reviewed[evaluation, False]
-        count = self._reviewed[evaluation, was_good]
-        return Share(count, reviewed, *clopper_pearson(count, reviewed, CONFIDENCE))
+        cases = self._reviewed[evaluation, was_good]
+        return Share(cases, reviewed, *clopper_pearson(cases, reviewed, CONFIDENCE))
 
 
 @dataclass

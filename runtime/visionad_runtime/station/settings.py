@@ -164,6 +164,8 @@ class StationSettings(_Part):
     sinks: tuple[dict[str, Any], ...] = ()
     archive: Archive | None = None
     records: Path = Path("records.sqlite")
+    log: Path | None = None
+    """File of the log, of bounded size; stdout without it. The worker's has ``-worker`` in its name."""
     retention_days: float | None = Field(default=None, gt=0)
     web: Web | None = None
 
@@ -315,6 +317,8 @@ def _resolve(settings: StationSettings, base: Path) -> StationSettings:
     if archive is not None:
         archive = archive.model_copy(update={"folder": base / archive.folder})
     update = {"model": base / settings.model, "bank": base / settings.bank, "records": base / settings.records}
+    if settings.log is not None:
+        update["log"] = base / settings.log
     return settings.model_copy(update={**update, "checks": checks, "archive": archive})
 
 

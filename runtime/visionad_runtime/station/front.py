@@ -520,6 +520,8 @@ class Front:
                 continue
             handle.send("ping", now)
             since = handle.heard if not self._cycle.is_busy else max(handle.heard, self._cycle.next_deadline or 0.0)
+            if self._golden is not None and self._golden.who:  # it answers between two golden parts
+                since += self.station.settings.deadline_ms / 1e3
             was_alive = self._cycle.alive
             self._cycle.worker_alive(now < since + SILENT_SECONDS)
             if self._cycle.alive != was_alive:

@@ -33,7 +33,7 @@ class Clock:
         return self.now
 
 
-def record(text: str, name: str = "pymodbus.logging") -> logging.LogRecord:
+def record(text: str, name: str = "library.of.a.sink") -> logging.LogRecord:
     return logging.LogRecord(name, logging.ERROR, "", 0, text, None, None)
 
 
@@ -82,7 +82,7 @@ def test_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_flood_of_a_library_stays_short(tmp_path: Path) -> None:
     start_logging(tmp_path / "station.log")
     for number in range(4315):
-        logging.getLogger("pymodbus.logging").error("%s", f"Frame check, could not decode {number}")
+        logging.getLogger("library.of.a.sink").error("%s", f"Frame check, could not decode {number}")
     logging.getLogger("visionad").warning("x" * 100_000)
     lines = (tmp_path / "station.log").read_text().splitlines()
     assert len(lines) == 11 and len(lines[-1]) < 9000

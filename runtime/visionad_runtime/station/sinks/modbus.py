@@ -52,6 +52,11 @@ class ModbusSink:
         self._silent = False
         self._last_request = 0.0
 
+    @property
+    def port(self) -> int:
+        """Port that it listens at."""
+        return self._settings.port
+
     def missing(self) -> str | None:
         """See :class:`~visionad_runtime.station.sink.Sink`."""
         if importlib.util.find_spec("pymodbus") is None:

@@ -79,6 +79,34 @@ def resize_crop(rgb: NDArray[np.uint8], spec: PreprocessSpec, threads: int = 1) 
     return np.broadcast_to(cropped[:, :, None], (*cropped.shape, 3)) if cropped.ndim == 2 else cropped
 
 
+def covered_cells(ignored: NDArray[np.bool_], spec: PreprocessSpec, grid: int) -> NDArray[np.bool_]:
+    """Return the patches of an image that lie on ignored pixels by more than half of their area.
+
+    Args:
+        ignored: bool (H, W), pixels of the image.
+        spec: sizes; a patch lies on the image as it does after resize and center crop.
+        grid: patches along a side.
+
+    Returns:
+        bool (grid, grid), row by row from the top.
+    """
+    down, across = (_cell_shares(size, spec, grid) for size in ignored.shape)
+    covered = down @ ignored.astype(np.float64) @ across.T
+    return np.asarray(covered > 0.5 + 1e-9)  # half is not more than half, in whatever order a machine sums
+
+
+def _cell_shares(size: int, spec: PreprocessSpec, grid: int) -> NDArray[np.float64]:
+    """Return each pixel's share of a patch's extent along one axis, float64 (grid, size); rows sum to 1."""
+    offset = crop_offset(spec.resize, spec.crop)
+    edges = (np.arange(grid + 1) * (spec.crop / grid) + offset) * (size / spec.resize)
+    low, high = edges[:-1, None], edges[1:, None]
+    pixels = np.arange(size, dtype=np.float64)[None]
+    shares: NDArray[np.float64] = np.clip(np.minimum(high, pixels + 1) - np.maximum(low, pixels), 0, None) / (
+        high - low
+    )
+    return shares
+
+
 def normalise(cropped: NDArray[np.uint8], spec: PreprocessSpec) -> F32:
     """Normalize an image: ``(x / 255 - mean) / std`` in float32, by one table look-up per byte.
 

@@ -21,17 +21,20 @@ from ..bank.names import normalize_class_name, unknown_class_message
 from ..bank.routing import THRESHOLDS, Route, Router
 from ..bank.store import Bank
 from ..engine.base import Engine, Tokens
-from ..errors import BankError, VisionADError
+from ..errors import BankError, ImageError, VisionADError
 from ..formats.manifest import ClassEntry, ModelManifest, ViewName, parse_precision
 from ..formats.model_folder import read_model
 from ..images import arrays, discover, pixels, reader
 from ..pipeline.assembly import open_pipeline
-from ..pipeline.base import Pipeline
+from ..pipeline.base import Pipeline, PipelineOutput, StageTimer
 from ..pipeline.opening import open_engine
 from ..pipeline.self_test import read_golden
+from ..preprocess import prepare, query_views
 from ..result import FileResult, MadeBy, Result, Trace, make_result
+from ..scoring.areas import Area
 from ..scoring.preset import scoring_for
 from ..scoring.spec import ScoringSpec
+from .tiles import combined, route_whole, run_crops, stages_of
 
 log = logging.getLogger("visionad")
 
@@ -251,12 +254,26 @@ class Inspection:
             leave_out: index of a support of ``class_name`` to score without (calibration).
             trace: whether to return the intermediate results, which on a GPU must be copied to the host.
         """
+        outcomes = self._inspect_all(rgbs, class_name, leave_out, trace)
+        results = []
+        for outcome in outcomes:
+            if isinstance(outcome, ImageError):
+                raise outcome
+            results.append(outcome)
+        return results
+
+    def _inspect_all(
+        self, rgbs: Sequence[pixels.RGB8], class_name: str | None, leave_out: int | None, trace: bool
+    ) -> Sequence[tuple[Result, Trace | None] | ImageError]:
+        """Inspect images; an image of another size than its class's ROIs has an error in place of a result."""
         with self._lifetime.in_use():
             class_name = None if class_name is None else normalize_class_name(class_name)
             bank = self._snapshot(class_name)
             if not rgbs:
                 return []
             self._load_bank()
+            if bank.has_rois and (class_name is None or bank.classes[class_name].entry.roi is not None):
+                return self._inspect_tiles(rgbs, bank, class_name, leave_out, trace)
             batch_size = self.pipeline.max_batch_size() or len(rgbs)
             results: dict[int, list[tuple[Result, Trace | None]]] = {}
 
@@ -283,17 +300,71 @@ class Inspection:
                 classes[:] = [cls.leave_out(leave_out) for cls in classes]
             return [cls.rois[0] for cls in classes]
 
-        results, spec = [], self.manifest.identity.preprocess
         outputs = self.pipeline.run(rgbs, select_classes, class_token=class_name is None, trace=trace)
-        for rgb, output, route, cls in zip(rgbs, outputs, routes, classes, strict=True):
-            holds = self.holds(cls.entry)
-            made_by = MadeBy(bank.manifest.version, bank.digest, self.digest, self.engine.name, self.engine.precision)
-            result = make_result(cls, output, route, rgb.shape, spec, holds, made_by)
-            stages = None
-            if output.images is not None and output.patch is not None:
-                stages = Trace(output.images, Tokens(output.patch, output.cls), output.distances)
+        return [
+            (self._result(rgb, output, cls, route, bank), stages_of(output))
+            for rgb, output, route, cls in zip(rgbs, outputs, routes, classes, strict=True)
+        ]
+
+    def _inspect_tiles(
+        self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool
+    ) -> Sequence[tuple[Result, Trace | None] | ImageError]:
+        """Inspect images of a bank with ROIs: find the class of each first, then run all tiles of all images."""
+        routes: list[tuple[Route, Mapping[str, float]] | None] = [None] * len(rgbs)
+        if class_name is None:
+            router = self._router_of(bank)
+            routes = [route_whole(rgb, bank, router, self._class_token) for rgb in rgbs]
+        timer = StageTimer()
+        classes = [bank.classes[class_name if route is None else route[0].nearest] for route in routes]  # type: ignore[index]
+        layouts = [cls.layout for cls in classes]  # before a support is left out, which would compute it anew
+        if leave_out is not None:
+            classes = [cls.leave_out(leave_out) for cls in classes]
+        cuts: list[list[pixels.RGB8] | ImageError] = []
+        for rgb, layout in zip(rgbs, layouts, strict=True):
+            try:
+                cuts.append([rgb] if layout is None else layout.cut(rgb))
+            except ImageError as exc:
+                cuts.append(exc)
+        banks = [
+            [rows for rows in cls.rois for _ in range(rows.tiles)] if isinstance(cut, list) else []
+            for cls, cut in zip(classes, cuts, strict=True)
+        ]
+        timer.mark("crop")
+        crops = [crop for cut in cuts if isinstance(cut, list) for crop in cut]
+        of_crops = [rows for of_image in banks for rows in of_image]
+        outputs = iter(run_crops(self.pipeline, crops, of_crops, trace, len(rgbs)))
+        results: list[tuple[Result, Trace | None] | ImageError] = []
+        for rgb, route, cls, layout, cut in zip(rgbs, routes, classes, layouts, cuts, strict=True):
+            if isinstance(cut, ImageError):
+                results.append(cut)
+                continue
+            before = {"crop": timer.milliseconds["crop"] / len(rgbs), **({} if route is None else route[1])}
+            own = list(itertools.islice(outputs, len(cut)))
+            output, areas, stages = combined(own, layout, self.scoring, self.manifest.identity.preprocess, before)
+            result = self._result(rgb, output, cls, None if route is None else route[0], bank, areas)
             results.append((result, stages))
         return results
+
+    def _result(
+        self,
+        rgb: pixels.RGB8,
+        output: PipelineOutput,
+        cls: ClassBank,
+        route: Route | None,
+        bank: Snapshot,
+        areas: tuple[Area, ...] = (),
+    ) -> Result:
+        made_by = MadeBy(bank.manifest.version, bank.digest, self.digest, self.engine.name, self.engine.precision)
+        spec = self.manifest.identity.preprocess
+        return make_result(cls, output, route, rgb.shape, spec, self.holds(cls.entry), made_by, areas)
+
+    def _class_token(self, rgb: pixels.RGB8) -> F32:
+        """Return the class token of a whole image in the first view, float32 (Dc,)."""
+        prepared = prepare(rgb, self.manifest.identity.preprocess, self._threads)
+        tokens = self.engine.encode(query_views(prepared, self.views[:1]))
+        assert tokens.cls is not None
+        token: F32 = tokens.cls[0]
+        return token
 
     def _router_of(self, bank: Snapshot) -> Router:
         """Return the router of a bank version. Threads that race make one each, which is harmless."""
@@ -409,12 +480,16 @@ class Inspection:
         with closing(reader.read_images(discover.as_paths(paths), bit_depth, self._threads)) as files:
             while loaded := list(itertools.islice(files, batch)):
                 readable = [image.rgb for image in loaded if image.rgb is not None]
-                results = iter(self.trace_batch(readable, class_name, leave_out, trace))
+                results = iter(self._inspect_all(readable, class_name, leave_out, trace))
                 for path, rgb, error, decode_ms in loaded:
                     if rgb is None:
                         yield FileResult(path, None, None, None, error)
                         continue
-                    result, stages = next(results)
+                    outcome = next(results)
+                    if isinstance(outcome, ImageError):
+                        yield FileResult(path, rgb, None, None, ImageError(f"{path}: {outcome}"))
+                        continue
+                    result, stages = outcome
                     timings = {"decode": decode_ms, **result.timings, "total": result.timings["total"] + decode_ms}
                     yield FileResult(path, rgb, replace(result, timings=timings), stages, None)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.manifest import PreprocessSpec
+from ..formats.roi import WHOLE_IMAGE
 from ..preprocess import crop_offset
 from .anomaly_map import MAP_SIZE
 
@@ -25,11 +26,13 @@ class Geometry:
     """Position of the 256 × 256 map in the original image. Edges outside the center crop are not inspected.
 
     Attributes:
-        width: of the original image, in pixels.
-        height: of the original image, in pixels.
+        width: of the original image, or of the tile that was cut out of it, in pixels.
+        height: of the same, in pixels.
         resize: side of the resized image.
         crop: side of the center crop, which the map covers.
         offset: pixels cut at the top and left of the resized image.
+        left: of the tile in the original image, in pixels.
+        top: of the same.
     """
 
     width: int
@@ -37,11 +40,13 @@ class Geometry:
     resize: int
     crop: int
     offset: int
+    left: int = 0
+    top: int = 0
 
     @classmethod
-    def of(cls, width: int, height: int, spec: PreprocessSpec) -> Geometry:
-        """Return the geometry of an image of ``width`` × ``height`` pixels."""
-        return cls(width, height, spec.resize, spec.crop, crop_offset(spec.resize, spec.crop))
+    def of(cls, width: int, height: int, spec: PreprocessSpec, left: int = 0, top: int = 0) -> Geometry:
+        """Return the geometry of an image of ``width`` × ``height`` pixels, or of a tile at ``left``, ``top``."""
+        return cls(width, height, spec.resize, spec.crop, crop_offset(spec.resize, spec.crop), left, top)
 
     def to_original(self, u: Coordinate, v: Coordinate) -> tuple[Coordinate, Coordinate]:
         """Convert map coordinates to coordinates of the original image.
@@ -51,8 +56,14 @@ class Geometry:
             v: down, in the same way.
 
         Returns:
-            x from 0 to the width, y from 0 to the height, between the outer edges of the image's pixels.
+            x from 0 to the width, y from 0 to the height, between the outer edges of the image's pixels. For a tile, ``left``
+            and ``top`` are added.
         """
+        x, y = self.to_tile(u, v)
+        return x + self.left, y + self.top
+
+    def to_tile(self, u: Coordinate, v: Coordinate) -> tuple[Coordinate, Coordinate]:
+        """Convert map coordinates to coordinates of the tile, as :meth:`to_original` does to those of the image."""
         x = (u / MAP_SIZE * self.crop + self.offset) * self.width / self.resize
         y = (v / MAP_SIZE * self.crop + self.offset) * self.height / self.resize
         return x, y
@@ -66,11 +77,13 @@ class Region:
         bbox: x, y, width, height in pixels of the original image.
         score: largest map value in the area.
         polygon: outline, (x, y) points in pixels of the original image.
+        roi: name of the region of interest that it lies in; ``image`` for a class without ROIs.
     """
 
     bbox: tuple[int, int, int, int]
     score: float
     polygon: tuple[tuple[int, int], ...]
+    roi: str = WHOLE_IMAGE
 
 
 def regions(anomaly_map: F32, geometry: Geometry, level: float, *, inclusive: bool = False) -> tuple[Region, ...]:
@@ -131,13 +144,15 @@ def _axes(geometry: Geometry) -> tuple[_Axis, _Axis]:
     """Return the horizontal and the vertical axis. Images of one camera share them."""
     positions = np.arange(MAP_SIZE, dtype=np.float64)
     axes = []
-    for start, end, middle, size in zip(
-        *(geometry.to_original(position, position) for position in (positions, positions + 1.0, positions + 0.5)),
+    for start, end, middle, size, shift in zip(
+        *(geometry.to_tile(position, position) for position in (positions, positions + 1.0, positions + 0.5)),
         (geometry.width, geometry.height),
+        (geometry.left, geometry.top),
         strict=True,
     ):
         ends, middles = np.minimum(size, np.ceil(end)), np.minimum(middle, size - 1)
-        axes.append(_Axis(*(pixels.astype(np.int64).tolist() for pixels in (np.floor(start), ends, middles))))
+        # The tile's place is added to whole pixels, so a tile has the same regions as an image of its own.
+        axes.append(_Axis(*((pixels.astype(np.int64) + shift).tolist() for pixels in (np.floor(start), ends, middles))))
     across, down = axes
     return across, down
 

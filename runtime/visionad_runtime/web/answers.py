@@ -17,6 +17,7 @@ class Region(BaseModel):
     bbox: tuple[int, int, int, int] = Field(description="x, y, width and height, pixels of the image that was sent")
     score: float
     polygon: list[tuple[int, int]] = Field(description="outline: x and y, pixels of the image that was sent")
+    roi: str = Field(default="image", description="region of interest that it lies in; `image` for a class without any")
 
 
 class Inspection(BaseModel):

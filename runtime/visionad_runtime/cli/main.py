@@ -13,6 +13,7 @@ import typer
 from .._release import __version__
 from ..errors import VisionADError, import_error_message, is_own_module
 from .commands.bank import bank_add, bank_audit, bank_info, bank_remove, bank_undo, bank_verify
+from .commands.bank_roi import bank_rebuild, bank_roi
 from .commands.bench import bench_command
 from .commands.build import build_command
 from .commands.calibrate import calibrate
@@ -52,6 +53,8 @@ BANK_COMMANDS: dict[str, Callable[..., Any]] = {
     "info": bank_info,
     "verify": bank_verify,
     "audit": bank_audit,
+    "roi": bank_roi,
+    "rebuild": bank_rebuild,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

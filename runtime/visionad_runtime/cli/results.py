@@ -7,6 +7,7 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,10 @@ class ResultWriter:
         if self.maps or self.overlays:
             name = self._target_name(name)
         if self.maps:
-            target = self.maps / name.with_name(fit_name(name.name, ".npy"))
-            self._write("map", target, one.path, lambda: save_map(target, result.anomaly_map))
+            for area in result.areas:
+                suffix = ".npy" if len(result.areas) == 1 else f".{area.name}.npy"
+                target = self.maps / name.with_name(fit_name(name.name, suffix))
+                self._write("map", target, one.path, partial(save_map, target, area.anomaly_map))
         if self.overlays:
             from ..visualization.overlay import save_overlay
 

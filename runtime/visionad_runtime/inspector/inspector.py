@@ -65,9 +65,11 @@ class Inspector(Inspection):
         patches = np.stack([encode(crop).patch for crop in layout.cut(rgb)], axis=1)
         return SupportTokens(split_tiles(patches, tile_counts(layout.spec)), whole.cls)
 
-    def encode_class(self, name: str, support: SupportImage, rgb: pixels.RGB8) -> ClassBank:
-        """Return a class whose only support is this image, without enrolling it."""
-        layout = self.layout_of(name)
+    def encode_class(
+        self, name: str, support: SupportImage, rgb: pixels.RGB8, layout: Layout | None = None
+    ) -> ClassBank:
+        """Return a class whose only support is this image, without enrolling it. ``layout`` is for a class that is new."""
+        layout = layout or self.layout_of(name)
         tokens = self.encode_support(rgb, layout)
         entry = ClassEntry(images=(support,), roi=None if layout is None else layout.spec)
         return ClassBank(name, entry, self._require_bank().manifest.blocks, [tokens], layout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from visionad_runtime.cli.main import run
 
 from tests.data import part
 
-Box = tuple[int, int, int, int]
 BOX = (30, 14, 70, 66)
 ROI = "middle={},{},{},{}".format(*BOX)
 
@@ -185,7 +184,104 @@ def test_maps_and_overlays_show_every_tile(
     for area in result.areas:
         assert np.array_equal(np.load(tmp_path / "maps" / f"query.{area.name}.npy"), area.anomaly_map)
     drawn = cv2.imread(str(tmp_path / "overlays" / "query.png"))
-    scale = drawn.shape[1] / 128
     image = part(9, defect=True)
-    dark = drawn[int(92 * scale), int(14 * scale)].astype(float) / image[92, 14]  # in the polygon's box, outside of it
+    at = 92, 14  # in the polygon's box, outside of it; the image is drawn twice as large, centered in a wider panel
+    dark = drawn[2 * at[0] + 1, 2 * at[1] + 1 + (drawn.shape[1] - 256) // 2] / image[at]
     assert (dark < 0.75).all()
+
+
+def untimed(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key not in ("image", "timings_ms")}
+
+
+def test_watch_and_serve_inspect_the_same(
+    tiny_model: Path, tmp_path: Path, good: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fastapi")
+    from visionad_runtime.web import http, service
+
+    from tests.process.test_serve import ask
+    from tests.process.test_watch import Running
+
+    bank, folder, mask = tmp_path / "bank", tmp_path / "in", np.zeros((96, 128), np.uint8)
+    mask[:30] = 255
+    rois = ["--roi", "all=0,0,128,90@1x2", "--ignore", str(write(tmp_path / "mask.png", mask))]
+    assert run(["bank", "add", str(tiny_model), str(bank), *map(str, good), "--class", "disc", *rois]) == 0
+    query = write(tmp_path / "query.png", part(9, defect=True))
+    small = write(tmp_path / "small.png", part(9)[:90])
+    (wanted,) = said(capsys, "predict", tiny_model, bank, query, "--json")
+    assert wanted["regions"] and {region["roi"] for region in wanted["regions"]} == {"all"}
+
+    folder.mkdir()
+    running = Running(tiny_model, bank, folder, "--json", "--overlays", tmp_path / "overlays")
+    try:
+        running.err.readline()
+        write(folder / "query.png", part(9, defect=True))
+        assert untimed(json.loads(running.out.readline())) == untimed(wanted)
+        write(folder / "small.png", part(9)[:90])
+        assert "expected 128x96 pixels" in json.loads(running.out.readline())["error"]
+    finally:
+        running.end(signal.SIGTERM)
+    assert [path.name for path in (tmp_path / "overlays").iterdir()] == ["query.png"]
+
+    with Inspector.open(tiny_model, bank) as inspector:
+        line = service.InspectionService(inspector)
+        app = http.make_app(line)
+        answer = ask(app, "POST", "/inspect", query.read_bytes())
+        assert answer.status == 200 and untimed(answer.json) == untimed(wanted)
+        refused = ask(app, "POST", "/inspect", small.read_bytes())
+        assert refused.status == 400 and "expected 128x96 pixels" in refused.json["error"]
+        new = write(tmp_path / "new.png", part(31))
+        assert ask(app, "POST", "/enroll?class=disc", new.read_bytes()).status == 200
+        assert inspector.bank is not None and inspector.bank.classes["disc"].rois[0].features.shape[1] == 10
+        line.close()
+
+
+def test_parity_compares_every_tile(
+    tiny_model: Path, tmp_path: Path, good: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    bank, mask = tmp_path / "bank", np.zeros((96, 128), np.uint8)
+    mask[:40, :70] = 255
+    rois = ["--roi", "all=0,0,128,90@1x2", "--roi", "low=10,50;110,50;60,95"]
+    rois += ["--ignore", str(write(tmp_path / "mask.png", mask))]
+    common = [str(tiny_model), str(bank)]
+    assert run(["bank", "add", *common, *map(str, good), "--class", "disc", *rois]) == 0
+    grids = [str(write(tmp_path / f"g{i}.png", part(i, kind="grid"))) for i in range(2)]
+    assert run(["bank", "add", *common, *grids, "--class", "grid"]) == 0
+    query = write(tmp_path / "query.png", part(9, defect=True))
+    (report,) = said(capsys, "parity", *common, query, grids[0], good[1], "--json")
+    assert report["pass"] is True and report["images"] == 3
+    assert set(report["bank_features"].values()) == {"encoded by the reference"}
+    assert report["stages"]["preprocess"]["max_abs"] == 0
+    assert all(stage["max_rel"] <= 1e-4 for stage in report["stages"].values())
+    good[0].unlink()
+    (report,) = said(capsys, "parity", *common, query, "--json")
+    assert report["pass"] is True and report["bank_features"]["disc"].startswith("as stored")
+
+
+def test_eval_inspects_the_roi(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = np.zeros((96, 128), np.uint8)
+    cv2.line(mask, (50, 40), (80, 60), 255, 4)
+    for name, cut in (("whole", lambda image: image), ("cut", crop)):
+        root = tmp_path / name / "disc"
+        for i in range(3):
+            write(root / "train" / "good" / f"{i}.png", cut(part(i)))
+            write(root / "test" / "good" / f"{i}.png", cut(part(i + 10)))
+            write(root / "test" / "scratch" / f"{i}.png", cut(part(i + 20, defect=True)))
+            write(root / "ground_truth" / "scratch" / f"{i}_mask.png", cut(mask))
+    reports = {}
+    for name, roi in (("whole", ["--roi", ROI]), ("cut", [])):
+        out = tmp_path / f"{name}.json"
+        options = ["--dataset", "mvtec", "--root", str(tmp_path / name), "--shots", "2", "--json", str(out), *roi]
+        assert run(["eval", str(tiny_model), *options]) == 0
+        reports[name] = json.loads(out.read_text())
+    whole, cut_out = (reports[name]["results"][0] for name in ("whole", "cut"))
+    assert reports["whole"]["roi"] == [ROI] and "roi" not in reports["cut"]
+    assert whole["image_auroc"] == cut_out["image_auroc"] and whole["image_f1max"] == cut_out["image_f1max"]
+    assert 0.5 < whole["pixel_auroc"] <= 1
+    error = failed(
+        capsys, "eval", tiny_model, "--dataset", "mvtec", "--root", tmp_path / "whole", "--shots", "2", "--roi", ROI,
+        "--engine", "reference",
+    )  # fmt: skip
+    assert "the reference inspects whole images" in error

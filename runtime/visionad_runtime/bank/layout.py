@@ -51,6 +51,8 @@ class Layout:
         class_name: the class.
         spec: the regions.
         mask: PNG file of ``spec.mask``.
+        color: red, green, blue of filled pixels.
+        ignored: bool (H, W), pixels of the image that are ignored, without those outside of polygons; ``None`` for none.
         rois: tiles of each ROI, in the order of ``spec``.
     """
 
@@ -69,7 +71,7 @@ class Layout:
         """
         self.class_name, self.spec, self.mask = class_name, spec, mask
         mean = identity.preprocess.mean
-        self._color = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
+        self.color = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         pixels = None
         if spec.mask is not None:
             if mask is None or sha256_bytes(mask) != spec.mask:
@@ -78,7 +80,7 @@ class Layout:
                     f"{'none' if mask is None else 'another file'}; give the PNG file that the ROIs were made with"
                 )
             pixels = crops.read_mask(mask, f"mask of class {class_name!r}", spec.image_size)
-        self._ignored = crops.ignored_pixels(spec, pixels)
+        self.ignored = crops.ignored_pixels(spec, pixels)
         self.rois = tuple(self._tiles(roi, identity) for roi in spec.regions)
         for tiles in self.rois:
             if all(tile.cells is not None and tile.cells.all() for tile in tiles):
@@ -91,7 +93,7 @@ class Layout:
         outline = None if roi.polygon is None else crops.polygon_pixels(roi.polygon, self.spec.image_size)
         columns, tiles = roi.grid[1], []
         for i, box in enumerate(roi.tiles):
-            ignored = crops.in_box(self._ignored, box, outline)
+            ignored = crops.in_box(self.ignored, box, outline)
             cells = None if ignored is None else covered_cells(ignored, identity.preprocess, identity.grid)
             name = roi.name if roi.grid == (1, 1) else f"{roi.name}-r{i // columns + 1}c{i % columns + 1}"
             tiles.append(Tile(roi.name, name, box, ignored, cells if cells is not None and cells.any() else None))
@@ -101,11 +103,6 @@ class Layout:
     def tiles(self) -> tuple[Tile, ...]:
         """Tiles of all ROIs."""
         return tuple(tile for tiles in self.rois for tile in tiles)
-
-    @property
-    def has_ignored(self) -> bool:
-        """Whether a mask or polygons say what is ignored."""
-        return self._ignored is not None
 
     def fits(self, rgb: RGB8) -> bool:
         """Return whether an image has the size that the ROIs were drawn on."""
@@ -135,7 +132,7 @@ class Layout:
             ImageError: The image has another size.
         """
         self.check(rgb)
-        return [crops.fill(crops.cut(rgb, tile.box), tile.ignored, self._color) for tile in self.tiles]
+        return [crops.fill(crops.cut(rgb, tile.box), tile.ignored, self.color) for tile in self.tiles]
 
     def whole(self, rgb: RGB8) -> RGB8:
         """Return the image with what is ignored filled, as routing looks at it. What lies outside of ROIs stays.
@@ -144,7 +141,7 @@ class Layout:
             ImageError: The image has another size.
         """
         self.check(rgb)
-        return crops.fill(rgb, self._ignored, self._color)
+        return crops.fill(rgb, self.ignored, self.color)
 
 
 def read_layout(folder: Path, class_name: str, spec: RoiSpec, identity: FeatureIdentity) -> Layout:

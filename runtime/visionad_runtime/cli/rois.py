@@ -63,10 +63,7 @@ def describe(spec: RoiSpec | None) -> list[str]:
     if spec is None:
         return ["whole images"]
     lines = [f"images of {spec.image_size[0]}x{spec.image_size[1]} pixels"]
-    for roi in spec.rois:
-        corners = roi.polygon and ";".join(f"{x},{y}" for x, y in roi.polygon)
-        tiles = "" if roi.grid == (1, 1) else f"@{roi.grid[0]}x{roi.grid[1]}"
-        lines.append(f"--roi {roi.name}={corners or ','.join(map(str, roi.box))}{tiles}")
+    lines += [f"--roi {roi.text()}" for roi in spec.rois]
     if not spec.rois:
         lines.append("the whole image")
     lines += [f"ignored: {';'.join(f'{x},{y}' for x, y in polygon)}" for polygon in spec.ignore]

@@ -47,6 +47,12 @@ class Roi(Strict):
     grid: tuple[Annotated[int, Field(ge=1, le=MAX_TILES)], Annotated[int, Field(ge=1, le=MAX_TILES)]] = (1, 1)
     overlap: float = Field(default=TILE_OVERLAP, ge=0, le=0.5)
 
+    def text(self) -> str:
+        """Return the ROI as :func:`parse_roi` takes it."""
+        corners = ";".join(f"{x},{y}" for x, y in self.polygon or ())
+        tiles = "" if self.grid == (1, 1) else f"@{self.grid[0]}x{self.grid[1]}"
+        return f"{self.name}={corners or ','.join(map(str, self.box))}{tiles}"
+
     @property
     def tiles(self) -> tuple[Box, ...]:
         """Boxes of the tiles, row by row; the box itself without a grid."""

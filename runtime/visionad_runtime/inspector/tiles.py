@@ -45,7 +45,7 @@ def route_whole(
     timer, names = StageTimer(), list(bank.classes)
     first = None if len(names) == 1 else router.route(class_token(rgb))
     layout = bank.classes[names[0] if first is None else first.nearest].layout
-    if layout is not None and layout.has_ignored and layout.fits(rgb):
+    if layout is not None and layout.ignored is not None and layout.fits(rgb):
         first = router.route(class_token(layout.whole(rgb)))
     route = router.route(class_token(rgb)) if first is None else first
     timer.mark("route")

@@ -1,9 +1,10 @@
 """Tiles against whole images: `python benchmarks/tiles.py`. The evidence of `docs/guides/roi.md`.
 
 Real images, real weights (DeiT-Tiny, EfficientNet-Lite0), preset `full-image`. Each test image is encoded once whole and once in
-each layout of tiles: 2 x 2, and for elongated images 3 tiles along the longer side. Test images are a subsample, evenly spaced by
-name, half of them good. Images of a set that differ in size are first resized to the set's median size, because a ROI is drawn on
-one size.
+tiles by its aspect ratio: 2 x 2 for square images, 3 x 1 for tall and 1 x 3 for wide ones. The set `tile` has images of all three
+kinds, so its tall and its wide ones are sets of their own here. Test images are a subsample, evenly spaced by name, half of them good
+if there are as many. Images of a set that differ in size are first resized to the set's median size, because a ROI is drawn on one
+size.
 
 For each layout: image AUROC with four supports, and the mean over those four as the only one; and what leave-one-out scores of the
 four say without any defect: their spread, standard deviation over mean.
@@ -39,29 +40,34 @@ BACKBONES = ("deit_tiny_patch16_224", "efficientnet_lite0")
 SIZES = {"deit_tiny_patch16_224": 448, "efficientnet_lite0": 288}
 """Sides of the preset's image."""
 SETS = {
-    "bottle": ("folder", "mvtec_bottle"),
-    "tile": ("folder", "magnetic_tile"),
+    "tile, tall": ("folder", "magnetic_tile"),
+    "tile, wide": ("folder", "magnetic_tile"),
     "boards": ("deeppcb", "deeppcb"),
     "hazelnut": ("folder", "adfi_hazelnut"),
+    "bottle": ("folder", "mvtec_bottle"),
 }
+ELONGATED = 1.25
+"""Ratio of the sides above which an image is tall or wide."""
 PRESET, SHOTS, SEED = "full-image", 4, 0
 Image = NDArray[np.uint8]
 
 
-def layouts(width: int, height: int) -> dict[str, tuple[int, int]]:
-    """Return the layouts to measure by aspect ratio: name → rows and columns."""
-    grids = {"whole": (1, 1), "2x2": (2, 2)}
-    if height > 1.25 * width:
-        grids["3x1"] = (3, 1)
-    if width > 1.25 * height:
-        grids["1x3"] = (1, 3)
-    return grids
+def kind_of(image: Image) -> str:
+    """Return ``tall``, ``wide`` or ``square``."""
+    height, width = image.shape[:2]
+    return "tall" if height > ELONGATED * width else "wide" if width > ELONGATED * height else "square"
+
+
+def layouts(kind: str) -> dict[str, tuple[int, int]]:
+    """Return the layouts to measure: name → rows and columns."""
+    tiles = {"square": (2, 2), "tall": (3, 1), "wide": (1, 3)}[kind]
+    return {"whole": (1, 1), f"{tiles[0]}x{tiles[1]}": tiles}
 
 
 def main() -> None:
     """Measure, print a table, write ``benchmarks/results/tiles.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=24, help="test images of a set")
+    parser.add_argument("--images", type=int, default=20, help="test images of a set")
     count = parser.parse_args().images
     rows: list[dict[str, Any]] = []
     weights, start = common.shared() / "weights", time.perf_counter()
@@ -93,19 +99,22 @@ def measure(
     model: Path, folder: Path, data: Dataset, part: str, labels: dict[str, Any], count: int
 ) -> list[dict[str, Any]]:
     """Measure all layouts of a set."""
+    wanted = labels["set"].rpartition(", ")[2]
+    train = [p for p in data.train(part) if wanted not in ("tall", "wide") or kind_of(load(p)) == wanted]
+    test = [s for s in data.test(part) if wanted not in ("tall", "wide") or kind_of(load(s.path)) == wanted]
     samples = [
         group[i]
         for label in (0, 1)
-        if (group := [s for s in data.test(part) if s.label == label])
+        if (group := [s for s in test if s.label == label])
         for i in np.unique(np.linspace(0, len(group) - 1, min(len(group), count // 2)).round().astype(int))
     ]
-    supports = [load(path) for path in sample_support_paths(data.train(part), SHOTS, SEED)]
+    supports = [load(path) for path in sample_support_paths(train, SHOTS, SEED)]
     tests = [load(s.path) for s in samples]
     width, height = (int(np.median([image.shape[i] for image in (*supports, *tests)])) for i in (1, 0))
     supports, tests = ([resized(image, width, height) for image in images] for images in (supports, tests))
     truth = np.array([s.label for s in samples])
     rows = []
-    for name, grid in layouts(width, height).items():
+    for name, grid in layouts(kind_of(tests[0])).items():
         spec = RoiSpec(image_size=(width, height), rois=(Roi(name="all", box=(0, 0, width, height), grid=grid),))
         with Inspector.open(model, folder / f"{labels['backbone']}-{labels['set']}-{name}") as inspector:
             inspector.enroll("x", supports, color="rgb", roi=spec)
@@ -119,7 +128,7 @@ def measure(
                 single.append([one_shot(inspector, bank.rois[0], k, trace.tiles) for k in range(SHOTS)])
             scores = np.array([s.score for s in leave_one_out(bank, inspector.scoring)])
         rows.append({
-            **labels, "width": width, "height": height, "test images": len(tests), "layout": name,
+            **labels, "width": width, "height": height, "good": int((truth == 0).sum()), "defects": int(truth.sum()), "layout": name,
             "auroc 4 shots": auroc(np.array(four), truth),
             "auroc 1 shot": mean(auroc(column, truth) for column in np.array(single).T),
             "leave-one-out mean": float(scores.mean()), "leave-one-out spread": float(scores.std(ddof=1) / scores.mean()),

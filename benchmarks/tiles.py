@@ -2,9 +2,9 @@
 
 Real images, real weights (DeiT-Tiny, EfficientNet-Lite0), preset `full-image`. Each test image is encoded once whole and once in
 tiles by its aspect ratio: 2 x 2 for square images, 3 x 1 for tall and 1 x 3 for wide ones. The set `tile` has images of all three
-kinds, so its tall and its wide ones are sets of their own here. Test images are a subsample, evenly spaced by name, half of them good
-if there are as many. Images of a set that differ in size are first resized to the set's median size, because a ROI is drawn on one
-size.
+kinds, so its tall and its wide ones are sets of their own here. Test images are a subsample, evenly spaced by name, half of them
+good if there are as many. Images of a set that differ in size are first resized to the set's median size, because a ROI is drawn on
+one size.
 
 For each layout: image AUROC with four supports, and the mean over those four as the only one; and what leave-one-out scores of the
 four say without any defect: their spread, standard deviation over mean.
@@ -128,7 +128,8 @@ def measure(
                 single.append([one_shot(inspector, bank.rois[0], k, trace.tiles) for k in range(SHOTS)])
             scores = np.array([s.score for s in leave_one_out(bank, inspector.scoring)])
         rows.append({
-            **labels, "width": width, "height": height, "good": int((truth == 0).sum()), "defects": int(truth.sum()), "layout": name,
+            **labels, "width": width, "height": height, "good": int((truth == 0).sum()), "defects": int(truth.sum()),
+            "layout": name,
             "auroc 4 shots": auroc(np.array(four), truth),
             "auroc 1 shot": mean(auroc(column, truth) for column in np.array(single).T),
             "leave-one-out mean": float(scores.mean()), "leave-one-out spread": float(scores.std(ddof=1) / scores.mean()),

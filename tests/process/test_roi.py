@@ -232,7 +232,7 @@ def test_watch_and_serve_inspect_the_same(
         refused = ask(app, "POST", "/inspect", small.read_bytes())
         assert refused.status == 400 and "expected 128x96 pixels" in refused.json["error"]
         new = write(tmp_path / "new.png", part(31))
-        assert ask(app, "POST", "/enroll?class=disc", new.read_bytes()).status == 200
+        assert ask(app, "POST", "/classes/disc", new.read_bytes()).status == 201
         assert inspector.bank is not None and inspector.bank.classes["disc"].rois[0].features.shape[1] == 10
         line.close()
 

@@ -42,10 +42,10 @@ def test_predict_json_lines_in_input_order(
     assert "truncated" in rows[1]["error"] and "cannot be read" in rows[2]["error"]
     assert "holds no image" in rows[3]["error"]
     assert set(rows[0]) == {
-        "image", "class", "class_source", "class_margin", "score", "threshold", "verdict", "bank_version", "regions", "timings_ms",
-        "backend", "precision",
+        "image", "class", "class_source", "class_margin", "score", "threshold", "verdict", "p_value", "promise", "class_mismatch",
+        "bank_version", "bank", "model", "regions", "timings_ms", "backend", "precision",
     }  # fmt: skip
-    assert rows[0]["verdict"] == "unknown" and rows[0]["threshold"] is None  # not calibrated
+    assert rows[0]["verdict"] == "ok" and rows[0]["promise"]["guaranteed"] == pytest.approx(1 / 3)  # from two supports
     assert set(rows[0]["timings_ms"]) == {
         "decode",
         "preprocess",
@@ -124,7 +124,11 @@ def test_bank_commands(bank: Path, tiny_model: Path, good: list[Path], capsys: p
     capsys.readouterr()
     assert run(["bank", "remove", str(bank), "--class", "disc", "--image", sha[:8]]) == 0
     gone = info["classes"]["disc"]["images"][0]["source"]
-    assert capsys.readouterr().out == f"bank version 3: remove disc: {gone} (`visionad bank undo` restores it)\n"
+    out, expected = (
+        capsys.readouterr().out,
+        f"bank version 3: remove disc: {gone}; its threshold was dropped, and its parts are for review ",
+    )
+    assert out.startswith(expected), out
     assert run(["bank", "remove", str(bank), "--class", "nut"]) == 0
     assert run(["bank", "undo", str(bank)]) == 0
     assert "version 5" in capsys.readouterr().out.splitlines()[-1]
@@ -290,7 +294,7 @@ def test_foreign_and_damaged_artefacts_by_process(
     done = visionad("predict", model, bank, good[0])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "damaged" in done.stderr
-    for name in bank.glob("classes/*"):
+    for name in bank.glob("supports/*"):
         name.write_bytes(b"x")
     done = visionad("predict", tiny_model, bank, good[0])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
@@ -305,7 +309,7 @@ def test_no_progress_bar_in_a_pipe_and_a_reader_may_leave(tiny_model: Path, bank
         f"set -o pipefail; {code} | head -n 1", shell=True, executable="/bin/bash", capture_output=True, text=True
     )
     assert (piped.returncode, piped.stderr) == (0, "")
-    assert piped.stdout.startswith("unknown")
+    assert piped.stdout.startswith("ok")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
@@ -496,7 +500,9 @@ def test_a_preset_end_to_end(
 def test_parity(
     tiny_model: Path, bank: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from visionad_runtime.bank.memory_bank import SupportTokens
     from visionad_runtime.bank.store import Bank
+    from visionad_runtime.bank.supports import NewSupport
 
     cv2.imwrite(str(tmp_path / "bad.png"), part(5, defect=True))
     paths = [str(good[0].parent), str(tmp_path / "bad.png")]
@@ -514,7 +520,11 @@ def test_parity(
     stored = Bank.open(bank)
     right = stored.classes["disc"]
     stored.remove("disc")
-    stored.add("disc", right.entry.images, np.roll(right.features, 1, axis=-1), right.class_tokens)
+    wrong = [
+        NewSupport(image, SupportTokens((np.roll(tokens.rois[0], 1, axis=-1),), tokens.class_tokens))
+        for image, tokens in zip(right.entry.images, right.supports, strict=True)
+    ]
+    stored.add("disc", wrong)
     assert run(["parity", str(tiny_model), str(bank), *paths, "--class", "disc", "--json"]) == 1
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["pass"] is False

@@ -187,14 +187,11 @@ def test_a_class_is_enrolled_while_others_are_inspected(app: Any, line: service.
     again = ask(app, "POST", "/classes/new%20one", data)
     assert again.status == 409 and "enrolled already" in again.json["error"]
     assert ask(app, "POST", "/classes/new%20one", png(image)).status == 201
-    assert ask(app, "GET", "/classes").json == {
-        "bank_version": 4,
-        "classes": {
-            "disc": {"shots": 2, "threshold": None},
-            "grid": {"shots": 1, "threshold": None},
-            "new one": {"shots": 2, "threshold": None},
-        },
-    }
+    answer = ask(app, "GET", "/classes").json
+    assert answer["bank_version"] == 4
+    assert {name: facts["shots"] for name, facts in answer["classes"].items()} == {"disc": 2, "grid": 1, "new one": 2}
+    assert answer["classes"]["grid"]["threshold"] is None
+    assert answer["classes"]["new one"]["threshold"] > 0  # from the second part on
     images = Bank.open(bank).classes["new one"].entry.images
     assert [i.source for i in images] == ["first.png", "sent to visionad serve"]
     assert images[0].sha256 == sha256_bytes(data)  # as a file's, so that `bank add` knows it again
@@ -282,14 +279,15 @@ def test_health_and_metrics(app: Any, line: service.InspectionService, bank: Pat
     assert health.status == 200
     assert health.json["ready"] and health.json["bank_version"] == 2 and health.json["backend"] == "onnxruntime-cpu"
     assert line.inspector.bank is not None
-    line.inspector.bank.calibrate("disc", 1e-9, (0.0, 1.0), None)  # type: ignore[arg-type]
+    low = {"threshold": 1e-9, "map_scale": (0.0, 1.0), "calibration": None}
+    line.inspector.bank.update("disc", "calibrate disc", lambda held: held.entry.model_copy(update=low))
     for i in range(2):
         assert ask(app, "POST", "/inspect?class=disc", png(part(i))).json["verdict"] == "anomalous"
-    assert ask(app, "POST", "/inspect?class=grid", png(part(2, kind="grid"))).json["verdict"] == "unknown"
+    assert ask(app, "POST", "/inspect?class=grid", png(part(2, kind="grid"))).json["verdict"] == "review"  # one support
     text = ask(app, "GET", "/metrics").body.decode()
     for row in (
         'visionad_pictures_total{class_name="disc",verdict="anomalous"} 2.0',
-        'visionad_pictures_total{class_name="grid",verdict="unknown"} 1.0',
+        'visionad_pictures_total{class_name="grid",verdict="review"} 1.0',
         "visionad_inspection_seconds_count 3.0",
         'visionad_stage_seconds_count{stage="search"} 3.0',
         'visionad_score_ratio_count{class_name="disc"} 2.0',

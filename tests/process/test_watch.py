@@ -131,7 +131,7 @@ def test_with_a_journal_nothing_is_lost_or_done_twice(
     finally:
         status = running.end(signal.SIGINT)
     assert status == 0
-    assert running.out.read().splitlines()[-1].endswith("unknown")  # the count; nothing is calibrated
+    assert running.out.read().splitlines()[-1].endswith("ok")  # the count
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
     assert sorted(row["name"] for row in rows) == [f"{i}.png" for i in range(8)]
     capsys.readouterr()
@@ -204,7 +204,7 @@ def test_what_fails_after_a_verdict_costs_neither_it_nor_the_images_behind(
     finally:
         assert running.end(signal.SIGTERM) == 0
     assert [row["name"] for row in rows] == names
-    assert all(row["verdict"] == "unknown" for row in rows)
+    assert all(row["verdict"] == "ok" for row in rows)
     assert running.out.read().count("\n") == len(names) + 1  # one line each, and the count
     err = running.err.read()
     assert err.count("could not be written") == 2 and "Traceback" not in err
@@ -221,7 +221,7 @@ def test_output_that_cannot_be_written_stops_no_inspection(line: tuple[Path, Pat
         running = Running(model, bank, folder, "--json", "--journal", tmp_path / "journal", out=full)
         rows = rows_of(tmp_path / "journal", 3)
         running.end(signal.SIGTERM)
-    assert [row["verdict"] for row in rows] == ["unknown"] * 3
+    assert [row["verdict"] for row in rows] == ["ok"] * 3
     err = running.err.read()
     assert (
         "the output could not be written: No space left on device; inspection goes on" in err and "Traceback" not in err

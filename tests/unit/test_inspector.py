@@ -71,7 +71,7 @@ def test_more_threads_than_cores_are_not_taken(
         taken.append(threads)
         return open_engine(*args, threads=threads, **more)
 
-    monkeypatch.setattr("visionad_runtime.inspector.open_engine", note)
+    monkeypatch.setattr("visionad_runtime.inspector.inspection.open_engine", note)
     Inspector.open(tiny_model, threads=5000).close()
     assert taken == [available_cpus()]
     with pytest.raises(VisionADError, match="threads 0: expected 1 or more"):
@@ -175,7 +175,7 @@ def test_routing_finds_the_class_and_knows_a_stranger(inspector: Inspector) -> N
 
 
 def test_the_golden_image_is_a_stranger(inspector: Inspector, tiny_model: Path) -> None:
-    from visionad_runtime.inspector import read_golden
+    from visionad_runtime.pipeline.self_test import read_golden
 
     image = read_golden(tiny_model)["image"]
     padded = cv2.copyMakeBorder(
@@ -329,7 +329,10 @@ def test_a_threshold_holds_for_its_supports_and_views_only(tiny_model: Path, tmp
     one_view = Inspector.open(tiny_model, tmp_path / "bank", threads=1, views=["original"])
     assert one_view.inspect(part(8), class_name="disc").verdict == "unknown"
     inspector.enroll("disc", [part(8)])
-    assert inspector.inspect(part(8), class_name="disc").threshold is None
+    grown = inspector.inspect(part(9), class_name="disc")
+    assert (
+        grown.promise is not None and grown.promise.normals == 5
+    )  # two supports, and the three images held out before
 
 
 def test_lean_import_brings_no_torch() -> None:
@@ -375,7 +378,7 @@ def test_a_large_bank_gets_an_index_that_gives_the_same(
     monkeypatch.setattr("visionad_runtime.search.pruning.MIN_ROWS", 3 * 6 * 16)
     monkeypatch.setattr("visionad_runtime.search.pruning.MAX_RELATIVE_COST", 1000)
     assert inspector.bank is not None and isinstance(inspector.pipeline, HostPipeline)
-    bank, index = inspector.bank.classes["disc"], inspector.pipeline.index
+    bank, index = inspector.bank.classes["disc"].rois[0], inspector.pipeline.index
     rows = bank.rows("flip")
     done = threading.Event()
     workers.submit_background(lambda: done.wait(60))  # so that no index is built yet

@@ -12,7 +12,7 @@ import typer
 
 from .._release import __version__
 from ..errors import VisionADError, import_error_message, is_own_module
-from .commands.bank import bank_add, bank_audit, bank_info, bank_remove, bank_undo, bank_verify
+from .commands.bank import bank_add, bank_audit, bank_confirm, bank_info, bank_remove, bank_undo, bank_verify
 from .commands.bank_roi import bank_rebuild, bank_roi
 from .commands.bench import bench_command
 from .commands.build import build_command
@@ -49,6 +49,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 BANK_COMMANDS: dict[str, Callable[..., Any]] = {
     "add": bank_add,
     "remove": bank_remove,
+    "confirm": bank_confirm,
     "undo": bank_undo,
     "info": bank_info,
     "verify": bank_verify,

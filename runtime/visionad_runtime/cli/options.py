@@ -13,6 +13,9 @@ ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="model folder, m
 BankArg = Annotated[Path, typer.Argument(metavar="BANK", help="bank folder")]
 # readable=False: one unreadable file must not stop the run; reading it reports the error for that file
 PathsArg = Annotated[list[Path], typer.Argument(metavar="PATH...", help="image files or folders", readable=False)]
+MaybePaths = Annotated[
+    list[Path] | None, typer.Argument(metavar="[PATH]...", help="image files or folders", readable=False)
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 

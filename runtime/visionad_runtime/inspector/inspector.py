@@ -146,6 +146,7 @@ class Inspector(Inspection):
         keep_versions: int | None = None,
         roi: RoiSpec | None = None,
         mask: bytes | None = None,
+        calibrate: bool = True,
         step: Callable[[], None] = lambda: None,
     ) -> int:
         """Enroll image files: all or none.
@@ -158,6 +159,7 @@ class Inspector(Inspection):
             keep_versions: number of latest versions that the bank keeps from now on; ``None`` leaves it as it is.
             roi: what is inspected, for a new class; an existing one keeps its own.
             mask: PNG file of ``roi.mask``.
+            calibrate: whether the class gets thresholds from its supports. Without, it keeps those that it has.
             step: called after each image.
 
         Returns:
@@ -180,7 +182,7 @@ class Inspector(Inspection):
             except ImageError as exc:
                 raise ImageError(f"{path}: {exc}") from None
             step()
-        return self.enroll_supports(name, supports, keep_versions, layout=layout)
+        return self.enroll_supports(name, supports, keep_versions, calibrate, layout=layout)
 
     def new_support(
         self, record: SupportImage, rgb: pixels.RGB8, file: bytes | None, suffix: str, layout: Layout | None
@@ -201,6 +203,7 @@ class Inspector(Inspection):
         name: str,
         supports: Sequence[NewSupport],
         keep_versions: int | None = None,
+        calibrate: bool = True,
         *,
         layout: Layout | None = None,
     ) -> int:
@@ -210,9 +213,8 @@ class Inspector(Inspection):
             if not supports:
                 raise BankError(f"class {name!r}: no image given")
             roi, mask = (None, None) if layout is None else (layout.spec, layout.mask)
-            return bank.add(
-                name, supports, roi=roi, mask=mask, calibrate=self.automatic_calibration(), keep=keep_versions
-            )
+            automatic = self.automatic_calibration() if calibrate else None
+            return bank.add(name, supports, roi=roi, mask=mask, calibrate=automatic, keep=keep_versions)
 
     def enroll_image(self, name: str, record: SupportImage, rgb: pixels.RGB8, file: bytes, suffix: str) -> int:
         """Enroll one decoded image with its record. Return and errors are those of :meth:`enroll`."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..bank.memory_bank import ClassBank
 from ..formats.manifest import SupportImage
+from ..pipeline.calibration import recorded_scores
 from ..pipeline.leave_one_out import leave_one_out
 from ..scoring.spec import ScoringSpec
 
@@ -37,7 +38,7 @@ class LeaveOneOutScore(NamedTuple):
     is_outlier: bool
 
 
-def leave_one_out_scores(bank: ClassBank, spec: ScoringSpec) -> list[LeaveOneOutScore]:
+def leave_one_out_scores(bank: ClassBank, spec: ScoringSpec, recorded: bool = False) -> list[LeaveOneOutScore]:
     """Score each support of a class against the others.
 
     A defect that was enrolled as good hides all similar defects. Among uniform parts it is an outlier. Among parts that vary, the
@@ -46,6 +47,7 @@ def leave_one_out_scores(bank: ClassBank, spec: ScoringSpec) -> list[LeaveOneOut
     Args:
         bank: the class.
         spec: how to score, in views that the bank holds.
+        recorded: whether the scores that the calibration of the class has recorded will do, if it has all of them.
 
     Returns:
         One score per support, in the bank's order; empty for fewer than :data:`MIN_SUPPORTS` supports.
@@ -56,7 +58,8 @@ def leave_one_out_scores(bank: ClassBank, spec: ScoringSpec) -> list[LeaveOneOut
     images = bank.entry.images
     if len(images) < MIN_SUPPORTS:
         return []
-    scores = [one.score for one in leave_one_out(bank, spec)]
+    known = [s.score for s in recorded_scores(bank.entry) if s.origin == "leave-one-out"] if recorded else []
+    scores = known if len(known) == len(images) else [one.score for one in leave_one_out(bank, spec)]
     rows = []
     for k, image in enumerate(images):
         median = float(np.median([score for i, score in enumerate(scores) if i != k]))

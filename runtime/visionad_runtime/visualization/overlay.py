@@ -31,7 +31,12 @@ LONGEST_SIDE = 1024
 SHORTEST_LONG_SIDE = 256
 _CAPTION_WIDTH = 320  # a narrower caption is not readable
 
-VERDICT_COLORS: dict[str, Color] = {"ok": (34, 150, 84), "anomalous": (208, 46, 46), "unknown": (201, 128, 10)}
+VERDICT_COLORS: dict[str, Color] = {
+    "ok": (34, 150, 84),
+    "review": (201, 128, 10),
+    "anomalous": (208, 46, 46),
+    "unknown": (110, 116, 128),
+}
 _INK: Color = (238, 240, 243)
 _FAINT: Color = (150, 156, 166)
 _PANEL: Color = (22, 24, 29)
@@ -75,7 +80,7 @@ def draw_overlay(
         anomaly_map: (256, 256) float32 over the center crop, in map units.
         geometry: position of the crop in the image.
         regions: regions to outline in white.
-        verdict: ``ok``, ``anomalous`` or ``unknown``.
+        verdict: ``ok``, ``review``, ``anomalous`` or ``unknown``.
         score: score of the image.
         threshold: ``None`` if the class is not calibrated.
         class_name: ``None`` if the image is of no known class.

@@ -20,6 +20,18 @@ class Region(BaseModel):
     roi: str = Field(default="image", description="region of interest that it lies in; `image` for a class without any")
 
 
+class Promise(BaseModel):
+    """What the thresholds promise about good parts."""
+
+    max_false_reject: float = Field(description="tolerated rate of good parts that are anomalous")
+    review_rate: float = Field(description="tolerated rate of good parts that are not ok")
+    guaranteed: float = Field(
+        description="rate of good parts that are anomalous, at most, on average over calibrations"
+    )
+    normals: int = Field(description="number of good scores that the promise rests on")
+    void: bool = Field(description="whether today's good parts are not like those of the calibration")
+
+
 class Inspection(BaseModel):
     """The object that ``visionad predict --json`` prints for an image."""
 
@@ -31,8 +43,13 @@ class Inspection(BaseModel):
     class_margin: float | None
     score: float
     threshold: float | None = Field(description="null: the class is not calibrated, or was with other settings")
-    verdict: Literal["ok", "anomalous", "unknown"]
+    verdict: Literal["ok", "review", "anomalous", "unknown"]
+    p_value: float | None = Field(description="share of good parts that score at least as high")
+    promise: Promise | None = Field(description="null: the class has no threshold that holds here")
+    class_mismatch: str | None = Field(description="another class that the image is nearer to than to the one given")
     bank_version: int
+    bank: str = Field(description="sha256 of the bank's content")
+    model: str = Field(description="sha256 of the model's content")
     regions: list[Region]
     timings_ms: dict[str, float]
     backend: str

@@ -112,8 +112,9 @@ def test_banks_of_earlier_releases_open_and_grow(tiny_model: Path, tmp_path: Pat
         inspector.enroll_files("disc", good[:2])
     manifest = json.loads((bank / "manifest.json").read_text())
     for image in manifest["classes"]["disc"]["images"]:
-        del image["pixels"]
-        assert set(image) == {"sha256", "source"}
+        for added in ("pixels", "kept"):
+            del image[added]
+        assert set(image) == {"sha256", "source", "tokens"}
     (bank / "manifest.json").write_text(json.dumps(manifest))
     with Inspector.open(tiny_model, bank) as inspector:
         with pytest.raises(BankError, match="as disc"):

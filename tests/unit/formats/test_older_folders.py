@@ -45,6 +45,11 @@ def test_they_give_the_verdicts_that_they_gave(bank: Path, tmp_path: Path) -> No
             # Scores differ in the last digits between processors; on one machine they were equal bit for bit.
             assert result.pop("score") == pytest.approx(expected["score"], abs=1e-5)
             assert result.pop("class_margin") == pytest.approx(expected["class_margin"], abs=1e-5)
+            if expected["threshold"] is None and expected["class"] is not None:
+                assert (
+                    result.pop("verdict") == "review"
+                )  # then `unknown`: since release 0.2 nothing passes without a threshold
+                del expected["verdict"]
             same = expected.keys() - {"score", "class_margin"}
             assert {key: result[key] for key in same} == {key: expected[key] for key in same}
 

@@ -95,7 +95,7 @@ def test_a_closed_inspector_says_so(backend: str, own_model: Path, tmp_path: Pat
             partial(next, waiting),
             partial(inspector.enroll, "disc", [part(1)]),
             partial(inspector.encode, tokens),
-            partial(inspector.enroll_encoded, "disc", [], []),
+            partial(inspector.enroll_supports, "disc", []),
         ]
         for call in late:
             with pytest.raises(VisionADError, match="this inspector was closed; open another"):

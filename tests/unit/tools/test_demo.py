@@ -74,7 +74,7 @@ def test_goes_on_after_an_interruption(
     shutil.copytree(tiny_model, out / "model")
     demo(out, data)
 
-    def end(*_: object) -> int:
+    def end(*_: object, **__: object) -> int:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as during:

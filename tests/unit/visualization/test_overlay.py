@@ -127,10 +127,11 @@ def test_any_size_of_image(height: int, width: int, class_name: str | None) -> N
 def test_verdicts_have_their_colours_and_regions_an_outline() -> None:
     captions = [
         draw_overlay(plain(300, 300), cold(), geometry_of(300, 300), [], verdict, 0.1, 0.5, "bolt", (0, 1))
-        for verdict in ("ok", "anomalous", "unknown")
+        for verdict in ("ok", "anomalous", "review", "unknown")
     ]
-    green, red, amber = (strip[300, 150].astype(int) for strip in captions)
+    green, red, amber, gray = (strip[300, 150].astype(int) for strip in captions)
     assert green.argmax() == 1 and red.argmax() == 0 and amber[0] > amber[1] > amber[2]
+    assert np.ptp(gray) < 24  # no color: nothing was decided
     outlined = draw(plain(448, 448), cold(), geometry_of(448, 448), [region((100, 100), (200, 100), (200, 200))])
     assert (outlined[100, 150] > 220).all() and (outlined[150, 200] > 220).all()
 

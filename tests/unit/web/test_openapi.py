@@ -10,7 +10,7 @@ pytest.importorskip("fastapi", reason="serving takes the serve extra")
 
 import numpy as np
 from pydantic import BaseModel
-from visionad_runtime.result import Result
+from visionad_runtime.result import Promise, Result
 from visionad_runtime.scoring.regions import Region
 from visionad_runtime.web import answers
 
@@ -19,7 +19,8 @@ def result() -> Result:
     region = Region(bbox=(1, 2, 3, 4), score=0.5, polygon=((1, 2), (3, 4), (1, 4)))
     known = {
         "score": 0.5, "verdict": "anomalous", "class_name": "gear", "class_source": "routed", "class_margin": 0.1,
-        "threshold": 0.4, "bank_version": 3, "regions": (region,), "anomaly_map": np.zeros((256, 256), np.float32),
+        "threshold": 0.4, "p_value": 0.05, "promise": Promise(0.01, 0.05, 0.05, 19), "class_mismatch": None, "bank_version": 3,
+        "bank": "ab" * 32, "model": "cd" * 32, "regions": (region,), "anomaly_map": np.zeros((256, 256), np.float32),
         "map_scale": (0.0, 1.0), "timings": {"total": 1.0}, "backend": "onnxruntime-cpu", "precision": "fp32",
     }  # fmt: skip
     fields = inspect.signature(Result).parameters

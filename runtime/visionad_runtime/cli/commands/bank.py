@@ -21,10 +21,12 @@ from ..options import (
     ThreadsOption,
     as_stored,
 )
+from ..results import require_bank
 from ..rois import IgnoreOption, RoiOption, describe, parse_rois, read_spec
 
 if TYPE_CHECKING:
     from ...formats.manifest import ClassEntry
+    from ...inspector.inspector import Selection
 
 
 def bank_add(
@@ -63,6 +65,8 @@ def bank_add(
     from ...images.decode import load
     from ...images.discover import find_images
     from ...inspector import Inspector
+    from ...pipeline.calibration import MAX_AUTOMATIC
+    from ...scoring.conformal import promise_in_words
     from ...teaching.audit import leave_one_out_scores
     from ...teaching.sampling import sample_support_paths
     from ...teaching.selection import select_support
@@ -82,10 +86,9 @@ def bank_add(
     read_supports(images, bit_depth)  # reports a bad file before the model is loaded
     height, width = load(images[0], bit_depth).shape[:2] if regions or ignore is not None else (0, 0)
     spec, mask = read_spec(regions, ignore, (width, height))
-    with Inspector.open(model, bank, backend=backend, threads=threads) as inspector:
+    with Inspector.open(model, bank, backend=backend, threads=threads, lazy_bank=True) as inspector:
         assert inspector.bank is not None
         layout = inspector.layout_of(class_name, spec, mask)
-        previous = inspector.bank.classes.get(class_name)
         for line in (*notes, *depth_warnings(inspector.bank.classes, class_name, bit_depth)):
             complain(line)
         if choose is not None:
@@ -100,7 +103,8 @@ def bank_add(
             )  # fmt: skip
     enrolled = inspector.bank.classes[class_name]
     total = len(enrolled.entry.images)
-    outliers = [s for s in leave_one_out_scores(enrolled, inspector.scoring) if s.is_outlier]
+    scored = leave_one_out_scores(enrolled, inspector.scoring, recorded=True) if total <= MAX_AUTOMATIC else []
+    outliers = [s for s in scored if s.is_outlier]
     if as_json:
         facts = {"class": class_name, "added": len(images), "shots": total, "bank_version": version}
         named = [{"sha256": s.image.sha256, "source": s.image.source, "ratio": s.ratio} for s in outliers]
@@ -109,9 +113,9 @@ def bank_add(
     if choose is not None:
         for path in images:
             say(f"chosen: {path}")
-    had_threshold = previous is not None and previous.entry.threshold is not None
-    note = "; its threshold was dropped, calibrate again" if had_threshold else ""
-    say(f"enrolled {len(images)} in class {class_name} ({total} in all), bank version {version}{note}")
+    say(f"enrolled {len(images)} in class {class_name} ({total} in all), bank version {version}")
+    record = enrolled.entry.calibration
+    say(promise_in_words(0 if record is None else record.normals, 0.01 if record is None else record.max_false_reject))
     for s in outliers:
         say(outlier_line(bank, class_name, s))
 
@@ -147,6 +151,83 @@ def bank_remove(
         if opened.classes[class_name].entry.threshold is None:
             change += "; its threshold was dropped, and its parts are for review until `visionad calibrate`"
     say(f"bank version {version}: {change} (`visionad bank undo` restores it)")
+
+
+def bank_confirm(
+    model: ModelArg,
+    bank: BankArg,
+    paths: PathsArg,
+    class_name: ClassOption,
+    good: Annotated[
+        bool | None, typer.Option("--good/--defect", help="what a person found the parts to be", show_default=False)
+    ] = None,
+    selection: Annotated[
+        str,
+        typer.Option(
+            metavar="all|accepted",
+            help="all: consecutive parts whatever their verdict; accepted: parts with verdict ok only, which do not count",
+        ),
+    ] = "all",
+    enroll: Annotated[bool, typer.Option("--enroll", help="enroll the good parts too, as further supports")] = False,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    bit_depth: BitDepth = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Record parts that a person judged. Good ones, chosen regardless of their verdict, tighten the promise."""
+    from ...images.discover import find_images
+    from ...inspector import Inspector
+    from ...scoring.conformal import promise_in_words
+
+    if good is None:
+        raise VisionADError("expected --good or --defect: what did the person find the parts to be?")
+    chosen: Selection | None = "all" if selection == "all" else "accepted" if selection == "accepted" else None
+    if chosen is None:
+        raise VisionADError(f"--selection {selection}: expected all or accepted")
+    if enroll and not good:
+        raise VisionADError("--enroll: only good parts can be enrolled; leave it out with --defect")
+    require_bank(bank)
+    notes: list[str] = []
+    images = [f.path for f in find_images(paths, notes=notes)]
+    for line in notes:
+        complain(line)
+    with (
+        Inspector.open(model, bank, backend=backend, threads=threads) as inspector,
+        progress(f"confirming {class_name}", len(images)) as step,
+    ):
+        version = inspector.confirm_files(
+            class_name, images, good=good, selection=chosen, bit_depth=bit_depth, step=step
+        )
+        if enroll:
+            version = inspector.enroll_files(class_name, images, bit_depth=bit_depth)
+        entry = inspector.require_class(class_name).classes[class_name].entry
+    record = entry.calibration
+    counted = len(images) if good and selection == "all" else 0
+    if as_json:
+        facts = {
+            "class": class_name,
+            "confirmed": len(images),
+            "good": good,
+            "selection": selection,
+            "counted": counted,
+        }
+        promise = None if record is None else {"guaranteed": record.guaranteed_false_reject, "normals": record.normals}
+        limits = {"threshold": entry.threshold, "review_threshold": entry.review_threshold}
+        say(json.dumps({**facts, **limits, "promise": promise, "bank_version": version}, ensure_ascii=False))
+        return
+    what = "good" if good else "defective"
+    say(
+        f"recorded {len(images)} {what} parts of class {class_name}, bank version {version} (`visionad bank undo` takes them back)"
+    )
+    if not counted:
+        why = (
+            "defects say nothing about good parts"
+            if not good
+            else "parts that were accepted have low scores for that reason"
+        )
+        say(f"they do not count towards the promise: {why}")
+    if record is not None:
+        say(promise_in_words(record.normals, record.max_false_reject))
 
 
 def bank_undo(

@@ -15,8 +15,8 @@ from ..options import (
     ClassOption,
     DeviceOption,
     JsonFlag,
+    MaybePaths,
     ModelArg,
-    PathsArg,
     PrecisionOption,
     PresetOption,
     ThreadsOption,
@@ -28,9 +28,17 @@ from ..results import require_bank
 def calibrate(
     model: ModelArg,
     bank: BankArg,
-    paths: PathsArg,
     class_name: ClassOption,
-    max_false_reject: Annotated[float, typer.Option(help="fraction of good parts that may be rejected")] = 0.01,
+    paths: MaybePaths = None,
+    max_false_reject: Annotated[
+        float | None,
+        typer.Option(
+            help="fraction of good parts that may be anomalous, required [default: 0.01, or the best that so few promise]"
+        ),
+    ] = None,
+    review_rate: Annotated[
+        float, typer.Option(help="fraction of good parts that may be for review or anomalous; 0 for no review")
+    ] = 0.05,
     backend: BackendOption = "auto",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -40,15 +48,19 @@ def calibrate(
     bit_depth: BitDepth = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compute a class's threshold from good parts only."""
+    """Compute a class's thresholds from good parts only.
+
+    Without PATH, every enrolled part is scored against the others.
+    """
     from ...bank.supports import depth_warnings
     from ...formats.manifest import as_dict
     from ...images.discover import find_images
     from ...inspector import Inspector
+    from ...scoring.conformal import promise_in_words
     from ...teaching.calibrate import calibrate_class
 
     notes: list[str] = []
-    images = [f.path for f in find_images(paths, notes=notes)]
+    images = [f.path for f in find_images(paths, notes=notes)] if paths else []
     require_bank(bank)
     with (
         Inspector.open(
@@ -61,15 +73,24 @@ def calibrate(
             preset=preset,
             views=views,
         ) as inspector,
-        progress(f"calibrating {class_name}", len(images)) as step,
     ):
         classes = inspector.require_class(class_name).classes
         for line in (*notes, *depth_warnings(classes, class_name, bit_depth)):
             complain(line)
-        result = calibrate_class(inspector, class_name, images, max_false_reject, bit_depth, step)
+        count = len(images) or len(classes[class_name].entry.images)
+        with progress(f"calibrating {class_name}", count) as step:
+            result = calibrate_class(
+                inspector, class_name, images, max_false_reject, bit_depth, step, review_rate=review_rate
+            )
     threshold, record = result.threshold, result.record
     if as_json:
-        facts = {"class": class_name, "threshold": threshold.value, "bank_version": result.bank_version}
+        review = result.limits.review
+        facts = {
+            "class": class_name,
+            "threshold": threshold.value,
+            "review_threshold": None if review is None else review.value,
+            "bank_version": result.bank_version,
+        }
         say(json.dumps({**facts, "skipped": result.skipped, **as_dict(record)}, ensure_ascii=False))
         return
     say(f"class {class_name}: threshold {threshold.value:.4f} from {threshold.normals} good images ({record.method})")
@@ -77,7 +98,13 @@ def calibrate(
         f"a further good part is rejected with probability at most {threshold.mean_bound:.4f} on average over calibrations; "
         f"this threshold's own rate is below {threshold.upper_bound:.4f} at {record.confidence:.0%} confidence"
     )
-    if record.method != "held-out":
+    if result.limits.review is not None:
+        share = result.limits.review.mean_bound
+        say(
+            f"review from {result.limits.review.value:.4f} on: at most {share:.4f} of good parts, anomalous ones included"
+        )
+    say(promise_in_words(threshold.normals, record.max_false_reject))
+    if "leave-one-out" in record.method:
         say("enrolled images were scored leave-one-out; for an audited rate, give images that are not enrolled")
     for path in result.skipped:
         say(f"skipped, it is the only support of the class: {path}")

@@ -29,7 +29,7 @@ class Case:
         truth: ``good``, the name of a defect, ``unknown`` for an object of no class, or ``None`` without a label.
         score: score of the image.
         threshold: threshold of the class, if calibrated.
-        verdict: ``ok``, ``anomalous`` or ``unknown``.
+        verdict: ``ok``, ``review``, ``anomalous`` or ``unknown``.
         overlay: (h, w, 3) uint8 RGB of any size, without a caption.
         image: (h, w, 3) uint8 RGB of any size.
         routed_class: class that the image was routed to.
@@ -109,7 +109,7 @@ def mistake(case: Case) -> str | None:
         return None
     if case.truth == UNKNOWN:
         return None if case.verdict == UNKNOWN else f"routed to {case.routed_class or 'a known class'}"
-    if case.verdict == UNKNOWN:
+    if case.verdict in (UNKNOWN, "review"):
         return "no verdict" if case.routed_class else "not recognized"
     if case.routed_class is not None and case.routed_class != case.class_name:
         return f"routed to {case.routed_class}"
@@ -264,7 +264,7 @@ def _card(anchor: str, case: Case, axis: Axis) -> dict[str, Any]:
         "image": InlineImage.of_pixels(draw_ground_truth(case.image, case.mask, _THUMB), f"{name}, as taken", _THUMB),
         "overlay": InlineImage.of_pixels(case.overlay, f"{name}, heat map", _THUMB),
         "verdict": case.verdict,
-        "verdict_class": case.verdict if case.verdict in ("ok", "anomalous") else UNKNOWN,
+        "verdict_class": case.verdict,
         "truth": _words(case.truth),
         "score": case.score,
         "limit": "" if case.threshold is None else f"threshold {number(case.threshold)}",

@@ -237,7 +237,7 @@ def _enroll_and_calibrate(
         inspector.bank.remove(name)
     for name, paths in supports.items():
         with progress(f"enrolling {name}", len(paths)) as step:
-            inspector.enroll_files(name, paths, step=step)
+            inspector.enroll_files(name, paths, calibrate=False, step=step)
         say(f"enroll   {name}: {len(paths)} good images")
     rates = {}
     for name, paths in normals.items():
@@ -246,7 +246,7 @@ def _enroll_and_calibrate(
             continue
         rates[name] = max(FALSE_REJECT, 1 / (len(paths) + 1))  # the lowest rate that so few images can guarantee
         with progress(f"calibrating {name}", len(paths)) as step:
-            result = calibrate_class(inspector, name, paths, rates[name], step=step)
+            result = calibrate_class(inspector, name, paths, rates[name], step=step, review_rate=0.0)
         say(
             f"calibrate {name}: threshold {result.threshold.value:.4f}, false rejects at most {rates[name]:.1%} on average"
         )

@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
         anomaly_map: float32 (256, 256).
         class_name: class that it was compared with; ``None`` for an image of no known class. ``score`` and ``anomaly_map`` are
             then those of the nearest class.
-        verdict: ``ok``, ``anomalous``, or ``unknown`` without a class or a threshold.
+        verdict: ``ok`` or ``anomalous``; ``unknown`` without a class, ``review`` without a threshold.
     """
 
     path: Path
@@ -120,8 +120,9 @@ class RuntimePredictor:
             height, width = decode.load(paths[0], self._bit_depth).shape[:2]
             roi = make_spec(self._rois, (width, height))
         self._inspector.enroll_files(
-            check_class_name(class_name), paths, bit_depth=self._bit_depth, keep_images=False, roi=roi, step=step
-        )
+            check_class_name(class_name), paths, bit_depth=self._bit_depth, keep_images=False, calibrate=False, roi=roi,
+            step=step,
+        )  # fmt: skip
 
     def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
         """See :class:`Predictor`."""

@@ -215,7 +215,7 @@ class Tally:
             "false_reject_rate": count[0, "anomalous"] / good if good else None,
             "misses": count[1, "ok"],
             "miss_rate": count[1, "ok"] / bad if bad else None,
-            "without_verdict": count[0, "unknown"] + count[1, "unknown"],
+            "without_verdict": sum(count[label, verdict] for label in (0, 1) for verdict in ("unknown", "review")),
         }
 
     def _scale(self) -> tuple[float, float]:

@@ -392,6 +392,35 @@ def streaming() -> Rows:
     yield "time per 1000 maps, one core", f"{record['seconds per 1000 maps, all four metrics']:.1f} s"
 
 
+@register(
+    "backbone", "set", "size", "good, defects", "layout", "AUROC, 4 shots", "AUROC, 1 shot", "leave-one-out spread"
+)
+def tiles() -> Rows:
+    """Image AUROC of whole images and of tiles."""
+    for row in load("tiles")["rows"]:
+        yield (
+            BACKBONES[row["backbone"]],
+            row["set"],
+            f"{row['width']} × {row['height']}",
+            f"{row['good']}, {row['defects']}",
+            row["layout"],
+            f"{row['auroc 4 shots']:.2f}",
+            f"{row['auroc 1 shot']:.2f}",
+            f"{row['leave-one-out spread']:.2f}",
+        )
+
+
+@register("if the layout with the smallest spread is taken", "result")
+def tiles_advice() -> Rows:
+    """Whether the spread of leave-one-out scores chooses a layout."""
+    advice = load("tiles")["advice"]
+    yield "cases (backbone and set)", advice["cases"]
+    yield "image AUROC better than that of whole images, by more than 0.005", advice["better than whole"]
+    yield "worse, by more than 0.005", advice["worse than whole"]
+    yield "mean gain over whole images", f"{advice['mean gain']:+.3f}"
+    yield "mean distance to the better layout", f"{advice['mean below best']:.3f}"
+
+
 @register("result file", "commit", "date", "CPU or GPU")
 def provenance() -> Rows:
     """Where each number comes from."""

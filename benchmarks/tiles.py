@@ -81,13 +81,11 @@ def main() -> None:
             model = Path(folder) / backbone
             size = SIZES[backbone]
             scoring = ScoringSpec(views=("original",), top_fraction=0.002)
+            file = (
+                weights / backbone / "model.safetensors"
+            )  # EfficientNet-Lite0's come with a package of the extra `export`
             export_model(
-                backbone,
-                model,
-                weights=weights / backbone / "model.safetensors",
-                resize=size,
-                crop=size,
-                scoring=scoring,
+                backbone, model, weights=file if file.is_file() else None, resize=size, crop=size, scoring=scoring
             )
             for name, (kind, place) in SETS.items():
                 data = open_dataset(kind, common.shared() / "data" / place)

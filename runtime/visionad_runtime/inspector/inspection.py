@@ -34,7 +34,7 @@ from ..result import FileResult, MadeBy, Result, Trace, make_result
 from ..scoring.areas import Area
 from ..scoring.preset import scoring_for
 from ..scoring.spec import ScoringSpec
-from .tiles import combined, route_whole, run_crops, stages_of
+from .tiles import combined, cut_tiles, route_whole, run_crops, stages_of, tile_banks
 
 log = logging.getLogger("visionad")
 
@@ -319,20 +319,10 @@ class Inspection:
         layouts = [cls.layout for cls in classes]  # before a support is left out, which would compute it anew
         if leave_out is not None:
             classes = [cls.leave_out(leave_out) for cls in classes]
-        cuts: list[list[pixels.RGB8] | ImageError] = []
-        for rgb, layout in zip(rgbs, layouts, strict=True):
-            try:
-                cuts.append([rgb] if layout is None else layout.cut(rgb))
-            except ImageError as exc:
-                cuts.append(exc)
-        banks = [
-            [rows for rows in cls.rois for _ in range(rows.tiles)] if isinstance(cut, list) else []
-            for cls, cut in zip(classes, cuts, strict=True)
-        ]
+        cuts = [cut_tiles(rgb, layout) for rgb, layout in zip(rgbs, layouts, strict=True)]
         timer.mark("crop")
-        crops = [crop for cut in cuts if isinstance(cut, list) for crop in cut]
-        of_crops = [rows for of_image in banks for rows in of_image]
-        outputs = iter(run_crops(self.pipeline, crops, of_crops, trace, len(rgbs)))
+        banks = [tile_banks(cls) for cls, cut in zip(classes, cuts, strict=True) if not isinstance(cut, ImageError)]
+        outputs = iter(run_crops(self.pipeline, cuts, list(itertools.chain(*banks)), trace))
         results: list[tuple[Result, Trace | None] | ImageError] = []
         for rgb, route, cls, layout, cut in zip(rgbs, routes, classes, layouts, cuts, strict=True):
             if isinstance(cut, ImageError):

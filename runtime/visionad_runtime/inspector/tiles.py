@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from .._threads import parallel_for
 from ..bank.layout import Layout
-from ..bank.memory_bank import MemoryBank, Snapshot
+from ..bank.memory_bank import ClassBank, MemoryBank, Snapshot
 from ..bank.routing import Route, Router
 from ..engine.base import Tokens
+from ..errors import ImageError
 from ..formats.manifest import PreprocessSpec
 from ..images.pixels import RGB8
 from ..pipeline.base import Pipeline, PipelineOutput, StageTimer
@@ -52,19 +53,33 @@ def route_whole(
     return route, timer.milliseconds
 
 
+def cut_tiles(rgb: RGB8, layout: Layout | None) -> list[RGB8] | ImageError:
+    """Return the pixels of each tile, or the image itself without a layout; an error for an image of another size."""
+    try:
+        return [rgb] if layout is None else layout.cut(rgb)
+    except ImageError as exc:
+        return exc
+
+
+def tile_banks(bank: ClassBank) -> list[MemoryBank]:
+    """Return the rows that each tile of a class is compared with, in the order of ``Layout.tiles``."""
+    return [rows for rows in bank.rois for _ in range(rows.tiles)]
+
+
 def run_crops(
-    pipeline: Pipeline, crops: Sequence[RGB8], banks: Sequence[MemoryBank], trace: bool, batch: int
+    pipeline: Pipeline, cuts: Sequence[list[RGB8] | ImageError], banks: Sequence[MemoryBank], trace: bool
 ) -> list[PipelineOutput]:
-    """Run crops against their banks.
+    """Run the crops of images against their banks.
 
     Args:
-        pipeline: the pipeline.
-        crops: images.
-        banks: one for each.
+        pipeline: the pipeline. If it takes any number of crops in a call, it gets as many as there are images, which bounds the
+            memory. It never changes a result.
+        cuts: crops of each image, or its error.
+        banks: one for each crop.
         trace: whether to return intermediate results.
-        batch: number of crops in a call, if the pipeline takes any number. It never changes a result.
     """
-    batch_size = pipeline.max_batch_size() or batch
+    crops = [crop for cut in cuts if not isinstance(cut, ImageError) for crop in cut]
+    batch_size = pipeline.max_batch_size() or len(cuts)
     outputs: dict[int, list[PipelineOutput]] = {}
 
     def run_batch(start: int) -> None:

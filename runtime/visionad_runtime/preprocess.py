@@ -26,8 +26,9 @@ VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
 # The eight elements of the square's symmetry group. A name is read from right to left: `r90fv` flips vertically, then rotates by
 # 90 degrees counter-clockwise. In this order the six poses of each view are contiguous: `original` has the first six, `flip` (flip
 # vertically, then each pose) the last six. So 8 encodings serve both views' 12.
-_SQUARE = ("r90", "r270", "e", "r180", "fv", "fh", "r90fv", "r270fv")
-_POSES = _SQUARE[:6]
+SQUARE = ("r90", "r270", "e", "r180", "fv", "fh", "r90fv", "r270fv")
+"""The eight elements of the square's symmetry group."""
+_POSES = SQUARE[:6]
 _QUARTER_TURNS = {"r90": 1, "r180": 2, "r270": 3}
 
 
@@ -168,11 +169,11 @@ def encoding_names(views: Sequence[ViewName]) -> tuple[str, ...]:
     """Return the names of the unique encodings that a bank with these views holds: 14 for all views, 6 for one view."""
     square: tuple[str, ...] = ()
     if "original" in views and "flip" in views:
-        square = _SQUARE
+        square = SQUARE
     elif "original" in views:
-        square = _SQUARE[:6]
+        square = SQUARE[:6]
     elif "flip" in views:
-        square = _SQUARE[2:]
+        square = SQUARE[2:]
     return square + (tuple(f"clamp/{p}" for p in _POSES) if "clamp" in views else ())
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from .formats.manifest import Calibration, ClassEntry, Precision, PreprocessSpec
 from .formats.roi import WHOLE_IMAGE
 from .images import pixels
 from .pipeline.base import PipelineOutput, StageTimer
+from .pipeline.evidence import with_evidence
 from .scoring.areas import Area, area_regions, worst_area
 from .scoring.conformal import p_value
 from .scoring.regions import Geometry, Region
@@ -83,7 +84,9 @@ class Result:
         p_value: share of good parts that score at least as high, ``(1 + number of good scores >= score) / (n + 1)``; ``None``
             without a valid threshold.
         promise: what the threshold promises; ``None`` without one.
-        class_mismatch: another class that the image is nearer to, if a class was given; a mix-up.
+        class_mismatch: another class that the image is nearer to, if a class was given: a mix-up. It does not change the verdict.
+            ``None`` if there is none, and where it is not looked for: with one class, and with models whose class token is not free
+            (``class_token: final``) or classes with ROIs, for which it would have to be computed.
         bank_version: version of the bank that the image was compared with.
         regions: connected anomalous areas of all tiles, highest score first.
         anomaly_map: float32 (256, 256) of the center crop, the sum of the views' cosine distances (0 to 2 per view); of the tile
@@ -140,7 +143,13 @@ class Result:
             "bank": self.bank,
             "model": self.model,
             "regions": [
-                {"bbox": list(r.bbox), "score": r.score, "polygon": [list(p) for p in r.polygon], "roi": r.roi}
+                {
+                    "bbox": list(r.bbox),
+                    "score": r.score,
+                    "polygon": [list(p) for p in r.polygon],
+                    "roi": r.roi,
+                    "evidence": None if r.evidence is None else r.evidence.to_dict(),
+                }
                 for r in self.regions
             ],
             "timings_ms": {k: round(v, 3) for k, v in self.timings.items()},
@@ -194,6 +203,7 @@ def make_result(
     threshold_holds: bool,
     made_by: MadeBy,
     areas: tuple[Area, ...] = (),
+    class_mismatch: str | None = None,
 ) -> Result:
     """Make the result of one image from the pipeline's output: verdict, regions, timings.
 
@@ -206,6 +216,7 @@ def make_result(
         threshold_holds: whether the class's threshold was calibrated with this scoring and precision.
         made_by: what makes the result.
         areas: tiles of the image, for a class with ROIs.
+        class_mismatch: another class that the image is nearer to.
     """
     timer = StageTimer()
     is_known = route is None or route.is_known
@@ -232,7 +243,7 @@ def make_result(
         threshold=threshold,
         p_value=None if threshold is None else p_value(output.score, bank.good_scores),
         promise=None if threshold is None else _promise(bank.entry.calibration),
-        class_mismatch=None,
+        class_mismatch=class_mismatch,
         bank_version=made_by.bank_version,
         bank=made_by.bank,
         model=made_by.model,
@@ -245,6 +256,42 @@ def make_result(
         backend=made_by.backend,
         precision=made_by.precision,
     )
+
+
+def explain_result(
+    result: Result,
+    bank: ClassBank,
+    outputs: Sequence[PipelineOutput],
+    view: ViewName,
+    spec: PreprocessSpec,
+    threads: int | None = None,
+) -> Result:
+    """Return a result whose regions have their evidence: the nearest good patches.
+
+    Args:
+        result: result of the image.
+        bank: the class that the image was compared with.
+        outputs: output of each tile, with patch tokens, in the order of ``result.areas``.
+        view: first view of the scoring.
+        spec: how the image was preprocessed.
+        threads: maximum number of threads (default: all CPUs).
+    """
+    timer = StageTimer()
+    rows = [rois for rois in bank.rois for _ in range(rois.tiles)]
+    explained = list(result.regions)
+    for area, (output, tile_rows) in enumerate(zip(outputs, rows, strict=True)):
+        mine = [i for i, region in enumerate(explained) if region.area == area]
+        assert output.patch is not None
+        found = with_evidence(
+            [explained[i] for i in mine], output.patch[0], view, tile_rows, bank.entry, result.areas[area].geometry, spec,
+            threads=threads,
+        )  # fmt: skip
+        for i, region in zip(mine, found, strict=True):
+            explained[i] = region
+    timer.mark("evidence")
+    timings = {**result.timings, **timer.milliseconds}
+    timings["total"] = result.timings["total"] + timer.milliseconds["evidence"]
+    return replace(result, regions=tuple(explained), timings=timings)
 
 
 def _verdict(score: float, limits: ClassEntry | None) -> Verdict:

@@ -68,7 +68,10 @@ def support_record(data: bytes, rgb: RGB8, source: str, bit_depth: int | None = 
         source: where it came from.
         bit_depth: bits that the camera fills in 16-bit files, as stated.
     """
-    return SupportImage(sha256=sha256_bytes(data), source=source, pixels=pixel_digest(rgb), bit_depth=bit_depth)
+    height, width = rgb.shape[:2]
+    return SupportImage(
+        sha256=sha256_bytes(data), source=source, pixels=pixel_digest(rgb), bit_depth=bit_depth, size=(width, height)
+    )
 
 
 def array_supports(rgbs: Iterable[RGB8]) -> list[SupportImage]:

@@ -30,11 +30,11 @@ from ..pipeline.base import Pipeline, PipelineOutput, StageTimer
 from ..pipeline.opening import open_engine
 from ..pipeline.self_test import read_golden
 from ..preprocess import prepare, query_views
-from ..result import FileResult, MadeBy, Result, Trace, make_result
+from ..result import FileResult, MadeBy, Result, Trace, explain_result, make_result
 from ..scoring.areas import Area
 from ..scoring.preset import scoring_for
 from ..scoring.spec import ScoringSpec
-from .tiles import combined, cut_tiles, route_whole, run_crops, stages_of, tile_banks
+from .tiles import Request, combined, cut_tiles, route_whole, run_crops, tile_banks
 
 log = logging.getLogger("visionad")
 
@@ -193,6 +193,7 @@ class Inspection:
         class_name: str | None = None,
         colour: str = "bgr",
         color: str | None = None,
+        evidence: bool = False,
     ) -> Result:
         """Inspect one image.
 
@@ -201,6 +202,7 @@ class Inspection:
             class_name: class of the part. It skips routing.
             colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
             color: same as ``colour``, and overrides it.
+            evidence: whether to look up the nearest good patch of each region.
 
         Returns:
             Score, verdict, class, regions, map and timings.
@@ -209,7 +211,7 @@ class Inspection:
             ImageError: The array has another type or shape.
             BankError: Nothing is enrolled, or the class is unknown.
         """
-        return self.inspect_batch([image], class_name=class_name, colour=colour, color=color)[0]
+        return self.inspect_batch([image], class_name=class_name, colour=colour, color=color, evidence=evidence)[0]
 
     def inspect_batch(
         self,
@@ -218,6 +220,7 @@ class Inspection:
         class_name: str | None = None,
         colour: str = "bgr",
         color: str | None = None,
+        evidence: bool = False,
     ) -> list[Result]:
         """Inspect several images in one call.
 
@@ -228,6 +231,7 @@ class Inspection:
             class_name: class of all parts. It skips routing.
             colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
             color: same as ``colour``, and overrides it.
+            evidence: whether to look up the nearest good patch of each region.
 
         Returns:
             One result per image, in order.
@@ -237,7 +241,7 @@ class Inspection:
             BankError: Nothing is enrolled, or the class is unknown.
         """
         rgbs = arrays.from_arrays(images, colour if color is None else color)
-        return [result for result, _ in self.trace_batch(rgbs, class_name, trace=False)]
+        return [result for result, _ in self.trace_batch(rgbs, class_name, trace=False, evidence=evidence)]
 
     def trace_batch(
         self,
@@ -245,6 +249,7 @@ class Inspection:
         class_name: str | None = None,
         leave_out: int | None = None,
         trace: bool = True,
+        evidence: bool = False,
     ) -> list[tuple[Result, Trace | None]]:
         """Inspect decoded images. All inspections go through this method.
 
@@ -253,8 +258,9 @@ class Inspection:
             class_name: class of all parts. It skips routing.
             leave_out: index of a support of ``class_name`` to score without (calibration).
             trace: whether to return the intermediate results, which on a GPU must be copied to the host.
+            evidence: whether to look up the nearest good patch of each region.
         """
-        outcomes = self._inspect_all(rgbs, class_name, leave_out, trace)
+        outcomes = self._inspect_all(rgbs, Request(class_name, leave_out, trace, evidence))
         results = []
         for outcome in outcomes:
             if isinstance(outcome, ImageError):
@@ -263,53 +269,64 @@ class Inspection:
         return results
 
     def _inspect_all(
-        self, rgbs: Sequence[pixels.RGB8], class_name: str | None, leave_out: int | None, trace: bool
+        self, rgbs: Sequence[pixels.RGB8], request: Request
     ) -> Sequence[tuple[Result, Trace | None] | ImageError]:
         """Inspect images; an image of another size than its class's ROIs has an error in place of a result."""
         with self._lifetime.in_use():
-            class_name = None if class_name is None else normalize_class_name(class_name)
+            class_name = None if request.class_name is None else normalize_class_name(request.class_name)
+            request = request._replace(class_name=class_name)
             bank = self._snapshot(class_name)
             if not rgbs:
                 return []
             self._load_bank()
             if bank.has_rois and (class_name is None or bank.classes[class_name].entry.roi is not None):
-                return self._inspect_tiles(rgbs, bank, class_name, leave_out, trace)
+                return self._inspect_tiles(rgbs, bank, request)
             batch_size = self.pipeline.max_batch_size() or len(rgbs)
             results: dict[int, list[tuple[Result, Trace | None]]] = {}
 
             def run_batch(start: int) -> None:
-                results[start] = self._run_batch(rgbs[start : start + batch_size], bank, class_name, leave_out, trace)
+                results[start] = self._run_batch(rgbs[start : start + batch_size], bank, request)
 
             starts = range(0, len(rgbs), batch_size)
             parallel_for(run_batch, starts, min(len(starts), self.pipeline.slots))
             return [result for start in starts for result in results[start]]
 
     def _run_batch(
-        self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool
+        self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, request: Request
     ) -> list[tuple[Result, Trace | None]]:
         """Inspect at most as many images as the pipeline takes in one call."""
+        class_name, leave_out = request.class_name, request.leave_out
         routes: list[Route | None] = [None] * len(rgbs)
         classes: list[ClassBank] = []
+        mismatches: list[str | None] = [None] * len(rgbs)
 
         def select_classes(tokens: F32 | None) -> list[MemoryBank]:
             if tokens is not None:
                 router = self._router_of(bank)
-                routes[:] = [router.route(cls[0]) for cls in tokens]
+                found = [router.route(cls[0]) for cls in tokens]
+                if class_name is None:
+                    routes[:] = found
+                else:
+                    mismatches[:] = [route.mismatch(class_name) for route in found]
             classes[:] = [bank.classes[class_name if route is None else route.nearest] for route in routes]  # type: ignore[index]
             if leave_out is not None:
                 classes[:] = [cls.leave_out(leave_out) for cls in classes]
             return [cls.rois[0] for cls in classes]
 
-        outputs = self.pipeline.run(rgbs, select_classes, class_token=class_name is None, trace=trace)
+        finds_mix_ups = leave_out is None and len(bank.classes) > 1 and self.has_free_class_token
+        outputs = self.pipeline.run(
+            rgbs, select_classes, class_token=class_name is None or finds_mix_ups, trace=request.needs_tokens
+        )
         return [
-            (self._result(rgb, output, cls, route, bank), stages_of(output))
-            for rgb, output, route, cls in zip(rgbs, outputs, routes, classes, strict=True)
+            (self._result(request, rgb, [output], output, cls, route, bank, mismatch=mismatch), request.stages(output))
+            for rgb, output, route, cls, mismatch in zip(rgbs, outputs, routes, classes, mismatches, strict=True)
         ]
 
     def _inspect_tiles(
-        self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool
+        self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, request: Request
     ) -> Sequence[tuple[Result, Trace | None] | ImageError]:
         """Inspect images of a bank with ROIs: find the class of each first, then run all tiles of all images."""
+        class_name, leave_out = request.class_name, request.leave_out
         routes: list[tuple[Route, Mapping[str, float]] | None] = [None] * len(rgbs)
         if class_name is None:
             router = self._router_of(bank)
@@ -322,7 +339,7 @@ class Inspection:
         cuts = [cut_tiles(rgb, layout) for rgb, layout in zip(rgbs, layouts, strict=True)]
         timer.mark("crop")
         banks = [tile_banks(cls) for cls, cut in zip(classes, cuts, strict=True) if not isinstance(cut, ImageError)]
-        outputs = iter(run_crops(self.pipeline, cuts, list(itertools.chain(*banks)), trace))
+        outputs = iter(run_crops(self.pipeline, cuts, list(itertools.chain(*banks)), request.needs_tokens))
         results: list[tuple[Result, Trace | None] | ImageError] = []
         for rgb, route, cls, layout, cut in zip(rgbs, routes, classes, layouts, cuts, strict=True):
             if isinstance(cut, ImageError):
@@ -331,22 +348,31 @@ class Inspection:
             before = {"crop": timer.milliseconds["crop"] / len(rgbs), **({} if route is None else route[1])}
             own = list(itertools.islice(outputs, len(cut)))
             output, areas, stages = combined(own, layout, self.scoring, self.manifest.identity.preprocess, before)
-            result = self._result(rgb, output, cls, None if route is None else route[0], bank, areas)
-            results.append((result, stages))
+            result = self._result(request, rgb, own, output, cls, None if route is None else route[0], bank, areas)
+            results.append((result, stages if request.trace else None))
         return results
 
     def _result(
         self,
+        request: Request,
         rgb: pixels.RGB8,
+        tiles: Sequence[PipelineOutput],
         output: PipelineOutput,
         cls: ClassBank,
         route: Route | None,
         bank: Snapshot,
         areas: tuple[Area, ...] = (),
+        mismatch: str | None = None,
     ) -> Result:
         made_by = MadeBy(bank.manifest.version, bank.digest, self.digest, self.engine.name, self.engine.precision)
         spec = self.manifest.identity.preprocess
-        return make_result(cls, output, route, rgb.shape, spec, self.holds(cls.entry), made_by, areas)
+        result = make_result(cls, output, route, rgb.shape, spec, self.holds(cls.entry), made_by, areas, mismatch)
+        return explain_result(result, cls, tiles, self.views[0], spec, self._threads) if request.evidence else result
+
+    @property
+    def has_free_class_token(self) -> bool:
+        """Whether the class token costs no further layers of the backbone, so that a mix-up is looked for."""
+        return self.manifest.identity.class_token == "fused"
 
     def _class_token(self, rgb: pixels.RGB8) -> F32:
         """Return the class token of a whole image in the first view, float32 (Dc,)."""
@@ -444,6 +470,7 @@ class Inspection:
         bit_depth: int | None = None,
         leave_out: int | None = None,
         trace: bool = False,
+        evidence: bool = False,
     ) -> Iterator[FileResult]:
         """Inspect image files in order.
 
@@ -457,6 +484,7 @@ class Inspection:
             bit_depth: bits that the camera fills in 16-bit files.
             leave_out: index of a support of ``class_name`` to score without.
             trace: whether to return the intermediate results too.
+            evidence: whether to look up the nearest good patch of each region.
 
         Yields:
             One item per path. An unreadable file has ``error`` instead of ``result``.
@@ -470,7 +498,8 @@ class Inspection:
         with closing(reader.read_images(discover.as_paths(paths), bit_depth, self._threads)) as files:
             while loaded := list(itertools.islice(files, batch)):
                 readable = [image.rgb for image in loaded if image.rgb is not None]
-                results = iter(self._inspect_all(readable, class_name, leave_out, trace))
+                request = Request(class_name, leave_out, trace, evidence)
+                results = iter(self._inspect_all(readable, request))
                 for path, rgb, error, decode_ms in loaded:
                     if rgb is None:
                         yield FileResult(path, None, None, None, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,31 @@ from ..scoring.score import ignore_cells
 from ..scoring.spec import ScoringSpec
 
 F32 = NDArray[np.float32]
+
+
+class Request(NamedTuple):
+    """What is asked of an inspection.
+
+    Attributes:
+        class_name: class of all parts; ``None`` to find it.
+        leave_out: index of a support to score without.
+        trace: whether to return the intermediate results.
+        evidence: whether to look up the nearest good patch of each region.
+    """
+
+    class_name: str | None
+    leave_out: int | None = None
+    trace: bool = False
+    evidence: bool = False
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the pipeline must return patch tokens, which on a GPU must be copied to the host."""
+        return self.trace or self.evidence
+
+    def stages(self, output: PipelineOutput) -> Trace | None:
+        """Return the intermediate results of an output, if they were asked for."""
+        return stages_of(output) if self.trace else None
 
 
 def route_whole(

@@ -58,7 +58,7 @@ def area_regions(areas: Sequence[Area], level: float, *, inclusive: bool = False
     by_roi: dict[str, list[_FromTiles]] = {}
     for i, area in enumerate(areas):
         by_roi.setdefault(area.roi, []).extend(
-            _FromTiles(frozenset([i]), replace(region, roi=area.roi))
+            _FromTiles(frozenset([i]), replace(region, roi=area.roi, area=i))
             for region in regions(area.anomaly_map, area.geometry, level, inclusive=inclusive)
         )
     merged = [region for group in by_roi.values() for region in _merged(group)]
@@ -97,7 +97,8 @@ def _union(a: Region, b: Region) -> Region:
     bottom = max(a.bbox[1] + a.bbox[3], b.bbox[1] + b.bbox[3])
     hull = cv2.convexHull(np.array([*a.polygon, *b.polygon], np.int32))[:, 0].tolist()
     polygon = tuple((int(u), int(v)) for u, v in hull)
-    return Region((x, y, right - x, bottom - y), max(a.score, b.score), polygon, a.roi)
+    hotter = b if b.score > a.score else a
+    return replace(hotter, bbox=(x, y, right - x, bottom - y), polygon=polygon)
 
 
 def assembled_map(areas: Sequence[Area], geometry: Geometry) -> F32:

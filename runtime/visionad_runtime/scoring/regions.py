@@ -70,6 +70,42 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """The good patch that is nearest to the hottest cell of a region. The cell's distance rests on it.
+
+    Attributes:
+        support: sha256 of the support image.
+        source: where the support came from.
+        bbox: x, y, width, height of the good patch in pixels of the support; ``None`` if the bank does not know the support's
+            size, as for supports that an earlier release enrolled.
+        pose: element of the square's symmetry group that turns the support as the image is (``preprocess.apply_pose``).
+        distance: cosine distance of both patches in the first view, float32, unweighted.
+        cell: x, y, width, height of the region's hottest cell in pixels of the original image.
+        kept: name of the support's copy in the bank's folder ``images``; ``None`` if no copy is kept.
+        bit_depth: of that file, as stated.
+    """
+
+    support: str
+    source: str
+    bbox: tuple[int, int, int, int] | None
+    pose: str
+    distance: float
+    cell: tuple[int, int, int, int]
+    kept: str | None
+    bit_depth: int | None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the object that ``predict --json`` prints."""
+        return {
+            "support": self.support,
+            "source": self.source,
+            "bbox": None if self.bbox is None else list(self.bbox),
+            "pose": self.pose,
+            "distance": self.distance,
+        }
+
+
+@dataclass(frozen=True)
 class Region:
     """A connected anomalous area.
 
@@ -78,12 +114,18 @@ class Region:
         score: largest map value in the area.
         polygon: outline, (x, y) points in pixels of the original image.
         roi: name of the region of interest that it lies in; ``image`` for a class without ROIs.
+        area: index of its area in ``Result.areas``; of a region that tiles share, the one with the highest value.
+        peak: column and row of the pixel of that area's map that has this value; of several, the first in reading order.
+        evidence: the nearest good patch, if it was asked for.
     """
 
     bbox: tuple[int, int, int, int]
     score: float
     polygon: tuple[tuple[int, int], ...]
     roi: str = WHOLE_IMAGE
+    area: int = 0
+    peak: tuple[int, int] = (0, 0)
+    evidence: Evidence | None = None
 
 
 def regions(anomaly_map: F32, geometry: Geometry, level: float, *, inclusive: bool = False) -> tuple[Region, ...]:
@@ -112,16 +154,27 @@ def regions(anomaly_map: F32, geometry: Geometry, level: float, *, inclusive: bo
     outer = [c[:, 0] for c, parent in zip(contours, tree[0, :, 3].tolist(), strict=True) if parent < 0]
     count, labels = cv2.connectedComponents(mask_bytes, connectivity=8)
     peaks = np.full(count, -np.inf, np.float32)
-    np.maximum.at(peaks, labels[mask].astype(np.intp), values[mask])
+    inside = np.flatnonzero(mask)
+    labels_inside, values_inside = labels.ravel()[inside].astype(np.intp), values.ravel()[inside]
+    np.maximum.at(peaks, labels_inside, values_inside)
+    is_peak = values_inside == peaks[labels_inside]
+    first = np.full(count, mask.size, np.intp)
+    np.minimum.at(first, labels_inside[is_peak], inside[is_peak])
     # The points of all areas are handled in one array, because there may be dozens of areas.
     points = np.concatenate(outer)
     ends = list(accumulate(map(len, outer)))
     starts = [0, *ends[:-1]]
     u, v = points[starts].T
-    scores = peaks[labels[v - top, u - left]].tolist()
+    areas_of_starts = labels[v - top, u - left]
+    scores = peaks[areas_of_starts].tolist()
+    rows, columns = np.divmod(first[areas_of_starts], width)
+    places = zip((columns + left).tolist(), (rows + top).tolist(), strict=True)
     us, vs = points.T.tolist()
     axes = _axes(geometry)
-    areas = [_region(us[i:j], vs[i:j], score, *axes) for i, j, score in zip(starts, ends, scores, strict=True)]
+    areas = [
+        _region(us[i:j], vs[i:j], score, place, *axes)
+        for i, j, score, place in zip(starts, ends, scores, places, strict=True)
+    ]
     return tuple(sorted(areas, key=lambda area: (-area.score, area.bbox)))
 
 
@@ -157,14 +210,14 @@ def _axes(geometry: Geometry) -> tuple[_Axis, _Axis]:
     return across, down
 
 
-def _region(us: list[int], vs: list[int], score: float, across: _Axis, down: _Axis) -> Region:
+def _region(us: list[int], vs: list[int], score: float, peak: tuple[int, int], across: _Axis, down: _Axis) -> Region:
     """Return the region within an outline of map pixels ``us`` (right) and ``vs`` (down)."""
     x, y = across.first[min(us)], down.first[min(vs)]
     right, bottom = max(x + 1, across.end[max(us)]), max(y + 1, down.end[max(vs)])
     polygon = tuple(zip(map(across.middle.__getitem__, us), map(down.middle.__getitem__, vs), strict=True))
     if len(polygon) < 3:  # one or two map pixels: use the box, so that the polygon has an area
         polygon = (x, y), (right - 1, y), (right - 1, bottom - 1), (x, bottom - 1)
-    return Region((x, y, right - x, bottom - y), score, polygon)
+    return Region((x, y, right - x, bottom - y), score, polygon, peak=peak)
 
 
 def heatmap_range(normal_level: float, threshold: float) -> tuple[float, float]:

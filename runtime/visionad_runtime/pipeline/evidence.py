@@ -54,12 +54,13 @@ def good_patch(bank: MemoryBank, view: ViewName, row: int) -> GoodPatch:
     index, slot = divmod(posed, bank.features.shape[1])
     encoding = bank.blocks[view_slice(bank.blocks, view)][index].removeprefix("clamp/")
     cells = _cells(patches)
-    cell = int(apply_pose(cells, encoding).ravel()[patch])
+    posed_cells = apply_pose(cells, encoding)
+    cell = int(posed_cells.ravel()[patch])
     # In the view `flip` the image is flipped too: undo that, and the pose is the one from the support to the image.
-    turned = apply_pose(cells, encoding)
-    turned = turned[::-1] if view == "flip" else turned
+    turned = posed_cells[::-1] if view == "flip" else posed_cells
     pose = next(name for name in SQUARE if np.array_equal(apply_pose(cells, name), turned))
-    return GoodPatch(*divmod(slot, bank.tiles), divmod(cell, len(cells)), pose)
+    support, tile = divmod(slot, bank.tiles)
+    return GoodPatch(support, tile, divmod(cell, len(cells)), pose)
 
 
 def with_evidence(

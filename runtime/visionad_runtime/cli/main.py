@@ -23,6 +23,7 @@ from .commands.evaluate import EvalCommand, eval_command
 from .commands.export import export_command
 from .commands.parity import parity_command  # light: torch is imported only when it runs
 from .commands.predict import predict
+from .commands.replay import replay
 from .commands.serve import serve
 from .commands.watch import watch
 from .console import complain, say, set_verbosity
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "watch": watch,
     "serve": serve,
     "calibrate": calibrate,
+    "replay": replay,
     "doctor": doctor,
     "demo": demo,
     "export": export_command,

@@ -71,8 +71,10 @@ class Inspection:
     ) -> None:
         self.manifest = manifest
         self.digest = manifest.content_digest()
+        self._golden = golden
         self._out_of_distribution_token: F32 = golden["class_token"]
         self.engine = engine
+        self._owns_engine = True
         self.bank = bank
         self.scoring = scoring
         self.pipeline: Pipeline = open_pipeline(engine, manifest, scoring, golden, threads, keep_alive)
@@ -178,7 +180,20 @@ class Inspection:
                 try:
                     self.pipeline.close()
                 finally:
-                    self.engine.close()
+                    if self._owns_engine:
+                        self.engine.close()
+
+    def with_bank(self, bank: Bank, scoring: ScoringSpec, engine: Engine | None = None) -> Inspection:
+        """Return an inspection with another bank or scoring and the same model. Close it before this one.
+
+        Args:
+            bank: the bank.
+            scoring: how to score, in views that the bank holds.
+            engine: encodes instead of this one's engine, which stays open when the returned inspection is closed.
+        """
+        other = Inspection(self.manifest, engine or self.engine, bank, scoring, self._golden, self._threads)
+        other._owns_engine = False
+        return other
 
     def __enter__(self) -> Self:
         return self

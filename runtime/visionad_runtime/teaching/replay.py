@@ -268,8 +268,9 @@ def read_records(path: Path) -> Iterator[tuple[int, Facts | None]]:
 def compare(expected: Facts, got: Facts) -> Difference | None:
     """Compare a record with what was recomputed, field by field. Fields that the record lacks are not compared.
 
-    Timings and dates do not count. Nor does ``void`` of a promise: it depends on the parts before. A digest of the bank that
-    differs is the explanation of a different score. If the score is the same, the first stage behind it is named instead.
+    Timings and dates do not count. Nor does ``void`` of a promise: it depends on the parts before. Another digest of the bank
+    explains a difference, unless it is one of the precision or the threshold. Another backend explains what is left; alone, it is
+    no difference.
 
     Args:
         expected: the record.
@@ -283,10 +284,11 @@ def compare(expected: Facts, got: Facts) -> Difference | None:
                 break
         if found is not None:
             break
-    if expected.get("bank", got["bank"]) != got["bank"] and (found is None or found.stage in ("routing", "score")):
+    if found is not None and found.stage in ("precision", "threshold"):
+        return found  # these explain themselves
+    if expected.get("bank", got["bank"]) != got["bank"]:
         return Difference("bank", expected["bank"], got["bank"])
-    numeric = found is not None and found.stage not in ("precision", "threshold")
-    if numeric and expected.get("backend", got["backend"]) != got["backend"]:
+    if found is not None and expected.get("backend", got["backend"]) != got["backend"]:
         return Difference("backend", expected["backend"], got["backend"])
     return found
 

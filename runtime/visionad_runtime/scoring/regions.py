@@ -157,7 +157,7 @@ def regions(anomaly_map: F32, geometry: Geometry, level: float, *, inclusive: bo
     inside = np.flatnonzero(mask)
     labels_inside, values_inside = labels.ravel()[inside].astype(np.intp), values.ravel()[inside]
     np.maximum.at(peaks, labels_inside, values_inside)
-    is_peak = values_inside == peaks[labels_inside]
+    is_peak = (values_inside == peaks[labels_inside]) | np.isnan(values_inside)
     first = np.full(count, mask.size, np.intp)
     np.minimum.at(first, labels_inside[is_peak], inside[is_peak])
     # The points of all areas are handled in one array, because there may be dozens of areas.

@@ -11,6 +11,7 @@ import pytest
 from visionad_runtime import Inspector
 from visionad_runtime.bank.memory_bank import MemoryBank
 from visionad_runtime.formats.manifest import ViewName
+from visionad_runtime.formats.roi import make_spec, parse_roi
 from visionad_runtime.pipeline.evidence import good_patch
 from visionad_runtime.preprocess import apply_pose, apply_view, encoding_names, prepare
 from visionad_runtime.result import Result
@@ -199,3 +200,60 @@ def test_the_mix_up_alarm_changes_no_verdict(inspector: Inspector, tiny_model: P
             here, there = inspector.inspect(one, class_name="disc"), alone.inspect(one, class_name="disc")
             assert there.class_mismatch is None  # one class: nothing to be nearer to
             assert (here.score, here.verdict, here.regions) == (there.score, there.verdict, there.regions)
+
+
+def test_evidence_in_a_roi_is_that_of_crops(tiny_model: Path, tmp_path: Path) -> None:
+    x, y, width, height = 30, 10, 80, 70
+
+    def crop(one: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(one[y : y + height, x : x + width])
+
+    supports = [image(seed) for seed in range(3)]
+    spec = make_spec([parse_roi(f"middle={x},{y},{width},{height}")], (128, 96))
+    with (
+        Inspector.open(tiny_model, tmp_path / "whole", threads=1) as whole,
+        Inspector.open(tiny_model, tmp_path / "cropped", threads=1) as cropped,
+    ):
+        whole.enroll("disc", supports, roi=spec)
+        cropped.enroll("disc", [crop(one) for one in supports])
+        found = whole.inspect(image(7, defect=True), class_name="disc", evidence=True).regions
+        expected = cropped.inspect(crop(image(7, defect=True)), class_name="disc", evidence=True).regions
+        shas = [
+            [one.sha256 for one in bank.classes["disc"].entry.images] for bank in (whole.bank, cropped.bank) if bank
+        ]
+    assert found and len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.evidence is not None and other.evidence is not None
+        assert (one.evidence.pose, one.evidence.distance) == (other.evidence.pose, other.evidence.distance)
+        assert shas[0].index(one.evidence.support) == shas[1].index(other.evidence.support)
+        for here, there in ((one.evidence.bbox, other.evidence.bbox), (one.evidence.cell, other.evidence.cell)):
+            assert here is not None and there is not None
+            assert here == (there[0] + x, there[1] + y, *there[2:])
+
+
+def test_evidence_in_tiles_is_the_nearest_of_all_tiles(tiny_model: Path, tmp_path: Path) -> None:
+    spec = make_spec([parse_roi("left=0,0,60,96@2x1"), parse_roi("right=60,0,68,96@1x2")], (128, 96))
+    assert spec is not None
+    with Inspector.open(tiny_model, tmp_path / "bank", threads=1) as inspector:
+        inspector.enroll("disc", [image(seed) for seed in range(3)], roi=spec)
+        rgb = image(7, defect=True)[..., ::-1]
+        ((result, trace),) = inspector.trace_batch([rgb], "disc", evidence=True)
+        assert trace is not None and inspector.bank is not None
+        rois = {rows.roi: rows for rows in inspector.bank.classes["disc"].rois}
+    assert len({region.roi for region in result.regions}) == 2
+    for region in result.regions:
+        found, area = region.evidence, result.areas[region.area]
+        assert found is not None and found.bbox is not None and area.roi == region.roi
+        u, v = region.peak
+        assert np.float32(region.score) == area.anomaly_map[v, u]
+        row, column = math.floor((v + 0.5) * SIDE / 256), math.floor((u + 0.5) * SIDE / 256)
+        tile = trace.tiles[region.area]
+        token = tile.tokens.patch[0, row * SIDE + column]
+        best = (rois[region.roi].rows("original").astype(np.float64) @ token.astype(np.float64)).max()
+        assert found.distance == np.float32(found.distance) == tile.distances["original"][row, column]
+        assert found.distance == pytest.approx(1 - best, abs=2e-6)
+        x, y, width, height = area.box
+        assert x <= found.cell[0] < x + width and y <= found.cell[1] < y + height
+        named = next(roi for roi in spec.rois if roi.name == region.roi).box
+        assert named[0] <= found.bbox[0] and found.bbox[0] + found.bbox[2] <= named[0] + named[2]
+        assert named[1] <= found.bbox[1] and found.bbox[1] + found.bbox[3] <= named[1] + named[3]

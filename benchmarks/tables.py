@@ -421,6 +421,25 @@ def tiles_advice() -> Rows:
     yield "mean distance to the better layout", f"{advice['mean below best']:.3f}"
 
 
+@register("way", "time", "CPU time")
+def evidence() -> Rows:
+    """Cost of evidence and of the look for mix-ups."""
+    record = load("evidence")
+    yield "given class alone", f"{record['ms without, median']:.0f} ms", "1"
+    for way, ratio in record["ratio of time"].items():
+        yield f"with {way}", f"{ratio:.3f} times", f"{record['ratio of CPU time'][way]:.3f} times"
+
+
+@register("replay", "lines", "time", "CPU time", "images encoded", "lines that differ or flip")
+def replay() -> Rows:
+    """Time of replays with kept tokens."""
+    record = load("replay")
+    for name in ("first replay, encoding", "replay from kept tokens", "against a candidate, from kept tokens"):
+        row = record[name]
+        rows = row["encoded"] // record["views"]
+        yield name, row["lines"], f"{row['seconds']:.0f} s", f"{row['CPU seconds']:.0f} s", rows, row["differ"]
+
+
 @register("result file", "commit", "date", "CPU or GPU")
 def provenance() -> Rows:
     """Where each number comes from."""

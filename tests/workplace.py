@@ -18,8 +18,8 @@ def make_workplace(folder: Path, model: Path) -> Path:
     """Fill an empty folder.
 
     Args:
-        folder: gets ``model``, ``bank`` (class ``bolt``, two supports), ``draft`` (a copy), ``records.jsonl``, ``good``, ``more_good``, ``new``, ``defect``, ``camera``,
-            ``part.png`` and ``visionad-demo`` with parts of the class ``gear``.
+        folder: gets ``model``, ``bank`` (class ``bolt``, two supports), ``draft`` (a copy of it), ``records.jsonl``, ``good``,
+            ``more_good``, ``new``, ``defect``, ``camera``, ``part.png`` and ``visionad-demo`` with parts of the class ``gear``.
         model: the model folder to copy.
 
     Returns:

@@ -182,6 +182,8 @@ class Replay:
         except BankError as exc:
             version = facts["bank_version"] if self._target is None else self._target.version or "the newest"
             return Difference("bank", f"version {version}", str(exc))
+        except ImageError as exc:  # it has another size than the ROIs of the class
+            return Difference("image", str(facts["image"]), str(exc))
         if self._target is not None:
             return _flip(facts, got)
         return compare(facts, got)

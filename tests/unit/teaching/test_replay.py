@@ -14,8 +14,13 @@ import pytest
 from visionad_runtime import Inspector
 from visionad_runtime.bank.store import Bank
 from visionad_runtime.cli.main import run
-from visionad_runtime.errors import BankError, VisionADError
+from visionad_runtime.cli.results import ResultWriter
+from visionad_runtime.errors import BankError
 from visionad_runtime.formats.files import sha256_bytes
+from visionad_runtime.formats.roi import make_spec, parse_roi
+from visionad_runtime.station.arrivals import ArrivalLoop
+from visionad_runtime.station.folder_source import FolderSource
+from visionad_runtime.station.journal import Journal
 from visionad_runtime.teaching.replay import Replay, Replayed, Target, compare
 
 from tests.data import part, slow
@@ -113,6 +118,42 @@ def test_many_lines_over_many_versions_are_equal(
     outcomes = replay(folder)
     assert len(outcomes) == lines
     assert all(one.difference is None and one.skipped is None for one in outcomes)
+
+
+def test_the_journal_of_watch_with_evidence(
+    tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines that `watch` writes while supports are added meanwhile are equal when they are replayed."""
+    arriving, journal = tmp_path / "in", tmp_path / "journal.jsonl"
+    arriving.mkdir()
+    for i in range(6):
+        cv2.imwrite(str(arriving / f"{i}.png"), part(60 + i, defect=i % 2 == 0))
+    with Inspector.open(tiny_model, tmp_path / "bank", threads=1) as inspector:
+        inspector.enroll_files("disc", good[:2])
+        stop: list[int] = []
+
+        def pause(_: float) -> bool:
+            stop.append(1)
+            return len(stop) > 200
+
+        source = FolderSource(arriving, lambda _: (), 0.0, pause)
+        output = ResultWriter(True, None, tmp_path / "overlays", arriving, tmp_path / "bank")
+        book = Journal(journal, arriving)
+        seen: list[str] = []
+
+        def notify(text: str) -> None:
+            seen.append(text)
+
+        loop = ArrivalLoop(inspector, source, output, book, "disc", None, notify, evidence=True)
+        loop.run(lambda: sum(output.counts.values()) >= 6)
+        book.close()
+    lines = read(journal)
+    assert len(lines) == 6
+    assert all(region["evidence"]["support"] for one in lines for region in one["regions"])
+    assert any(one["regions"] for one in lines)
+    capsys.readouterr()
+    assert run(["replay", str(tiny_model), str(tmp_path / "bank"), str(journal)]) == 0
+    assert "6 lines replayed: 6 equal, 0 differ" in capsys.readouterr().out
 
 
 def test_lines_of_earlier_releases(own: Path, replay: Callable[..., list[Replayed]]) -> None:
@@ -276,6 +317,22 @@ def test_flips_of_a_candidate(own: Path, tiny_model: Path, capsys: pytest.Captur
     assert "has no version 77" in capsys.readouterr().err
 
 
+def test_a_candidate_for_images_of_another_size(
+    own: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = make_spec([parse_roi("middle=4,4,50,50")], (64, 64))
+    with Inspector.open(tiny_model, own / "draft", threads=1) as inspector:
+        inspector.enroll("disc", [cv2.resize(part(seed), (64, 64)) for seed in range(2)], roi=spec)
+        inspector.enroll("grid", [part(0, kind="grid")])
+    records = [one for one in read(own / "journal.jsonl") if one["class_source"] == "given"][:3]
+    write(own / "journal.jsonl", records)
+    command = ["replay", str(tiny_model), str(own / "bank"), str(own / "journal.jsonl")]
+    assert run([*command, "--candidate", str(own / "draft")]) == 1
+    printed = capsys.readouterr().out
+    assert "0 verdicts of 3 would flip; 3 lines could not be compared (3 image)" in printed
+    assert "64x64" in printed or "64 x 64" in printed
+
+
 def test_kept_tokens_encode_nothing_the_second_time(own: Path, tiny_model: Path, tmp_path: Path) -> None:
     kept = tmp_path / "tokens"
     counts = []
@@ -358,7 +415,3 @@ def test_a_candidate_of_another_model_is_refused(own: Path, tiny_model: Path) ->
     (draft / "manifest.json").write_text(json.dumps(manifest))
     with Inspector.open(tiny_model, threads=1) as inspector, pytest.raises(BankError, match="weights_sha256"):
         Replay(inspector, own / "bank", target=Target(draft))
-
-
-def test_errors_are_of_this_project() -> None:
-    assert issubclass(BankError, VisionADError)

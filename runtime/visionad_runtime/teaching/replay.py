@@ -7,8 +7,9 @@ gives the same bits, so results are compared for equality. A difference names th
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -40,6 +41,8 @@ FIELDS: dict[Stage, tuple[str, ...]] = {
     "regions": ("regions",),
 }
 """Stage → fields of a record that it decides, in the order of computation."""
+READERS = 2
+"""Threads that read the next images."""
 MAX_OPEN = 3
 """Bank versions in memory at a time. Records of a journal come version by version."""
 
@@ -154,18 +157,26 @@ class Replay:
         Raises:
             VisionADError: The file cannot be read.
         """
-        for number, facts in read_records(records):
-            if facts is None:
-                yield Replayed(number, None, None, "unreadable")
-                continue
-            image = str(facts["image"])
-            if "error" in facts:
-                yield Replayed(number, image, None, "error")
-                continue
-            yield Replayed(number, image, self._difference(facts))
+        lines, ahead = read_records(records), deque[tuple[int, Facts | None, Future[RGB8 | Difference] | None]]()
+        pool = ThreadPoolExecutor(READERS, "visionad-replay")
+        try:
+            while True:
+                while len(ahead) <= READERS and (line := next(lines, None)) is not None:
+                    replayable = line[1] is not None and "error" not in line[1]
+                    ahead.append((*line, pool.submit(self._image, line[1] or {}) if replayable else None))
+                if not ahead:
+                    return
+                number, facts, image = ahead.popleft()
+                if facts is None:
+                    yield Replayed(number, None, None, "unreadable")
+                elif image is None:
+                    yield Replayed(number, str(facts["image"]), None, "error")
+                else:
+                    yield Replayed(number, str(facts["image"]), self._difference(facts, image.result()))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _difference(self, facts: Facts) -> Difference | None:
-        rgb = self._image(facts)
+    def _difference(self, facts: Facts, rgb: RGB8 | Difference) -> Difference | None:
         if isinstance(rgb, Difference):
             return rgb
         if self._target is None and facts.get("model", self._inspector.digest) != self._inspector.digest:

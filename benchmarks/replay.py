@@ -1,4 +1,4 @@
-"""Time of a replay from kept tokens: `python benchmarks/replay.py [--lines 500 --images 100]`.
+"""Time of a replay from kept tokens: `python benchmarks/replay.py [--lines 500 --images 40]`.
 
 DeiT-Tiny with real weights and real bottles, three views, two bank versions. The images are inspected once, and their tokens are
 kept. Then a journal of as many lines as asked for is replayed twice from these tokens: with the versions that the lines name, and
@@ -27,7 +27,7 @@ def main() -> None:
     """Measure, print, write ``benchmarks/results/replay.json``."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--lines", type=int, default=500)
-    options.add_argument("--images", type=int, default=100)
+    options.add_argument("--images", type=int, default=40)
     options.add_argument("--threads", type=int, default=2)
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:

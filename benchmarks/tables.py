@@ -178,6 +178,75 @@ def calibration() -> Rows:
         yield row["set"], which, row["n"], percent(row["mean_false_reject"]), percent(row["beyond_bound"])
 
 
+@register(
+    "scores from",
+    "n",
+    "classes",
+    "promised",
+    "realised, mean",
+    "realised, highest class",
+    "splits beyond the 95 % bound",
+)
+def promise() -> Rows:
+    """Realised against promised false-reject rates."""
+    rows = [row for row in load("promise")["rows"] if not row["scores from"].startswith("stream")]
+    for source in ("enrolled", "held-out", "confirmed"):
+        for n in sorted({row["n"] for row in pick(rows, **{"scores from": source})}):
+            of = pick(rows, **{"scores from": source, "n": n})
+            highest = max(of, key=lambda row: row["realised"])
+            yield (
+                source,
+                f"{n:g}",
+                len(of),
+                percent(of[0]["promised"]),
+                percent(mean(row["realised"] for row in of)),
+                f"{percent(highest['realised'])} ({percent(highest['low'])} to {percent(highest['high'])})",
+                percent(mean(row["beyond_bound"] for row in of)),
+            )
+
+
+@register("class", "accepted parts counted", "accepted parts not counted", "all parts counted")
+def promise_streams() -> Rows:
+    """Promised → realised false-reject rates after a stream of confirmations."""
+    rows = load("promise")["rows"]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        cells = []
+        for kind in ("accepted counted", "accepted not counted", "all counted"):
+            (row,) = pick(rows, **{"set": name, "scores from": f"stream, {kind}"})
+            cells.append(f"{percent(row['promised'])} → {percent(row['realised'])}")
+        yield name, *cells
+
+
+@register("calibration scores", "n", "streams", "alarms at 10 % (highest class)", "alarms at 1 % (highest class)")
+def exchangeability_quiet() -> Rows:
+    """False alarms without drift."""
+    record = load("exchangeability")["quiet"]
+    rows = record["rows"]
+    for source, n in dict.fromkeys((row["scores from"], row["n"]) for row in rows):
+        of = pick(rows, **{"scores from": source, "n": n})
+        cells = []
+        for alpha in ("0.1", "0.01"):
+            rates = [row["alarms"][alpha] for row in of]
+            cells.append(f"{percent(mean(rates))} ({percent(max(rates))})")
+        yield source, n, f"{len(of)} × {record['streams']}", *cells
+
+
+@register("set", "drift", "score, last step", "n", "found", "median delay, parts", "good parts rejected meanwhile")
+def exchangeability_drift() -> Rows:
+    """Delay of the alarm after the beginning of a drift."""
+    for row in load("exchangeability")["drift"]["rows"]:
+        delay = row["median delay"]
+        yield (
+            row["set"],
+            row["drift"],
+            f"× {row['score ratio, last step']:.2f}",
+            row["n"],
+            percent(row["found"], 0),
+            "–" if delay is None else f"{delay:.0f}",
+            f"{row['rejected before the alarm']:.0f}",
+        )
+
+
 def _presets(variants: Iterable[str]) -> Rows:
     record = load("presets")
     one_shot = pick(record["rows"], shots=1)

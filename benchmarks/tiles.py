@@ -68,7 +68,7 @@ def layouts(kind: str) -> dict[str, tuple[int, int]]:
 def main() -> None:
     """Measure, print a table, write ``benchmarks/results/tiles.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=20, help="test images of a set")
+    parser.add_argument("--images", type=int, default=16, help="test images of a set")
     parser.add_argument("--backbone", choices=BACKBONES, action="append", help="[default: both]")
     parser.add_argument("--set", choices=tuple(SETS), action="append", help="[default: all]")
     arguments = parser.parse_args()
@@ -76,9 +76,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for backbone in arguments.backbone or BACKBONES:
             model, size = Path(folder) / backbone, SIZES[backbone]
-            file = (
-                weights / backbone / "model.safetensors"
-            )  # EfficientNet-Lite0's come with a package of the extra `export`
+            # EfficientNet-Lite0's weights come with a package of the extra `export`.
+            file = weights / backbone / "model.safetensors"
             scoring = ScoringSpec(views=("original",), top_fraction=0.002)
             export_model(
                 backbone, model, weights=file if file.is_file() else None, resize=size, crop=size, scoring=scoring

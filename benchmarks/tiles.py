@@ -68,35 +68,37 @@ def layouts(kind: str) -> dict[str, tuple[int, int]]:
 def main() -> None:
     """Measure, print a table, write ``benchmarks/results/tiles.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=20, help="test images of a set")
-    parser.add_argument(
-        "--backbone", choices=BACKBONES, help="measure this one, and keep the others' rows of the result file"
-    )
+    parser.add_argument("--images", type=int, default=16, help="test images of a set")
+    parser.add_argument("--backbone", choices=BACKBONES, action="append", help="[default: both]")
+    parser.add_argument("--set", choices=tuple(SETS), action="append", help="[default: all]")
     arguments = parser.parse_args()
-    count, chosen = arguments.images, BACKBONES if arguments.backbone is None else (arguments.backbone,)
-    rows: list[dict[str, Any]] = []
     weights, start = common.shared() / "weights", time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        for backbone in chosen:
-            model = Path(folder) / backbone
-            size = SIZES[backbone]
+        for backbone in arguments.backbone or BACKBONES:
+            model, size = Path(folder) / backbone, SIZES[backbone]
+            # EfficientNet-Lite0's weights come with a package of the extra `export`.
+            file = weights / backbone / "model.safetensors"
             scoring = ScoringSpec(views=("original",), top_fraction=0.002)
-            file = (
-                weights / backbone / "model.safetensors"
-            )  # EfficientNet-Lite0's come with a package of the extra `export`
             export_model(
                 backbone, model, weights=file if file.is_file() else None, resize=size, crop=size, scoring=scoring
             )
-            for name, (kind, place) in SETS.items():
+            for name in arguments.set or SETS:
+                kind, place = SETS[name]
                 data = open_dataset(kind, common.shared() / "data" / place)
-                rows += measure(model, Path(folder), data, data.classes[0], {"backbone": backbone, "set": name}, count)
+                labels = {"backbone": backbone, "set": name}
+                add(measure(model, Path(folder), data, data.classes[0], labels, arguments.images), arguments.images)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+def add(rows: list[dict[str, Any]], images: int) -> None:
+    """Write the rows of a set to the result file, in place of older ones. So a run that is stopped keeps what it measured."""
     stored = common.RESULTS / "tiles.json"
-    if arguments.backbone is not None and stored.exists():
-        others = [row for row in json.loads(stored.read_text())["rows"] if row["backbone"] not in chosen]
-        rows = sorted([*rows, *others], key=lambda row: BACKBONES.index(row["backbone"]))
-    facts = {"preset": PRESET, "shots": SHOTS, "seed": SEED, "images": count, "rows": rows, "advice": advice(rows)}
-    print(facts["advice"], f"{time.perf_counter() - start:.0f} s")
-    print(f"written to {common.write('tiles', facts).relative_to(common.ROOT)}")
+    known = json.loads(stored.read_text())["rows"] if stored.exists() else []
+    new = {(row["backbone"], row["set"]) for row in rows}
+    rows = [*(row for row in known if (row["backbone"], row["set"]) not in new), *rows]
+    rows.sort(key=lambda row: (BACKBONES.index(row["backbone"]), list(SETS).index(row["set"])))
+    facts = {"preset": PRESET, "shots": SHOTS, "seed": SEED, "images": images, "rows": rows, "advice": advice(rows)}
+    print(f"written to {common.write('tiles', facts).relative_to(common.ROOT)}", flush=True)
 
 
 def measure(

@@ -31,8 +31,7 @@ def problems_of(station: Station) -> list[str]:
         problems.append(str(exc))
     if manifest is not None:
         problems += _recipe_problems(station, manifest)
-    for leaf in (*station.cameras.values(), *station.sinks.values()):
-        missing = leaf.missing()
+    for missing in (*(c.missing() for c in station.cameras.values()), *(s.missing() for s in station.sinks.values())):
         if missing is not None:
             problems.append(missing)
     ports: dict[tuple[str, int], str] = {}

@@ -59,7 +59,7 @@ def test_padding_between_rows_is_left_out(data: st.DataObject) -> None:
 def test_rgb_and_bgr_are_rgb() -> None:
     data = bytes(range(12))
     rgb, depth = to_pixels(data, parse("RGB8"), 2, 2)
-    bgr, _ = to_pixels(data, parse("BGR8"), 2, 2)
+    bgr, _ = to_pixels(data, parse("BGR8Packed"), 2, 2)
     assert rgb[0, 0].tolist() == [0, 1, 2] and bgr[0, 0].tolist() == [2, 1, 0] and depth is None
 
 

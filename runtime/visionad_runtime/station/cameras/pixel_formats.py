@@ -6,7 +6,7 @@ Source: EMVA, "GenICam Pixel Format Naming Convention 2.4", sections 4 to 6; AIA
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,8 @@ def parse(name: str) -> PixelFormat:
     match = _NAME.fullmatch(name)
     if match is not None:
         color, bits, packing = match["color"], int(match["bits"]), match["packing"] or ""
+        if color in _THREE and packing == "Packed" and bits == 8:
+            packing = ""  # older cameras call RGB8 RGB8Packed
         if (packing in _PACKINGS[bits]) and (color not in _THREE or (bits == 8 and not packing)):
             order = _BAYER[match["tile"]] if match["tile"] else color
             return PixelFormat(name, 3 if color in _THREE else 1, bits, packing, order)
@@ -94,10 +96,10 @@ def to_pixels(
     if pixel_format.order == "Mono":
         return samples, None if pixel_format.bits == 8 else pixel_format.bits
     if pixel_format.order in _THREE:
-        rgb = samples.reshape(height, width, 3)
+        rgb = samples.reshape(height, width, 3).astype(np.uint8, copy=False)
         return (rgb if pixel_format.order == "RGB" else np.ascontiguousarray(rgb[:, :, ::-1])), None
-    rgb = demosaic(samples, pixel_format.order)
-    return (rgb >> (pixel_format.bits - 8)).astype(np.uint8) if pixel_format.bits > 8 else rgb, None
+    deep = demosaic(samples, pixel_format.order)
+    return (deep >> (pixel_format.bits - 8)).astype(np.uint8), None
 
 
 def demosaic(mosaic: Pixels, order: str) -> Pixels:
@@ -120,8 +122,7 @@ def demosaic(mosaic: Pixels, order: str) -> Pixels:
     if height < 2 or width < 2:
         raise ValueError(f"a Bayer image of {width} x {height} pixels has no whole pattern: expected 2 x 2 or more")
     mirrored = cv2.copyMakeBorder(mosaic, 2, 2, 2, 2, cv2.BORDER_REFLECT_101)
-    rgb: Pixels = cv2.cvtColor(mirrored, code)  # type: ignore[assignment]
-    return np.ascontiguousarray(rgb[2:-2, 2:-2])
+    return cast(Pixels, np.ascontiguousarray(cv2.cvtColor(mirrored, code)[2:-2, 2:-2]))
 
 
 def _samples(buffer: NDArray[np.uint8], pixel_format: PixelFormat, width: int, height: int, padding: int) -> Pixels:
@@ -138,7 +139,7 @@ def _samples(buffer: NDArray[np.uint8], pixel_format: PixelFormat, width: int, h
     if not padding:  # a row of a packed format may begin inside a byte
         return _unpack(buffer[:needed], pixel_format, columns * height).reshape(height, columns)
     rows = np.lib.stride_tricks.as_strided(buffer, (height, row_bytes), (row_bytes + padding, 1))
-    return np.stack([_unpack(np.ascontiguousarray(row), pixel_format, columns) for row in rows])
+    return cast(Pixels, np.stack([_unpack(np.ascontiguousarray(row), pixel_format, columns) for row in rows]))
 
 
 def _unpack(data: NDArray[np.uint8], pixel_format: PixelFormat, count: int) -> Pixels:

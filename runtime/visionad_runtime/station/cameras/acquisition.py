@@ -14,7 +14,7 @@ from .features import FeatureError, Features, FeatureWriter, GenicamSettings
 
 POLL_S = 0.05
 """How long the thread waits for a frame before it asks whether it should end."""
-CHECK_S = 0.5
+CHECK_S = 1.0
 """Time between two looks whether the camera is still there."""
 
 

@@ -14,6 +14,8 @@ from .features import FeatureError, Features, FeatureWriter, GenicamSettings
 
 POLL_S = 0.05
 """How long the thread waits for a frame before it asks whether it should end."""
+LATE_S = 0.5
+"""How long after its trigger, and the exposure, a frame may still come."""
 CHECK_S = 1.0
 """Time between two looks whether the camera is still there."""
 
@@ -117,9 +119,10 @@ class _Waiting(NamedTuple):
 class GenicamCamera:
     """See :class:`~visionad_runtime.station.camera.Camera`. Subclasses open the device.
 
-    With a software trigger, ``taken`` is the moment before the trigger is sent, and a frame belongs to the last trigger: if a
-    frame is missing when the camera is armed, acquisition is restarted, which discards it. Otherwise ``taken`` is the arrival of
-    the frame less the exposure time: the exposure began then, or earlier.
+    With a software trigger, ``taken`` is the moment before the trigger is sent, and a frame belongs to the last trigger: if
+    the frame of the trigger before is missing when the camera is armed, :meth:`arm` waits for it until :data:`LATE_S` after its
+    trigger, and then restarts the acquisition, which discards it. A restart alone is not enough: a camera may keep a trigger.
+    With other triggers ``taken`` is the arrival of the frame less the exposure time: the exposure began then, or earlier.
 
     ``lost`` counts frames whose number is missing or that did not fit into the queue. A damaged frame is reported by
     :class:`~visionad_runtime.station.camera.LostFrame` and not counted again. Frames that :meth:`arm` discards, and frames that a
@@ -186,7 +189,7 @@ class GenicamCamera:
     def arm(self) -> int:
         """See :class:`~visionad_runtime.station.camera.Camera`."""
         device = self._opened()
-        if self._common.trigger == "software" and self._pending and not self._gone:
+        if self._late():
             try:
                 self._stop(device)
                 self._start(device)
@@ -245,6 +248,14 @@ class GenicamCamera:
             pass
         finally:
             device.close()
+
+    def _late(self) -> bool:
+        """Return whether the last trigger's frame is still missing, after waiting for it."""
+        with self._changed:
+            end = self._triggered + self._exposure + LATE_S
+            while self._pending and not self._gone and (rest := end - time.monotonic()) > 0:
+                self._changed.wait(rest)
+            return self._pending > 0 and not self._gone
 
     def _opened(self) -> Device:
         if self._device is None:

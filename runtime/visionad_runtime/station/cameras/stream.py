@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -14,8 +15,51 @@ from pydantic import Field
 from ..camera import CameraFacts, CameraGone, Frame, NoFrame
 from ..leaf import LeafSettings
 
-LAG_S = 0.02
-"""A stream that is read as it arrives makes each read wait. A frame that comes sooner than this was buffered."""
+SETTLE_S = 0.5
+"""A new connection hands out what was buffered first. It has caught up when frames come no faster than they are taken."""
+JITTER_S = 0.02
+WINDOW_S = 15.0
+"""The clocks of camera and host drift apart: the least delay is taken of the last one or two windows."""
+
+
+class StreamClock:
+    """Tells when a frame would have arrived had it not been buffered.
+
+    A frame's timestamp and its arrival differ by the clocks' difference and a delay. The least difference of the last while
+    belongs to a frame that was not delayed: what another frame's difference exceeds it by is the time that it lay in a buffer.
+    """
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything: a new connection has other timestamps."""
+        self._timestamp = 0.0
+        self._settled_at = self._window_end = math.inf
+        self._least = self._least_before = math.inf
+
+    def arrival(self, timestamp: float, now: float) -> float | None:
+        """Return the time at which a frame would have arrived without a buffer, or ``None`` until that is known.
+
+        Args:
+            timestamp: of the frame in seconds; 0 or less if the source has none. Frames then count as not buffered.
+            now: when it arrived, monotonic time in seconds.
+        """
+        if timestamp < self._timestamp or self._timestamp <= 0 < timestamp:
+            self.restart()  # the source began anew, or has timestamps after all: the first ones of a stream may be 0
+        self._timestamp = timestamp
+        offset = now - timestamp if timestamp > 0 else 0.0
+        least = min(self._least, self._least_before)
+        if offset < least - JITTER_S or self._settled_at == math.inf:
+            self._settled_at = now + SETTLE_S
+        if self._window_end == math.inf:
+            self._window_end = now + WINDOW_S
+        if now > self._window_end:
+            self._least_before, self._least, self._window_end = self._least, offset, now + WINDOW_S
+        self._least = min(self._least, offset)
+        if now < self._settled_at:
+            return None
+        return now if timestamp <= 0 else timestamp + min(self._least, self._least_before)
 
 
 class StreamSettings(LeafSettings):
@@ -23,8 +67,8 @@ class StreamSettings(LeafSettings):
 
     Attributes:
         source: address (``rtsp://…``), or number of a USB camera.
-        latency_ms: time from the exposure to the arrival here, at most: what camera, encoder and network buffer. A frame is handed
-            out if it arrived later than the trigger by this time. Measure it (docs/guides/cameras.md); too small a value lets
+        latency_ms: time from the exposure to the arrival here, at most: what camera and encoder take. A frame is handed out if it
+            arrived later than the trigger by this time. Measure it (docs/guides/cameras.md); too small a value lets
             images through that are older than their trigger.
         max_age_ms: age of the oldest frame that is handed out, from its arrival.
         open_timeout_ms: time that connecting may take.
@@ -48,10 +92,12 @@ class StreamCamera:
     """See :class:`~visionad_runtime.station.camera.Camera`.
 
     A thread reads all the time and keeps the newest frame only: a decoder hands out frames in order, so a stream that is read on
-    demand gives the oldest one of its buffer. The thread opens the stream again when it ends or stalls. Frames of a new connection
-    that were buffered, which come without a wait, are skipped.
+    demand gives the oldest one of its buffer. The thread opens the stream again when it ends or stalls.
 
-    ``taken`` is the arrival less ``latency_ms``. The stream tells nothing of frames that are lost on the way: ``lost`` is 0.
+    Network, decoder and a busy host may still delay frames by seconds. :class:`StreamClock` tells from the timestamps by how much.
+    ``taken`` is the time at which the frame would have arrived without that, less ``latency_ms``.
+
+    The stream tells nothing of frames that are lost on the way: ``lost`` is 0.
     """
 
     Settings: ClassVar[type[LeafSettings]] = StreamSettings
@@ -66,6 +112,7 @@ class StreamCamera:
         self._id = 0
         self._not_before = 0.0
         self._lost_since: float | None = None
+        self._clock = StreamClock()
 
     def missing(self) -> str | None:
         """See :class:`~visionad_runtime.station.camera.Camera`. OpenCV belongs to the lean install."""
@@ -128,8 +175,8 @@ class StreamCamera:
             raise CameraGone(f"camera {self._name}: it is not open")
         if self._lost_since is not None:
             raise CameraGone(
-                f"camera {self._name}: {self._place()} sends nothing since {time.monotonic() - self._lost_since:.1f} s; it is opened "
-                "again and again; check camera and network"
+                f"camera {self._name}: {self._place()} sends nothing since "
+                f"{time.monotonic() - self._lost_since:.1f} s; it is opened again and again; check camera and network"
             )
 
     def _place(self) -> str:
@@ -175,10 +222,13 @@ class StreamCamera:
                 raise CameraGone(f"camera {self._name}: {name}: expected {expected}, got {got} from {self._place()}")
         code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
         form = code.to_bytes(4, "little").decode("ascii", "replace").strip("\0 ") or "video"
-        return CameraFacts(f"stream {self._place()}", form, *sides, simulated=False)
+        return CameraFacts(f"stream {self._place()}", form, sides[0], sides[1], simulated=False)
 
     def _read(self, capture: Any) -> None:
         """Read until the camera is closed. Runs in a thread of its own."""
+        import cv2
+
+        self._clock.restart()
         while not self._ending.is_set():
             if capture is None:
                 capture = self._capture()
@@ -191,23 +241,23 @@ class StreamCamera:
             if not received:
                 capture.release()
                 capture = None
+                self._clock.restart()
                 with self._changed:
                     self._newest, self._lost_since = None, self._lost_since or began
                     self._changed.notify_all()
                 continue
-            self._arrived(pixels, now, buffered=now - began < LAG_S)
+            self._arrived(pixels, self._clock.arrival(capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3, now))
         if capture is not None:
             capture.release()
 
-    def _arrived(self, bgr: NDArray[np.uint8], now: float, *, buffered: bool) -> None:
+    def _arrived(self, bgr: NDArray[np.uint8], arrival: float | None) -> None:
         import cv2
 
         with self._changed:
             self._id += 1
-            if buffered:
-                return  # it lay in a buffer for a time that nobody knows
-            gray = bgr.ndim == 2
-            pixels = np.asarray(bgr if gray else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
             self._lost_since = None
-            self._newest = Frame(pixels, self._id, now - self._settings.latency_ms / 1e3)
+            if arrival is None:
+                return
+            pixels = np.asarray(bgr if bgr.ndim == 2 else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+            self._newest = Frame(pixels, self._id, arrival - self._settings.latency_ms / 1e3)
             self._changed.notify_all()

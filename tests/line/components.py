@@ -42,7 +42,7 @@ def _aravis() -> str | None:
         ctypes.CDLL("libaravis-0.8.so.0")
     except OSError:
         return "libaravis-0.8.so.0 is missing: apt-get install libaravis-0.8-0"
-    return _program("arv-fake-gv-camera-0.8", "aravis-tools-cli")
+    return _program("arv-fake-gv-camera-0.8", "aravis-tools")
 
 
 def _rtsp() -> str | None:

@@ -14,6 +14,7 @@ from visionad_runtime.station.camera import CAMERAS, Camera, CameraGone, LostFra
 
 from tests.line.components import need
 
+pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]
 WAIT = 5.0
 
 

@@ -17,7 +17,7 @@ from visionad_runtime.station.camera import CAMERAS, Camera, CameraGone, Frame, 
 from tests.line.components import need
 from tests.line.servers import Server
 
-pytestmark = pytest.mark.serial  # one camera an address: port 3956
+pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]  # serial: one camera an address, port 3956
 GVCP_PORT = 3956
 DISCOVERY = bytes.fromhex("4211000200000001")
 LIBRARIES = ["aravis", "viva"]

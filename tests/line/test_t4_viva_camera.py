@@ -14,7 +14,7 @@ from visionad_runtime.station.camera import CAMERAS, Camera, CameraGone, Frame, 
 
 from tests.line.components import need
 
-pytestmark = pytest.mark.serial  # one camera an address: port 3956
+pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]  # serial: one camera an address, port 3956
 WIDTH, HEIGHT = 64, 48
 
 

@@ -18,7 +18,7 @@ from visionad_runtime.station.camera import CAMERAS, Camera, CameraGone, Frame, 
 from tests.line.components import RTSP_PYTHON, free_port, need
 from tests.line.servers import Server
 
-pytestmark = pytest.mark.serial
+pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]
 SCRIPT = Path(__file__).parents[1] / "fakes" / "rtsp_server.py"
 LATENCY_MS = 250.0
 """What encoder and decoder take on a busy machine, generously."""

@@ -123,8 +123,8 @@ class Line(Protocol):
 class Sink(Protocol):
     """A way out of the station.
 
-    A live sink is told each change at once, and offers results before the deadline; it may call the :class:`Line`. A stored sink gets
-    records by cursor: at least once, in order, whatever is killed.
+    A live sink is told each change at once, and offers results before the deadline; it may call the :class:`Line`. A stored sink
+    gets records by cursor: at least once, in order, whatever is killed. The front tells it each change too.
 
     Attributes:
         Settings: what the station file says of such a sink.
@@ -148,14 +148,14 @@ class Sink(Protocol):
         """
 
     async def tell(self, state: StationState) -> None:
-        """Live sinks: show a new state. Must not wait for a peer."""
+        """Show a new state. A sink that shows none does nothing. Must not wait for a peer."""
 
     async def store(self, record: Mapping[str, Any]) -> None:
         """Stored sinks: deliver one record. Return only when its receiver has it.
 
         Args:
-            record: the object of ``predict --json`` of the camera that decided, plus ``id, time, part, sequence, recipe, evaluation,
-                reason, camera`` and ``station``.
+            record: the object of ``predict --json`` of the camera that decided, plus ``id, time, part, sequence, recipe,
+                evaluation, reason, camera`` and ``station``.
 
         Raises:
             SinkError: It was not delivered; it is offered again.

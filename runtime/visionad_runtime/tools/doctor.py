@@ -37,6 +37,10 @@ EXTRAS = {
     ),
     "eval": ("matplotlib", "jinja2"),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client", "python-multipart"),
+    "modbus": ("pymodbus",),
+    "opcua": ("asyncua",),
+    "mqtt": ("paho-mqtt",),
+    "gpio": ("gpiod",),
 }
 """Packages of each extra that belong to no backend."""
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")

@@ -12,7 +12,7 @@ from typing import Any
 
 from visionad_runtime.station.sink import Control, Outcome, Sink, StationState
 
-RECIPES = (1, 2)
+RECIPES = {1: "gear", 2: "bolt"}
 START = StationState(
     phase="idle",
     ready=False,
@@ -67,7 +67,7 @@ class FakeLine:
     """
 
     def __init__(self, name: str = "press-3", takes_s: float = 0.02) -> None:
-        self.station_name, self.takes_s = name, takes_s
+        self.station_name, self.takes_s, self.recipes = name, takes_s, RECIPES
         self.state = START
         self.sinks: list[Sink] = []
         self.asked: list[tuple[str, Any]] = []

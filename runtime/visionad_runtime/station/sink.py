@@ -175,7 +175,7 @@ SINKS = LeafRegistry[Sink](
     {
         "modbus": "visionad_runtime.station.sinks.modbus:ModbusSink",
         "tcp": "visionad_runtime.station.sinks.tcp:TcpSink",
-        "opcua": "visionad_runtime.station.sinks.opcua:OpcUaSink",
+        "opcua": "visionad_runtime.station.sinks.opcua.sink:OpcUaSink",
         "mqtt": "visionad_runtime.station.sinks.mqtt:MqttSink",
         "webhook": "visionad_runtime.station.sinks.webhook:WebhookSink",
         "files": "visionad_runtime.station.sinks.files:FilesSink",

@@ -1,7 +1,7 @@
 """GPIO sink: outputs ``ready``, ``pass``, ``reject`` and ``fault`` of a Linux board, by gpiod 2.
 
-``pass`` and ``reject`` are always opposite, so a broken wire is seen. At start, at the end and whenever there is no result, ``reject``
-is on. The kernel lets the lines go when the process ends, and then the board's wiring decides: pull ``reject`` up.
+``pass`` and ``reject`` are always opposite, so a broken wire is seen. At start, at the end and whenever there is no result,
+``reject`` is on. The kernel lets the lines go when the process ends, and then the board's wiring decides: pull ``reject`` up.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class GpioSettings(LeafSettings):
         chip: device of the GPIO chip.
         lines: output → number of its line on the chip. ``pass`` and ``reject`` are needed.
         active_low: outputs that are low when they are on.
-        acknowledge_after_ms: how long a result stays on the outputs before the sink acknowledges it; ``None`` if another sink or the
-            PLC does.
+        acknowledge_after_ms: how long a result stays on the outputs before the sink acknowledges it; ``None`` if another sink or
+            the PLC does.
     """
 
     chip: Path = Path("/dev/gpiochip0")

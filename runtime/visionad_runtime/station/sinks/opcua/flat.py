@@ -106,7 +106,7 @@ class FlatVariables:
     async def show(self, state: StationState, result: Outcome | None) -> None:
         """Write what has changed: falling bits, then data, then rising bits."""
         values = {name: flat.value(state, result) for name, flat in FLAT.items()}
-        changed = [name for name, value in values.items() if value != self._shown[name]]
+        changed = [name for name, value in values.items() if repr(value) != repr(self._shown[name])]  # NaN is NaN
         falling = [name for name in changed if FLAT[name].bit and not values[name]]
         data = [name for name in changed if not FLAT[name].bit]
         rising = [name for name in changed if FLAT[name].bit and values[name]]

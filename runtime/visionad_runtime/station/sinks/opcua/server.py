@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from operator import methodcaller
 from typing import Any
 
 from asyncua import Server, ua
@@ -163,7 +164,7 @@ class VisionServer:
                     await machine.send_result(offered)
                     self.events += 1
                     if self._settings.auto_acknowledge:
-                        await self.ask(lambda line, number=offered.id: line.acknowledge(number))
+                        await self.ask(methodcaller("acknowledge", offered.id))
                 self.shown_at = time.monotonic()
                 self._changed.set()
             await self._news.wait()

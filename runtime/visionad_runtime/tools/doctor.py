@@ -40,6 +40,10 @@ EXTRAS = {
     "station": ("pyyaml",),
     "pylon": ("pypylon",),
     "gige": ("viva-genicam",),
+    "modbus": ("pymodbus",),
+    "opcua": ("asyncua",),
+    "mqtt": ("paho-mqtt",),
+    "gpio": ("gpiod",),
 }
 """Packages of each extra that belong to no backend."""
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")

@@ -32,7 +32,10 @@ ALARMS = {
     "code": ("the code in the image is not the part's", "look at the label, and at the part number that the PLC sends"),
     "mix-up": ("the part looks like another class", "look at the recipe and the part"),
     "internal": ("the part could not be judged", "look at the log"),
-    "golden": ("golden parts are due", "run the golden parts"),
+    "golden": (
+        "a golden part was judged wrongly",
+        "look at the image that is named, at bank, recipe and threshold; then run the golden parts again",
+    ),
     "disk": ("records or images cannot be written", "free space on the disk"),
     "clock": ("the clock is not synchronized", "look at the time server; shifts and records carry this clock"),
     "sink": ("a sink does not deliver", "look at its health"),

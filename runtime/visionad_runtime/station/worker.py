@@ -29,6 +29,7 @@ from .archive import ArchiveWriter
 from .camera import Camera, CameraError, CameraFacts, CameraGone, Frame
 from .checks import ImageChecks
 from .cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
+from .golden import GoldenRun
 from .settings import Recipe, Station, read_station
 
 log = logging.getLogger("visionad")
@@ -109,6 +110,7 @@ class Worker:
         self._archive = None if settings.archive is None else ArchiveWriter(settings.archive, self._say)
         self._checks: ImageChecks | None = None
         self._pending: tuple[int, Frame] | None = None
+        self._golden: GoldenRun | None = None
 
     def run(self) -> None:
         """Open everything, then answer the front."""
@@ -138,6 +140,9 @@ class Worker:
         if self._station.settings.trigger != "line":
             threading.Thread(target=self._watch_frames, name="visionad-frames", daemon=True).start()
         while True:
+            if self._golden is not None and not self._pipe.poll():
+                self._judge_golden(self._golden)
+                continue
             message = self._pipe.recv()
             if message[0] == "stop":
                 return
@@ -149,6 +154,8 @@ class Worker:
                 self._take(Job(*message[1]))
             elif message[0] == "inspect":
                 self._inspect_upload(*message[1:])
+            elif message[0] == "golden":
+                self._begin_golden(message[1])
 
     def close(self) -> None:
         """Release cameras and memory."""
@@ -164,6 +171,7 @@ class Worker:
     def _prepare(self, number: int) -> None:
         """Prepare a recipe: its bank version, its classes, its cameras."""
         recipe = self._station.settings.recipes[number]
+        self._golden = None
         try:
             inspector = self._inspector(recipe.bank_version)
             for name in self._names(recipe):
@@ -204,6 +212,29 @@ class Worker:
             self._say("inspected", ticket, result.to_dict(name), "")
         except VisionADError as exc:
             self._say("inspected", ticket, None, str(exc))
+
+    # -- golden parts -------------------------------------------------------------------------------------------------
+
+    def _begin_golden(self, number: int) -> None:
+        """Begin to judge the golden parts of a recipe. Parts of the line come first: they wait for one image at most."""
+        golden = self._station.settings.checks.golden
+        if golden is not None:
+            recipe = self._station.settings.recipes[number]
+            self._golden = GoldenRun(golden, number, self._names(recipe))
+
+    def _judge_golden(self, run: GoldenRun) -> None:
+        if not run.is_done:
+            run.step(lambda camera, rgb: self._evaluate_golden(run.number, camera, rgb))
+        if run.is_done:
+            self._golden = None
+            self._say("golden", run.number, run.findings)
+
+    def _evaluate_golden(self, number: int, camera: str, rgb: NDArray[np.uint8]) -> tuple[int, str]:
+        recipe = self._station.settings.recipes[number]
+        inspector = self._inspector(recipe.bank_version)
+        inspector.refresh()
+        ((result, _),) = inspector.trace_batch([rgb], recipe.class_of(camera), trace=False)
+        return evaluate(result)
 
     # -- frames -------------------------------------------------------------------------------------------------------
 

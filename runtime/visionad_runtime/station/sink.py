@@ -126,7 +126,6 @@ class Sink(Protocol):
     """A way out of the station.
 
     A live sink is told each change at once, and offers results before the deadline; it may call the :class:`Line`. A stored sink
-    gets records by cursor: at least once, in order, whatever is killed.
     gets records by cursor: at least once, in order, whatever is killed. The front tells it each change too.
 
     Attributes:

@@ -43,6 +43,7 @@ EXTRAS = {
     "modbus": ("pymodbus",),
     "opcua": ("asyncua",),
     "mqtt": ("paho-mqtt",),
+    "codes": ("zxing-cpp",),
     "gpio": ("gpiod",),
 }
 """Packages of each extra that belong to no backend."""

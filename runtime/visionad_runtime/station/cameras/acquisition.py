@@ -42,7 +42,7 @@ class RawFrame(NamedTuple):
     format: str | None = None
 
 
-class DeviceGone(Exception):  # noqa: N818
+class DeviceGone(Exception):
     """The camera cannot be reached any more."""
 
 

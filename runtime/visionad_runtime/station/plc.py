@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ class SimulatedPlc:
     def __init__(self, host: str, port: int, say: Callable[[str], object] = lambda _: None) -> None:
         from pymodbus.client import AsyncModbusTcpClient
 
+        logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # it logs each attempt while the station starts
         self._client = AsyncModbusTcpClient(host, port=port, timeout=3)
         self._say = say
         self._control = 0

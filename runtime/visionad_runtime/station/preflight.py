@@ -38,8 +38,7 @@ def problems_of(station: Station) -> list[str]:
                 golden_images(settings.checks.golden, number, recipe.cameras or tuple(settings.cameras))
             except VisionADError as exc:
                 problems.append(str(exc))
-    for leaf in (*station.cameras.values(), *station.sinks.values()):
-        missing = leaf.missing()
+    for missing in (*(c.missing() for c in station.cameras.values()), *(s.missing() for s in station.sinks.values())):
         if missing is not None:
             problems.append(missing)
     ports: dict[tuple[str, int], str] = {}

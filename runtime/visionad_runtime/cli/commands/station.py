@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...errors import VisionADError
-from ..console import complain, say
+from ..console import complain, progress, say
 
 
 def station(
@@ -32,11 +32,13 @@ def station(
     if words[0] == "init" and len(words) == 2:
         return _init(Path(words[1]))
     if words == ["demo"]:
-        from ...tools.demo.station import run_demo
-
-        return run_demo(out, parts, say, complain)
+        return _demo(out, parts)
     if len(words) != 1:
         raise VisionADError("expected a station file, `init FILE`, or `demo`")
+    try:
+        import yaml  # noqa: F401
+    except ImportError:
+        raise VisionADError("a station needs pyyaml: pip install 'visionad[station]'") from None
     from ...station.settings import StationFileError, read_station
     from ...station.sink import SinkError
 
@@ -66,6 +68,17 @@ def station(
         run_station(found, simulate=simulate, say=start_logging(found.settings.log))
     except SinkError as exc:
         raise VisionADError(str(exc)) from None
+    return 0
+
+
+def _demo(out: Path, parts: int) -> int:
+    from ...tools.demo.run import run_demo
+    from ...tools.demo.station import run_station_demo
+    from .demo import export_for_demo
+
+    if not (out / "bank" / "manifest.json").is_file():
+        run_demo(out, data=None, shots=4, threads=None, export_model=export_for_demo, say=say, progress=progress)
+    run_station_demo(out, parts, say)
     return 0
 
 

@@ -52,6 +52,11 @@ class ModbusSink:
         self._silent = False
         self._last_request = 0.0
 
+    @property
+    def port(self) -> int:
+        """Port that it listens at."""
+        return self._settings.port
+
     def missing(self) -> str | None:
         """See :class:`~visionad_runtime.station.sink.Sink`."""
         if importlib.util.find_spec("pymodbus") is None:
@@ -86,8 +91,8 @@ class ModbusSink:
             await server.serve_forever(background=True)
         except (RuntimeError, OSError):
             raise SinkError(
-                f"sink {self._name}: cannot listen at {self._settings.host}:{self._settings.port}; is the port in use, or below 1024 "
-                "without the right to bind it? choose another port"
+                f"sink {self._name}: cannot listen at {self._settings.host}:{self._settings.port}; is the port in use, or below "
+                "1024 without the right to bind it? choose another port"
             ) from None
         try:
             while True:

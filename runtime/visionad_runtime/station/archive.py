@@ -32,7 +32,7 @@ CLEAN_SECONDS = 10.0
 _NAME = re.compile(r"(\d{10})-(ok|not-ok)-([A-Za-z0-9_-]+)\.png")
 
 
-class Photographed(Protocol):
+class JudgedCamera(Protocol):
     """What the archive needs of a judged camera: its evaluation, and uint8 pixels or ``None``."""
 
     @property
@@ -60,7 +60,7 @@ class ArchiveWriter:
         self._thread = threading.Thread(target=self._work, name="visionad-archive", daemon=True)
         self._thread.start()
 
-    def add(self, job: Job, judged: Mapping[str, Photographed]) -> None:
+    def add(self, job: Job, judged: Mapping[str, JudgedCamera]) -> None:
         """Queue the images of a part, if a rule says so. Returns at once."""
         good = all(one.evaluation == OK for one in judged.values())
         images = {name: one.rgb for name, one in judged.items() if one.rgb is not None}

@@ -178,6 +178,75 @@ def calibration() -> Rows:
         yield row["set"], which, row["n"], percent(row["mean_false_reject"]), percent(row["beyond_bound"])
 
 
+@register(
+    "scores from",
+    "n",
+    "classes",
+    "promised",
+    "realised, mean",
+    "realised, highest class",
+    "splits beyond the 95 % bound",
+)
+def promise() -> Rows:
+    """Realised against promised false-reject rates."""
+    rows = [row for row in load("promise")["rows"] if not row["scores from"].startswith("stream")]
+    for source in ("enrolled", "held-out", "confirmed"):
+        for n in sorted({row["n"] for row in pick(rows, **{"scores from": source})}):
+            of = pick(rows, **{"scores from": source, "n": n})
+            highest = max(of, key=lambda row: row["realised"])
+            yield (
+                source,
+                f"{n:g}",
+                len(of),
+                percent(of[0]["promised"]),
+                percent(mean(row["realised"] for row in of)),
+                f"{percent(highest['realised'])} ({percent(highest['low'])} to {percent(highest['high'])})",
+                percent(mean(row["beyond_bound"] for row in of)),
+            )
+
+
+@register("class", "accepted parts counted", "accepted parts not counted", "all parts counted")
+def promise_streams() -> Rows:
+    """Promised → realised false-reject rates after a stream of confirmations."""
+    rows = load("promise")["rows"]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        cells = []
+        for kind in ("accepted counted", "accepted not counted", "all counted"):
+            (row,) = pick(rows, **{"set": name, "scores from": f"stream, {kind}"})
+            cells.append(f"{percent(row['promised'])} → {percent(row['realised'])}")
+        yield name, *cells
+
+
+@register("calibration scores", "n", "streams", "alarms at 10 % (highest class)", "alarms at 1 % (highest class)")
+def exchangeability_quiet() -> Rows:
+    """False alarms without drift."""
+    record = load("exchangeability")["quiet"]
+    rows = record["rows"]
+    for source, n in dict.fromkeys((row["scores from"], row["n"]) for row in rows):
+        of = pick(rows, **{"scores from": source, "n": n})
+        cells = []
+        for alpha in ("0.1", "0.01"):
+            rates = [row["alarms"][alpha] for row in of]
+            cells.append(f"{percent(mean(rates))} ({percent(max(rates))})")
+        yield source, n, f"{len(of)} × {record['streams']}", *cells
+
+
+@register("set", "drift", "score, last step", "n", "found", "median delay, parts", "good parts rejected meanwhile")
+def exchangeability_drift() -> Rows:
+    """Delay of the alarm after the beginning of a drift."""
+    for row in load("exchangeability")["drift"]["rows"]:
+        delay = row["median delay"]
+        yield (
+            row["set"],
+            row["drift"],
+            f"× {row['score ratio, last step']:.2f}",
+            row["n"],
+            percent(row["found"], 0),
+            "–" if delay is None else f"{delay:.0f}",
+            f"{row['rejected before the alarm']:.0f}",
+        )
+
+
 def _presets(variants: Iterable[str]) -> Rows:
     record = load("presets")
     one_shot = pick(record["rows"], shots=1)
@@ -390,6 +459,54 @@ def streaming() -> Rows:
     yield "classes", record["classes"]
     yield "peak memory", f"{record['peak MB']:.0f} MB"
     yield "time per 1000 maps, one core", f"{record['seconds per 1000 maps, all four metrics']:.1f} s"
+
+
+@register(
+    "backbone", "set", "size", "good, defects", "layout", "AUROC, 4 shots", "AUROC, 1 shot", "leave-one-out spread"
+)
+def tiles() -> Rows:
+    """Image AUROC of whole images and of tiles."""
+    for row in load("tiles")["rows"]:
+        yield (
+            BACKBONES[row["backbone"]],
+            row["set"],
+            f"{row['width']} × {row['height']}",
+            f"{row['good']}, {row['defects']}",
+            row["layout"],
+            f"{row['auroc 4 shots']:.2f}",
+            f"{row['auroc 1 shot']:.2f}",
+            f"{row['leave-one-out spread']:.2f}",
+        )
+
+
+@register("if the layout with the smallest spread is taken", "result")
+def tiles_advice() -> Rows:
+    """Whether the spread of leave-one-out scores chooses a layout."""
+    advice = load("tiles")["advice"]
+    yield "cases (backbone and set)", advice["cases"]
+    yield "image AUROC better than that of whole images, by more than 0.005", advice["better than whole"]
+    yield "worse, by more than 0.005", advice["worse than whole"]
+    yield "mean gain over whole images", f"{advice['mean gain']:+.3f}"
+    yield "mean distance to the better layout", f"{advice['mean below best']:.3f}"
+
+
+@register("way", "time", "CPU time")
+def evidence() -> Rows:
+    """Cost of evidence and of the look for mix-ups."""
+    record = load("evidence")
+    yield "given class alone", f"{record['ms without, median']:.0f} ms", "1"
+    for way, ratio in record["ratio of time"].items():
+        yield f"with {way}", f"{ratio:.3f} times", f"{record['ratio of CPU time'][way]:.3f} times"
+
+
+@register("replay", "lines", "time", "CPU time", "images encoded", "lines that differ or flip")
+def replay() -> Rows:
+    """Time of replays with kept tokens."""
+    record = load("replay")
+    for name in ("first replay, encoding", "replay from kept tokens", "against a candidate, from kept tokens"):
+        row = record[name]
+        rows = row["encoded"] // record["views"]
+        yield name, row["lines"], f"{row['seconds']:.0f} s", f"{row['CPU seconds']:.0f} s", rows, row["differ"]
 
 
 @register("result file", "commit", "date", "CPU or GPU")

@@ -1,11 +1,12 @@
-"""Real components of a production line, as the tests need them.
+"""Real components of a production line, as the tests need them, and how each is found.
 
-A test that lacks one is skipped with the reason. Where ``VISIONAD_DEMAND_LINE=1`` is set, as in CI, it fails instead.
+A test that lacks one is skipped with the reason on a developer's machine, and fails where ``VISIONAD_DEMAND_LINE=1`` is set, as in
+CI. ``.ci/line_components`` installs all of them.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import ctypes
 import os
 import shutil
 import socket
@@ -13,54 +14,80 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+RTSP_PYTHON = "/usr/bin/python3"
+"""The system's Python: GStreamer's bindings belong to it."""
 NPM_FOLDER = Path(os.environ.get("VISIONAD_TEST_NPM", Path.home() / ".cache" / "visionad-test-npm"))
 """Where ``npm install`` put the packages that the tests use."""
 CPPPO_FOLDER = Path(os.environ.get("VISIONAD_TEST_CPPPO", Path.home() / ".cache" / "visionad-test-cpppo"))
 """Where ``pip install --target`` put cpppo: its licence keeps it out of this project's environments."""
-MENDS = {
+INSTALL = {
+    "pylon": "pip install 'visionad[pylon]'",
+    "viva": "pip install 'visionad[gige]'",
+    "aravis": "apt-get install libaravis-0.8-0 aravis-tools",
+    "rtsp": "apt-get install gir1.2-gst-rtsp-server-1.0 python3-gi",
     "mosquitto": "apt-get install mosquitto",
+    "mbpoll": "apt-get install mbpoll",
     "node": "apt-get install nodejs npm",
-    "node-opcua-client": f"npm install --prefix {NPM_FOLDER} node-opcua-client@2",
     "cpppo": f"pip install --target {CPPPO_FOLDER} cpppo",
     "paho": "pip install paho-mqtt",
     "snap7": "pip install python-snap7",
 }
-"""Component → the command that installs it. Others are Python packages of that name."""
+"""Component → the command that installs it. Others are Python packages, or npm's for a name that starts with ``node-``."""
+MODULES = {"pylon": "pypylon", "viva": "viva_genicam"}
+"""Component → its Python module, if it has another name."""
 
 
 def path_of(name: str) -> str | None:
-    """Return where a component lies; ``None`` if it is not installed."""
+    """Return where a component lies, or its name if that does not matter; ``None`` if it is not installed."""
     if name == "cpppo":
         return str(CPPPO_FOLDER) if (CPPPO_FOLDER / "cpppo").is_dir() else None
-    if name.startswith("node-"):
+    if name == "aravis":
+        try:
+            ctypes.CDLL("libaravis-0.8.so.0")
+        except OSError:
+            return None
+        return shutil.which("arv-fake-gv-camera-0.8")
+    if name == "rtsp":
+        code = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+        here = (
+            Path(RTSP_PYTHON).exists()
+            and subprocess.run([RTSP_PYTHON, "-c", code], capture_output=True).returncode == 0
+        )
+        return RTSP_PYTHON if here else None
+    if name.startswith("node-") or name == "modbus-serial":
         package = NPM_FOLDER / "node_modules" / name
         return str(package) if package.is_dir() and shutil.which("node") else None
     program = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if program:
         return program
-    return name if importlib.util.find_spec(name) else None
+    return name if find_spec(MODULES.get(name, name)) else None
 
 
-def need(name: str) -> None:
+def need(*names: str) -> None:
     """Skip the test if a component is missing. Fail it if the line is demanded."""
-    if path_of(name):
-        return
-    text = f"{name} is not installed: {MENDS.get(name, f'pip install {name}')}"
-    if os.environ.get("VISIONAD_DEMAND_LINE") == "1":
-        pytest.fail(text)
-    pytest.skip(text)
+    for name in names:
+        if path_of(name):
+            continue
+        npm = f"npm install --prefix {NPM_FOLDER} {name}"
+        own = npm if name.startswith("node-") or name == "modbus-serial" else f"pip install {name}"
+        text = f"{name} is not installed: {INSTALL.get(name, own)}"
+        if os.environ.get("VISIONAD_DEMAND_LINE") == "1":
+            pytest.fail(f"{text} (VISIONAD_DEMAND_LINE=1 demands it; .ci/line_components installs it)")
+        pytest.skip(text)
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback that nobody uses."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """Return a TCP port of the loopback interface that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def wait_for_port(port: int, process: subprocess.Popen[Any] | None = None, seconds: float = 15) -> None:

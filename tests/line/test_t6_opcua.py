@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.line import FakeLine
-from tests.line.components import MENDS, NPM_FOLDER, free_port, need
+from tests.line.components import INSTALL, NPM_FOLDER, free_port, need
 
 MV = "http://opcfoundation.org/UA/MachineVision"
 OWN = "urn:visionad:station"
@@ -29,7 +29,7 @@ def components() -> None:
     from visionad_runtime.station.sinks.opcua import nodeset
 
     if not nodeset.PATH.is_file():
-        MENDS["the nodeset of OPC 40100-1"] = nodeset.COMMAND
+        INSTALL["the nodeset of OPC 40100-1"] = nodeset.COMMAND
         need("the nodeset of OPC 40100-1")
     logging.getLogger("asyncua").setLevel(logging.ERROR)
 

@@ -71,6 +71,7 @@ class StationState:
         control: who holds control.
         alive: whether the worker answers; the heartbeat counts only then.
         acquisition: number of the last accepted trigger.
+        unacknowledged: all results that were not acknowledged, oldest first.
     """
 
     phase: str
@@ -88,6 +89,7 @@ class StationState:
     control: Control
     alive: bool
     acquisition: int
+    unacknowledged: tuple[Outcome, ...] = ()
 
 
 class Line(Protocol):

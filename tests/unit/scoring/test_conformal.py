@@ -203,3 +203,27 @@ def test_no_score_and_wrong_rates_are_refused() -> None:
             conformal_limits([1.0], 0.01, rate)
     with pytest.raises(VisionADError, match="NaN or Inf"):
         conformal_limits([1.0, float("nan")], 0.01, 0.05)
+
+
+def test_confirmations_of_accepted_parts_break_the_promise_if_they_are_counted() -> None:
+    """Nine good scores promise 10 %. Forty more good parts come, and a person confirms them.
+
+    Confirmations count if the parts were drawn whatever their verdict. Those of accepted parts alone are censored at the limit: the
+    threshold falls with each, while the promise seems to hold.
+    """
+    rng, rate, splits = np.random.default_rng(11), 0.1, 1000
+    realised: dict[str, list[float]] = {"all": [], "accepted": [], "not counted": []}
+    for _ in range(splits):
+        start, stream = rng.normal(size=9).tolist(), rng.normal(size=40).tolist()
+        counted = {"all": start + stream, "accepted": list(start), "not counted": start}
+        for score in stream:
+            if score <= conformal_limits(counted["accepted"], rate, 0).anomalous.value:
+                counted["accepted"].append(score)
+        for name, scores in counted.items():
+            threshold = conformal_limits(scores, rate, 0).anomalous
+            assert threshold.mean_bound <= rate
+            realised[name].append(0.5 * math.erfc(threshold.value / math.sqrt(2)))
+    error = {name: 3 * float(np.std(rates)) / math.sqrt(splits) for name, rates in realised.items()}
+    assert np.mean(realised["all"]) <= rate + error["all"]
+    assert np.mean(realised["not counted"]) <= rate + error["not counted"]
+    assert np.mean(realised["accepted"]) - error["accepted"] > 1.5 * rate

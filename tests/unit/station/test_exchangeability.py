@@ -74,9 +74,10 @@ def test_every_step_is_a_fair_bet() -> None:
     for score in draw(rng, "normal", 50):
         monitor.observe(float(score))
     before, t = monitor.value, monitor.count + 1
-    stakes = [math.exp(s) + 1 / (t * (t + 1)) for s in monitor.state()["log_stakes"]]
+    stake = 1 / math.log2(t + 1) - 1 / math.log2(t + 2)
+    stakes = [math.exp(s) + stake for s in monitor.state()["log_stakes"]]
     # E[f_e(p)] = 1, so the expected next value is the mean of the stakes and what has not begun
-    assert np.mean(stakes) + 1 / (t + 1) == pytest.approx(before, rel=1e-12)
+    assert np.mean(stakes) + 1 / math.log2(t + 2) == pytest.approx(before, rel=1e-12)
     p = (np.arange(4_000_000) + 0.5) / 4_000_000
     for e in EXPONENTS[2:]:  # the midpoint rule meets the pole at 0 too slowly for the others
         assert float(np.mean(e * p ** (e - 1))) == pytest.approx(1, abs=0.01)
@@ -93,8 +94,8 @@ def test_p_values_are_those_of_the_definition() -> None:
         seen.append(score)
         monitor.observe(score)
         p = (sum(s > score for s in seen) + monitor._tie() * seen.count(score)) / len(seen)
-        stakes = (stakes + 1 / (t * (t + 1))) * exponents * p ** (exponents - 1)
-        assert monitor.value == pytest.approx(stakes.mean() + 1 / (t + 1), rel=1e-9)
+        stakes = (stakes + 1 / math.log2(t + 1) - 1 / math.log2(t + 2)) * exponents * p ** (exponents - 1)
+        assert monitor.value == pytest.approx(stakes.mean() + 1 / math.log2(t + 2), rel=1e-9)
     assert monitor.count == 200
 
 

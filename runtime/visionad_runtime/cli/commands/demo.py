@@ -29,12 +29,17 @@ def demo(
     from ...tools.demo.run import run_demo
 
     summary = run_demo(
-        out, data=data, shots=shots, threads=threads, export_model=_export_for_demo, say=say, progress=progress
+        out, data=data, shots=shots, threads=threads, export_model=export_for_demo, say=say, progress=progress
     )
     say(summary)
 
 
-def _export_for_demo(backbone: str, model: Path) -> dict[str, Any]:
+def export_for_demo(backbone: str, model: Path) -> dict[str, Any]:
+    """Export the demo's model.
+
+    Raises:
+        VisionADError: The exporter is not installed.
+    """
     try:
         from visionad_export.exporter import export_model
     except ModuleNotFoundError as exc:

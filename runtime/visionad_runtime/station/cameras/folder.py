@@ -65,6 +65,7 @@ class FolderCamera:
 
     def grab(self, after: int, deadline: float) -> Frame:
         """See :class:`~visionad_runtime.station.camera.Camera`."""
+        del after  # ids count by one, and no frame waits
         taken = time.monotonic()
         if self._id >= self._asked or (self._next >= len(self._files) and not self._settings.loop):
             why = "no image is left" if self._id < self._asked else "it was not triggered"

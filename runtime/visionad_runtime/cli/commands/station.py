@@ -1,0 +1,92 @@
+"""``visionad station``: run a production line's station, or check, start and try one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import VisionADError
+from ..console import complain, progress, say
+
+
+def station(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE | init FILE | demo",
+            help="station file; init writes a commented one; demo runs a simulated line",
+        ),
+    ],
+    check: Annotated[bool, typer.Option("--check", help="check the file and all that it needs; start nothing")] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="use folders instead of cameras, and set the bit `simulated`")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="folder of `station demo`")] = Path("visionad-demo"),
+    parts: Annotated[
+        int, typer.Option("--parts", min=1, help="parts of `station demo`; more than there are: again")
+    ] = 12,
+) -> int:
+    """Run a station: cameras in, verdicts out, until Ctrl-C or SIGTERM."""
+    if words[0] == "init" and len(words) == 2:
+        return _init(Path(words[1]))
+    if words == ["demo"]:
+        return _demo(out, parts)
+    if len(words) != 1:
+        raise VisionADError("expected a station file, `init FILE`, or `demo`")
+    try:
+        import yaml  # noqa: F401
+    except ImportError:
+        raise VisionADError("a station needs pyyaml: pip install 'visionad[station]'") from None
+    from ...station.settings import StationFileError, read_station
+    from ...station.sink import SinkError
+
+    path = Path(words[0])
+    try:
+        found = read_station(path, simulate=simulate)
+    except StationFileError as exc:
+        for line in exc.problems:
+            complain(line)
+        return 2
+    from ...station.preflight import problems_of
+
+    problems = problems_of(found)
+    for line in problems:
+        complain(line)
+    if problems:
+        return 2
+    if check:
+        say(
+            f"{path}: sound: {len(found.cameras)} cameras, {len(found.settings.recipes)} recipes, {len(found.sinks)} sinks"
+        )
+        return 0
+    from ...station.front import run_station
+
+    try:
+        run_station(found, simulate=simulate, say=say)
+    except SinkError as exc:
+        raise VisionADError(str(exc)) from None
+    return 0
+
+
+def _demo(out: Path, parts: int) -> int:
+    from ...tools.demo.run import run_demo
+    from ...tools.demo.station import run_station_demo
+    from .demo import export_for_demo
+
+    if not (out / "bank" / "manifest.json").is_file():
+        run_demo(out, data=None, shots=4, threads=None, export_model=export_for_demo, say=say, progress=progress)
+    run_station_demo(out, parts, say)
+    return 0
+
+
+def _init(path: Path) -> int:
+    from ...formats.files import atomic_write
+    from ...station.template import TEMPLATE
+
+    if path.exists():
+        raise VisionADError(f"{path} exists already; choose another name, or edit it")
+    atomic_write(path, TEMPLATE.encode())
+    say(f"wrote {path}: fill in model, bank, cameras and recipes, then `visionad station {path} --check`")
+    return 0

@@ -1,0 +1,108 @@
+"""What a station lacks before it starts: missing packages, models, classes, cameras' folders, occupied ports."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+
+from ..bank.folder import check_identity, restorable_versions
+from ..bank.names import normalize_class_name
+from ..errors import VisionADError
+from ..formats.manifest import BankManifest, read_manifest
+from ..formats.model_folder import read_model
+from .golden import golden_images
+from .settings import Station
+
+
+def problems_of(station: Station) -> list[str]:
+    """Return one line for each thing that keeps a station from running; none if it can start.
+
+    Args:
+        station: the station file.
+    """
+    problems: list[str] = []
+    settings = station.settings
+    manifest: BankManifest | None = None
+    try:
+        model = read_model(settings.model)
+        manifest = read_manifest(settings.bank, BankManifest)
+        check_identity(settings.bank, manifest.identity, model.identity)
+    except VisionADError as exc:
+        problems.append(str(exc))
+    if manifest is not None:
+        problems += _recipe_problems(station, manifest)
+    if settings.checks.golden is not None:
+        for number, recipe in settings.recipes.items():
+            try:
+                golden_images(settings.checks.golden, number, recipe.cameras or tuple(settings.cameras))
+            except VisionADError as exc:
+                problems.append(str(exc))
+    for missing in (*(c.missing() for c in station.cameras.values()), *(s.missing() for s in station.sinks.values())):
+        if missing is not None:
+            problems.append(missing)
+    ports: dict[tuple[str, int], str] = {}
+    listening = {name: getattr(sink, "_settings", None) for name, sink in station.sinks.items() if sink.live}
+    if settings.web is not None:
+        listening["web"] = settings.web
+    for name, own in listening.items():
+        host, port = getattr(own, "host", None), getattr(own, "port", None)
+        if not isinstance(host, str) or not isinstance(port, int) or port == 0:
+            continue
+        other = ports.setdefault((host, port), name)
+        trouble = f"{other} has it" if other != name else _port_trouble(host, port)
+        if trouble:
+            problems.append(f"{name}: cannot listen at {host}:{port}: {trouble}; choose another port or address")
+    for folder in (settings.records.parent, *((settings.archive.folder,) if settings.archive else ())):
+        trouble = _folder_trouble(folder)
+        if trouble:
+            problems.append(trouble)
+    return problems
+
+
+def _recipe_problems(station: Station, manifest: BankManifest) -> list[str]:
+    problems = []
+    bank = station.settings.bank
+    for number, recipe in station.settings.recipes.items():
+        version = manifest
+        if recipe.bank_version not in (None, manifest.version):
+            kept = restorable_versions(bank)
+            if recipe.bank_version not in kept:
+                problems.append(f"recipe {number}: bank {bank} has no version {recipe.bank_version}")
+                continue
+            version = BankManifest.model_validate_json(kept[recipe.bank_version].read_bytes())
+        named = recipe.class_name.values() if isinstance(recipe.class_name, dict) else [recipe.class_name]
+        for name in named:
+            if name is not None and normalize_class_name(name) not in version.classes:
+                known = ", ".join(sorted(version.classes)) or "no class yet"
+                problems.append(
+                    f"recipe {number}: bank {bank} has no class {name!r}; it has {known}; enroll with `visionad bank add`"
+                )
+        if recipe.code is not None:
+            try:
+                import zxingcpp  # noqa: F401
+            except ImportError:
+                problems.append(f"recipe {number}: code reading needs zxing-cpp: pip install 'visionad[codes]'")
+    return problems
+
+
+def _port_trouble(host: str, port: int) -> str:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+    except OSError as exc:
+        return "the port is in use" if exc.errno == errno.EADDRINUSE else str(exc.strerror or exc)
+    return ""
+
+
+def _folder_trouble(folder: Path) -> str:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / ".visionad-check"
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as exc:
+        return f"{folder}: cannot be written: {exc.strerror}; mend its permissions, or choose another folder"
+    return ""

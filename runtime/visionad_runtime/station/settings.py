@@ -1,0 +1,412 @@
+"""The station file: one YAML, checked whole before anything starts, with file and line of each mistake."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import VisionADError
+from .camera import CAMERAS, Camera
+from .leaf import LeafRegistry, LeafSettings
+from .sink import SINKS, Sink
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CodeReading(_Part):
+    """A code in the image that must be the part's."""
+
+    kind: Literal["datamatrix", "qr", "code128", "ean13", "any"] = "any"
+    camera: str | None = None
+    must: Literal["match", "be_read"] = "match"
+    """``match``: equal to the line's part text; ``be_read``: readable."""
+
+
+class Recipe(_Part):
+    """What is inspected of one product.
+
+    Attributes:
+        name: for people.
+        class_name: class of the bank, ``class`` in the file; one for all cameras, or camera → class. Without it, images are routed.
+        cameras: cameras that are used; all of the station without it.
+        bank_version: pinned version of the bank; the newest, and newer ones as they come, without it.
+        deadline_ms: overrides the station's.
+        combine: ``worst``: the part is anomalous if one camera says so.
+        code: code reading.
+    """
+
+    name: str = Field(min_length=1, max_length=100)
+    class_name: str | dict[str, str] | None = Field(default=None, alias="class")
+    cameras: tuple[str, ...] | None = None
+    bank_version: int | None = Field(default=None, ge=1)
+    deadline_ms: float | None = Field(default=None, gt=0)
+    combine: Literal["worst"] = "worst"
+    code: CodeReading | None = None
+
+    def digest(self) -> str:
+        """Return the sha256 of the recipe's settings, which every result carries."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def class_of(self, camera: str) -> str | None:
+        """Return the class of a camera's images; ``None`` to route them."""
+        return self.class_name.get(camera) if isinstance(self.class_name, dict) else self.class_name
+
+
+class GoldenParts(_Part):
+    """Known parts that are inspected to prove the station.
+
+    Attributes:
+        folder: images ``good/*`` and ``bad/*``.
+        due: when they are due.
+        overdue: whether the station goes on or is not ready.
+    """
+
+    folder: Path
+    due: tuple[Literal["shift", "recipe", "restart"], ...] = ("shift", "restart")
+    overdue: Literal["not_ready", "alarm"] = "alarm"
+
+
+class Checks(_Part):
+    """Checks beside the verdict.
+
+    Attributes:
+        light: ``off``, ``alarm``, or ``fault_after_N``: an image whose light is not that of the enrolled images is not decidable.
+        rejects_in_a_row: number of parts in a row that are not ok, from which an alarm is raised; 0 for never.
+        golden: golden parts.
+    """
+
+    light: str = Field(default="alarm", pattern=r"^(off|alarm|fault_after_[1-9]\d{0,3})$")
+    rejects_in_a_row: int = Field(default=5, ge=0)
+    golden: GoldenParts | None = None
+
+
+class Shifts(_Part):
+    """Shifts, in a named time zone."""
+
+    zone: str = "UTC"
+    start: tuple[Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")], ...] = ("06:00", "14:00", "22:00")
+
+    @field_validator("zone")
+    @classmethod
+    def _known(cls, zone: str) -> str:
+        try:
+            ZoneInfo(zone)
+        except (ValueError, OSError, KeyError):
+            raise ValueError(f"unknown time zone {zone!r}; expected a name such as Europe/Berlin") from None
+        return zone
+
+    @field_validator("start")
+    @classmethod
+    def _ordered(cls, start: tuple[str, ...]) -> tuple[str, ...]:
+        if not start or list(start) != sorted(set(start)):
+            raise ValueError(f"expected one or more times, each once and in order, got {', '.join(start) or 'none'}")
+        return start
+
+
+class KeepRule(_Part):
+    """Which images are archived: ``all``, ``none`` or ``1 of N``."""
+
+    not_ok: str = Field(default="all", pattern=r"^(all|none|1 of [1-9]\d*)$")
+    ok: str = Field(default="1 of 200", pattern=r"^(all|none|1 of [1-9]\d*)$")
+
+
+class Archive(_Part):
+    """Images on disk. They are deleted, oldest first and ok ones first, when any limit is reached."""
+
+    folder: Path
+    keep: KeepRule = KeepRule()
+    days: float = Field(default=30, gt=0)
+    max_gb: float = Field(default=100, gt=0)
+    min_free_gb: float = Field(default=5, ge=0)
+
+
+class Web(_Part):
+    """HTTP server of the station."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    allow_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+
+
+class StationSettings(_Part):
+    """The station file."""
+
+    station: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    model: Path
+    bank: Path
+    backend: str = "auto"
+    precision: str | None = None
+    preset: str | None = None
+    threads: int | None = Field(default=None, ge=1)
+    deadline_ms: float = Field(default=500, gt=0)
+    ack_ms: float = Field(default=2000, gt=0)
+    """How long a result waits for its acknowledgement before the station is ready again."""
+    trigger: Literal["line", "hardware", "free"] = "line"
+    cameras: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$")], dict[str, Any]] = Field(
+        min_length=1
+    )
+    recipes: dict[Annotated[int, Field(ge=1, le=65535)], Recipe] = Field(min_length=1)
+    checks: Checks = Checks()
+    shifts: Shifts = Shifts()
+    sinks: tuple[dict[str, Any], ...] = ()
+    archive: Archive | None = None
+    records: Path = Path("records.sqlite")
+    retention_days: float | None = Field(default=None, gt=0)
+    web: Web | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> StationSettings:
+        for number, recipe in self.recipes.items():
+            named = {*(recipe.cameras or ()), *(recipe.class_name if isinstance(recipe.class_name, dict) else ())}
+            if recipe.code is not None and recipe.code.camera is not None:
+                named.add(recipe.code.camera)
+            if recipe.cameras == ():
+                raise ValueError(f"recipe {number}: expected one camera or more")
+            for camera in sorted(named - set(self.cameras)):
+                raise ValueError(
+                    f"recipe {number} names camera {camera!r}; the station has {', '.join(sorted(self.cameras))}"
+                )
+        return self
+
+
+class StationFileError(VisionADError):
+    """Mistakes in a station file.
+
+    Attributes:
+        problems: one line for each, with file and line number.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problems))
+
+
+class Station:
+    """A station file with its leaves.
+
+    Attributes:
+        path: of the file; relative paths in it are relative to its folder.
+        settings: what it says.
+        cameras: name → camera, not open.
+        sinks: name → sink, not running.
+    """
+
+    def __init__(
+        self, path: Path, settings: StationSettings, cameras: Mapping[str, Camera], sinks: Mapping[str, Sink]
+    ) -> None:
+        self.path, self.settings, self.cameras, self.sinks = path, settings, cameras, sinks
+
+
+def read_station(path: Path, *, simulate: bool = False) -> Station:
+    """Read and check a station file.
+
+    Args:
+        path: YAML file.
+        simulate: whether folder cameras replace all others: those with a ``simulate`` key keep that folder.
+
+    Raises:
+        VisionADError: It cannot be read.
+        StationFileError: It has mistakes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "not UTF-8"
+        raise VisionADError(
+            f"station file {path} cannot be read: {why}; `visionad station init {path}` writes one"
+        ) from None
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        raw = None if node is None else _Loader.construct(node)
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        where = f":{mark.line + 1}" if mark is not None else ""
+        raise VisionADError(f"{path}{where}: not YAML: {exc.problem or exc.context}") from None
+    if node is None or not isinstance(raw, dict):
+        raise VisionADError(
+            f"{path}: expected keys such as station, model, bank and cameras; `visionad station init` writes a file"
+        )
+    places = _Places(path, node)
+    try:
+        settings = StationSettings.model_validate(raw)
+    except ValidationError as exc:
+        raise StationFileError([places.describe(error, StationSettings) for error in exc.errors()]) from None
+    settings = _resolve(settings, path.parent)
+    problems: list[str] = []
+    cameras = {}
+    for name, facts in settings.cameras.items():
+        given = _simulated(facts, simulate)
+        leaf = _leaf(CAMERAS, name, given, places, ("cameras", name), path.parent, problems)
+        if leaf is not None:
+            cameras[name] = leaf
+    sinks = {}
+    for index, facts in enumerate(settings.sinks):
+        name = str(facts.get("kind", "sink"))
+        name = name if name not in sinks else f"{name}-{index + 1}"
+        leaf = _leaf(SINKS, name, facts, places, ("sinks", index), path.parent, problems)
+        if leaf is not None:
+            sinks[name] = leaf
+    if problems:
+        raise StationFileError(problems)
+    return Station(path, settings, cameras, sinks)
+
+
+def _simulated(facts: Mapping[str, Any], simulate: bool) -> dict[str, Any]:
+    """Return a camera's settings, or those of the folder that simulates it."""
+    own = {key: value for key, value in facts.items() if key != "simulate"}
+    if not simulate or own.get("kind") == "folder":
+        return own
+    folder = facts.get("simulate")
+    return {"kind": "folder", "path": folder} if folder else own
+
+
+def _leaf(
+    registry: LeafRegistry[Any],
+    name: str,
+    facts: Mapping[str, Any],
+    places: _Places,
+    where: tuple[str | int, ...],
+    base: Path,
+    problems: list[str],
+) -> Any:
+    try:
+        kind = facts.get("kind")
+        if not isinstance(kind, str):
+            raise VisionADError(f"expected a kind, one of {', '.join(registry.kinds())}")
+        leaf = registry.load(kind)
+        settings = leaf.Settings.model_validate(_absolute(leaf.Settings, facts, base))
+        return leaf(name, settings)
+    except ValidationError as exc:
+        problems += [places.describe(error, leaf.Settings, where) for error in exc.errors()]
+    except VisionADError as exc:
+        problems.append(f"{places.at((*where, 'kind'))}: {'.'.join(map(str, where))}: {exc}")
+    return None
+
+
+def _absolute(model: type[LeafSettings], facts: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Return settings with relative paths made relative to the station file."""
+    result = dict(facts)
+    for name, field in model.model_fields.items():
+        if field.annotation in (Path, Path | None) and isinstance(result.get(name), str):
+            result[name] = base / result[name]
+    return result
+
+
+def _resolve(settings: StationSettings, base: Path) -> StationSettings:
+    golden = settings.checks.golden
+    checks = settings.checks
+    if golden is not None:
+        golden = golden.model_copy(update={"folder": base / golden.folder})
+        checks = checks.model_copy(update={"golden": golden})
+    archive = settings.archive
+    if archive is not None:
+        archive = archive.model_copy(update={"folder": base / archive.folder})
+    update = {"model": base / settings.model, "bank": base / settings.bank, "records": base / settings.records}
+    return settings.model_copy(update={**update, "checks": checks, "archive": archive})
+
+
+class _Places:
+    """Lines of a YAML document by the path of keys to them."""
+
+    def __init__(self, path: Path, node: yaml.Node) -> None:
+        self._path, self._node = path, node
+
+    def at(self, where: Sequence[str | int]) -> str:
+        """Return ``file:line`` of a key, or of the nearest one above that is there."""
+        node, line = self._node, 1
+        for key in where:
+            found = _child(node, key)
+            if found is None:
+                break
+            line, node = found
+        return f"{self._path}:{line}"
+
+    def describe(self, error: Any, model: type[BaseModel], base: tuple[str | int, ...] = ()) -> str:
+        """Return one line for a mistake."""
+        where = (*base, *(key for key in error["loc"] if not (isinstance(key, str) and key == "[key]")))
+        dotted = ".".join(map(str, where))
+        if error["type"] == "extra_forbidden":
+            known = _keys(model, error["loc"][:-1])
+            close = difflib.get_close_matches(str(where[-1]), known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            return f"{self.at(where)}: {dotted}: unknown key; {hint}"
+        if error["type"] == "missing":
+            return f"{self.at(where[:-1])}: {dotted}: missing; it is required"
+        message = str(error["msg"]).removeprefix("Value error, ")
+        return f"{self.at(where)}: {dotted + ': ' if dotted else ''}{message}"
+
+
+def _child(node: yaml.Node, key: str | int) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            if name.value == str(key):
+                return name.start_mark.line + 1, value
+    elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        value = node.value[key]
+        return value.start_mark.line + 1, value
+    return None
+
+
+def _keys(model: type[BaseModel], where: Iterable[str | int]) -> list[str]:
+    """Return the known keys at a place below a model, for "did you mean"."""
+    current: Any = model
+    for key in where:
+        field = getattr(current, "model_fields", {}).get(str(key)) if current is not None else None
+        if field is None:  # a key of a mapping, or a place in a list
+            continue
+        kinds = _models(field.annotation)
+        if kinds:
+            current = kinds[0]
+    return [field.alias or name for name, field in current.model_fields.items()] if current is not None else []
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with ``!env NAME``, without duplicate keys."""
+
+    @classmethod
+    def construct(cls, node: yaml.Node) -> Any:
+        loader = cls("")
+        try:
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _environment(loader: _Loader, node: yaml.ScalarNode) -> str:
+    name = str(loader.construct_scalar(node))
+    value = os.environ.get(name)
+    if value is None:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"environment variable {name} is not set; set it, or write the value", node.start_mark
+        )
+    return value
+
+
+_Loader.add_constructor("!env", _environment)

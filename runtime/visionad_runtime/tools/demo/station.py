@@ -1,0 +1,118 @@
+"""``visionad station demo``: the demo's rendered parts on a simulated line, with a simulated PLC over real Modbus on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from ...errors import VisionADError
+from ...formats.files import atomic_write
+from ...images.discover import find_images
+from ...station.front import Front
+from ...station.plc import SimulatedPlc
+from ...station.settings import read_station
+from ...station.sink import SinkError
+
+STATION = """\
+# Written by `visionad station demo`. Run it by itself with `visionad station {name}`.
+station: demo
+model: model
+bank: bank
+deadline_ms: 2000
+cameras:
+  top: {{kind: folder, path: line}}
+recipes:
+  1: {{name: {class_name}, class: {class_name}}}
+sinks:
+  - {{kind: modbus, host: 127.0.0.1, port: {port}}}
+records: station/records.sqlite
+archive: {{folder: station/archive, keep: {{not_ok: all, ok: 1 of 10}}, max_gb: 1, min_free_gb: 0}}
+"""
+
+
+def run_station_demo(out: Path, parts: int, say: Callable[[str], object]) -> dict[str, int]:
+    """Run parts of the demo through a station.
+
+    Args:
+        out: folder of the demo, with its model and bank.
+        parts: number of parts.
+        say: called with each step of the handshake.
+
+    Returns:
+        Number of parts by evaluation.
+
+    Raises:
+        VisionADError: The demo was not run, or the station did not keep to the handshake.
+    """
+    path = write_station(out)
+    counts: Counter[str] = Counter()
+
+    async def main() -> None:
+        front = Front(read_station(path))
+        plc = SimulatedPlc("127.0.0.1", _port(path), say)
+        running = asyncio.create_task(front.run())
+        try:
+            await asyncio.wait([running, asyncio.create_task(plc.connect())], return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+            for number in range(1, parts + 1):
+                result = await plc.inspect(f"SN-{number:06d}")
+                counts[("undefined", "ok", "anomalous", "not decidable")[result["evaluation"]]] += 1
+        finally:
+            plc.close()
+            front.stop()
+            await running
+
+    try:
+        asyncio.run(main())
+    except SinkError as exc:
+        raise VisionADError(str(exc)) from None
+    say(f"demo     {sum(counts.values())} parts: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items())))
+    say(f"         records in {out / 'station' / 'records.sqlite'}, images of rejects in {out / 'station' / 'archive'}")
+    say(f"         the station file is {path}")
+    return dict(counts)
+
+
+def write_station(out: Path) -> Path:
+    """Write a station file beside the demo's model and bank, and the parts of its line.
+
+    Raises:
+        VisionADError: The demo was not run.
+    """
+    tests = sorted((out / "parts").glob("*/test"))
+    if not tests or not (out / "bank" / "manifest.json").is_file():
+        raise VisionADError(f"{out} has no demo yet: run `visionad demo --out {out}` first")
+    test = tests[0]
+    groups = {folder.name: [f.path for f in find_images([folder])] for folder in sorted(test.iterdir())}
+    good = groups.pop("good", [])
+    bad = [path for files in zip(*groups.values(), strict=False) for path in files] if groups else []
+    line = out / "line"
+    line.mkdir(exist_ok=True)
+    for number, source in enumerate(_mixed(good, bad)):
+        target = line / f"{number:03d}-{source.parent.name}.png"
+        if not target.exists():
+            shutil.copyfile(source, target)
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        port = trial.getsockname()[1]
+    path = out / "station.yaml"
+    atomic_write(path, STATION.format(name=path.name, class_name=test.parent.name, port=port).encode())
+    return path
+
+
+def _mixed(good: list[Path], bad: list[Path]) -> list[Path]:
+    """Return good parts with a defective one after every third."""
+    mixed: list[Path] = []
+    for number, path in enumerate(good):
+        mixed.append(path)
+        if number % 3 == 2 and number // 3 < len(bad):
+            mixed.append(bad[number // 3])
+    return mixed
+
+
+def _port(path: Path) -> int:
+    return int(getattr(read_station(path).sinks["modbus"], "port"))  # noqa: B009 - a property of this sink alone

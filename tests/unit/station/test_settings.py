@@ -1,0 +1,96 @@
+"""The station file: every mistake with file and line, all at once, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from visionad_runtime.errors import VisionADError
+from visionad_runtime.station.settings import StationFileError, read_station
+from visionad_runtime.station.template import TEMPLATE
+
+GOOD = """\
+station: press-3
+model: model
+bank: bank
+cameras:
+  top: {kind: folder, path: images}
+  side: {kind: folder, path: images}
+recipes:
+  1: {name: gear, class: gear}
+  2: {name: bolt, class: {top: bolt}, cameras: [top], deadline_ms: 90}
+sinks:
+  - {kind: tcp, port: 5020}
+"""
+
+
+def read(tmp_path: Path, text: str, **options: bool) -> object:
+    path = tmp_path / "station.yaml"
+    path.write_text(text)
+    return read_station(path, **options)
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    station = read_station(_write(tmp_path, GOOD))
+    assert station.settings.model == tmp_path / "model"
+    assert list(station.cameras) == ["top", "side"] and list(station.sinks) == ["tcp"]
+    assert (
+        station.settings.recipes[2].class_of("top") == "bolt" and station.settings.recipes[2].class_of("side") is None
+    )
+    assert station.cameras["top"]._settings.path == tmp_path / "images"  # type: ignore[attr-defined]
+    assert len({recipe.digest() for recipe in station.settings.recipes.values()}) == 2
+
+
+def _write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "station.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_template_is_a_good_file(tmp_path: Path) -> None:
+    assert read_station(_write(tmp_path, TEMPLATE)).settings.station == "station-1"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("path: images}\n  side", "pth: images}\n  side", "station.yaml:5: cameras.top.pth: unknown key; did you mean 'path'?"),
+        ("deadline_ms: 90", "deadline: 90", "station.yaml:9: recipes.2.deadline: unknown key; did you mean 'deadline_ms'?"),
+        ("deadline_ms: 90", "deadline_ms: -1", "station.yaml:9: recipes.2.deadline_ms: Input should be greater than 0"),
+        ("kind: tcp", "kind: tpc", "station.yaml:11: sinks.0: unknown sink kind 'tpc'"),
+        ("kind: tcp", "kind: tpc", "did you mean 'tcp'?"),
+        ("{kind: folder, path: images}\n  side", "{path: images}\n  side", "cameras.top: expected a kind, one of folder"),
+        ("cameras: [top]", "cameras: [bottom]", "recipe 2 names camera 'bottom'; the station has side, top"),
+        ("station: press-3\n", "", "station.yaml:1: station: missing; it is required"),
+        ("station: press-3", "station: press-3\nstation: b", "station.yaml:2: not YAML: key 'station' is given twice"),
+        ("port: 5020", "port: !env NO_SUCH_NAME", "station.yaml:11: not YAML: environment variable NO_SUCH_NAME is not set"),
+        ("port: 5020", "port: 99999", "station.yaml:11: sinks.0.port: Input should be less than or equal to 65535"),
+        ("recipes:", "recipes: [", "not YAML"),
+    ],
+)  # fmt: skip
+def test_mistakes(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    with pytest.raises(VisionADError) as caught:
+        read(tmp_path, GOOD.replace(old, new, 1))
+    assert said in str(caught.value)
+
+
+def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StationFileError) as caught:
+        read(tmp_path, GOOD.replace("path: images", "pth: images").replace("port: 5020", "prt: 1"))
+    lines = caught.value.problems
+    assert len([line for line in lines if "unknown key" in line]) == 3
+    assert all(line.startswith(str(tmp_path / "station.yaml:")) for line in lines)
+
+
+def test_simulate_replaces_cameras_by_their_folders(tmp_path: Path) -> None:
+    text = GOOD.replace("top: {kind: folder, path: images}", "top: {kind: gige, address: 10.0.0.7, simulate: images}")
+    station = read(tmp_path, text, simulate=True)
+    assert station.cameras["top"]._settings.kind == "folder"  # type: ignore[attr-defined]
+
+
+def test_no_file_and_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(VisionADError, match="`visionad station init"):
+        read_station(tmp_path / "none.yaml")
+    with pytest.raises(VisionADError, match="expected keys such as station"):
+        read(tmp_path, "")

@@ -95,3 +95,24 @@ def wait(true: object, seconds: float = 40) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
+
+
+def test_the_broker_has_the_state_of_the_front(tmp_path: Path, broker: Broker) -> None:
+    folder = tmp_path / "station"
+    (folder / "images").mkdir(parents=True)
+    (folder / "station.yaml").write_text(
+        "station: press-3\nmodel: model\nbank: bank\n"
+        "cameras: {top: {kind: folder, path: images}}\nrecipes: {1: {name: gear, class: gear}}\n"
+        f"sinks:\n  - {{kind: mqtt, host: 127.0.0.1, port: {broker.port}, topic: {TOPIC}, reconnect_max_s: 1}}\n"
+    )
+    (folder / "front.py").write_text(FRONT)
+    mes = Mes(broker.port, f"{TOPIC}/state")
+    try:
+        with ended(start(folder)) as process:
+            # The worker finds no model. The state says so, and not only that the station is online.
+            wait(lambda: any(state.get("fault") for state in mes.states()))
+            process.terminate()
+            wait(lambda: mes.states()[-1] == {"online": False, "station": "press-3"})
+            assert process.wait(20) == 0
+    finally:
+        mes.close()

@@ -96,6 +96,7 @@ class Front:
         self._timer: asyncio.TimerHandle | None = None
         self._worker: _WorkerHandle | None = None
         self._failures = 0
+        self._is_announced = False
         self._uploads: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._sink_failures: dict[str, str] = {}
         if interrupted:
@@ -282,8 +283,9 @@ class Front:
         await self._stopping.wait()
 
     def _stop(self) -> None:
+        if self._cycle.phase not in ("stopping", "off"):
+            notify("STOPPING=1")
         self._cycle.stop()
-        notify("STOPPING=1")
         self._do([])
         if self._cycle.phase == "off":
             self._stopping.set()
@@ -522,6 +524,8 @@ class Front:
                 continue
             handle.send("ping", now)
             since = handle.heard if not self._cycle.is_busy else max(handle.heard, self._cycle.next_deadline or 0.0)
+            if self._golden is not None and self._golden.who:  # it answers between two golden parts
+                since += self.station.settings.deadline_ms / 1e3
             was_alive = self._cycle.alive
             self._cycle.worker_alive(now < since + SILENT_SECONDS)
             if self._cycle.alive != was_alive:
@@ -548,7 +552,9 @@ class Front:
             self._note("worker-ready", f"{self.facts['backend']}, bank version {self.facts['bank_version']}")
             for warning in self.facts["warnings"]:
                 self._note("calibration", warning)
-            notify("READY=1")
+            if not self._is_announced:  # once, also if the worker is replaced later
+                self._is_announced = True
+                notify("READY=1")
             if self._golden is not None:
                 self._golden.restarted()
                 self._look_at_golden()

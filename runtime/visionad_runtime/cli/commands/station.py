@@ -62,9 +62,10 @@ def station(
         )
         return 0
     from ...station.front import run_station
+    from ...station.logs import start_logging
 
     try:
-        run_station(found, simulate=simulate, say=say)
+        run_station(found, simulate=simulate, say=start_logging(found.settings.log))
     except SinkError as exc:
         raise VisionADError(str(exc)) from None
     return 0

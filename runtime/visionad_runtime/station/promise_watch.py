@@ -11,7 +11,9 @@ from ..inspector import Inspector
 from ..result import Result
 from .exchangeability import ExchangeabilityMonitor
 
-REMEDY = "find what changed (light, lens, material), mend it, and start again; or confirm consecutive parts with `visionad bank confirm`"
+REMEDY = (
+    "find what changed (light, lens, material) and start again; or confirm consecutive parts (`visionad bank confirm`)"
+)
 
 
 class PromiseWatch:

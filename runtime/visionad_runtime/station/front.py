@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -124,6 +124,11 @@ class Front:
         if state.acquisition == self._acknowledged:
             return state
         return cycles.with_acquisition(state, self._acknowledged)
+
+    @property
+    def recipes(self) -> Mapping[int, str]:
+        """Number → name of each recipe."""
+        return {number: recipe.name for number, recipe in self.station.settings.recipes.items()}
 
     @property
     def station_name(self) -> str:
@@ -257,10 +262,9 @@ class Front:
         self._tasks = [self._loop.create_task(self._watch_worker()), self._loop.create_task(self._keep_house())]
         starting = []
         for name, sink in self.station.sinks.items():
-            if sink.live:
-                self._told[name] = asyncio.Event()
-                self._tasks.append(self._loop.create_task(self._tell(name, sink)))
-            else:
+            self._told[name] = asyncio.Event()
+            self._tasks.append(self._loop.create_task(self._tell(name, sink)))
+            if not sink.live:
                 self._tasks.append(self._loop.create_task(self._deliver(name, sink)))
             task = self._loop.create_task(self._serve(name, sink))
             self._tasks.append(task)
@@ -322,7 +326,7 @@ class Front:
             pause = min(MAX_RETRY_SECONDS, 2 * pause)
 
     async def _tell(self, name: str, sink: Sink) -> None:
-        """Show each newest state to a live sink."""
+        """Show each newest state to a sink. Stored sinks too: a broker keeps the state for who comes later."""
         event = self._told[name]
         while True:
             await event.wait()

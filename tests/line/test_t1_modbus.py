@@ -1,9 +1,10 @@
-"""T1: 500 triggers over Modbus with two cameras: 500 results, the right parts, all numbers in order. 200 of them by a foreign PLC."""
+"""T1: 500 triggers over Modbus with two cameras, 200 of them by a foreign PLC: the right parts, all numbers in order."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_t1_500_triggers_with_two_cameras(tiny_model: Path, tmp_path: Path) -> N
         top, side = json.loads(row["cameras"])["top"], json.loads(row["cameras"])["side"]
         assert top["score"] == side["score"]
     p99 = float(np.percentile(answers, 99))
-    print(
+    logging.getLogger("tests.line").warning(
         f"T1: {count} parts; Modbus answers: median {np.median(answers) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms of {len(answers)}"
     )
     assert len(answers) > count

@@ -1,9 +1,10 @@
-"""T2: the worker is killed or stopped at random moments: every acknowledged trigger has its result in time, and never a false pass."""
+"""T2: the worker is killed or stopped at random moments: each acknowledged trigger has its result in time, never a false pass."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import signal
@@ -70,4 +71,6 @@ def test_t2_worker_killed_or_stopped_at_random_moments(tiny_model: Path, tmp_pat
         if row["evaluation"] in (1, 2):
             name = Path(json.loads(row["cameras"])["top"]["image"]).stem
             assert row["evaluation"] == EVALUATIONS[int(name) % len(CYCLE)]
-    print(f"T2: {BLOWS} blows, {len(rows)} parts, {sum(row['evaluation'] == 3 for row in rows)} not decidable")
+    logging.getLogger("tests.line").warning(
+        f"T2: {BLOWS} blows, {len(rows)} parts, {sum(row['evaluation'] == 3 for row in rows)} not decidable"
+    )

@@ -22,7 +22,16 @@ pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]
 async def mbpoll(*arguments: str) -> tuple[int, str]:
     """Run mbpoll once."""
     process = await asyncio.create_subprocess_exec(
-        str(path_of("mbpoll")), "-m", "tcp", "-a", "1", "-0", "-1", *arguments, stdout=asyncio.subprocess.PIPE
+        str(path_of("mbpoll")),
+        "-m",
+        "tcp",
+        "-a",
+        "1",
+        "-0",
+        "-1",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     out, _ = await process.communicate()
     return process.returncode or 0, out.decode()

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import multiprocessing
 import signal
-import sqlite3
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from . import cycle as cycles
-from . import worker as worker_process
-from .alarms import Alarms, clock_is_synchronized
+from .alarms import Alarms
 from .cycle import Cycle, Effect, Job, Late, Note, Prepare, Publish, Take
 from .golden import GoldenSchedule
-from .records import Records, result_object, utc_now
+from .health import station_health
+from .housekeeping import audit_settings, keep_house
+from .record_writer import RecordWriter
+from .records import Records, utc_now
 from .settings import Station
-from .sink import Control, Outcome, Sink, SinkError, StationState
+from .sink import Control, Outcome, SinkError, StationState
+from .sink_runner import SinkRunner
 from .systemd import notify
+from .worker_handle import WorkerHandle
 
 log = logging.getLogger("visionad")
 
@@ -43,10 +39,6 @@ START_SECONDS = 300.0
 """How long a worker may take to open model, bank and cameras."""
 RESTART_SECONDS = (0.0, 0.5, 2.0, 5.0, 15.0)
 """Pauses before the worker is started again, by the number of failures in a row."""
-MAX_UNWRITTEN = 100_000
-"""Records that wait in memory while the disk is full."""
-MAX_RETRY_SECONDS = 30.0
-"""Longest pause between two attempts of a stored sink."""
 
 
 class Front:
@@ -87,18 +79,20 @@ class Front:
         }
         self.recent: deque[Outcome] = deque(maxlen=200)
         self._acknowledged = 0
-        self._writer = ThreadPoolExecutor(1, "visionad-records")
-        self._unwritten: deque[Outcome] = deque()
-        self._told: dict[str, asyncio.Event] = {}
-        self._stored = asyncio.Event()
+        self._writer = RecordWriter(
+            self.records,
+            lambda why: self.alarms.set("disk", why, key="records"),
+            self._on_written,
+            lambda: self.alarms.set("disk", "records are lost: the disk has been full for too long"),
+        )
+        self._sinks = SinkRunner(station.sinks, self, self._writer, self.alarms, self._note)
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._worker: _WorkerHandle | None = None
+        self._worker: WorkerHandle | None = None
         self._failures = 0
         self._is_announced = False
         self._uploads: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._sink_failures: dict[str, str] = {}
         if interrupted:
             self._note(
                 "interrupted",
@@ -179,7 +173,7 @@ class Front:
         old = self._cycle.control
         if not self._cycle.take_control(control):
             return False
-        self._write(lambda: self.records.audit(who, "control", old, control))
+        self._writer.run(lambda: self.records.audit(who, "control", old, control))
         self._do([])
         return True
 
@@ -211,35 +205,15 @@ class Front:
 
     def health(self) -> dict[str, Any]:
         """Return what ``GET /health`` says."""
-        state = self.state
-        sinks = {}
-        for name, sink in self.station.sinks.items():
-            facts = dict(sink.health())
-            if not sink.live:
-                facts["backlog"] = self.records.backlog(name)
-            if name in self._sink_failures:
-                facts |= {"ok": False, "detail": self._sink_failures[name]}
-            sinks[name] = facts
-        return {
-            "ready": state.ready,
-            "phase": state.phase,
-            "fault": state.fault,
-            "recipe": state.recipe,
-            "control": state.control,
-            "simulated": state.simulated,
-            "check_due": state.check_due,
-            "missed": state.missed,
-            "late": state.late,
-            "overrun": state.overrun,
-            "waiting": state.waiting,
+        details = {
             "worker": self.facts,
             "cameras": self.cameras,
-            "sinks": sinks,
+            "sinks": self._sinks.health(),
             "alarms": self.alarms.active(),
             "golden": None if self._golden is None else self._golden.facts(),
-            "unwritten": len(self._unwritten),
-            "clock_synchronized": clock_is_synchronized(),
+            "unwritten": self._writer.waiting,
         }
+        return station_health(self.state, details)
 
     def stop(self) -> None:
         """Stop after the part in hand. Any thread may call it."""
@@ -254,21 +228,18 @@ class Front:
             SinkError: A sink could not start.
         """
         self._loop = asyncio.get_running_loop()
+        self._writer.start()
         for name in ("SIGINT", "SIGTERM"):
             with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
                 self._loop.add_signal_handler(getattr(signal, name), self._stop)
-        await self._audit_start()
+        await audit_settings(self._writer, self.station.settings)
         self._start_worker()
-        self._tasks = [self._loop.create_task(self._watch_worker()), self._loop.create_task(self._keep_house())]
-        starting = []
-        for name, sink in self.station.sinks.items():
-            self._told[name] = asyncio.Event()
-            self._tasks.append(self._loop.create_task(self._tell(name, sink)))
-            if not sink.live:
-                self._tasks.append(self._loop.create_task(self._deliver(name, sink)))
-            task = self._loop.create_task(self._serve(name, sink))
-            self._tasks.append(task)
-            starting.append(task)
+        self._tasks = [
+            self._loop.create_task(self._watch_worker()),
+            self._loop.create_task(keep_house(self._writer, self.alarms, self.station.settings.retention_days)),
+        ]
+        starting = self._sinks.start()
+        self._tasks += self._sinks.tasks
         self._show()
         starting.append(self._loop.create_task(self._wait_for_stop()))
         try:
@@ -301,73 +272,7 @@ class Front:
             self._timer.cancel()
         if self._worker is not None:
             await self._loop.run_in_executor(None, self._worker.end)
-        self._writer.shutdown()
-        self.records.close()
-
-    async def _serve(self, name: str, sink: Sink) -> None:
-        """Run a sink. One that ends for another reason than a start that failed is started again, and delays no other."""
-        pause = 0.5
-        started = False
-        while True:
-            begun = time.monotonic()
-            try:
-                await sink.run(self)
-            except asyncio.CancelledError:
-                raise
-            except SinkError as exc:
-                if not started and sink.live and time.monotonic() < begun + 5:
-                    raise  # such as an occupied port: say it at once
-                self._sink_trouble(name, str(exc))
-            except Exception as exc:
-                log.exception("sink %s", name)
-                self._sink_trouble(name, f"{type(exc).__name__}: {exc}")
-            started = True
-            await asyncio.sleep(pause)
-            pause = min(MAX_RETRY_SECONDS, 2 * pause)
-
-    async def _tell(self, name: str, sink: Sink) -> None:
-        """Show each newest state to a sink. Stored sinks too: a broker keeps the state for who comes later."""
-        event = self._told[name]
-        while True:
-            await event.wait()
-            event.clear()
-            try:
-                await asyncio.wait_for(sink.tell(self.state), 1.0)
-            except asyncio.CancelledError:
-                raise
-            except Exception as exc:
-                self._sink_trouble(name, f"{type(exc).__name__}: {exc}")
-
-    async def _deliver(self, name: str, sink: Sink) -> None:
-        """Give a stored sink its records, in order, each until it has it."""
-        pause = 0.5
-        await self._loop.run_in_executor(self._writer, self.records.register, name)
-        while True:
-            rows = await self._loop.run_in_executor(self._writer, self.records.undelivered, name)
-            if not rows:
-                self._stored.clear()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stored.wait(), 5)
-                continue
-            for row in rows:
-                try:
-                    await sink.store(result_object(row, self.station_name))
-                except asyncio.CancelledError:
-                    raise
-                except Exception as exc:
-                    self._sink_trouble(name, str(exc) if isinstance(exc, SinkError) else f"{type(exc).__name__}: {exc}")
-                    await asyncio.sleep(pause)
-                    pause = min(MAX_RETRY_SECONDS, 2 * pause)
-                    break
-                pause = 0.5
-                if self._sink_failures.pop(name, None) is not None:
-                    self.alarms.clear("sink", name)
-                    self._note("sink-back", f"sink {name} delivers again")
-                await self._loop.run_in_executor(self._writer, self.records.delivered, name, row["delivery"])
-
-    def _sink_trouble(self, name: str, why: str) -> None:
-        self._sink_failures[name] = why
-        self.alarms.set("sink", f"sink {name}: {why}", key=name)
+        self._writer.close()
 
     # -- effects ------------------------------------------------------------------------------------------------------
 
@@ -383,7 +288,7 @@ class Front:
                 self._publish(effect.outcome)
             elif isinstance(effect, Late):
                 late = cycles.as_late(effect.outcome)
-                self._write(partial(self.records.add_late, late))
+                self._writer.run(partial(self.records.add_late, late))
                 self._note("late", f"the result of part {late.id} came after its deadline, and was offered to nobody")
             elif isinstance(effect, Note):
                 self._note(effect.code, effect.text)
@@ -396,13 +301,7 @@ class Front:
         if self._worker is not None:
             self._worker.send("take", tuple(job))
 
-        def written(future: Any) -> None:
-            error = future.exception()
-            if error is not None:
-                self._loop.call_soon_threadsafe(self._disk_trouble, error)
-            self._loop.call_soon_threadsafe(self._acknowledge_job, job.id)
-
-        self._writer.submit(self.records.accept, job).add_done_callback(written)
+        self._writer.accept(job, partial(self._acknowledge_job, job.id))
 
     def _acknowledge_job(self, job_id: int) -> None:
         self._acknowledged = max(self._acknowledged, job_id)
@@ -411,50 +310,17 @@ class Front:
     def _publish(self, outcome: Outcome) -> None:
         self.recent.append(outcome)
         self._observe("outcome", outcome)
-        self._unwritten.append(outcome)
-        if len(self._unwritten) > MAX_UNWRITTEN:
-            self._unwritten.popleft()
-            self.alarms.set("disk", "records are lost: the disk has been full for too long")
+        self._writer.complete(outcome)
         for code in outcome.alarms:
             self.alarms.set(code, f"part {outcome.id}")
         if "light-fault" in outcome.alarms:
             self._do(
                 self._cycle.raise_fault("light or focus was out of limits several times in a row", time.monotonic())
             )
-        self._flush()
 
-    def _flush(self) -> None:
-        """Write the outcomes that wait, in a thread, all at once."""
-
-        def work() -> None:
-            waiting = list(self._unwritten)
-            if waiting:
-                self.records.complete(waiting)
-                self._loop.call_soon_threadsafe(self._written, len(waiting))
-
-        self._write(work)
-
-    def _written(self, count: int) -> None:
-        for _ in range(min(count, len(self._unwritten))):
-            self._unwritten.popleft()
+    def _on_written(self) -> None:
         self.alarms.clear("disk", "records")
-        self._stored.set()
-
-    def _write(self, work: Callable[[], object]) -> None:
-        def done(future: Any) -> None:
-            error = future.exception()
-            if error is not None:
-                self._loop.call_soon_threadsafe(self._disk_trouble, error)
-
-        with suppress(RuntimeError):  # after the end
-            self._writer.submit(work).add_done_callback(done)
-
-    def _disk_trouble(self, error: BaseException) -> None:
-        """The disk is full or away: inspection goes on, and the records wait in memory."""
-        if not isinstance(error, (sqlite3.Error, OSError)):
-            log.error("records: %s: %s", type(error).__name__, error)
-        self.alarms.set("disk", f"records cannot be written: {error}; they wait in memory", key="records")
-        self._loop.call_later(1.0, self._flush)
+        self._sinks.recorded()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -462,20 +328,18 @@ class Front:
             self._timer = None
         due = self._cycle.next_deadline
         if due is not None:
-            self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._tick)
-
-    def _tick(self) -> None:
-        self._do(self._cycle.tick(time.monotonic()))
+            self._timer = self._loop.call_later(
+                max(0.0, due - time.monotonic()), lambda: self._do(self._cycle.tick(time.monotonic()))
+            )
 
     def _show(self) -> None:
-        for event in self._told.values():
-            event.set()
+        self._sinks.show()
         self._observe("state", self.state)
 
     def _note(self, code: str, text: str) -> None:
         self._say(f"{code}: {text}")
         self._observe("event", (code, text))
-        self._write(lambda: self.records.note(code, text))
+        self._writer.run(lambda: self.records.note(code, text))
 
     def _on_alarm(self, code: str, text: str, active: bool) -> None:
         self._note(f"alarm-{code}" if active else f"alarm-{code}-over", text)
@@ -483,11 +347,11 @@ class Front:
     # -- worker -------------------------------------------------------------------------------------------------------
 
     def _start_worker(self) -> None:
-        self._worker = _WorkerHandle(
+        self._worker = WorkerHandle(
             self.station.path, self._simulate, self._loop, self._on_message, self._on_worker_end
         )
 
-    def _on_worker_end(self, handle: _WorkerHandle) -> None:
+    def _on_worker_end(self, handle: WorkerHandle) -> None:
         if handle is not self._worker or self._stopping.is_set():
             return
         self._replace_worker("it died")
@@ -537,7 +401,7 @@ class Front:
             elif now > since + STUCK_SECONDS:
                 self._replace_worker(f"it did not answer for {now - since:.1f} s")
 
-    def _on_message(self, handle: _WorkerHandle, message: tuple[Any, ...]) -> None:
+    def _on_message(self, handle: WorkerHandle, message: tuple[Any, ...]) -> None:
         if handle is not self._worker:
             return
         kind, *rest = message
@@ -587,7 +451,7 @@ class Front:
         elif kind == "frame":
             self._on_frame(*rest)
         elif kind == "archived":
-            self._write(lambda: self.records.add_archived(*rest))
+            self._writer.run(lambda: self.records.add_archived(*rest))
         elif kind == "alarm":
             self.alarms.set(rest[0], rest[1])
         elif kind == "inspected":
@@ -624,7 +488,7 @@ class Front:
             self.alarms.set("golden", f"recipe {recipe}: {golden.wrong[0]}{more}", key="parts")
             self._note("golden-failed", f"recipe {recipe}: {'; '.join(golden.wrong)}")
         new = {"recipe": recipe, "images": count, "wrong": golden.wrong}
-        self._write(lambda: self.records.audit(who, "golden parts", None, new))
+        self._writer.run(lambda: self.records.audit(who, "golden parts", None, new))
         self._look_at_golden()
 
     def _on_frame(self, camera: str, frame: int, lost: int) -> None:
@@ -636,135 +500,3 @@ class Front:
                 "frames-lost", f"camera {camera}: {lost} frames before frame {frame} were lost; reject their parts"
             )
         self.trigger(self._cycle.acquisition + 1, "", self._cycle.control)
-
-    # -- housekeeping -------------------------------------------------------------------------------------------------
-
-    async def _audit_start(self) -> None:
-        settings = self.station.settings
-        digest = {number: recipe.digest() for number, recipe in settings.recipes.items()}
-
-        def work() -> None:
-            rows = self.records.audit_rows(1000)
-            last = next((row["new"] for row in rows if row["what"] == "station file"), "null")
-            new = {
-                "deadline_ms": settings.deadline_ms,
-                "recipes": digest,
-                "model": str(settings.model),
-                "bank": str(settings.bank),
-            }
-            if json.loads(last) != json.loads(json.dumps(new)):
-                self.records.audit("station", "station file", json.loads(last), new)
-
-        await self._loop.run_in_executor(self._writer, work)
-
-    async def _keep_house(self) -> None:
-        """Every minute: forget what is too old, look at the clock."""
-        days = self.station.settings.retention_days
-        while True:
-            if days is not None:
-                before = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
-                self._write(partial(self.records.forget, before))
-            if clock_is_synchronized() is False:
-                self.alarms.set("clock", "the system clock is not synchronized")
-            else:
-                self.alarms.clear("clock")
-            await asyncio.sleep(60)
-
-
-class _WorkerHandle:
-    """The worker process, seen from the front.
-
-    Attributes:
-        ready: whether it has opened everything.
-        started: monotonic seconds.
-        heard: monotonic seconds of its last message.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        simulate: bool,
-        loop: asyncio.AbstractEventLoop,
-        on_message: Callable[[_WorkerHandle, tuple[Any, ...]], object],
-        on_end: Callable[[_WorkerHandle], object],
-    ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(
-            target=worker_process.main, args=(theirs, str(path), simulate), name="visionad-worker", daemon=True
-        )
-        self.process.start()
-        theirs.close()
-        self.ready, self.started = False, time.monotonic()
-        self.heard = self.started
-        self._outbox: deque[tuple[Any, ...]] = deque()
-        self._wake = threading.Event()
-        self._ended = False
-        self._reader = threading.Thread(target=self._read, args=(self._pipe, loop, on_message, on_end), daemon=True)
-        self._sender = threading.Thread(target=self._send, args=(self._pipe,), daemon=True)
-        self._reader.start()
-        self._sender.start()
-
-    def send(self, *message: Any) -> None:
-        """Send a message. A worker that is stopped or stuck does not delay the front."""
-        if message[0] == "ping" and any(waiting[0] == "ping" for waiting in self._outbox):
-            return
-        self._outbox.append(message)
-        self._wake.set()
-
-    def kill(self) -> None:
-        """End the process at once."""
-        self._ended = True
-        self._wake.set()
-        with suppress(OSError, AttributeError, ValueError):
-            self.process.kill()
-        self.process.join(5)
-        self._pipe.close()
-
-    def end(self) -> None:
-        """Ask it to stop, and end it if it does not."""
-        self.send("stop")
-        self.process.join(3)
-        self.kill()
-
-    def _send(self, pipe: Connection) -> None:
-        while not self._ended:
-            self._wake.wait()
-            self._wake.clear()
-            while self._outbox:
-                try:
-                    pipe.send(self._outbox.popleft())
-                except (OSError, ValueError):
-                    return
-
-    def _read(
-        self,
-        pipe: Connection,
-        loop: asyncio.AbstractEventLoop,
-        on_message: Callable[[_WorkerHandle, tuple[Any, ...]], object],
-        on_end: Callable[[_WorkerHandle], object],
-    ) -> None:
-        while True:
-            try:
-                message = pipe.recv()
-            except (EOFError, OSError, ValueError, TypeError):
-                with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(on_end, self)
-                return
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(on_message, self, message)
-
-
-def run_station(station: Station, **options: Any) -> None:
-    """Run a station until SIGINT or SIGTERM.
-
-    Raises:
-        SinkError: A sink could not start.
-        VisionADError: The records cannot be used.
-    """
-
-    async def main() -> None:
-        await Front(station, **options).run()
-
-    runner: Coroutine[Any, Any, None] = main()
-    asyncio.run(runner)

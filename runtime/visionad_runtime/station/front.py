@@ -24,21 +24,10 @@ from .records import Records, utc_now
 from .settings import Station
 from .sink import Control, Outcome, SinkError, StationState
 from .sink_runner import SinkRunner
+from .supervisor import WorkerSupervisor
 from .systemd import notify
-from .worker_handle import WorkerHandle
 
 log = logging.getLogger("visionad")
-
-PING_SECONDS = 0.25
-"""Pause between two pings of the worker."""
-SILENT_SECONDS = 1.0
-"""Silence of an idle worker after which the heartbeat stops and no trigger is accepted."""
-STUCK_SECONDS = 3.0
-"""Silence after which the worker is replaced, counted from the deadline of the part in hand."""
-START_SECONDS = 300.0
-"""How long a worker may take to open model, bank and cameras."""
-RESTART_SECONDS = (0.0, 0.5, 2.0, 5.0, 15.0)
-"""Pauses before the worker is started again, by the number of failures in a row."""
 
 
 class Front:
@@ -59,7 +48,7 @@ class Front:
         say: Callable[[str], object] = lambda _: None,
         observe: Callable[[str, Any], object] = lambda *_: None,
     ) -> None:
-        self.station, self._simulate, self._say, self._observe = station, simulate, say, observe
+        self.station, self._say, self._observe = station, say, observe
         settings = station.settings
         self.records = Records(settings.records)
         interrupted = self.records.finish_interrupted()
@@ -89,8 +78,9 @@ class Front:
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._worker: WorkerHandle | None = None
-        self._failures = 0
+        self._supervisor = WorkerSupervisor(
+            station.path, simulate, self._on_message, self._on_worker_lost, self._on_worker_alive, self._excused_until
+        )
         self._is_announced = False
         self._uploads: dict[int, asyncio.Future[dict[str, Any]]] = {}
         if interrupted:
@@ -166,6 +156,11 @@ class Front:
         """See :class:`~visionad_runtime.station.sink.Line`."""
         self._do(self._cycle.line_back())
 
+    @property
+    def worker_pid(self) -> int | None:
+        """Process number of the worker; ``None`` while there is none."""
+        return None if self._supervisor.handle is None else self._supervisor.handle.process.pid
+
     # -- for pages and commands ---------------------------------------------------------------------------------------
 
     def take_control(self, control: Control, who: str) -> bool:
@@ -184,10 +179,10 @@ class Front:
             return "the station file names no golden parts (checks.golden)"
         if golden.who:
             return "they are being judged"
-        if self._cycle.phase != "ready" or self._worker is None or not self._worker.ready:
+        if self._cycle.phase != "ready" or not self._supervisor.ready:
             return f"the station is {self._cycle.phase}; prepare a recipe first"
         golden.who = who
-        self._worker.send("golden", recipe)
+        self._supervisor.send("golden", recipe)
         return None
 
     async def inspect(self, rgb: Any, class_name: str | None, name: str) -> dict[str, Any]:
@@ -196,11 +191,11 @@ class Front:
         Raises:
             VisionADError: It could not be inspected.
         """
-        if self._worker is None:
+        if self._supervisor.handle is None:
             raise SinkError("the worker is not there; try again in a moment")
         ticket = max(self._uploads, default=0) + 1
         future = self._uploads[ticket] = asyncio.get_running_loop().create_future()
-        self._worker.send("inspect", ticket, rgb, class_name, name)
+        self._supervisor.send("inspect", ticket, rgb, class_name, name)
         return await asyncio.wait_for(future, 30)
 
     def health(self) -> dict[str, Any]:
@@ -233,9 +228,9 @@ class Front:
             with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
                 self._loop.add_signal_handler(getattr(signal, name), self._stop)
         await audit_settings(self._writer, self.station.settings)
-        self._start_worker()
+        self._supervisor.start()
         self._tasks = [
-            self._loop.create_task(self._watch_worker()),
+            self._loop.create_task(self._supervisor.watch()),
             self._loop.create_task(keep_house(self._writer, self.alarms, self.station.settings.retention_days)),
         ]
         starting = self._sinks.start()
@@ -270,8 +265,7 @@ class Front:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
-        if self._worker is not None:
-            await self._loop.run_in_executor(None, self._worker.end)
+        await self._supervisor.end()
         self._writer.close()
 
     # -- effects ------------------------------------------------------------------------------------------------------
@@ -282,8 +276,7 @@ class Front:
             if isinstance(effect, Take):
                 self._take(effect.job)
             elif isinstance(effect, Prepare):
-                if self._worker is not None:
-                    self._worker.send("prepare", effect.recipe)
+                self._supervisor.send("prepare", effect.recipe)
             elif isinstance(effect, Publish):
                 self._publish(effect.outcome)
             elif isinstance(effect, Late):
@@ -298,8 +291,7 @@ class Front:
             self._stopping.set()
 
     def _take(self, job: Job) -> None:
-        if self._worker is not None:
-            self._worker.send("take", tuple(job))
+        self._supervisor.send("take", tuple(job))
 
         self._writer.accept(job, partial(self._acknowledge_job, job.id))
 
@@ -346,70 +338,31 @@ class Front:
 
     # -- worker -------------------------------------------------------------------------------------------------------
 
-    def _start_worker(self) -> None:
-        self._worker = WorkerHandle(
-            self.station.path, self._simulate, self._loop, self._on_message, self._on_worker_end
-        )
-
-    def _on_worker_end(self, handle: WorkerHandle) -> None:
-        if handle is not self._worker or self._stopping.is_set():
-            return
-        self._replace_worker("it died")
-
-    def _replace_worker(self, why: str) -> None:
-        assert self._worker is not None
-        self._worker.kill()
-        self._worker = None
+    def _on_worker_lost(self, why: str) -> None:
         for future in self._uploads.values():
             if not future.done():
                 future.set_exception(SinkError("the worker was replaced; try again in a moment"))
         self._uploads.clear()
         self._do(self._cycle.worker_lost(why, time.monotonic()))
-        pause = RESTART_SECONDS[min(self._failures, len(RESTART_SECONDS) - 1)]
-        self._failures += 1
-        self._loop.call_later(pause, self._start_again)
 
-    def _start_again(self) -> None:
-        if not self._stopping.is_set() and self._worker is None:
-            self._start_worker()
+    def _on_worker_alive(self, alive: bool) -> None:
+        was_alive = self._cycle.alive
+        self._cycle.worker_alive(alive)
+        if self._cycle.alive != was_alive:
+            self._show()
+        self._look_at_golden()
 
-    async def _watch_worker(self) -> None:
-        """Ping the worker. Without an answer the heartbeat stops; after longer, the process is replaced."""
-        while True:
-            await asyncio.sleep(PING_SECONDS)
-            self._look_at_golden()
-            handle = self._worker
-            if handle is None:
-                continue
-            now = time.monotonic()
-            if not handle.ready:
-                if now > handle.started + START_SECONDS:
-                    self._replace_worker(f"it did not start in {START_SECONDS:.0f} s")
-                continue
-            handle.send("ping", now)
-            since = handle.heard if not self._cycle.is_busy else max(handle.heard, self._cycle.next_deadline or 0.0)
-            if self._golden is not None and self._golden.who:  # it answers between two golden parts
-                since += self.station.settings.deadline_ms / 1e3
-            was_alive = self._cycle.alive
-            self._cycle.worker_alive(now < since + SILENT_SECONDS)
-            if self._cycle.alive != was_alive:
-                self._show()
-            if self._cycle.alive:
-                notify("WATCHDOG=1")
-                if self._failures and now > handle.started + 10:
-                    self._failures = 0
-            elif now > since + STUCK_SECONDS:
-                self._replace_worker(f"it did not answer for {now - since:.1f} s")
+    def _excused_until(self) -> float:
+        """Return when silence of the worker begins to say something: it answers between two parts, also golden ones."""
+        excused = (self._cycle.next_deadline or 0.0) if self._cycle.is_busy else 0.0
+        if self._golden is not None and self._golden.who:
+            excused = time.monotonic() if self._supervisor.handle is None else self._supervisor.handle.heard
+            excused += self.station.settings.deadline_ms / 1e3
+        return excused
 
-    def _on_message(self, handle: WorkerHandle, message: tuple[Any, ...]) -> None:
-        if handle is not self._worker:
-            return
+    def _on_message(self, message: tuple[Any, ...]) -> None:
         kind, *rest = message
-        handle.heard = time.monotonic()
-        if kind == "pong":
-            return
         if kind == "ready":
-            handle.ready = True
             self.facts = rest[0]
             simulated = any(camera["simulated"] for camera in self.facts["cameras"].values())
             self._cycle.set_simulated(simulated)
@@ -428,7 +381,7 @@ class Front:
                 self.prepare(recipes[0], self._cycle.control)
         elif kind == "failed":
             self._note("worker-failed", rest[0])
-            self._replace_worker(rest[0])
+            self._supervisor.replace(rest[0])
         elif kind == "prepared":
             effects = self._cycle.prepared(*rest)
             if self._golden is not None:

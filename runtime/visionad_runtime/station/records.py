@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from ..errors import VisionADError
 from .cycle import NOT_DECIDABLE, Job
 from .sink import Outcome
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE parts (
   id INTEGER PRIMARY KEY,
@@ -57,8 +57,21 @@ CREATE TABLE audit (
 CREATE TABLE cursors (sink TEXT PRIMARY KEY, delivery INTEGER NOT NULL);
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-_MIGRATIONS: dict[int, str] = {}
-"""Version → statements that make it from the version before."""
+_MIGRATIONS = {
+    2: """
+CREATE TABLE reviews (
+  id INTEGER PRIMARY KEY,
+  part INTEGER NOT NULL,
+  who TEXT NOT NULL,
+  was_good INTEGER NOT NULL,
+  time_utc TEXT NOT NULL,
+  note TEXT NOT NULL DEFAULT ''
+);
+CREATE INDEX reviews_part ON reviews (part);
+CREATE INDEX events_time ON events (time_utc);
+""",
+}
+"""Version → statements that make it from the version before. A new database runs the first schema and all of them."""
 GENESIS = "0" * 64
 """``previous`` of the first row of the audit."""
 
@@ -229,7 +242,7 @@ class Records:
                 (sink, delivery),
             )
 
-    # -- events and audit ---------------------------------------------------------------------------------------------
+    # -- events -------------------------------------------------------------------------------------------------------
 
     def note(self, code: str, text: str) -> None:
         """Note an event."""
@@ -240,16 +253,58 @@ class Records:
         """Return the newest events, newest first."""
         return self._rows("SELECT * FROM events ORDER BY id DESC LIMIT ?", (limit,))
 
+    def events_between(self, start_utc: str, end_utc: str, codes: Sequence[str]) -> list[dict[str, Any]]:
+        """Return events of some codes with ``start_utc <= time_utc < end_utc``, oldest first."""
+        marks = ",".join("?" * len(codes))
+        query = f"SELECT * FROM events WHERE time_utc >= ? AND time_utc < ? AND code IN ({marks}) ORDER BY id"
+        return self._rows(query, (start_utc, end_utc, *codes))
+
+    def last_event(self, code: str) -> dict[str, Any] | None:
+        """Return the newest event of a code; ``None`` without one."""
+        rows = self._rows("SELECT * FROM events WHERE code = ? ORDER BY id DESC LIMIT 1", (code,))
+        return rows[0] if rows else None
+
+    # -- reviews ------------------------------------------------------------------------------------------------------
+
+    def add_review(self, part: int, who: str, was_good: bool, note: str = "") -> None:
+        """Note what a person says of a part, and audit it. The newest review of a part counts.
+
+        Raises:
+            VisionADError: There is no such part.
+            sqlite3.Error: It cannot be written.
+        """
+        with self._changing() as db:
+            row = db.execute("SELECT evaluation FROM parts WHERE id = ? AND delivery IS NOT NULL", (part,)).fetchone()
+            if row is None:
+                raise VisionADError(f"records {self.path}: expected a part that was judged, got number {part}")
+            db.execute(
+                "INSERT INTO reviews (part, who, was_good, time_utc, note) VALUES (?, ?, ?, ?, ?)",
+                (part, who, int(was_good), utc_now(), note),
+            )
+            new = {"part": part, "was_good": was_good, "note": note}
+            self._append_audit(db, who, "review", {"part": part, "evaluation": row[0]}, new)
+
+    def reviews_of(self, first: int, last: int) -> dict[int, bool]:
+        """Return part → whether it was good, by its newest review, for reviewed parts from ``first`` to ``last``."""
+        rows = self._rows("SELECT part, was_good FROM reviews WHERE part BETWEEN ? AND ? ORDER BY id", (first, last))
+        return {row["part"]: bool(row["was_good"]) for row in rows}
+
+    # -- audit --------------------------------------------------------------------------------------------------------
+
     def audit(self, who: str, what: str, old: object = None, new: object = None) -> str:
         """Add a row to the audit. Return its hash."""
         with self._changing() as db:
-            last = db.execute("SELECT hash FROM audit ORDER BY id DESC LIMIT 1").fetchone()
-            previous = GENESIS if last is None else last[0]
-            number = int(db.execute("SELECT coalesce(max(id), 0) + 1 FROM audit").fetchone()[0])
-            row = (number, utc_now(), who, what, _json(old), _json(new), previous)
-            digest = row_hash(*row)
-            db.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, digest))
-            db.execute("INSERT OR REPLACE INTO facts VALUES ('audit_head', ?)", (f"{number} {digest}",))
+            return self._append_audit(db, who, what, old, new)
+
+    @staticmethod
+    def _append_audit(db: sqlite3.Connection, who: str, what: str, old: object, new: object) -> str:
+        last = db.execute("SELECT hash FROM audit ORDER BY id DESC LIMIT 1").fetchone()
+        previous = GENESIS if last is None else last[0]
+        number = int(db.execute("SELECT coalesce(max(id), 0) + 1 FROM audit").fetchone()[0])
+        row = (number, utc_now(), who, what, _json(old), _json(new), previous)
+        digest = row_hash(*row)
+        db.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, digest))
+        db.execute("INSERT OR REPLACE INTO facts VALUES ('audit_head', ?)", (f"{number} {digest}",))
         return digest
 
     def audit_head(self) -> str:
@@ -274,6 +329,7 @@ class Records:
                 (before_utc, floor, floor),
             ).rowcount
             db.execute("DELETE FROM events WHERE time_utc < ?", (before_utc,))
+            db.execute("DELETE FROM reviews WHERE part NOT IN (SELECT id FROM parts)")
         return int(count)
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -302,7 +358,8 @@ class Records:
                 raise VisionADError(
                     f"records {self.path}: expected schema {SCHEMA_VERSION} or older, got {version}; use the visionad release that wrote it"
                 )
-            steps = [_SCHEMA] if version == 0 else [_MIGRATIONS[v] for v in range(version + 1, SCHEMA_VERSION + 1)]
+            first = [_SCHEMA] if version == 0 else []
+            steps = first + [_MIGRATIONS[v] for v in range(max(version, 1) + 1, SCHEMA_VERSION + 1)]
             for step in steps:
                 for statement in filter(str.strip, step.split(";")):
                     db.execute(statement)
@@ -331,7 +388,7 @@ def verify_audit(path: Path, head: str | None = None) -> list[str]:
         raise VisionADError(f"{path}: expected the records of a station, got no file")
     problems = []
     try:
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)  # a name may hold ? and %
         try:
             rows = [AuditRow(*row) for row in db.execute("SELECT * FROM audit ORDER BY id")]
             known = db.execute("SELECT value FROM facts WHERE name = 'audit_head'").fetchone()
@@ -357,6 +414,20 @@ def verify_audit(path: Path, head: str | None = None) -> list[str]:
     elif digest != previous and int(number) == expected - 1 and not problems:
         problems.append(f"row {expected - 1} of the audit was replaced")
     return problems
+
+
+def audit_end(path: Path) -> tuple[int, str]:
+    """Return number and hash of the newest row of an audit; 0 and :data:`GENESIS` without one.
+
+    Raises:
+        VisionADError: There is no such database.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            row = db.execute("SELECT id, hash FROM audit ORDER BY id DESC LIMIT 1").fetchone()
+    except sqlite3.Error as exc:
+        raise VisionADError(f"{path}: expected the records of a station: {exc}") from None
+    return (0, GENESIS) if row is None else (int(row[0]), str(row[1]))
 
 
 def utc_now() -> str:

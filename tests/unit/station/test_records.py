@@ -88,7 +88,7 @@ def test_records_of_a_newer_release_are_refused(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "r.sqlite")
     db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(VisionADError, match="expected schema 1 or older, got 99"):
+    with pytest.raises(VisionADError, match="expected schema 2 or older, got 99"):
         Records(tmp_path / "r.sqlite")
     (tmp_path / "x.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(VisionADError, match=r"x\.sqlite cannot be used"):
@@ -130,3 +130,45 @@ def test_a_published_head_finds_an_end_that_was_cut_with_care(records: Records) 
         db.execute("UPDATE facts SET value = ? WHERE name = 'audit_head'", (f"4 {last}",))
     assert verify_audit(records.path) == []
     assert "is not the one that was published" in verify_audit(records.path, head)[0]
+
+
+def test_records_of_version_1_are_migrated(tmp_path: Path) -> None:
+    from visionad_runtime.station import records as module
+
+    path = tmp_path / "r.sqlite"
+    records = Records(path)
+    records.complete([outcome(1), outcome(2, 2)])
+    records.audit("setter", "threshold", 1, 2)
+    head = records.audit_head()
+    records.close()
+    with sqlite3.connect(path) as db:  # as version 1 left it
+        db.executescript("DROP TABLE reviews; DROP INDEX events_time; PRAGMA user_version=1")
+    records = Records(path)
+    assert [r["id"] for r in records.parts()] == [1, 2] and records.audit_head() == head
+    records.add_review(2, "tester", True)
+    assert records.reviews_of(1, 9) == {2: True}
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (module.SCHEMA_VERSION,)
+        old = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE sql IS NOT NULL")}
+    Records(tmp_path / "new.sqlite").close()
+    with sqlite3.connect(tmp_path / "new.sqlite") as db:
+        assert {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE sql IS NOT NULL")} == old
+
+
+def test_the_newest_review_counts_and_is_audited(records: Records) -> None:
+    records.complete([outcome(n, 2) for n in (1, 2, 3)])
+    records.add_review(2, "anna", True, "a hair")
+    records.add_review(2, "ben", False)
+    records.add_review(3, "anna", True)
+    assert records.reviews_of(1, 2) == {2: False} and records.reviews_of(1, 3) == {2: False, 3: True}
+    row = records.audit_rows()[-1]
+    assert (row["who"], row["what"], row["new"]) == (
+        "anna",
+        "review",
+        '{"note": "a hair", "part": 2, "was_good": true}',
+    )
+    with pytest.raises(VisionADError, match="expected a part that was judged, got number 9"):
+        records.add_review(9, "anna", True)
+    assert records.forget("2027-01-01") == 2  # the newest part stays, and its review
+    assert records.reviews_of(1, 9) == {3: True}
+    assert verify_audit(records.path) == []

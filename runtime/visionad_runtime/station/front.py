@@ -25,6 +25,7 @@ from . import cycle as cycles
 from . import worker as worker_process
 from .alarms import Alarms, clock_is_synchronized
 from .cycle import Cycle, Effect, Job, Late, Note, Prepare, Publish, Take
+from .page_link import PageLink
 from .records import Records, result_object, utc_now
 from .settings import Station
 from .sink import Control, Outcome, Sink, SinkError, StationState
@@ -95,13 +96,14 @@ class Front:
         self._timer: asyncio.TimerHandle | None = None
         self._worker: _WorkerHandle | None = None
         self._failures = 0
-        self._uploads: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._uploads: dict[int, asyncio.Future[Any]] = {}
         self._sink_failures: dict[str, str] = {}
         if interrupted:
             self._note(
                 "interrupted",
                 f"{interrupted} parts were in hand when the station was killed: recorded as not decidable",
             )
+        self.page = PageLink(self, say) if settings.web is not None else None
         self._start_golden = settings.checks.golden is not None and "restart" in settings.checks.golden.due
 
     # -- Line ---------------------------------------------------------------------------------------------------------
@@ -167,8 +169,24 @@ class Front:
         self._do([])
         return True
 
-    async def inspect(self, rgb: Any, class_name: str | None, name: str) -> dict[str, Any]:
-        """Inspect an image that was sent, beside the line's parts.
+    def tell_worker(self, *message: Any) -> bool:
+        """Send the worker a message of the page. Return whether the worker is there."""
+        if self._worker is None or not self._worker.ready:
+            return False
+        self._worker.send(*message)
+        return True
+
+    def restart_worker(self, why: str) -> None:
+        """Replace the worker by a new process."""
+        if self._worker is not None:
+            self._replace_worker(why)
+
+    async def write(self, work: Callable[[], Any]) -> Any:
+        """Do something with the records in their thread, and return what it returns."""
+        return await self._loop.run_in_executor(self._writer, work)
+
+    async def inspect(self, rgb: Any, class_name: str | None, name: str, overlay: bool = False) -> Any:
+        """Inspect an image that was sent, beside the line's parts. With ``overlay``, return a PNG that shows the result.
 
         Raises:
             VisionADError: It could not be inspected.
@@ -177,7 +195,7 @@ class Front:
             raise SinkError("the worker is not there; try again in a moment")
         ticket = max(self._uploads, default=0) + 1
         future = self._uploads[ticket] = asyncio.get_running_loop().create_future()
-        self._worker.send("inspect", ticket, rgb, class_name, name)
+        self._worker.send("overlay" if overlay else "inspect", ticket, rgb, class_name, name)
         return await asyncio.wait_for(future, 30)
 
     def health(self) -> dict[str, Any]:
@@ -240,6 +258,8 @@ class Front:
             task = self._loop.create_task(self._serve(name, sink))
             self._tasks.append(task)
             starting.append(task)
+        if self.page is not None:
+            self._tasks.append(self._loop.create_task(self.page.run()))
         self._show()
         starting.append(self._loop.create_task(self._wait_for_stop()))
         try:
@@ -380,7 +400,7 @@ class Front:
 
     def _publish(self, outcome: Outcome) -> None:
         self.recent.append(outcome)
-        self._observe("outcome", outcome)
+        self._tell_watchers("outcome", outcome)
         self._unwritten.append(outcome)
         if len(self._unwritten) > MAX_UNWRITTEN:
             self._unwritten.popleft()
@@ -440,11 +460,16 @@ class Front:
     def _show(self) -> None:
         for event in self._told.values():
             event.set()
-        self._observe("state", self.state)
+        self._tell_watchers("state", self.state)
+
+    def _tell_watchers(self, kind: str, value: Any) -> None:
+        self._observe(kind, value)
+        if self.page is not None:
+            self.page.observe(kind, value)
 
     def _note(self, code: str, text: str) -> None:
         self._say(f"{code}: {text}")
-        self._observe("event", (code, text))
+        self._tell_watchers("event", (code, text))
         self._write(lambda: self.records.note(code, text))
 
     def _on_alarm(self, code: str, text: str, active: bool) -> None:
@@ -546,6 +571,8 @@ class Front:
             self._write(lambda: self.records.add_archived(*rest))
         elif kind == "alarm":
             self.alarms.set(rest[0], rest[1])
+        elif kind == "images" and self.page is not None:
+            self.page.on_images(*rest)
         elif kind == "inspected":
             future = self._uploads.pop(rest[0], None)
             if future is not None and not future.done():

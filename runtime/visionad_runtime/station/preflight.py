@@ -11,6 +11,7 @@ from ..bank.names import normalize_class_name
 from ..errors import VisionADError
 from ..formats.manifest import BankManifest, read_manifest
 from ..formats.model_folder import read_model
+from .page_link import page_missing
 from .settings import Station
 
 
@@ -35,6 +36,8 @@ def problems_of(station: Station) -> list[str]:
         missing = leaf.missing()
         if missing is not None:
             problems.append(missing)
+    if settings.web is not None and (missing := page_missing()) is not None:
+        problems.append(missing)
     ports: dict[tuple[str, int], str] = {}
     listening = {name: getattr(sink, "_settings", None) for name, sink in station.sinks.items() if sink.live}
     if settings.web is not None:

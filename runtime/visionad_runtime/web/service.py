@@ -40,45 +40,21 @@ class UploadedImage(NamedTuple):
     bit_depth: int | None = None
 
 
-class InspectionService:
-    """The inspector behind the requests: whoever comes first is served first."""
+class UploadQueue:
+    """Places for images that clients send: how many are received, decoded and inspected at once.
 
-    def __init__(self, inspector: Inspector) -> None:
-        self.inspector, self.metrics = inspector, Metrics(inspector)
-        self._pool = ThreadPoolExecutor(inspector.pipeline.slots, "visionad-serve")
-        self._taken = 0
-        self._senders = self._received_bytes = 0
+    Args:
+        show_waiting: told how many images wait or are inspected.
+        show_receiving: told how many are being received.
+    """
 
-    async def inspect(self, upload: UploadedImage, class_name: str | None) -> Result:
-        """As :meth:`Inspector.inspect`, with the bank that is on disk."""
-
-        def work() -> Result:
-            self.inspector.refresh()
-            return self.inspector.trace_batch([upload.rgb], class_name, trace=False)[0][0]
-
-        result = await self._turn(work)
-        self.metrics.add(result)
-        return result
-
-    async def enroll(self, class_name: str, upload: UploadedImage) -> int:
-        """Enroll a good part; the bank's new version."""
-
-        def work() -> int:
-            source = upload.name or "sent to visionad serve"
-            support = support_record(upload.body, upload.rgb, source, upload.bit_depth)
-            check_new(self.bank().classes, class_name, [support])  # before the image is encoded
-            return self.inspector.enroll_image(class_name, support, upload.rgb, upload.body, Path(upload.name).suffix)
-
-        return await self._turn(work)
-
-    def bank(self) -> Snapshot:
-        """The bank in force, as it is on disk."""
-        self.inspector.refresh()
-        assert self.inspector.bank is not None
-        return self.inspector.bank.snapshot
-
-    async def _turn(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    def __init__(
+        self,
+        show_waiting: Callable[[int], object] = lambda _: None,
+        show_receiving: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        self._show_waiting, self._show_receiving = show_waiting, show_receiving
+        self._taken = self._senders = self._received_bytes = 0
 
     @property
     def waiting(self) -> int:
@@ -115,13 +91,13 @@ class InspectionService:
                 raise RequestError(503, f"{self._senders} images are being sent at once; send fewer")
 
         self._senders += 1
-        self.metrics.receiving.set(self._senders)
+        self._show_receiving(self._senders)
         try:
             yield count
         finally:
             self._senders -= 1
             self._received_bytes -= size
-            self.metrics.receiving.set(self._senders)
+            self._show_receiving(self._senders)
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -132,12 +108,52 @@ class InspectionService:
         """
         self.check_queue()
         self._taken += 1
-        self.metrics.waiting.set(self._taken)
+        self._show_waiting(self._taken)
         try:
             yield
         finally:
             self._taken -= 1
-            self.metrics.waiting.set(self._taken)
+            self._show_waiting(self._taken)
+
+
+class InspectionService(UploadQueue):
+    """The inspector behind the requests: whoever comes first is served first."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self.inspector, self.metrics = inspector, Metrics(inspector)
+        super().__init__(self.metrics.waiting.set, self.metrics.receiving.set)
+        self._pool = ThreadPoolExecutor(inspector.pipeline.slots, "visionad-serve")
+
+    async def inspect(self, upload: UploadedImage, class_name: str | None) -> Result:
+        """As :meth:`Inspector.inspect`, with the bank that is on disk."""
+
+        def work() -> Result:
+            self.inspector.refresh()
+            return self.inspector.trace_batch([upload.rgb], class_name, trace=False)[0][0]
+
+        result = await self._turn(work)
+        self.metrics.add(result)
+        return result
+
+    async def enroll(self, class_name: str, upload: UploadedImage) -> int:
+        """Enroll a good part; the bank's new version."""
+
+        def work() -> int:
+            source = upload.name or "sent to visionad serve"
+            support = support_record(upload.body, upload.rgb, source, upload.bit_depth)
+            check_new(self.bank().classes, class_name, [support])  # before the image is encoded
+            return self.inspector.enroll_image(class_name, support, upload.rgb, upload.body, Path(upload.name).suffix)
+
+        return await self._turn(work)
+
+    def bank(self) -> Snapshot:
+        """The bank in force, as it is on disk."""
+        self.inspector.refresh()
+        assert self.inspector.bank is not None
+        return self.inspector.bank.snapshot
+
+    async def _turn(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def close(self) -> None:
         """End its threads once what they do is done."""

@@ -22,9 +22,9 @@ def _missing(why: str) -> None:
     pytest.skip(f"{why}: {WHAT}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A browser."""
+    """A browser. Playwright keeps an event loop in this thread, so it ends with each module: others need their own."""
     path = os.environ.get("VISIONAD_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         _missing("there is no chromium")

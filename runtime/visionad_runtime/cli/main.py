@@ -12,7 +12,9 @@ import typer
 
 from .._release import __version__
 from ..errors import VisionADError, import_error_message, is_own_module
+from .commands.audit import audit_verify
 from .commands.bank import bank_add, bank_audit, bank_confirm, bank_info, bank_remove, bank_undo, bank_verify
+from .commands.bank_roi import bank_rebuild, bank_roi
 from .commands.bench import bench_command
 from .commands.build import build_command
 from .commands.calibrate import calibrate
@@ -22,6 +24,8 @@ from .commands.evaluate import EvalCommand, eval_command
 from .commands.export import export_command
 from .commands.parity import parity_command  # light: torch is imported only when it runs
 from .commands.predict import predict
+from .commands.replay import replay
+from .commands.report import report
 from .commands.serve import serve
 from .commands.station import station as station_command
 from .commands.watch import watch
@@ -34,11 +38,15 @@ app = typer.Typer(
 )
 bank_app = typer.Typer(help="Enroll, remove and check good parts.", rich_markup_mode=None)
 app.add_typer(bank_app, name="bank")
+audit_app = typer.Typer(help="Check the audit of a station.", rich_markup_mode=None)
+audit_app.callback()(lambda: None)  # keeps `verify` a word of its own
+app.add_typer(audit_app, name="audit")
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "watch": watch,
     "serve": serve,
     "calibrate": calibrate,
+    "replay": replay,
     "doctor": doctor,
     "demo": demo,
     "export": export_command,
@@ -46,6 +54,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "build": build_command,
     "bench": bench_command,
     "station": station_command,
+    "report": report,
 }
 BANK_COMMANDS: dict[str, Callable[..., Any]] = {
     "add": bank_add,
@@ -55,12 +64,15 @@ BANK_COMMANDS: dict[str, Callable[..., Any]] = {
     "info": bank_info,
     "verify": bank_verify,
     "audit": bank_audit,
+    "roi": bank_roi,
+    "rebuild": bank_rebuild,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
 app.command("eval", cls=EvalCommand)(eval_command)
 for name, command in BANK_COMMANDS.items():
     bank_app.command(name)(command)
+audit_app.command("verify")(audit_verify)
 
 INTERRUPTED = 130
 """Exit status that the parser returns after Ctrl-C."""
@@ -112,7 +124,7 @@ def run(args: Sequence[str]) -> int:
         The exit status.
     """
     args = list(args)
-    if args in ([], ["bank"]):
+    if args in ([], ["bank"], ["audit"]):
         args.append("--help")
     if "" in args:  # as a path, it would mean the working folder and everything below
         return complain("an argument is empty (a variable that is not set?); give a path or a name in its place")

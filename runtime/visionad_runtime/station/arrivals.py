@@ -13,6 +13,7 @@ from ..result import FileResult
 from .detected import DetectedFile
 from .folder_source import FolderSource
 from .journal import Journal
+from .promise_watch import PromiseWatch
 
 MAX_FAILURES = 1
 """Images in a row that may fail for an unforeseen reason. After that it is not the image's fault."""
@@ -45,6 +46,7 @@ class ArrivalLoop:
         class_name: class of the parts; it skips routing.
         bit_depth: bits that the camera fills in 16-bit files.
         notify: told of a new version of the bank, in words.
+        evidence: whether results name the nearest good patch of each region.
     """
 
     def __init__(
@@ -56,10 +58,14 @@ class ArrivalLoop:
         class_name: str | None,
         bit_depth: int | None,
         notify: Callable[[str], object],
+        *,
+        evidence: bool = False,
     ) -> None:
         self._inspector, self._source, self._output, self._journal = inspector, source, output, journal
         self._class_name, self._bit_depth, self._notify = class_name, bit_depth, notify
+        self._evidence = evidence
         self._failures = 0
+        self._promises = PromiseWatch(inspector, notify)
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Inspect files until the source ends, or until ``stopped`` says so.
@@ -82,7 +88,9 @@ class ArrivalLoop:
         """Return what the journal notes; ``None`` for an image that will be inspected later."""
         path, output = file.image.path, self._output
         try:
-            (outcome,) = self._inspector.inspect_files([path], class_name=self._class_name, bit_depth=self._bit_depth)
+            (outcome,) = self._inspector.inspect_files(
+                [path], class_name=self._class_name, bit_depth=self._bit_depth, evidence=self._evidence
+            )
         except BankError as exc:  # the class was removed; it may come back
             output.counts["not inspected"] += 1
             output.error(path, exc)
@@ -97,4 +105,6 @@ class ArrivalLoop:
         self._failures = 0
         if outcome.error is not None and self._source.retry(file):
             return None
+        if outcome.result is not None:
+            outcome = outcome._replace(result=self._promises.follow(outcome.result))
         return output.add(outcome, file.image.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
@@ -14,7 +13,7 @@ from ..errors import VisionADError
 from ..images import decode
 from ..inspector import Inspector
 from ..result import Result
-from .exchangeability import ExchangeabilityMonitor
+from .promise_watch import PromiseWatch
 from .settings import Checks, Recipe
 
 ALARMS = {
@@ -33,7 +32,10 @@ ALARMS = {
     "code": ("the code in the image is not the part's", "look at the label, and at the part number that the PLC sends"),
     "mix-up": ("the part looks like another class", "look at the recipe and the part"),
     "internal": ("the part could not be judged", "look at the log"),
-    "golden": ("golden parts are due", "run the golden parts"),
+    "golden": (
+        "a golden part was judged wrongly",
+        "look at the image that is named, at bank, recipe and threshold; then run the golden parts again",
+    ),
     "disk": ("records or images cannot be written", "free space on the disk"),
     "clock": ("the clock is not synchronized", "look at the time server; shifts and records carry this clock"),
     "sink": ("a sink does not deliver", "look at its health"),
@@ -114,7 +116,7 @@ class ImageChecks:
     def __init__(self, checks: Checks, inspector: Inspector) -> None:
         self._checks, self._inspector = checks, inspector
         self._limits: dict[tuple[str, str], tuple[object, LightLimits | None]] = {}
-        self._monitors: dict[str, tuple[object, ExchangeabilityMonitor]] = {}
+        self._promises = PromiseWatch(inspector)
         self._rejects = self._dark_in_a_row = 0
 
     @property
@@ -147,8 +149,8 @@ class ImageChecks:
         self._rejects = 0 if result.verdict == "ok" else self._rejects + 1
         if self._checks.rejects_in_a_row and self._rejects >= self._checks.rejects_in_a_row:
             codes.append("rejects")
-        result, void = self._follow(result)
-        if void:
+        result = self._promises.follow(result)
+        if result.promise is not None and result.promise.void:
             codes.append("exchangeability")
         return result, tuple(codes)
 
@@ -183,25 +185,6 @@ class ImageChecks:
             cached = self._limits[key] = images, LightLimits(statistics) if statistics else None
         return cached[1]
 
-    def _follow(self, result: Result) -> tuple[Result, bool]:
-        """Bet against the exchangeability of accepted parts. One monitor a class and calibration."""
-        bank = self._inspector.bank
-        if bank is None or result.class_name is None or result.promise is None or result.threshold is None:
-            return result, False
-        held = bank.classes.get(result.class_name)
-        record = None if held is None else held.entry.calibration
-        if held is None or record is None:
-            return result, False
-        cached = self._monitors.get(result.class_name)
-        if cached is None or cached[0] is not record:
-            limit = held.entry.review_threshold if held.entry.review_threshold is not None else result.threshold
-            monitor = ExchangeabilityMonitor(record.scores, limit, name=result.class_name)
-            cached = self._monitors[result.class_name] = record, monitor
-        alarmed = cached[1].observe(result.score) if result.verdict == "ok" else cached[1].alarmed
-        if not alarmed:
-            return result, False
-        return replace(result, promise=replace(result.promise, void=True)), True
-
 
 def read_codes(rgb: NDArray[np.uint8], kind: str) -> list[str]:
     """Return the texts of the codes in an image.
@@ -224,5 +207,9 @@ def read_codes(rgb: NDArray[np.uint8], kind: str) -> list[str]:
         "ean13": zxingcpp.BarcodeFormat.EAN13,
     }
     image = np.ascontiguousarray(rgb)
-    found = zxingcpp.read_barcodes(image, formats[kind]) if kind in formats else zxingcpp.read_barcodes(image)
+    found = (
+        zxingcpp.read_barcodes(image, zxingcpp.BarcodeFormats(formats[kind]))
+        if kind in formats
+        else zxingcpp.read_barcodes(image)
+    )
     return [code.text for code in found]

@@ -25,6 +25,7 @@ from . import cycle as cycles
 from . import worker as worker_process
 from .alarms import Alarms, clock_is_synchronized
 from .cycle import Cycle, Effect, Job, Late, Note, Prepare, Publish, Take
+from .golden import GoldenSchedule
 from .page_link import PageLink
 from .records import Records, result_object, utc_now
 from .settings import Station
@@ -104,7 +105,16 @@ class Front:
                 f"{interrupted} parts were in hand when the station was killed: recorded as not decidable",
             )
         self.page = PageLink(self, say) if settings.web is not None else None
-        self._start_golden = settings.checks.golden is not None and "restart" in settings.checks.golden.due
+        golden = settings.checks.golden
+        passed = self.records.last_event("golden-passed")
+        self._golden = (
+            None
+            if golden is None
+            else GoldenSchedule(
+                golden, settings.shifts, None if passed is None else datetime.fromisoformat(passed["time_utc"])
+            )
+        )
+        self._cycle.check_blocks = golden is not None and golden.overdue == "not_ready"
 
     # -- Line ---------------------------------------------------------------------------------------------------------
 
@@ -169,6 +179,19 @@ class Front:
         self._do([])
         return True
 
+    def run_golden(self, who: str) -> str | None:
+        """Have the golden parts of the prepared recipe judged. Return why not, or ``None`` if it has begun."""
+        golden, recipe = self._golden, self._cycle.recipe
+        if golden is None:
+            return "the station file names no golden parts (checks.golden)"
+        if golden.who:
+            return "they are being judged"
+        if self._cycle.phase != "ready" or self._worker is None or not self._worker.ready:
+            return f"the station is {self._cycle.phase}; prepare a recipe first"
+        golden.who = who
+        self._worker.send("golden", recipe)
+        return None
+
     def tell_worker(self, *message: Any) -> bool:
         """Send the worker a message of the page. Return whether the worker is there."""
         if self._worker is None or not self._worker.ready:
@@ -225,6 +248,7 @@ class Front:
             "cameras": self.cameras,
             "sinks": sinks,
             "alarms": self.alarms.active(),
+            "golden": None if self._golden is None else self._golden.facts(),
             "unwritten": len(self._unwritten),
             "clock_synchronized": clock_is_synchronized(),
         }
@@ -508,6 +532,7 @@ class Front:
         """Ping the worker. Without an answer the heartbeat stops; after longer, the process is replaced."""
         while True:
             await asyncio.sleep(PING_SECONDS)
+            self._look_at_golden()
             handle = self._worker
             if handle is None:
                 continue
@@ -545,6 +570,9 @@ class Front:
             for warning in self.facts["warnings"]:
                 self._note("calibration", warning)
             notify("READY=1")
+            if self._golden is not None:
+                self._golden.restarted()
+                self._look_at_golden()
             self._do(self._cycle.worker_ready())
             recipes = sorted(self.station.settings.recipes)
             if self._cycle.phase == "idle" and len(recipes) == 1:  # there is no choice to be made
@@ -553,7 +581,13 @@ class Front:
             self._note("worker-failed", rest[0])
             self._replace_worker(rest[0])
         elif kind == "prepared":
-            self._do(self._cycle.prepared(*rest))
+            effects = self._cycle.prepared(*rest)
+            if self._golden is not None:
+                self._golden.abandoned()  # the worker has dropped it
+            self._look_at_golden()  # before the station is shown as ready
+            self._do(effects)
+        elif kind == "golden":
+            self._on_golden(*rest)
         elif kind == "outcome":
             self._do(self._cycle.outcome(rest[0], rest[1], time.monotonic()))
         elif kind == "camera":
@@ -580,6 +614,35 @@ class Front:
                     future.set_exception(SinkError(rest[2]))
                 else:
                     future.set_result(rest[1])
+
+    def _look_at_golden(self) -> None:
+        """Set the bit when golden parts are due, and judge them as soon as a recipe is prepared and no part is in hand."""
+        golden = self._golden
+        if golden is None:
+            return
+        if golden.look(datetime.now(UTC), self._cycle.recipe):
+            self._note("golden-due", golden.due)
+        if self._cycle.check_due != bool(golden.due):
+            self._cycle.check_due = bool(golden.due)
+            self._show()
+        if golden.may_start:
+            self.run_golden("station")
+
+    def _on_golden(self, recipe: int, findings: list[dict[str, Any]]) -> None:
+        golden = self._golden
+        if golden is None or not golden.who or recipe != self._cycle.recipe:
+            return
+        who, count = golden.who, len(findings)
+        if golden.finished(findings, datetime.now(UTC)):
+            self.alarms.clear("golden", "parts")
+            self._note("golden-passed", f"recipe {recipe}: all {count} images were judged rightly")
+        else:
+            more = f" (and {len(golden.wrong) - 1} more)" if len(golden.wrong) > 1 else ""
+            self.alarms.set("golden", f"recipe {recipe}: {golden.wrong[0]}{more}", key="parts")
+            self._note("golden-failed", f"recipe {recipe}: {'; '.join(golden.wrong)}")
+        new = {"recipe": recipe, "images": count, "wrong": golden.wrong}
+        self._write(lambda: self.records.audit(who, "golden parts", None, new))
+        self._look_at_golden()
 
     def _on_frame(self, camera: str, frame: int, lost: int) -> None:
         """A camera that starts the cycle has taken a frame. Frames that were lost are parts that nobody looked at."""

@@ -11,6 +11,7 @@ from ..bank.names import normalize_class_name
 from ..errors import VisionADError
 from ..formats.manifest import BankManifest, read_manifest
 from ..formats.model_folder import read_model
+from .golden import golden_images
 from .page_link import page_missing
 from .settings import Station
 
@@ -32,8 +33,13 @@ def problems_of(station: Station) -> list[str]:
         problems.append(str(exc))
     if manifest is not None:
         problems += _recipe_problems(station, manifest)
-    for leaf in (*station.cameras.values(), *station.sinks.values()):
-        missing = leaf.missing()
+    if settings.checks.golden is not None:
+        for number, recipe in settings.recipes.items():
+            try:
+                golden_images(settings.checks.golden, number, recipe.cameras or tuple(settings.cameras))
+            except VisionADError as exc:
+                problems.append(str(exc))
+    for missing in (*(c.missing() for c in station.cameras.values()), *(s.missing() for s in station.sinks.values())):
         if missing is not None:
             problems.append(missing)
     if settings.web is not None and (missing := page_missing()) is not None:

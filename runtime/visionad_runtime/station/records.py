@@ -1,7 +1,7 @@
 """Records: one row a part, events, and a hash-chained audit, in SQLite (WAL, FULL). Survives a kill and a power cut.
 
-A row is inserted when a trigger is accepted and completed when its result is offered. So after a kill every acknowledged trigger has
-its row, and one that was never completed is completed as not decidable. Stored sinks read completed rows by a cursor.
+A row is inserted when a trigger is accepted and completed when its result is offered. So after a kill every acknowledged trigger
+has its row, and one that was never completed is completed as not decidable. Stored sinks read completed rows by a cursor.
 """
 
 from __future__ import annotations
@@ -76,6 +76,17 @@ GENESIS = "0" * 64
 """``previous`` of the first row of the audit."""
 
 
+_RESULT = (
+    "evaluation", "reason", "latency_ms", "bank_version", "score", "threshold", "simulated", "recipe_digest", "alarms", "cameras",
+    "delivery",
+)  # fmt: skip
+_COMPLETE = (
+    f"INSERT INTO parts (id, time_utc, sequence, part, recipe, {', '.join(_RESULT)}) "
+    f"VALUES (?, ?, ?, ?, ?, {', '.join('?' * len(_RESULT))}) "
+    f"ON CONFLICT(id) DO UPDATE SET {', '.join(f'{name}=excluded.{name}' for name in _RESULT)}"
+)
+
+
 class AuditRow(NamedTuple):
     """One change of settings, bank, thresholds, users or verdicts."""
 
@@ -134,7 +145,8 @@ class Records:
         """
         with self._changing() as db:
             db.execute(
-                "INSERT OR IGNORE INTO parts (id, time_utc, sequence, part, recipe, evaluation, reason) VALUES (?, ?, ?, ?, ?, 0, 'none')",
+                "INSERT OR IGNORE INTO parts (id, time_utc, sequence, part, recipe, evaluation, reason) "
+                "VALUES (?, ?, ?, ?, ?, 0, 'none')",
                 (job.id, job.time_utc, job.sequence, job.part, job.recipe),
             )
 
@@ -152,11 +164,7 @@ class Records:
                     continue
                 delivery += 1
                 db.execute(
-                    "INSERT INTO parts (id, time_utc, sequence, part, recipe, evaluation, reason, latency_ms, bank_version, score, "
-                    "threshold, simulated, recipe_digest, alarms, cameras, delivery) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) "
-                    "ON CONFLICT(id) DO UPDATE SET evaluation=excluded.evaluation, reason=excluded.reason, latency_ms=excluded.latency_ms, "
-                    "bank_version=excluded.bank_version, score=excluded.score, threshold=excluded.threshold, simulated=excluded.simulated, "
-                    "recipe_digest=excluded.recipe_digest, alarms=excluded.alarms, cameras=excluded.cameras, delivery=excluded.delivery",
+                    _COMPLETE,
                     (
                         one.id, one.time_utc, one.sequence, one.part, one.recipe, one.evaluation, one.reason, one.latency_ms,
                         one.bank_version, one.score, one.threshold, int(one.simulated), one.recipe_digest, _json(one.alarms),
@@ -222,7 +230,8 @@ class Records:
     def undelivered(self, sink: str, limit: int = 100) -> list[dict[str, Any]]:
         """Return completed parts that a stored sink has not taken, in the order of completion."""
         return self._rows(
-            "SELECT * FROM parts WHERE delivery > coalesce((SELECT delivery FROM cursors WHERE sink = ?), 0) ORDER BY delivery LIMIT ?",
+            "SELECT * FROM parts WHERE delivery > coalesce((SELECT delivery FROM cursors WHERE sink = ?), 0) "
+            "ORDER BY delivery LIMIT ?",
             (sink, limit),
         )
 
@@ -356,7 +365,8 @@ class Records:
             version = int(db.execute("PRAGMA user_version").fetchone()[0])
             if version > SCHEMA_VERSION:
                 raise VisionADError(
-                    f"records {self.path}: expected schema {SCHEMA_VERSION} or older, got {version}; use the visionad release that wrote it"
+                    f"records {self.path}: expected schema {SCHEMA_VERSION} or older, got {version}; use the visionad release that "
+                    "wrote it"
                 )
             first = [_SCHEMA] if version == 0 else []
             steps = first + [_MIGRATIONS[v] for v in range(max(version, 1) + 1, SCHEMA_VERSION + 1)]
@@ -376,7 +386,7 @@ def verify_audit(path: Path, head: str | None = None) -> list[str]:
 
     Args:
         path: record database.
-        head: hash of the newest row, as it was published; finds a chain whose end was cut off and whose record of it was changed too.
+        head: hash of the newest row, as it was published; finds an end that was cut off, even if the record of it was changed too.
 
     Returns:
         One line for each row that was changed, removed or cut off; none if the chain is whole.
@@ -436,7 +446,7 @@ def utc_now() -> str:
 
 
 def result_object(row: Mapping[str, Any], station: str) -> dict[str, Any]:
-    """Return what stored sinks deliver of a part: the object of ``predict --json`` of the camera that decided, and the part's fields."""
+    """Return what stored sinks deliver of a part: ``predict --json`` of the camera that decided, and the part's own fields."""
     cameras = json.loads(row["cameras"])
     name, facts = deciding_camera(cameras)
     reason_camera = {"camera": name} if name else {"camera": None}

@@ -126,7 +126,7 @@ class Sink(Protocol):
     """A way out of the station.
 
     A live sink is told each change at once, and offers results before the deadline; it may call the :class:`Line`. A stored sink
-    gets records by cursor: at least once, in order, whatever is killed.
+    gets records by cursor: at least once, in order, whatever is killed. The front tells it each change too.
 
     Attributes:
         Settings: what the station file says of such a sink.
@@ -150,7 +150,7 @@ class Sink(Protocol):
         """
 
     async def tell(self, state: StationState) -> None:
-        """Live sinks: show a new state. Must not wait for a peer."""
+        """Show a new state. A sink that shows none does nothing. Must not wait for a peer."""
 
     async def store(self, record: Mapping[str, Any]) -> None:
         """Stored sinks: deliver one record. Return only when its receiver has it.
@@ -177,7 +177,7 @@ SINKS = LeafRegistry[Sink](
     {
         "modbus": "visionad_runtime.station.sinks.modbus:ModbusSink",
         "tcp": "visionad_runtime.station.sinks.tcp:TcpSink",
-        "opcua": "visionad_runtime.station.sinks.opcua:OpcUaSink",
+        "opcua": "visionad_runtime.station.sinks.opcua.sink:OpcUaSink",
         "mqtt": "visionad_runtime.station.sinks.mqtt:MqttSink",
         "webhook": "visionad_runtime.station.sinks.webhook:WebhookSink",
         "files": "visionad_runtime.station.sinks.files:FilesSink",

@@ -2,7 +2,8 @@
 
 TEMPLATE = """\
 # A VisionAD station: cameras in, verdicts out. Check it with `visionad station FILE --check`, try it with `--simulate`.
-# Paths are relative to this file. This is quality inspection, no safety function: the PLC keeps its own timer, and rejects without an answer.
+# Paths are relative to this file. This is quality inspection, no safety function: the PLC keeps its own timer, and rejects a part
+# without an answer.
 station: station-1                 # name in messages, topics and records
 model: model                       # from `visionad export`
 bank: bank                         # from `visionad bank add`

@@ -30,6 +30,7 @@ from .archive import ArchiveWriter
 from .camera import Camera, CameraError, CameraFacts, CameraGone, Frame
 from .checks import ImageChecks
 from .cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
+from .golden import GoldenRun
 from .page_images import KeptImages
 from .settings import Recipe, Station, read_station
 
@@ -112,6 +113,7 @@ class Worker:
         self._checks: ImageChecks | None = None
         self._pending: tuple[int, Frame] | None = None
         self._images = KeptImages(self._say) if settings.web is not None else None
+        self._golden: GoldenRun | None = None
 
     def run(self) -> None:
         """Open everything, then answer the front."""
@@ -141,6 +143,9 @@ class Worker:
         if self._station.settings.trigger != "line":
             threading.Thread(target=self._watch_frames, name="visionad-frames", daemon=True).start()
         while True:
+            if self._golden is not None and not self._pipe.poll():
+                self._judge_golden(self._golden)
+                continue
             message = self._pipe.recv()
             if message[0] == "stop":
                 return
@@ -152,6 +157,8 @@ class Worker:
                 self._take(Job(*message[1]))
             elif message[0] in ("inspect", "overlay"):
                 self._inspect_upload(*message)
+            elif message[0] == "golden":
+                self._begin_golden(message[1])
             elif self._images is not None:
                 self._serve_page(self._images, *message)
 
@@ -171,6 +178,7 @@ class Worker:
     def _prepare(self, number: int) -> None:
         """Prepare a recipe: its bank version, its classes, its cameras."""
         recipe = self._station.settings.recipes[number]
+        self._golden = None
         try:
             inspector = self._inspector(recipe.bank_version)
             for name in self._names(recipe):
@@ -228,6 +236,29 @@ class Worker:
             )
         except VisionADError as exc:
             self._say("inspected", ticket, None, str(exc))
+
+    # -- golden parts -------------------------------------------------------------------------------------------------
+
+    def _begin_golden(self, number: int) -> None:
+        """Begin to judge the golden parts of a recipe. Parts of the line come first: they wait for one image at most."""
+        golden = self._station.settings.checks.golden
+        if golden is not None:
+            recipe = self._station.settings.recipes[number]
+            self._golden = GoldenRun(golden, number, self._names(recipe))
+
+    def _judge_golden(self, run: GoldenRun) -> None:
+        if not run.is_done:
+            run.step(lambda camera, rgb: self._evaluate_golden(run.number, camera, rgb))
+        if run.is_done:
+            self._golden = None
+            self._say("golden", run.number, run.findings)
+
+    def _evaluate_golden(self, number: int, camera: str, rgb: NDArray[np.uint8]) -> tuple[int, str]:
+        recipe = self._station.settings.recipes[number]
+        inspector = self._inspector(recipe.bank_version)
+        inspector.refresh()
+        ((result, _),) = inspector.trace_batch([rgb], recipe.class_of(camera), trace=False)
+        return evaluate(result)
 
     # -- frames -------------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,14 @@ EXTRAS = {
     ),
     "eval": ("matplotlib", "jinja2"),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client", "python-multipart"),
+    "station": ("pyyaml",),
+    "pylon": ("pypylon",),
+    "gige": ("viva-genicam",),
+    "modbus": ("pymodbus",),
+    "opcua": ("asyncua",),
+    "mqtt": ("paho-mqtt",),
+    "codes": ("zxing-cpp",),
+    "gpio": ("gpiod",),
 }
 """Packages of each extra that belong to no backend."""
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")

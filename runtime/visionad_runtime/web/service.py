@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,11 +12,15 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ..bank.memory_bank import Snapshot
-from ..bank.supports import check_new, support_record
+from ..bank.supports import check_new, read_kept, support_record
 from ..images.pixels import RGB8
 from ..inspector import Inspector
 from ..result import Result
+from ..station.promise_watch import PromiseWatch
+from ..visualization.overlay import overlay_png
 from .metrics import Metrics
+
+log = logging.getLogger("visionad")
 
 T = TypeVar("T")
 MAX_QUEUE = 32
@@ -119,9 +125,13 @@ class UploadQueue:
 class InspectionService(UploadQueue):
     """The inspector behind the requests: whoever comes first is served first."""
 
-    def __init__(self, inspector: Inspector) -> None:
-        self.inspector, self.metrics = inspector, Metrics(inspector)
+    def __init__(self, inspector: Inspector, evidence: bool = False) -> None:
+        self.inspector = inspector
+        self.promises = PromiseWatch(inspector, log.warning)
+        self.metrics = Metrics(inspector, self.promises)
         super().__init__(self.metrics.waiting.set, self.metrics.receiving.set)
+        self._following = threading.Lock()
+        self.evidence = evidence
         self._pool = ThreadPoolExecutor(inspector.pipeline.slots, "visionad-serve")
 
     async def inspect(self, upload: UploadedImage, class_name: str | None) -> Result:
@@ -129,9 +139,11 @@ class InspectionService(UploadQueue):
 
         def work() -> Result:
             self.inspector.refresh()
-            return self.inspector.trace_batch([upload.rgb], class_name, trace=False)[0][0]
+            return self.inspector.trace_batch([upload.rgb], class_name, trace=False, evidence=self.evidence)[0][0]
 
         result = await self._turn(work)
+        with self._following:
+            result = self.promises.follow(result)
         self.metrics.add(result)
         return result
 
@@ -145,6 +157,14 @@ class InspectionService(UploadQueue):
             return self.inspector.enroll_image(class_name, support, upload.rgb, upload.body, Path(upload.name).suffix)
 
         return await self._turn(work)
+
+    def overlay(self, upload: UploadedImage, result: Result) -> bytes:
+        """Return the overlay of an inspected image as PNG, with the evidence if the service gives it."""
+        bank = self.inspector.bank
+        assert bank is not None
+        if not self.evidence:
+            return overlay_png(upload.rgb, result)
+        return overlay_png(upload.rgb, result, lambda shown: read_kept(bank.folder, shown.kept, shown.bit_depth))
 
     def bank(self) -> Snapshot:
         """The bank in force, as it is on disk."""

@@ -104,8 +104,7 @@ def test_parts_are_judged_over_modbus(station_file: Path) -> None:
     async def play(front: Front) -> None:
         plc = SimulatedPlc("127.0.0.1", port_of(station_file, "modbus"))
         await plc.connect()
-        for number in range(9):
-            results.append(await plc.inspect(f"SN-{number:04}"))
+        results.extend([await plc.inspect(f"SN-{number:04}") for number in range(9)])
         plc.close()
 
     run(station_file, play)

@@ -63,7 +63,7 @@ def test_the_template_is_a_good_file(tmp_path: Path) -> None:
         ("cameras: [top]", "cameras: [bottom]", "recipe 2 names camera 'bottom'; the station has side, top"),
         ("station: press-3\n", "", "station.yaml:1: station: missing; it is required"),
         ("station: press-3", "station: press-3\nstation: b", "station.yaml:2: not YAML: key 'station' is given twice"),
-        ("port: 5020", "port: !env NO_SUCH_VARIABLE", "station.yaml:11: not YAML: environment variable NO_SUCH_VARIABLE is not set"),
+        ("port: 5020", "port: !env NO_SUCH_NAME", "station.yaml:11: not YAML: environment variable NO_SUCH_NAME is not set"),
         ("port: 5020", "port: 99999", "station.yaml:11: sinks.0.port: Input should be less than or equal to 65535"),
         ("recipes:", "recipes: [", "not YAML"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from visionad_runtime.station.settings import Shifts
@@ -43,7 +44,7 @@ def test_days_of_23_and_25_hours(day: str, hours: int, lengths: dict[str, int]) 
     shifts = list(shifts_between(BERLIN, first.start, first.start + timedelta(days=1)))[:3]
     found = {shift.name: (shift.end - shift.start) / timedelta(hours=1) for shift in shifts}
     assert lengths.items() <= found.items() and sum(found.values()) == hours
-    assert all(a.end == b.start for a, b in zip(shifts, shifts[1:], strict=False))
+    assert all(a.end == b.start for a, b in pairwise(shifts))
 
 
 def test_a_start_that_clocks_skip_is_at_the_end_of_the_gap() -> None:
@@ -65,7 +66,7 @@ def test_every_moment_of_a_year_lies_in_one_shift() -> None:
     for zone in ("Europe/Berlin", "Australia/Lord_Howe", "Pacific/Apia", "UTC"):  # half an hour; a day that was skipped
         settings = Shifts(zone=zone, start=("06:00", "18:00"))
         shifts = list(shifts_between(settings, utc("2011-06-01T00:00:00"), utc("2012-06-01T00:00:00")))
-        assert all(a.end == b.start and a.start < a.end for a, b in zip(shifts, shifts[1:], strict=False))
+        assert all(a.end == b.start and a.start < a.end for a, b in pairwise(shifts))
         assert len({shift.name for shift in shifts}) == len(shifts)
 
 

@@ -332,7 +332,7 @@ class FakeNvml(ModuleType):
     class NVMLError(Exception):
         pass
 
-    class NVMLError_LibraryNotFound(NVMLError):  # noqa: N801, N818 - its name
+    class NVMLError_LibraryNotFound(NVMLError):  # noqa: N801 - its name
         pass
 
     def __init__(self, gpus: int, counts: bool = True, driver: bool = True) -> None:

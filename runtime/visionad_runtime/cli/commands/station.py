@@ -35,6 +35,10 @@ def station(
         return _demo(out, parts)
     if len(words) != 1:
         raise VisionADError("expected a station file, `init FILE`, or `demo`")
+    try:
+        import yaml  # noqa: F401
+    except ImportError:
+        raise VisionADError("a station needs pyyaml: pip install 'visionad[station]'") from None
     from ...station.settings import StationFileError, read_station
     from ...station.sink import SinkError
 

@@ -91,8 +91,8 @@ class ModbusSink:
             await server.serve_forever(background=True)
         except (RuntimeError, OSError):
             raise SinkError(
-                f"sink {self._name}: cannot listen at {self._settings.host}:{self._settings.port}; is the port in use, or below 1024 "
-                "without the right to bind it? choose another port"
+                f"sink {self._name}: cannot listen at {self._settings.host}:{self._settings.port}; is the port in use, or below "
+                "1024 without the right to bind it? choose another port"
             ) from None
         try:
             while True:

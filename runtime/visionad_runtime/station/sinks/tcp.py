@@ -65,7 +65,8 @@ class TcpSink:
             server = await asyncio.start_server(serve, self._settings.host, self._settings.port, limit=MAX_LINE)
         except OSError as exc:
             raise SinkError(
-                f"sink {self._name}: cannot listen at {self._settings.host}:{self._settings.port}: {exc.strerror}; choose another port"
+                f"sink {self._name}: cannot listen at {self._settings.host}:{self._settings.port}: {exc.strerror}; choose "
+                "another port"
             ) from None
         try:
             async with server:

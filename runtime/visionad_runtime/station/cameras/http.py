@@ -1,0 +1,123 @@
+"""Images that another program pushes: the station's web part hands over what it receives at POST /cameras/NAME/frame."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import ClassVar
+
+from pydantic import Field
+
+from ...errors import VisionADError
+from ...images import decode
+from ..camera import CameraFacts, CameraGone, Frame, LostFrame, NoFrame
+from ..leaf import LeafSettings
+
+
+class HttpSettings(LeafSettings):
+    """Settings of a camera whose images are pushed.
+
+    Attributes:
+        bit_depth: bits that the camera filled in images of 16 bits.
+        max_age_ms: age of the oldest image that is handed out, from its arrival.
+        max_bytes: size of the largest image file that is taken.
+    """
+
+    bit_depth: int | None = Field(default=None, ge=9, le=16)
+    max_age_ms: float = Field(default=5000.0, gt=0)
+    max_bytes: int = Field(default=64 * 2**20, ge=1)
+
+
+class HttpCamera:
+    """See :class:`~visionad_runtime.station.camera.Camera`.
+
+    :meth:`submit` may be called by any thread. One image waits at most: a newer one replaces it, and is then handed out with
+    ``lost`` counting those that were replaced. The image must arrive after :meth:`arm`. ``taken`` is its arrival.
+    """
+
+    Settings: ClassVar[type[LeafSettings]] = HttpSettings
+
+    def __init__(self, name: str, settings: LeafSettings) -> None:
+        assert isinstance(settings, HttpSettings)
+        self._name, self._settings = name, settings
+        self._changed = threading.Condition()
+        self._open = False
+        self._waiting: tuple[bytes, int, float] | None = None
+        self._id = self._lost = 0
+
+    def missing(self) -> str | None:
+        """See :class:`~visionad_runtime.station.camera.Camera`. The web part's packages are the station's own."""
+        return None
+
+    def open(self) -> CameraFacts:
+        """See :class:`~visionad_runtime.station.camera.Camera`."""
+        with self._changed:
+            self._open, self._waiting, self._lost = True, None, 0
+        return CameraFacts(f"images pushed to /cameras/{self._name}/frame", "files", 0, 0, simulated=False)
+
+    def submit(self, data: bytes) -> int:
+        """Take an image file. It is decoded when it is grabbed.
+
+        Args:
+            data: content of an image file, such as PNG or JPEG.
+
+        Returns:
+            The frame's id.
+
+        Raises:
+            VisionADError: The camera is not open, or the image is empty or too large.
+        """
+        if not 0 < len(data) <= self._settings.max_bytes:
+            raise VisionADError(
+                f"camera {self._name}: expected an image file of 1 to {self._settings.max_bytes} bytes, got {len(data)}; "
+                "raise max_bytes in the station file if this is an image"
+            )
+        with self._changed:
+            if not self._open:
+                raise VisionADError(f"camera {self._name}: it takes no images now; wait until the station is ready")
+            self._lost += self._waiting is not None
+            self._id += 1
+            self._waiting = data, self._id, time.monotonic()
+            self._changed.notify_all()
+            return self._id
+
+    def arm(self) -> int:
+        """See :class:`~visionad_runtime.station.camera.Camera`."""
+        with self._changed:
+            self._waiting, self._lost = None, 0
+            return self._id
+
+    def trigger(self) -> None:
+        """See :class:`~visionad_runtime.station.camera.Camera`. The program that pushes images has its own trigger."""
+
+    def grab(self, after: int, deadline: float) -> Frame:
+        """See :class:`~visionad_runtime.station.camera.Camera`."""
+        with self._changed:
+            while (taken := self._take(after)) is None:
+                if not self._open:
+                    raise CameraGone(f"camera {self._name}: it is not open")
+                rest = deadline - time.monotonic()
+                if rest <= 0:
+                    raise NoFrame(
+                        f"camera {self._name}: no image in time; check the program that sends to /cameras/{self._name}/frame"
+                    )
+                self._changed.wait(rest)
+            (data, number, arrived), lost, self._lost = taken, self._lost, 0
+        try:
+            pixels = decode.decode(data, f"image {number} of camera {self._name}", self._settings.bit_depth)
+        except VisionADError as exc:
+            raise LostFrame(f"camera {self._name}: {exc}") from None
+        return Frame(pixels, number, arrived, lost)
+
+    def close(self) -> None:
+        """See :class:`~visionad_runtime.station.camera.Camera`."""
+        with self._changed:
+            self._open, self._waiting = False, None
+            self._changed.notify_all()
+
+    def _take(self, after: int) -> tuple[bytes, int, float] | None:
+        """Take the image that waits, if it is new enough."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None or waiting[1] <= after or time.monotonic() - waiting[2] > self._settings.max_age_ms / 1e3:
+            return None
+        return waiting

@@ -60,11 +60,11 @@ class ArchiveWriter:
         self._thread = threading.Thread(target=self._work, name="visionad-archive", daemon=True)
         self._thread.start()
 
-    def add(self, job: Job, judged: Mapping[str, JudgedCamera]) -> None:
-        """Queue the images of a part, if a rule says so. Returns at once."""
+    def add(self, job: Job, judged: Mapping[str, JudgedCamera], always: bool = False) -> None:
+        """Queue the images of a part, if a rule says so, or ``always``. Returns at once."""
         good = all(one.evaluation == OK for one in judged.values())
         images = {name: one.rgb for name, one in judged.items() if one.rgb is not None}
-        if not images or not self._wanted("ok" if good else "not_ok"):
+        if not images or not (always or self._wanted("ok" if good else "not_ok")):
             return
         size = self._queue.qsize()
         if size >= (MAX_QUEUE // 2 if good else MAX_QUEUE):

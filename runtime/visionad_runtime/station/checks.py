@@ -39,6 +39,8 @@ ALARMS = {
     "disk": ("records or images cannot be written", "free space on the disk"),
     "clock": ("the clock is not synchronized", "look at the time server; shifts and records carry this clock"),
     "sink": ("a sink does not deliver", "look at its health"),
+    "page": ("the page process was replaced", "look at the log; the line is not concerned"),
+    "panel": ("a panel does not answer", "look at the panel; restart its browser"),
 }
 """Alarm code → what it means, and what mends it."""
 _SIDE = 256

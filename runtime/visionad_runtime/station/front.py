@@ -19,6 +19,7 @@ from .cycle import Cycle, Effect, Job, Late, Note, Prepare, Publish, Take
 from .golden import GoldenSchedule
 from .health import station_health
 from .housekeeping import audit_settings, keep_house
+from .page_link import PageLink
 from .record_writer import RecordWriter
 from .records import Records, utc_now
 from .settings import Station
@@ -82,12 +83,13 @@ class Front:
             station.path, simulate, self._on_message, self._on_worker_lost, self._on_worker_alive, self._excused_until
         )
         self._is_announced = False
-        self._uploads: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._uploads: dict[int, asyncio.Future[Any]] = {}
         if interrupted:
             self._note(
                 "interrupted",
                 f"{interrupted} parts were in hand when the station was killed: recorded as not decidable",
             )
+        self.page = PageLink(self, say) if settings.web is not None else None
         golden = settings.checks.golden
         passed = self.records.last_event("golden-passed")
         self._golden = (
@@ -185,8 +187,20 @@ class Front:
         self._supervisor.send("golden", recipe)
         return None
 
-    async def inspect(self, rgb: Any, class_name: str | None, name: str) -> dict[str, Any]:
-        """Inspect an image that was sent, beside the line's parts.
+    def tell_worker(self, *message: Any) -> bool:
+        """Send the worker a message of the page. Return whether the worker is there."""
+        return self._supervisor.ready and self._supervisor.send(*message)
+
+    def restart_worker(self, why: str) -> None:
+        """Replace the worker by a new process."""
+        self._supervisor.replace(why)
+
+    async def write(self, work: Callable[[], Any]) -> Any:
+        """Do something with the records in their thread, and return what it returns."""
+        return await self._writer.ask(work)
+
+    async def inspect(self, rgb: Any, class_name: str | None, name: str, overlay: bool = False) -> Any:
+        """Inspect an image that was sent, beside the line's parts. With ``overlay``, return a PNG that shows the result.
 
         Raises:
             VisionADError: It could not be inspected.
@@ -195,7 +209,7 @@ class Front:
             raise SinkError("the worker is not there; try again in a moment")
         ticket = max(self._uploads, default=0) + 1
         future = self._uploads[ticket] = asyncio.get_running_loop().create_future()
-        self._supervisor.send("inspect", ticket, rgb, class_name, name)
+        self._supervisor.send("overlay" if overlay else "inspect", ticket, rgb, class_name, name)
         return await asyncio.wait_for(future, 30)
 
     def health(self) -> dict[str, Any]:
@@ -235,6 +249,8 @@ class Front:
         ]
         starting = self._sinks.start()
         self._tasks += self._sinks.tasks
+        if self.page is not None:
+            self._tasks.append(self._loop.create_task(self.page.run()))
         self._show()
         starting.append(self._loop.create_task(self._wait_for_stop()))
         try:
@@ -301,7 +317,7 @@ class Front:
 
     def _publish(self, outcome: Outcome) -> None:
         self.recent.append(outcome)
-        self._observe("outcome", outcome)
+        self._tell_watchers("outcome", outcome)
         self._writer.complete(outcome)
         for code in outcome.alarms:
             self.alarms.set(code, f"part {outcome.id}")
@@ -326,11 +342,16 @@ class Front:
 
     def _show(self) -> None:
         self._sinks.show()
-        self._observe("state", self.state)
+        self._tell_watchers("state", self.state)
+
+    def _tell_watchers(self, kind: str, value: Any) -> None:
+        self._observe(kind, value)
+        if self.page is not None:
+            self.page.observe(kind, value)
 
     def _note(self, code: str, text: str) -> None:
         self._say(f"{code}: {text}")
-        self._observe("event", (code, text))
+        self._tell_watchers("event", (code, text))
         self._writer.run(lambda: self.records.note(code, text))
 
     def _on_alarm(self, code: str, text: str, active: bool) -> None:
@@ -407,6 +428,8 @@ class Front:
             self._writer.run(lambda: self.records.add_archived(*rest))
         elif kind == "alarm":
             self.alarms.set(rest[0], rest[1])
+        elif kind == "images" and self.page is not None:
+            self.page.on_images(*rest)
         elif kind == "inspected":
             future = self._uploads.pop(rest[0], None)
             if future is not None and not future.done():

@@ -12,6 +12,7 @@ from ..errors import VisionADError
 from ..formats.manifest import BankManifest, read_manifest
 from ..formats.model_folder import read_model
 from .golden import golden_images
+from .page_link import page_missing
 from .settings import Station
 
 
@@ -41,6 +42,8 @@ def problems_of(station: Station) -> list[str]:
     for missing in (*(c.missing() for c in station.cameras.values()), *(s.missing() for s in station.sinks.values())):
         if missing is not None:
             problems.append(missing)
+    if settings.web is not None and (missing := page_missing()) is not None:
+        problems.append(missing)
     ports: dict[tuple[str, int], str] = {}
     listening = {name: getattr(sink, "_settings", None) for name, sink in station.sinks.items() if sink.live}
     if settings.web is not None:

@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from ..errors import VisionADError
 from ..inspector import Inspector
 from ..result import Result
+from ..visualization.overlay import overlay_png
 from .archive import ArchiveWriter
 from .camera import Camera, CameraError, CameraFacts, CameraGone, Frame
 from .checks import ImageChecks
 from .cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
 from .golden import GoldenRun
 from .logs import start_logging
+from .page_images import KeptImages
 from .settings import Recipe, Station, read_station
 
 log = logging.getLogger("visionad")
@@ -113,6 +115,7 @@ class Worker:
         self._archive = None if settings.archive is None else ArchiveWriter(settings.archive, self._say)
         self._checks: ImageChecks | None = None
         self._pending: tuple[int, Frame] | None = None
+        self._images = KeptImages(self._say) if settings.web is not None else None
         self._golden: GoldenRun | None = None
 
     def run(self) -> None:
@@ -155,15 +158,19 @@ class Worker:
                 self._prepare(message[1])
             elif message[0] == "take":
                 self._take(Job(*message[1]))
-            elif message[0] == "inspect":
-                self._inspect_upload(*message[1:])
+            elif message[0] in ("inspect", "overlay"):
+                self._inspect_upload(*message)
             elif message[0] == "golden":
                 self._begin_golden(message[1])
+            elif self._images is not None:
+                self._serve_page(self._images, *message)
 
     def close(self) -> None:
         """Release cameras and memory."""
         for holder in self._cameras.values():
             holder.close()
+        if self._images is not None:
+            self._images.close()
         if self._archive is not None:
             self._archive.close()
         for inspector in self._inspectors.values():
@@ -203,16 +210,33 @@ class Worker:
                 "": Judged(NOT_DECIDABLE, "internal", {"error": f"{type(exc).__name__}: {exc}"}, alarms=("internal",))
             }
         self._say("outcome", job.id, combine(judged))
+        if self._images is not None:
+            self._images.add(job, judged)
         if self._archive is not None:
             self._archive.add(job, judged)
 
-    def _inspect_upload(self, ticket: int, rgb: NDArray[np.uint8], class_name: str | None, name: str) -> None:
-        """Inspect an image that was sent to the page or the API."""
+    def _serve_page(self, images: KeptImages, command: str, *values: Any) -> None:
+        """Do what the page asks for: ``watch`` yes or no, ``images`` of a part, ``keep`` a part's images in the archive."""
+        if command == "watch":
+            images.watch(values[0])
+        elif command == "images":
+            images.send(values[0])
+        elif command == "keep" and self._archive is not None:
+            found = images.kept(values[0])
+            if found is not None:
+                self._archive.add(*found, always=True)
+
+    def _inspect_upload(
+        self, command: str, ticket: int, rgb: NDArray[np.uint8], class_name: str | None, name: str
+    ) -> None:
+        """Inspect an image that was sent to the page or the API; for ``overlay``, answer with a PNG."""
         try:
             inspector = self._inspector(None)
             inspector.refresh()
             ((result, _),) = inspector.trace_batch([rgb], class_name, trace=False)
-            self._say("inspected", ticket, result.to_dict(name), "")
+            self._say(
+                "inspected", ticket, overlay_png(rgb, result) if command == "overlay" else result.to_dict(name), ""
+            )
         except VisionADError as exc:
             self._say("inspected", ticket, None, str(exc))
 

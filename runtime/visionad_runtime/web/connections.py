@@ -22,6 +22,7 @@ DRAIN_SECONDS = 5.0
 CLOSE_SECONDS = 30.0
 """For a client to take the answer after which its connection ends."""
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+_WEBSOCKET = re.compile(rb"\r\nupgrade: *websocket", re.IGNORECASE)
 
 
 class Phase(enum.Enum):
@@ -45,6 +46,9 @@ LIMITS: dict[Phase, float | None] = {
 
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, with a phase. :class:`Acceptor` ends those that are in one for too long."""
+
+    upgrades = False
+    """Whether a request may become a WebSocket."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -94,7 +98,7 @@ class Connection(HttpToolsProtocol):
         """Take bytes of the client."""
         if self.phase is Phase.IDLE:
             self._enter(Phase.HEAD)
-        if self.phase is Phase.HEAD and _UPGRADE.search(data):
+        if self.phase is Phase.HEAD and _UPGRADE.search(data) and not (self.upgrades and _WEBSOCKET.search(data)):
             # Java's client offers HTTP/2 so. There is none here, and where the parser sees the offer, it drops the body.
             head, blank, rest = data.partition(b"\r\n\r\n")
             data = _UPGRADE.sub(b"\r\nx-upgrade:", head) + blank + rest

@@ -98,7 +98,8 @@ class Server(uvicorn.Server):
 
         def make() -> asyncio.Protocol:
             state: dict[str, Any] = self.lifespan.state
-            return Connection(config=self.config, server_state=self.server_state, app_state=state)
+            kind: type[asyncio.Protocol] = self.config.http_protocol_class
+            return kind(config=self.config, server_state=self.server_state, app_state=state)  # type: ignore[call-arg]
 
         while True:
             while len(self.server_state.connections) >= self._limit:

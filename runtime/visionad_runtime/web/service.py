@@ -46,18 +46,93 @@ class UploadedImage(NamedTuple):
     bit_depth: int | None = None
 
 
-class InspectionService:
+class UploadQueue:
+    """Places for images that clients send: how many are received, decoded and inspected at once.
+
+    Args:
+        show_waiting: told how many images wait or are inspected.
+        show_receiving: told how many are being received.
+    """
+
+    def __init__(
+        self,
+        show_waiting: Callable[[int], object] = lambda _: None,
+        show_receiving: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        self._show_waiting, self._show_receiving = show_waiting, show_receiving
+        self._taken = self._senders = self._received_bytes = 0
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait or are inspected."""
+        return self._taken
+
+    @property
+    def full(self) -> bool:
+        """Whether the next image is refused."""
+        return self._taken >= MAX_QUEUE
+
+    def check_queue(self) -> None:
+        """Check that there is a place in the queue.
+
+        Raises:
+            RequestError: 503, all are taken.
+        """
+        if self.full:
+            raise RequestError(503, f"{self._taken} images wait already; send fewer, or to another box")
+
+    @contextmanager
+    def receiving(self) -> Iterator[Callable[[int], None]]:
+        """Count a body that is being received. Yields the function that counts its bytes.
+
+        That function raises :class:`RequestError` (503) where all bodies together are larger than :data:`MAX_RECEIVED_BYTES`.
+        """
+        size = 0
+
+        def count(received: int) -> None:
+            nonlocal size
+            size += received
+            self._received_bytes += received
+            if self._received_bytes > MAX_RECEIVED_BYTES:
+                raise RequestError(503, f"{self._senders} images are being sent at once; send fewer")
+
+        self._senders += 1
+        self._show_receiving(self._senders)
+        try:
+            yield count
+        finally:
+            self._senders -= 1
+            self._received_bytes -= size
+            self._show_receiving(self._senders)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, while the image is decoded and inspected.
+
+        Raises:
+            RequestError: 503, all are taken.
+        """
+        self.check_queue()
+        self._taken += 1
+        self._show_waiting(self._taken)
+        try:
+            yield
+        finally:
+            self._taken -= 1
+            self._show_waiting(self._taken)
+
+
+class InspectionService(UploadQueue):
     """The inspector behind the requests: whoever comes first is served first."""
 
     def __init__(self, inspector: Inspector, evidence: bool = False) -> None:
         self.inspector = inspector
         self.promises = PromiseWatch(inspector, log.warning)
         self.metrics = Metrics(inspector, self.promises)
+        super().__init__(self.metrics.waiting.set, self.metrics.receiving.set)
         self._following = threading.Lock()
         self.evidence = evidence
         self._pool = ThreadPoolExecutor(inspector.pipeline.slots, "visionad-serve")
-        self._taken = 0
-        self._senders = self._received_bytes = 0
 
     async def inspect(self, upload: UploadedImage, class_name: str | None) -> Result:
         """As :meth:`Inspector.inspect`, with the bank that is on disk."""
@@ -99,65 +174,6 @@ class InspectionService:
 
     async def _turn(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-
-    @property
-    def waiting(self) -> int:
-        """Images that wait or are inspected."""
-        return self._taken
-
-    @property
-    def full(self) -> bool:
-        """Whether the next image is refused."""
-        return self._taken >= MAX_QUEUE
-
-    def check_queue(self) -> None:
-        """Check that there is a place in the queue.
-
-        Raises:
-            RequestError: 503, all are taken.
-        """
-        if self.full:
-            raise RequestError(503, f"{self._taken} images wait already; send fewer, or to another box")
-
-    @contextmanager
-    def receiving(self) -> Iterator[Callable[[int], None]]:
-        """Count a body that is being received. Yields the function that counts its bytes.
-
-        That function raises :class:`RequestError` (503) where all bodies together are larger than :data:`MAX_RECEIVED_BYTES`.
-        """
-        size = 0
-
-        def count(received: int) -> None:
-            nonlocal size
-            size += received
-            self._received_bytes += received
-            if self._received_bytes > MAX_RECEIVED_BYTES:
-                raise RequestError(503, f"{self._senders} images are being sent at once; send fewer")
-
-        self._senders += 1
-        self.metrics.receiving.set(self._senders)
-        try:
-            yield count
-        finally:
-            self._senders -= 1
-            self._received_bytes -= size
-            self.metrics.receiving.set(self._senders)
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, while the image is decoded and inspected.
-
-        Raises:
-            RequestError: 503, all are taken.
-        """
-        self.check_queue()
-        self._taken += 1
-        self.metrics.waiting.set(self._taken)
-        try:
-            yield
-        finally:
-            self._taken -= 1
-            self.metrics.waiting.set(self._taken)
 
     def close(self) -> None:
         """End its threads once what they do is done."""

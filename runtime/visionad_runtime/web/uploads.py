@@ -15,7 +15,7 @@ from ..images.arrays import from_array
 from ..images.decode import decode
 from ..images.pixels import RGB8
 from .forms import HOW_TO_SEND, check_encoding, form_file, hint, is_multipart
-from .service import InspectionService, RequestError, UploadedImage
+from .service import RequestError, UploadedImage, UploadQueue
 
 MAX_UPLOAD_BYTES = 256 << 20
 """Of a request. Larger ones are refused before they are read to the end."""
@@ -58,7 +58,7 @@ async def read_upload(
     bit_depth: Annotated[int | None, Query(ge=9, le=16, description="bits the camera fills in 16-bit files")] = None,
 ) -> AsyncIterator[UploadedImage]:
     """The image of a request's body: a file's bytes, or with ``pixels``, ``width`` and ``height`` the pixels themselves."""
-    service: InspectionService = request.app.state.service
+    service: UploadQueue = request.app.state.service
     service.check_queue()  # before the body is read: whoever waits for that answer need not send it
     check_encoding(request.headers.get("content-encoding", ""))
     body = await _receive(request, service)
@@ -67,7 +67,7 @@ async def read_upload(
         yield await asyncio.to_thread(_decoded, body, content_type, name, pixels, width, height, bit_depth)
 
 
-async def _receive(request: Request, service: InspectionService) -> bytes:
+async def _receive(request: Request, service: UploadQueue) -> bytes:
     """Read a body. It takes no place in the queue, so that slow senders keep nobody waiting."""
     body = bytearray()
     try:

@@ -1,0 +1,208 @@
+"""``/api/1``: what the pages ask for and change. Each change goes to the front, which checks the role and audits it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Path as InPath
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+
+from ...station.records import verify_audit
+from ..service import RequestError
+from . import answers
+from .answers import Problem
+from .feed import Feed, binary, utc_text
+from .history import Filter, History
+from .link import CommandError
+from .sessions import COOKIE, Anyone, Reader
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        400: "a value is invalid",
+        401: "nobody is logged in, or name or password are wrong",
+        403: "the role may not, or host or origin are not allowed",
+        404: "there is no such thing",
+        409: "the station's state does not allow it",
+        423: "the PLC has control",
+        429: "tried too often",
+        503: "the station does not answer",
+    }.items()
+}
+PartNumber = Annotated[int, InPath(ge=1)]
+API = "/api/1"
+
+
+def add_api(app: FastAPI) -> None:
+    """Add the endpoints."""
+    _add_sessions(app)
+    _add_commands(app)
+    _add_records(app)
+    _add_administration(app)
+
+
+def _json_only(request: Request) -> None:
+    """Refuse what a form of another site could send."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(400, "expected a body of the type application/json")
+
+
+_CHANGE: dict[str, Any] = {"responses": ERRORS, "dependencies": [Depends(_json_only)]}
+
+
+def _add_sessions(app: FastAPI) -> None:
+    @app.post(f"{API}/login", response_model=answers.SessionFacts, **_CHANGE)
+    async def login(body: answers.Login, caller: Anyone, request: Request) -> Response:
+        """Log in: by name and password, as the panel, or as the first user by the code that the station printed."""
+        address = request.client.host if request.client else ""
+        values = {**body.model_dump(), "address": address}
+        facts = (await request.app.state.link.ask("login", session=caller.key, **values)).value
+        answer = JSONResponse({key: facts[key] for key in ("name", "role", "panel")})
+        answer.set_cookie(COOKIE, facts["session"], path="/", secure=True, httponly=True, samesite="strict")
+        return answer
+
+    @app.post(f"{API}/logout", response_model=answers.Done, **_CHANGE)
+    async def logout(body: answers.Nothing, caller: Anyone) -> Response:
+        """Log out. A panel falls back to its operator."""
+        del body
+        await caller.ask("logout")
+        return JSONResponse({})
+
+    @app.get(f"{API}/session", response_model=answers.SessionFacts, responses=ERRORS)
+    async def session(caller: Anyone) -> Response:
+        """Who is logged in."""
+        return JSONResponse(await caller.session())
+
+
+def _add_commands(app: FastAPI) -> None:
+    def command(path: str, name: str, body_type: Any, text: str) -> None:
+        async def endpoint(body: Any, caller: Anyone) -> Response:
+            return JSONResponse((await caller.ask(name, **body.model_dump())).value)
+
+        endpoint.__annotations__["body"] = body_type
+        endpoint.__doc__, endpoint.__name__ = text, name
+        app.post(f"{API}/{path}", response_model=answers.Done, **_CHANGE)(endpoint)
+
+    command(
+        "seen", "seen", answers.Seen, "Note that a person has seen what was not ok, up to a part. The PLC is not told."
+    )
+    command("recipe", "recipe", answers.RecipeChoice, "Prepare a recipe, while the page has control.")
+    command("control", "control", answers.ControlChoice, "Take control from the PLC, or hand it back.")
+    command("fault/clear", "clear", answers.Nothing, "Clear a fault whose cause is gone.")
+    command("trigger", "trigger", answers.TriggerPart, "Inspect a part, while the page has control.")
+    command("worker/restart", "restart_worker", answers.Nothing, "Replace the worker process.")
+    command("users", "user_add", answers.NewUser, "Add a user, or change one's password or role.")
+
+    @app.post(f"{API}/users/{{name}}/remove", response_model=answers.UserList, **_CHANGE)
+    async def remove(name: str, body: answers.Nothing, caller: Anyone) -> Response:
+        """Remove a user. The last admin stays."""
+        del body
+        return JSONResponse((await caller.ask("user_remove", name=name)).value)
+
+    @app.post(f"{API}/records/{{number}}/review", response_model=answers.Done, **_CHANGE)
+    async def review(number: PartNumber, body: answers.Review, caller: Anyone) -> Response:
+        """Say whether a part was good. The newest review counts; all stay in the audit. It changes no threshold."""
+        return JSONResponse((await caller.ask("review", id=number, good=body.good, note=body.note)).value)
+
+    @app.post(f"{API}/records/{{number}}/keep", response_model=answers.Done, **_CHANGE)
+    async def keep(number: PartNumber, body: answers.Nothing, caller: Anyone) -> Response:
+        """Write the images of one of the newest parts to the archive."""
+        del body
+        return JSONResponse((await caller.ask("keep", id=number)).value)
+
+
+def _filter(
+    before: Annotated[int, Query(ge=0, description="only parts with smaller numbers; 0: the newest")] = 0,
+    verdict: Annotated[Literal["", "ok", "reject", "undecided", "not_ok"], Query()] = "",
+    recipe: Annotated[int, Query(ge=0)] = 0,
+    part: Annotated[str, Query(max_length=100, description="what the part's text begins with")] = "",
+    start: Annotated[datetime | None, Query(alias="from")] = None,
+    end: Annotated[datetime | None, Query(alias="to")] = None,
+    review: Annotated[Literal["", "none", "good", "bad"], Query()] = "",
+) -> Filter:
+    first, last = (utc_text(moment) if moment else "" for moment in (start, end))
+    return Filter(before, verdict, recipe, part, first, last, review)
+
+
+Filters = Annotated[Filter, Depends(_filter)]
+
+
+def _add_records(app: FastAPI) -> None:
+    history: History = app.state.history
+    archive: Path | None = app.state.archive
+
+    @app.get(f"{API}/state", response_model=answers.Done, responses=ERRORS)
+    async def state(_: Reader) -> Response:
+        """State and counts of the shift, as the events `state` and `counts` have them."""
+        feed: Feed = app.state.feed
+        return JSONResponse({**feed.state, "counts": feed.counts, "boot": feed.hello.get("boot")})
+
+    @app.get(f"{API}/records", response_model=answers.RecordPage, responses=ERRORS)
+    async def records(_: Reader, wanted: Filters) -> Response:
+        """A hundred parts, newest first."""
+        return JSONResponse(await asyncio.to_thread(history.page, wanted))
+
+    @app.get(f"{API}/records/{{number}}", response_model=answers.FullRecord, responses=ERRORS)
+    async def record(number: PartNumber, _: Reader) -> Response:
+        """A part with everything that is recorded of it."""
+        return JSONResponse(await _found(history, number))
+
+    @app.get(f"{API}/records/{{number}}/images", response_model=None, response_class=Response, responses=ERRORS)
+    async def images(number: PartNumber, caller: Reader) -> Response:
+        """Images and heat of one of the newest parts: length of the header (4 bytes, big endian), header as JSON, bytes."""
+        answer = await caller.ask("image", part=number)
+        if not answer.blobs:
+            raise RequestError(404, f"the images of part {number} are not in memory any more")
+        return Response(binary({"images": answer.value}, answer.blobs), media_type="application/octet-stream")
+
+    @app.get(
+        f"{API}/records/{{number}}/archived/{{place}}", response_model=None, response_class=Response, responses=ERRORS
+    )
+    async def archived(number: PartNumber, place: Annotated[int, InPath(ge=0)], _: Reader) -> Response:
+        """An archived image of a part, as PNG: its pixels are those that were judged."""
+        paths = (await _found(history, number))["archived"]
+        path = Path(paths[place]) if place < len(paths) else None
+        if (
+            path is None
+            or archive is None
+            or not path.resolve().is_relative_to(archive.resolve())
+            or not path.is_file()
+        ):
+            raise RequestError(404, f"the image of part {number} was not kept, or was deleted by the archive's limits")
+        return FileResponse(path, media_type="image/png")
+
+    @app.get(f"{API}/export.csv", response_model=None, response_class=Response, responses=ERRORS)
+    async def export(_: Reader, wanted: Filters, separator: Annotated[Literal[",", ";"], Query()] = ",") -> Response:
+        """The parts that fit the filter, oldest first, as CSV in UTF-8 with BOM."""
+        headers = {"content-disposition": 'attachment; filename="parts.csv"'}
+        return StreamingResponse(history.csv(wanted, separator), media_type="text/csv; charset=utf-8", headers=headers)
+
+    @app.get(f"{API}/audit", response_model=answers.AuditPage, responses=ERRORS)
+    async def audit(_: Reader, before: Annotated[int, Query(ge=0)] = 0) -> Response:
+        """A hundred changes, newest first, and each row at which the chain is broken."""
+        entries = await asyncio.to_thread(history.audit, before)
+        problems = await asyncio.to_thread(verify_audit, history.path)
+        return JSONResponse({"entries": entries, "problems": problems})
+
+
+def _add_administration(app: FastAPI) -> None:
+    @app.get(f"{API}/users", response_model=answers.UserList, responses=ERRORS)
+    async def users(caller: Anyone) -> Response:
+        """All users."""
+        return JSONResponse((await caller.ask("users")).value)
+
+    @app.get(f"{API}/health", response_model=answers.StationHealth, responses=ERRORS)
+    async def health(caller: Anyone) -> Response:
+        """Health of worker, cameras, sinks, records and clock."""
+        return JSONResponse((await caller.ask("health")).value)
+
+
+async def _found(history: History, number: int) -> dict[str, Any]:
+    found = await asyncio.to_thread(history.one, number)
+    if found is None:
+        raise CommandError("no_part", f"there is no part {number}")
+    return found

@@ -1,0 +1,113 @@
+"""The endpoints of ``visionad serve`` at a station: images that are sent are inspected by the worker, beside the line's parts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from ..._release import __version__
+from ..answers import Inspection
+from ..service import UploadedImage
+from ..uploads import REQUEST_BODY, read_upload
+from .answers import ClassCounts, Problem, StationHealth
+from .link import FrontLink
+from .sessions import Anyone
+
+Upload = Annotated[UploadedImage, Depends(read_upload)]
+ClassQuery = Annotated[str | None, Query(alias="class", description="class of the part; skips routing")]
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        400: "the image or a parameter is invalid",
+        403: "the host or origin is not allowed",
+        408: "the image was not complete in time",
+        413: "the image is too large",
+        503: "the station is not ready for it",
+    }.items()
+}
+
+
+def add_inspection(app: FastAPI) -> None:
+    """Add ``/inspect``, ``/overlay``, ``/classes``, ``/health`` and ``/metrics``."""
+    link: FrontLink = app.state.link
+
+    async def worker(command: str, upload: UploadedImage, class_name: str | None) -> Any:
+        answer = await link.ask(
+            command, (upload.rgb.tobytes(),), shape=list(upload.rgb.shape), name=upload.name, **{"class": class_name}
+        )
+        return answer.blobs[0] if command == "overlay" else answer.value
+
+    @app.post("/inspect", response_model=Inspection, responses=ERRORS, openapi_extra=REQUEST_BODY)
+    async def inspect(upload: Upload, class_name: ClassQuery = None) -> Response:
+        """Score, verdict and regions of the image in the body, as ``visionad predict --json`` prints them."""
+        return JSONResponse(await worker("inspect", upload, class_name))
+
+    png = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+
+    @app.post(
+        "/overlay",
+        response_model=None,
+        response_class=Response,
+        responses={200: png, **ERRORS},
+        openapi_extra=REQUEST_BODY,
+    )
+    async def overlay(upload: Upload, class_name: ClassQuery = None) -> Response:
+        """The image in the body with heat, regions and verdict drawn on it, as PNG."""
+        return Response(await worker("overlay", upload, class_name), media_type="image/png")
+
+    @app.get("/classes", response_model=ClassCounts, responses=ERRORS)
+    async def classes() -> Response:
+        """What is enrolled."""
+        facts = (await link.ask("ready")).value["facts"]
+        return JSONResponse({"bank_version": facts.get("bank_version", 0), "classes": facts.get("classes", {})})
+
+    unready: dict[int | str, dict[str, Any]] = {
+        503: {"model": StationHealth, "description": "no part can be judged now"}
+    }
+
+    @app.get("/health", response_model=StationHealth, responses=unready)
+    async def health(caller: Anyone) -> Response:
+        """Status 200 if a part can be judged, else 503. Who has a session gets every detail."""
+        known = (await link.ask("session", session=caller.key)).value
+        found = (await link.ask("ready")).value
+        ready = found["ready"] or found["phase"] in ("busy", "valid")
+        facts = {**found, "ready": ready} if known else {"ready": ready, "phase": found["phase"]}
+        return JSONResponse(facts, 200 if ready else 503)
+
+    @app.get("/metrics", response_model=None, response_class=Response)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(_metrics((await link.ask("ready")).value, app), media_type=CONTENT_TYPE_LATEST)
+
+
+def _metrics(found: dict[str, Any], app: FastAPI) -> bytes:
+    registry = CollectorRegistry()
+    facts = found["facts"]
+    labels = {
+        "version": __version__,
+        "backend": facts.get("backend", ""),
+        "precision": facts.get("precision", ""),
+        "model_digest": facts.get("model_digest", ""),
+        "bank_digest": facts.get("bank_digest", ""),
+    }
+    Gauge("visionad_info", "what inspects", list(labels), registry=registry).labels(**labels).set(1)
+    values = {
+        "visionad_ready": ("whether a trigger is accepted", found["ready"]),
+        "visionad_bank_version": ("version of the bank in force", facts.get("bank_version") or 0),
+        "visionad_missed": ("triggers that were not accepted, since start", found["missed"]),
+        "visionad_late": ("results after their deadline, since start", found["late"]),
+        "visionad_overrun": ("results that were not acknowledged in time, since start", found["overrun"]),
+        "visionad_alarms": ("alarms that stand", len(found["alarms"])),
+        "visionad_unwritten": ("results that wait for the disk", found["unwritten"]),
+        "visionad_pages": ("browsers that are connected", len(app.state.feed.clients)),
+    }
+    for name, (text, value) in values.items():
+        Gauge(name, text, registry=registry).set(float(value))
+    shift = Gauge("visionad_shift_parts", "parts of this shift", ["evaluation"], registry=registry)
+    for name in ("ok", "reject", "undecided"):
+        shift.labels(name).set(app.state.feed.counts.get(name, 0))
+    return generate_latest(registry)

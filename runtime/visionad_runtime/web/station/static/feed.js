@@ -1,0 +1,122 @@
+// The station's events. Nothing old is shown as current: without a beat everything is forgotten.
+import { parsed } from './images.js';
+
+const STALE_MS = 1500;
+const RETRY_MS = [250, 500, 1000, 2000];
+
+/**
+ * What is known of the station.
+ *
+ * stale: no beat came for 1.5 s, or none yet. Then nothing else counts.
+ */
+export const station = {
+  stale: true, connected: false, loggedOut: false, hello: null, user: null, state: {}, counts: null, strip: [], now: null, lastNews: null,
+  outcome: null,
+};
+
+let socket = null;
+let timer = null;
+let attempts = 0;
+let changed = () => {};
+let onOutcome = () => {};
+const cover = document.getElementById('cover');
+
+export function start(onChange, onPart) {
+  changed = onChange;
+  onOutcome = onPart;
+  connect();
+  document.addEventListener('visibilitychange', () => {
+    forget();
+    subscribe();
+  });
+  addEventListener('pageshow', (event) => { if (event.persisted) { forget(); reconnect(); } });
+}
+
+export function reconnect() {
+  clearTimeout(timer);
+  attempts = 0;
+  const old = socket;
+  socket = null;
+  old?.close();
+  connect();
+}
+
+function connect() {
+  const own = new WebSocket(`${location.protocol === 'https:' ? 'wss' : 'ws'}://${location.host}/ws`);
+  own.binaryType = 'arraybuffer';
+  socket = own;
+  own.onopen = () => { station.connected = true; };
+  own.onmessage = (message) => { if (own === socket) receive(message.data); };
+  own.onclose = (event) => {
+    if (own !== socket) return;
+    station.connected = false;
+    forget();
+    station.loggedOut = event.code === 4401;
+    if (station.loggedOut) { changed(); return; }
+    timer = setTimeout(connect, RETRY_MS[Math.min(attempts, RETRY_MS.length - 1)]);
+    attempts += 1;
+  };
+}
+
+function tell(message) {
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
+}
+
+function subscribe() {
+  tell({ send: 'subscribe', names: document.visibilityState === 'visible' ? ['parts'] : [] });
+}
+
+export const shown = () => tell({ send: 'shown' });
+
+// Forget what was shown: the verdict is not known any more.
+function forget() {
+  clearTimeout(forget.timer);
+  station.stale = true;
+  station.outcome = null;
+  cover.hidden = true; // this code runs, so the screen says OFFLINE itself
+  changed();
+}
+
+function beat(event) {
+  station.now = event.now;
+  station.lastNews = event.now;
+  const wasStale = station.stale;
+  station.stale = false;
+  clearTimeout(forget.timer);
+  forget.timer = setTimeout(forget, STALE_MS);
+  // The compositor fades the cover in, even while this code hangs. Each beat begins the animation anew.
+  cover.hidden = false;
+  cover.classList.toggle('again');
+  if (wasStale) subscribe();
+  tell({ send: 'alive', n: event.seq });
+  changed();
+}
+
+async function receive(data) {
+  if (typeof data !== 'string') {
+    const part = await parsed(data);
+    if (!station.stale && document.visibilityState === 'visible') onOutcome(part);
+    else shown();
+    return;
+  }
+  const event = JSON.parse(data);
+  if (event.event === 'beat') beat(event);
+  else if (event.event === 'hello') {
+    if (station.hello && station.hello.boot !== event.boot) {
+      location.reload(); // another start of the station: its files may be new, and nothing of the old one counts
+      return;
+    }
+    attempts = 0;
+    station.hello = event;
+    station.user = event.user;
+    station.loggedOut = false;
+    changed();
+  } else if (event.event === 'state') { station.state = event; changed(); }
+  else if (event.event === 'counts') { station.counts = event; changed(); }
+  else if (event.event === 'user') { station.user = event; changed(); }
+  else if (event.event === 'strip') { station.strip = event.parts; changed(); }
+  else if (event.event === 'part') {
+    station.strip = [...station.strip.filter((one) => one.id !== event.id), event].slice(-40);
+    changed();
+  }
+}

@@ -1,0 +1,59 @@
+// Words for what the station reports by codes.
+import { t } from './i18n.js';
+
+/** The evaluation of a part: word, shape and colour tell it, each alone. Words have at most 10 letters. */
+export const verdict = (evaluation) => ({
+  1: { word: t('OK'), shape: 'ok' },
+  2: { word: t('REJECT'), shape: 'reject' },
+  3: { word: t('UNDECIDED'), shape: 'undecided' },
+})[evaluation] ?? { word: t('NO PART'), shape: 'none' };
+
+export const reason = (code) => ({
+  none: '',
+  anomalous: t('It differs from the good parts.'),
+  'no class': t('It is like no class of the recipe.'),
+  'no threshold': t('The class has no threshold yet: no part can be decided.'),
+  deadline: t('The result did not come in time.'),
+  camera: t('The camera gave no image.'),
+  stale: t('The image was older than the part.'),
+  light: t('The light is not that of the good parts.'),
+  position: t('The part does not lie in its place.'),
+  code: t('The code in the image is not the part’s.'),
+  internal: t('The part could not be judged; the log says why.'),
+  review: t('It is between the two limits: look at it.'),
+})[code] ?? code;
+
+export const phase = (state) => {
+  if (!state.phase) return t('Not known');
+  if (state.phase === 'fault') return t('Fault');
+  if (state.phase === 'starting') return t('Starting');
+  if (state.phase === 'stopping' || state.phase === 'off') return t('Stopped');
+  if (state.phase === 'idle') return t('No recipe');
+  if (state.phase === 'preparing') return t('Preparing');
+  return state.ready || state.phase === 'busy' || state.phase === 'valid' ? t('Running') : t('Waiting');
+};
+
+export const role = (name) => ({
+  operator: t('Operator'), viewer: t('Viewer'), setter: t('Setter'), admin: t('Administrator'),
+})[name] ?? name;
+
+const ERRORS = {
+  no_session: () => t('Log in first.'),
+  password: () => t('Name or password are wrong.'),
+  panel_token: () => t('The panel’s token was used already: read it again from its file.'),
+  first_code: () => t('The code is wrong, or there is a user already.'),
+  too_often: (values) => t('Tried too often: try again in {seconds} s.', values),
+  role_missing: (values) => t('Your role may not do that; it takes: {needs}.', { needs: (values.needs ?? []).map(role).join(', ') }),
+  plc_control: () => t('The PLC has control: take control first.'),
+  busy: () => t('A part is in hand: try again.'),
+  not_ready: () => t('The station is not ready.'),
+  no_archive: () => t('The station file has no archive.'),
+  last_admin: () => t('The last administrator stays: add another one first.'),
+  short_password: (values) => t('The password needs {least} signs or more.', values),
+  still_fault: () => t('The cause of the fault is not gone.'),
+  unavailable: () => t('The station does not answer: try again.'),
+  being_done: () => t('It is being done already.'),
+};
+
+/** An error of the API in the reader's language; its English text where there is no translation. */
+export const problem = (error) => ERRORS[error.code]?.(error.values ?? {}) ?? error.message;

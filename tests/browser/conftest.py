@@ -1,0 +1,117 @@
+"""Browser tests: Debian's chromium, driven by Playwright, at a real station. Each looks as a person does: at the screen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.station import RunningStation, numbered
+
+WHAT = "install chromium (Debian: `apt-get install chromium`) and `pip install playwright websockets`"
+
+
+def _missing(why: str) -> None:
+    if os.environ.get("VISIONAD_DEMAND_LINE") == "1":
+        pytest.fail(f"{why}: {WHAT}")
+    pytest.skip(f"{why}: {WHAT}")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser. Playwright keeps an event loop in this thread, so it ends with each module: others need their own."""
+    path = os.environ.get("VISIONAD_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        _missing("there is no chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _missing("Playwright is not installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bundle() -> None:
+    """The page's templates."""
+    pytest.importorskip("fastapi", reason="the page needs the extra page")
+    from visionad_runtime.web.station import bundle as own
+
+    if own.missing_bundle(own.HERE / "static") is not None:
+        problem = own.bundle()
+        if problem:
+            _missing(problem)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Path:
+    """A small model folder."""
+    return tiny_model
+
+
+@pytest.fixture(scope="module")
+def station(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[RunningStation]:
+    """A station whose camera takes the numbers 1, 2, 3 and so on; every fifth part has a defect."""
+    images = [numbered(number, defect=number % 5 == 0) for number in range(1, 301)]
+    running = RunningStation(tmp_path_factory.mktemp("station"), model, images).start()
+    yield running
+    running.stop()
+
+
+class Watched:
+    """A tab, and whatever it complained about."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def until(self, script: str, seconds: float = 5.0, value: Any = None) -> float:
+        """Wait until a script is true; the seconds that it took. Playwright's own waiting is refused by the page's policy."""
+        begin = time.monotonic()
+        while not self.page.evaluate(script, value):
+            assert time.monotonic() < begin + seconds, (
+                f"not in {seconds} s: {script}; {self.page.inner_text('body')[:500]}"
+            )
+            time.sleep(0.02)
+        return time.monotonic() - begin
+
+    def until_verdict(self, *words: str, seconds: float = 5.0) -> float:
+        """Wait until the banner says one of some words; the seconds that it took."""
+        script = "words => words.includes(document.getElementById('verdict')?.textContent)"
+        return self.until(script, seconds, list(words))
+
+
+@pytest.fixture
+def tabs(chromium: Any) -> Iterator[Callable[..., Watched]]:
+    """Opens tabs: ``tabs(station)`` the panel's, ``tabs(station, cookie)`` one of a session."""
+    contexts = []
+
+    def open_tab(
+        station: RunningStation, cookie: str = "", path: str = "/", context: Any = None, **options: Any
+    ) -> Watched:
+        if context is None:
+            context = chromium.new_context(viewport={"width": 1280, "height": 800}, locale="en", **options)
+            contexts.append(context)
+        watched = Watched(context.new_page())
+        if cookie:
+            name, _, value = cookie.partition("=")
+            context.add_cookies([{"name": name, "value": value, "url": station.url, "secure": True, "httpOnly": True}])
+            watched.page.goto(f"{station.url}{path}")
+        else:
+            watched.page.goto(f"{station.url}/#panel={station.panel_token()}")
+        return watched
+
+    yield open_tab
+    for context in contexts:
+        context.close()

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 CHOOSING, REPORTING = ("mvtec_bottle", "magnetic_tile"), ("adfi_hazelnut", "deeppcb")
 POOL, SUPPORTS, HELD_OUT = 12, 4, 19
 """Good parts that banks are drawn from (they need all poses), size of a bank, parts that the threshold comes from."""
-RATE, NEAR_THRESHOLD, DRAWS = 0.05, 1.1, 40
+RATE, NEAR_THRESHOLD, DRAWS = 0.05, 1.1, 20
 REMEMBERED = (1, 4, 16)
 CELL_FRACTION = 0.25
 """Fraction of a cell's pixels under the mask that makes the cell part of the region."""

@@ -364,7 +364,7 @@ def search_time(parts: Parts) -> list[dict[str, Any]]:
     index = build_index(parts.bank, queries[0], threads=1)
     rows = []
     for count in REMEMBERED:
-        drawn = rng.choice(len(parts.kinds), count, replace=False)
+        drawn = rng.choice(np.flatnonzero(parts.regions.any(axis=(1, 2))), count, replace=False)
         defects = np.concatenate([region_rows(parts, int(d), parts.regions[d]) for d in drawn])
         ratios = []
         for query in queries[rng.permutation(len(queries))[:SEARCH_ROUNDS]]:
@@ -388,7 +388,7 @@ def main() -> None:
             region, rule = choose(chosen_on)
             task = partial(measure_set, work=work, rules={rule: RULES[rule]}, regions=(region,))
             reported = [row for rows in pool.map(task, REPORTING) for row in rows]
-        search = search_time(encode(*next(iter(samples(CHOOSING[1]))), work))
+        search = search_time(encode(*next(samples(CHOOSING[0])), work))
     final = [row for row in chosen_on if (row["region"], row["rule"]) == (region, rule)] + reported
     helped = [row["set"] for row in final if helps(row)]
     catches = len(helped) >= 2 and bool(set(helped) & set(REPORTING)) and all(map(harmless, final))

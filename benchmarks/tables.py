@@ -247,6 +247,41 @@ def exchangeability_drift() -> Rows:
         )
 
 
+@register(
+    "set", "used to", "draws", "further defects of the kind caught", "difference", "of other kinds", "false rejects"
+)
+def known_defects() -> Rows:
+    """What one remembered defect changes, with the chosen variant and the threshold calibrated anew."""
+    record = load("defect_memory")
+    for use, rows in (
+        ("choose", pick(record["choosing"], **record["chosen"])),
+        ("report", record["reporting"]),
+        ("control", record["control"]),
+    ):
+        for row in rows:
+            cells = [row[f"held-out: {what}"] for what in ("kind", "others", "false rejects")]
+            kind, *rest = (f"{percent(c['before'])} → {percent(c['after'])}" if c else "–" for c in cells)
+            points = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * cells[0][k] for k in ("gain", "low", "high")))
+            yield row["set"], use, row["draws"], kind, points, *rest
+
+
+@register("region", "rule", *(f"{what}, {name}" for name in ("bottle", "tile") for what in ("kind", "false rejects")))
+def known_defects_variants() -> Rows:
+    """Differences of all variants on the sets that choose, in points."""
+    rows = load("defect_memory")["choosing"]
+    for region, rule in dict.fromkeys((row["region"], row["rule"]) for row in rows):
+        of = pick(rows, region=region, rule=rule)
+        cells = (row[f"held-out: {what}"] for row in of for what in ("kind", "false rejects"))
+        yield region, rule, *(f"{100 * cell['gain']:+.1f}" for cell in cells)
+
+
+@register("remembered defects", "their rows", "rows of good patches", "search time")
+def known_defects_search() -> Rows:
+    """Time of the search with remembered defects."""
+    for row in load("defect_memory")["search"]:
+        yield row["remembered"], row["rows"], row["bank rows"], f"× {row['ratio']:.2f}"
+
+
 def _presets(variants: Iterable[str]) -> Rows:
     record = load("presets")
     one_shot = pick(record["rows"], shots=1)

@@ -522,6 +522,54 @@ def streaming() -> Rows:
     yield "time per 1000 maps, one core", f"{record['seconds per 1000 maps, all four metrics']:.1f} s"
 
 
+@register(
+    "backbone", "set", "size", "good, defects", "layout", "AUROC, 4 shots", "AUROC, 1 shot", "leave-one-out spread"
+)
+def tiles() -> Rows:
+    """Image AUROC of whole images and of tiles."""
+    for row in load("tiles")["rows"]:
+        yield (
+            BACKBONES[row["backbone"]],
+            row["set"],
+            f"{row['width']} × {row['height']}",
+            f"{row['good']}, {row['defects']}",
+            row["layout"],
+            f"{row['auroc 4 shots']:.2f}",
+            f"{row['auroc 1 shot']:.2f}",
+            f"{row['leave-one-out spread']:.2f}",
+        )
+
+
+@register("if the layout with the smallest spread is taken", "result")
+def tiles_advice() -> Rows:
+    """Whether the spread of leave-one-out scores chooses a layout."""
+    advice = load("tiles")["advice"]
+    yield "cases (backbone and set)", advice["cases"]
+    yield "image AUROC better than that of whole images, by more than 0.005", advice["better than whole"]
+    yield "worse, by more than 0.005", advice["worse than whole"]
+    yield "mean gain over whole images", f"{advice['mean gain']:+.3f}"
+    yield "mean distance to the better layout", f"{advice['mean below best']:.3f}"
+
+
+@register("way", "time", "CPU time")
+def evidence() -> Rows:
+    """Cost of evidence and of the look for mix-ups."""
+    record = load("evidence")
+    yield "given class alone", f"{record['ms without, median']:.0f} ms", "1"
+    for way, ratio in record["ratio of time"].items():
+        yield f"with {way}", f"{ratio:.3f} times", f"{record['ratio of CPU time'][way]:.3f} times"
+
+
+@register("replay", "lines", "time", "CPU time", "images encoded", "lines that differ or flip")
+def replay() -> Rows:
+    """Time of replays with kept tokens."""
+    record = load("replay")
+    for name in ("first replay, encoding", "replay from kept tokens", "against a candidate, from kept tokens"):
+        row = record[name]
+        rows = row["encoded"] // record["views"]
+        yield name, row["lines"], f"{row['seconds']:.0f} s", f"{row['CPU seconds']:.0f} s", rows, row["differ"]
+
+
 @register("result file", "commit", "date", "CPU or GPU")
 def provenance() -> Rows:
     """Where each number comes from."""

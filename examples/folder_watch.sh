@@ -9,6 +9,6 @@ while IFS= read -r line; do
   case $line in
     *'"verdict": "anomalous"'*) echo "REJECT $line" ;;  # set an output of your PLC here
     *'"verdict": "ok"'*) echo "ACCEPT $line" ;;
-    *) echo "CHECK $line" ;;  # unknown class, no threshold, or unreadable
+    *) echo "CHECK $line" ;;  # for review, unknown class, no threshold, or unreadable
   esac
 done

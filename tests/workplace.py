@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,8 +18,8 @@ def make_workplace(folder: Path, model: Path) -> Path:
     """Fill an empty folder.
 
     Args:
-        folder: gets ``model``, ``bank`` (class ``bolt``, two supports), ``good``, ``more_good``, ``new``, ``defect``, ``camera``,
-            ``part.png`` and ``visionad-demo`` with parts of the class ``gear``.
+        folder: gets ``model``, ``bank`` (class ``bolt``, two supports), ``draft`` (a copy of it), ``records.jsonl``, ``good``,
+            ``more_good``, ``new``, ``defect``, ``camera``, ``part.png`` and ``visionad-demo`` with parts of the class ``gear``.
         model: the model folder to copy.
 
     Returns:
@@ -39,6 +40,10 @@ def make_workplace(folder: Path, model: Path) -> Path:
     write_images(demo / "parts/gear/test/broken_tooth", range(6, 8), kind="grid", defect=True)
     with Inspector.open(folder / "model", folder / "bank") as inspector:
         inspector.enroll(CLASS, [part(50), part(51)])
+        results = inspector.inspect_files(sorted((folder / "new").iterdir()), class_name=CLASS)
+        lines = [json.dumps(one.result.to_dict(f"new/{one.path.name}")) for one in results if one.result is not None]
+    (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
+    shutil.copytree(folder / "bank", folder / "draft")
     return folder
 
 

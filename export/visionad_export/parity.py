@@ -22,9 +22,12 @@ from visionad_runtime.formats.files import sha256_file
 from visionad_runtime.formats.manifest import FeatureIdentity, ModelManifest, Precision, WeightsRecord
 from visionad_runtime.inspector import Inspector
 from visionad_runtime.result import Result, Trace
+from visionad_runtime.scoring.areas import Area
 from visionad_runtime.scoring.spec import ScoringSpec
 
 from visionad_ref import VIEWS, ClassBank, ImageError, ImageSource, MethodError, Reference
+
+from .parity_tiles import Piece, ReferenceClass, enroll_tiles, inspect_piece, pieces_of, route_image
 
 STAGES = ("bank features", "preprocess", "patch features", "class token", "distances", "map", "score")
 
@@ -173,7 +176,7 @@ def check_parity(
     bank = inspector.require_class(class_name)
     reference = load_reference(inspector.manifest, inspector.scoring, weights, threads)
     report = _Report(tolerances(inspector.engine.precision))
-    banks: dict[str, ClassBank] = {}
+    banks: dict[str, ReferenceClass] = {}
     origins: dict[str, str] = {}
     class_name = None if class_name is None else normalize_class_name(class_name)
     for name in bank.classes if class_name is None else [class_name]:
@@ -212,7 +215,7 @@ def check_parity(
 
 def _compare(
     reference: Reference,
-    banks: dict[str, ClassBank],
+    banks: dict[str, ReferenceClass],
     path: Path,
     source: ImageSource,
     result: Result,
@@ -221,35 +224,48 @@ def _compare(
     report: _Report,
 ) -> None:
     image = str(path)
-    views = tuple(trace.distances)
-    prepared = reference.preprocess(source)
-    report.stage("preprocess").add(image, trace.views, torch.stack([VIEWS[v](prepared) for v in views]).numpy())
-    token = reference.encode(VIEWS[views[0]](prepared)[None])[1][0]
     matched = class_name
     if matched is None:
-        route = reference.route(source, banks)
+        route = route_image(reference, source, banks)
         matched = route.nearest
         if result.class_name != (None if route.unknown else matched):
             report.routing.append(f"{image}: runtime {result.class_name}, reference {route}")
-    expected = reference.inspect(source, banks[matched])
+    held = banks[matched]
+    score = max(
+        _compare_piece(reference, piece, held.rois[piece.roi], stages, area, report)
+        for piece, stages, area in zip(
+            pieces_of(image, source, held.layout), trace.tiles or (trace,), result.areas, strict=True
+        )
+    )
+    report.stage("score").add(image, np.array([result.score]), np.array([score]))
+    report.scores.append((result.score, score, image))
+    if result.threshold is not None and (result.score > result.threshold) != (score > result.threshold):
+        # A calibrated threshold is the score of a good part. If that part is inspected again, rounding decides the verdict.
+        tolerance = report.tolerances["score"] * max(score, MIN_SCALE)
+        verdicts = report.verdicts if abs(score - result.threshold) > tolerance else report.on_threshold
+        verdicts.append(f"{image}: runtime {result.score:.6f}, reference {score:.6f}, threshold {result.threshold:.6f}")
+
+
+def _compare_piece(
+    reference: Reference, piece: Piece, bank: ClassBank, trace: Trace, area: Area, report: _Report
+) -> float:
+    """Compare an image, or one of its tiles. Return the reference's score of it."""
+    views = tuple(trace.distances)
+    prepared = reference.preprocess(piece.image)
+    label = piece.label
+    report.stage("preprocess").add(label, trace.views, torch.stack([VIEWS[v](prepared) for v in views]).numpy())
+    token = reference.encode(VIEWS[views[0]](prepared)[None])[1][0]
+    expected = inspect_piece(reference, piece, bank)
     features = np.stack([expected.patch_tokens[v] for v in views])
-    report.stage("patch features").add(image, trace.tokens.patch, features)
+    report.stage("patch features").add(label, trace.tokens.patch, features)
     cosine = float((trace.tokens.patch.astype(np.float64) * features).sum(axis=-1).min())  # unit rows
     report.min_cosine = min(report.min_cosine, cosine if np.isfinite(cosine) else -1.0)
     if trace.tokens.cls is not None:
-        report.stage("class token").add(image, trace.tokens.cls[0], token.numpy())
+        report.stage("class token").add(label, trace.tokens.cls[0], token.numpy())
     grids = (np.stack([d[v] for v in views]) for d in (trace.distances, expected.distances))
-    report.stage("distances").add(image, *grids)
-    report.stage("map").add(image, result.anomaly_map, expected.anomaly_map)
-    report.stage("score").add(image, np.array([result.score]), np.array([expected.score]))
-    report.scores.append((result.score, expected.score, image))
-    if result.threshold is not None and (result.score > result.threshold) != (expected.score > result.threshold):
-        # A calibrated threshold is the score of a good part. If that part is inspected again, rounding decides the verdict.
-        tolerance = report.tolerances["score"] * max(expected.score, MIN_SCALE)
-        verdicts = report.verdicts if abs(expected.score - result.threshold) > tolerance else report.on_threshold
-        verdicts.append(
-            f"{image}: runtime {result.score:.6f}, reference {expected.score:.6f}, threshold {result.threshold:.6f}"
-        )
+    report.stage("distances").add(label, *grids)
+    report.stage("map").add(label, area.anomaly_map, expected.anomaly_map)
+    return expected.score
 
 
 class _Order(NamedTuple):
@@ -375,32 +391,46 @@ def _eight_bits(path: Path, bit_depth: int) -> Image.Image:
 
 def _reference_bank(
     reference: Reference, stored: StoredClass, bit_depth: int | None, stage: Stage
-) -> tuple[ClassBank, str]:
+) -> tuple[ReferenceClass, str]:
     """Return the reference's bank and its origin: encoded from the enrolled images if they are unchanged, else the stored one."""
     paths = [Path(image.source) for image in stored.entry.images]
     if not all(p.is_file() and sha256_file(p) == i.sha256 for p, i in zip(paths, stored.entry.images, strict=True)):
-        return stored_bank(reference, stored), "as stored (the enrolled images are no longer at their place)"
+        return _stored_class(reference, stored), "as stored (the enrolled images are no longer at their place)"
+    sources: list[ImageSource] = list(paths)
     try:
-        bank = reference.enroll(paths if bit_depth is None else [_eight_bits(path, bit_depth) for path in paths])
+        if bit_depth is not None:
+            sources = [_eight_bits(path, bit_depth) for path in paths]
+        if stored.layout is not None:
+            held = enroll_tiles(reference, sources, stored.layout)
+        else:
+            bank = reference.enroll(sources)
+            held = ReferenceClass((bank,), bank)
     except (ImageError, VisionADError):
-        return stored_bank(
+        return _stored_class(
             reference, stored
         ), "as stored (the reference cannot read the enrolled images, with the bit depth that is stated)"
-    for view in reference.views:
-        stage.add(f"support of {stored.name}, view {view}", _in_reference_order(stored, view), bank.rows[view].numpy())
-    return bank, "encoded by the reference"
+    for roi, bank in enumerate(held.rois):
+        for view in reference.views:
+            label = f"support of {stored.name}, {stored.rois[roi].roi}, view {view}"
+            stage.add(label, _in_reference_order(stored, view, roi), bank.rows[view].numpy())
+    return held, "encoded by the reference"
 
 
-def stored_bank(reference: Reference, stored: StoredClass) -> ClassBank:
-    """Convert the runtime's class to the reference's form."""
-    rows = {view: torch.from_numpy(_in_reference_order(stored, view)) for view in reference.views}
+def _stored_class(reference: Reference, stored: StoredClass) -> ReferenceClass:
+    rois = tuple(stored_bank(reference, stored, roi) for roi in range(len(stored.rois)))
+    return ReferenceClass(rois, rois[0], stored.layout)
+
+
+def stored_bank(reference: Reference, stored: StoredClass, roi: int = 0) -> ClassBank:
+    """Convert a ROI of the runtime's class to the reference's form."""
+    rows = {view: torch.from_numpy(_in_reference_order(stored, view, roi)) for view in reference.views}
     first: Any = reference.views[0]
     return ClassBank(rows, torch.from_numpy(stored.tokens(first).copy()))
 
 
-def _in_reference_order(stored: StoredClass, view: Any) -> NDArray[np.float32]:
-    """Reorder encodings (B, K, P, D) to the reference's rows (K · 6 · P, D): support by support, pose by pose."""
-    poses = np.stack([stored.rois[0].features[stored.blocks.index(name)] for name in _POSE_BLOCKS[view]], axis=1)
+def _in_reference_order(stored: StoredClass, view: Any, roi: int = 0) -> NDArray[np.float32]:
+    """Reorder encodings (B, K·T, P, D) to the reference's rows (K · T · 6 · P, D): tile by tile of each support, pose by pose."""
+    poses = np.stack([stored.rois[roi].features[stored.blocks.index(name)] for name in _POSE_BLOCKS[view]], axis=1)
     return poses.reshape(-1, poses.shape[-1])
 
 

@@ -26,8 +26,9 @@ VIEWS: tuple[ViewName, ...] = ("original", "flip", "clamp")
 # The eight elements of the square's symmetry group. A name is read from right to left: `r90fv` flips vertically, then rotates by
 # 90 degrees counter-clockwise. In this order the six poses of each view are contiguous: `original` has the first six, `flip` (flip
 # vertically, then each pose) the last six. So 8 encodings serve both views' 12.
-_SQUARE = ("r90", "r270", "e", "r180", "fv", "fh", "r90fv", "r270fv")
-_POSES = _SQUARE[:6]
+SQUARE = ("r90", "r270", "e", "r180", "fv", "fh", "r90fv", "r270fv")
+"""The eight elements of the square's symmetry group."""
+_POSES = SQUARE[:6]
 _QUARTER_TURNS = {"r90": 1, "r180": 2, "r270": 3}
 
 
@@ -77,6 +78,34 @@ def resize_crop(rgb: NDArray[np.uint8], spec: PreprocessSpec, threads: int = 1) 
     down = np.asarray(Image.fromarray(across).resize((spec.crop, side), Image.Resampling.BILINEAR))
     cropped = down[offset : offset + spec.crop]
     return np.broadcast_to(cropped[:, :, None], (*cropped.shape, 3)) if cropped.ndim == 2 else cropped
+
+
+def covered_cells(ignored: NDArray[np.bool_], spec: PreprocessSpec, grid: int) -> NDArray[np.bool_]:
+    """Return the patches of an image that lie on ignored pixels by more than half of their area.
+
+    Args:
+        ignored: bool (H, W), pixels of the image.
+        spec: sizes; a patch lies on the image as it does after resize and center crop.
+        grid: patches along a side.
+
+    Returns:
+        bool (grid, grid), row by row from the top.
+    """
+    down, across = (_cell_shares(size, spec, grid) for size in ignored.shape)
+    covered = down @ ignored.astype(np.float64) @ across.T
+    return np.asarray(covered > 0.5 + 1e-9)  # half is not more than half, in whatever order a machine sums
+
+
+def _cell_shares(size: int, spec: PreprocessSpec, grid: int) -> NDArray[np.float64]:
+    """Return each pixel's share of a patch's extent along one axis, float64 (grid, size); rows sum to 1."""
+    offset = crop_offset(spec.resize, spec.crop)
+    edges = (np.arange(grid + 1) * (spec.crop / grid) + offset) * (size / spec.resize)
+    low, high = edges[:-1, None], edges[1:, None]
+    pixels = np.arange(size, dtype=np.float64)[None]
+    shares: NDArray[np.float64] = np.clip(np.minimum(high, pixels + 1) - np.maximum(low, pixels), 0, None) / (
+        high - low
+    )
+    return shares
 
 
 def normalise(cropped: NDArray[np.uint8], spec: PreprocessSpec) -> F32:
@@ -140,11 +169,11 @@ def encoding_names(views: Sequence[ViewName]) -> tuple[str, ...]:
     """Return the names of the unique encodings that a bank with these views holds: 14 for all views, 6 for one view."""
     square: tuple[str, ...] = ()
     if "original" in views and "flip" in views:
-        square = _SQUARE
+        square = SQUARE
     elif "original" in views:
-        square = _SQUARE[:6]
+        square = SQUARE[:6]
     elif "flip" in views:
-        square = _SQUARE[2:]
+        square = SQUARE[2:]
     return square + (tuple(f"clamp/{p}" for p in _POSES) if "clamp" in views else ())
 
 

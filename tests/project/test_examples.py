@@ -54,7 +54,7 @@ def test_minimal(place: Path) -> None:
         "minimal.py", "model", "minimal-bank", "bolt", "good", "new/000.png", "nothing.png", place=place
     ).splitlines()
     assert lines[0] == "bank version 1"
-    assert lines[1].startswith("new/000.png bolt unknown ")
+    assert lines[1].startswith("new/000.png bolt ok ")
     assert lines[2].startswith("nothing.png nothing.png")
 
 
@@ -106,7 +106,7 @@ def service(place: Path) -> Iterator[str]:
 
 def test_http_client(place: Path, service: str) -> None:
     said = run("http_client.py", service, "new/000.png", "--class", CLASS, place=place)
-    assert said.startswith("new/000.png bolt unknown ")
+    assert said.startswith("new/000.png bolt ok ")
 
 
 def test_http_client_says_what_was_refused(place: Path, service: str) -> None:
@@ -134,5 +134,5 @@ def test_folder_watch(place: Path) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(SECONDS)
-    assert "CHECK" in (place / "watched.txt").read_text()
+    assert "ACCEPT" in (place / "watched.txt").read_text()
     assert json.loads((place / "camera.jsonl").read_text())["image"] == "camera/first.png"

@@ -32,6 +32,7 @@ from ..formats.manifest import (
 )
 from ..formats.roi import tile_counts
 from ..preprocess import encoding_names
+from .layout import MASKS, Layout, read_layout
 from .memory_bank import ClassBank, SupportTokens
 
 F32 = NDArray[np.float32]
@@ -40,8 +41,6 @@ SUPPORTS = "supports"
 """Folder in a bank with a token file per support: ``SHA256.safetensors``."""
 IMAGES = "images"
 """Folder in a bank with the supports' images, as they were given: ``SHA256.SUFFIX``."""
-MASKS = "masks"
-"""Folder in a bank with masks of areas that are not inspected: ``SHA256.png``."""
 FOLDERS = (SUPPORTS, IMAGES, MASKS, HISTORY)
 
 
@@ -120,7 +119,10 @@ def read_class(
             for support in entry.images
         ]
 
-    return ClassBank(name, entry, manifest.blocks, read)
+    def read_rois() -> Layout | None:
+        return None if entry.roi is None else read_layout(folder, name, entry.roi, manifest.identity)
+
+    return ClassBank(name, entry, manifest.blocks, read, read_rois)
 
 
 def _read_support(

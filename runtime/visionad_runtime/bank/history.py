@@ -13,7 +13,6 @@ from ..formats.files import atomic_write, sha256_file
 from ..formats.manifest import MANIFEST, BankManifest, read_manifest, to_json
 from .folder import (
     IMAGES,
-    MASKS,
     SUPPORTS,
     files_of,
     history_file,
@@ -25,6 +24,7 @@ from .folder import (
     utc_now,
     write_version,
 )
+from .layout import MASKS
 from .lock import writer_lock
 from .names import normalize_class_name, unknown_class_message
 
@@ -159,6 +159,7 @@ def verify(folder: Path) -> BankManifest:
     manifest = read_manifest(folder, BankManifest)
     for name, entry in manifest.classes.items():
         loaded = read_class(folder, manifest, name)
+        _ = loaded.layout  # reads the mask
         for image, tokens in zip(entry.images, loaded.supports, strict=True):
             for what, array in (*(("features", rows) for rows in tokens.rois), ("class_tokens", tokens.class_tokens)):
                 norms = np.sqrt(np.einsum("...d,...d->...", array, array, dtype=np.float64, casting="safe"))

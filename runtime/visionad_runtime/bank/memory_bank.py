@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..formats.manifest import BankManifest, ClassEntry, ViewName
 from ..formats.roi import WHOLE_IMAGE, tile_counts
 from ..preprocess import unrotated_index, view_slice
+from .layout import Layout
 
 F32 = NDArray[np.float32]
 
@@ -93,6 +94,7 @@ class ClassBank:
         entry: ClassEntry,
         blocks: tuple[str, ...],
         supports: Sequence[SupportTokens] | Callable[[], Sequence[SupportTokens]],
+        layout: Layout | Callable[[], Layout | None] | None = None,
     ) -> None:
         """Take a class.
 
@@ -101,9 +103,12 @@ class ClassBank:
             entry: entry in the bank's manifest.
             blocks: names of the unique encodings.
             supports: tokens of the supports, or a function that reads them and raises :class:`BankError` for damaged ones.
+            layout: what is inspected of an image, or a function that reads it and raises :class:`BankError`. A class whose entry
+                has ROIs needs one.
         """
         self.name, self.entry, self.blocks = name, entry, blocks
         self._supports = supports
+        self._layout = layout
         self._rois: tuple[MemoryBank, ...] | None = None
         self._class_tokens: F32 | None = None
         self._lock = threading.Lock()
@@ -145,6 +150,22 @@ class ClassBank:
                 ]
             return self._rois
 
+    @property
+    def layout(self) -> Layout | None:
+        """What is inspected of an image, ``None`` for all of it.
+
+        Raises:
+            BankError: The mask is missing or damaged.
+        """
+        with self._lock:
+            if self.entry.roi is None:
+                return None
+            if callable(self._layout):
+                self._layout = self._layout()
+            if self._layout is None:
+                raise ValueError(f"class {self.name!r} has ROIs, and no layout was given")
+            return self._layout
+
     @cached_property
     def good_scores(self) -> tuple[float, ...]:
         """Scores of good parts that the thresholds come from, ascending."""
@@ -162,11 +183,11 @@ class ClassBank:
         Args:
             entry: the new entry.
         """
-        other = ClassBank(self.name, entry, self.blocks, lambda: self.supports)
+        other = ClassBank(self.name, entry, self.blocks, lambda: self.supports, lambda: self.layout)
         with self._lock:
             if not callable(self._supports):
                 other._supports = self._supports
-            other._rois, other._class_tokens = self._rois, self._class_tokens
+            other._rois, other._class_tokens, other._layout = self._rois, self._class_tokens, self._layout
         return other
 
     @property
@@ -192,7 +213,7 @@ class ClassBank:
         """
         kept = [k for k in range(len(self.entry.images)) if k != support]
         entry = self.entry.model_copy(update={"images": tuple(self.entry.images[k] for k in kept)})
-        return ClassBank(self.name, entry, self.blocks, lambda: [self.supports[k] for k in kept])
+        return ClassBank(self.name, entry, self.blocks, lambda: [self.supports[k] for k in kept], lambda: self.layout)
 
 
 def _joined(parts: Sequence[F32]) -> F32:
@@ -211,6 +232,11 @@ class Snapshot:
 
     manifest: BankManifest
     classes: Mapping[str, ClassBank]
+
+    @cached_property
+    def has_rois(self) -> bool:
+        """Whether some class has ROIs or ignored areas, so that routing must come before inspection."""
+        return any(bank.entry.roi is not None for bank in self.classes.values())
 
     @cached_property
     def digest(self) -> str:

@@ -59,6 +59,14 @@ class Route(NamedTuple):
     centered_distance: float
     is_known: bool
 
+    def mismatch(self, class_name: str) -> str | None:
+        """Return the class that the image belongs to, if it is another one than it was said to be of.
+
+        Args:
+            class_name: class that was given.
+        """
+        return self.nearest if self.is_known and self.nearest != class_name else None
+
 
 class Router:
     """Route images among the classes of a bank. It computes once what depends on the bank alone."""

@@ -31,7 +31,6 @@ from ..preprocess import encoding_names
 from .folder import (
     FOLDERS,
     IMAGES,
-    MASKS,
     SUPPORTS,
     check_identity,
     check_support_shapes,
@@ -46,6 +45,7 @@ from .folder import (
     write_version,
 )
 from .history import describe_versions
+from .layout import MASKS, Layout, read_layout
 from .lock import writer_lock
 from .memory_bank import ClassBank, Snapshot
 from .names import check_class_name, normalize_class_name, unknown_class_message
@@ -219,13 +219,15 @@ class Bank:
             added = self._write_supports(supports, roi, mask)
             if old is None:
                 entry = ClassEntry(images=tuple(added), roi=roi)
-                changed = ClassBank(name, entry, self.manifest.blocks, [support.tokens for support in supports])
+                tokens = [support.tokens for support in supports]
+                changed = ClassBank(name, entry, self.manifest.blocks, tokens, self._layout(name, roi))
             else:
                 kept = self._converted(old)
                 entry = kept.entry.model_copy(update={"images": (*kept.entry.images, *added)})
                 changed = ClassBank(
-                    name, entry, self.manifest.blocks, lambda: [*kept.supports, *(s.tokens for s in supports)]
-                )
+                    name, entry, self.manifest.blocks, lambda: [*kept.supports, *(s.tokens for s in supports)],
+                    lambda: kept.layout,
+                )  # fmt: skip
             changed = self._calibrated(changed, old, calibrate)
             count = len(changed.entry.images)
             self._commit(f"add {name}: now {count} images", {**self.classes, name: changed}, keep)
@@ -263,7 +265,8 @@ class Bank:
             others = {other: bank for other, bank in self.classes.items() if other != name}
             check_new(others, name, [support.image for support in supports])
             entry = ClassEntry(images=tuple(self._write_supports(supports, roi, mask)), roi=roi)
-            changed = ClassBank(name, entry, self.manifest.blocks, [support.tokens for support in supports])
+            tokens = [support.tokens for support in supports]
+            changed = ClassBank(name, entry, self.manifest.blocks, tokens, self._layout(name, roi))
             self._commit(change, {**self.classes, name: self._calibrated(changed, old, calibrate)})
         return self.manifest.version
 
@@ -324,6 +327,10 @@ class Bank:
             return self.classes[name]
         except KeyError:
             raise BankError(unknown_class_message(self.folder, name, self.classes)) from None
+
+    def _layout(self, name: str, roi: RoiSpec | None) -> Layout | None:
+        """Return what is inspected of a new class, whose mask was written."""
+        return None if roi is None else read_layout(self.folder, name, roi, self.manifest.identity)
 
     def _calibrated(self, changed: ClassBank, old: ClassBank | None, calibrate: Calibrate | None) -> ClassBank:
         if calibrate is None:
@@ -452,7 +459,7 @@ def same_supports(one: ClassEntry, other: ClassEntry) -> bool:
 
 def _load(classes: Mapping[str, ClassBank]) -> None:
     for bank in classes.values():
-        _ = bank.rois
+        _ = bank.rois, bank.layout
 
 
 def _place(name: str, entry: ClassEntry, image: str) -> int:

@@ -15,6 +15,7 @@ from ..formats.manifest import ClassEntry, SupportImage
 from ..images import decode
 from ..images.discover import SUFFIXES
 from ..images.pixels import RGB8, pixel_digest
+from .folder import IMAGES
 from .memory_bank import SupportTokens
 
 
@@ -68,7 +69,10 @@ def support_record(data: bytes, rgb: RGB8, source: str, bit_depth: int | None = 
         source: where it came from.
         bit_depth: bits that the camera fills in 16-bit files, as stated.
     """
-    return SupportImage(sha256=sha256_bytes(data), source=source, pixels=pixel_digest(rgb), bit_depth=bit_depth)
+    height, width = rgb.shape[:2]
+    return SupportImage(
+        sha256=sha256_bytes(data), source=source, pixels=pixel_digest(rgb), bit_depth=bit_depth, size=(width, height)
+    )
 
 
 def array_supports(rgbs: Iterable[RGB8]) -> list[SupportImage]:
@@ -146,6 +150,22 @@ def load_support(path: Path, support: SupportImage, bit_depth: int | None = None
     if sha256_bytes(data) != support.sha256:
         raise ImageError(f"{path}: changed while it was being enrolled; nothing was enrolled")
     return data, decode.decode(data, path, bit_depth)
+
+
+def read_kept(folder: Path, kept: str | None, bit_depth: int | None) -> RGB8 | None:
+    """Return the pixels of a support's copy in a bank, or ``None`` if there is none or it cannot be read.
+
+    Args:
+        folder: folder of the bank.
+        kept: name of the copy.
+        bit_depth: bits that the camera fills in the 16-bit file.
+    """
+    if kept is None:
+        return None
+    try:
+        return decode.load(folder / IMAGES / kept, bit_depth)
+    except ImageError:
+        return None
 
 
 def kept_suffix(suffix: str) -> str:

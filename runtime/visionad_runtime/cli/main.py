@@ -13,6 +13,7 @@ import typer
 from .._release import __version__
 from ..errors import VisionADError, import_error_message, is_own_module
 from .commands.bank import bank_add, bank_audit, bank_confirm, bank_info, bank_remove, bank_undo, bank_verify
+from .commands.bank_roi import bank_rebuild, bank_roi
 from .commands.bench import bench_command
 from .commands.build import build_command
 from .commands.calibrate import calibrate
@@ -22,6 +23,7 @@ from .commands.evaluate import EvalCommand, eval_command
 from .commands.export import export_command
 from .commands.parity import parity_command  # light: torch is imported only when it runs
 from .commands.predict import predict
+from .commands.replay import replay
 from .commands.serve import serve
 from .commands.watch import watch
 from .console import complain, say, set_verbosity
@@ -38,6 +40,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "watch": watch,
     "serve": serve,
     "calibrate": calibrate,
+    "replay": replay,
     "doctor": doctor,
     "demo": demo,
     "export": export_command,
@@ -53,6 +56,8 @@ BANK_COMMANDS: dict[str, Callable[..., Any]] = {
     "info": bank_info,
     "verify": bank_verify,
     "audit": bank_audit,
+    "roi": bank_roi,
+    "rebuild": bank_rebuild,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

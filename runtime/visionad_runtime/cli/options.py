@@ -63,6 +63,10 @@ DeviceOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of the engine [default, and at most: all cores]")
 ]
+EvidenceOption = Annotated[
+    bool,
+    typer.Option("--evidence", help="name the nearest good patch of each region, and show it beside the overlay"),
+]
 BitDepth = Annotated[
     int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files")
 ]

@@ -7,6 +7,7 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +34,23 @@ class ResultWriter:
         maps: folder for anomaly maps.
         overlays: folder for overlay images.
         inputs: folder in which images arrive; two of them whose names differ in the ending alone get overlays of different names.
+        evidence_bank: bank whose kept supports are shown beside the overlays; ``None`` for overlays alone.
 
     Attributes:
         counts: images by verdict, and those without one.
         failures: maps and overlays that could not be written.
     """
 
-    def __init__(self, as_json: bool, maps: Path | None, overlays: Path | None, inputs: Path | None = None) -> None:
+    def __init__(
+        self,
+        as_json: bool,
+        maps: Path | None,
+        overlays: Path | None,
+        inputs: Path | None = None,
+        evidence_bank: Path | None = None,
+    ) -> None:
         self.as_json, self.maps, self.overlays, self.inputs = as_json, maps, overlays, inputs
+        self._evidence_bank = evidence_bank
         self.counts: Counter[str] = Counter()
         self.failures = 0
         self._owners: OrderedDict[Path, Path] = OrderedDict()
@@ -62,13 +72,18 @@ class ResultWriter:
         if self.maps or self.overlays:
             name = self._target_name(name)
         if self.maps:
-            target = self.maps / name.with_name(fit_name(name.name, ".npy"))
-            self._write("map", target, one.path, lambda: save_map(target, result.anomaly_map))
+            for area in result.areas:
+                suffix = ".npy" if len(result.areas) == 1 else f".{area.name}.npy"
+                target = self.maps / name.with_name(fit_name(name.name, suffix))
+                self._write("map", target, one.path, partial(save_map, target, area.anomaly_map))
         if self.overlays:
+            from ..bank.supports import read_kept
             from ..visualization.overlay import save_overlay
 
+            bank = self._evidence_bank
+            read = None if bank is None else lambda shown: read_kept(bank, shown.kept, shown.bit_depth)
             drawn = self.overlays / name.with_name(fit_name(name.name, ".png"))
-            self._write("overlay", drawn, one.path, lambda: save_overlay(drawn, rgb, result))
+            self._write("overlay", drawn, one.path, lambda: save_overlay(drawn, rgb, result, read))
         facts = result.to_dict(str(one.path))
         self._say(json_line(facts) if self.as_json else verdict_line(one.path, result))
         return facts
@@ -142,7 +157,8 @@ def verdict_line(path: Path, result: Any) -> str:
     against = f"/ {result.threshold:.4f}" if result.threshold is not None else "/ no threshold"
     name = result.class_name or "unknown class"
     place = f"  at {','.join(map(str, result.regions[0].bbox))}" if result.verdict == "anomalous" else ""
-    return f"{result.verdict:<9}  {result.score:.4f} {against}  {name}  {one_line(str(path))}{place}"
+    mixed_up = f"  nearer to class {result.class_mismatch}" if result.class_mismatch is not None else ""
+    return f"{result.verdict:<9}  {result.score:.4f} {against}  {name}  {one_line(str(path))}{place}{mixed_up}"
 
 
 def check_names(names: Sequence[Path]) -> None:

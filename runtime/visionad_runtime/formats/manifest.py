@@ -177,9 +177,10 @@ class SupportImage(Compatible):
         bit_depth: bits that the camera fills in the 16-bit file, as stated; ``None`` for 8-bit files.
         tokens: sha256 of its token file in the bank's folder ``supports``; ``None`` until it is enrolled, and in format 1.
         kept: name of its copy in the bank's folder ``images``; ``None`` if no copy is kept.
+        size: width and height in pixels; ``None`` if an earlier release enrolled it.
     """
 
-    added_fields = frozenset({"pixels", "bit_depth", "tokens", "kept"})
+    added_fields = frozenset({"pixels", "bit_depth", "tokens", "kept", "size"})
 
     sha256: str
     source: PathText
@@ -187,6 +188,7 @@ class SupportImage(Compatible):
     bit_depth: int | None = None
     tokens: str | None = None
     kept: str | None = None
+    size: tuple[int, int] | None = None
 
 
 ScoreOrigin = Literal["leave-one-out", "held-out", "confirmed"]

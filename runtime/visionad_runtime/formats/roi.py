@@ -5,21 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from ..errors import VisionADError
 from .strict import Strict
 
 Box = tuple[int, int, int, int]
 """x, y, width, height in pixels of the original image."""
-Polygon = tuple[tuple[int, int], ...]
-"""Corners (x, y) in pixels of the original image, three or more."""
+Polygon = Annotated[tuple[tuple[int, int], ...], Field(min_length=3)]
+"""Corners (x, y) in pixels of the original image, three or more. Pixels on the outline belong to it."""
 
 WHOLE_IMAGE = "image"
 """Name of the region of a class without ROIs. No ROI may have it."""
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$"
 TILE_OVERLAP = 0.2
 """Share of a tile's side that it has in common with the next tile. A defect on a seam lies whole in one of them."""
+MAX_TILES = 16
+"""Tiles along one side of a ROI."""
 MIN_SIDE = 8
 """Pixels. A smaller ROI or tile holds less than one patch of any model."""
 
@@ -35,11 +41,17 @@ class Roi(Strict):
         overlap: share of a tile's side that neighbors have in common.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
+    name: str = Field(pattern=NAME_PATTERN)
     box: Box
     polygon: Polygon | None = None
-    grid: tuple[Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=16)]] = (1, 1)
+    grid: tuple[Annotated[int, Field(ge=1, le=MAX_TILES)], Annotated[int, Field(ge=1, le=MAX_TILES)]] = (1, 1)
     overlap: float = Field(default=TILE_OVERLAP, ge=0, le=0.5)
+
+    def text(self) -> str:
+        """Return the ROI as :func:`parse_roi` takes it."""
+        corners = ";".join(f"{x},{y}" for x, y in self.polygon or ())
+        tiles = "" if self.grid == (1, 1) else f"@{self.grid[0]}x{self.grid[1]}"
+        return f"{self.name}={corners or ','.join(map(str, self.box))}{tiles}"
 
     @property
     def tiles(self) -> tuple[Box, ...]:
@@ -78,6 +90,8 @@ class RoiSpec(Strict):
             x, y, w, h = roi.box
             if roi.name == WHOLE_IMAGE:
                 raise ValueError(f"the ROI name {WHOLE_IMAGE!r} stands for the whole image; choose another")
+            if roi.polygon is not None and roi.box != bounding_box(roi.polygon):
+                raise ValueError(f"ROI {roi.name}: the box {x},{y},{w},{h} is not the bounding box of the polygon")
             if min(x, y) < 0 or x + w > width or y + h > height:
                 raise ValueError(
                     f"ROI {roi.name}: the box {x},{y},{w},{h} is not inside the image of {width}x{height} pixels"
@@ -95,6 +109,11 @@ class RoiSpec(Strict):
         return tuple(roi.name for roi in self.rois) or (WHOLE_IMAGE,)
 
     @property
+    def regions(self) -> tuple[Roi, ...]:
+        """The regions; the whole image without ROIs."""
+        return self.rois or (Roi(name=WHOLE_IMAGE, box=(0, 0, *self.image_size)),)
+
+    @property
     def tiles(self) -> tuple[tuple[Box, ...], ...]:
         """Boxes of the tiles of each region."""
         return tuple(roi.tiles for roi in self.rois) or (((0, 0, *self.image_size),),)
@@ -103,6 +122,79 @@ class RoiSpec(Strict):
         """Return the sha256 of the canonical JSON. A threshold holds for one digest."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+_BOX = r"-?\d+,-?\d+,-?\d+,-?\d+"
+_POINTS = r"-?\d+,-?\d+(?:;-?\d+,-?\d+)*"
+_TEXT = re.compile(
+    rf"(?P<name>[^=]*)=(?:(?P<box>{_BOX})|(?P<polygon>{_POINTS}))(?:@(?P<rows>\d+)[xX](?P<columns>\d+))?"
+)
+
+
+def parse_roi(text: str) -> Roi:
+    """Parse a ROI as the command line takes it.
+
+    Args:
+        text: ``NAME=X,Y,W,H`` for a box, or ``NAME=X,Y;X,Y;X,Y`` with three or more corners for a polygon, in pixels of the
+            original image; ``@RxC`` at its end cuts it into rows and columns of tiles.
+
+    Raises:
+        VisionADError: The text has another form, or a value is out of range.
+    """
+    match = _TEXT.fullmatch(text.strip())
+    if match is None:
+        raise VisionADError(
+            f"--roi {text}: expected NAME=X,Y,W,H for a box or NAME=X,Y;X,Y;X,Y for a polygon, in whole pixels, and @RxC behind "
+            "it for tiles, such as label=120,40,600,400@1x3"
+        )
+    polygon: tuple[tuple[int, int], ...] | None = None
+    if match["box"] is not None:
+        x, y, width, height = map(int, match["box"].split(","))
+    else:
+        corners = [tuple(map(int, corner.split(","))) for corner in match["polygon"].split(";")]
+        polygon = tuple((x, y) for x, y in corners)
+        if len(polygon) < 3:
+            raise VisionADError(
+                f"--roi {text}: expected a box NAME=X,Y,W,H or a polygon of three or more corners, got {len(polygon)}"
+            )
+        x, y, width, height = bounding_box(polygon)
+    grid = (int(match["rows"] or 1), int(match["columns"] or 1))
+    name = match["name"]
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise VisionADError(
+            f"--roi {text}: expected a name of 1 to 40 letters, digits, - and _, got {name!r}; it names the ROI in results"
+        )
+    if not all(1 <= count <= MAX_TILES for count in grid):
+        raise VisionADError(
+            f"--roi {text}: expected 1 to {MAX_TILES} rows and columns of tiles, got {grid[0]}x{grid[1]}"
+        )
+    return Roi(name=name, box=(x, y, width, height), polygon=polygon, grid=grid)
+
+
+def make_spec(rois: Sequence[Roi], image_size: tuple[int, int], mask: str | None = None) -> RoiSpec | None:
+    """Return what is inspected of images of a size; ``None`` if that is all of it.
+
+    Args:
+        rois: regions of interest; none for the whole image.
+        image_size: width and height of the images, in pixels.
+        mask: sha256 of a mask PNG whose pixels above 0 are not inspected.
+
+    Raises:
+        VisionADError: A ROI does not lie in the image, a tile is too small, or names are not unique.
+    """
+    if not rois and mask is None:
+        return None
+    try:
+        return RoiSpec(image_size=image_size, rois=tuple(rois), mask=mask)
+    except ValidationError as exc:
+        reason = exc.errors()[0]["msg"].removeprefix("Value error, ")
+        raise VisionADError(f"regions of interest: {reason}") from None
+
+
+def bounding_box(polygon: Sequence[tuple[int, int]]) -> Box:
+    """Return the smallest box that holds all pixels of a polygon, those on its outline included."""
+    xs, ys = zip(*polygon, strict=True)
+    return min(xs), min(ys), max(xs) - min(xs) + 1, max(ys) - min(ys) + 1
 
 
 def tile_counts(spec: RoiSpec | None) -> tuple[int, ...]:

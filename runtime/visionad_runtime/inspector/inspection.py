@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._threads import Lifetime, available_cpus, parallel_for
+from .._threads import available_cpus, parallel_for
 from ..bank.memory_bank import ClassBank, MemoryBank, Snapshot
-from ..bank.names import normalize_class_name, unknown_class_message
-from ..bank.routing import THRESHOLDS, Route, Router
+from ..bank.names import normalize_class_name
+from ..bank.routing import Route
 from ..bank.store import Bank
-from ..engine.base import Engine, Tokens
-from ..errors import BankError, VisionADError
-from ..formats.manifest import ClassEntry, ModelManifest, ViewName, parse_precision
+from ..engine.base import Engine
+from ..errors import ImageError, VisionADError
+from ..formats.manifest import parse_precision
 from ..formats.model_folder import read_model
 from ..images import arrays, discover, pixels, reader
-from ..pipeline.assembly import open_pipeline
-from ..pipeline.base import Pipeline
+from ..pipeline.base import PipelineOutput, StageTimer
 from ..pipeline.opening import open_engine
 from ..pipeline.self_test import read_golden
-from ..result import FileResult, MadeBy, Result, Trace, make_result
+from ..result import FileResult, MadeBy, Result, Trace, explain_result, make_result
+from ..scoring.areas import Area
 from ..scoring.preset import scoring_for
 from ..scoring.spec import ScoringSpec
-
-log = logging.getLogger("visionad")
+from .opened import OpenedModel
+from .tiles import Request, combined, cut_tiles, route_whole, run_crops, tile_banks
 
 F32 = NDArray[np.float32]
 
 
-class Inspection:
+class Inspection(OpenedModel):
     """A model, a bank and an engine, ready to inspect. Any thread may call it.
 
     >>> inspector = Inspector.open("model", "bank")          # doctest: +SKIP
@@ -55,30 +53,6 @@ class Inspection:
         scoring: views and scoring settings.
         pipeline: preprocessing to score.
     """
-
-    def __init__(
-        self,
-        manifest: ModelManifest,
-        engine: Engine,
-        bank: Bank | None,
-        scoring: ScoringSpec,
-        golden: Mapping[str, NDArray[Any]],
-        threads: int | None = None,
-        keep_alive: float | None = None,
-    ) -> None:
-        self.manifest = manifest
-        self.digest = manifest.content_digest()
-        self._out_of_distribution_token: F32 = golden["class_token"]
-        self.engine = engine
-        self.bank = bank
-        self.scoring = scoring
-        self.pipeline: Pipeline = open_pipeline(engine, manifest, scoring, golden, threads, keep_alive)
-        self._threads = threads or available_cpus()
-        self._loaded: Snapshot | None = None
-        self._router: tuple[Snapshot, Router] | None = None
-        self._last_revision: tuple[int, ...] | None = None
-        self._loading = threading.Lock()
-        self._lifetime = Lifetime("this inspector was closed; open another with Inspector.open")
 
     @classmethod
     def open(
@@ -160,28 +134,17 @@ class Inspection:
             raise
         return inspector
 
-    @property
-    def views(self) -> tuple[ViewName, ...]:
-        """Views that images are inspected in."""
-        return self.scoring.views
+    def with_bank(self, bank: Bank, scoring: ScoringSpec, engine: Engine | None = None) -> Inspection:
+        """Return an inspection with another bank or scoring and the same model. Close it before this one.
 
-    def close(self) -> None:
-        """Release the memory of engine and pipeline.
-
-        It waits for calls in other threads. Later calls raise :class:`VisionADError`. A second ``close`` does nothing.
+        Args:
+            bank: the bank.
+            scoring: how to score, in views that the bank holds.
+            engine: encodes instead of this one's engine, which stays open when the returned inspection is closed.
         """
-        with self._lifetime.end() as first:
-            if first:
-                try:
-                    self.pipeline.close()
-                finally:
-                    self.engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        other = Inspection(self.manifest, engine or self.engine, bank, scoring, self._golden, self._threads)
+        other._owns_engine = False
+        return other
 
     def inspect(
         self,
@@ -190,6 +153,7 @@ class Inspection:
         class_name: str | None = None,
         colour: str = "bgr",
         color: str | None = None,
+        evidence: bool = False,
     ) -> Result:
         """Inspect one image.
 
@@ -198,6 +162,7 @@ class Inspection:
             class_name: class of the part. It skips routing.
             colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
             color: same as ``colour``, and overrides it.
+            evidence: whether to look up the nearest good patch of each region.
 
         Returns:
             Score, verdict, class, regions, map and timings.
@@ -206,7 +171,7 @@ class Inspection:
             ImageError: The array has another type or shape.
             BankError: Nothing is enrolled, or the class is unknown.
         """
-        return self.inspect_batch([image], class_name=class_name, colour=colour, color=color)[0]
+        return self.inspect_batch([image], class_name=class_name, colour=colour, color=color, evidence=evidence)[0]
 
     def inspect_batch(
         self,
@@ -215,6 +180,7 @@ class Inspection:
         class_name: str | None = None,
         colour: str = "bgr",
         color: str | None = None,
+        evidence: bool = False,
     ) -> list[Result]:
         """Inspect several images in one call.
 
@@ -225,6 +191,7 @@ class Inspection:
             class_name: class of all parts. It skips routing.
             colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
             color: same as ``colour``, and overrides it.
+            evidence: whether to look up the nearest good patch of each region.
 
         Returns:
             One result per image, in order.
@@ -234,7 +201,7 @@ class Inspection:
             BankError: Nothing is enrolled, or the class is unknown.
         """
         rgbs = arrays.from_arrays(images, colour if color is None else color)
-        return [result for result, _ in self.trace_batch(rgbs, class_name, trace=False)]
+        return [result for result, _ in self.trace_batch(rgbs, class_name, trace=False, evidence=evidence)]
 
     def trace_batch(
         self,
@@ -242,6 +209,7 @@ class Inspection:
         class_name: str | None = None,
         leave_out: int | None = None,
         trace: bool = True,
+        evidence: bool = False,
     ) -> list[tuple[Result, Trace | None]]:
         """Inspect decoded images. All inspections go through this method.
 
@@ -250,129 +218,116 @@ class Inspection:
             class_name: class of all parts. It skips routing.
             leave_out: index of a support of ``class_name`` to score without (calibration).
             trace: whether to return the intermediate results, which on a GPU must be copied to the host.
+            evidence: whether to look up the nearest good patch of each region.
         """
+        outcomes = self._inspect_all(rgbs, Request(class_name, leave_out, trace, evidence))
+        results = []
+        for outcome in outcomes:
+            if isinstance(outcome, ImageError):
+                raise outcome
+            results.append(outcome)
+        return results
+
+    def _inspect_all(
+        self, rgbs: Sequence[pixels.RGB8], request: Request
+    ) -> Sequence[tuple[Result, Trace | None] | ImageError]:
+        """Inspect images; an image of another size than its class's ROIs has an error in place of a result."""
         with self._lifetime.in_use():
-            class_name = None if class_name is None else normalize_class_name(class_name)
+            class_name = None if request.class_name is None else normalize_class_name(request.class_name)
+            request = request._replace(class_name=class_name)
             bank = self._snapshot(class_name)
             if not rgbs:
                 return []
             self._load_bank()
+            if bank.has_rois and (class_name is None or bank.classes[class_name].entry.roi is not None):
+                return self._inspect_tiles(rgbs, bank, request)
             batch_size = self.pipeline.max_batch_size() or len(rgbs)
             results: dict[int, list[tuple[Result, Trace | None]]] = {}
 
             def run_batch(start: int) -> None:
-                results[start] = self._run_batch(rgbs[start : start + batch_size], bank, class_name, leave_out, trace)
+                results[start] = self._run_batch(rgbs[start : start + batch_size], bank, request)
 
             starts = range(0, len(rgbs), batch_size)
             parallel_for(run_batch, starts, min(len(starts), self.pipeline.slots))
             return [result for start in starts for result in results[start]]
 
     def _run_batch(
-        self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, class_name: str | None, leave_out: int | None, trace: bool
+        self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, request: Request
     ) -> list[tuple[Result, Trace | None]]:
         """Inspect at most as many images as the pipeline takes in one call."""
+        class_name, leave_out = request.class_name, request.leave_out
         routes: list[Route | None] = [None] * len(rgbs)
         classes: list[ClassBank] = []
+        mismatches: list[str | None] = [None] * len(rgbs)
 
         def select_classes(tokens: F32 | None) -> list[MemoryBank]:
             if tokens is not None:
                 router = self._router_of(bank)
-                routes[:] = [router.route(cls[0]) for cls in tokens]
+                found = [router.route(cls[0]) for cls in tokens]
+                if class_name is None:
+                    routes[:] = found
+                else:
+                    mismatches[:] = [route.mismatch(class_name) for route in found]
             classes[:] = [bank.classes[class_name if route is None else route.nearest] for route in routes]  # type: ignore[index]
             if leave_out is not None:
                 classes[:] = [cls.leave_out(leave_out) for cls in classes]
             return [cls.rois[0] for cls in classes]
 
-        results, spec = [], self.manifest.identity.preprocess
-        outputs = self.pipeline.run(rgbs, select_classes, class_token=class_name is None, trace=trace)
-        for rgb, output, route, cls in zip(rgbs, outputs, routes, classes, strict=True):
-            holds = self.holds(cls.entry)
-            made_by = MadeBy(bank.manifest.version, bank.digest, self.digest, self.engine.name, self.engine.precision)
-            result = make_result(cls, output, route, rgb.shape, spec, holds, made_by)
-            stages = None
-            if output.images is not None and output.patch is not None:
-                stages = Trace(output.images, Tokens(output.patch, output.cls), output.distances)
-            results.append((result, stages))
-        return results
-
-    def _router_of(self, bank: Snapshot) -> Router:
-        """Return the router of a bank version. Threads that race make one each, which is harmless."""
-        cached = self._router
-        if cached is None or cached[0] is not bank:
-            thresholds = THRESHOLDS[self.manifest.identity.class_token]
-            router = Router(bank.classes, self._out_of_distribution_token, thresholds, self.views[0])
-            cached = self._router = bank, router
-        return cached[1]
-
-    def _load_bank(self) -> None:
-        """Load the current version of the bank into the pipeline. If another thread does so already, do not wait for it."""
-        assert self.bank is not None
-        if self._loaded is not self.bank.snapshot and self._loading.acquire(blocking=False):
-            try:
-                current = self.bank.snapshot
-                self.pipeline.load_banks([rows for cls in current.classes.values() for rows in cls.rois])
-                self._loaded = current
-            finally:
-                self._loading.release()
-
-    def refresh(self) -> bool:
-        """Load the version that another process has committed to the bank folder. Return whether there was one.
-
-        Without a change this costs one ``stat`` call. If the bank became unreadable, a warning is logged once and the version in
-        memory stays in use.
-        """
-        if self.bank is None or (revision := self.bank.revision()) == self._last_revision:
-            return False
-        self._last_revision = revision  # taken before reading, so that a commit during the read is noticed next time
-        try:
-            if revision is not None:
-                return self.bank.refresh()
-            problem = "it has no manifest any more"
-        except VisionADError as exc:
-            problem = str(exc)
-        log.warning(
-            "bank %s: %s; going on with version %d in memory", self.bank.folder, problem, self.bank.manifest.version
+        finds_mix_ups = leave_out is None and len(bank.classes) > 1 and self.has_free_class_token
+        outputs = self.pipeline.run(
+            rgbs, select_classes, class_token=class_name is None or finds_mix_ups, trace=request.needs_tokens
         )
-        return False
-
-    @property
-    def threads(self) -> int:
-        """Maximum number of CPU threads."""
-        return self._threads
-
-    def holds(self, entry: ClassEntry) -> bool:
-        """Return whether a class's thresholds, if it has any, were calibrated with this scoring and precision."""
-        record = entry.calibration
-        return record is None or self.scoring.holds_for(record, self.engine.precision)
-
-    def calibration_warnings(self) -> list[str]:
-        """Return one line for each class whose threshold is not used here, with the reason."""
-        current = f"{self.scoring.describe()} in {self.engine.precision}"
         return [
-            f"class {name}: its threshold was calibrated with {ScoringSpec.of(record).describe()} in {record.precision}, which "
-            f"does not hold for {current}; its verdicts are unknown until `visionad calibrate`"
-            for name, cls in (self.bank.classes if self.bank is not None else {}).items()
-            if (record := cls.entry.calibration) is not None and not self.holds(cls.entry)
+            (self._result(request, rgb, [output], output, cls, route, bank, mismatch=mismatch), request.stages(output))
+            for rgb, output, route, cls, mismatch in zip(rgbs, outputs, routes, classes, mismatches, strict=True)
         ]
 
-    def require_class(self, class_name: str | None) -> Bank:
-        """Return the bank, after checking that it holds this class, or any class for ``None``.
+    def _inspect_tiles(
+        self, rgbs: Sequence[pixels.RGB8], bank: Snapshot, request: Request
+    ) -> Sequence[tuple[Result, Trace | None] | ImageError]:
+        """Inspect images of a bank with ROIs: find the class of each first, then run all tiles of all images."""
+        class_name, leave_out = request.class_name, request.leave_out
+        routes: list[tuple[Route, Mapping[str, float]] | None] = [None] * len(rgbs)
+        if class_name is None:
+            router = self._router_of(bank)
+            routes = [route_whole(rgb, bank, router, self._class_token) for rgb in rgbs]
+        timer = StageTimer()
+        classes = [bank.classes[class_name if route is None else route[0].nearest] for route in routes]  # type: ignore[index]
+        layouts = [cls.layout for cls in classes]  # before a support is left out, which would compute it anew
+        if leave_out is not None:
+            classes = [cls.leave_out(leave_out) for cls in classes]
+        cuts = [cut_tiles(rgb, layout) for rgb, layout in zip(rgbs, layouts, strict=True)]
+        timer.mark("crop")
+        banks = [tile_banks(cls) for cls, cut in zip(classes, cuts, strict=True) if not isinstance(cut, ImageError)]
+        outputs = iter(run_crops(self.pipeline, cuts, list(itertools.chain(*banks)), request.needs_tokens))
+        results: list[tuple[Result, Trace | None] | ImageError] = []
+        for rgb, route, cls, layout, cut in zip(rgbs, routes, classes, layouts, cuts, strict=True):
+            if isinstance(cut, ImageError):
+                results.append(cut)
+                continue
+            before = {"crop": timer.milliseconds["crop"] / len(rgbs), **({} if route is None else route[1])}
+            own = list(itertools.islice(outputs, len(cut)))
+            output, areas, stages = combined(own, layout, self.scoring, self.manifest.identity.preprocess, before)
+            result = self._result(request, rgb, own, output, cls, None if route is None else route[0], bank, areas)
+            results.append((result, stages if request.trace else None))
+        return results
 
-        Raises:
-            BankError: Nothing is enrolled, or the class is unknown.
-        """
-        self._snapshot(class_name)
-        assert self.bank is not None
-        return self.bank
-
-    def _snapshot(self, class_name: str | None) -> Snapshot:
-        """Return the current version, checked as in :meth:`require_class`. Another thread may change the bank at any time."""
-        if self.bank is None or not (bank := self.bank.snapshot).classes:
-            where = self.bank.folder if self.bank else "(none opened)"
-            raise BankError(f"bank {where} holds no class yet; enroll good images with `visionad bank add`")
-        if class_name is not None and normalize_class_name(class_name) not in bank.classes:
-            raise BankError(unknown_class_message(self.bank.folder, class_name, bank.classes))
-        return bank
+    def _result(
+        self,
+        request: Request,
+        rgb: pixels.RGB8,
+        tiles: Sequence[PipelineOutput],
+        output: PipelineOutput,
+        cls: ClassBank,
+        route: Route | None,
+        bank: Snapshot,
+        areas: tuple[Area, ...] = (),
+        mismatch: str | None = None,
+    ) -> Result:
+        made_by = MadeBy(bank.manifest.version, bank.digest, self.digest, self.engine.name, self.engine.precision)
+        spec = self.manifest.identity.preprocess
+        result = make_result(cls, output, route, rgb.shape, spec, self.holds(cls.entry), made_by, areas, mismatch)
+        return explain_result(result, cls, tiles, self.views[0], spec, self._threads) if request.evidence else result
 
     def inspect_files(
         self,
@@ -383,6 +338,7 @@ class Inspection:
         bit_depth: int | None = None,
         leave_out: int | None = None,
         trace: bool = False,
+        evidence: bool = False,
     ) -> Iterator[FileResult]:
         """Inspect image files in order.
 
@@ -396,6 +352,7 @@ class Inspection:
             bit_depth: bits that the camera fills in 16-bit files.
             leave_out: index of a support of ``class_name`` to score without.
             trace: whether to return the intermediate results too.
+            evidence: whether to look up the nearest good patch of each region.
 
         Yields:
             One item per path. An unreadable file has ``error`` instead of ``result``.
@@ -409,21 +366,16 @@ class Inspection:
         with closing(reader.read_images(discover.as_paths(paths), bit_depth, self._threads)) as files:
             while loaded := list(itertools.islice(files, batch)):
                 readable = [image.rgb for image in loaded if image.rgb is not None]
-                results = iter(self.trace_batch(readable, class_name, leave_out, trace))
+                request = Request(class_name, leave_out, trace, evidence)
+                results = iter(self._inspect_all(readable, request))
                 for path, rgb, error, decode_ms in loaded:
                     if rgb is None:
                         yield FileResult(path, None, None, None, error)
                         continue
-                    result, stages = next(results)
+                    outcome = next(results)
+                    if isinstance(outcome, ImageError):
+                        yield FileResult(path, rgb, None, None, ImageError(f"{path}: {outcome}"))
+                        continue
+                    result, stages = outcome
                     timings = {"decode": decode_ms, **result.timings, "total": result.timings["total"] + decode_ms}
                     yield FileResult(path, rgb, replace(result, timings=timings), stages, None)
-
-    def _require_bank(self) -> Bank:
-        if self.bank is None:
-            raise BankError("no bank was opened; give Inspector.open a bank folder")
-        return self.bank
-
-    def encode(self, images: F32) -> Tokens:
-        """Return the tokens of normalized images, float32 (N, 3, crop, crop)."""
-        with self._lifetime.in_use():
-            return self.engine.encode(images)

@@ -10,12 +10,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bank.folder import split_tiles
+from ..bank.layout import Layout, new_layout
 from ..bank.memory_bank import ClassBank, SupportTokens
 from ..bank.names import normalize_class_name
 from ..bank.supports import NewSupport, array_supports, check_new, kept_suffix, load_support, png_file, read_supports
-from ..errors import BankError
+from ..engine.base import Tokens
+from ..errors import BankError, ImageError
 from ..formats.manifest import ClassEntry, Confirmation, SupportImage
-from ..formats.roi import RoiSpec
+from ..formats.roi import RoiSpec, tile_counts
 from ..images import arrays, discover, pixels
 from ..pipeline.calibration import AutomaticCalibration, GoodScore, Rates, recorded_scores, with_limits
 from ..pipeline.leave_one_out import leave_one_out
@@ -35,27 +38,74 @@ class Inspector(Inspection):
     Use ``with Inspector.open(...) as inspector:`` to release GPU memory at the end.
     """
 
-    def encode_support(self, rgb: pixels.RGB8, roi: RoiSpec | None = None) -> SupportTokens:
+    def encode_support(self, rgb: pixels.RGB8, layout: Layout | None = None) -> SupportTokens:
         """Encode a good image in all poses and views, in the order of the bank's blocks.
+
+        Patch tokens are those of the tiles. Class tokens are those of the whole image with ignored areas filled, as routing looks
+        at it.
 
         Args:
             rgb: uint8 (H, W, 3) RGB or (H, W) gray.
-            roi: what of it is inspected; ``None`` for all of it.
-        """
-        blocks = self._require_bank().manifest.blocks
-        tokens = self.encode(support_encodings(prepare(rgb, self.manifest.identity.preprocess, self._threads), blocks))
-        assert tokens.cls is not None
-        return SupportTokens((tokens.patch[:, None],), tokens.cls)
+            layout: what of it is inspected; ``None`` for all of it.
 
-    def encode_class(self, name: str, support: SupportImage, rgb: pixels.RGB8) -> ClassBank:
-        """Return a class whose only support is this image, without enrolling it."""
-        roi = self._roi_of(name)
-        tokens = self.encode_support(rgb, roi)
-        entry = ClassEntry(images=(support,), roi=roi)
-        return ClassBank(name, entry, self._require_bank().manifest.blocks, [tokens])
+        Raises:
+            ImageError: The image has another size than the ROIs were drawn on.
+        """
+        blocks, spec = self._require_bank().manifest.blocks, self.manifest.identity.preprocess
+
+        def encode(image: pixels.RGB8) -> Tokens:
+            return self.encode(support_encodings(prepare(image, spec, self._threads), blocks))
+
+        if layout is None:
+            tokens = encode(rgb)
+            assert tokens.cls is not None
+            return SupportTokens((tokens.patch[:, None],), tokens.cls)
+        whole = encode(layout.whole(rgb))
+        assert whole.cls is not None
+        patches = np.stack([encode(crop).patch for crop in layout.cut(rgb)], axis=1)
+        return SupportTokens(split_tiles(patches, tile_counts(layout.spec)), whole.cls)
+
+    def encode_class(
+        self, name: str, support: SupportImage, rgb: pixels.RGB8, layout: Layout | None = None
+    ) -> ClassBank:
+        """Return a class whose only support is this image, without enrolling it. ``layout`` is for a class that is new."""
+        layout = layout or self.layout_of(name)
+        tokens = self.encode_support(rgb, layout)
+        entry = ClassEntry(images=(support,), roi=None if layout is None else layout.spec)
+        return ClassBank(name, entry, self._require_bank().manifest.blocks, [tokens], layout)
+
+    def layout_of(self, name: str, roi: RoiSpec | None = None, mask: bytes | None = None) -> Layout | None:
+        """Return what is inspected of a class: as the bank holds it, or, for a new class, as given. ``None`` for whole images.
+
+        Args:
+            name: the class.
+            roi: regions for a new class, or those that an existing class must have; ``None`` for those that it has.
+            mask: PNG file of ``roi.mask``.
+
+        Raises:
+            BankError: The class has other ROIs, or nothing is left to inspect.
+            ImageError: The mask has another size than the images, or is no PNG file.
+        """
+        name = normalize_class_name(name)
+        held = self._require_bank().classes.get(name)
+        if held is None:
+            return new_layout(name, roi, self.manifest.identity, mask)
+        if roi is not None and roi != held.entry.roi:
+            raise BankError(
+                f"class {name!r} has {'other ROIs' if held.entry.roi else 'no ROIs'}; `visionad bank roi` changes them for all of "
+                "its supports"
+            )
+        return held.layout
 
     def enroll(
-        self, name: str, images: Sequence[NDArray[np.uint8]], *, colour: str = "bgr", color: str | None = None
+        self,
+        name: str,
+        images: Sequence[NDArray[np.uint8]],
+        *,
+        colour: str = "bgr",
+        color: str | None = None,
+        roi: RoiSpec | None = None,
+        mask: bytes | None = None,
     ) -> int:
         """Enroll good images in a new or existing class.
 
@@ -67,24 +117,24 @@ class Inspector(Inspection):
             images: uint8 (H, W, 3) arrays in ``colour`` order, or gray (H, W).
             colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
             color: same as ``colour``, and overrides it.
+            roi: what is inspected, for a new class; an existing one keeps its own.
+            mask: PNG file of ``roi.mask``.
 
         Returns:
             The bank's new version.
 
         Raises:
-            ImageError: An array has another type or shape. Nothing was changed.
-            BankError: An image is enrolled already, or the bank cannot be written. Nothing was changed.
+            ImageError: An array has another type or shape, or another size than the ROIs were drawn on. Nothing was changed.
+            BankError: An image is enrolled already, the class has other ROIs, or the bank cannot be written. Nothing was changed.
         """
         decoded = arrays.from_arrays(images, colour if color is None else color)
         rgbs = [pixels.to_rgb(image) if image.ndim == 2 else image for image in decoded]  # gray and RGB give one digest
-        roi = self._roi_of(name)
-        return self.enroll_supports(
-            name,
-            [
-                NewSupport(record, self.encode_support(rgb, roi), png_file(rgb), ".png")
-                for record, rgb in zip(array_supports(rgbs), rgbs, strict=True)
-            ],
-        )
+        layout = self.layout_of(name, roi, mask)
+        supports = [
+            self.new_support(record, rgb, png_file(rgb), ".png", layout)
+            for record, rgb in zip(array_supports(rgbs), rgbs, strict=True)
+        ]
+        return self.enroll_supports(name, supports, layout=layout)
 
     def enroll_files(
         self,
@@ -94,6 +144,8 @@ class Inspector(Inspection):
         bit_depth: int | None = None,
         keep_images: bool = True,
         keep_versions: int | None = None,
+        roi: RoiSpec | None = None,
+        mask: bytes | None = None,
         calibrate: bool = True,
         step: Callable[[], None] = lambda: None,
     ) -> int:
@@ -105,6 +157,8 @@ class Inspector(Inspection):
             bit_depth: bits that the camera fills in 16-bit files.
             keep_images: whether the bank keeps a copy of each file, to show it and to encode it anew.
             keep_versions: number of latest versions that the bank keeps from now on; ``None`` leaves it as it is.
+            roi: what is inspected, for a new class; an existing one keeps its own.
+            mask: PNG file of ``roi.mask``.
             calibrate: whether the class gets thresholds from its supports. Without, it keeps those that it has.
             step: called after each image.
 
@@ -112,22 +166,26 @@ class Inspector(Inspection):
             The bank's new version.
 
         Raises:
-            ImageError: A file cannot be read, is given twice, or changes meanwhile; or ``paths`` is not a list.
-            BankError: An image is enrolled already, or the bank cannot be written.
+            ImageError: A file cannot be read, is given twice, changes meanwhile, or has another size than the ROIs were drawn
+                on; or ``paths`` is not a list.
+            BankError: An image is enrolled already, the class has other ROIs, or the bank cannot be written.
         """
         files = list(discover.as_paths(paths))
         records = read_supports(files, bit_depth)
         # fail before minutes of encoding; the bank checks again when it commits
         check_new(self._require_bank().classes, name, records)
-        roi, supports = self._roi_of(name), []
+        layout, supports = self.layout_of(name, roi, mask), []
         for path, record in zip(files, records, strict=True):
             data, rgb = load_support(path, record, bit_depth)
-            supports.append(self.new_support(record, rgb, data if keep_images else None, path.suffix, roi))
+            try:
+                supports.append(self.new_support(record, rgb, data if keep_images else None, path.suffix, layout))
+            except ImageError as exc:
+                raise ImageError(f"{path}: {exc}") from None
             step()
-        return self.enroll_supports(name, supports, keep_versions, calibrate)
+        return self.enroll_supports(name, supports, keep_versions, calibrate, layout=layout)
 
     def new_support(
-        self, record: SupportImage, rgb: pixels.RGB8, file: bytes | None, suffix: str, roi: RoiSpec | None
+        self, record: SupportImage, rgb: pixels.RGB8, file: bytes | None, suffix: str, layout: Layout | None
     ) -> NewSupport:
         """Encode an image for :meth:`enroll_supports`.
 
@@ -136,25 +194,33 @@ class Inspector(Inspection):
             rgb: its pixels.
             file: its file, to be kept in the bank; ``None`` keeps no copy.
             suffix: ending of the file's name.
-            roi: what is inspected.
+            layout: what is inspected.
         """
-        return NewSupport(record, self.encode_support(rgb, roi), file, kept_suffix(suffix))
+        return NewSupport(record, self.encode_support(rgb, layout), file, kept_suffix(suffix))
 
     def enroll_supports(
-        self, name: str, supports: Sequence[NewSupport], keep_versions: int | None = None, calibrate: bool = True
+        self,
+        name: str,
+        supports: Sequence[NewSupport],
+        keep_versions: int | None = None,
+        calibrate: bool = True,
+        *,
+        layout: Layout | None = None,
     ) -> int:
-        """Enroll images that :meth:`new_support` has encoded. Return and errors are those of :meth:`enroll`."""
+        """Enroll images that :meth:`new_support` has encoded with ``layout``. Return and errors are those of :meth:`enroll`."""
         with self._lifetime.in_use():
             bank = self._require_bank()
             if not supports:
                 raise BankError(f"class {name!r}: no image given")
+            roi, mask = (None, None) if layout is None else (layout.spec, layout.mask)
             automatic = self.automatic_calibration() if calibrate else None
-            return bank.add(name, supports, calibrate=automatic, keep=keep_versions)
+            return bank.add(name, supports, roi=roi, mask=mask, calibrate=automatic, keep=keep_versions)
 
     def enroll_image(self, name: str, record: SupportImage, rgb: pixels.RGB8, file: bytes, suffix: str) -> int:
         """Enroll one decoded image with its record. Return and errors are those of :meth:`enroll`."""
         check_new(self._require_bank().classes, name, [record])  # before it is encoded
-        return self.enroll_supports(name, [self.new_support(record, rgb, file, suffix, self._roi_of(name))])
+        layout = self.layout_of(name)
+        return self.enroll_supports(name, [self.new_support(record, rgb, file, suffix, layout)], layout=layout)
 
     def automatic_calibration(self) -> AutomaticCalibration:
         """Return what calibrates a class when its supports change, for this inspector's scoring and precision."""
@@ -271,8 +337,3 @@ class Inspector(Inspection):
                     f"class {name!r}: {record.source} was confirmed before (sha256 {record.sha256[:12]}); `visionad bank undo` "
                     "takes the last change back"
                 )
-
-    def _roi_of(self, name: str) -> RoiSpec | None:
-        """Return what is inspected of a class; ``None`` for all of the image, or a new class."""
-        held = self._require_bank().classes.get(normalize_class_name(name))
-        return None if held is None else held.entry.roi

@@ -91,8 +91,12 @@ class AutomaticCalibration:
         """
         entry, record = changed.entry, None if old is None else old.calibration
         holds = record is not None and self.spec.holds_for(record, self.precision)
-        grown = old is not None and {i.sha256 for i in old.images} <= {i.sha256 for i in entry.images}
-        kept = recorded_scores(old) if old is not None and holds and grown and old.roi == entry.roi else []
+        grown = (
+            old is not None
+            and {i.sha256 for i in old.images} <= {i.sha256 for i in entry.images}
+            and old.roi == entry.roi  # other areas have other scores
+        )
+        kept = recorded_scores(old) if old is not None and holds and grown else []
         supports: Sequence[int] = range(len(entry.images))
         if len(supports) > MAX_AUTOMATIC:
             if holds and grown:

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..bank.layout import cells_of
 from ..bank.memory_bank import ClassBank, MemoryBank
 from ..formats.manifest import ViewName
-from ..scoring.score import F32, Scored, SearchBank, score_tokens
+from ..scoring.score import F32, Scored, SearchBank, ignore_cells, score_tokens
 from ..scoring.spec import ScoringSpec
 from ..search import nearest
 
@@ -42,12 +44,12 @@ def leave_one_out(
     Raises:
         VisionADError: The grid is too small for self-similarity.
     """
-    scores = []
+    scores, layout = [], bank.layout
     for k in range(len(bank.entry.images)) if supports is None else supports:
         worst = max(
             (
-                _score_tile(rows, k, tile, spec, rest, threads)
-                for rows, rest in ((rows, rows.leave_out(k)) for rows in bank.rois)
+                _score_tile(rows, k, tile, spec, rest, cells_of(layout, roi, tile), threads)
+                for roi, rows, rest in ((roi, rows, rows.leave_out(k)) for roi, rows in enumerate(bank.rois))
                 for tile in range(rows.tiles)
             ),
             key=lambda scored: scored.score,
@@ -71,7 +73,14 @@ def search_rows(bank: MemoryBank, threads: int | None = None) -> SearchBank:
 
 
 def _score_tile(
-    bank: MemoryBank, support: int, tile: int, spec: ScoringSpec, rest: MemoryBank, threads: int | None
+    bank: MemoryBank,
+    support: int,
+    tile: int,
+    spec: ScoringSpec,
+    rest: MemoryBank,
+    ignored: NDArray[np.bool_] | None,
+    threads: int | None,
 ) -> Scored:
     tokens = bank.unrotated(support, spec.views, tile)
-    return score_tokens(tokens, search_rows(rest, threads), spec, threads=threads)
+    scored = score_tokens(tokens, search_rows(rest, threads), spec, threads=threads)
+    return scored if ignored is None else ignore_cells(scored.distances, ignored, spec)

@@ -77,6 +77,21 @@ def score_distances(distances: Distances, spec: ScoringSpec) -> Scored:
     return Scored(grids, anomaly_map, *top_k_mean(anomaly_map, spec.top_fraction))
 
 
+def ignore_cells(grids: Mapping[ViewName, F32], cells: NDArray[np.bool_], spec: ScoringSpec) -> Scored:
+    """Score distances anew with those of ignored patches at 0. Inspection and leave-one-out scores both use this function.
+
+    Args:
+        grids: view → float32 (side, side), in that view's orientation, weighted if the specification says so.
+        cells: bool (side, side), ignored patches, row by row from the image's top.
+        spec: how to score.
+    """
+    zero = np.float32(0)
+    distances = {
+        view: np.where(cells[::-1] if view == "flip" else cells, zero, grid).ravel() for view, grid in grids.items()
+    }
+    return score_distances(distances, spec)
+
+
 def score_tokens(
     tokens: TokensByView,
     search: SearchBank,

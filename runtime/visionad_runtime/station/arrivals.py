@@ -45,6 +45,7 @@ class ArrivalLoop:
         class_name: class of the parts; it skips routing.
         bit_depth: bits that the camera fills in 16-bit files.
         notify: told of a new version of the bank, in words.
+        evidence: whether results name the nearest good patch of each region.
     """
 
     def __init__(
@@ -56,9 +57,12 @@ class ArrivalLoop:
         class_name: str | None,
         bit_depth: int | None,
         notify: Callable[[str], object],
+        *,
+        evidence: bool = False,
     ) -> None:
         self._inspector, self._source, self._output, self._journal = inspector, source, output, journal
         self._class_name, self._bit_depth, self._notify = class_name, bit_depth, notify
+        self._evidence = evidence
         self._failures = 0
 
     def run(self, stopped: Callable[[], bool]) -> None:
@@ -82,7 +86,9 @@ class ArrivalLoop:
         """Return what the journal notes; ``None`` for an image that will be inspected later."""
         path, output = file.image.path, self._output
         try:
-            (outcome,) = self._inspector.inspect_files([path], class_name=self._class_name, bit_depth=self._bit_depth)
+            (outcome,) = self._inspector.inspect_files(
+                [path], class_name=self._class_name, bit_depth=self._bit_depth, evidence=self._evidence
+            )
         except BankError as exc:  # the class was removed; it may come back
             output.counts["not inspected"] += 1
             output.error(path, exc)

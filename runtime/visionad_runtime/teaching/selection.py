@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bank.layout import Layout
 from ..bank.memory_bank import ClassBank
 from ..bank.names import normalize_class_name
 from ..bank.supports import load_support, read_supports
-from ..errors import VisionADError
+from ..errors import ImageError, VisionADError
 from ..images import decode
 from ..inspector import Inspector
 from ..pipeline.leave_one_out import search_rows
@@ -36,6 +37,7 @@ def select_support(
     count: int,
     *,
     bit_depth: int | None = None,
+    layout: Layout | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> list[Path]:
     """Select the good images which, once enrolled, give the other good images the lowest scores.
@@ -50,6 +52,7 @@ def select_support(
         paths: good images.
         count: number of images to select, at most :data:`MAX_CANDIDATES`.
         bit_depth: bits that the camera fills in 16-bit files.
+        layout: what is inspected, if the class does not exist; ``None`` for whole images.
         step: called once per image.
 
     Returns:
@@ -88,7 +91,11 @@ def select_support(
         paths, supports = [paths[i] for i in new], [supports[i] for i in new]
     candidates = []
     for path, support in zip(paths, supports, strict=True):
-        candidates.append(inspector.encode_class(name, support, load_support(path, support, bit_depth)[1]))
+        rgb = load_support(path, support, bit_depth)[1]
+        try:
+            candidates.append(inspector.encode_class(name, support, rgb, layout))
+        except ImageError as exc:
+            raise ImageError(f"{path}: {exc}") from None
         if not is_reduced:
             step()
     return [paths[i] for i in _select(candidates, enrolled, inspector.scoring, count)]

@@ -11,12 +11,26 @@ from pydantic import BaseModel, ConfigDict, Field
 from .metrics import Metrics
 
 
+class Evidence(BaseModel):
+    """The good patch that is nearest to a region's hottest cell."""
+
+    support: str = Field(description="sha256 of the support")
+    source: str
+    bbox: tuple[int, int, int, int] | None = Field(
+        description="x, y, width and height, pixels of the support; null: its size is not known"
+    )
+    pose: str
+    distance: float
+
+
 class Region(BaseModel):
     """A connected area of the image that stands out."""
 
     bbox: tuple[int, int, int, int] = Field(description="x, y, width and height, pixels of the image that was sent")
     score: float
     polygon: list[tuple[int, int]] = Field(description="outline: x and y, pixels of the image that was sent")
+    roi: str = Field(default="image", description="region of interest that it lies in; `image` for a class without any")
+    evidence: Evidence | None = Field(description="null: the service was started without --evidence")
 
 
 class Promise(BaseModel):

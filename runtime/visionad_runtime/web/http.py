@@ -25,7 +25,6 @@ from .._release import __version__
 from ..bank.names import check_class_name
 from ..errors import BankError, ImageError, VisionADError
 from ..inspector import Inspector
-from ..visualization.overlay import overlay_png
 from .access import AccessPolicy
 from .answers import Classes, Enrolled, Error, Health, Inspection, error_answer
 from .connections import KEEP_ALIVE_SECONDS, Connection
@@ -128,7 +127,7 @@ def _add_image_endpoints(app: FastAPI, service: InspectionService, read_only: bo
     async def overlay(upload: Upload, class_name: ClassQuery = None) -> Response:
         """The image in the body with heat, regions and verdict drawn on it, as PNG."""
         result = await service.inspect(upload, class_name)
-        return Response(await asyncio.to_thread(overlay_png, upload.rgb, result), media_type="image/png")
+        return Response(await asyncio.to_thread(service.overlay, upload, result), media_type="image/png")
 
     def may_enroll() -> None:
         if read_only:
@@ -216,6 +215,7 @@ def serve(
     *,
     read_only: bool = False,
     access: AccessPolicy | None = None,
+    evidence: bool = False,
 ) -> None:
     """Answer requests until ``stop`` is set by a signal; what is under way then is finished.
 
@@ -225,8 +225,9 @@ def serve(
         stop: set before the call if the service is to end at once.
         read_only: nobody may enroll.
         access: hosts and origins that are let in; without it, those of a service that listens on loopback.
+        evidence: whether results name the nearest good patch of each region.
     """
-    service = InspectionService(inspector)
+    service = InspectionService(inspector, evidence)
     try:
         config = uvicorn.Config(
             make_app(service, read_only=read_only, access=access),

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ..bank.memory_bank import Snapshot
-from ..bank.supports import check_new, support_record
+from ..bank.supports import check_new, read_kept, support_record
 from ..images.pixels import RGB8
 from ..inspector import Inspector
 from ..result import Result
+from ..visualization.overlay import overlay_png
 from .metrics import Metrics
 
 T = TypeVar("T")
@@ -43,8 +44,9 @@ class UploadedImage(NamedTuple):
 class InspectionService:
     """The inspector behind the requests: whoever comes first is served first."""
 
-    def __init__(self, inspector: Inspector) -> None:
+    def __init__(self, inspector: Inspector, evidence: bool = False) -> None:
         self.inspector, self.metrics = inspector, Metrics(inspector)
+        self.evidence = evidence
         self._pool = ThreadPoolExecutor(inspector.pipeline.slots, "visionad-serve")
         self._taken = 0
         self._senders = self._received_bytes = 0
@@ -54,7 +56,7 @@ class InspectionService:
 
         def work() -> Result:
             self.inspector.refresh()
-            return self.inspector.trace_batch([upload.rgb], class_name, trace=False)[0][0]
+            return self.inspector.trace_batch([upload.rgb], class_name, trace=False, evidence=self.evidence)[0][0]
 
         result = await self._turn(work)
         self.metrics.add(result)
@@ -70,6 +72,14 @@ class InspectionService:
             return self.inspector.enroll_image(class_name, support, upload.rgb, upload.body, Path(upload.name).suffix)
 
         return await self._turn(work)
+
+    def overlay(self, upload: UploadedImage, result: Result) -> bytes:
+        """Return the overlay of an inspected image as PNG, with the evidence if the service gives it."""
+        bank = self.inspector.bank
+        assert bank is not None
+        if not self.evidence:
+            return overlay_png(upload.rgb, result)
+        return overlay_png(upload.rgb, result, lambda shown: read_kept(bank.folder, shown.kept, shown.bit_depth))
 
     def bank(self) -> Snapshot:
         """The bank in force, as it is on disk."""

@@ -112,7 +112,7 @@ def test_banks_of_earlier_releases_open_and_grow(tiny_model: Path, tmp_path: Pat
         inspector.enroll_files("disc", good[:2])
     manifest = json.loads((bank / "manifest.json").read_text())
     for image in manifest["classes"]["disc"]["images"]:
-        for added in ("pixels", "kept"):
+        for added in ("pixels", "kept", "size"):
             del image[added]
         assert set(image) == {"sha256", "source", "tokens"}
     (bank / "manifest.json").write_text(json.dumps(manifest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import sys
 import threading
@@ -23,6 +24,7 @@ from visionad_runtime import Inspector
 from visionad_runtime.cuda import thread as gpu_thread
 from visionad_runtime.cuda.thread import DeviceThread
 from visionad_runtime.errors import ModelError, VisionADError
+from visionad_runtime.formats.roi import make_spec, parse_roi
 from visionad_runtime.pipeline.cuda import pipeline as device_chain
 from visionad_runtime.pipeline.cuda.executor import CudaExecutor
 from visionad_runtime.pipeline.cuda.pipeline import CudaPipeline, FairSlotPool
@@ -369,3 +371,29 @@ def test_no_room_for_a_larger_image_leaves_the_line_running(both: tuple[Inspecto
 def test_turing_keeps_the_hosts_chain(gpu: type[FakeDevice], own_model: Path) -> None:
     gpu.gpu["capability"] = (7, 5)
     assert isinstance(Inspector.open(own_model, backend="tensorrt").pipeline, HostPipeline)
+
+
+def test_tiles_and_masks_are_the_hosts(both: tuple[Inspector, Inspector]) -> None:
+    """More crops than a call takes, in a bank where another class is inspected whole."""
+    file = cv2.imencode(".png", np.pad(np.full((40, 50), 255, np.uint8), ((20, 36), (40, 38))))[1].tobytes()
+    rois = [parse_roi("all=0,0,128,90@3x3"), parse_roi("low=10,50;110,50;60,95")]
+    for inspector in both:
+        inspector.enroll(
+            "tiles", [part(i) for i in (5, 6)], mask=file,
+            roi=make_spec(rois, (128, 96), hashlib.sha256(file).hexdigest()),
+        )  # fmt: skip
+    images = [part(9, defect=True), part(8)]
+    for class_name in ("tiles", "disc", None):
+        found, wanted = (one.inspect_batch(images, class_name=class_name) for one in both)
+        for one, other in zip(found, wanted, strict=True):
+            check(one, other)
+            assert [area.name for area in one.areas] == [area.name for area in other.areas]
+            for area, right in zip(one.areas, other.areas, strict=True):
+                np.testing.assert_allclose(area.anomaly_map, right.anomaly_map, rtol=0, atol=1e-6)
+    painted = [images[0].copy(), images[0]]
+    painted[0][22:58, 42:88] = 0
+    one, other = both[0].inspect_batch(painted, class_name="tiles")
+    assert one.score == other.score and one.anomaly_map.tobytes() == other.anomaly_map.tobytes()
+    (one, stages), (other, _) = (one.trace_batch([images[0][..., ::-1]], "tiles", leave_out=1)[0] for one in both)
+    assert abs(one.score - other.score) < 1e-6
+    assert stages is not None and len(stages.tiles) == 10

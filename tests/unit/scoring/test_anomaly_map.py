@@ -253,7 +253,10 @@ def literal_regions(hot: NDArray[np.bool_], field: F32, geometry: Geometry) -> l
         if len(polygon) < 3:
             right, bottom = min(x + w, size[0]) - 1, min(y + h, size[1]) - 1
             polygon = (x, y), (right, y), (right, bottom), (x, bottom)
-        found.append(Region((x, y, w, h), float(field[labels == i].max()), polygon))
+        first = int(field[v, u].argmax())  # in reading order; a value that is no number counts as the largest
+        found.append(
+            Region((x, y, w, h), float(field[labels == i].max()), polygon, peak=(int(u[first]), int(v[first])))
+        )
     return found
 
 

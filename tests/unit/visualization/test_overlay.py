@@ -146,7 +146,7 @@ def test_save_overlay_writes_the_same_image(tmp_path: Path) -> None:
     geometry = geometry_of(300, 300)
     result = SimpleNamespace(
         anomaly_map=cold(), geometry=geometry, regions=(), verdict="ok", score=0.1, threshold=0.5, class_name="bolt",
-        map_scale=(0.0, 1.0),
+        map_scale=(0.0, 1.0), areas=(), class_mismatch=None,
     )  # fmt: skip
     save_overlay(tmp_path / "new" / "a.png", plain(300, 300), result)  # type: ignore[arg-type]
     wanted = draw_overlay(plain(300, 300), cold(), geometry, [], "ok", 0.1, 0.5, "bolt", (0, 1))

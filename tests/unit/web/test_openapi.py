@@ -24,7 +24,7 @@ def result() -> Result:
         "map_scale": (0.0, 1.0), "timings": {"total": 1.0}, "backend": "onnxruntime-cpu", "precision": "fp32",
     }  # fmt: skip
     fields = inspect.signature(Result).parameters
-    return Result(**{"geometry": None, **{k: v for k, v in known.items() if k in fields}})  # type: ignore[arg-type]
+    return Result(**{"geometry": None, "areas": (), **{k: v for k, v in known.items() if k in fields}})  # type: ignore[arg-type]
 
 
 def test_the_description_of_a_result_names_each_field() -> None:

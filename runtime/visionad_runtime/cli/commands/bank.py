@@ -22,6 +22,7 @@ from ..options import (
     as_stored,
 )
 from ..results import require_bank
+from ..rois import IgnoreOption, RoiOption, describe, parse_rois, read_spec
 
 if TYPE_CHECKING:
     from ...formats.manifest import ClassEntry
@@ -44,11 +45,24 @@ def bank_add(
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
+    roi: RoiOption = None,
+    ignore: IgnoreOption = None,
+    no_images: Annotated[
+        bool,
+        typer.Option("--no-images", help="keep no copy of the images in the bank; it cannot encode them anew then"),
+    ] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep", min=1, metavar="N", help="keep the latest N versions from now on [default: all of them]"
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Enroll good images in a new or existing class, all or none of them."""
     from ...bank.names import check_class_name
     from ...bank.supports import depth_warnings, read_supports
+    from ...images.decode import load
     from ...images.discover import find_images
     from ...inspector import Inspector
     from ...pipeline.calibration import MAX_AUTOMATIC
@@ -62,6 +76,7 @@ def bank_add(
         raise VisionADError("--seed chooses among images; say how many with --shots")
     if choose is not None and shots is not None:
         raise VisionADError("--choose and --shots both say how many images to enroll; give one of them")
+    regions = parse_rois(roi)
     notes: list[str] = []
     images = [f.path for f in find_images(paths, notes=notes)]
     if shots is not None:
@@ -69,15 +84,23 @@ def bank_add(
             raise VisionADError(f"--shots {shots}: only {len(images)} images were found")
         images = sample_support_paths(images, shots, seed)
     read_supports(images, bit_depth)  # reports a bad file before the model is loaded
+    height, width = load(images[0], bit_depth).shape[:2] if regions or ignore is not None else (0, 0)
+    spec, mask = read_spec(regions, ignore, (width, height))
     with Inspector.open(model, bank, backend=backend, threads=threads, lazy_bank=True) as inspector:
         assert inspector.bank is not None
+        layout = inspector.layout_of(class_name, spec, mask)
         for line in (*notes, *depth_warnings(inspector.bank.classes, class_name, bit_depth)):
             complain(line)
         if choose is not None:
             with progress(f"comparing {class_name}", len(images)) as step:
-                images = select_support(inspector, class_name, images, choose, bit_depth=bit_depth, step=step)
+                images = select_support(
+                    inspector, class_name, images, choose, bit_depth=bit_depth, layout=layout, step=step
+                )
         with progress(f"enrolling {class_name}", len(images)) as step:
-            version = inspector.enroll_files(class_name, images, bit_depth=bit_depth, step=step)
+            version = inspector.enroll_files(
+                class_name, images, bit_depth=bit_depth, keep_images=not no_images, keep_versions=keep, roi=spec, mask=mask,
+                step=step,
+            )  # fmt: skip
     enrolled = inspector.bank.classes[class_name]
     total = len(enrolled.entry.images)
     scored = leave_one_out_scores(enrolled, inspector.scoring, recorded=True) if total <= MAX_AUTOMATIC else []
@@ -250,6 +273,8 @@ def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
     for name, entry in manifest.classes.items():
         threshold = f"threshold {entry.threshold:.4f}" if entry.threshold is not None else "no threshold"
         say(f"{name}: {len(entry.images)} shots, {tokens_size(bank, entry) / 1e6:.1f} MB, {threshold}")
+        for line in describe(entry.roi) if entry.roi is not None else ():
+            say(f"  {line}")
         for image in entry.images:
             say(f"  {image.sha256[:12]}  {image.source}")
     if restorable:

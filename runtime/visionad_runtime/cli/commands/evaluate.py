@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 from ...errors import VisionADError
 from ...scoring.catalog import preset_help
 from ..options import DeviceOption, PrecisionOption
+from ..rois import RoiOption, parse_rois
 
 if TYPE_CHECKING:
     from ...tools.evaluation.aggregate import Mode
@@ -63,6 +64,7 @@ def eval_command(
             help="also compute thresholds for this false-reject rate from the unused good images",
         ),
     ] = None,
+    roi: RoiOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write all numbers here")] = None,
     markdown_file: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="write the table here")
@@ -114,10 +116,13 @@ def eval_command(
 
     chosen_mode = _mode(mode)
     chosen_seeds = None if seeds is None else _seeds(seeds)
+    rois = parse_rois(roi)
     open_predictor: Callable[[], Predictor] | None = None
     if _is_reference(engine):
         if bit_depth is not None:
             raise VisionADError("--bit-depth: the reference defines 8-bit images only; leave it out or convert them")
+        if rois:
+            raise VisionADError("--roi: the reference inspects whole images; leave it out or use --engine runtime")
         open_predictor = partial(_open_reference, model, weights, threads, preset, views)
     files = [file for file in (json_file, markdown_file, html_file) if file is not None]
     if html_file is not None:
@@ -144,6 +149,7 @@ def eval_command(
         batch=batch,
         bit_depth=bit_depth,
         calibrate=calibrate,
+        rois=rois,
         skip_unreadable=skip_unreadable,
         work=work,
         progress=progress,

@@ -14,6 +14,7 @@ from ..options import (
     BankArg,
     BitDepth,
     DeviceOption,
+    EvidenceOption,
     ExcludeOption,
     JsonFlag,
     MaybeClass,
@@ -44,6 +45,7 @@ def predict(
     preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
+    evidence: EvidenceOption = False,
     batch: Annotated[int, typer.Option(min=1, max=256, help="images an engine call; never changes a result")] = 1,
     bit_depth: BitDepth = None,
     exclude: ExcludeOption = None,
@@ -67,7 +69,7 @@ def predict(
         check_names([f.name for f in images])
         check_targets(images, [(maps, ".npy"), (overlays, ".png")])
     require_bank(bank)
-    report = ResultWriter(as_json, maps, overlays)
+    report = ResultWriter(as_json, maps, overlays, evidence_bank=bank if evidence else None)
     with (
         Inspector.open(
             model,
@@ -85,7 +87,7 @@ def predict(
         for line in (*notes, *inspector.calibration_warnings(), *depth_warnings(classes, class_name, bit_depth)):
             complain(line)
         results = inspector.inspect_files(
-            [f.path for f in images], class_name=class_name, batch=batch, bit_depth=bit_depth
+            [f.path for f in images], class_name=class_name, batch=batch, bit_depth=bit_depth, evidence=evidence
         )
         for item in inputs:
             if not isinstance(item, ImageFile):

@@ -13,6 +13,7 @@ from ..options import (
     BackendOption,
     BankArg,
     DeviceOption,
+    EvidenceOption,
     KeepAlive,
     ModelArg,
     PrecisionOption,
@@ -42,6 +43,7 @@ def serve(
     preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
+    evidence: EvidenceOption = False,
     keep_alive: KeepAlive = None,
 ) -> None:
     """Inspect and enroll over HTTP, until Ctrl-C or a service's stop: /inspect, /overlay, /classes, /health, /metrics."""
@@ -80,4 +82,4 @@ def serve(
             f"serving on http://{place}:{waiting.getsockname()[1]} with {inspector.engine.name}, "
             f"bank version {inspector.bank.manifest.version} ({classes})"
         )
-        answer_requests(inspector, waiting, stop, read_only=read_only, access=access)
+        answer_requests(inspector, waiting, stop, read_only=read_only, access=access, evidence=evidence)

@@ -16,6 +16,7 @@ from ..options import (
     BankArg,
     BitDepth,
     DeviceOption,
+    EvidenceOption,
     ExcludeOption,
     JsonFlag,
     KeepAlive,
@@ -57,6 +58,7 @@ def watch(
     preset: PresetOption = None,
     views: ViewsOption = None,
     threads: ThreadsOption = None,
+    evidence: EvidenceOption = False,
     bit_depth: BitDepth = None,
     keep_alive: KeepAlive = None,
     exclude: ExcludeOption = None,
@@ -80,7 +82,7 @@ def watch(
         if target is not None:
             check_folder(target)
     require_bank(bank)
-    report = ResultWriter(as_json, maps, overlays, folder)
+    report = ResultWriter(as_json, maps, overlays, folder, bank if evidence else None)
     with (
         until_stopped() as stop,
         ExitStack() as stack,
@@ -104,6 +106,7 @@ def watch(
             complain(line)
         passed = f", passing over {source.passed_over} of the {source.there} images there" if source.there else ""
         complain(f"watching {folder} with {inspector.engine.name}{passed}")
-        ArrivalLoop(inspector, source, report, book, class_name, bit_depth, complain).run(stop.is_set)
+        loop = ArrivalLoop(inspector, source, report, book, class_name, bit_depth, complain, evidence=evidence)
+        loop.run(stop.is_set)
     if not as_json:
         say(report.summary())

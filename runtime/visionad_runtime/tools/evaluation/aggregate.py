@@ -36,6 +36,7 @@ class Evaluation:
         units: one per seed and class.
         skipped: unreadable files that were skipped.
         resumed: number of units that an earlier run had finished.
+        rois: what was inspected of each image, as on the command line; none for whole images.
     """
 
     manifest: ModelManifest
@@ -50,6 +51,7 @@ class Evaluation:
     units: tuple[EvaluationUnit, ...]
     skipped: tuple[dict[str, Any], ...]
     resumed: int
+    rois: tuple[str, ...] = ()
 
     def of_class(self, name: str) -> list[EvaluationUnit]:
         """Return the units of a class, by seed."""
@@ -81,6 +83,7 @@ class Evaluation:
             **self.scoring.fields(),
             "views": list(self.scoring.views),
             "calibrate": self.calibrate,
+            **({"roi": list(self.rois)} if self.rois else {}),
             "seeds": list(self.seeds),
             "results": results,
             "per_seed": per_seed,

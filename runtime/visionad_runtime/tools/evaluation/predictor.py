@@ -13,8 +13,12 @@ from ...bank.names import check_class_name
 from ...bank.store import NO_LIMITS, Bank
 from ...errors import ImageError
 from ...formats.manifest import Calibration, ModelManifest
+from ...formats.roi import Roi, make_spec
+from ...images import decode
 from ...inspector import Inspector
 from ...result import Verdict
+from ...scoring.areas import assembled_map
+from ...scoring.regions import Geometry
 from ...scoring.spec import ScoringSpec
 from ...teaching.calibrate import calibrate_class
 
@@ -83,15 +87,20 @@ class Predictor(Protocol):
 class RuntimePredictor:
     """The runtime: an :class:`~visionad_runtime.inspector.Inspector` with a bank as ``bank add`` writes it."""
 
-    def __init__(self, inspector: Inspector, *, batch: int = 1, bit_depth: int | None = None) -> None:
+    def __init__(
+        self, inspector: Inspector, *, batch: int = 1, bit_depth: int | None = None, rois: Sequence[Roi] = ()
+    ) -> None:
         """Use an inspector.
 
         Args:
             inspector: opened with the model.
             batch: images per engine call.
             bit_depth: bits that the camera fills in files with 16 bits per channel.
+            rois: what is inspected of each class; none for whole images. Maps are then those of
+                :func:`~visionad_runtime.scoring.areas.assembled_map`: one map of the whole image in the protocol's geometry, 0
+                outside of ROIs, so that pixel metrics count a missed defect outside of them.
         """
-        self._inspector = inspector
+        self._inspector, self._rois = inspector, tuple(rois)
         engine, own = inspector.engine, inspector.manifest.precision
         # The name is part of the key of finished units, so those of another precision are not resumed.
         self.name = engine.name if engine.precision == own else f"{engine.name} in {engine.precision}"
@@ -106,9 +115,14 @@ class RuntimePredictor:
 
     def enroll(self, class_name: str, paths: Sequence[Path], step: Step) -> None:
         """See :class:`Predictor`."""
+        roi = None
+        if self._rois:
+            height, width = decode.load(paths[0], self._bit_depth).shape[:2]
+            roi = make_spec(self._rois, (width, height))
         self._inspector.enroll_files(
-            check_class_name(class_name), paths, bit_depth=self._bit_depth, calibrate=False, step=step
-        )
+            check_class_name(class_name), paths, bit_depth=self._bit_depth, keep_images=False, calibrate=False, roi=roi,
+            step=step,
+        )  # fmt: skip
 
     def calibrate(self, class_name: str, normals: Sequence[Path], rate: float, step: Step) -> dict[str, Any]:
         """See :class:`Predictor`."""
@@ -142,4 +156,9 @@ class RuntimePredictor:
                 yield file.error
             else:
                 result = file.result
-                yield Prediction(file.path, result.score, result.anomaly_map, result.class_name, result.verdict)
+                anomaly_map = result.anomaly_map
+                if self._rois and file.rgb is not None:
+                    height, width = file.rgb.shape[:2]
+                    whole = Geometry.of(width, height, self.manifest.identity.preprocess)
+                    anomaly_map = assembled_map(result.areas, whole)
+                yield Prediction(file.path, result.score, anomaly_map, result.class_name, result.verdict)

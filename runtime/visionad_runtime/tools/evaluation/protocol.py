@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ...bank.names import check_class_name
 from ...errors import ImageError, VisionADError
 from ...formats.files import sha256_bytes
+from ...formats.roi import Roi
 from ...images import decode
 from ...inspector import Inspector
 from ...scoring.anomaly_map import MAP_SIZE
@@ -64,6 +65,7 @@ def evaluate(
     batch: int = 1,
     bit_depth: int | None = None,
     calibrate: float | None = None,
+    rois: Sequence[Roi] = (),
     skip_unreadable: bool = False,
     work: Path | None = None,
     progress: Progress = _no_progress,
@@ -88,6 +90,8 @@ def evaluate(
         bit_depth: bits that the camera fills in files with 16 bits per channel, 9..16.
         calibrate: false-reject rate. If given, each class's threshold is computed from its good training and validation images that
             are no supports, and false rejects and misses are counted on the test images.
+        rois: what the runtime inspects of each class, of supports and test images alike; none for whole images. Images of another
+            size than a class's first support count as unreadable.
         skip_unreadable: skip and list images and masks that cannot be read. Otherwise one error at the end counts and names them,
             and their units stay unfinished.
         work: folder of finished units; ``None`` keeps nothing.
@@ -124,8 +128,9 @@ def evaluate(
                     views=views,
                 )
             )
-            predictor = RuntimePredictor(inspector, batch=batch, bit_depth=bit_depth)
-        run = _Run(predictor, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, Store(work))
+            predictor = RuntimePredictor(inspector, batch=batch, bit_depth=bit_depth, rois=rois)
+        names = tuple(roi.text() for roi in rois)
+        run = _Run(predictor, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, Store(work), names)
         with progress(f"{dataset.name}, {shots} shot{'s' if shots > 1 else ''}", run.images()) as step:
             run.execute(step)
         return run.evaluation()
@@ -142,6 +147,7 @@ class _Run:
     rate: float | None
     skip: bool
     store: Store
+    rois: tuple[str, ...] = ()
     faults: list[UnreadableFile] = field(default_factory=list)
     units: dict[tuple[int | None, str], EvaluationUnit] = field(default_factory=dict)
     resumed: int = 0
@@ -160,6 +166,7 @@ class _Run:
             "dataset": data.name,
             "shots": self.shots,
             "rate": self.rate,
+            **({"roi": self.rois} if self.rois else {}),
         }
         for seed in self.seeds:
             for name in data.classes:
@@ -188,6 +195,7 @@ class _Run:
             engine=self.predictor.name,
             seeds=self.seeds,
             calibrate=self.rate,
+            rois=self.rois,
             units=units,
             skipped=tuple(skipped),
             resumed=self.resumed,

@@ -32,6 +32,7 @@ from .folder import (
     FOLDERS,
     IMAGES,
     SUPPORTS,
+    check_defect,
     check_identity,
     check_support_shapes,
     newest_manifest,
@@ -40,6 +41,7 @@ from .folder import (
     read_version,
     restorable_versions,
     utc_now,
+    write_defect,
     write_once,
     write_support,
     write_version,
@@ -226,7 +228,7 @@ class Bank:
                 entry = kept.entry.model_copy(update={"images": (*kept.entry.images, *added)})
                 changed = ClassBank(
                     name, entry, self.manifest.blocks, lambda: [*kept.supports, *(s.tokens for s in supports)],
-                    lambda: kept.layout,
+                    lambda: kept.layout, lambda: kept.defects,
                 )  # fmt: skip
             changed = self._calibrated(changed, old, calibrate)
             count = len(changed.entry.images)
@@ -297,6 +299,45 @@ class Bank:
             rest = rest.with_entry(rest.entry.model_copy(update=NO_LIMITS))
             changed = self._calibrated(rest, old, calibrate)
             self._commit(f"remove {name}: {old.entry.images[place].source}", {**self.classes, name: changed})
+        return self.manifest.version
+
+    def remember(
+        self,
+        name: str,
+        features: F32,
+        defect: Callable[[ClassBank, str], ClassEntry],
+        *,
+        change: str,
+        calibrate: Calibrate | None = None,
+    ) -> int:
+        """Remember a defect.
+
+        Scores may grow, so the class loses its thresholds unless ``calibrate`` gives others.
+
+        Args:
+            name: the class.
+            features: patch tokens of its region in all encodings, float32 (B, R, D), unit rows.
+            defect: class as it is, and the sha256 of the token file → its entry with the defect. It may raise :class:`BankError`;
+                nothing is stored then.
+            change: one phrase for the history.
+            calibrate: computes the thresholds of the class as it will be.
+
+        Returns:
+            The bank's new version.
+
+        Raises:
+            BankError: There is no such class, the class has ROIs, the tokens do not fit, or ``defect`` raised it.
+        """
+        name = normalize_class_name(name)
+        with self._changing():
+            old = self._class(name)
+            if old.entry.roi is not None:
+                raise BankError(f"class {name!r} has ROIs: expected a class of whole images to remember a defect")
+            check_defect("defect", self.manifest, features.shape[1], features)
+            entry = defect(old, write_defect(self.folder, features))
+            changed = self._converted(old).with_defect(entry, features)
+            changed = changed.with_entry(changed.entry.model_copy(update=NO_LIMITS))
+            self._commit(change, {**self.classes, name: self._calibrated(changed, old, calibrate)})
         return self.manifest.version
 
     def update(self, name: str, change: str, entry: Callable[[ClassBank], ClassEntry]) -> int:
@@ -452,9 +493,9 @@ NO_LIMITS = {"threshold": None, "review_threshold": None, "map_scale": None, "ca
 
 
 def same_supports(one: ClassEntry, other: ClassEntry) -> bool:
-    """Return whether two entries of a class have the same tokens."""
+    """Return whether two entries of a class have the same tokens, those of remembered defects included."""
     tokens = [[image.tokens or image.sha256 for image in entry.images] for entry in (one, other)]
-    return tokens[0] == tokens[1] and (one.file, one.roi) == (other.file, other.roi)
+    return tokens[0] == tokens[1] and (one.file, one.roi, one.defects) == (other.file, other.roi, other.defects)
 
 
 def _load(classes: Mapping[str, ClassBank]) -> None:

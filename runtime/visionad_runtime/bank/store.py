@@ -51,11 +51,9 @@ from .layout import MASKS, Layout, read_layout
 from .lock import writer_lock
 from .memory_bank import ClassBank, Snapshot
 from .names import check_class_name, normalize_class_name, unknown_class_message
-from .supports import NewSupport, check_new
+from .supports import NewSupport, check_new, support_index
 
 F32 = NDArray[np.float32]
-MIN_SHA256_PREFIX = 4
-"""Minimum number of digits of a sha256 that name the image to remove."""
 
 Calibrate = Callable[[ClassBank, ClassEntry | None], ClassEntry]
 """Changed class and its entry before the change → its entry with thresholds. Called before the change is committed."""
@@ -279,7 +277,7 @@ class Bank:
 
         Args:
             name: the class.
-            image: sha256 of the support, or at least its first :data:`MIN_SHA256_PREFIX` digits. ``None`` removes the class.
+            image: sha256 of the support, or at least its first four digits. ``None`` removes the class.
             calibrate: computes the thresholds of the class as it will be.
 
         Returns:
@@ -294,7 +292,7 @@ class Bank:
             if image is None:
                 self._commit(f"remove {name}", {n: c for n, c in self.classes.items() if n != name})
                 return self.manifest.version
-            place = _place(name, old.entry, image)
+            place = support_index(name, old.entry, image)
             rest = self._converted(old).leave_out(place)
             rest = rest.with_entry(rest.entry.model_copy(update=NO_LIMITS))
             changed = self._calibrated(rest, old, calibrate)
@@ -316,7 +314,7 @@ class Bank:
 
         Args:
             name: the class.
-            features: patch tokens of its region in all encodings, float32 (B, R, D), unit rows.
+            features: its patch tokens, float32 (B, R, D), unit rows.
             defect: class as it is, and the sha256 of the token file → its entry with the defect. It may raise :class:`BankError`;
                 nothing is stored then.
             change: one phrase for the history.
@@ -335,8 +333,7 @@ class Bank:
                 raise BankError(f"class {name!r} has ROIs: expected a class of whole images to remember a defect")
             check_defect("defect", self.manifest, features.shape[1], features)
             entry = defect(old, write_defect(self.folder, features))
-            changed = self._converted(old).with_defect(entry, features)
-            changed = changed.with_entry(changed.entry.model_copy(update=NO_LIMITS))
+            changed = old.with_defect(entry.model_copy(update=NO_LIMITS), features)
             self._commit(change, {**self.classes, name: self._calibrated(changed, old, calibrate)})
         return self.manifest.version
 
@@ -501,21 +498,3 @@ def same_supports(one: ClassEntry, other: ClassEntry) -> bool:
 def _load(classes: Mapping[str, ClassBank]) -> None:
     for bank in classes.values():
         _ = bank.rois, bank.layout
-
-
-def _place(name: str, entry: ClassEntry, image: str) -> int:
-    """Return the index of the support that the first digits of a sha256 name.
-
-    Raises:
-        BankError: Not exactly one matches, or it is the only support.
-    """
-    matches = [k for k, i in enumerate(entry.images) if i.sha256.startswith(image.lower())]
-    if len(image) < MIN_SHA256_PREFIX or len(matches) != 1:
-        enrolled = ", ".join(f"{i.sha256[:12]} ({Path(i.source).name})" for i in entry.images)
-        raise BankError(
-            f"class {name!r}: expected {MIN_SHA256_PREFIX} or more digits of one image's sha256, got {image!r}, which "
-            f"{len(matches)} have; it has {enrolled}"
-        )
-    if len(entry.images) == 1:
-        raise BankError(f"class {name!r} has this one image only; remove the class instead (leave out --image)")
-    return matches[0]

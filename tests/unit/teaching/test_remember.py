@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from visionad_runtime import BankError, ImageError, Inspector
 from visionad_runtime.bank.history import undo, verify
 from visionad_runtime.bank.memory_bank import MemoryBank
+from visionad_runtime.formats.manifest import KnownDefect
 from visionad_runtime.formats.roi import make_spec, parse_roi
 from visionad_runtime.pipeline.bank_search import bank_search
 from visionad_runtime.pipeline.leave_one_out import leave_one_out
@@ -154,8 +155,11 @@ def test_a_damaged_token_file_is_found(inspector: Inspector, tiny_model: Path, t
     remember_file(inspector, "disc", *defect_files(tmp_path))
     file = tmp_path / "bank" / "supports" / f"{entry_of(inspector).defects[0].tokens}.safetensors"
     data = bytearray(file.read_bytes())
+    verify(tmp_path / "bank")
     data[-1] ^= 1
     file.write_bytes(data)
+    with pytest.raises(BankError, match="is damaged"):
+        verify(tmp_path / "bank")
     with pytest.raises(BankError, match="is damaged"):
         Inspector.open(tiny_model, tmp_path / "bank", threads=1)
 
@@ -201,3 +205,23 @@ def _written(folder: Path, number: int) -> Path:
     path = folder / f"good{number}.png"
     cv2.imwrite(str(path), part(number))
     return path
+
+
+def test_rows_that_are_no_unit_vectors_are_found(inspector: Inspector, tmp_path: Path) -> None:
+    bank = inspector.bank
+    assert bank is not None
+    features = np.full((len(bank.manifest.blocks), 2, bank.manifest.identity.dim), 2, np.float32)
+
+    def entry(current: Any, digest: str) -> Any:
+        known = KnownDefect(sha256="0" * 64, source="x", tokens=digest, cells=2, created="2026-11-30T00:00:00+00:00")
+        return current.entry.model_copy(update={"defects": (known,)})
+
+    bank.remember("disc", features, entry, change="test")
+    assert (entry_of(inspector).threshold, entry_of(inspector).calibration) == (None, None)
+    with pytest.raises(BankError, match="not unit vectors"):
+        verify(tmp_path / "bank")
+    with pytest.raises(BankError, match="expected float32 features"):
+        bank.remember("disc", features[:1], entry, change="test")
+    features[0, 0, 0] = np.nan
+    with pytest.raises(BankError, match="NaN or Inf"):
+        bank.remember("disc", features, entry, change="test")

@@ -13,6 +13,7 @@ from ..result import FileResult
 from .detected import DetectedFile
 from .folder_source import FolderSource
 from .journal import Journal
+from .promise_watch import PromiseWatch
 
 MAX_FAILURES = 1
 """Images in a row that may fail for an unforeseen reason. After that it is not the image's fault."""
@@ -64,6 +65,7 @@ class ArrivalLoop:
         self._class_name, self._bit_depth, self._notify = class_name, bit_depth, notify
         self._evidence = evidence
         self._failures = 0
+        self._promises = PromiseWatch(inspector, notify)
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Inspect files until the source ends, or until ``stopped`` says so.
@@ -103,4 +105,6 @@ class ArrivalLoop:
         self._failures = 0
         if outcome.error is not None and self._source.retry(file):
             return None
+        if outcome.result is not None:
+            outcome = outcome._replace(result=self._promises.follow(outcome.result))
         return output.add(outcome, file.image.name)

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from .._release import __version__
 from ..inspector import Inspector
 from ..result import Result
+from ..station.promise_watch import PromiseWatch
 
 LATENCIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 RATIOS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
@@ -15,7 +16,7 @@ RATIOS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 class Metrics:
     """What a monitoring system asks for, in Prometheus's names."""
 
-    def __init__(self, inspector: Inspector) -> None:
+    def __init__(self, inspector: Inspector, promises: PromiseWatch) -> None:
         self.registry = CollectorRegistry()
         self.images = Counter(
             "visionad_pictures", "images inspected", ["class_name", "verdict"], registry=self.registry
@@ -39,9 +40,22 @@ class Metrics:
         self.receiving = Gauge("visionad_receiving", "images that are being sent", registry=self.registry)
         version = Gauge("visionad_bank_version", "version of the bank in force", registry=self.registry)
         version.set_function(lambda: inspector.bank.manifest.version if inspector.bank is not None else 0)
-        labels = ["version", "backend", "precision"]
+        labels = ["version", "backend", "precision", "model"]
         info = Gauge("visionad_info", "what inspects", labels, registry=self.registry)
-        info.labels(__version__, inspector.engine.name, inspector.engine.precision).set(1)
+        info.labels(__version__, inspector.engine.name, inspector.engine.precision, inspector.digest).set(1)
+        self._promises = promises
+        self.void = Gauge(
+            "visionad_promise_void",
+            "1: good parts are not like the calibration's, so its promise is void",
+            ["class_name"],
+            registry=self.registry,
+        )
+        self.evidence = Gauge(
+            "visionad_exchangeability",
+            "evidence against good parts like the calibration's: 100 is an alarm",
+            ["class_name"],
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
 
     def add(self, result: Result) -> None:
@@ -53,5 +67,8 @@ class Metrics:
                 self.seconds.observe(ms / 1e3)
             else:
                 self.stages.labels(stage).observe(ms / 1e3)
+        if result.promise is not None:
+            self.void.labels(name).set(result.promise.void)
+            self.evidence.labels(name).set(self._promises.evidence().get(name, 1.0))
         if result.threshold:
             self.ratio.labels(name).observe(result.score / result.threshold)

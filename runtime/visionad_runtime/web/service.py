@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,8 +16,11 @@ from ..bank.supports import check_new, read_kept, support_record
 from ..images.pixels import RGB8
 from ..inspector import Inspector
 from ..result import Result
+from ..station.promise_watch import PromiseWatch
 from ..visualization.overlay import overlay_png
 from .metrics import Metrics
+
+log = logging.getLogger("visionad")
 
 T = TypeVar("T")
 MAX_QUEUE = 32
@@ -45,7 +50,10 @@ class InspectionService:
     """The inspector behind the requests: whoever comes first is served first."""
 
     def __init__(self, inspector: Inspector, evidence: bool = False) -> None:
-        self.inspector, self.metrics = inspector, Metrics(inspector)
+        self.inspector = inspector
+        self.promises = PromiseWatch(inspector, log.warning)
+        self.metrics = Metrics(inspector, self.promises)
+        self._following = threading.Lock()
         self.evidence = evidence
         self._pool = ThreadPoolExecutor(inspector.pipeline.slots, "visionad-serve")
         self._taken = 0
@@ -59,6 +67,8 @@ class InspectionService:
             return self.inspector.trace_batch([upload.rgb], class_name, trace=False, evidence=self.evidence)[0][0]
 
         result = await self._turn(work)
+        with self._following:
+            result = self.promises.follow(result)
         self.metrics.add(result)
         return result
 

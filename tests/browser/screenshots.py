@@ -59,7 +59,7 @@ def photograph(page: Page, station: RunningStation, language: str) -> None:
     time.sleep(2)
     worker = station.process("worker")
     station.signal(worker, signal.SIGSTOP)
-    time.sleep(2.2)
+    time.sleep(1.8)
     save(page, f"offline-{language}")
     station.signal(worker, signal.SIGCONT)
     station.until(station.ready, 60)

@@ -62,7 +62,7 @@ export const screenName = () => {
 function header(name) {
   const { hello, state, user } = station;
   const recipe = hello?.recipes.find((one) => one.number === state.recipe);
-  const working = !station.stale && ['ready', 'busy', 'valid'].includes(state.phase);
+  const working = !station.stale && (state.ready || ['busy', 'valid'].includes(state.phase));
   return html`
     <header>
       <p class="state" data-working=${working}>

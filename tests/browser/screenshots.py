@@ -20,7 +20,7 @@ from visionad_runtime.tools.demo.station import write_station
 from tests.browser.station import RunningStation
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs/images"
-SHOWN = ("run", "history", "audit", "settings")
+SHOWN = ("run", "history", "statistics", "audit", "settings")
 
 
 def main() -> None:

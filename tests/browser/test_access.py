@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ import pytest
 
 from tests.browser.station import RunningStation, numbered
 
+pytestmark = pytest.mark.slow(group="browser")
 USERS = {"viewer": "view 1234", "setter": "set 12345", "admin": "admin 123"}
 NOBODY, OPERATOR, VIEWER, SETTER, ADMIN = "nobody", "operator", "viewer", "setter", "admin"
 ALL = (NOBODY, OPERATOR, VIEWER, SETTER, ADMIN)
@@ -21,6 +23,8 @@ READING = {NOBODY: 401, OPERATOR: 200, VIEWER: 200, SETTER: 200, ADMIN: 200}
 HANDS = {NOBODY: 401, OPERATOR: 200, VIEWER: 403, SETTER: 200, ADMIN: 200}
 FOR_ADMIN = {NOBODY: 401, OPERATOR: 403, VIEWER: 403, SETTER: 403, ADMIN: 200}
 PUBLIC = dict.fromkeys(ALL, 200)
+NOW = datetime.now(UTC).replace(tzinfo=None)
+TODAY = f"from={NOW - timedelta(days=1):%Y-%m-%dT%H:%M:%S}Z&to={NOW + timedelta(days=1):%Y-%m-%dT%H:%M:%S}Z"
 TABLE: list[tuple[str, str, Any, dict[str, int]]] = [
     ("GET", "/", None, PUBLIC),
     ("GET", "/static/main.js", None, PUBLIC),
@@ -35,6 +39,14 @@ TABLE: list[tuple[str, str, Any, dict[str, int]]] = [
     ("GET", "/api/1/records/1/images", None, READING),
     ("GET", "/api/1/records/99999", None, {**READING, **dict.fromkeys((OPERATOR, VIEWER, SETTER, ADMIN), 404)}),
     ("GET", "/api/1/export.csv", None, READING),
+    ("GET", f"/api/1/statistics?{TODAY}", None, READING),
+    (
+        "GET",
+        "/api/1/statistics?from=1970-01-01T00:00:00Z&to=2100-01-01T00:00:00Z",
+        None,
+        {**dict.fromkeys(ALL, 400), NOBODY: 401},
+    ),
+    ("GET", f"/api/1/report.html?{TODAY}", None, READING),
     ("GET", "/api/1/audit", None, READING),
     ("GET", "/api/1/health", None, READING),
     ("GET", "/api/1/users", None, FOR_ADMIN),

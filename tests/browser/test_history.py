@@ -15,6 +15,7 @@ from tests.browser.conftest import Watched
 from tests.browser.station import RunningStation, numbered
 
 Tabs = Callable[..., Watched]
+pytestmark = pytest.mark.slow(group="browser")
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from tests.browser.conftest import Watched
 from tests.browser.station import BITS, CELL, RunningStation
 
 Tabs = Callable[..., Watched]
+pytestmark = pytest.mark.slow(group="browser")
 NUMBER = f"""() => {{
   const canvas = document.getElementById('image');
   if (!canvas?.dataset.drawn || !canvas.dataset.part) return null;

@@ -14,7 +14,8 @@ from tests.browser.conftest import Watched
 from tests.browser.station import RunningStation
 
 Tabs = Callable[..., Watched]
-SCREENS = ("run", "history", "audit", "settings")
+pytestmark = pytest.mark.slow(group="browser")
+SCREENS = ("run", "history", "statistics", "audit", "settings")
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 OVERFLOW = """() => {
   const found = [];

@@ -94,22 +94,25 @@ class Watched:
 
 @pytest.fixture
 def tabs(chromium: Any) -> Iterator[Callable[..., Watched]]:
-    """Opens tabs: ``tabs(station)`` the panel's, ``tabs(station, cookie)`` one of a session."""
+    """Opens tabs: ``tabs(station)`` the panel's, ``tabs(station, login)`` a user's, ``tabs(station, context=…)`` one more of it."""
     contexts = []
 
-    def open_tab(
-        station: RunningStation, cookie: str = "", path: str = "/", context: Any = None, **options: Any
-    ) -> Watched:
-        if context is None:
-            context = chromium.new_context(viewport={"width": 1280, "height": 800}, locale="en", **options)
-            contexts.append(context)
-        watched = Watched(context.new_page())
-        if cookie:
-            name, _, value = cookie.partition("=")
-            context.add_cookies([{"name": name, "value": value, "url": station.url, "secure": True, "httpOnly": True}])
-            watched.page.goto(f"{station.url}{path}")
-        else:
+    def open_tab(station: RunningStation, login: dict[str, str] | None = None, context: Any = None) -> Watched:
+        own = context or chromium.new_context(viewport={"width": 1280, "height": 800}, locale="en")
+        contexts.append(own)
+        watched = Watched(own.new_page())
+        if context is not None:
+            watched.page.goto(station.url)
+        elif login is None:
             watched.page.goto(f"{station.url}/#panel={station.panel_token()}")
+        else:
+            watched.page.goto(station.url)
+            answer = watched.page.evaluate(
+                "async login => (await (await import('/static/api.js')).post('login', login)).role", login
+            )
+            assert answer
+            watched.page.reload()
+            watched.complaints.clear()
         return watched
 
     yield open_tab

@@ -78,9 +78,30 @@ web: {{port: {self.port}}}
 checks: {{rejects_in_a_row: 0, light: "off"}}
 {more}"""
         )
+        self._begin()
+
+    def _begin(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
         self.sequence = 0
+
+    @classmethod
+    def of_file(cls, file: Path) -> RunningStation:
+        """The station of a file that another program wrote. It gets TCP in place of its sinks, and a page."""
+        self = cls.__new__(cls)
+        self.port, self.tcp = free_port(), free_port()
+        lines = [
+            line
+            for line in file.read_text().splitlines()
+            if not line.startswith(("sinks:", "  - {kind: modbus", "web:"))
+        ]
+        own = [f"sinks: [{{kind: tcp, port: {self.tcp}}}]", f"web: {{port: {self.port}}}"]
+        self.file = file.with_name("station-page.yaml")
+        self.file.write_text("\n".join([*lines, *own]) + "\n")
+        self.folder = file.parent / "station"
+        self.folder.mkdir(exist_ok=True)
+        self._begin()
+        return self
 
     @property
     def url(self) -> str:
@@ -110,6 +131,12 @@ checks: {{rejects_in_a_row: 0, light: "off"}}
             self._process.kill()
             self._process.wait()
         self._process = None
+
+    def forget(self) -> None:
+        """Take note that the front is dead."""
+        assert self._process is not None
+        self._process.wait(5)
+        self._process, self._line = None, None
 
     # -- processes ----------------------------------------------------------------------------------------------------
 

@@ -149,7 +149,7 @@ class PageLink:
         """Run the page process, and start it again whenever it ends, until cancelled."""
         web = self._front.station.settings.web
         assert web is not None
-        self._say(f"page: http://{web.host}:{web.port}/ ; the panel's token is in {self.users._token_path}")
+        self._say(f"page: http://{web.host}:{web.port}/ ; the panel's token is in {self.users.token_path}")
         if self.users.code:
             self._say(f"page: no user yet; make the first one with the code {self.users.code}")
         beats = asyncio.create_task(self._beat())

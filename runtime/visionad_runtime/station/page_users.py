@@ -75,6 +75,16 @@ class Users:
         self._token = ""
         self._renew_token()
 
+    @property
+    def panel_token(self) -> str:
+        """Token by which a panel's browser logs in, once; its file has it too."""
+        return self._token
+
+    @property
+    def token_path(self) -> Path:
+        """File with the panel's token."""
+        return self._token_path
+
     # -- sessions -----------------------------------------------------------------------------------------------------
 
     def session(self, key: str) -> Session | None:

@@ -27,12 +27,16 @@ def station(
     parts: Annotated[
         int, typer.Option("--parts", min=1, help="parts of `station demo`; more than there are: again")
     ] = 12,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="`station demo`: show the station in the browser, until Ctrl-C")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="of `station demo --serve`")] = 8000,
 ) -> int:
     """Run a station: cameras in, verdicts out, until Ctrl-C or SIGTERM."""
     if words[0] == "init" and len(words) == 2:
         return _init(Path(words[1]))
     if words == ["demo"]:
-        return _demo(out, parts)
+        return _demo(out, parts, port if serve else None)
     if len(words) != 1:
         raise VisionADError("expected a station file, `init FILE`, or `demo`")
     try:
@@ -73,14 +77,14 @@ def station(
     return 0
 
 
-def _demo(out: Path, parts: int) -> int:
+def _demo(out: Path, parts: int, port: int | None) -> int:
     from ...tools.demo.run import run_demo
     from ...tools.demo.station import run_station_demo
     from .demo import export_for_demo
 
     if not (out / "bank" / "manifest.json").is_file():
         run_demo(out, data=None, shots=4, threads=None, export_model=export_for_demo, say=say, progress=progress)
-    run_station_demo(out, parts, say)
+    run_station_demo(out, parts, say, port)
     return 0
 
 

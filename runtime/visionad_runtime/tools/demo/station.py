@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import socket
 from collections import Counter
@@ -13,6 +14,7 @@ from ...errors import VisionADError
 from ...formats.files import atomic_write
 from ...images.discover import find_images
 from ...station.front import Front
+from ...station.page_link import page_missing
 from ...station.plc import SimulatedPlc
 from ...station.settings import read_station
 from ...station.sink import SinkError
@@ -31,16 +33,21 @@ sinks:
   - {{kind: modbus, host: 127.0.0.1, port: {port}}}
 records: station/records.sqlite
 archive: {{folder: station/archive, keep: {{not_ok: all, ok: 1 of 10}}, max_gb: 1, min_free_gb: 0}}
-"""
+{web}"""
+PART_SECONDS = 2.0
+"""Pause between two parts while someone looks."""
 
 
-def run_station_demo(out: Path, parts: int, say: Callable[[str], object]) -> dict[str, int]:
+def run_station_demo(
+    out: Path, parts: int, say: Callable[[str], object], web_port: int | None = None
+) -> dict[str, int]:
     """Run parts of the demo through a station.
 
     Args:
         out: folder of the demo, with its model and bank.
         parts: number of parts.
         say: called with each step of the handshake.
+        web_port: port of the station's pages. With it, parts come every two seconds, again and again, until Ctrl-C.
 
     Returns:
         Number of parts by evaluation.
@@ -48,20 +55,35 @@ def run_station_demo(out: Path, parts: int, say: Callable[[str], object]) -> dic
     Raises:
         VisionADError: The demo was not run, or the station did not keep to the handshake.
     """
-    path = write_station(out)
+    path = write_station(out, web_port)
     counts: Counter[str] = Counter()
+    if web_port is not None and (missing := page_missing()) is not None:
+        raise VisionADError(missing)
 
     async def main() -> None:
-        front = Front(read_station(path))
-        plc = SimulatedPlc("127.0.0.1", _port(path), say)
+        front = Front(read_station(path), say=say if web_port is not None else lambda _: None)
+        plc = SimulatedPlc("127.0.0.1", _port(path), say if web_port is None else lambda _: None)
         running = asyncio.create_task(front.run())
         try:
             await asyncio.wait([running, asyncio.create_task(plc.connect())], return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 running.result()
-            for number in range(1, parts + 1):
-                result = await plc.inspect(f"SN-{number:06d}")
+            if front.page is not None:
+                token = front.page.users.panel_token
+                say(f"demo     look at it in the browser: http://127.0.0.1:{web_port}/#panel={token} ; Ctrl-C ends it")
+            for number in itertools.count(1) if web_port is not None else range(1, parts + 1):
+                if running.done():
+                    break
+                try:
+                    result = await plc.inspect(f"SN-{number:06d}")
+                except VisionADError:
+                    if web_port is None:
+                        raise
+                    await asyncio.sleep(PART_SECONDS)  # someone has taken control, or the station stops
+                    continue
                 counts[("undefined", "ok", "anomalous", "not decidable")[result["evaluation"]]] += 1
+                if web_port is not None:
+                    await asyncio.wait([running], timeout=PART_SECONDS)
         finally:
             plc.close()
             front.stop()
@@ -74,11 +96,17 @@ def run_station_demo(out: Path, parts: int, say: Callable[[str], object]) -> dic
     say(f"demo     {sum(counts.values())} parts: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items())))
     say(f"         records in {out / 'station' / 'records.sqlite'}, images of rejects in {out / 'station' / 'archive'}")
     say(f"         the station file is {path}")
+    if web_port is None:
+        say(f"         look at the station in the browser: visionad station demo --out {out} --serve")
     return dict(counts)
 
 
-def write_station(out: Path) -> Path:
+def write_station(out: Path, web_port: int | None = None) -> Path:
     """Write a station file beside the demo's model and bank, and the parts of its line.
+
+    Args:
+        out: folder of the demo.
+        web_port: port of the station's pages; no pages without it.
 
     Raises:
         VisionADError: The demo was not run.
@@ -100,7 +128,8 @@ def write_station(out: Path) -> Path:
         trial.bind(("127.0.0.1", 0))
         port = trial.getsockname()[1]
     path = out / "station.yaml"
-    atomic_write(path, STATION.format(name=path.name, class_name=test.parent.name, port=port).encode())
+    web = "" if web_port is None else f"web: {{port: {web_port}}}\n"
+    atomic_write(path, STATION.format(name=path.name, class_name=test.parent.name, port=port, web=web).encode())
     return path
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 
 from ...errors import VisionADError
+from ...station.report import Source
 from ...station.settings import Station, read_station
 from ..access import AccessPolicy
 from ..connections import KEEP_ALIVE_SECONDS, Connection
@@ -82,7 +83,9 @@ async def _serve(station: Station, connection: socket.socket, token: str) -> Non
     link = FrontLink(on_event)
     feed.link = link
     access = AccessPolicy(web.host, web.allow_hosts, web.allow_origins)
-    app = make_app(feed, link, history, None if settings.archive is None else settings.archive.folder, access)
+    names = {number: recipe.name for number, recipe in settings.recipes.items()}
+    source = Source(settings.station, settings.records, settings.shifts, names)
+    app = make_app(feed, link, history, source, None if settings.archive is None else settings.archive.folder, access)
     config = uvicorn.Config(
         app,
         http=PageConnection,

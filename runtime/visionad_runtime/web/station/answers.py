@@ -153,6 +153,19 @@ class FullRecord(Record):
     reviews: list[ReviewRow]
 
 
+class Statistics(BaseModel):
+    """Statistics of shifts: the object of `visionad report --json`."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    station: str
+    zone: str
+    start: str = Field(alias="from")
+    to: str
+    recipes: dict[str, str] = Field(description="number: name")
+    shifts: list[dict[str, Any]]
+
+
 class AuditEntry(BaseModel):
     """A change."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from pydantic import AwareDatetime
 
 from ...station.records import verify_audit
+from ...station.report import Report, as_html, as_json, make_report
 from ..service import RequestError
 from . import answers
 from .answers import Problem
@@ -35,6 +37,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 PartNumber = Annotated[int, InPath(ge=1)]
 API = "/api/1"
+MAX_TIME = timedelta(days=366)
+"""Longest time of which statistics are made at once."""
 
 
 def add_api(app: FastAPI) -> None:
@@ -129,6 +133,8 @@ def _filter(
 
 
 Filters = Annotated[Filter, Depends(_filter)]
+Start = Annotated[AwareDatetime, Query(alias="from", description="included, with an offset")]
+End = Annotated[AwareDatetime, Query(alias="to", description="not included, with an offset")]
 
 
 def _add_records(app: FastAPI) -> None:
@@ -181,12 +187,30 @@ def _add_records(app: FastAPI) -> None:
         headers = {"content-disposition": 'attachment; filename="parts.csv"'}
         return StreamingResponse(history.csv(wanted, separator), media_type="text/csv; charset=utf-8", headers=headers)
 
+    @app.get(f"{API}/statistics", response_model=answers.Statistics, responses=ERRORS)
+    async def statistics(_: Reader, start: Start, end: End) -> Response:
+        """Statistics of each shift of a time, as `visionad report --json` gives them."""
+        return JSONResponse(as_json(await _report(app, start, end)))
+
+    @app.get(f"{API}/report.html", response_model=None, response_class=Response, responses=ERRORS)
+    async def report(_: Reader, start: Start, end: End) -> Response:
+        """The same as one file to keep or print, as `visionad report` writes it."""
+        found = await _report(app, start, end)
+        headers = {"content-disposition": 'attachment; filename="report.html"'}
+        return Response(await asyncio.to_thread(as_html, found), media_type="text/html", headers=headers)
+
     @app.get(f"{API}/audit", response_model=answers.AuditPage, responses=ERRORS)
     async def audit(_: Reader, before: Annotated[int, Query(ge=0)] = 0) -> Response:
         """A hundred changes, newest first, and each row at which the chain is broken."""
         entries = await asyncio.to_thread(history.audit, before)
         problems = await asyncio.to_thread(verify_audit, history.path)
         return JSONResponse({"entries": entries, "problems": problems})
+
+
+async def _report(app: FastAPI, start: datetime, end: datetime) -> Report:
+    if end - start > MAX_TIME:
+        raise RequestError(400, f"expected a time of at most {MAX_TIME.days} days, got {(end - start).days}")
+    return await asyncio.to_thread(make_report, app.state.source, start, end)
 
 
 def _add_administration(app: FastAPI) -> None:

@@ -12,7 +12,8 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from ..._release import __version__
-from ...errors import ImageError
+from ...errors import ImageError, VisionADError
+from ...station.report import Source
 from ..access import AccessPolicy
 from ..service import RequestError, UploadQueue
 from .api import add_api
@@ -48,19 +49,23 @@ STATUS = {
 """Code of a refusal → HTTP status; 409 for the others."""
 
 
-def make_app(feed: Feed, link: FrontLink, history: History, archive: Path | None, access: AccessPolicy) -> PageGate:
+def make_app(
+    feed: Feed, link: FrontLink, history: History, source: Source, archive: Path | None, access: AccessPolicy
+) -> PageGate:
     """Return the page as an ASGI application.
 
     Args:
         feed: events to browsers.
         link: to the front.
         history: the records.
+        source: of the statistics.
         archive: folder of archived images; ``None`` without an archive.
         access: hosts and origins that are let in.
     """
     app = FastAPI(title="VisionAD station", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = UploadQueue()
     app.state.link, app.state.feed, app.state.history, app.state.archive = link, feed, history, archive
+    app.state.source = source
     _add_errors(app)
     add_api(app)
     add_inspection(app)
@@ -107,6 +112,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ImageError)
     async def invalid_image(_: Request, exc: ImageError) -> Response:
         return problem(400, "image", str(exc))
+
+    @app.exception_handler(VisionADError)
+    async def mistake(_: Request, exc: VisionADError) -> Response:
+        return problem(400, "request", str(exc))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, exc: RequestValidationError) -> Response:

@@ -111,12 +111,20 @@ async function receive(data) {
     station.user = event.user;
     station.loggedOut = false;
     changed();
-  } else if (event.event === 'state') { station.state = event; changed(); }
+  } else if (event.event === 'state') {
+    station.state = event;
+    if (event.alive) changed();
+    else forget(); // the worker does not answer: the next beat comes when it does
+  }
   else if (event.event === 'counts') { station.counts = event; changed(); }
   else if (event.event === 'user') { station.user = event; changed(); }
-  else if (event.event === 'strip') { station.strip = event.parts; changed(); }
-  else if (event.event === 'part') {
-    station.strip = [...station.strip.filter((one) => one.id !== event.id), event].slice(-40);
-    changed();
-  }
+  else if (event.event === 'strip') strip(event.parts);
+  else if (event.event === 'part') strip([event]);
+}
+
+// Parts by number: what was read from the records and what came meanwhile may overlap.
+function strip(parts) {
+  const byId = new Map([...station.strip, ...parts].map((one) => [one.id, one]));
+  station.strip = [...byId.values()].sort((a, b) => a.id - b.id).slice(-40);
+  changed();
 }

@@ -2,7 +2,7 @@
 import { html, nothing } from '../lit-html.js';
 import { bytes, get, post, ApiError } from '../api.js';
 import { station } from '../feed.js';
-import { clock, count, dayAndClock, score, t } from '../i18n.js';
+import { clock, count, dayAndClock, percent, score, t } from '../i18n.js';
 import { bitmap, draw, parsed } from '../images.js';
 import { page } from '../main.js';
 import * as words from '../words.js';
@@ -178,6 +178,7 @@ function detail() {
         <button class="plain" aria-pressed=${show.heat} ?disabled=${!image?.heat} @click=${() => { show.heat = !show.heat; page.update(); }}>${t('Heat')}</button>
         <span class="small">${t('score {score} · limit then {limit} · version {version}', { score: score(chosen.score), limit: score(chosen.threshold), version: chosen.bank_version })}</span>
       </div>
+      <p class="small">${promise(own)}</p>
       ${chosen.reviews.map((one) => html`<p class="small">${dayAndClock(one.time_utc)} · ${one.who}: <b>${reviewWord(one.was_good)}</b> ${one.note}</p>`)}
       <div class="row">
         <button class="big plain" id="good" aria-pressed=${chosen.was_good === true} ?disabled=${station.stale} @click=${() => review(true)}><kbd>G</kbd> ${t('was good')}</button>
@@ -187,6 +188,11 @@ function detail() {
       <p class="small">${t('A review changes no limit and no good part. It is counted, and kept in the audit.')}</p>
     </section>`;
 }
+
+const promise = (own) => (own.promise
+  ? t('Promise: of good parts at most {rate} are rejected, from {normals} good parts', {
+    rate: percent(own.promise.guaranteed), normals: count(own.promise.normals),
+  }) : '');
 
 async function review(good) {
   const { id } = chosen;

@@ -2,7 +2,7 @@
 import { html, nothing, svg } from '../lit-html.js';
 import { Banner } from '../banner.js';
 import { shown, station } from '../feed.js';
-import { clock, count, hour, percent, score, t } from '../i18n.js';
+import { clock, count, hour, score, t } from '../i18n.js';
 import { draw } from '../images.js';
 import { page } from '../main.js';
 import * as words from '../words.js';
@@ -74,11 +74,6 @@ function meter(outcome) {
     </svg>`;
 }
 
-const promise = (outcome) => (outcome?.promise
-  ? t('Promise: of good parts at most {rate} are rejected, from {normals} good parts', {
-    rate: percent(outcome.promise.guaranteed), normals: count(outcome.promise.normals),
-  }) : '');
-
 function facts() {
   const { outcome, counts, strip, state } = station;
   return html`
@@ -86,11 +81,9 @@ function facts() {
       <div class="card">
         <h2>${t('Score')} <b>${score(outcome?.score)}</b> · ${t('limit')} <b>${score(outcome?.threshold)}</b></h2>
         ${meter(outcome)}
-        <p class="small">${promise(outcome)}</p>
       </div>
       <div class="card">
-        <h2>${t('Last parts')}</h2>
-        <ol class="strip">${strip.slice(-12).map((one) => {
+        <ol class="strip" aria-label=${t('Last parts')}>${strip.slice(-12).map((one) => {
     const { word, shape: name } = words.verdict(one.evaluation);
     return html`<li data-kind=${name} title="${one.part || one.id} ${word}"><a href="#/history?id=${one.id}">${shape(name)}<span class="hidden">${one.part || one.id} ${word}</span></a></li>`;
   })}</ol>
@@ -113,7 +106,7 @@ function alarms() {
   const { state } = station;
   const unseen = state.unseen?.count ?? 0;
   return html`
-    ${unseen ? html`<p class="alarm" data-level="bad"><strong>${t('Not ok and not seen yet: {count}', { count: count(unseen) })}</strong></p>` : nothing}
+    ${unseen ? html`<p class="alarm" data-level="bad"><strong>${t('Not ok, not seen: {count}', { count: count(unseen) })}</strong></p>` : nothing}
     ${(state.alarms ?? []).map((alarm) => html`
       <p class="alarm"><strong>${t(alarm.meaning || alarm.code)}</strong><span>${t(alarm.remedy)}</span><small>${alarm.text}</small></p>`)}`;
 }

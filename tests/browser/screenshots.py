@@ -1,0 +1,77 @@
+"""Write docs/images/page-*.png: the screens in English and German at 1280 x 800, from the demo's station.
+
+    python -m tests.browser.screenshots [DEMO_FOLDER]
+
+The folder is one that ``visionad demo --out DEMO_FOLDER`` has filled; without it, ``visionad-demo``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+from visionad_runtime.tools.demo.station import write_station
+
+from tests.browser.station import RunningStation
+
+IMAGES = Path(__file__).resolve().parents[2] / "docs/images"
+SHOWN = ("run", "history", "statistics", "audit", "settings")
+
+
+def main() -> None:
+    """Start the demo's station, inspect its parts, and photograph each screen."""
+    demo = Path(sys.argv[1] if len(sys.argv) > 1 else "visionad-demo").resolve()
+    shutil.rmtree(demo / "station", ignore_errors=True)
+    station = RunningStation.of_file(write_station(demo))
+    station.start()
+    try:
+        for _ in range(8):
+            station.inspect()
+        with sync_playwright() as playwright:
+            chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = chromium.new_page(viewport={"width": 1280, "height": 800})
+            page.goto(station.url)
+            admin = {"code": station.code(), "name": "setter 1", "password": "demonstration"}
+            page.evaluate("async login => (await import('/static/api.js')).post('login', login)", admin)
+            for language in ("en", "de"):
+                photograph(page, station, language)
+            chromium.close()
+    finally:
+        station.stop()
+
+
+def photograph(page: Page, station: RunningStation, language: str) -> None:
+    """Write the images of one language."""
+    for screen in SHOWN:
+        address = "history?verdict=not_ok" if screen == "history" else screen
+        page.goto(f"{station.url}/?language={language}#/{address}")
+        if screen == "run":
+            while station.inspect().split()[2] != "2":
+                pass
+        time.sleep(2)
+        save(page, f"{screen}-{language}")
+    page.goto(f"{station.url}/?language={language}#/run")
+    time.sleep(2)
+    worker = station.process("worker")
+    station.signal(worker, signal.SIGSTOP)
+    time.sleep(1.8)
+    save(page, f"offline-{language}")
+    station.signal(worker, signal.SIGCONT)
+    station.until(station.ready, 60)
+
+
+def save(page: Page, name: str) -> None:
+    """Write an image in 256 colours: a quarter of the size."""
+    path = IMAGES / f"page-{name}.png"
+    page.screenshot(path=str(path))
+    if shutil.which("convert"):
+        subprocess.run(["convert", str(path), "-colors", "256", "-strip", f"PNG8:{path}"], check=True)
+
+
+if __name__ == "__main__":
+    main()

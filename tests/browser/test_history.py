@@ -1,0 +1,99 @@
+"""History and audit: find a part, say what was right, and see what was changed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from visionad_runtime.station.records import verify_audit
+
+from tests.browser.conftest import Watched
+from tests.browser.station import RunningStation, numbered
+
+Tabs = Callable[..., Watched]
+pytestmark = pytest.mark.slow(group="browser")
+
+
+@pytest.fixture(scope="module")
+def station(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[RunningStation]:
+    """A station with 45 parts, every fifth one a reject; one of them is called like a formula."""
+    images = [numbered(number, defect=number % 5 == 0) for number in range(1, 61)]
+    running = RunningStation(tmp_path_factory.mktemp("history"), model, images).start()
+    for number in range(1, 46):
+        running.inspect("=1+1" if number == 10 else "")
+    yield running
+    running.stop()
+
+
+def rows(tab: Watched) -> list[str]:
+    found: list[str] = tab.page.evaluate("() => [...document.querySelectorAll('tbody th')].map(one => one.textContent)")
+    return found
+
+
+def test_s19_review_a_part(station: RunningStation, tabs: Tabs) -> None:
+    """A false reject is found, reviewed and taken back; the filter is in the address; the audit has both."""
+    tab = tabs(station)
+    tab.until_verdict("OK", "REJECT")
+    tab.page.goto(f"{station.url}/#/history?verdict=reject&review=none")
+    tab.until("() => document.querySelectorAll('tbody tr').length === 9", 8)
+    assert rows(tab)[-2:] == ["=1+1", "SN-0005"]
+    tab.page.click("text=SN-0005")
+    tab.until("() => document.querySelector('.detail h2').textContent.includes('SN-0005')", 8)
+    tab.until("() => document.getElementById('evidence').dataset.drawn", 8)  # from the archive: it left the memory
+    tab.page.click("#good")
+    tab.until("() => document.getElementById('good').getAttribute('aria-pressed') === 'true'", 8)
+    assert "id=5" in tab.page.url
+    other = tabs(station)
+    other.page.goto(tab.page.url.replace("review=none", "review=good"))
+    other.until("() => document.querySelector('.detail h2')?.textContent.includes('SN-0005')", 8)
+    assert rows(other) == ["SN-0005"]
+    tab.page.click("#bad")
+    tab.until("() => document.getElementById('bad').getAttribute('aria-pressed') === 'true'", 8)
+    tab.page.goto(f"{station.url}/#/audit")
+    tab.until("() => document.body.innerText.includes('The chain is whole.')", 8)
+    reviews = tab.page.evaluate(
+        "() => [...document.querySelectorAll('tbody tr')].filter(r => r.children[3].textContent === 'review').length"
+    )
+    assert reviews == 2
+
+
+def test_s19_a_spreadsheet_opens_no_formula(station: RunningStation) -> None:
+    cookie = station.login(panel=station.panel_token())
+    status, content, headers = station.request("GET", "/api/1/export.csv?verdict=reject", headers={"Cookie": cookie})
+    assert status == 200 and headers["content-type"].startswith("text/csv")
+    assert content.startswith(b"\xef\xbb\xbf")
+    table = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+    assert [row["part"] for row in table][:2] == ["SN-0005", "'=1+1"]
+    assert len(table) == 9 and {row["evaluation"] for row in table} == {"2"}
+
+
+def test_s19_a_broken_audit_is_named(station: RunningStation, tabs: Tabs) -> None:
+    """Page and command name the same row."""
+    path = station.folder / "records.sqlite"
+    with sqlite3.connect(path) as db:
+        changed = db.execute("SELECT id, who FROM audit WHERE what = 'review' ORDER BY id LIMIT 1").fetchone()
+        db.execute("UPDATE audit SET who = 'somebody' WHERE id = ?", (changed[0],))
+    try:
+        (problem,) = verify_audit(path)
+        tab = tabs(station)
+        tab.page.goto(f"{station.url}/#/audit")
+        tab.until("text => document.body.innerText.includes(text)", 8, problem)
+        assert f"row {changed[0]} " in problem
+    finally:
+        with sqlite3.connect(path) as db:
+            db.execute("UPDATE audit SET who = ? WHERE id = ?", (changed[1], changed[0]))
+
+
+def test_an_image_outside_the_archive_is_not_served(station: RunningStation) -> None:
+    cookie = station.login(panel=station.panel_token())
+    secret = station.folder / "users.json"
+    secret.write_text("{}")
+    with sqlite3.connect(station.folder / "records.sqlite") as db:
+        db.execute("UPDATE parts SET archived = ? WHERE id = 1", (f'["{secret}"]',))
+    assert station.request("GET", "/api/1/records/1/archived/0", headers={"Cookie": cookie})[0] == 404
+    assert station.request("GET", "/api/1/records/5/archived/0", headers={"Cookie": cookie})[0] == 200
+    assert station.request("GET", "/static/../__main__.py", headers={"Cookie": cookie})[0] == 404

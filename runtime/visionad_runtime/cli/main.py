@@ -23,6 +23,7 @@ from .commands.evaluate import EvalCommand, eval_command
 from .commands.export import export_command
 from .commands.parity import parity_command  # light: torch is imported only when it runs
 from .commands.predict import predict
+from .commands.qualify import qualify
 from .commands.replay import replay
 from .commands.serve import serve
 from .commands.watch import watch
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "serve": serve,
     "calibrate": calibrate,
     "replay": replay,
+    "qualify": qualify,
     "doctor": doctor,
     "demo": demo,
     "export": export_command,

@@ -26,6 +26,7 @@ from .commands.predict import predict
 from .commands.qualify import qualify
 from .commands.replay import replay
 from .commands.serve import serve
+from .commands.tune import tune
 from .commands.watch import watch
 from .console import complain, say, set_verbosity
 
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "calibrate": calibrate,
     "replay": replay,
     "qualify": qualify,
+    "tune": tune,
     "doctor": doctor,
     "demo": demo,
     "export": export_command,

@@ -99,9 +99,9 @@ def _scratch(window: F32, along: F32, across: F32, defect: Defect, rng: np.rando
     thickness = max(1.2, defect.size / 30)
     place = across - np.float32(bend / max(half, 1e-6)) * (along**2 - np.float32(half**2 / 3))
     taper = np.clip(1 - (np.abs(along) / half) ** 4, 0, 1)
-    groove = np.clip((thickness / 2 - np.abs(place)) + 0.5, 0, 1) * taper
-    burr = np.clip((thickness / 2 - np.abs(place - thickness)) + 0.5, 0, 1) * taper
-    groove, burr = groove.astype(np.float32), burr.astype(np.float32)
+    groove: F32 = (np.clip((thickness / 2 - np.abs(place)) + 0.5, 0, 1) * taper).astype(np.float32)
+    burr: F32 = (np.clip((thickness / 2 - np.abs(place - thickness)) + 0.5, 0, 1) * taper).astype(np.float32)
+
     step = _step(window, groove, defect.contrast)
     return window + (step * (groove - np.float32(0.3) * burr))[..., None], groove
 

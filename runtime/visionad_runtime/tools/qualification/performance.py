@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ...inspector import Inspector
+from ...inspector.inspection import Inspection
 from ..benchmark.measure import summarize
 
 CALLS = 120
@@ -17,7 +17,7 @@ CALLS = 120
 
 
 def latency(
-    inspector: Inspector,
+    inspector: Inspection,
     class_name: str,
     paths: Sequence[Path],
     *,

@@ -20,6 +20,8 @@ SAME = 0.002
 """AUROC difference below which two set-ups count as equally accurate, and the faster one is taken."""
 SAME_SPREAD = 0.02
 """The same for the relative spread of good scores."""
+SAME_LATENCY = 1.15
+"""Ratio of latencies up to which two set-ups count as equally fast: medians of a few calls on a machine that does other work."""
 MAX_FALSE_REJECT = 0.01
 
 
@@ -154,7 +156,7 @@ def pareto(rows: Sequence[Measured]) -> list[Measured]:
 
 
 def recommend(rows: Sequence[Measured], budget_ms: float | None) -> Measured | None:
-    """Return the most accurate set-up within the budget; of equally accurate ones the fastest, then the one with fewer shots.
+    """Return the most accurate set-up within the budget; of equally accurate ones a fast one, of equally fast ones fewest shots.
 
     Args:
         rows: what was measured.
@@ -169,7 +171,11 @@ def recommend(rows: Sequence[Measured], budget_ms: float | None) -> Measured | N
     best = max(map(_merit, inside))
     tolerance = SAME if inside[0].auroc_choose is not None else SAME_SPREAD * abs(best)
     equal = [r for r in inside if _merit(r) >= best - tolerance]
-    return min(equal, key=lambda r: (r.latency_ms or 0.0, r.candidate.shots))
+    fastest = min(r.latency_ms or 0.0 for r in equal)
+    return min(
+        (r for r in equal if (r.latency_ms or 0.0) <= SAME_LATENCY * fastest),
+        key=lambda r: (r.candidate.shots, r.latency_ms or 0.0),
+    )
 
 
 def _finished(rows: Sequence[Measured]) -> list[Measured]:

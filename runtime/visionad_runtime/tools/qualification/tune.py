@@ -272,7 +272,7 @@ def _setups(
     choices: Choices, images: Images, notes: list[str]
 ) -> list[tuple[tuple[str, str, Precision], list[Candidate]]]:
     """Return what to measure, by model, backend and precision; the cheapest candidates first."""
-    setups = []
+    setups, refused = [], dict[str, str]()
     for name, folder in choices.models.items():
         manifest = read_manifest(folder, ModelManifest)
         presets = []
@@ -281,7 +281,7 @@ def _setups(
                 load_preset(preset).check_size(manifest)
                 scoring_for(manifest, manifest.views, preset)
             except VisionADError as exc:
-                notes.append(f"{name}: {preset} was not tried: {exc}")
+                refused[preset] = f"{preset} was not tried with {name}: {exc}"
                 continue
             presets.append(preset)
         for backend, precision in available_backends(choices, manifest):
@@ -293,6 +293,8 @@ def _setups(
             ]
             if candidates:
                 setups.append(((name, backend, precision), candidates))
+    tried = {candidate.preset for _, candidates in setups for candidate in candidates}
+    notes += [line for preset, line in refused.items() if preset not in tried]
     if not setups:
         raise VisionADError(f"tune: no preset fits a model: {'; '.join(notes) or 'no backend runs here'}")
     return setups

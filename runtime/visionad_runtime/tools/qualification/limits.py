@@ -16,7 +16,7 @@ from ...images.pixels import RGB8
 from .defects import KINDS, VISIBLE, paint
 from .detection import MIN_DEFECTS, PodFit, fit_pod
 from .inputs import Labeled
-from .places import CONTRASTS, GRID, Specimen, extent, inspected_pixels, part_pixels, plan, size_levels
+from .places import CONTRASTS, GRID, Specimen, extent, inspected_pixels, part_pixels, plan, shorter_side, size_levels
 from .rates import Rate
 from .scorer import Scored, Scorer
 
@@ -28,12 +28,14 @@ CURVE_POINTS = 40
 
 
 class Canvases:
-    """Good images that defects are painted on: those that pass unpainted, of the most frequent size.
+    """Good images that defects are painted on: those that are not rejected unpainted.
 
     Attributes:
         images: the images.
         masks: bool (H, W) of each: inspected pixels of the part.
-        note: what was left out, or ``None``.
+        sides: shorter side of what is inspected of each, in pixels.
+        reference: the median of ``sides``: sizes are reported in pixels of such an image.
+        note: what differs between the images, or ``None``.
     """
 
     def __init__(self, scorer: Scorer, good: Sequence[Labeled], outcomes: Mapping[str, Scored]) -> None:
@@ -45,7 +47,7 @@ class Canvases:
             outcomes: their outcomes.
 
         Raises:
-            VisionADError: None of them passes.
+            VisionADError: None of them passes, or no part is seen in one.
         """
         passing = [one for one in good if outcomes[one.sha256].verdict != "anomalous"]
         if not passing:
@@ -54,37 +56,48 @@ class Canvases:
                 "good images of this station, or leave the limit out with --defects 0"
             )
         # evenly spread, so that groups in different folders are all drawn
-        chosen = [passing[round(i)] for i in np.linspace(0, len(passing) - 1, min(len(passing), 2 * MAX_CANVASES))]
-        chosen = list(dict.fromkeys(chosen))
-        pixels = [scorer.load(one.path) for one in chosen]
-        shapes = [p.shape[:2] for p in pixels]
-        common = max(dict.fromkeys(shapes), key=shapes.count)
-        kept = [i for i, shape in enumerate(shapes) if shape == common][:MAX_CANVASES]
-        others = len(set(shapes)) - 1
+        spread = np.linspace(0, len(passing) - 1, min(len(passing), MAX_CANVASES)).round().astype(int)
+        self.images = [passing[i] for i in spread]
+        self._pixels = [scorer.load(one.path) for one in self.images]
+        layout = scorer.inspector.require_class(scorer.class_name).classes[scorer.class_name].layout
+        self.masks, self.sides = list[NDArray[np.bool_]](), list[float]()
+        for one, rgb in zip(self.images, self._pixels, strict=True):
+            inspected = inspected_mask(scorer, rgb)
+            # Drawn regions of interest say already what matters.
+            mask = inspected & part_pixels(rgb) if layout is None else inspected
+            if not mask.any():
+                raise VisionADError(
+                    f"detection limit: no part is seen in what is inspected of {one.path}; look at the image"
+                )
+            self.masks.append(mask)
+            self.sides.append(float(shorter_side(inspected)))
+        self.reference = float(np.median(self.sides))
+        sizes = {rgb.shape[:2] for rgb in self._pixels}
         self.note = (
-            f"good images have {others + 1} sizes; defects were painted on those of {common[1]} x {common[0]} pixels only"
-            if others
+            f"the good images have {len(sizes)} sizes; extents hold for an image with {self.reference:.0f} inspected pixels along "
+            "its shorter side, and were painted in proportion on the others"
+            if len(sizes) > 1
             else None
         )
-        self.images = [chosen[i] for i in kept]
-        self._pixels = [pixels[i] for i in kept]
-        layout, rgb = (
-            scorer.inspector.require_class(scorer.class_name).classes[scorer.class_name].layout,
-            self._pixels[0],
-        )
-        ((result, _),) = scorer.inspector.trace_batch([rgb], scorer.class_name, trace=False)
-        inspected = inspected_pixels(common, result.areas)
-        # Drawn regions of interest say already what matters.
-        self.masks = [inspected & part_pixels(p) if layout is None else inspected for p in self._pixels]
-        empty = [one.name for one, mask in zip(self.images, self.masks, strict=True) if not mask.any()]
-        if empty:
-            raise VisionADError(
-                f"detection limit: no part is seen in what is inspected of {empty[0]}; look at the image"
-            )
 
     def pixels(self, index: int) -> RGB8:
         """Return an image, uint8 (H, W, 3) RGB or (H, W) gray."""
         return self._pixels[index]
+
+
+def inspected_mask(scorer: Scorer, rgb: RGB8) -> NDArray[np.bool_]:
+    """Return the pixels that are inspected, bool (H, W): the tiles of the class's ROIs, or the center crop."""
+    layout = scorer.inspector.require_class(scorer.class_name).classes[scorer.class_name].layout
+    spec = scorer.inspector.manifest.identity.preprocess
+    if layout is None:
+        return inspected_pixels(rgb.shape, [((0, 0, rgb.shape[1], rgb.shape[0]), None)], spec)
+    layout.check(rgb)
+    return inspected_pixels(rgb.shape, [(tile.box, tile.ignored) for tile in layout.tiles], spec)
+
+
+def inspected_side(scorer: Scorer, rgb: RGB8) -> int:
+    """Return the shorter side of what is inspected of an image, in pixels."""
+    return shorter_side(inspected_mask(scorer, rgb))
 
 
 def detection_limit(
@@ -101,13 +114,13 @@ def detection_limit(
     Returns:
         The section of the report, and one row for each defect.
     """
-    specimens = plan(canvases.masks, count, seed)
+    specimens, levels = plan(canvases.masks, canvases.sides, count, seed), size_levels(canvases.reference)
     rows = []
     for specimen in specimens:
-        row = _inspect(scorer, canvases, specimen)
+        row = _inspect(scorer, canvases, specimen, levels[specimen.level])
         if row is not None:
             rows.append(row)
-    return limit_report(rows, size_levels(np.any(canvases.masks, axis=0))) | {
+    return limit_report(rows, levels) | {
         "images": [one.name for one in canvases.images],
         "planned": len(specimens),
         "invisible": len(specimens) - len(rows),
@@ -116,7 +129,7 @@ def detection_limit(
     }, rows
 
 
-def _inspect(scorer: Scorer, canvases: Canvases, specimen: Specimen) -> dict[str, Any] | None:
+def _inspect(scorer: Scorer, canvases: Canvases, specimen: Specimen, size: float) -> dict[str, Any] | None:
     canvas, defect = canvases.images[specimen.image], specimen.defect
     rgb = canvases.pixels(specimen.image)
     painted = paint(rgb, defect)
@@ -124,15 +137,15 @@ def _inspect(scorer: Scorer, canvases: Canvases, specimen: Specimen) -> dict[str
         scorer.step()
         return None
     scored = scorer.score_pixels(f"{canvas.sha256} {json.dumps(asdict(defect))}", lambda: painted.rgb)
-    measured = extent(painted.rgb, painted.mask)
+    measured, scale = extent(painted.rgb, painted.mask), canvases.reference / canvases.sides[specimen.image]
     return {
         "image": canvas.name,
         "kind": defect.kind,
         "row": specimen.row,
         "column": specimen.column,
-        "size": defect.size,
+        "size": size,
         "contrast": defect.contrast,
-        "measured_size": None if measured is None else measured.size,
+        "measured_size": None if measured is None else measured.size * scale,
         "measured_contrast": None if measured is None else measured.contrast,
         "score": scored.score,
         "found": scored.verdict == "anomalous",
@@ -225,6 +238,7 @@ def compare_with_real(
     masks: Mapping[str, Path],
     outcomes: Mapping[str, Scored],
     painted: Sequence[Mapping[str, Any]],
+    reference: float,
 ) -> dict[str, Any]:
     """Compare what painted defects predict with what was found of real ones.
 
@@ -236,6 +250,7 @@ def compare_with_real(
         masks: sha256 of an image → its mask.
         outcomes: outcomes of ``bad``.
         painted: rows of :func:`detection_limit`.
+        reference: shorter inspected side of the images that extents are stated for.
 
     Raises:
         VisionADError: A mask has another size than its image.
@@ -252,8 +267,16 @@ def compare_with_real(
             )
         measured = extent(rgb, mask)
         if measured is not None:
-            found = outcomes[one.sha256].verdict == "anomalous"
-            real.append({"image": one.name, "type": one.group, **measured._asdict(), "found": found})
+            scale = reference / inspected_side(scorer, rgb)
+            real.append(
+                {
+                    "image": one.name,
+                    "type": one.group,
+                    "size": measured.size * scale,
+                    "contrast": measured.contrast,
+                    "found": outcomes[one.sha256].verdict == "anomalous",
+                }
+            )
     return real_report(real, painted)
 
 

@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ...formats.manifest import PreprocessSpec
+from ...formats.roi import Box
 from ...images.pixels import RGB8, to_rgb
 from ...scoring.anomaly_map import MAP_SIZE
-from ...scoring.areas import Area
+from ...scoring.regions import Geometry
 from .defects import KINDS, Defect, Kind
 
 Mask = NDArray[np.bool_]
@@ -36,12 +38,14 @@ class Specimen(NamedTuple):
         image: index of the good image.
         row: row of its region.
         column: column of its region.
+        level: index of its size among the painted ones.
         defect: the defect.
     """
 
     image: int
     row: int
     column: int
+    level: int
     defect: Defect
 
 
@@ -57,22 +61,23 @@ class Extent(NamedTuple):
     contrast: float
 
 
-def inspected_pixels(shape: tuple[int, ...], areas: Sequence[Area]) -> Mask:
+def inspected_pixels(shape: tuple[int, ...], tiles: Sequence[tuple[Box, Mask | None]], spec: PreprocessSpec) -> Mask:
     """Return the pixels of an image that are inspected, bool (H, W).
 
     Args:
         shape: of the image, height and width first.
-        areas: areas of its result.
+        tiles: box of each inspected tile in pixels, and the pixels of the box that are ignored, bool, or ``None``.
+        spec: how a tile is preprocessed. What its center crop leaves out is not inspected.
     """
     mask = np.zeros(shape[:2], np.bool_)
-    for area in areas:
-        left, top = area.geometry.to_original(0.0, 0.0)
-        right, bottom = area.geometry.to_original(float(MAP_SIZE), float(MAP_SIZE))
+    for (x, y, width, height), ignored in tiles:
+        geometry = Geometry.of(width, height, spec, x, y)
+        left, top = geometry.to_original(0.0, 0.0)
+        right, bottom = geometry.to_original(float(MAP_SIZE), float(MAP_SIZE))
         inside = np.zeros(shape[:2], np.bool_)
         inside[round(top) : round(bottom), round(left) : round(right)] = True
-        if area.ignored is not None:
-            x, y, width, height = area.box
-            inside[y : y + height, x : x + width] &= ~area.ignored
+        if ignored is not None:
+            inside[y : y + height, x : x + width] &= ~ignored
         mask |= inside
     return mask
 
@@ -104,10 +109,14 @@ def part_pixels(rgb: RGB8) -> Mask:
     return part if 0.05 <= part.mean() <= 0.95 else everything
 
 
-def size_levels(mask: Mask) -> list[float]:
-    """Return the sizes of painted defects in pixels, ascending, for what is inspected of an image."""
+def shorter_side(mask: Mask) -> int:
+    """Return the shorter side of the box around a mask's pixels, at least one."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    side = min(int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) + 1
+    return min(int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) + 1
+
+
+def size_levels(side: float) -> list[float]:
+    """Return the sizes of painted defects in pixels, ascending, where the shorter side of what is inspected has ``side``."""
     return [float(size) for size in np.geomspace(max(3.0, side * SMALLEST), max(6.0, side * LARGEST), SIZES)]
 
 
@@ -134,21 +143,28 @@ def regions(mask: Mask) -> dict[tuple[int, int], NDArray[np.int64]]:
     return found
 
 
-def plan(masks: Sequence[Mask], count: int, seed: int, kinds: Sequence[Kind] = KINDS) -> list[Specimen]:
+def plan(
+    masks: Sequence[Mask], sides: Sequence[float], count: int, seed: int, kinds: Sequence[Kind] = KINDS
+) -> list[Specimen]:
     """Choose the defects to paint: every kind in every region in every size and contrast, as far as ``count`` allows.
 
     Places are drawn independently. A shorter plan is the start of a longer one, so raising ``count`` reuses what was inspected.
 
     Args:
-        masks: what can be painted of each good image, bool (H, W) of one size.
+        masks: what can be painted of each good image, bool (H, W).
+        sides: shorter side of what is inspected of each, which sizes of defects follow.
         count: number of defects, or fewer if there are not as many combinations; each combination occurs once per good image.
         seed: of the draws.
         kinds: kinds of defects.
     """
-    levels, by_image = size_levels(np.any(masks, axis=0)), [regions(mask) for mask in masks]
+    levels, by_image = [size_levels(side) for side in sides], [regions(mask) for mask in masks]
     places = sorted({place for found in by_image for place in found})
     combinations = [
-        (kind, place, size, contrast) for kind in kinds for place in places for size in levels for contrast in CONTRASTS
+        (kind, place, level, contrast)
+        for kind in kinds
+        for place in places
+        for level in range(SIZES)
+        for contrast in CONTRASTS
     ]
     specimens: list[Specimen] = []
     rng = np.random.default_rng([seed, 20])
@@ -157,14 +173,20 @@ def plan(masks: Sequence[Mask], count: int, seed: int, kinds: Sequence[Kind] = K
         if round_number >= len(masks):
             break
         for index in rng.permutation(len(combinations))[: count - len(specimens)]:
-            kind, place, size, contrast = combinations[index]
+            kind, place, level, contrast = combinations[index]
             own = np.random.default_rng([seed, round_number, int(index)])
             images = [i for i, found in enumerate(by_image) if place in found]
             image = images[int(own.integers(len(images)))]
             y, x = by_image[image][place][int(own.integers(len(by_image[image][place])))]
             drawn = int(own.integers(2**31))
             specimens.append(
-                Specimen(image, place[0], place[1], Defect(kind, float(x), float(y), size, contrast, drawn))
+                Specimen(
+                    image,
+                    place[0],
+                    place[1],
+                    level,
+                    Defect(kind, float(x), float(y), levels[image][level], contrast, drawn),
+                )
             )
     return specimens
 

@@ -115,7 +115,9 @@ def qualify(
                 report["detection_limit"], painted = detection_limit(scorer, canvases, settings.defects, settings.seed)
             scorer.step = lambda: None
             if inputs.masks is not None:
-                report["real_defects"] = compare_with_real(scorer, inputs.bad, inputs.masks, outcomes, painted)
+                report["real_defects"] = compare_with_real(
+                    scorer, inputs.bad, inputs.masks, outcomes, painted, canvases.reference
+                )
         report["contamination"] = contamination(inspector, name)
         with progress("timing", settings.calls) as step:
             report["latency"] = latency(

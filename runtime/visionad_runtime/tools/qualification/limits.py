@@ -27,6 +27,14 @@ SHARE_FOUND = 0.9
 CURVE_POINTS = 40
 
 
+NONE_PASSES = "every good image is rejected, so nothing painted can be told from it; calibrate the class with good images of this station"
+
+
+def passing_images(good: Sequence[Labeled], outcomes: Mapping[str, Scored]) -> list[Labeled]:
+    """Return the good images that are not rejected."""
+    return [one for one in good if outcomes[one.sha256].verdict != "anomalous"]
+
+
 class Canvases:
     """Good images that defects are painted on: those that are not rejected unpainted.
 
@@ -49,12 +57,9 @@ class Canvases:
         Raises:
             VisionADError: None of them passes, or no part is seen in one.
         """
-        passing = [one for one in good if outcomes[one.sha256].verdict != "anomalous"]
+        passing = passing_images(good, outcomes)
         if not passing:
-            raise VisionADError(
-                "detection limit: every good image is rejected, so nothing painted can be told from it; calibrate the class with "
-                "good images of this station, or leave the limit out with --defects 0"
-            )
+            raise VisionADError(NONE_PASSES)
         # evenly spread, so that groups in different folders are all drawn
         spread = np.linspace(0, len(passing) - 1, min(len(passing), MAX_CANVASES)).round().astype(int)
         self.images = [passing[i] for i in spread]

@@ -296,6 +296,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         "nothing about the realised rate.",
         "Intervals are exact (Clopper and Pearson) at 95 %, for images that are independent of each other.",
     ]
+    if report["why_no_limit"]:
+        notes.append(f"No detection limit: {report['why_no_limit']}.")
     if report["detection_limit"]:
         notes += [
             "a90 is the extent that is found with probability 0.9; a90/95 is found so with 95 % confidence (MIL-HDBK-1823A, "

@@ -19,7 +19,7 @@ from ...teaching.audit import MIN_SUPPORTS, OUTLIER_RATIO, leave_one_out_scores
 from ..benchmark.cold_start import cold_start
 from . import sections
 from .inputs import Inputs, Labeled
-from .limits import Canvases, compare_with_real, detection_limit
+from .limits import NONE_PASSES, Canvases, compare_with_real, detection_limit, passing_images
 from .performance import CALLS, latency
 from .rates import CONFIDENCE
 from .scorer import Scored, Scorer
@@ -106,9 +106,12 @@ def qualify(
             if inputs.repeats
             else None,
             "detection_limit": None,
+            "why_no_limit": None if settings.defects else "it was not asked for",
             "real_defects": None,
         }
-        if settings.defects:
+        if settings.defects and not passing_images(fresh, outcomes):
+            report["why_no_limit"] = NONE_PASSES
+        elif settings.defects:
             canvases = Canvases(scorer, fresh, outcomes)
             with progress("painting defects", settings.defects) as step:
                 scorer.step = step

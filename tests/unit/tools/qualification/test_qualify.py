@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
-from visionad_runtime.errors import VisionADError
 from visionad_runtime.scoring.intervals import clopper_pearson
 from visionad_runtime.tools.qualification.inputs import read_inputs
+from visionad_runtime.tools.qualification.limits import Canvases, detection_limit
 from visionad_runtime.tools.qualification.page import html_page, summary
 from visionad_runtime.tools.qualification.qualify import Settings, qualify
-from visionad_runtime.tools.qualification.scorer import Scorer
+from visionad_runtime.tools.qualification.scorer import Scored, Scorer
 
 from tests.data import part
 
@@ -303,23 +303,30 @@ def test_bad_input_is_one_clear_line(
 
 
 def test_one_good_image_is_enough_for_a_wide_interval(station: Path, tiny_model: Path, tmp_path: Path) -> None:
-    write(tmp_path / "good", {"0.png": part(700)})
+    """The model rejects this one: the report is written, and says why it has no detection limit."""
+    write(tmp_path / "good", {"0.png": part(700) // 3})
     settings = Settings(tiny_model, station / "bank", "disc", defects=20, calls=1, starts=0)
     with Inspector.open(tiny_model, station / "bank") as inspector:
         report = qualify(inspector, settings, read_inputs(tmp_path / "good"), tmp_path / "out")
     row = report["false_rejects"]["all"]["anomalous"]
-    assert (row["trials"], row["low"] == 0 or row["high"] == 1) == (1, True)
-    assert row["high"] - row["low"] == pytest.approx(0.975)
+    assert (row["events"], row["trials"], row["high"]) == (1, 1, 1)
+    assert row["low"] == pytest.approx(0.025)
+    assert report["detection_limit"] is None
+    assert "every good image is rejected" in html_page(report)
 
 
-def test_images_of_mixed_sizes_are_said(station: Path, tiny_model: Path, tmp_path: Path) -> None:
-    small = cv2.resize(part(800), (64, 48))
-    write(tmp_path / "good", {"0.png": part(700), "1.png": small})
-    settings = Settings(tiny_model, station / "bank", "disc", defects=20, calls=1, starts=0)
+def test_defects_are_painted_in_proportion_on_images_of_mixed_sizes(
+    station: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "good", {"0.png": part(700), "1.png": cv2.resize(part(800), (64, 48))})
+    good = read_inputs(tmp_path / "good").good
+    passed = {one.sha256: Scored(0.01, "ok", 1.0) for one in good}
     with Inspector.open(tiny_model, station / "bank") as inspector:
-        try:
-            report = qualify(inspector, settings, read_inputs(tmp_path / "good"), tmp_path / "out")
-        except VisionADError as exc:
-            pytest.skip(f"the tiny model rejects both: {exc}")
-    note = report["detection_limit"]["note"]
-    assert note is None or "2 sizes" in note
+        scorer = Scorer(inspector, "disc", tmp_path / "work.jsonl")
+        canvases = Canvases(scorer, good, passed)
+        section, rows = detection_limit(scorer, canvases, 60, 0)
+        scorer.close()
+    assert canvases.sides[0] == pytest.approx(2 * canvases.sides[1], abs=2)
+    assert "2 sizes" in str(section["note"])
+    assert {row["size"] for row in rows} <= set(section["sizes"])
+    assert {row["image"] for row in rows} == {"0.png", "1.png"}

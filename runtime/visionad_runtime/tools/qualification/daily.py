@@ -26,7 +26,7 @@ ALARM_RATE = 0.01
 """Probability at which each statistical check raises a false alarm."""
 SCORE_TOLERANCE = 1e-3
 """Relative difference of the score of the same image. The same backend gives the same bits; another one rounds differently."""
-SLOWER = 2.0
+SLOWER = 3.0
 """Ratio of median latencies from which on the machine counts as slower."""
 CALLS = 20
 

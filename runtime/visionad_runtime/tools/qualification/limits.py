@@ -25,9 +25,9 @@ MAX_CANVASES = 12
 SHARE_FOUND = 0.9
 """Share of defects that must be found from a size on, for the map of regions."""
 CURVE_POINTS = 40
-
-
-NONE_PASSES = "every good image is rejected, so nothing painted can be told from it; calibrate the class with good images of this station"
+NONE_PASSES = (
+    "every good image is rejected, so nothing painted can be told from it; calibrate with good images of this station"
+)
 
 
 def passing_images(good: Sequence[Labeled], outcomes: Mapping[str, Scored]) -> list[Labeled]:

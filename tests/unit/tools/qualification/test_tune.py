@@ -105,18 +105,14 @@ def measure(root: Path, model: Path, preset: str, out: Path, **more: Any) -> dic
 def test_scores_are_those_of_inspections(root: Path, tiny_model: Path, preset: str, tmp_path: Path) -> None:
     report = measure(root, tiny_model, preset, tmp_path / "out")
     supports = [root / "train" / "good" / name for name in report["images"]["supports"]]
-    left = [
-        f for f in sorted((root / "train" / "good").iterdir()) if f not in supports
-    ]  # too few others: it is measured on
+    good = [*(root / "test" / "good").iterdir(), *(root / "train" / "good").iterdir()]  # those that are left count too
+    files = {"good": [f for f in good if f not in supports], "scratch": list((root / "test" / "scratch").iterdir())}
     for shots, measured in zip((1, 3), report["rows"], strict=True):
         with Inspector.open(tiny_model, tmp_path / f"bank{shots}", preset=preset) as inspector:
             inspector.enroll_files("disc", supports[:shots])
             scores = {
-                folder: [
-                    inspector.inspect(cv2.imread(str(f)), class_name="disc").score
-                    for f in sorted((root / "test" / folder).iterdir())
-                ]
-                for folder in ("good", "scratch")
+                kind: [inspector.inspect(cv2.imread(str(f)), class_name="disc").score for f in paths]
+                for kind, paths in files.items()
             }
         pairs = np.mean([b > g for b in scores["scratch"] for g in scores["good"]])
         assert measured["auroc"] == pytest.approx(pairs)

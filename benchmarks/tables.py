@@ -570,6 +570,56 @@ def replay() -> Rows:
         yield name, row["lines"], f"{row['seconds']:.0f} s", f"{row['CPU seconds']:.0f} s", rows, row["differ"]
 
 
+@register("set", "defect", "images", "median extent", "predicted", "found", "agrees")
+def qualify() -> Rows:
+    """Painted defects' prediction for real defects."""
+    for row in load("qualify")["rows"]:
+        for name, one in row["real"]["types"].items():
+            found = one["found"]
+            interval = f"{percent(found['low'], 0)} to {percent(found['high'], 0)}"
+            extent, agrees = f"{one['median_size']:.0f} px", "yes" if one["agrees"] else "no"
+            share = f"{percent(found['rate'], 0)} ({interval})"
+            yield row["set"], name, one["defects"], extent, percent(one["predicted"], 0), share, agrees
+
+
+@register("set", "painted defect", "found", "a90 at contrast 0.2", "a90 at contrast 0.4", "a90/95 at contrast 0.4")
+def qualify_limits() -> Rows:
+    """Detection limits from good images alone."""
+
+    def pixels(size: float | None, within: float) -> str:
+        return (
+            "not reached"
+            if size is None
+            else f"{size:.0f} px" + (" (beyond the painted extents)" if size > within else "")
+        )
+
+    for row in load("qualify")["rows"]:
+        largest = row["sizes"][-1]
+        for name, one in row["kinds"].items():
+            middle, strong = one["limits"][1:]
+            shown = [pixels(size, largest) for size in (middle["a90"], strong["a90"], strong["a90_95"])]
+            yield row["set"], name, f"{one['found']} of {one['defects']}", *shown
+
+
+@register("set", "recommended", "latency", "AUROC, half that reports", "best with paper", "its latency", "time of tune")
+def tune() -> Rows:
+    """Recommendations against the preset paper."""
+    for row in load("tune")["rows"]:
+        best, paper = row["recommended"], row["paper"]
+        candidate = best["candidate"]
+        shots = "1 shot" if candidate["shots"] == 1 else f"{candidate['shots']} shots"
+        figures = [one["auroc"] if one["auroc_report"] is None else one["auroc_report"] for one in (best, paper)]
+        yield (
+            row["set"],
+            f"{candidate['preset']}, {shots}",
+            f"{best['latency_ms']:.0f} ms",
+            f"{figures[0]:.3f}",
+            f"{figures[1]:.3f}",
+            f"{paper['latency_ms']:.0f} ms",
+            f"{row['seconds'] / 60:.0f} min",
+        )
+
+
 @register("result file", "commit", "date", "CPU or GPU")
 def provenance() -> Rows:
     """Where each number comes from."""

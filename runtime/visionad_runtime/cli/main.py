@@ -24,10 +24,12 @@ from .commands.evaluate import EvalCommand, eval_command
 from .commands.export import export_command
 from .commands.parity import parity_command  # light: torch is imported only when it runs
 from .commands.predict import predict
+from .commands.qualify import qualify
 from .commands.replay import replay
 from .commands.report import report
 from .commands.serve import serve
 from .commands.station import station as station_command
+from .commands.tune import tune
 from .commands.watch import watch
 from .console import complain, say, set_verbosity
 
@@ -47,6 +49,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "serve": serve,
     "calibrate": calibrate,
     "replay": replay,
+    "qualify": qualify,
+    "tune": tune,
     "doctor": doctor,
     "demo": demo,
     "export": export_command,

@@ -1,0 +1,212 @@
+"""`visionad tune`: figures recomputed, early stopping, resumption, recommendation, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from visionad_runtime import Inspector
+from visionad_runtime.cli.main import run
+from visionad_runtime.errors import VisionADError
+from visionad_runtime.tools.qualification import tune as tuning
+from visionad_runtime.tools.qualification.choice import (
+    Candidate,
+    Measured,
+    accuracy,
+    auroc,
+    is_hopeless,
+    pareto,
+    recommend,
+    standard_error,
+)
+from visionad_runtime.tools.qualification.inputs import read_inputs
+from visionad_runtime.tools.qualification.tune import Choices, choose_images, tune
+from visionad_runtime.tools.qualification.tune_page import tune_page
+
+from tests.data import part
+
+
+def row(latency: float, merit: float | None, shots: int = 1, spread: float = 0.1, **more: Any) -> Measured:
+    candidate = Candidate("m", "", "paper", "onnxruntime-cpu", "fp32", shots)
+    return Measured(candidate, "measured", latency, 1.0, merit, merit, spread=spread, **more)
+
+
+def test_auroc_counts_pairs_and_halves_choose_and_report() -> None:
+    rng = np.random.default_rng(0)
+    good, bad = rng.normal(0, 1, 20).tolist(), rng.normal(1, 1, 18).tolist()
+
+    def pairs(a: list[float], b: list[float]) -> float:
+        return float(np.mean([y > x for x in a for y in b]))
+
+    figures = accuracy(good, bad)
+    assert figures["auroc"] == pytest.approx(pairs(good, bad))
+    assert figures["auroc_choose"] == pytest.approx(pairs(good[::2], bad[::2]))
+    assert figures["auroc_report"] == pytest.approx(pairs(good[1::2], bad[1::2]))
+    assert figures["promised"] == pytest.approx(1 / 21)
+    assert figures["caught"]["events"] == sum(s > max(good) for s in bad)
+    assert "auroc_report" not in accuracy(good[:10], bad)
+    assert "auroc" not in accuracy(good, [])
+
+
+def test_the_standard_error_is_that_of_simulations() -> None:
+    rng = np.random.default_rng(0)
+    values = [auroc(rng.exponential(1, 15).tolist(), rng.exponential(3, 15).tolist()) for _ in range(400)]
+    assert standard_error(float(np.mean(values)), 15, 15) == pytest.approx(np.std(values), rel=0.15)
+
+
+def test_only_clearly_worse_set_ups_are_hopeless() -> None:
+    good, bad = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], [0.15, 0.25, 0.35, 0.45, 0.05, 0.1, 0.2, 0.3]
+    assert is_hopeless(good, bad, 1.0)
+    assert not is_hopeless(good, bad, None)
+    assert not is_hopeless(good, [s + 1 for s in bad], 1.0)
+    assert not is_hopeless(good[:3], bad[:3], 1.0)
+
+
+def test_the_most_accurate_within_the_budget_is_recommended() -> None:
+    rows = [row(100, 0.99, 4), row(50, 0.97), row(60, 0.98), row(105, 0.99, 2), row(300, 1.0)]
+    assert recommend(rows, 200) == rows[3]  # as fast as the first within a tenth, with fewer shots
+    assert recommend(rows, None) == rows[4]
+    assert recommend(rows, 55) == rows[1]
+    assert recommend(rows, 10) is None
+    assert [r.latency_ms for r in pareto(rows)] == [50, 60, 100, 300]
+    without_bad = [row(50, None, spread=0.2), row(50, None, spread=0.1)]
+    assert recommend(without_bad, None) == without_bad[1]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "set"
+    images = {f"train/good/{i}.png": part(i) for i in range(4)}
+    images |= {f"test/good/{i}.png": part(20 + i) for i in range(5)}
+    images |= {f"test/scratch/{i}.png": part(40 + i, defect=True) for i in range(4)}
+    for name, image in images.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), image)
+    return folder
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> str:
+    file = tmp_path / "one-view.toml"
+    file.write_text('about = "x"\n[scoring]\nviews = ["original"]\ntop_fraction = 0.01\nself_similarity = false\n')
+    return str(file)
+
+
+def measure(root: Path, model: Path, preset: str, out: Path, **more: Any) -> dict[str, Any]:
+    train, test = read_inputs(root / "train" / "good"), read_inputs(root / "test" / "good", root / "test")
+    choices = Choices({"tiny": model}, [preset], ["onnxruntime-cpu"], shots=(1, 3), **more)
+    return tune(choices, choose_images(train.good, test.good, test.bad, choices), out)
+
+
+def test_scores_are_those_of_inspections(root: Path, tiny_model: Path, preset: str, tmp_path: Path) -> None:
+    report = measure(root, tiny_model, preset, tmp_path / "out")
+    supports = [root / "train" / "good" / name for name in report["images"]["supports"]]
+    good = [*(root / "test" / "good").iterdir(), *(root / "train" / "good").iterdir()]  # those that are left count too
+    files = {"good": [f for f in good if f not in supports], "scratch": list((root / "test" / "scratch").iterdir())}
+    for shots, measured in zip((1, 3), report["rows"], strict=True):
+        with Inspector.open(tiny_model, tmp_path / f"bank{shots}", preset=preset) as inspector:
+            inspector.enroll_files("disc", supports[:shots])
+            scores = {
+                kind: [inspector.inspect(cv2.imread(str(f)), class_name="disc").score for f in paths]
+                for kind, paths in files.items()
+            }
+        pairs = np.mean([b > g for b in scores["scratch"] for g in scores["good"]])
+        assert measured["auroc"] == pytest.approx(pairs)
+        assert measured["caught"]["events"] == sum(b > max(scores["good"]) for b in scores["scratch"])
+        assert measured["promised"] == pytest.approx(1 / 7)
+    assert not (tmp_path / "out" / "work").exists()
+    page = tune_page(json.loads(json.dumps(report, allow_nan=False)))
+    assert report["recommended"]["name"].replace("/", "&#47;") in page or report["recommended"]["name"] in page
+
+
+def test_a_stopped_run_resumes(
+    root: Path, tiny_model: Path, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def stop(*_: Any) -> None:
+        done.append(1)
+        raise KeyboardInterrupt
+
+    train, test = read_inputs(root / "train" / "good"), read_inputs(root / "test" / "good", root / "test")
+    choices = Choices({"tiny": tiny_model}, [preset], ["onnxruntime-cpu"], shots=(1, 3))
+    images = choose_images(train.good, test.good, test.bad, choices)
+    with pytest.raises(KeyboardInterrupt):
+        tune(choices, images, tmp_path / "out", stop)
+    first = (tmp_path / "out" / "work.jsonl").read_text()
+    assert len(first.splitlines()) == 1
+    measured = []
+    original = tuning._Bench.measure
+    monkeypatch.setattr(tuning._Bench, "measure", lambda *a: measured.append(1) or original(*a))
+    report = tune(choices, images, tmp_path / "out")
+    assert len(measured) == 1
+    assert len(report["rows"]) == 2
+
+
+def test_over_budget_is_not_scored(root: Path, tiny_model: Path, preset: str, tmp_path: Path) -> None:
+    report = measure(root, tiny_model, preset, tmp_path / "out", budget_ms=0.001)
+    assert [r["status"] for r in report["rows"]] == ["over budget", "over budget"]
+    assert report["rows"][1]["latency_ms"] is None  # more shots take longer
+    assert report["recommended"] is None
+    assert "No set-up stays within" in report["sentence"]
+
+
+def test_tiles_are_tried_on_elongated_images(root: Path, tiny_model: Path, preset: str, tmp_path: Path) -> None:
+    for file in root.rglob("*.png"):
+        cv2.imwrite(str(file), cv2.resize(cv2.imread(str(file)), (200, 96)))
+    report = measure(root, tiny_model, preset, tmp_path / "out")
+    assert [tuple(r["candidate"]["grid"]) for r in report["rows"]] == [(1, 1), (1, 1), (1, 2), (1, 2)]
+    assert all(r["status"] == "measured" for r in report["rows"])
+
+
+def test_the_command_recommends_and_writes_both_files(
+    root: Path, tiny_model: Path, preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    status = run(
+        ["tune", "--root", str(root), "--backbones", str(tiny_model), "--presets", preset, "--backends", "onnxruntime-cpu",
+         "--shots", "1", "--out", str(out)]
+    )  # fmt: skip
+    printed = capsys.readouterr()
+    assert (status, "Take tiny" in printed.out) == (0, True)
+    assert "1 of 1" in printed.err
+    assert json.loads((out / "tune.json").read_text())["recommended"]
+    assert (out / "tune.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "expected --root DIR, or --good DIR"),
+        (["--root", "none"], "expected train/good"),
+        (["--good", "GOOD", "--shots", "1,x"], "expected numbers from 1"),
+        (["--good", "GOOD", "--shots", "8"], "expected 10 good images or more"),
+        (["--good", "GOOD", "--shots", "1", "--presets", "nonsense"], "nonsense"),
+        (["--good", "GOOD", "--shots", "1", "--backends", "nonsense"], "nonsense"),
+        (["--good", "GOOD", "--shots", "1", "--precisions", "int3"], "int3"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: list[str],
+    expected: str,
+    root: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [str(root / "train" / "good") if a == "GOOD" else a for a in arguments]
+    assert run(["tune", *given, "--backbones", str(tiny_model), "--out", str(tmp_path / "out")]) == 2
+    assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_images_to_measure_on_are_never_enrolled(root: Path) -> None:
+    inputs = read_inputs(root / "train" / "good")
+    chosen = choose_images(inputs.good, (), (), Choices({}, shots=(2,)))
+    assert not {one.sha256 for one in chosen.supports} & {one.sha256 for one in chosen.good}
+    assert (len(chosen.supports), len(chosen.good)) == (2, 2)
+    with pytest.raises(VisionADError, match="expected 5 good images or more"):
+        choose_images(inputs.good, (), (), Choices({}, shots=(3,)))

@@ -100,6 +100,8 @@ class Health(BaseModel):
     model: str
     backend: str
     bank_version: int
+    model_digest: str = Field(description="sha256 of the model's content, as `model` of a result")
+    bank_digest: str = Field(description="sha256 of the content of the bank in force, as `bank` of a result")
     waiting: int = Field(description="images that wait or are inspected")
     notes: list[str]
 

@@ -181,6 +181,8 @@ def _add_state_endpoints(app: FastAPI, service: InspectionService) -> None:
             "model": inspector.manifest.identity.describe(),
             "backend": inspector.engine.name,
             "bank_version": snapshot.manifest.version,
+            "model_digest": inspector.digest,
+            "bank_digest": snapshot.digest,
             "waiting": service.waiting,
             "notes": notes,
         }

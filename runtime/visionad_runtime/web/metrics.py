@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from .._release import __version__
 from ..inspector import Inspector
@@ -39,9 +43,7 @@ class Metrics:
         self.receiving = Gauge("visionad_receiving", "images that are being sent", registry=self.registry)
         version = Gauge("visionad_bank_version", "version of the bank in force", registry=self.registry)
         version.set_function(lambda: inspector.bank.manifest.version if inspector.bank is not None else 0)
-        labels = ["version", "backend", "precision"]
-        info = Gauge("visionad_info", "what inspects", labels, registry=self.registry)
-        info.labels(__version__, inspector.engine.name, inspector.engine.precision).set(1)
+        self.registry.register(_Info(inspector))
         ProcessCollector(registry=self.registry)
 
     def add(self, result: Result) -> None:
@@ -55,3 +57,20 @@ class Metrics:
                 self.stages.labels(stage).observe(ms / 1e3)
         if result.threshold:
             self.ratio.labels(name).observe(result.score / result.threshold)
+
+
+class _Info(Collector):
+    """What inspects, with the digests of model and bank in force: ``count by (bank) (visionad_info)`` is a fleet's overview."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the one series: a digest that is no longer in force leaves none behind."""
+        bank, engine = self._inspector.bank, self._inspector.engine
+        info = GaugeMetricFamily(
+            "visionad_info", "what inspects", labels=["version", "backend", "precision", "model", "bank"]
+        )
+        digest = "" if bank is None else bank.snapshot.digest
+        info.add_metric([__version__, engine.name, engine.precision, self._inspector.digest, digest], 1)
+        yield info

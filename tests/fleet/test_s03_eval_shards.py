@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from tests.data import part
 
@@ -21,7 +22,13 @@ def write_data(root: Path, classes: int) -> Path:
             folder = root / f"part{number}" / place
             folder.mkdir(parents=True)
             for seed in seeds:
-                cv2.imwrite(str(folder / f"{seed:03d}.png"), part(100 * number + seed, defect))
+                image = part(100 * number + seed, defect)
+                cv2.imwrite(str(folder / f"{seed:03d}.png"), image)
+                if defect:
+                    masks = root / f"part{number}" / "ground_truth/scratch"
+                    masks.mkdir(parents=True, exist_ok=True)
+                    mask = (image != part(100 * number + seed)).any(axis=2).astype(np.uint8) * 255
+                    cv2.imwrite(str(masks / f"{seed:03d}_mask.png"), mask)
     return root
 
 

@@ -14,6 +14,7 @@ from .._release import __version__
 from ..errors import VisionADError, import_error_message, is_own_module
 from .commands.bank import bank_add, bank_audit, bank_confirm, bank_info, bank_remove, bank_undo, bank_verify
 from .commands.bank_roi import bank_rebuild, bank_roi
+from .commands.batch import batch, compare
 from .commands.bench import bench_command
 from .commands.build import build_command
 from .commands.calibrate import calibrate
@@ -41,6 +42,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "serve": serve,
     "calibrate": calibrate,
     "replay": replay,
+    "batch": batch,
+    "compare": compare,
     "doctor": doctor,
     "demo": demo,
     "export": export_command,

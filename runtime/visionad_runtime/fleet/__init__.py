@@ -1,1 +1,1 @@
-"""Beyond one machine: archives in shards (extra ``batch``), models and banks for many stations (extra ``fleet``), central results."""
+"""Beyond one machine: archives in shards (extra ``batch``), models and banks of many stations (extra ``fleet``), and their results."""

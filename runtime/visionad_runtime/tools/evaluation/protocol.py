@@ -97,7 +97,7 @@ def evaluate(
         skip_unreadable: skip and list images and masks that cannot be read. Otherwise one error at the end counts and names them,
             and their units stay unfinished.
         work: folder of finished units; ``None`` keeps nothing.
-        shard: units to compute. Several shards may use one work folder at once. A unit that is finished there is not computed again.
+        shard: units to compute. Several shards may use one work folder at once; finished units are not computed again.
         progress: called with a title and a number of images; yields the function that counts one.
 
     Returns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from .errors import VisionADError
 
@@ -17,7 +17,8 @@ _SHARD = re.compile(r"(?:(?P<index>\d{1,9})|auto)/(?P<count>\d{1,9})")
 HOW = "expected --shard I/N, such as 3/8, or auto/N in an Indexed Job or a job array"
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Every ``count``-th unit of work.
 
     Attributes:

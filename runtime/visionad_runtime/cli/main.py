@@ -22,6 +22,7 @@ from .commands.demo import demo
 from .commands.doctor import doctor
 from .commands.evaluate import EvalCommand, eval_command
 from .commands.export import export_command
+from .commands.fleet import bank_prune, bank_pull, bank_push, keygen, model_info, model_pull, model_push, store_log
 from .commands.parity import parity_command  # light: torch is imported only when it runs
 from .commands.predict import predict
 from .commands.replay import replay
@@ -36,6 +37,8 @@ app = typer.Typer(
 )
 bank_app = typer.Typer(help="Enroll, remove and check good parts.", rich_markup_mode=None)
 app.add_typer(bank_app, name="bank")
+model_app = typer.Typer(help="Publish, download and check model folders.", rich_markup_mode=None)
+app.add_typer(model_app, name="model")
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "watch": watch,
@@ -44,6 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "replay": replay,
     "batch": batch,
     "compare": compare,
+    "keygen": keygen,
     "doctor": doctor,
     "demo": demo,
     "export": export_command,
@@ -61,12 +65,24 @@ BANK_COMMANDS: dict[str, Callable[..., Any]] = {
     "audit": bank_audit,
     "roi": bank_roi,
     "rebuild": bank_rebuild,
+    "push": bank_push,
+    "pull": bank_pull,
+    "log": store_log,
+    "prune": bank_prune,
+}
+MODEL_COMMANDS: dict[str, Callable[..., Any]] = {
+    "push": model_push,
+    "pull": model_pull,
+    "log": store_log,
+    "info": model_info,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
 app.command("eval", cls=EvalCommand)(eval_command)
 for name, command in BANK_COMMANDS.items():
     bank_app.command(name)(command)
+for name, command in MODEL_COMMANDS.items():
+    model_app.command(name)(command)
 
 INTERRUPTED = 130
 """Exit status that the parser returns after Ctrl-C."""
@@ -118,7 +134,7 @@ def run(args: Sequence[str]) -> int:
         The exit status.
     """
     args = list(args)
-    if args in ([], ["bank"]):
+    if args in ([], ["bank"], ["model"]):
         args.append("--help")
     if "" in args:  # as a path, it would mean the working folder and everything below
         return complain("an argument is empty (a variable that is not set?); give a path or a name in its place")

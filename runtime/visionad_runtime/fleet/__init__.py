@@ -1,1 +1,1 @@
-"""Beyond one machine: archives in shards (extra ``batch``), models and banks of many stations (extra ``fleet``), and their results."""
+"""Beyond one machine: archives in shards, models and banks of many stations, results of all of them."""

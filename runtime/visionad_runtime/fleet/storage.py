@@ -25,7 +25,7 @@ HTTP_SECONDS = 60.0
 """Without a byte from a web server."""
 
 
-class FileMissing(Exception):
+class FileMissingError(Exception):
     """There is no such file."""
 
 
@@ -36,31 +36,31 @@ class Storage(Protocol):
     def url(self) -> str:
         """URL of the folder, for messages."""
 
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes. Raises :class:`FileMissing`."""
+    def read(self, name: str, /) -> bytes:
+        """Return a file's bytes. Raises :class:`FileMissingError`."""
 
-    def pieces(self, name: str, start: int) -> Iterator[tuple[int, bytes]]:
-        """Yield a file from ``start`` on, as offset and bytes. It begins at 0 if the server cannot skip. Raises :class:`FileMissing`."""
+    def pieces(self, name: str, start: int, /) -> Iterator[tuple[int, bytes]]:
+        """Yield offset and bytes of a file, from ``start`` on or, if the server cannot skip, from 0. Raises :class:`FileMissingError`."""
 
-    def size(self, name: str) -> int | None:
+    def size(self, name: str, /) -> int | None:
         """Return the size of a file, or ``None`` if there is none."""
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, /) -> None:
         """Write or replace a file."""
 
-    def upload(self, name: str, source: Path) -> None:
+    def upload(self, name: str, source: Path, /) -> None:
         """Write or replace a file from one of this machine."""
 
-    def create(self, name: str, data: bytes) -> None:
+    def create(self, name: str, data: bytes, /) -> None:
         """Write a new file. Raises ``FileExistsError`` if there is one, whoever else creates it meanwhile."""
 
-    def list(self, folder: str) -> list[str]:
+    def list(self, folder: str, /) -> list[str]:
         """Return the names of the files in a folder and below, relative to it; none if there is no folder."""
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, /) -> None:
         """Delete a file. One that is missing is no error."""
 
-    def age(self, name: str) -> float | None:
+    def age(self, name: str, /) -> float | None:
         """Return the seconds since a file was written, or ``None`` if that is not known."""
 
 
@@ -97,7 +97,7 @@ class LocalStorage:
         try:
             return (self.folder / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise FileMissing(f"{self.folder / name}") from None
+            raise FileMissingError(f"{self.folder / name}") from None
         except OSError as exc:
             raise _failed(self.url, "read", name, exc) from None
 
@@ -109,7 +109,7 @@ class LocalStorage:
                     yield start, data
                     start += len(data)
         except (FileNotFoundError, NotADirectoryError):
-            raise FileMissing(f"{self.folder / name}") from None
+            raise FileMissingError(f"{self.folder / name}") from None
         except OSError as exc:
             raise _failed(self.url, "read", name, exc) from None
 
@@ -194,7 +194,7 @@ class HttpStorage:
             return urllib.request.urlopen(request, timeout=HTTP_SECONDS)
         except urllib.error.HTTPError as exc:
             if exc.code in (404, 410):
-                raise FileMissing(address) from None
+                raise FileMissingError(address) from None
             if exc.code == 416 and start:  # nothing is left after `start`
                 return None
             raise VisionADError(f"{address}: expected a file, got HTTP status {exc.code} {exc.reason}") from None
@@ -226,7 +226,7 @@ class HttpStorage:
             with contextlib.closing(self._open(name)) as answer:
                 length = answer.headers.get("Content-Length")
                 return int(length) if length is not None else -1
-        except FileMissing:
+        except FileMissingError:
             return None
 
     def _refuse(self) -> VisionADError:
@@ -234,22 +234,22 @@ class HttpStorage:
             f"{self.url}: a web server is read only; push to a folder or an object store such as s3://"
         )
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, *_: object) -> None:
         raise self._refuse()
 
-    def upload(self, name: str, source: Path) -> None:
+    def upload(self, *_: object) -> None:
         raise self._refuse()
 
-    def create(self, name: str, data: bytes) -> None:
+    def create(self, *_: object) -> None:
         raise self._refuse()
 
     def list(self, folder: str) -> list[str]:
         raise VisionADError(f"{self.url}/{folder}: a web server cannot list its files; use the store itself")
 
-    def delete(self, name: str) -> None:
+    def delete(self, *_: object) -> None:
         raise self._refuse()
 
-    def age(self, name: str) -> float | None:
+    def age(self, *_: object) -> float | None:
         return None
 
 
@@ -275,7 +275,7 @@ class FsspecStorage:
     def _talking(self, what: str, name: str) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, FileExistsError, VisionADError, FileMissing):
+        except (FileNotFoundError, FileExistsError, VisionADError, FileMissingError):
             raise
         except Exception as exc:  # drivers raise errors of their own libraries
             raise _failed(self.url, what, name, exc) from None
@@ -286,12 +286,12 @@ class FsspecStorage:
                 data: bytes = self._fs.cat_file(self._path(name))
                 return data
         except FileNotFoundError:
-            raise FileMissing(f"{self.url}/{name}") from None
+            raise FileMissingError(f"{self.url}/{name}") from None
 
     def pieces(self, name: str, start: int) -> Iterator[tuple[int, bytes]]:
         end = self.size(name)
         if end is None:
-            raise FileMissing(f"{self.url}/{name}")
+            raise FileMissingError(f"{self.url}/{name}")
         while start < end:
             with self._talking("read", name):
                 data: bytes = self._fs.cat_file(self._path(name), start=start, end=min(end, start + PIECE))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import VisionADError
-from ..storage import FileMissing, open_storage
+from ..storage import FileMissingError, open_storage
 from .run import RUN_FILE
 
 TOLERANCE = 1e-5
@@ -135,7 +135,7 @@ def read_run(url: str) -> tuple[dict[str, Any], dict[str, Row]]:
     storage = open_storage(url)
     try:
         record = json.loads(storage.read(RUN_FILE))
-    except FileMissing:
+    except FileMissingError:
         names = [name.partition("/")[0] for name in storage.list("") if name.endswith(f"/{RUN_FILE}")]
         if len(names) != 1:
             listed = f"it has {', '.join(names)}" if names else "it has none"
@@ -152,7 +152,7 @@ def read_run(url: str) -> tuple[dict[str, Any], dict[str, Row]]:
     for part in parts:
         try:
             table = pq.read_table(io.BytesIO(storage.read(part)), columns=list(COLUMNS))
-        except (pa.ArrowException, OSError, FileMissing) as exc:
+        except (pa.ArrowException, OSError, FileMissingError) as exc:
             raise VisionADError(f"{url}/{part} is damaged ({exc}); delete it and run `visionad batch` again") from None
         for row in table.to_pylist():
             verdict = ERROR if row["error"] is not None else row["verdict"]

@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import ImageError, VisionADError
 from ...images import decode
 from ...inspector import Inspector
-from ..storage import FileMissing, open_storage
+from ..storage import FileMissingError, open_storage
 from .rows import row_of, to_parquet
 from .source import Block
 
@@ -66,7 +66,7 @@ class Settings:
             inspector.close()
             what = "model" if got[0] != self.digests[0] else "bank"
             raise VisionADError(
-                f"{what} {self.model if what == 'model' else self.bank} has changed since the run began, or differs on this machine; "
+                f"{what} {self.model if what == 'model' else self.bank} is another one than when the run began; "
                 "run again with one version for all workers"
             )
         return inspector
@@ -133,7 +133,7 @@ def _read(image: str) -> bytes:
     folder, _, name = image.rpartition("/")
     try:
         return open_storage(folder).read(name)
-    except FileMissing:
+    except FileMissingError:
         raise ImageError(f"{image}: no such file") from None
     except VisionADError as exc:
         raise ImageError(f"{image}: {exc}") from None

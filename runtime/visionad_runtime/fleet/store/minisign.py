@@ -181,7 +181,9 @@ def verify(data: bytes, signature: bytes, keys: Sequence[PublicKey], what: str) 
         public.verify(made, signed)
         public.verify(whole, made + trusted.removeprefix(_TRUSTED).encode())
         return key
-    raise SignatureError(f"{what} was changed after key {key.name} signed it; nothing was changed here")
+    raise SignatureError(
+        f"{what}: it or its signature was changed after key {key.name} signed it; nothing was changed here"
+    )
 
 
 def _encode(data: bytes) -> str:

@@ -162,15 +162,17 @@ def test_s7_a_pull_that_is_killed_goes_on(
     size = push_bank(station, parse_target(f"{tmp_path}/store/line3"), key).bytes
     other, kills, rng = tmp_path / "other", 0, random.Random(7)
     arguments = ["bank", "pull", f"{url}/line3", str(other), "--pub", str(tmp_path / "visionad.pub")]
+    pub = str(tmp_path / "visionad.pub")
     fork = (
         "import sys, os, time, random\nfrom visionad_runtime.fleet.store.pull import *\n"
         "from visionad_runtime.fleet.store.revisions import *\nfrom visionad_runtime.fleet.store.minisign import read_public\n"
         "from pathlib import Path\nfrom visionad_runtime.fleet.store.minisign import _library\n_library()\n"
+        f"keys = [read_public(Path({pub!r}))]\n"
         "for line in sys.stdin:\n"
         "    child = os.fork()\n"
         "    if not child:\n"
         "        try:\n"
-        f"            pull_bank(parse_target({url + '/line3'!r}), Path({str(other)!r}), PullOptions([read_public(Path({str(tmp_path / 'visionad.pub')!r}))]))\n"
+        f"            pull_bank(parse_target({url + '/line3'!r}), Path({str(other)!r}), PullOptions(keys))\n"
         "        finally:\n"
         "            os._exit(0)\n"
         "    time.sleep(float(line))\n"

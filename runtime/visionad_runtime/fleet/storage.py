@@ -40,7 +40,7 @@ class Storage(Protocol):
         """Return a file's bytes. Raises :class:`FileMissingError`."""
 
     def pieces(self, name: str, start: int, /) -> Iterator[tuple[int, bytes]]:
-        """Yield offset and bytes of a file from ``start``, or from 0 if the server cannot skip. Raises :class:`FileMissingError`."""
+        """Yield offset and bytes from ``start``, or from 0 if the server cannot skip. Raises :class:`FileMissingError`."""
 
     def size(self, name: str, /) -> int | None:
         """Return the size of a file, or ``None`` if there is none."""

@@ -27,6 +27,7 @@ from .commands.parity import parity_command  # light: torch is imported only whe
 from .commands.predict import predict
 from .commands.replay import replay
 from .commands.serve import serve
+from .commands.sync import sync
 from .commands.watch import watch
 from .console import complain, say, set_verbosity
 
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "batch": batch,
     "compare": compare,
     "keygen": keygen,
+    "sync": sync,
     "doctor": doctor,
     "demo": demo,
     "export": export_command,

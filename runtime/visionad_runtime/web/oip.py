@@ -1,7 +1,7 @@
 """Open Inference Protocol v2 (KServe, Triton) over HTTP, with binary tensors.
 
-Inputs are ``image``, UINT8 (n, h, w, 3) RGB or (n, h, w), or ``file``, BYTES (n) of image files; and ``class``, BYTES (n) or (1), if
-the classes are known. Outputs are ``score`` FP32 (n), ``verdict`` BYTES (n), ``result`` BYTES (n) with the JSON of ``/inspect``,
+Inputs are ``image``, UINT8 (n, h, w, 3) RGB or (n, h, w), or ``file``, BYTES (n) of image files; and ``class``, BYTES (n) or (1),
+if the classes are known. Outputs are ``score`` FP32 (n), ``verdict`` BYTES (n), ``result`` BYTES (n) with the JSON of ``/inspect``,
 and ``anomaly_map`` FP32 (n, 256, 256) if it is asked for.
 
 Source: https://github.com/kserve/open-inference-protocol and Triton's binary tensor extension.

@@ -14,7 +14,9 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open model and bank, one engine thread an instance."""
-        given = {k: os.path.expandvars(v["string_value"]) for k, v in json.loads(args["model_config"])["parameters"].items()}
+        given = {
+            k: os.path.expandvars(v["string_value"]) for k, v in json.loads(args["model_config"])["parameters"].items()
+        }
         self.inspector = Inspector.open(given["model"], given["bank"], threads=int(given["threads"]))
 
     def execute(self, requests):

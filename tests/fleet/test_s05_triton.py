@@ -1,7 +1,7 @@
 """S5: the shipped model repository in the real Triton server (of nvidia-pytriton), asked by gRPC clients.
 
-``VISIONAD_TRITON`` names a virtual environment of the system's Python with nvidia-pytriton, tritonclient[grpc] and the runtime's
-dependencies: nvidia-pytriton forces an old NumPy, so it stays apart.
+``VISIONAD_TRITON`` names a virtual environment of the system's Python with nvidia-pytriton, tritonclient[grpc] and this project:
+nvidia-pytriton forces an old NumPy, so it stays apart. Triton finds packages by the Python of PATH, not by PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -69,7 +69,6 @@ def test_s5_triton(tiny_model: Path, filled_bank: Path, tmp_path: Path) -> None:
         **os.environ,
         "PATH": f"{home}/bin:{os.environ['PATH']}",
         "LD_LIBRARY_PATH": f"{Path(place).parent / 'nvidia_pytriton.libs'}",
-        "PYTHONPATH": str(ROOT / "runtime"),
         "VISIONAD_MODEL": str(tiny_model),
         "VISIONAD_BANK": str(filled_bank),
     }

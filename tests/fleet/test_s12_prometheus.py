@@ -1,4 +1,4 @@
-"""S12: the shipped rules pass promtool's tests; a real Prometheus scrapes real services; every expression of the dashboard gives data."""
+"""S12: the shipped rules pass their tests; a real Prometheus scrapes services, and every expression of the dashboard gives data."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from .records import StationRecords
 
 SCHEMA = pa.schema(
     [
-        ("station", pa.string()),
         ("id", pa.int64()),
         ("time_utc", pa.timestamp("ms", "UTC")),
         ("sequence", pa.int64()),
@@ -46,7 +45,7 @@ def sync_parquet(records: StationRecords, url: str, station: str, step: Callable
     ends = [int(match[2]) for name in storage.list(folder) if (match := _FILE.fullmatch(name))]
     after, count = max(ends, default=0), 0
     for batch in records.batches(after):
-        rows = [{**row, "station": station, "time_utc": as_time(row["time_utc"])} for row in batch]
+        rows = [{**row, "time_utc": as_time(row["time_utc"])} for row in batch]  # the folder names the station
         stream = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), stream, compression="zstd")
         name = f"{folder}/{batch[0]['cursor']:012d}-{batch[-1]['cursor']:012d}.parquet"

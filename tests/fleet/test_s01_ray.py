@@ -19,11 +19,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.fleet.archives import COMMAND, predicted, write_images, written
 from tests.fleet.components import module, program
 from tests.fleet.conftest import free_port
-from tests.fleet.test_s02_shards import predicted, write_images, written
 
-COMMAND = "from visionad_runtime.cli.entry import main; main()"
+pytestmark = pytest.mark.slow(group="fleet")
+
 COUNT = 160
 KILLS = int(os.environ.get("VISIONAD_RAY_KILLS", "4"))
 """Runs that are disturbed; 20 and more for the nightly test."""

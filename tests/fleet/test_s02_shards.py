@@ -9,60 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
-import cv2
 import pytest
 
-from tests.data import part
+from tests.fleet.archives import COMMAND, predicted, run, write_images, written
 from tests.fleet.components import module, program
 
-COMMAND = "from visionad_runtime.cli.entry import main; main()"
+pytestmark = pytest.mark.slow(group="fleet")
+
 COUNT, SHARDS = 160, 8
-
-
-def write_images(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    for seed in range(count):
-        image = part(seed, defect=seed % 5 == 0, kind="grid" if seed % 2 else "disc")
-        cv2.imwrite(str(folder / f"{seed:04d}.png"), image)
-    (folder / "zz.png").write_bytes(b"no image")
-    return folder
-
-
-def run(*arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode in (0, 2), done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
-
-
-def predicted(model: Path, bank: Path, images: Path) -> dict[str, object]:
-    """Return what ``predict --json`` says of each image, without times."""
-    lines = run("predict", model, bank, images, "--json", "--threads", "1").splitlines()
-    facts = [json.loads(line) for line in lines]
-    return {one["image"]: {k: v for k, v in one.items() if k != "timings_ms"} for one in facts}
-
-
-def written(out: Path) -> tuple[dict[str, object], int]:
-    """Return the rows of the one run in a folder by image, without times, and how often an image stands twice."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from visionad_runtime.fleet.batch.rows import facts_of
-
-    (folder,) = out.glob("run=*")
-    parts = sorted(folder.glob("part-*.parquet"))
-    assert [
-        path for path in folder.iterdir() if path.suffix not in (".parquet", ".json") and not path.name.endswith(".tmp")
-    ] == []
-    rows = pa.concat_tables([pq.read_table(path) for path in parts]).to_pylist()
-    counts = Counter(row["image"] for row in rows)
-    assert sorted(row["id"] for row in rows) == list(range(len(rows)))
-    facts = {row["image"]: {k: v for k, v in facts_of(row).items() if k != "timings_ms"} for row in rows}
-    return facts, sum(counts.values()) - len(counts)
 
 
 def test_s2_killed_with_its_group_and_resumed(tiny_model: Path, filled_bank: Path, tmp_path: Path) -> None:

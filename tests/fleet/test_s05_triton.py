@@ -20,6 +20,8 @@ from tests.fleet.components import missing
 from tests.fleet.conftest import free_port, wait_for
 from tests.fleet.servers import inspected, png, serving, untimed
 
+pytestmark = pytest.mark.slow(group="fleet")
+
 pytest.importorskip("fastapi", reason="the answers are compared with those of visionad serve")
 
 CLIENT = """

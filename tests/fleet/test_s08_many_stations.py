@@ -18,6 +18,8 @@ from visionad_runtime.formats.manifest import BankManifest, read_manifest
 from tests.data import part
 from tests.fleet.components import module
 
+pytestmark = pytest.mark.slow(group="fleet")
+
 STATIONS, PARTS = 8, 2
 
 

@@ -16,6 +16,8 @@ from visionad_runtime.errors import VisionADError
 
 from tests.fleet.components import module
 
+pytestmark = pytest.mark.slow(group="fleet")
+
 ROWS, KILLS = 6000, 50
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import common
 import cv2
+import numpy as np
 from visionad_runtime import Inspector
 from visionad_runtime.fleet.batch.rows import to_parquet
 from visionad_runtime.fleet.batch.source import read_source
@@ -33,7 +34,7 @@ SIZE, CLASS = 512, "gear"
 def main() -> None:
     """Measure, print, write ``benchmarks/results/fleet.json``."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--images", type=int, default=40)
+    options.add_argument("--images", type=int, default=20)
     options.add_argument("--backbones", nargs="+", default=["efficientnet_lite0", "dinov2_vits14_reg"])
     args = options.parse_args()
     result: dict[str, Any] = {"image": [SIZE, SIZE], "backbones": {}}
@@ -85,8 +86,8 @@ def measure(backbone: str, folder: Path, images: Path) -> dict[str, Any]:
     for row in rows:
         row["timings_ms"] = dict(row["timings_ms"])
     as_json = sum(len(json.dumps({k: v for k, v in row.items() if k != "id"})) for row in rows) / len(rows)
-    many = [{**row, "timings_ms": list(row["timings_ms"].items()), "id": i} for i, row in enumerate(rows * 25)]
-    plain = [{**row, "regions": [], "timings_ms": []} for row in many]
+    many = [varied(row, number) for number, row in enumerate(rows * (1000 // len(rows)))]
+    plain = [{**row, "regions": []} for row in many]
     key = generate(folder / "visionad.key", folder / "visionad.pub")
     target, other = parse_target(f"{folder / 'store'}/bank"), folder / "other"
     whole = push_bank(bank, target, key).bytes
@@ -104,6 +105,29 @@ def measure(backbone: str, folder: Path, images: Path) -> dict[str, Any]:
         "one_support_bytes": pull_bank(target, other, PullOptions([key.public])).bytes,
         "revision_bytes": (folder / "store/names/bank/000002.json").stat().st_size,
     }
+
+
+def varied(row: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return a row with values of its own, as another image would have: copies would compress to nothing."""
+    rng = np.random.default_rng(number)
+    found = {**row, "id": number, "image": f"archive/2026-11/line3/{number:08d}.png"}
+    for name in ("score", "class_margin", "p_value"):
+        if row.get(name) is not None:
+            found[name] = float(row[name] * rng.uniform(0.5, 1.5))
+    shift = int(rng.integers(-100, 100))
+    found["regions"] = [
+        {
+            **region,
+            "score": float(region["score"] * rng.uniform(0.5, 1.5)),
+            "bbox": [int(v) + shift for v in region["bbox"]],
+            "polygon": [[int(x) + shift, int(y) - shift] for x, y in region["polygon"]],
+        }
+        for region in row.get("regions", ())
+    ]
+    found["timings_ms"] = [
+        (name, round(float(ms * rng.uniform(0.9, 1.1)), 3)) for name, ms in row["timings_ms"].items()
+    ]
+    return found
 
 
 if __name__ == "__main__":

@@ -618,6 +618,54 @@ def tune() -> Rows:
             f"{paper['latency_ms']:.0f} ms",
             f"{row['seconds'] / 60:.0f} min",
         )
+STATIONS, RATE, ARCHIVE = 1000, 10, 100_000_000
+"""Stations and images a second of each, and images of an archive, that the tables of ``docs/scale.md`` reckon with."""
+def _fleet() -> Iterable[tuple[str, dict[str, Any]]]:
+    for backbone, costs in load("fleet")["backbones"].items():
+        yield {**BACKBONES, "dinov2_vits14_reg": "ViT-S/14"}[backbone], costs
+@register("measured", "EfficientNet-Lite0", "ViT-S/14")
+def fleet_costs() -> Rows:
+    """What one image, support, row and change cost."""
+    costs = [one for _, one in _fleet()]
+    yield "core seconds an image, file to row", *(f"{one['core_s']:.2f}" for one in costs)
+    yield "a support in the bank", *(f"{one['support_bytes'] / 1e6:.1f} MB" for one in costs)
+    yield "a bank of 4 supports, pushed for the first time", *(f"{one['bank_bytes'] / 1e6:.1f} MB" for one in costs)
+    yield "one more support, pushed and pulled", *(f"{one['one_support_bytes'] / 1e6:.1f} MB" for one in costs)
+    yield "a result as JSON", *(f"{one['json_bytes']:.0f} B" for one in costs)
+    yield "a result in Parquet, with regions", *(f"{one['parquet_bytes']:.0f} B" for one in costs)
+    yield "a result in Parquet, without", *(f"{one['parquet_bytes_without_regions']:.0f} B" for one in costs)
+@register("1000 stations, 10 images a second each", "EfficientNet-Lite0", "ViT-S/14")
+def fleet_stations() -> Rows:
+    """Arithmetic of a fleet."""
+    costs, per_day = [one for _, one in _fleet()], STATIONS * RATE * 86400
+    image = load("fleet")["image_bytes"]
+    cameras = load(f"{H100}/chain-dinov2_vits14_reg-fp16")["cameras"]
+    fastest = max(row["pictures_per_s"] for row in cameras)
+    yield "images a day", *(f"{per_day / 1e6:.0f} M" for _ in costs)
+    yield "cores at each station", *(f"{RATE * one['core_s']:.1f}" for one in costs)
+    yield "all central: H100", "–", f"{STATIONS * RATE / fastest:.0f}"
+    yield "all central: network", *(f"{STATIONS * RATE * image / 1e9:.1f} GB/s" for _ in costs)
+    yield "all images kept, a day", *(f"{per_day * image / 1e12:.0f} TB" for _ in costs)
+    yield "rows as JSON, a day", *(f"{per_day * one['json_bytes'] / 1e9:.0f} GB" for one in costs)
+    yield (
+        "rows in Parquet without regions, a day",
+        *(f"{per_day * one['parquet_bytes_without_regions'] / 1e9:.0f} GB" for one in costs),
+    )
+    yield "one support more, to all stations", *(f"{STATIONS * one['one_support_bytes'] / 1e9:.1f} GB" for one in costs)
+    yield "a threshold, to all stations", *(f"{STATIONS * one['revision_bytes'] / 1e6:.0f} MB" for one in costs)
+@register("archive of 100 M images", "EfficientNet-Lite0", "ViT-S/14")
+def fleet_archive() -> Rows:
+    """Arithmetic of an archive."""
+    costs, image = [one for _, one in _fleet()], load("fleet")["image_bytes"]
+    hours = [ARCHIVE * one["core_s"] / 3600 for one in costs]
+    yield "core hours", *(f"{one:,.0f}".replace(",", " ") for one in hours)
+    yield "64 cores", *(f"{one / 64 / 24:.1f} days" for one in hours)
+    yield "one H100", "–", f"{ARCHIVE / fastest / 3600:.0f} h"
+    yield "cores that decode for it", "–", f"{fastest * load('fleet')['decode_core_s']:.1f}"
+    yield "to read", *(f"{ARCHIVE * image / 1e12:.0f} TB" for _ in costs)
+    yield "results in Parquet", *(f"{ARCHIVE * one['parquet_bytes'] / 1e9:.0f} GB" for one in costs)
+    yield "part files of 1000 images", *(f"{ARCHIVE // 1000:,}".replace(",", " ") for _ in costs)
+    yield "work of one core in a part file", *(f"{1000 * one['core_s'] / 60:.0f} min" for one in costs)
 
 
 @register("result file", "commit", "date", "CPU or GPU")

@@ -279,6 +279,8 @@ def test_health_and_metrics(app: Any, line: service.InspectionService, bank: Pat
     assert health.status == 200
     assert health.json["ready"] and health.json["bank_version"] == 2 and health.json["backend"] == "onnxruntime-cpu"
     assert line.inspector.bank is not None
+    before = line.inspector.bank.snapshot.digest
+    assert (health.json["model_digest"], health.json["bank_digest"]) == (line.inspector.digest, before)
     low = {"threshold": 1e-9, "map_scale": (0.0, 1.0), "calibration": None}
     line.inspector.bank.update("disc", "calibrate disc", lambda held: held.entry.model_copy(update=low))
     for i in range(2):
@@ -295,6 +297,10 @@ def test_health_and_metrics(app: Any, line: service.InspectionService, bank: Pat
         "visionad_waiting 0.0",
     ):
         assert row in text.splitlines(), row
+    info = [row for row in text.splitlines() if row.startswith("visionad_info{")]
+    digest = line.inspector.bank.snapshot.digest
+    assert digest != before
+    assert len(info) == 1 and f'bank="{digest}"' in info[0] and f'model="{line.inspector.digest}"' in info[0]
     for name in ("disc", "grid"):
         remove_offline(bank, name)
     health = ask(app, "GET", "/health")

@@ -18,7 +18,7 @@ from tests.data import ROOT
 yaml = pytest.importorskip("yaml", reason="pyyaml comes with the export extra")
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-FROM_REGISTRY = {"pip", "python", "pip-audit", "deptry", "cyclonedx-py"}
+FROM_REGISTRY = {"pip", "python", "pip-audit", "deptry", "cyclonedx-py", "sudo"}
 """Programs that a job installs or that the runner has."""
 MODULES = {"build": "build", "venv": "venv"}
 

@@ -107,7 +107,7 @@ def test_modules_stay_small_and_the_top_level_too() -> None:
     """Limits of docs/architecture.md. Rendering, kernels and work tables may be longer."""
     folder = PACKAGES["visionad_runtime"]
     assert len(list(folder.glob("*.py"))) <= 8
-    assert len([p for p in folder.iterdir() if p.is_dir() and any(p.glob("*.py"))]) <= 15
+    assert len([p for p in folder.iterdir() if p.is_dir() and any(p.glob("*.py"))]) <= 16
     longer = {"rendering.py", "source.py", "work_tables.py"}
     for path in modules().values():
         lines = len(path.read_text(encoding="utf-8").splitlines())

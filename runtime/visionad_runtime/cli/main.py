@@ -15,6 +15,7 @@ from ..errors import VisionADError, import_error_message, is_own_module
 from .commands.audit import audit_verify
 from .commands.bank import bank_add, bank_audit, bank_confirm, bank_info, bank_remove, bank_undo, bank_verify
 from .commands.bank_roi import bank_rebuild, bank_roi
+from .commands.batch import batch, compare
 from .commands.bench import bench_command
 from .commands.build import build_command
 from .commands.calibrate import calibrate
@@ -22,6 +23,7 @@ from .commands.demo import demo
 from .commands.doctor import doctor
 from .commands.evaluate import EvalCommand, eval_command
 from .commands.export import export_command
+from .commands.fleet import bank_prune, bank_pull, bank_push, keygen, model_info, model_pull, model_push, store_log
 from .commands.parity import parity_command  # light: torch is imported only when it runs
 from .commands.predict import predict
 from .commands.qualify import qualify
@@ -30,6 +32,7 @@ from .commands.report import report
 from .commands.serve import serve
 from .commands.station import station as station_command
 from .commands.tune import tune
+from .commands.sync import sync
 from .commands.watch import watch
 from .console import complain, say, set_verbosity
 
@@ -43,6 +46,8 @@ app.add_typer(bank_app, name="bank")
 audit_app = typer.Typer(help="Check the audit of a station.", rich_markup_mode=None)
 audit_app.callback()(lambda: None)  # keeps `verify` a word of its own
 app.add_typer(audit_app, name="audit")
+model_app = typer.Typer(help="Publish, download and check model folders.", rich_markup_mode=None)
+app.add_typer(model_app, name="model")
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "watch": watch,
@@ -51,6 +56,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "replay": replay,
     "qualify": qualify,
     "tune": tune,
+    "batch": batch,
+    "compare": compare,
+    "keygen": keygen,
+    "sync": sync,
     "doctor": doctor,
     "demo": demo,
     "export": export_command,
@@ -70,6 +79,16 @@ BANK_COMMANDS: dict[str, Callable[..., Any]] = {
     "audit": bank_audit,
     "roi": bank_roi,
     "rebuild": bank_rebuild,
+    "push": bank_push,
+    "pull": bank_pull,
+    "log": store_log,
+    "prune": bank_prune,
+}
+MODEL_COMMANDS: dict[str, Callable[..., Any]] = {
+    "push": model_push,
+    "pull": model_pull,
+    "log": store_log,
+    "info": model_info,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
@@ -77,6 +96,8 @@ app.command("eval", cls=EvalCommand)(eval_command)
 for name, command in BANK_COMMANDS.items():
     bank_app.command(name)(command)
 audit_app.command("verify")(audit_verify)
+for name, command in MODEL_COMMANDS.items():
+    model_app.command(name)(command)
 
 INTERRUPTED = 130
 """Exit status that the parser returns after Ctrl-C."""
@@ -129,6 +150,7 @@ def run(args: Sequence[str]) -> int:
     """
     args = list(args)
     if args in ([], ["bank"], ["audit"]):
+    if args in ([], ["bank"], ["model"]):
         args.append("--help")
     if "" in args:  # as a path, it would mean the working folder and everything below
         return complain("an argument is empty (a variable that is not set?); give a path or a name in its place")

@@ -94,3 +94,11 @@ ViewsOption = Annotated[
     str | None,
     typer.Option("--views", metavar="original,flip,clamp", help="[default: the preset's, else all of the bank's]"),
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="do the I-th of N parts of the work; auto/N takes I from an Indexed Job or a job array [default: all of it]",
+    ),
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -100,6 +100,8 @@ class Health(BaseModel):
     model: str
     backend: str
     bank_version: int
+    model_digest: str = Field(description="sha256 of the model's content, as `model` of a result")
+    bank_digest: str = Field(description="sha256 of the content of the bank in force, as `bank` of a result")
     waiting: int = Field(description="images that wait or are inspected")
     notes: list[str]
 
@@ -115,3 +117,17 @@ def error_answer(metrics: Metrics, status: int, message: str, headers: Mapping[s
     metrics.refused.labels(status).inc()
     extra = {"Retry-After": "1"} if status == 503 else {}
     return JSONResponse({"error": " ".join(message.split())}, status, {**extra, **(headers or {})})
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the statuses that an endpoint may answer with, and those of every endpoint."""
+    meaning = {
+        400: "the image, a parameter or the request is invalid",
+        403: "the host or origin is not allowed, or enrollment is disabled",
+        408: "the image was not complete in time",
+        409: "the class or image does not exist, or exists already",
+        413: "the image is too large",
+        500: "the service failed",
+        503: "too many images wait, or the service stops",
+    }
+    return {status: {"model": Error, "description": meaning[status]} for status in sorted({400, 403, 500, *statuses})}

@@ -26,10 +26,11 @@ from ..bank.names import check_class_name
 from ..errors import BankError, ImageError, VisionADError
 from ..inspector import Inspector
 from .access import AccessPolicy
-from .answers import Classes, Enrolled, Error, Health, Inspection, error_answer
+from .answers import Classes, Enrolled, Health, Inspection, error_answer, error_responses
 from .connections import KEEP_ALIVE_SECONDS, Connection
 from .gate import Gate, with_implied
 from .log import bounded_log
+from .oip import add_oip_endpoints
 from .server import GRACE_SECONDS, Server
 from .service import InspectionService, RequestError, UploadedImage
 from .uploads import REQUEST_BODY, read_upload
@@ -39,21 +40,7 @@ ClassQuery = Annotated[str | None, Query(alias="class", description="class of th
 Upload = Annotated[UploadedImage, Depends(read_upload)]
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The statuses that an endpoint may answer with, beside those of every endpoint."""
-    meaning = {
-        400: "the image, a parameter or the request is invalid",
-        403: "the host or origin is not allowed, or enrollment is disabled",
-        408: "the image was not complete in time",
-        409: "the class or image does not exist, or exists already",
-        413: "the image is too large",
-        500: "the service failed",
-        503: "too many images wait, or the service stops",
-    }
-    return {status: {"model": Error, "description": meaning[status]} for status in sorted({400, 403, 500, *statuses})}
-
-
-UPLOAD_ERRORS = _errors(408, 409, 413, 503)
+UPLOAD_ERRORS = error_responses(408, 409, 413, 503)
 
 
 def make_app(service: InspectionService, *, read_only: bool = False, access: AccessPolicy | None = None) -> Gate:
@@ -70,6 +57,7 @@ def make_app(service: InspectionService, *, read_only: bool = False, access: Acc
     _add_error_handlers(app, service)
     _add_image_endpoints(app, service, read_only)
     _add_state_endpoints(app, service)
+    add_oip_endpoints(app, service)
     return Gate(app, service, access or AccessPolicy())
 
 
@@ -100,7 +88,7 @@ def _add_error_handlers(app: FastAPI, service: InspectionService) -> None:
         return error_answer(
             service.metrics,
             exc.status_code,
-            f"{exc.detail}; there are /inspect, /overlay, /classes, /health and /metrics",
+            f"{exc.detail}; there are /inspect, /overlay, /classes, /health, /metrics and /v2",
             headers,
         )
 
@@ -153,7 +141,7 @@ def _add_image_endpoints(app: FastAPI, service: InspectionService, read_only: bo
 def _add_state_endpoints(app: FastAPI, service: InspectionService) -> None:
     inspector = service.inspector
 
-    @app.get("/classes", response_model=Classes, responses=_errors())
+    @app.get("/classes", response_model=Classes, responses=error_responses())
     async def classes() -> Response:
         """What is enrolled."""
         snapshot = await asyncio.to_thread(service.bank)
@@ -167,7 +155,7 @@ def _add_state_endpoints(app: FastAPI, service: InspectionService) -> None:
         503: {"model": Health, "description": "no class is enrolled, or the queue is full"}
     }
 
-    @app.get("/health", response_model=Health, responses={**_errors(), **unready})
+    @app.get("/health", response_model=Health, responses={**error_responses(), **unready})
     async def health() -> Response:
         """Status 200 if images can be inspected, 503 if no class is enrolled or the queue is full."""
         snapshot = await asyncio.to_thread(service.bank)
@@ -181,12 +169,14 @@ def _add_state_endpoints(app: FastAPI, service: InspectionService) -> None:
             "model": inspector.manifest.identity.describe(),
             "backend": inspector.engine.name,
             "bank_version": snapshot.manifest.version,
+            "model_digest": inspector.digest,
+            "bank_digest": snapshot.digest,
             "waiting": service.waiting,
             "notes": notes,
         }
         return JSONResponse(facts, 200 if ready else 503)
 
-    @app.get("/metrics", response_model=None, response_class=Response, responses=_errors())
+    @app.get("/metrics", response_model=None, response_class=Response, responses=error_responses())
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

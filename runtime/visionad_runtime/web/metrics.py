@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from .._release import __version__
 from ..inspector import Inspector
@@ -56,6 +60,7 @@ class Metrics:
             ["class_name"],
             registry=self.registry,
         )
+        self.registry.register(_Info(inspector))
         ProcessCollector(registry=self.registry)
 
     def add(self, result: Result) -> None:
@@ -72,3 +77,20 @@ class Metrics:
             self.evidence.labels(name).set(self._promises.evidence().get(name, 1.0))
         if result.threshold:
             self.ratio.labels(name).observe(result.score / result.threshold)
+
+
+class _Info(Collector):
+    """What inspects, with the digests of model and bank in force: ``count by (bank) (visionad_info)`` is a fleet's overview."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the one series: a digest that is no longer in force leaves none behind."""
+        bank, engine = self._inspector.bank, self._inspector.engine
+        info = GaugeMetricFamily(
+            "visionad_info", "what inspects", labels=["version", "backend", "precision", "model", "bank"]
+        )
+        digest = "" if bank is None else bank.snapshot.digest
+        info.add_metric([__version__, engine.name, engine.precision, self._inspector.digest, digest], 1)
+        yield info

@@ -61,13 +61,14 @@ async def read_upload(
     service: UploadQueue = request.app.state.service
     service.check_queue()  # before the body is read: whoever waits for that answer need not send it
     check_encoding(request.headers.get("content-encoding", ""))
-    body = await _receive(request, service)
+    body = await receive(request, service)
     content_type = request.headers.get("content-type", "")
     with service.place():
         yield await asyncio.to_thread(_decoded, body, content_type, name, pixels, width, height, bit_depth)
 
 
 async def _receive(request: Request, service: UploadQueue) -> bytes:
+async def receive(request: Request, service: InspectionService) -> bytes:
     """Read a body. It takes no place in the queue, so that slow senders keep nobody waiting."""
     body = bytearray()
     try:

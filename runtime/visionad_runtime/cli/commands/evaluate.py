@@ -14,7 +14,8 @@ from typer.core import TyperCommand
 
 from ...errors import VisionADError
 from ...scoring.catalog import preset_help
-from ..options import DeviceOption, PrecisionOption
+from ...shards import WHOLE, parse_shard
+from ..options import DeviceOption, PrecisionOption, ShardOption
 from ..rois import RoiOption, parse_rois
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def eval_command(
             "--work", metavar="DIR", help="keep finished units here, to resume later [default: beside --json]"
         ),
     ] = None,
+    shard: ShardOption = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="skip images and masks that cannot be read, and list them")
     ] = False,
@@ -114,7 +116,11 @@ def eval_command(
     from ...visualization.html import require_jinja
     from ..console import progress
 
-    chosen_mode = _mode(mode)
+    chosen_mode, part = _mode(mode), parse_shard(shard)
+    if part != WHOLE and (markdown_file or html_file):
+        raise VisionADError(
+            "--shard computes units only; leave out --markdown and --html, and run without --shard to gather them"
+        )
     chosen_seeds = None if seeds is None else _seeds(seeds)
     rois = parse_rois(roi)
     open_predictor: Callable[[], Predictor] | None = None
@@ -152,8 +158,16 @@ def eval_command(
         rois=rois,
         skip_unreadable=skip_unreadable,
         work=work,
+        shard=part,
         progress=progress,
     )
+    if part != WHOLE:
+        total = len(evaluation.seeds) * len(data.classes)
+        typer.echo(
+            f"shard {part}: finished; {len(evaluation.units)} of {total} units are in {work}; when all are, run without --shard to "
+            "gather them"
+        )
+        return
     if json_file is not None:
         text = json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         atomic_write(json_file, (text + "\n").encode())

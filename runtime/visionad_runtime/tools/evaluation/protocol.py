@@ -30,6 +30,7 @@ from ...formats.roi import Roi
 from ...images import decode
 from ...inspector import Inspector
 from ...scoring.anomaly_map import MAP_SIZE
+from ...shards import WHOLE, Shard
 from ...teaching.sampling import sample_support_paths
 from .aggregate import Evaluation, Mode
 from .datasets.base import Dataset, DatasetError, Sample
@@ -68,6 +69,7 @@ def evaluate(
     rois: Sequence[Roi] = (),
     skip_unreadable: bool = False,
     work: Path | None = None,
+    shard: Shard = WHOLE,
     progress: Progress = _no_progress,
 ) -> Evaluation:
     """Measure a model on a data set.
@@ -95,16 +97,19 @@ def evaluate(
         skip_unreadable: skip and list images and masks that cannot be read. Otherwise one error at the end counts and names them,
             and their units stay unfinished.
         work: folder of finished units; ``None`` keeps nothing.
+        shard: units to compute. Several shards may use one work folder at once; finished units are not computed again.
         progress: called with a title and a number of images; yields the function that counts one.
 
     Returns:
-        The evaluation.
+        The evaluation. That of a shard holds the units that are finished in the work folder.
 
     Raises:
-        VisionADError: too few images, unreadable images or masks, or an error of ``Inspector.open``.
+        VisionADError: a shard without a work folder, too few images, unreadable images or masks, or an error of ``Inspector.open``.
     """
     if calibrate is not None and not 0 < calibrate < 1:
         raise VisionADError(f"--calibrate {calibrate}: expected a false-reject rate between 0 and 1, e.g. 0.01")
+    if shard != WHOLE and work is None:
+        raise VisionADError("--shard: expected --work DIR, one folder for all shards, which then gathers the units")
     chosen: tuple[int | None, ...] = (None,) if seeds is None else tuple(seeds)
     if not chosen or len(set(chosen)) != len(chosen):
         raise VisionADError(f"seeds {', '.join(map(str, chosen)) or '(none)'}: expected one or more, each once")
@@ -130,7 +135,9 @@ def evaluate(
             )
             predictor = RuntimePredictor(inspector, batch=batch, bit_depth=bit_depth, rois=rois)
         names = tuple(roi.text() for roi in rois)
-        run = _Run(predictor, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, Store(work), names)
+        run = _Run(
+            predictor, dataset, shots, chosen, mode, bit_depth, calibrate, skip_unreadable, Store(work), names, shard
+        )
         with progress(f"{dataset.name}, {shots} shot{'s' if shots > 1 else ''}", run.images()) as step:
             run.execute(step)
         return run.evaluation()
@@ -148,6 +155,7 @@ class _Run:
     skip: bool
     store: Store
     rois: tuple[str, ...] = ()
+    shard: Shard = WHOLE
     faults: list[UnreadableFile] = field(default_factory=list)
     units: dict[tuple[int | None, str], EvaluationUnit] = field(default_factory=dict)
     resumed: int = 0
@@ -183,7 +191,8 @@ class _Run:
         """
         if self.faults:
             self._raise_faults()
-        units = tuple(self.units[seed, name] for seed in self.seeds for name in self.dataset.classes)
+        keys = ((seed, name) for seed in self.seeds for name in self.dataset.classes)
+        units = tuple(self.units[key] for key in keys if self.shard == WHOLE or key in self.units)
         skipped = [{"seed": u.result["seed"], **fault} for u in units for fault in u.result["skipped"]]
         return Evaluation(
             manifest=self.predictor.manifest,
@@ -226,7 +235,9 @@ class _Run:
     def _groups(self) -> Iterable[tuple[int | None, list[str], list[str]]]:
         """Yield seed, classes to test, and classes to enroll together for them."""
         for seed in self.seeds:
-            unfinished = [name for name in self.dataset.classes if (seed, name) not in self.units]
+            unfinished = [
+                name for name in self.dataset.classes if (seed, name) not in self.units and self._is_mine(seed, name)
+            ]
             if self.mode == "separate":
                 yield from ((seed, [name], [name]) for name in unfinished)
             elif unfinished:
@@ -410,6 +421,9 @@ class _Run:
         return tally.unit(seed, name, supports, faults, calibration)
 
     # -- keys ---------------------------------------------------------------------------------------------------------
+
+    def _is_mine(self, seed: int | None, name: str) -> bool:
+        return self.shard.holds(int(self._key(seed, name), 16))
 
     def _key(self, seed: int | None, name: str) -> str:
         trains = self._trains if self.mode == "multi" else {name: self._trains[name]}

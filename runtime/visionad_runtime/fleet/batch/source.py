@@ -1,0 +1,165 @@
+"""What a batch run inspects: a folder, a list of files, or Parquet, as an index cut into blocks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...errors import VisionADError
+from ...images.discover import SUFFIXES, find_images
+
+MAX_BLOCK = 1000
+"""Images a block: about a minute of work of one core. Smaller blocks would be too many for 100 M images."""
+MIN_BLOCK = 16
+BLOCKS = 64
+"""Blocks that a small source is cut into, so that many workers share it evenly."""
+IMAGE, CLASS = "image", "class"
+"""Columns of a Parquet source."""
+
+
+class Block(NamedTuple):
+    """Images that one worker inspects and writes together.
+
+    Attributes:
+        number: place among all blocks of the run.
+        first: id of the first image.
+        images: paths or URLs.
+        classes: class of each image, or ``None`` for one to be routed.
+    """
+
+    number: int
+    first: int
+    images: tuple[str, ...]
+    classes: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Index of all images of a run. An image's id is its place in it.
+
+    Attributes:
+        text: where it came from.
+        images: paths or URLs, string.
+        classes: class of each image, or ``None`` if no image has one.
+        block: images a block.
+    """
+
+    text: str
+    images: pa.ChunkedArray
+    classes: pa.ChunkedArray | None
+    block: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-len(self) // self.block)
+
+    def read_block(self, number: int) -> Block:
+        """Return a block."""
+        first = number * self.block
+        images: list[str] = self.images.slice(first, self.block).to_pylist()
+        classes: list[str | None] = [None] * len(images)
+        if self.classes is not None:
+            classes = self.classes.slice(first, self.block).to_pylist()
+        return Block(number, first, tuple(images), tuple(classes))
+
+    def class_names(self) -> set[str]:
+        """Return all class names."""
+        return set() if self.classes is None else set(self.classes.unique().drop_null().to_pylist())
+
+    def digest(self) -> str:
+        """Return the sha256 of names, classes and block size. It does not depend on the files' content."""
+        found = hashlib.sha256(f"{len(self)} {self.block}\n".encode())
+        for number in range(self.blocks):
+            block = self.read_block(number)
+            for image, name in zip(block.images, block.classes, strict=True):
+                found.update(f"{len(image)} {image}\n{name}\n".encode("utf-8", "surrogatepass"))
+        return found.hexdigest()
+
+
+def read_source(text: str, block: int | None = None, exclude: Sequence[str] = ()) -> Source:
+    """Return the index of a source.
+
+    Args:
+        text: a folder of images; an image; a text file with a path or URL a line; or Parquet (a file, a folder of files, or a URL
+            that ends in ``.parquet``) with the column ``image`` and, optionally, ``class``.
+        block: images a block; ``None`` for up to :data:`MAX_BLOCK`, fewer for a small source.
+        exclude: patterns for entries of folders of images.
+
+    Raises:
+        VisionADError: There is no such source, or it names no image.
+    """
+    path, classes = Path(text), None
+    if "://" in text or path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+        images, classes = _read_parquet(text)
+    elif path.is_dir() or path.suffix.lower() in SUFFIXES:
+        images = _strings([str(file.path) for file in find_images([path], exclude)])
+    else:
+        images = _strings(_read_list(path))
+    if len(images) == 0:
+        raise VisionADError(f"{text}: names no image")
+    if block is None:
+        block = min(MAX_BLOCK, max(MIN_BLOCK, -(-len(images) // BLOCKS)))
+    return Source(text, images, classes, block)
+
+
+def _strings(values: list[str]) -> pa.ChunkedArray:
+    try:
+        return pa.chunked_array([values], pa.large_string())
+    except (UnicodeEncodeError, pa.ArrowException):
+        odd = next(value for value in values if not value.isprintable() or _is_odd(value))
+        raise VisionADError(
+            f"{odd!r}: expected file names in UTF-8, because Parquet holds no others; rename the file"
+        ) from None
+
+
+def _is_odd(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _read_list(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as exc:
+        raise VisionADError(
+            f"{path} cannot be read: {exc.strerror}; expected a folder, a list of files, or Parquet"
+        ) from None
+    except UnicodeDecodeError:
+        raise VisionADError(f"{path}: expected a text file with a path a line, in UTF-8, or Parquet") from None
+    return [line for line in lines if line.strip()]
+
+
+def _read_parquet(text: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
+    filesystem: Any = None
+    try:
+        name = text
+        if "://" in text:
+            import fsspec
+
+            filesystem, name = fsspec.core.url_to_fs(text)
+        columns = pq.read_schema(name, filesystem=filesystem).names if not Path(name).is_dir() else [IMAGE, CLASS]
+        if IMAGE not in columns:
+            raise VisionADError(f"{text}: expected a column {IMAGE!r} with paths or URLs, got {', '.join(columns)}")
+        table = pq.read_table(name, columns=[c for c in (IMAGE, CLASS) if c in columns], filesystem=filesystem)
+    except ModuleNotFoundError as exc:
+        raise VisionADError(f"{text} takes {exc.name}: pip install 'visionad[batch]'") from None
+    except (OSError, ValueError, ImportError, pa.ArrowException) as exc:
+        raise VisionADError(f"{text}: expected Parquet: {' '.join(str(exc).split())[:300]}") from None
+    if IMAGE not in table.column_names or table[IMAGE].null_count:
+        raise VisionADError(f"{text}: expected a column {IMAGE!r} with a path or URL in each row")
+    images = table[IMAGE].cast(pa.large_string())
+    classes = table[CLASS].cast(pa.large_string()) if CLASS in table.column_names else None
+    return images, classes

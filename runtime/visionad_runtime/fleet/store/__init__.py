@@ -1,0 +1,1 @@
+"""Models and banks of a fleet: content-addressed, signed, pulled by any station. Needs the extra ``fleet``."""

@@ -1,0 +1,1 @@
+"""Records of stations, brought together: PostgreSQL or Parquet. Needs the extra ``sql``."""

@@ -1,0 +1,109 @@
+"""S5: the shipped model repository in the real Triton server (of nvidia-pytriton), asked by gRPC clients.
+
+``VISIONAD_TRITON`` names a virtual environment of the system's Python with nvidia-pytriton, tritonclient[grpc] and this project:
+nvidia-pytriton forces an old NumPy, so it stays apart. Triton finds packages by the Python of PATH, not by PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.data import ROOT, part
+from tests.fleet.components import missing
+from tests.fleet.conftest import free_port, wait_for
+from tests.fleet.servers import inspected, png, serving, untimed
+
+pytestmark = pytest.mark.slow(group="fleet")
+
+pytest.importorskip("fastapi", reason="the answers are compared with those of visionad serve")
+
+CLIENT = """
+import json, sys, threading
+from pathlib import Path
+import numpy as np
+import tritonclient.grpc as grpc
+files = sorted(Path(sys.argv[2]).glob("*.png"))
+results = {}
+def work(mine):
+    client = grpc.InferenceServerClient(sys.argv[1])
+    for path in mine:
+        given = grpc.InferInput("file", [1], "BYTES")
+        given.set_data_from_numpy(np.array([path.read_bytes()], dtype=np.object_))
+        results[path.name] = json.loads(client.infer("visionad", [given]).as_numpy("result")[0])
+threads = [threading.Thread(target=work, args=(files[i::4],)) for i in range(4)]
+[t.start() for t in threads]; [t.join() for t in threads]
+client = grpc.InferenceServerClient(sys.argv[1])
+given = grpc.InferInput("file", [1], "BYTES")
+given.set_data_from_numpy(np.array([b"no image"], dtype=np.object_))
+try:
+    client.infer("visionad", [given]); error = ""
+except Exception as exc:
+    error = str(exc)
+print(json.dumps({"results": results, "error": error}))
+"""
+
+
+def test_s5_triton(tiny_model: Path, filled_bank: Path, tmp_path: Path) -> None:
+    home = Path(os.environ.get("VISIONAD_TRITON") or missing("Triton (VISIONAD_TRITON)"))
+    python = home / "bin" / "python"
+    place = subprocess.run(
+        [python, "-c", "import pytriton, os; print(os.path.dirname(pytriton.__file__))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    server = Path(place) / "tritonserver"
+    backends = shutil.copytree(server / "backends", tmp_path / "backends")
+    version = subprocess.run(
+        [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
+    repository = shutil.copytree(ROOT / "examples/triton", tmp_path / "repository")
+    ports = [free_port() for _ in range(3)]
+    variables = {
+        **os.environ,
+        "PATH": f"{home}/bin:{os.environ['PATH']}",
+        "LD_LIBRARY_PATH": f"{Path(place).parent / 'nvidia_pytriton.libs'}",
+        "VISIONAD_MODEL": str(tiny_model),
+        "VISIONAD_BANK": str(filled_bank),
+    }
+    command = [
+        server / "bin/tritonserver", f"--model-repository={repository}", f"--backend-directory={backends}",
+        "--http-address=127.0.0.1", f"--http-port={ports[0]}", "--grpc-address=127.0.0.1", f"--grpc-port={ports[1]}",
+        "--metrics-address=127.0.0.1", f"--metrics-port={ports[2]}",
+    ]  # fmt: skip
+    images = tmp_path / "images"
+    images.mkdir()
+    for seed in range(40):
+        (images / f"{seed:02d}.png").write_bytes(png(part(seed, defect=seed % 5 == 0)))
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, text=True)
+    try:
+        wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready", process)
+        done = subprocess.run(
+            [python, "-c", CLIENT, f"127.0.0.1:{ports[1]}", images], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()[-3000:]
+        said = json.loads(done.stdout)
+        with serving(tiny_model, filled_bank) as service:
+            expected = {
+                f"{seed:02d}.png": inspected(service.port, part(seed, defect=seed % 5 == 0)) for seed in range(40)
+            }
+        results = {name: untimed(result) for name, result in said["results"].items()}
+        assert {n: (r["verdict"], r["class"], r["bank"]) for n, r in results.items()} == {
+            n: (r["verdict"], r["class"], r["bank"]) for n, r in expected.items()
+        }
+        # Triton's environment has another release of ONNX Runtime, so scores may differ in the last digits.
+        assert all(results[n]["score"] == pytest.approx(r["score"], abs=1e-5) for n, r in expected.items())
+        assert "file: " in said["error"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(60)
+    assert status == 0, (tmp_path / "log").read_text()[-3000:]

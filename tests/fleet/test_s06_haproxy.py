@@ -1,0 +1,78 @@
+"""S6: two services behind HAProxy with the shipped configuration; one is killed and started again; no image is lost or wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.data import ROOT, part
+from tests.fleet.components import program
+from tests.fleet.conftest import free_port, wait_for
+from tests.fleet.servers import Service, inspected
+
+pytest.importorskip("fastapi", reason="serving takes the serve extra")
+COUNT, CLIENTS = 500, 8
+
+
+def test_s6_nothing_is_lost_when_a_server_dies(tiny_model: Path, filled_bank: Path) -> None:
+    haproxy = program("haproxy")
+    services = [Service(tiny_model, filled_bank), Service(tiny_model, filled_bank)]
+    port = free_port()
+    variables = {
+        **os.environ,
+        "VISIONAD_BIND": f"127.0.0.1:{port}",
+        "VISIONAD_ONE": f"127.0.0.1:{services[0].port}",
+        "VISIONAD_TWO": f"127.0.0.1:{services[1].port}",
+    }
+    proxy = subprocess.Popen([haproxy, "-f", ROOT / "deploy/haproxy.cfg"], env=variables, text=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/v2/health/live", proxy)
+        images = [part(seed, defect=seed % 4 == 0) for seed in range(10)]
+        expected = [inspected(services[0].port, image) for image in images]
+        done, lock, disturbed = 0, threading.Lock(), threading.Event()
+
+        def one(number: int) -> bool:
+            nonlocal done
+            answer = inspected(port, images[number % 10])
+            with lock:
+                done += 1
+                if done > COUNT // 4:
+                    disturbed.set()
+            return answer == expected[number % 10]
+
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            answers = [pool.submit(one, number) for number in range(COUNT)]
+            disturbed.wait(120)
+            services[0].process.kill()
+            services[0].process.wait()
+            time.sleep(2)
+            services.append(Service(tiny_model, filled_bank, services[0].port))
+            wrong = [answer for answer in answers if not answer.result()]
+        assert wrong == []
+        assert inspected(services[2].port, images[0]) == expected[0]
+    finally:
+        proxy.terminate()
+        proxy.wait(30)
+        for service in services:
+            if service.process.poll() is None:
+                service.stop()
+
+
+def test_the_configuration_is_valid() -> None:
+    haproxy = program("haproxy")
+    variables = {
+        **os.environ,
+        "VISIONAD_BIND": "127.0.0.1:1",
+        "VISIONAD_ONE": "127.0.0.1:2",
+        "VISIONAD_TWO": "127.0.0.1:3",
+    }
+    done = subprocess.run(
+        [haproxy, "-c", "-f", ROOT / "deploy/haproxy.cfg"], env=variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -618,11 +618,17 @@ def tune() -> Rows:
             f"{paper['latency_ms']:.0f} ms",
             f"{row['seconds'] / 60:.0f} min",
         )
+
+
 STATIONS, RATE, ARCHIVE = 1000, 10, 100_000_000
 """Stations and images a second of each, and images of an archive, that the tables of ``docs/scale.md`` reckon with."""
+
+
 def _fleet() -> Iterable[tuple[str, dict[str, Any]]]:
     for backbone, costs in load("fleet")["backbones"].items():
         yield {**BACKBONES, "dinov2_vits14_reg": "ViT-S/14"}[backbone], costs
+
+
 @register("measured", "EfficientNet-Lite0", "ViT-S/14")
 def fleet_costs() -> Rows:
     """What one image, support, row and change cost."""
@@ -634,6 +640,8 @@ def fleet_costs() -> Rows:
     yield "a result as JSON", *(f"{one['json_bytes']:.0f} B" for one in costs)
     yield "a result in Parquet, with regions", *(f"{one['parquet_bytes']:.0f} B" for one in costs)
     yield "a result in Parquet, without", *(f"{one['parquet_bytes_without_regions']:.0f} B" for one in costs)
+
+
 @register("1000 stations, 10 images a second each", "EfficientNet-Lite0", "ViT-S/14")
 def fleet_stations() -> Rows:
     """Arithmetic of a fleet."""
@@ -653,6 +661,8 @@ def fleet_stations() -> Rows:
     )
     yield "one support more, to all stations", *(f"{STATIONS * one['one_support_bytes'] / 1e9:.1f} GB" for one in costs)
     yield "a threshold, to all stations", *(f"{STATIONS * one['revision_bytes'] / 1e6:.0f} MB" for one in costs)
+
+
 @register("archive of 100 M images", "EfficientNet-Lite0", "ViT-S/14")
 def fleet_archive() -> Rows:
     """Arithmetic of an archive."""

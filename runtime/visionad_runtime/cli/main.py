@@ -31,8 +31,8 @@ from .commands.replay import replay
 from .commands.report import report
 from .commands.serve import serve
 from .commands.station import station as station_command
-from .commands.tune import tune
 from .commands.sync import sync
+from .commands.tune import tune
 from .commands.watch import watch
 from .console import complain, say, set_verbosity
 
@@ -149,8 +149,7 @@ def run(args: Sequence[str]) -> int:
         The exit status.
     """
     args = list(args)
-    if args in ([], ["bank"], ["audit"]):
-    if args in ([], ["bank"], ["model"]):
+    if args in ([], ["bank"], ["audit"], ["model"]):
         args.append("--help")
     if "" in args:  # as a path, it would mean the working folder and everything below
         return complain("an argument is empty (a variable that is not set?); give a path or a name in its place")

@@ -44,9 +44,6 @@ class Metrics:
         self.receiving = Gauge("visionad_receiving", "images that are being sent", registry=self.registry)
         version = Gauge("visionad_bank_version", "version of the bank in force", registry=self.registry)
         version.set_function(lambda: inspector.bank.manifest.version if inspector.bank is not None else 0)
-        labels = ["version", "backend", "precision", "model"]
-        info = Gauge("visionad_info", "what inspects", labels, registry=self.registry)
-        info.labels(__version__, inspector.engine.name, inspector.engine.precision, inspector.digest).set(1)
         self._promises = promises
         self.void = Gauge(
             "visionad_promise_void",

@@ -67,8 +67,7 @@ async def read_upload(
         yield await asyncio.to_thread(_decoded, body, content_type, name, pixels, width, height, bit_depth)
 
 
-async def _receive(request: Request, service: UploadQueue) -> bytes:
-async def receive(request: Request, service: InspectionService) -> bytes:
+async def receive(request: Request, service: UploadQueue) -> bytes:
     """Read a body. It takes no place in the queue, so that slow senders keep nobody waiting."""
     body = bytearray()
     try:

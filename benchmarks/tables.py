@@ -667,6 +667,8 @@ def fleet_stations() -> Rows:
 def fleet_archive() -> Rows:
     """Arithmetic of an archive."""
     costs, image = [one for _, one in _fleet()], load("fleet")["image_bytes"]
+    cameras = load(f"{H100}/chain-dinov2_vits14_reg-fp16")["cameras"]
+    fastest = max(row["pictures_per_s"] for row in cameras)
     hours = [ARCHIVE * one["core_s"] / 3600 for one in costs]
     yield "core hours", *(f"{one:,.0f}".replace(",", " ") for one in hours)
     yield "64 cores", *(f"{one / 64 / 24:.1f} days" for one in hours)

@@ -19,7 +19,7 @@ from ..scoring.anomaly_map import MAP_SIZE
 from .cycle import Job
 
 if TYPE_CHECKING:
-    from .worker import Judged
+    from .judged import Judged
 
 KEPT = 30
 """Parts whose images stay in memory."""

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from .camera import Camera, CameraError, CameraFacts, CameraGone, Frame
 from .checks import ImageChecks
 from .cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
 from .golden import GoldenRun
+from .judged import Judged
 from .logs import start_logging
 from .page_images import KeptImages
 from .settings import Recipe, Station, read_station
@@ -41,26 +42,6 @@ REOPEN_SECONDS = 1.0
 """Pause between attempts to open a camera that is gone."""
 POLL_SECONDS = 0.5
 """How long a frame is waited for at a time where the camera starts the cycle."""
-
-
-class Judged(NamedTuple):
-    """What became of one camera's image.
-
-    Attributes:
-        evaluation: 1, 2 or 3.
-        reason: name of ``cycle.REASONS``.
-        facts: object of ``predict --json``, or ``{"error": text}``.
-        rgb: uint8 pixels, to be archived; ``None`` if there was no image.
-        result: result of the inspection; ``None`` without one.
-        alarms: codes.
-    """
-
-    evaluation: int
-    reason: str
-    facts: Mapping[str, Any]
-    rgb: NDArray[np.uint8] | None = None
-    result: Result | None = None
-    alarms: tuple[str, ...] = ()
 
 
 def main(pipe: Connection, path: str, simulate: bool) -> None:

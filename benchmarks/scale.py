@@ -176,7 +176,8 @@ def enroll(
         files = [p for p in folder.rglob("*") if p.is_file()]
         in_force = sum(path.stat().st_size for path in files_of(folder, bank.manifest))
         found.append({
-            "pictures": number + 1, "classes": len(bank.classes), "rows a class and view": len(bank.classes[name].rois[0].rows(views[0])),
+            "pictures": number + 1, "classes": len(bank.classes),
+            "rows a class and view": len(bank.classes[name].rois[0].rows(views[0])),
             "enroll one more, ms": added * 1e3, "written by it, MB": written / 1e6, "calibrate, ms": calibrated * 1e3,
             "bank, MB": in_force / 1e6, "on disk with undo, MB": sum(p.stat().st_size for p in files) / 1e6,
             "manifest, kB": (folder / "manifest.json").stat().st_size / 1e3, **worker("opened", folder=str(folder)),

@@ -31,7 +31,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 SHELL = ("bash", "sh", "console", "shell")
-MAX_NOT_RUN = 16
+MAX_NOT_RUN = 24
 """Limit of blocks that are not run. Raise it only for a reason that holds on every test machine."""
 
 

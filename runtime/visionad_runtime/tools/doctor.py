@@ -37,7 +37,7 @@ EXTRAS = {
     ),
     "eval": ("matplotlib", "jinja2"),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client", "python-multipart"),
-    "station": ("pyyaml",),
+    "station": ("pyyaml", "jinja2", "tzdata"),
     "pylon": ("pypylon",),
     "gige": ("viva-genicam",),
     "modbus": ("pymodbus",),
@@ -45,6 +45,11 @@ EXTRAS = {
     "mqtt": ("paho-mqtt",),
     "codes": ("zxing-cpp",),
     "gpio": ("gpiod",),
+    "page": ("websockets",),
+    "batch": ("pyarrow", "fsspec"),
+    "ray": ("ray",),
+    "fleet": ("fsspec", "cryptography"),
+    "sql": ("sqlalchemy", "alembic", "psycopg", "pyarrow"),
 }
 """Packages of each extra that belong to no backend."""
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")

@@ -45,6 +45,15 @@ MODULES = {"pylon": "pypylon", "viva": "viva_genicam"}
 """Component → its Python module, if it has another name."""
 
 
+NPM_RELEASES = {"node-red": "@4.1.15", "node-red-contrib-modbus": "@5.23.3"}
+"""npm's packages of one release: Node-RED 5 needs Node 22, and later nodes for Modbus need a file from outside the registry."""
+
+
+def is_npm(name: str) -> bool:
+    """Return whether npm installs a component."""
+    return name.startswith("node-") or name == "modbus-serial"
+
+
 def path_of(name: str) -> str | None:
     """Return where a component lies, or its name if that does not matter; ``None`` if it is not installed."""
     if name == "cpppo":
@@ -62,7 +71,7 @@ def path_of(name: str) -> str | None:
             and subprocess.run([RTSP_PYTHON, "-c", code], capture_output=True).returncode == 0
         )
         return RTSP_PYTHON if here else None
-    if name.startswith("node-") or name == "modbus-serial":
+    if is_npm(name):
         package = NPM_FOLDER / "node_modules" / name
         return str(package) if package.is_dir() and shutil.which("node") else None
     program = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
@@ -76,8 +85,8 @@ def need(*names: str) -> None:
     for name in names:
         if path_of(name):
             continue
-        npm = f"npm install --prefix {NPM_FOLDER} {name}"
-        own = npm if name.startswith("node-") or name == "modbus-serial" else f"pip install {name}"
+        npm = f"npm install --prefix {NPM_FOLDER} {name}{NPM_RELEASES.get(name, '')}"
+        own = npm if is_npm(name) else f"pip install {name}"
         text = f"{name} is not installed: {INSTALL.get(name, own)}"
         if os.environ.get("VISIONAD_DEMAND_LINE") == "1":
             pytest.fail(f"{text} (VISIONAD_DEMAND_LINE=1 demands it; .ci/line_components installs it)")

@@ -129,6 +129,8 @@ def _stain(window: F32, along: F32, across: F32, defect: Defect, rng: np.random.
     alpha = _blob(along, across, defect.size, rng, roughness=0.2, soft=0.3, stretch=float(rng.uniform(0.7, 1)))
     mottle = _noise(window.shape[:2], max(1.0, defect.size / 8), rng) * np.float32(0.15) + 1
     tint = np.asarray(rng.uniform(0.7, 1.0, 3), np.float32)
+    if np.array_equal(window[..., 0], window[..., 1]) and np.array_equal(window[..., 0], window[..., 2]):
+        tint[:] = tint.mean()  # a gray camera sees no tint
     density = np.clip(alpha * mottle, 0, 1)[..., None] * tint * np.float32(defect.contrast)
     dark = float(_local_mean(window, alpha).mean()) < 60  # nothing can be absorbed there: the residue reflects
     return (window + density * (255 - window) if dark else window * (1 - density)), alpha

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +139,7 @@ def _inspect(scorer: Scorer, canvases: Canvases, specimen: Specimen, size: float
     if painted.change < VISIBLE:
         scorer.step()
         return None
-    scored = scorer.score_pixels(f"{canvas.sha256} {json.dumps(asdict(defect))}", lambda: painted.rgb)
+    scored = scorer.score_pixels(painted.rgb)
     measured, scale = extent(painted.rgb, painted.mask), canvases.reference / canvases.sides[specimen.image]
     return {
         "image": canvas.name,

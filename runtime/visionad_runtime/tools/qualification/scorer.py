@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ...errors import VisionADError
 from ...formats.files import sha256_bytes
 from ...images.decode import load
-from ...images.pixels import RGB8
+from ...images.pixels import RGB8, pixel_digest
 from ...inspector import Inspector
 from ...result import Result, Verdict
 
@@ -112,14 +112,14 @@ class Scorer:
 
         return self._outcome(digest, inspect)
 
-    def score_pixels(self, what: str, make: Callable[[], RGB8]) -> Scored:
-        """Return the outcome of an image that is made when it is needed.
+    def score_pixels(self, rgb: RGB8) -> Scored:
+        """Return the outcome of an image in memory, by its pixels.
 
         Args:
-            what: text that names its pixels, such as a good image's digest and the defect that is painted on it.
-            make: returns uint8 (H, W, 3) RGB.
+            rgb: uint8 (H, W, 3) RGB.
         """
-        return self._outcome(what, lambda: self.inspector.trace_batch([make()], self.class_name, trace=False)[0][0])
+        what = f"pixels {pixel_digest(rgb)}"
+        return self._outcome(what, lambda: self.inspector.trace_batch([rgb], self.class_name, trace=False)[0][0])
 
     def load(self, path: Path) -> RGB8:
         """Return the pixels of an image file, uint8 (H, W, 3) RGB.

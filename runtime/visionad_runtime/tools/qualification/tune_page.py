@@ -103,7 +103,11 @@ def _plot(report: Mapping[str, Any]) -> dict[str, Any] | None:
         ],
         "front": [place(row) for row in front],
         "x_ticks": [(LEFT + WIDTH * across.at(t), f"{t:g}") for t in across.ticks() if t >= 0],
-        "y_ticks": [(TOP + HEIGHT * ((1 - up.at(t)) if has_bad else up.at(t)), f"{t:.3g}") for t in up.ticks()],
+        "y_ticks": [
+            (TOP + HEIGHT * ((1 - up.at(t)) if has_bad else up.at(t)), f"{t:.3g}")
+            for t in up.ticks()
+            if not has_bad or t <= 1
+        ],
         "budget": None if budget is None or budget > across.high else LEFT + WIDTH * across.at(budget),
         "label": "image AUROC" if has_bad else "spread of good scores (low is better)",
     }  # fmt: skip

@@ -65,6 +65,14 @@ def test_a_shift_of_a_plain_area_is_invisible() -> None:
     assert paint(plain, Defect("shift", 40, 40, 30, 0.4, 0)).change == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gray_image_stays_gray(kind: Kind) -> None:
+    gray = surface()[..., 0]
+    rgb = paint(gray, Defect(kind, 100, 90, 40, 0.4, 2)).rgb
+    assert np.array_equal(rgb[..., 0], rgb[..., 1])
+    assert np.array_equal(rgb[..., 0], rgb[..., 2])
+
+
 def test_gray_images_and_edges() -> None:
     gray = surface()[..., 0]
     painted = paint(gray, Defect("spot", 1, 198, 30, 0.4, 0))

@@ -53,3 +53,8 @@ assert expected <= {path.name for path in native.FOLDER.iterdir()}, expected
 library, problems = native.native_library()
 assert library is not None and not problems, problems
 print(f"lean install searches by machine code {library.name}")
+
+from visionad_runtime.station.sinks.opcua import nodeset  # noqa: E402
+
+assert nodeset.mended()
+print(f"lean install carries {nodeset.PATH.name}")

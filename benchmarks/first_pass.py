@@ -46,7 +46,7 @@ def main() -> None:
                 few = enrolled
                 for place in range(len(enrolled.entry.images) - 1, shots - 1, -1):
                     few = few.leave_out(place)
-                bank = few.rows(inspector.views[0])
+                bank = few.rois[0].rows(inspector.views[0])
                 rows += [{"set": name, "shots": shots, "rows": len(bank), **row} for row in count(queries, bank)]
     limits = {gpu: memory / (2 * product) for gpu, (memory, product) in RATES.items()}
     print("| set | bank rows | product | groups rescored: mean | median | 99th percentile | share of all |")

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import common
 import numpy as np
 from numpy.typing import NDArray
-from visionad_runtime.bank.memory_bank import ClassBank
-from visionad_runtime.formats.manifest import ClassEntry
+from visionad_runtime.bank.memory_bank import MemoryBank
+from visionad_runtime.formats.roi import WHOLE_IMAGE
 from visionad_runtime.images.decode import load
 from visionad_runtime.preprocess import encoding_names, prepare, support_encodings
 from visionad_runtime.scoring.anomaly_map import fuse, top_pixels, upsample
@@ -117,16 +117,14 @@ def good_images() -> dict[str, tuple[Path, ...]]:
     return images
 
 
-def encode(inspector: Inspector, rgb: NDArray[np.uint8]) -> ClassBank:
-    """Return a class whose only support is this image."""
+def encode(inspector: Inspector, rgb: NDArray[np.uint8]) -> MemoryBank:
+    """Return a bank whose only support is this image."""
     blocks = encoding_names(SPEC.views)
     tokens = inspector.encode(support_encodings(prepare(rgb, inspector.manifest.identity.preprocess), blocks))
-    assert tokens.cls is not None
-    entry = ClassEntry(file="", sha256="", images=())
-    return ClassBank("", entry, blocks, tokens.patch[:, None], tokens.cls[:, None])
+    return MemoryBank("", WHOLE_IMAGE, 1, blocks, tokens.patch[:, None])
 
 
-def distances(queries: dict[Any, F32], bank: ClassBank) -> F32:
+def distances(queries: dict[Any, F32], bank: MemoryBank) -> F32:
     """Return the distance of each patch in each view to the nearest row, float32 (V, P)."""
     return np.stack([1 - (queries[view] @ bank.rows(view).T).max(axis=1) for view in SPEC.views])
 

@@ -144,7 +144,7 @@ class Tokens:
         """Return the smallest distances to one support, ascending, (images, P, keep)."""
         key = (view, index, keep, pool)
         if key not in self._found:
-            rows = _pooled(self.support(index).rows(view), self.side, pool)  # type: ignore[arg-type]
+            rows = _pooled(self.support(index).rois[0].rows(view), self.side, pool)  # type: ignore[arg-type]
             queries = _pooled(self.query(view), self.side, pool)
             distances = [nearest(q, rows, keep).distance for q in queries]
             self._found[key] = np.stack(distances).reshape(len(queries), -1, keep)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import common
 import numpy as np
-from visionad_runtime.bank.memory_bank import ClassBank
+from visionad_runtime.bank.memory_bank import ClassBank, SupportTokens
 from visionad_runtime.bank.routing import THRESHOLDS, Router
 from visionad_runtime.formats.manifest import ClassEntry
 from visionad_runtime.formats.model_folder import read_model
@@ -108,9 +108,9 @@ def measure(model: Path, label: str, every: int) -> list[dict[str, object]]:
 
 
 def _class(name: str, tokens: list[np.ndarray]) -> ClassBank:
-    entry = ClassEntry(file="", sha256="", images=())
-    stacked = np.stack(tokens)[None]
-    return ClassBank(name, entry, ("e",), np.zeros((1, len(tokens), 1, 1), np.float32), stacked)
+    no_patches = np.zeros((1, 1, 1, 1), np.float32)
+    supports = [SupportTokens((no_patches,), token[None]) for token in tokens]
+    return ClassBank(name, ClassEntry(images=()), ("e",), supports)
 
 
 def _count(pair: list[int], hit: bool) -> None:

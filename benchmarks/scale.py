@@ -25,8 +25,11 @@ from typing import Any
 
 import common
 import numpy as np
+from visionad_runtime.bank.folder import files_of
+from visionad_runtime.bank.memory_bank import SupportTokens
 from visionad_runtime.bank.routing import THRESHOLDS, Router
 from visionad_runtime.bank.store import Bank
+from visionad_runtime.bank.supports import NewSupport
 from visionad_runtime.formats.manifest import Calibration, FeatureIdentity, PreprocessSpec, SupportImage
 from visionad_runtime.preprocess import encoding_names
 from visionad_runtime.search import build_index, nearest
@@ -162,17 +165,18 @@ def enroll(
         image = SupportImage(sha256=f"{number:064x}", source=f"{number}.png")
         written = disk_bytes()
         start = time.perf_counter()
-        bank.add(name, [image], features, tokens.draw(len(blocks)).reshape(len(blocks), 1, DIM))
+        bank.add(name, [NewSupport(image, SupportTokens((features,), tokens.draw(len(blocks)).reshape(-1, DIM)))])
         added, written = time.perf_counter() - start, disk_bytes() - written
         if number + 1 not in sizes:
             continue
         start = time.perf_counter()
-        bank.calibrate(name, 0.5, (0.0, 1.0), record())
+        limits = {"threshold": 0.5, "map_scale": (0.0, 1.0), "calibration": record()}
+        bank.update(name, "calibrate", lambda held, limits=limits: held.entry.model_copy(update=limits))
         calibrated = time.perf_counter() - start
         files = [p for p in folder.rglob("*") if p.is_file()]
-        in_force = sum((folder / c.file).stat().st_size for c in bank.manifest.classes.values())
+        in_force = sum(path.stat().st_size for path in files_of(folder, bank.manifest))
         found.append({
-            "pictures": number + 1, "classes": len(bank.classes), "rows a class and view": len(bank.classes[name].rows(views[0])),
+            "pictures": number + 1, "classes": len(bank.classes), "rows a class and view": len(bank.classes[name].rois[0].rows(views[0])),
             "enroll one more, ms": added * 1e3, "written by it, MB": written / 1e6, "calibrate, ms": calibrated * 1e3,
             "bank, MB": in_force / 1e6, "on disk with undo, MB": sum(p.stat().st_size for p in files) / 1e6,
             "manifest, kB": (folder / "manifest.json").stat().st_size / 1e3, **worker("opened", folder=str(folder)),

@@ -184,7 +184,7 @@ def save_sets(folder: Path) -> None:
         (result,) = inspector.inspect_files([dataset.test(part)[-1].path], class_name=part, trace=True)
         patch = np.asarray(result.trace.tokens.patch)
         queries = patch.reshape(-1, *patch.shape[-2:])[0]
-        np.savez(folder / f"{name}.npz", bank=inspector.bank.classes[part].rows("original"), queries=queries)
+        np.savez(folder / f"{name}.npz", bank=inspector.bank.classes[part].rois[0].rows("original"), queries=queries)
 
 
 def cases(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

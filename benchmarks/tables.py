@@ -247,6 +247,67 @@ def exchangeability_drift() -> Rows:
         )
 
 
+@register(
+    "set", "used to", "draws", "further defects of the kind caught", "difference", "of other kinds", "false rejects"
+)
+def known_defects() -> Rows:
+    """What one remembered defect changes, with the chosen variant and the threshold calibrated anew."""
+    record = load("defect_memory")
+    for use, rows in (
+        ("choose", pick(record["choosing"], **record["chosen"])),
+        ("report", record["reporting"]),
+        ("control", record["control"]),
+    ):
+        for row in rows:
+            cells = [row[f"held-out: {what}"] for what in ("kind", "others", "false rejects")]
+            kind, *rest = (f"{percent(c['before'])} → {percent(c['after'])}" if c else "–" for c in cells)
+            points = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * cells[0][k] for k in ("gain", "low", "high")))
+            yield row["set"], use, row["draws"], kind, points, *rest
+
+
+@register("class", "kind", "draws", "further defects of the kind caught", "difference in points")
+def known_defects_kinds() -> Rows:
+    """The same for each kind of tile, and for each group of boards."""
+    record = load("defect_memory")
+    for row in (*pick(record["choosing"], **record["chosen"]), *record["reporting"]):
+        kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for name, values in row["kinds"].items():
+            part, kind = name.split(": ")
+            kinds.setdefault((part, "all" if row["set"] == "deeppcb" else kind), []).append(values)
+        for (part, kind), of in kinds.items():
+            before, after = (mean(v["held-out: kind"][when] for v in of) for when in ("before", "after"))
+            draws = sum(v["draws"] for v in of)
+            yield part, kind, draws, f"{percent(before)} → {percent(after)}", f"{100 * (after - before):+.1f}"
+
+
+@register("set", "further defects of the kind caught", "of other kinds", "false rejects", "difference of false rejects")
+def known_defects_left_out() -> Rows:
+    """What one remembered defect changes with the threshold from leave-one-out scores."""
+    record = load("defect_memory")
+    for row in (*pick(record["choosing"], **record["chosen"]), *record["reporting"]):
+        cells = [row[f"leave-one-out: {what}"] for what in ("kind", "others", "false rejects")]
+        texts = (f"{percent(c['before'])} → {percent(c['after'])}" if c else "–" for c in cells)
+        points = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * cells[-1][k] for k in ("gain", "low", "high")))
+        yield row["set"], *texts, points
+
+
+@register("region", "rule", *(f"{what}, {name}" for name in ("bottle", "tile") for what in ("kind", "false rejects")))
+def known_defects_variants() -> Rows:
+    """Differences of all variants on the sets that choose, in points."""
+    rows = load("defect_memory")["choosing"]
+    for region, rule in dict.fromkeys((row["region"], row["rule"]) for row in rows):
+        of = pick(rows, region=region, rule=rule)
+        cells = (row[f"held-out: {what}"] for row in of for what in ("kind", "false rejects"))
+        yield region, rule, *(f"{100 * cell['gain']:+.1f}" for cell in cells)
+
+
+@register("remembered defects", "their rows", "rows of good patches", "search time")
+def known_defects_search() -> Rows:
+    """Time of the search with remembered defects."""
+    for row in load("defect_memory")["search"]:
+        yield row["remembered"], row["rows"], row["bank rows"], f"× {row['ratio']:.2f}"
+
+
 def _presets(variants: Iterable[str]) -> Rows:
     record = load("presets")
     one_shot = pick(record["rows"], shots=1)
@@ -507,6 +568,23 @@ def replay() -> Rows:
         row = record[name]
         rows = row["encoded"] // record["views"]
         yield name, row["lines"], f"{row['seconds']:.0f} s", f"{row['CPU seconds']:.0f} s", rows, row["differ"]
+
+
+@register("measured", "result", "budget")
+def page() -> Rows:
+    """Cost of the station's pages."""
+    record = load("page")
+    budgets = record["budgets"]
+    words = {
+        "painted_ms_p50": ("result in the front to image painted, median", "ms"),
+        "painted_ms_p99": ("the same, 99 %", "ms"),
+        "page_cores": (f"CPU of the page process, {record['tabs']} tabs, {record['parts_per_s']} parts a second", "cores"),
+        "page_mb": ("its memory", "MB"),
+        "growth_mb": (f"its growth in {record['seconds']:.0f} s", "MB"),
+        "first_load_kb": ("files of the first load", "kB"),
+    }
+    for name, (text, unit) in words.items():
+        yield text, f"{record[name]} {unit}", f"at most {budgets[name]} {unit}"
 
 
 @register("result file", "commit", "date", "CPU or GPU")

@@ -40,7 +40,7 @@ class VisionAD:
         self._inspector.bank = Bank.open_or_new(folder, manifest.identity, manifest.views)
         self._inspector.enroll_files(CLASS, supports)
         matched = self._inspector.require_class(CLASS).snapshot.classes[CLASS]
-        return sum(len(matched.rows(view)) for view in self._inspector.views)
+        return sum(len(matched.rois[0].rows(view)) for view in self._inspector.views)
 
     def read(self, path: Path) -> pixels.RGB8:
         """See :class:`job.Method`."""

@@ -1,7 +1,7 @@
 """An RTSP server whose images show when they were made: ``/usr/bin/python3 rtsp_server.py PORT``.
 
-It runs under the system's Python, to which GStreamer's bindings belong. Each image is a row of 32 squares, black or white: the bits of
-``time.monotonic`` in milliseconds, the highest first. Each client gets a pipeline of its own.
+It runs under the system's Python, to which GStreamer's bindings belong. Each image is a row of 32 squares, black or white: the bits
+of ``time.monotonic`` in milliseconds, the highest first. Each client gets a pipeline of its own.
 """
 
 import sys

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from visionad_runtime import Inspector, preprocess, search
-from visionad_runtime.bank.memory_bank import ClassBank
+from visionad_runtime.bank.memory_bank import MemoryBank
 from visionad_runtime.cli.main import run
 from visionad_runtime.cuda import thread
 from visionad_runtime.cuda.device import Device
@@ -488,7 +488,7 @@ def whole(
         DeviceThread.of(0).close()
 
 
-def _given(banks: list[ClassBank], _: F32 | None) -> list[ClassBank]:
+def _given(banks: list[MemoryBank], _: F32 | None) -> list[MemoryBank]:
     return banks
 
 
@@ -506,7 +506,7 @@ def test_the_whole_chain_gives_what_the_host_gives_around_the_same_engine(whole:
         (large, "disc"),
     ):
         rgb = np.ascontiguousarray(bgr[:, :, ::-1])
-        chosen = [bank.classes[kind]]
+        chosen = [bank.classes[kind].rois[0]]
         (expected,) = host.run([rgb], partial(_given, chosen), class_token=True, trace=True)
         ((found, stages),) = whole.trace_batch([rgb])
         assert stages is not None and expected.images is not None and expected.patch is not None

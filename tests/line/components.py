@@ -37,6 +37,8 @@ INSTALL = {
     "cpppo": f"pip install --target {CPPPO_FOLDER} cpppo",
     "paho": "pip install paho-mqtt",
     "snap7": "pip install python-snap7",
+    "systemd-analyze": "apt-get install systemd",
+    "bwrap": "apt-get install bubblewrap",
 }
 """Component → the command that installs it. Others are Python packages, or npm's for a name that starts with ``node-``."""
 MODULES = {"pylon": "pypylon", "viva": "viva_genicam"}

@@ -166,6 +166,11 @@ def test_two_cameras_are_two_devices(folder: Path) -> None:
             camera.close()
 
 
+def test_a_camera_without_emulation_is_never_an_emulated_one(opened: Camera) -> None:
+    with pytest.raises(CameraGone, match="camera top: expected one camera, got none"):
+        make({}).open()
+
+
 def test_it_opens_again(opened: Camera) -> None:
     shot(opened)
     opened.open()

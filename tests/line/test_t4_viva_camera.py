@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,14 +62,16 @@ def test_t4_twelve_bits_are_exact() -> None:
         frames = [shot(camera) for _ in range(3)]
         assert [(frame.id, frame.lost, frame.bit_depth) for frame in frames] == [(1, 0, 12), (2, 0, 12), (3, 0, 12)]
         assert fake.software_triggers() == 3
-    with FakeGigeCamera(width=WIDTH, height=HEIGHT, fps=20, pixel_format="Mono12p") as fake:
-        # the fake's images depend on their number alone
-        with viva_genicam.connect_gige(fake.device_info()) as device, device.stream() as stream:
-            for frame in frames:
-                raw = stream.next_frame(2000)
-                assert raw is not None and raw.block_id == frame.id
-                assert np.array_equal(unpack_mono12p(raw.payload()), frame.pixels)
-                assert np.array_equal(raw.to_numpy(), frame.pixels), "the library's own unpacking differs"
+    with (  # the fake's images depend on their number alone
+        FakeGigeCamera(width=WIDTH, height=HEIGHT, fps=20, pixel_format="Mono12p") as fake,
+        viva_genicam.connect_gige(fake.device_info()) as device,
+        device.stream() as stream,
+    ):
+        for frame in frames:
+            raw = stream.next_frame(2000)
+            assert raw is not None and raw.block_id == frame.id
+            assert np.array_equal(unpack_mono12p(raw.payload()), frame.pixels)
+            assert np.array_equal(raw.to_numpy(), frame.pixels), "the library's own unpacking differs"
 
 
 @pytest.mark.parametrize(
@@ -172,4 +175,4 @@ def test_t4_hardware_triggers_are_taken_in_order_and_what_does_not_fit_is_counte
         ids = [frame.id for frame in frames]
         assert ids[0] > after + 4 and frames[0].lost == ids[0] - after - 1
         assert ids == list(range(ids[0], ids[0] + 6)) and all(frame.lost == 0 for frame in frames[1:])
-        assert all(earlier.taken < later.taken for earlier, later in zip(frames, frames[1:], strict=False))
+        assert all(earlier.taken < later.taken for earlier, later in pairwise(frames))

@@ -186,9 +186,10 @@ def test_t5_latency_is_what_the_images_say(server: tuple[Server, int]) -> None:
         camera.close()
 
 
-def test_t5_no_server_is_a_camera_that_is_gone() -> None:
+def test_t5_no_server_is_a_camera_that_is_gone(capfd: pytest.CaptureFixture[str]) -> None:
     need("rtsp")
     camera = make(free_port())
     with pytest.raises(CameraGone, match=r"camera top: rtsp://127\.0\.0\.1:\d+/line does not open within 5000 ms"):
         camera.open()
     camera.close()
+    assert capfd.readouterr() == ("", ""), "OpenCV and FFmpeg print addresses with passwords"

@@ -15,7 +15,12 @@ import typer
 from tests.data import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
-GENERATED = ("docs/reference/cli.md", "docs/reference/schemas.md", "docs/reference/images.md")
+GENERATED = (
+    "docs/reference/cli.md",
+    "docs/reference/schemas.md",
+    "docs/reference/images.md",
+    "docs/reference/station.md",
+)
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s#]*)(?:#([^)\s]*))?\)")
 
 
@@ -101,6 +106,58 @@ def test_the_image_page_has_every_kind_and_ending() -> None:
     text = load("docs", "generate").image_page()
     assert all(row.content in text for row in ROWS)
     assert all(f"`{ending}`" in text for group in ENDINGS.values() for ending in group)
+
+
+def test_the_station_page_explains_every_key_alarm_and_register() -> None:
+    from visionad_runtime.station.checks import ALARMS
+    from visionad_runtime.station.settings import StationSettings
+    from visionad_runtime.station.sinks.modbus import ModbusSettings
+    from visionad_runtime.station.sinks.modbus_map import CONTROL_BITS, REGISTERS, STATUS_BITS
+
+    generate = load("docs", "generate")
+    text = generate.station_page()
+    for model in (StationSettings, ModbusSettings):
+        rows = [row for row in generate.key_rows(model) if row[0] != "kind"]
+        assert len(rows) >= len(model.model_fields) - 1
+        assert [key for key, _, _, meaning in rows if not meaning] == [], "explain it in the model's docstring"
+    keys = {row[0] for row in generate.key_rows(StationSettings)}
+    assert {"checks.golden.overdue", "recipes.NUMBER.class", "archive.keep.ok", "shifts.zone"} <= keys
+    assert all(f"| `{key}` |" in text for key in keys)
+    assert all(f"| `{code}` | {meaning} | {remedy} |" in text for code, (meaning, remedy) in ALARMS.items())
+    assert all(f"`{name}`" in text for name in (*CONTROL_BITS, *STATUS_BITS, *(row.name for row in REGISTERS)))
+
+
+def test_the_committed_modbus_map_is_that_of_the_code() -> None:
+    generate = load("docs", "generate")
+    for path, text in generate.FILES.items():
+        assert (ROOT / "docs" / path).read_text() == text(), "run `python docs/generate.py`"
+
+
+def test_the_program_for_a_plc_uses_the_bits_of_the_map() -> None:
+    from visionad_runtime.station.sinks.modbus_map import CONTROL_BITS, REGISTERS, STATUS_BITS
+
+    text = (ROOT / "docs" / "guides" / "station.md").read_text()
+    code = re.search(r"```iecst\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    bits = re.findall(r"(Inp|Out)\[0\]\.(\d+)[^\n]*?\(\* (control|status)\.(\w+) \*\)", code[1])
+    assert len(bits) == len(re.findall(r"(?:Inp|Out)\[0\]\.", code[1])) >= 10  # each is named
+    for block, bit, register, name in bits:
+        assert (block, register) in (("Inp", "status"), ("Out", "control"))
+        assert (STATUS_BITS if register == "status" else CONTROL_BITS)[int(bit)] == name
+    words = re.findall(r"(Inp|Out)\[(\d+)\](?!\.)[^\n]*?\(\* (\w+) \*\)", code[1])
+    assert len(words) >= 3
+    known = {(row.space, row.address): row.name for row in REGISTERS}
+    for block, address, name in words:
+        assert known["input" if block == "Inp" else "holding", int(address)] == name
+
+
+def test_the_station_file_of_the_guide_is_sound(tmp_path: Path) -> None:
+    from visionad_runtime.station.settings import read_station
+
+    text = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "guides" / "station.md").read_text(), re.DOTALL)
+    assert text is not None
+    (tmp_path / "station.yaml").write_text(text[1])
+    assert read_station(tmp_path / "station.yaml").settings.station == "press-3"
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from ..formats.manifest import (
     BankManifest,
     ClassEntry,
     FeatureIdentity,
+    KnownDefect,
     SupportImage,
     to_json,
 )
@@ -122,7 +123,53 @@ def read_class(
     def read_rois() -> Layout | None:
         return None if entry.roi is None else read_layout(folder, name, entry.roi, manifest.identity)
 
-    return ClassBank(name, entry, manifest.blocks, read, read_rois)
+    def read_defects() -> F32 | None:
+        parts = [_read_defect(folder, name, defect, manifest, remedy) for defect in entry.defects or ()]
+        return np.concatenate(parts, axis=1) if parts else None
+
+    return ClassBank(name, entry, manifest.blocks, read, read_rois, read_defects)
+
+
+def _read_defect(folder: Path, name: str, defect: KnownDefect, manifest: BankManifest, remedy: str) -> F32:
+    """Read the patch tokens of a remembered defect, float32 (B, R, D)."""
+    path = support_file(folder, defect.tokens)
+    features = _read_tensors(path, defect.tokens, name, remedy, ("features",))["features"]
+    check_defect(str(path), manifest, defect.cells, features)
+    return features
+
+
+def check_defect(where: str, manifest: BankManifest, cells: int, features: F32) -> None:
+    """Check that the tokens of a remembered defect fit a bank.
+
+    Args:
+        where: origin of the tensor, for the message.
+        manifest: manifest of the bank.
+        cells: number R of patches.
+        features: must be float32 (B, R, D).
+
+    Raises:
+        BankError: The shape or dtype differs, or there are NaN or Inf.
+    """
+    expected = (len(manifest.blocks), cells, manifest.identity.dim)
+    if features.shape != expected or features.dtype != np.dtype(np.float32):
+        raise BankError(
+            f"{where}: expected float32 features {expected} of a defect, got {features.dtype} {features.shape}"
+        )
+    if not np.isfinite(features).all():
+        raise BankError(f"{where}: NaN or Inf among the patch tokens of a defect; run `visionad doctor`")
+
+
+def write_defect(folder: Path, features: F32) -> str:
+    """Write the token file of a remembered defect, and return the sha256 that names it.
+
+    Args:
+        folder: folder of the bank.
+        features: float32 (B, R, D).
+    """
+    data = save_tensors({"features": np.ascontiguousarray(features)})
+    digest = sha256_bytes(data)
+    write_once(support_file(folder, digest), data, digest)
+    return digest
 
 
 def _read_support(
@@ -150,7 +197,9 @@ def _read_class_file(
     return [SupportTokens((features[:, k : k + 1],), class_tokens[:, k]) for k in range(len(entry.images))]
 
 
-def _read_tensors(path: Path, sha256: str, name: str, remedy: str) -> dict[str, F32]:
+def _read_tensors(
+    path: Path, sha256: str, name: str, remedy: str, keys: Sequence[str] = ("features", "class_tokens")
+) -> dict[str, F32]:
     try:
         data = path.read_bytes()
     except OSError as exc:
@@ -159,7 +208,7 @@ def _read_tensors(path: Path, sha256: str, name: str, remedy: str) -> dict[str, 
         raise BankError(f"class {name!r}: {path} is damaged (its sha256 is not the manifest's); {remedy}")
     try:
         tensors = load_tensors(data)
-        return {key: tensors[key] for key in ("features", "class_tokens")}
+        return {key: tensors[key] for key in keys}
     except (SafetensorError, KeyError, ValueError) as exc:
         raise BankError(f"class {name!r}: {path} is not a token file of a bank ({exc}); {remedy}") from None
 
@@ -336,6 +385,7 @@ def files_of(folder: Path, manifest: BankManifest) -> set[Path]:
             files.add(folder / entry.file)
         if entry.roi is not None and entry.roi.mask is not None:
             files.add(folder / MASKS / f"{entry.roi.mask}.png")
+        files |= {support_file(folder, defect.tokens) for defect in entry.defects or ()}
         for support in entry.images:
             if support.tokens is not None:
                 files.add(support_file(folder, support.tokens))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import BankError, LostManifestError
 from ..formats.files import atomic_write, sha256_file
@@ -162,12 +163,21 @@ def verify(folder: Path) -> BankManifest:
         _ = loaded.layout  # reads the mask
         for image, tokens in zip(entry.images, loaded.supports, strict=True):
             for what, array in (*(("features", rows) for rows in tokens.rois), ("class_tokens", tokens.class_tokens)):
-                norms = np.sqrt(np.einsum("...d,...d->...", array, array, dtype=np.float64, casting="safe"))
-                if not (np.abs(norms - 1) < 1e-3).all():  # NaN compares false
+                if not _are_unit(array):
                     path = folder / (entry.file or f"{SUPPORTS}/{image.tokens}.safetensors")
                     raise BankError(f"{path}: {what} holds rows that are not unit vectors; `visionad bank undo`")
             if image.kept is not None and not (folder / IMAGES / image.kept).exists():
                 raise BankError(
                     f"{folder / IMAGES / image.kept}: the image of a support of class {name!r} is missing; restore it from a backup"
                 )
+        if loaded.defects is not None and not _are_unit(loaded.defects):
+            raise BankError(
+                f"bank {folder}: a remembered defect of class {name!r} holds rows that are not unit vectors; `visionad bank undo`"
+            )
     return manifest
+
+
+def _are_unit(rows: NDArray[np.float32]) -> bool:
+    """Return whether all rows are finite unit vectors."""
+    norms = np.sqrt(np.einsum("...d,...d->...", rows, rows, dtype=np.float64, casting="safe"))
+    return bool((np.abs(norms - 1) < 1e-3).all())  # NaN compares false

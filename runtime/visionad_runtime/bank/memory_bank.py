@@ -29,6 +29,7 @@ class MemoryBank:
         tiles: number of tiles T that the ROI is cut into. All of them share the rows.
         blocks: names of the B unique encodings of a support.
         features: float32 (B, K·T, P, D), unit rows: patch tokens of K supports with P patches per tile.
+        defects: float32 (B, R, D), unit rows: patch tokens of remembered defects; ``None`` without any.
     """
 
     name: str
@@ -36,11 +37,29 @@ class MemoryBank:
     tiles: int
     blocks: tuple[str, ...]
     features: F32
+    defects: F32 | None = None
 
     def rows(self, view: ViewName) -> F32:
         """Return the rows that a view is searched in, float32 (6·K·T·P, D). It is a slice of ``features``, not a copy."""
         part = self.features[view_slice(self.blocks, view)]
         return part.reshape(-1, part.shape[-1])
+
+    def rows_with_defects(self, view: ViewName) -> F32:
+        """Return the rows of :meth:`rows`, then those of remembered defects. It is a copy, made once for each view.
+
+        Raises:
+            ValueError: No defect is remembered.
+        """
+        if self.defects is None:
+            raise ValueError(f"class {self.name!r} remembers no defect")
+        if view not in self._joined:
+            defects = self.defects[view_slice(self.blocks, view)].reshape(-1, self.defects.shape[-1])
+            self._joined[view] = np.concatenate([self.rows(view), defects])
+        return self._joined[view]
+
+    @cached_property
+    def _joined(self) -> dict[ViewName, F32]:
+        return {}
 
     def unrotated(self, support: int, views: Sequence[ViewName], tile: int = 0) -> dict[ViewName, F32]:
         """Return the patch tokens of an unrotated support, which equal those of the same image as a query.
@@ -64,7 +83,7 @@ class MemoryBank:
         """
         first = support * self.tiles
         kept = [i for i in range(self.features.shape[1]) if not first <= i < first + self.tiles]
-        return MemoryBank(self.name, self.roi, self.tiles, self.blocks, self.features[:, kept])
+        return MemoryBank(self.name, self.roi, self.tiles, self.blocks, self.features[:, kept], self.defects)
 
 
 class SupportTokens(NamedTuple):
@@ -95,6 +114,7 @@ class ClassBank:
         blocks: tuple[str, ...],
         supports: Sequence[SupportTokens] | Callable[[], Sequence[SupportTokens]],
         layout: Layout | Callable[[], Layout | None] | None = None,
+        defects: F32 | Callable[[], F32 | None] | None = None,
     ) -> None:
         """Take a class.
 
@@ -105,10 +125,13 @@ class ClassBank:
             supports: tokens of the supports, or a function that reads them and raises :class:`BankError` for damaged ones.
             layout: what is inspected of an image, or a function that reads it and raises :class:`BankError`. A class whose entry
                 has ROIs needs one.
+            defects: patch tokens of remembered defects, float32 (B, R, D), or a function that reads them and raises
+                :class:`BankError`. A class with ROIs has none.
         """
         self.name, self.entry, self.blocks = name, entry, blocks
         self._supports = supports
         self._layout = layout
+        self._defects = defects
         self._rois: tuple[MemoryBank, ...] | None = None
         self._class_tokens: F32 | None = None
         self._lock = threading.Lock()
@@ -132,12 +155,14 @@ class ClassBank:
         Raises:
             BankError: A token file is missing or damaged.
         """
-        supports = self.supports
+        supports, defects = self.supports, self.defects
         with self._lock:
             if self._rois is None:
                 names = (WHOLE_IMAGE,) if self.entry.roi is None else self.entry.roi.names
                 self._rois = tuple(
-                    MemoryBank(self.name, name, tiles, self.blocks, _joined([tokens.rois[i] for tokens in supports]))
+                    MemoryBank(
+                        self.name, name, tiles, self.blocks, _joined([tokens.rois[i] for tokens in supports]), defects
+                    )
                     for i, (name, tiles) in enumerate(zip(names, tile_counts(self.entry.roi), strict=True))
                 )
                 # The supports' own arrays would double the memory.
@@ -149,6 +174,18 @@ class ClassBank:
                     for k, tokens in enumerate(supports)
                 ]
             return self._rois
+
+    @property
+    def defects(self) -> F32 | None:
+        """Patch tokens of remembered defects, float32 (B, R, D), ``None`` without any.
+
+        Raises:
+            BankError: A token file is missing or damaged.
+        """
+        with self._lock:
+            if callable(self._defects):
+                self._defects = self._defects()
+            return self._defects
 
     @property
     def layout(self) -> Layout | None:
@@ -183,12 +220,24 @@ class ClassBank:
         Args:
             entry: the new entry.
         """
-        other = ClassBank(self.name, entry, self.blocks, lambda: self.supports, lambda: self.layout)
+        other = ClassBank(
+            self.name, entry, self.blocks, lambda: self.supports, lambda: self.layout, lambda: self.defects
+        )
         with self._lock:
             if not callable(self._supports):
                 other._supports = self._supports
             other._rois, other._class_tokens, other._layout = self._rois, self._class_tokens, self._layout
         return other
+
+    def with_defect(self, entry: ClassEntry, defect: F32) -> ClassBank:
+        """Return the class with one more remembered defect. It shares the supports.
+
+        Args:
+            entry: the new entry.
+            defect: float32 (B, R, D), unit rows.
+        """
+        defects = defect if self.defects is None else np.concatenate([self.defects, defect], axis=1)
+        return ClassBank(self.name, entry, self.blocks, lambda: self.supports, lambda: self.layout, defects)
 
     @property
     def class_tokens(self) -> F32:
@@ -213,7 +262,10 @@ class ClassBank:
         """
         kept = [k for k in range(len(self.entry.images)) if k != support]
         entry = self.entry.model_copy(update={"images": tuple(self.entry.images[k] for k in kept)})
-        return ClassBank(self.name, entry, self.blocks, lambda: [self.supports[k] for k in kept], lambda: self.layout)
+        return ClassBank(
+            self.name, entry, self.blocks, lambda: [self.supports[k] for k in kept], lambda: self.layout,
+            lambda: self.defects,
+        )  # fmt: skip
 
 
 def _joined(parts: Sequence[F32]) -> F32:

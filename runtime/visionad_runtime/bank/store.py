@@ -32,6 +32,7 @@ from .folder import (
     FOLDERS,
     IMAGES,
     SUPPORTS,
+    check_defect,
     check_identity,
     check_support_shapes,
     newest_manifest,
@@ -40,6 +41,7 @@ from .folder import (
     read_version,
     restorable_versions,
     utc_now,
+    write_defect,
     write_once,
     write_support,
     write_version,
@@ -49,11 +51,9 @@ from .layout import MASKS, Layout, read_layout
 from .lock import writer_lock
 from .memory_bank import ClassBank, Snapshot
 from .names import check_class_name, normalize_class_name, unknown_class_message
-from .supports import NewSupport, check_new
+from .supports import NewSupport, check_new, support_index
 
 F32 = NDArray[np.float32]
-MIN_SHA256_PREFIX = 4
-"""Minimum number of digits of a sha256 that name the image to remove."""
 
 Calibrate = Callable[[ClassBank, ClassEntry | None], ClassEntry]
 """Changed class and its entry before the change → its entry with thresholds. Called before the change is committed."""
@@ -226,7 +226,7 @@ class Bank:
                 entry = kept.entry.model_copy(update={"images": (*kept.entry.images, *added)})
                 changed = ClassBank(
                     name, entry, self.manifest.blocks, lambda: [*kept.supports, *(s.tokens for s in supports)],
-                    lambda: kept.layout,
+                    lambda: kept.layout, lambda: kept.defects,
                 )  # fmt: skip
             changed = self._calibrated(changed, old, calibrate)
             count = len(changed.entry.images)
@@ -277,7 +277,7 @@ class Bank:
 
         Args:
             name: the class.
-            image: sha256 of the support, or at least its first :data:`MIN_SHA256_PREFIX` digits. ``None`` removes the class.
+            image: sha256 of the support, or at least its first four digits. ``None`` removes the class.
             calibrate: computes the thresholds of the class as it will be.
 
         Returns:
@@ -292,11 +292,49 @@ class Bank:
             if image is None:
                 self._commit(f"remove {name}", {n: c for n, c in self.classes.items() if n != name})
                 return self.manifest.version
-            place = _place(name, old.entry, image)
+            place = support_index(name, old.entry, image)
             rest = self._converted(old).leave_out(place)
             rest = rest.with_entry(rest.entry.model_copy(update=NO_LIMITS))
             changed = self._calibrated(rest, old, calibrate)
             self._commit(f"remove {name}: {old.entry.images[place].source}", {**self.classes, name: changed})
+        return self.manifest.version
+
+    def remember(
+        self,
+        name: str,
+        features: F32,
+        defect: Callable[[ClassBank, str], ClassEntry],
+        *,
+        change: str,
+        calibrate: Calibrate | None = None,
+    ) -> int:
+        """Remember a defect.
+
+        Scores may grow, so the class loses its thresholds unless ``calibrate`` gives others.
+
+        Args:
+            name: the class.
+            features: its patch tokens, float32 (B, R, D), unit rows.
+            defect: class as it is, and the sha256 of the token file → its entry with the defect. It may raise :class:`BankError`;
+                nothing is stored then.
+            change: one phrase for the history.
+            calibrate: computes the thresholds of the class as it will be.
+
+        Returns:
+            The bank's new version.
+
+        Raises:
+            BankError: There is no such class, the class has ROIs, the tokens do not fit, or ``defect`` raised it.
+        """
+        name = normalize_class_name(name)
+        with self._changing():
+            old = self._class(name)
+            if old.entry.roi is not None:
+                raise BankError(f"class {name!r} has ROIs: expected a class of whole images to remember a defect")
+            check_defect("defect", self.manifest, features.shape[1], features)
+            entry = defect(old, write_defect(self.folder, features))
+            changed = old.with_defect(entry.model_copy(update=NO_LIMITS), features)
+            self._commit(change, {**self.classes, name: self._calibrated(changed, old, calibrate)})
         return self.manifest.version
 
     def update(self, name: str, change: str, entry: Callable[[ClassBank], ClassEntry]) -> int:
@@ -452,29 +490,11 @@ NO_LIMITS = {"threshold": None, "review_threshold": None, "map_scale": None, "ca
 
 
 def same_supports(one: ClassEntry, other: ClassEntry) -> bool:
-    """Return whether two entries of a class have the same tokens."""
+    """Return whether two entries of a class have the same tokens, those of remembered defects included."""
     tokens = [[image.tokens or image.sha256 for image in entry.images] for entry in (one, other)]
-    return tokens[0] == tokens[1] and (one.file, one.roi) == (other.file, other.roi)
+    return tokens[0] == tokens[1] and (one.file, one.roi, one.defects) == (other.file, other.roi, other.defects)
 
 
 def _load(classes: Mapping[str, ClassBank]) -> None:
     for bank in classes.values():
         _ = bank.rois, bank.layout
-
-
-def _place(name: str, entry: ClassEntry, image: str) -> int:
-    """Return the index of the support that the first digits of a sha256 name.
-
-    Raises:
-        BankError: Not exactly one matches, or it is the only support.
-    """
-    matches = [k for k, i in enumerate(entry.images) if i.sha256.startswith(image.lower())]
-    if len(image) < MIN_SHA256_PREFIX or len(matches) != 1:
-        enrolled = ", ".join(f"{i.sha256[:12]} ({Path(i.source).name})" for i in entry.images)
-        raise BankError(
-            f"class {name!r}: expected {MIN_SHA256_PREFIX} or more digits of one image's sha256, got {image!r}, which "
-            f"{len(matches)} have; it has {enrolled}"
-        )
-    if len(entry.images) == 1:
-        raise BankError(f"class {name!r} has this one image only; remove the class instead (leave out --image)")
-    return matches[0]

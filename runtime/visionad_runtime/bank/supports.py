@@ -18,6 +18,9 @@ from ..images.pixels import RGB8, pixel_digest
 from .folder import IMAGES
 from .memory_bank import SupportTokens
 
+MIN_SHA256_PREFIX = 4
+"""Minimum number of digits of a sha256 that name the image to remove."""
+
 
 class NewSupport(NamedTuple):
     """A support to enroll.
@@ -178,3 +181,21 @@ def png_file(rgb: RGB8) -> bytes:
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, "PNG", compress_level=1)
     return file.getvalue()
+
+
+def support_index(name: str, entry: ClassEntry, image: str) -> int:
+    """Return the index of the support that the first digits of a sha256 name.
+
+    Raises:
+        BankError: Not exactly one matches, or it is the only support.
+    """
+    matches = [k for k, i in enumerate(entry.images) if i.sha256.startswith(image.lower())]
+    if len(image) < MIN_SHA256_PREFIX or len(matches) != 1:
+        enrolled = ", ".join(f"{i.sha256[:12]} ({Path(i.source).name})" for i in entry.images)
+        raise BankError(
+            f"class {name!r}: expected {MIN_SHA256_PREFIX} or more digits of one image's sha256, got {image!r}, which "
+            f"{len(matches)} have; it has {enrolled}"
+        )
+    if len(entry.images) == 1:
+        raise BankError(f"class {name!r} has this one image only; remove the class instead (leave out --image)")
+    return matches[0]

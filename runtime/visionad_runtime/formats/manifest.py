@@ -255,6 +255,22 @@ class Confirmation(Strict):
     created: str
 
 
+class KnownDefect(Strict):
+    """A missed defect that is remembered.
+
+    Attributes:
+        sha256: digest of its image file, or of its pixels if it was given as an array.
+        tokens: sha256 of its token file in the bank's folder ``supports``.
+        cells: number of patches of the region that are remembered.
+    """
+
+    sha256: str
+    source: PathText
+    tokens: str
+    cells: int
+    created: str
+
+
 class ClassEntry(Compatible):
     """One class of a bank.
 
@@ -266,11 +282,12 @@ class ClassEntry(Compatible):
         map_scale: lowest and highest value of a heatmap of the raw map, set at calibration.
         calibration: provenance of the thresholds.
         confirmations: parts that a person judged.
+        defects: defects that are remembered.
         file: class file of format 1 with the tokens of all supports; ``None`` in format 2.
         sha256: its digest.
     """
 
-    added_fields = frozenset({"roi", "review_threshold", "confirmations", "file", "sha256"})
+    added_fields = frozenset({"roi", "review_threshold", "confirmations", "defects", "file", "sha256"})
 
     images: tuple[SupportImage, ...]
     roi: RoiSpec | None = None
@@ -279,6 +296,7 @@ class ClassEntry(Compatible):
     map_scale: tuple[float, float] | None = None
     calibration: Calibration | None = None
     confirmations: tuple[Confirmation, ...] | None = None
+    defects: tuple[KnownDefect, ...] | None = None
     file: str | None = None
     sha256: str | None = None
 
@@ -317,6 +335,7 @@ class BankManifest(Compatible):
                 "roi": None if entry.roi is None else entry.roi.digest(),
                 "limits": [entry.threshold, entry.review_threshold],
                 "scores": None if entry.calibration is None else sorted(entry.calibration.scores),
+                **({"defects": [defect.tokens for defect in entry.defects]} if entry.defects else {}),
             }
             for name, entry in self.classes.items()
         }

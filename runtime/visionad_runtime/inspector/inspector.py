@@ -14,6 +14,7 @@ from ..bank.folder import split_tiles
 from ..bank.layout import Layout, new_layout
 from ..bank.memory_bank import ClassBank, SupportTokens
 from ..bank.names import normalize_class_name
+from ..bank.store import same_supports
 from ..bank.supports import NewSupport, array_supports, check_new, kept_suffix, load_support, png_file, read_supports
 from ..engine.base import Tokens
 from ..errors import BankError, ImageError
@@ -300,7 +301,7 @@ class Inspector(Inspection):
 
         def changed(current: ClassBank) -> ClassEntry:
             self._check_unconfirmed(current, name, [record for record, _ in images])
-            if current.entry.images != scored_with.images or current.entry.roi != scored_with.roi:
+            if not same_supports(current.entry, scored_with):
                 raise BankError(
                     f"class {name!r} of bank {bank.folder} was changed while the parts were scored; nothing was stored, confirm "
                     "them again"

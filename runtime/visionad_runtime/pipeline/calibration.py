@@ -94,7 +94,7 @@ class AutomaticCalibration:
         grown = (
             old is not None
             and {i.sha256 for i in old.images} <= {i.sha256 for i in entry.images}
-            and old.roi == entry.roi  # other areas have other scores
+            and (old.roi, old.defects) == (entry.roi, entry.defects)  # otherwise scores are others
         )
         kept = recorded_scores(old) if old is not None and holds and grown else []
         supports: Sequence[int] = range(len(entry.images))

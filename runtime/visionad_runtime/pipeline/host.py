@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from .._threads import available_cpus
 from ..bank.memory_bank import MemoryBank
 from ..engine.base import Engine, Tokens
-from ..formats.manifest import FeatureIdentity, ViewName
+from ..formats.manifest import FeatureIdentity
 from ..preprocess import prepare, query_views
 from ..scoring.score import score_tokens
 from ..scoring.spec import ScoringSpec
-from ..search import SearchIndex, nearest
+from ..search import SearchIndex
+from .bank_search import bank_search
 from .base import BankSelector, PipelineOutput, StageTimer
 
 F32 = NDArray[np.float32]
@@ -78,10 +79,7 @@ class HostPipeline:
     ) -> PipelineOutput:
         timer = StageTimer()
 
-        def search(view: ViewName, tokens: F32) -> F32:
-            index = self.index.index_for(bank, view, bank.rows(view), tokens)
-            return nearest(tokens, index, threads=self._threads).distance
-
+        search = bank_search(bank, self.index, self._threads)
         tokens = dict(zip(self.scoring.views, patch, strict=True))
         scored = score_tokens(tokens, search, self.scoring, threads=self._threads, mark=timer.mark)
         return PipelineOutput(

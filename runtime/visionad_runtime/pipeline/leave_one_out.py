@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from ..bank.layout import cells_of
 from ..bank.memory_bank import ClassBank, MemoryBank
-from ..formats.manifest import ViewName
-from ..scoring.score import F32, Scored, SearchBank, ignore_cells, score_tokens
+from ..scoring.score import Scored, SearchBank, ignore_cells, score_tokens
 from ..scoring.spec import ScoringSpec
-from ..search import nearest
+from .bank_search import bank_search
 
 
 class SupportScore(NamedTuple):
@@ -66,10 +65,7 @@ def search_rows(bank: MemoryBank, threads: int | None = None) -> SearchBank:
         threads: maximum number of threads (default: all CPUs).
     """
 
-    def search(view: ViewName, patch: F32) -> F32:
-        return nearest(patch, bank.rows(view), threads=threads).distance
-
-    return search
+    return bank_search(bank, threads=threads)
 
 
 def _score_tile(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -23,9 +23,6 @@ from ..formats.files import atomic_write
 from .cycle import OK, Job
 from .settings import Archive
 
-if TYPE_CHECKING:
-    from .worker import Judged
-
 log = logging.getLogger("visionad")
 
 MAX_QUEUE = 32
@@ -33,6 +30,16 @@ MAX_QUEUE = 32
 CLEAN_SECONDS = 10.0
 """Pause between two looks at the limits."""
 _NAME = re.compile(r"(\d{10})-(ok|not-ok)-([A-Za-z0-9_-]+)\.png")
+
+
+class JudgedCamera(Protocol):
+    """What the archive needs of a judged camera: its evaluation, and uint8 pixels or ``None``."""
+
+    @property
+    def evaluation(self) -> int: ...
+
+    @property
+    def rgb(self) -> NDArray[np.uint8] | None: ...
 
 
 class ArchiveWriter:
@@ -53,7 +60,7 @@ class ArchiveWriter:
         self._thread = threading.Thread(target=self._work, name="visionad-archive", daemon=True)
         self._thread.start()
 
-    def add(self, job: Job, judged: Mapping[str, Judged], always: bool = False) -> None:
+    def add(self, job: Job, judged: Mapping[str, JudgedCamera], always: bool = False) -> None:
         """Queue the images of a part, if a rule says so, or ``always``. Returns at once."""
         good = all(one.evaluation == OK for one in judged.values())
         images = {name: one.rgb for name, one in judged.items() if one.rgb is not None}

@@ -16,9 +16,10 @@ class Frame(NamedTuple):
     Attributes:
         pixels: uint8 (H, W, 3) RGB, or (H, W) gray; uint16 (H, W) with ``bit_depth``.
         id: number of the frame, which counts up by one for each frame that the camera has taken; never repeated while it is open.
-        taken: monotonic time in seconds (``time.monotonic``) at which the exposure began, or a later time that it surely began
-            before is not known: the arrival.
-        lost: frames that were taken since the last one that was handed out, and are gone.
+        taken: monotonic time in seconds (``time.monotonic``) at which the exposure began. If the camera does not tell, it is the
+            moment before the software trigger was sent, otherwise the arrival less what is known of exposure and latency.
+        lost: frames that were taken since the last one that was handed out, and are gone. Those that :class:`LostFrame` reported,
+            and those that were skipped on purpose, do not count.
         bit_depth: bits that the camera fills in ``pixels`` of 16 bits; ``None`` for 8-bit pixels.
         name: where the image came from, such as a file's path; empty for a live camera.
     """

@@ -5,6 +5,7 @@ Stored images prove model, bank, thresholds and the computer. Only real parts un
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -20,6 +21,8 @@ from ..images.discover import find_images
 from .cycle import ANOMALOUS, OK
 from .settings import GoldenParts, Shifts
 from .shifts import shift_of
+
+log = logging.getLogger("visionad")
 
 Judge = Callable[[str, NDArray[np.uint8]], tuple[int, str]]
 """Camera and uint8 pixels → evaluation and reason."""
@@ -99,7 +102,9 @@ class GoldenRun:
         expected = "ok" if one.is_good else "anomalous"
         try:
             evaluation, reason = judge(one.camera, decode.load(one.path))
-        except VisionADError as exc:
+        except Exception as exc:  # the worker must live on, or it would be started and fail for ever
+            if not isinstance(exc, VisionADError):
+                log.exception("golden part %s", one.path)
             self.findings.append({"image": one.name, "expected": expected, "got": str(exc), "right": False})
             return
         got = {OK: "ok", ANOMALOUS: "anomalous"}.get(evaluation, f"not decidable ({reason})")

@@ -56,7 +56,10 @@ def problems_of(station: Station) -> list[str]:
         trouble = f"{other} has it" if other != name else _port_trouble(host, port)
         if trouble:
             problems.append(f"{name}: cannot listen at {host}:{port}: {trouble}; choose another port or address")
-    for folder in (settings.records.parent, *((settings.archive.folder,) if settings.archive else ())):
+    folders = [settings.records.parent]
+    folders += [settings.archive.folder] if settings.archive else []
+    folders += [settings.log.parent] if settings.log else []
+    for folder in dict.fromkeys(folders):
         trouble = _folder_trouble(folder)
         if trouble:
             problems.append(trouble)

@@ -212,13 +212,19 @@ class Records:
 
     def between(self, start_utc: str, end_utc: str) -> Iterator[dict[str, Any]]:
         """Yield parts with ``start_utc <= time_utc < end_utc``, oldest first, a thousand at a time."""
-        last = 0
+        within = (
+            "time_utc >= ? AND time_utc < ? AND delivery IS NOT NULL"  # numbers first: a year is read shift by shift
+        )
+        (ends,) = self._rows(
+            f"SELECT min(id) AS first, max(id) AS last FROM parts WHERE {within}", (start_utc, end_utc)
+        )
+        after = (ends["first"] or 0) - 1
         while rows := self._rows(
-            "SELECT * FROM parts WHERE id > ? AND time_utc >= ? AND time_utc < ? AND delivery IS NOT NULL ORDER BY id LIMIT 1000",
-            (last, start_utc, end_utc),
+            f"SELECT * FROM parts WHERE id > ? AND id <= ? AND {within} ORDER BY id LIMIT 1000",
+            (after, ends["last"], start_utc, end_utc),
         ):
             yield from rows
-            last = rows[-1]["id"]
+            after = rows[-1]["id"]
 
     # -- stored sinks -------------------------------------------------------------------------------------------------
 

@@ -25,12 +25,17 @@ class _Part(BaseModel):
 
 
 class CodeReading(_Part):
-    """A code in the image that must be the part's."""
+    """A code in the image that must be the part's.
+
+    Attributes:
+        kind: of the code.
+        camera: whose images hold it; any camera's without it.
+        must: ``match``: equal to the line's part text; ``be_read``: readable.
+    """
 
     kind: Literal["datamatrix", "qr", "code128", "ean13", "any"] = "any"
     camera: str | None = None
     must: Literal["match", "be_read"] = "match"
-    """``match``: equal to the line's part text; ``be_read``: readable."""
 
 
 class Recipe(_Part):
@@ -68,9 +73,9 @@ class GoldenParts(_Part):
     """Known parts that are inspected to prove the station.
 
     Attributes:
-        folder: images ``good/*`` and ``bad/*``.
-        due: when they are due.
-        overdue: whether the station goes on or is not ready.
+        folder: images ``good/*`` and ``bad/*``, or those of a recipe in ``NUMBER/good/*`` and ``NUMBER/bad/*``.
+        due: when they are due: at the start of a shift, after a change of the recipe, after a start of the station.
+        overdue: while they are due, ``not_ready``: no trigger is accepted; ``alarm``: the station goes on.
     """
 
     folder: Path
@@ -93,7 +98,12 @@ class Checks(_Part):
 
 
 class Shifts(_Part):
-    """Shifts, in a named time zone."""
+    """Shifts, in a named time zone.
+
+    Attributes:
+        zone: name in the IANA time zone database, such as ``Europe/Berlin``.
+        start: local times of the starts, in order.
+    """
 
     zone: str = "UTC"
     start: tuple[Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")], ...] = ("06:00", "14:00", "22:00")
@@ -116,14 +126,27 @@ class Shifts(_Part):
 
 
 class KeepRule(_Part):
-    """Which images are archived: ``all``, ``none`` or ``1 of N``."""
+    """Which images are archived: ``all``, ``none`` or ``1 of N``.
+
+    Attributes:
+        not_ok: of parts that are not ok.
+        ok: of ok parts.
+    """
 
     not_ok: str = Field(default="all", pattern=r"^(all|none|1 of [1-9]\d*)$")
     ok: str = Field(default="1 of 200", pattern=r"^(all|none|1 of [1-9]\d*)$")
 
 
 class Archive(_Part):
-    """Images on disk. They are deleted, oldest first and ok ones first, when any limit is reached."""
+    """Images on disk. They are deleted, oldest first and ok ones first, when any limit is reached.
+
+    Attributes:
+        folder: where they lie, below a folder for each day.
+        keep: which images are archived.
+        days: largest age.
+        max_gb: largest size of all, in 10^9 bytes.
+        min_free_gb: space that stays free on the disk, in 10^9 bytes.
+    """
 
     folder: Path
     keep: KeepRule = KeepRule()
@@ -133,7 +156,14 @@ class Archive(_Part):
 
 
 class Web(_Part):
-    """HTTP server of the station."""
+    """HTTP server of the station.
+
+    Attributes:
+        host: address to listen at.
+        port: port.
+        allow_hosts: names in the Host header that are answered beside the address itself.
+        allow_origins: origins of pages that may call it.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -142,7 +172,30 @@ class Web(_Part):
 
 
 class StationSettings(_Part):
-    """The station file."""
+    """The station file.
+
+    Attributes:
+        station: name in messages, topics and records.
+        model: model folder, from ``visionad export``.
+        bank: bank folder, from ``visionad bank add``.
+        backend: ``auto``, or a backend that ``visionad doctor`` lists.
+        precision: compute in ``fp32``, ``bf16`` or ``fp16``; the model's without it.
+        preset: scoring; the model's without it.
+        threads: CPU threads of the engine; all cores without it.
+        deadline_ms: from the trigger to the result; a later result is not decidable.
+        ack_ms: how long a result waits for its acknowledgement before the station is ready again.
+        trigger: ``line``: a sink triggers; ``hardware``: the camera is triggered from outside; ``free``: each frame is inspected.
+        cameras: name → settings of the camera, by its ``kind``.
+        recipes: number → recipe.
+        checks: checks beside the verdict.
+        shifts: shifts of the statistics.
+        sinks: ways out of the station, each by its ``kind``.
+        archive: images on disk; none without it.
+        records: SQLite file of parts, events and audit.
+        log: file of the log, of bounded size; stdout without it. The worker's has ``-worker`` in its name.
+        retention_days: age at which parts and events are deleted; never without it.
+        web: HTTP server; none without it.
+    """
 
     station: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
     model: Path
@@ -153,7 +206,6 @@ class StationSettings(_Part):
     threads: int | None = Field(default=None, ge=1)
     deadline_ms: float = Field(default=500, gt=0)
     ack_ms: float = Field(default=2000, gt=0)
-    """How long a result waits for its acknowledgement before the station is ready again."""
     trigger: Literal["line", "hardware", "free"] = "line"
     cameras: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$")], dict[str, Any]] = Field(
         min_length=1
@@ -164,6 +216,7 @@ class StationSettings(_Part):
     sinks: tuple[dict[str, Any], ...] = ()
     archive: Archive | None = None
     records: Path = Path("records.sqlite")
+    log: Path | None = None
     retention_days: float | None = Field(default=None, gt=0)
     web: Web | None = None
 
@@ -315,6 +368,8 @@ def _resolve(settings: StationSettings, base: Path) -> StationSettings:
     if archive is not None:
         archive = archive.model_copy(update={"folder": base / archive.folder})
     update = {"model": base / settings.model, "bank": base / settings.bank, "records": base / settings.records}
+    if settings.log is not None:
+        update["log"] = base / settings.log
     return settings.model_copy(update={**update, "checks": checks, "archive": archive})
 
 

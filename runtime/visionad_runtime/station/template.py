@@ -33,6 +33,7 @@ sinks:
 
 records: records.sqlite            # one row a part, events, audit
 # retention_days: 365
+# log: station.log                 # bounded; default: stdout
 checks: {light: alarm, rejects_in_a_row: 5}
 shifts: {zone: UTC, start: ["06:00", "14:00", "22:00"]}
 archive: {folder: archive, keep: {not_ok: all, ok: 1 of 200}, days: 30, max_gb: 100, min_free_gb: 5}

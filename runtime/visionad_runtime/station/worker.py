@@ -31,6 +31,7 @@ from .camera import Camera, CameraError, CameraFacts, CameraGone, Frame
 from .checks import ImageChecks
 from .cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
 from .golden import GoldenRun
+from .logs import start_logging
 from .page_images import KeptImages
 from .settings import Recipe, Station, read_station
 
@@ -73,7 +74,9 @@ def main(pipe: Connection, path: str, simulate: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the front's business
     worker: Worker | None = None
     try:
-        worker = Worker(pipe, read_station(Path(path), simulate=simulate))
+        station = read_station(Path(path), simulate=simulate)
+        start_logging(station.settings.log, "worker")
+        worker = Worker(pipe, station)
         worker.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the front is gone

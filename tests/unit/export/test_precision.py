@@ -443,7 +443,8 @@ def test_a_threshold_of_another_precision_is_used_where_it_holds(
     predict = ["predict", str(tiny_model), str(tmp_path / "bank"), str(good[3])]
     for found, verdict in (("fp16", "ok"), ("bf16", "unknown")):
         record = entry.calibration.model_copy(update={"precision": found})
-        Bank.open(tmp_path / "bank").calibrate("disc", 10.0, entry.map_scale, record)
+        changed = entry.model_copy(update={"threshold": 10.0, "calibration": record})
+        Bank.open(tmp_path / "bank").update("disc", "calibrate disc", lambda _, changed=changed: changed)
         capsys.readouterr()
         assert run(predict) == 0
         captured = capsys.readouterr()

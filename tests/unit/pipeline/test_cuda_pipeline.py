@@ -31,6 +31,7 @@ from visionad_runtime.pipeline.cuda.pipeline import CudaPipeline, FairSlotPool
 from visionad_runtime.pipeline.host import HostPipeline
 from visionad_runtime.result import Result
 from visionad_runtime.teaching.calibrate import calibrate_class
+from visionad_runtime.teaching.remember import remember_file
 
 from tests.data import part
 from tests.fakes.gpu import FakeDevice
@@ -171,8 +172,8 @@ def test_engine_key_one_class_are_matched_at_once_and_another_class_again(
     kinds = ["disc", "disc", "disc", "grid", "grid", "grid", "disc", "grid", "disc"]
     found = [look(60 + i, kind) for i, kind in enumerate(kinds)]
     assert found == [asked, asked, at_once, again, asked, at_once, again, asked, asked]
-    assert look(70, "grid", "disc") == at_once  # as it was told, whatever it looks like
-    assert [look(71 + i, "disc") for i in range(2)] == [asked, at_once]
+    assert [look(70, "grid", "disc") for _ in range(2)] == [asked, at_once]  # as it was told, whatever it looks like
+    assert [look(71 + i, "disc") for i in range(2)] == [at_once, at_once]
     for one in both:
         one.enroll("disc", [part(2)])
     assert look(73, "disc") == asked  # not against what the class was before
@@ -259,6 +260,23 @@ def test_leave_one_out_calibrates_alike(both: tuple[Inspector, Inspector]) -> No
     found, wanted = (one.trace_batch([rgb], "disc", leave_out=1, trace=False)[0][0] for one in both)
     check(found, wanted)
     assert found.score > 0.001 > both[0].trace_batch([rgb], "disc", trace=False)[0][0].score
+
+
+def test_remembered_defects_count_as_on_the_host(both: tuple[Inspector, Inspector], tmp_path: Path) -> None:
+    bad, good = part(5, defect=True), part(5)
+    image, mask = tmp_path / "bad.png", tmp_path / "mask.png"
+    cv2.imwrite(str(image), bad)
+    cv2.imwrite(str(mask), 255 * (np.abs(bad.astype(int) - good).max(axis=2) > 20).astype(np.uint8))
+    parts = [bad, part(6, defect=True), part(7, kind="grid"), part(8)]
+    before = [result.score for result in both[0].inspect_batch(parts)]
+    for one in both:
+        remember_file(one, "disc", image, mask)
+    for found, wanted in zip(*(one.inspect_batch(parts) for one in both), strict=True):
+        check(found, wanted)
+    assert both[0].inspect(bad).score > 1.2 * before[0]
+    assert both[0].inspect(parts[2]).score == before[2]  # a class without defects is scored on the GPU as before
+    (_, traced), (_, plain) = (both[0].trace_batch([bad], "disc", trace=trace)[0] for trace in (True, False))
+    assert traced is not None and plain is None
 
 
 def test_calibrated_on_the_gpu_as_on_the_host_and_as_it_predicts(

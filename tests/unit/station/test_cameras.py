@@ -18,6 +18,8 @@ from visionad_runtime.station.cameras.acquisition import FrameCounter
 from visionad_runtime.station.cameras.features import FeatureError, FeatureWriter, GenicamSettings, as_text
 from visionad_runtime.station.cameras.stream import SETTLE_S, WINDOW_S, StreamClock
 
+from tests.data import ROOT
+
 BUILTIN = ("folder", "gige", "http", "pylon", "stream")
 NEEDED = {"gige": {"address": "10.0.0.7"}, "folder": {"path": "images"}, "stream": {"source": "rtsp://10.0.0.8/line"}}
 
@@ -218,3 +220,11 @@ def test_numbers_are_written_as_integer_features_take_them() -> None:
         "1234567",
         "Mono8",
     ]
+
+
+def test_the_guide_names_every_kind_and_every_setting() -> None:
+    guide = (ROOT / "docs" / "guides" / "cameras.md").read_text(encoding="utf-8")
+    for kind in BUILTIN:
+        assert f"| `{kind}` |" in guide
+        settings = CAMERAS.load(kind).Settings.model_fields.keys() - {"kind"}
+        assert [name for name in settings if f"`{name}" not in guide and f"{name}:" not in guide] == [], kind

@@ -156,13 +156,13 @@ def test_a_worker_that_dies_or_hangs_costs_no_result(station_file: Path, blow: s
         plc = SimulatedPlc("127.0.0.1", port_of(station_file, "modbus"))
         await plc.connect()
         await until(lambda: front.state.ready)
-        first = front._worker
-        assert first is not None and first.process.pid is not None
-        asyncio.get_running_loop().call_later(0.15, os.kill, first.process.pid, blow)
+        first = front.worker_pid
+        assert first is not None
+        asyncio.get_running_loop().call_later(0.15, os.kill, first, blow)
         results.append(await plc.inspect("SN-1"))
         await until(lambda: front.state.phase == "fault")
         await until(lambda: front.state.ready)  # by itself
-        assert front._worker is not first
+        assert front.worker_pid != first
         results.append(await plc.inspect("SN-2"))
         plc.close()
 

@@ -115,6 +115,18 @@ def test_a_good_one_must_be_ok_and_a_bad_one_anomalous(
     assert "zzz.png" in one.findings[1]["image"] and one.findings[1]["got"]
 
 
+def test_a_judge_that_fails_is_a_wrong_finding(tmp_path: Path) -> None:
+    images(tmp_path, [part(1)], [part(2)])
+    one = GoldenRun(GoldenParts(folder=tmp_path), 1, ["top"])
+
+    def fail(camera: str, rgb: Any) -> tuple[int, str]:
+        raise RuntimeError("out of luck")
+
+    while not one.is_done:
+        one.step(fail)
+    assert [(finding["right"], finding["got"]) for finding in one.findings] == [(False, "out of luck")] * 2
+
+
 def golden_alarms(front: Front) -> list[dict[str, Any]]:
     return [alarm for alarm in front.alarms.active() if alarm["code"] == "golden"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from visionad_runtime.station.cameras.pixel_formats import demosaic, parse, to_pixels
+from visionad_runtime.station.cameras.pixel_formats import BLOCK, demosaic, parse, to_pixels
 
 DEEP = ["Mono10", "Mono12", "Mono14", "Mono16", "Mono10p", "Mono12p", "Mono14p", "Mono10Packed", "Mono12Packed"]
 TILES = {"RG": "RGGB", "GR": "GRBG", "GB": "GBRG", "BG": "BGGR"}
@@ -39,6 +39,15 @@ def test_each_sample_comes_back(data: st.DataObject) -> None:
     pixels, depth = to_pixels(pack(samples, name) + b"chunk", form, width, height)
     assert pixels.tolist() == np.reshape(samples, (height, width)).tolist()
     assert (pixels.dtype, depth) == ((np.uint8, None) if form.bits == 8 else (np.uint16, form.bits))
+
+
+@pytest.mark.parametrize("name", ["Mono10p", "Mono12p", "Mono14p"])
+def test_images_that_are_unpacked_in_several_blocks_are_exact(name: str) -> None:
+    form = parse(name)
+    samples = np.random.default_rng(1).integers(0, 2**form.bits, (311, 257))
+    assert samples.size > 2 * 2 * BLOCK
+    pixels, _ = to_pixels(pack(samples.ravel().tolist(), name), form, 257, 311)
+    assert np.array_equal(pixels, samples)
 
 
 @given(st.data())

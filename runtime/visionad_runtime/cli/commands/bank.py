@@ -169,15 +169,24 @@ def bank_confirm(
         ),
     ] = "all",
     enroll: Annotated[bool, typer.Option("--enroll", help="enroll the good parts too, as further supports")] = False,
+    remember: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MASK", help="remember the defect of the one image: a mask of its size, white on the defect"
+        ),
+    ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     bit_depth: BitDepth = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Record parts that a person judged. Good ones, chosen regardless of their verdict, tighten the promise."""
+    from ...bank.names import normalize_class_name
+    from ...formats.files import sha256_file
     from ...images.discover import find_images
     from ...inspector import Inspector
     from ...scoring.conformal import promise_in_words
+    from ...teaching.remember import remember_file
 
     if good is None:
         raise VisionADError("expected --good or --defect: what did the person find the parts to be?")
@@ -186,18 +195,29 @@ def bank_confirm(
         raise VisionADError(f"--selection {selection}: expected all or accepted")
     if enroll and not good:
         raise VisionADError("--enroll: only good parts can be enrolled; leave it out with --defect")
+    if remember is not None and good:
+        raise VisionADError("--remember: only a defect can be remembered; leave it out with --good")
     require_bank(bank)
     notes: list[str] = []
     images = [f.path for f in find_images(paths, notes=notes)]
     for line in notes:
         complain(line)
+    if remember is not None and len(images) != 1:
+        raise VisionADError(f"--remember {remember}: expected one image, the one of the mask, got {len(images)}")
     with (
         Inspector.open(model, bank, backend=backend, threads=threads) as inspector,
         progress(f"confirming {class_name}", len(images)) as step,
     ):
-        version = inspector.confirm_files(
-            class_name, images, good=good, selection=chosen, bit_depth=bit_depth, step=step
-        )
+        judged = images
+        if remember is not None:  # first: with a wrong mask nothing is stored
+            version = remember_file(inspector, class_name, images[0], remember, bit_depth)
+            held = inspector.require_class(class_name).classes[normalize_class_name(class_name)].entry
+            known = {c.sha256 for c in held.confirmations or ()}
+            judged = [path for path in images if sha256_file(path) not in known]
+        if judged:
+            version = inspector.confirm_files(
+                class_name, judged, good=good, selection=chosen, bit_depth=bit_depth, step=step
+            )
         if enroll:
             version = inspector.enroll_files(class_name, images, bit_depth=bit_depth)
         entry = inspector.require_class(class_name).classes[class_name].entry
@@ -210,6 +230,7 @@ def bank_confirm(
             "good": good,
             "selection": selection,
             "counted": counted,
+            "remembered": len(entry.defects or ()),
         }
         promise = None if record is None else {"guaranteed": record.guaranteed_false_reject, "normals": record.normals}
         limits = {"threshold": entry.threshold, "review_threshold": entry.review_threshold}
@@ -226,6 +247,11 @@ def bank_confirm(
             else "parts that were accepted have low scores for that reason"
         )
         say(f"they do not count towards the promise: {why}")
+    if remember is not None:
+        say(
+            f"the class remembers {len(entry.defects or ())} defects; scores of held-out and confirmed parts were dropped, "
+            "`visionad calibrate` with good images brings the promise back"
+        )
     if record is not None:
         say(promise_in_words(record.normals, record.max_false_reject))
 
@@ -277,6 +303,8 @@ def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
             say(f"  {line}")
         for image in entry.images:
             say(f"  {image.sha256[:12]}  {image.source}")
+        for defect in entry.defects or ():
+            say(f"  {defect.sha256[:12]}  {defect.source}, a remembered defect")
     if restorable:
         say(f"`visionad bank undo {bank} --to VERSION` restores any of: {', '.join(map(str, restorable))}")
 
@@ -286,6 +314,7 @@ def tokens_size(bank: Path, entry: ClassEntry) -> int:
     from ...bank.folder import support_file
 
     files = {support_file(bank, image.tokens) for image in entry.images if image.tokens is not None}
+    files |= {support_file(bank, defect.tokens) for defect in entry.defects or ()}
     if entry.file is not None:
         files.add(bank / entry.file)
     return sum(path.stat().st_size for path in files if path.exists())

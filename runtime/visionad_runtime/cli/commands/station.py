@@ -65,10 +65,13 @@ def station(
             f"{path}: sound: {len(found.cameras)} cameras, {len(found.settings.recipes)} recipes, {len(found.sinks)} sinks"
         )
         return 0
-    from ...station.front import run_station
+    import asyncio
+
+    from ...station.front import Front
+    from ...station.logs import start_logging
 
     try:
-        run_station(found, simulate=simulate, say=say)
+        asyncio.run(Front(found, simulate=simulate, say=start_logging(found.settings.log)).run())
     except SinkError as exc:
         raise VisionADError(str(exc)) from None
     return 0

@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 from ...bank.memory_bank import MemoryBank
 from ...cuda.interface import DeviceEngine, DeviceThread
 from ...formats.manifest import FeatureIdentity
+from ...scoring.score import score_tokens
 from ...scoring.spec import ScoringSpec
+from ...search import SearchIndex
+from ..bank_search import bank_search
 from ..base import BankSelector, PipelineOutput
 from .executor import CudaExecutor
+from .outputs import ExecutorOutput
 
 F32 = NDArray[np.float32]
 
@@ -111,6 +115,7 @@ class CudaPipeline:
         self._banks: Mapping[int, MemoryBank] = {}
         self._recent = _RecentBanks()
         self._replacing = threading.Lock()
+        self._host_index = SearchIndex()
         self._executor = self._open(INITIAL_IMAGE_SIZE)
         self._pool = FairSlotPool(MAX_IN_FLIGHT)
 
@@ -164,7 +169,15 @@ class CudaPipeline:
             if not outputs or not _same(banks, likely):
                 outputs = self._executor.match(encoded, banks)
                 timings.append(outputs[0].timings)
-            images, patch = self._executor.trace(encoded) if trace else (None, None)
+            remembers = any(bank.defects is not None for bank in banks)
+            images, patch = self._executor.trace(encoded) if trace or remembers else (None, None)
+        if remembers and patch is not None:
+            outputs = [
+                output if bank.defects is None else self._scored_on_host(output, bank, tokens)
+                for output, bank, tokens in zip(outputs, banks, patch, strict=True)
+            ]
+        if not trace:
+            images = patch = None
         if class_token:
             self._recent.record(banks)
         total = 1e3 * (time.perf_counter() - started)
@@ -176,6 +189,12 @@ class CudaPipeline:
             )
             for i, output in enumerate(outputs)
         ]  # fmt: skip
+
+    def _scored_on_host(self, output: ExecutorOutput, bank: MemoryBank, patch: F32) -> ExecutorOutput:
+        """Score the tokens of an image, float32 (V, P, D), on the CPU: the kernels know no remembered defects."""
+        tokens = dict(zip(self.scoring.views, patch, strict=True))
+        scored = score_tokens(tokens, bank_search(bank, self._host_index), self.scoring)
+        return ExecutorOutput(scored.distances, scored.anomaly_map, scored.score, scored.cutoff, output.timings)
 
     def _guess(self, images: int) -> Sequence[MemoryBank]:
         """Return the banks that this many images will likely be matched against, or none."""

@@ -23,6 +23,8 @@ EMULATOR = "BaslerCamEmu"
 MAX_EMULATED = 8
 TRIGGER_READY_MS = 1000
 _ENUMERATING = threading.Lock()
+_EMULATION_ASKED = "PYLON_CAMEMU" in os.environ
+"""Whether emulated cameras were asked for beside the station file. A camera with ``emulated`` sets the variable later."""
 
 
 class PylonSettings(GenicamSettings):
@@ -211,8 +213,8 @@ class PylonCamera(GenicamCamera):
         settings = self._settings
         emulated = settings.emulated is not None
         of_kind = [device for device in devices if emulated == (device.GetDeviceClass() == EMULATOR)]
-        if not emulated and "PYLON_CAMEMU" in os.environ:
-            of_kind = list(devices)  # somebody asked for emulated cameras beside the station file
+        if not emulated and _EMULATION_ASKED:
+            of_kind = list(devices)
         matching = [
             device
             for device in of_kind

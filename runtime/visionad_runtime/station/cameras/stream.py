@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 import time
@@ -121,6 +122,7 @@ class StreamCamera:
     def open(self) -> CameraFacts:
         """See :class:`~visionad_runtime.station.camera.Camera`."""
         self.close()
+        _silence()
         capture = self._capture()
         if capture is None:
             raise CameraGone(
@@ -261,3 +263,11 @@ class StreamCamera:
             pixels = np.asarray(bgr if bgr.ndim == 2 else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
             self._newest = Frame(pixels, self._id, arrival - self._settings.latency_ms / 1e3)
             self._changed.notify_all()
+
+
+def _silence() -> None:
+    """Stop OpenCV and FFmpeg from printing to stderr: two lines at each attempt, one of which may show a password."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when the first stream is opened
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

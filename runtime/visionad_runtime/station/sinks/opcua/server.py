@@ -6,6 +6,7 @@ A call reaches the station through the front's event loop, so the station is nev
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections import deque
@@ -26,6 +27,9 @@ from .settings import OpcUaSettings
 from .users import Passwords
 
 NAMESPACE = "urn:visionad:station"
+"""Of the flat variables: always index 2. asyncua keeps the nodeset's types by index, once for the process."""
+APPLICATION = "urn:visionad:server"
+"""Of a server without certificate."""
 MAX_STATES = 200
 """States that wait to be shown. Beyond, the oldest is left out, never the newest."""
 HEARTBEAT_S = 0.1
@@ -104,6 +108,8 @@ class VisionServer:
         self._stop, self._news, self._changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._loop = asyncio.get_running_loop()
         server = await self._open()
+        with socket.create_server((self._settings.host, self._settings.port)):
+            pass  # an occupied port is known now, not after the seconds that the address space takes
         flat = FlatVariables(server, await server.get_namespace_index(NAMESPACE), self)
         machine = MachineVision(server, await server.get_namespace_index(NAMESPACE), self._name, self)
         await flat.build()
@@ -132,7 +138,7 @@ class VisionServer:
         await server.init()
         server.set_endpoint(f"opc.tcp://{settings.host}:{settings.port}")
         server.set_server_name(f"VisionAD {self._name}")
-        uri = NAMESPACE
+        uri = APPLICATION
         if settings.security == "none":
             server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
             server.set_identity_tokens([ua.AnonymousIdentityToken])
@@ -142,7 +148,7 @@ class VisionServer:
             await server.load_private_key(settings.key)
             server.set_security_policy([ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt])
             server.set_identity_tokens([ua.UserNameIdentityToken])
-            uri = _application_uri(settings.certificate.read_bytes()) or NAMESPACE
+            uri = _application_uri(settings.certificate.read_bytes()) or APPLICATION
         await server.set_application_uri(uri)  # clients compare it with the certificate's
         await server.register_namespace(NAMESPACE)
         return server

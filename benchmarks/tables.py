@@ -680,6 +680,23 @@ def fleet_archive() -> Rows:
     yield "work of one core in a part file", *(f"{1000 * one['core_s'] / 60:.0f} min" for one in costs)
 
 
+@register("measured", "result", "budget")
+def page() -> Rows:
+    """Cost of the station's pages."""
+    record = load("page")
+    budgets = record["budgets"]
+    words = {
+        "painted_ms_p50": ("result in the front to image painted, median", "ms"),
+        "painted_ms_p99": ("the same, 99 %", "ms"),
+        "page_cores": (f"CPU of the page process, {record['tabs']} tabs, {record['parts_per_s']} parts a second", "cores"),
+        "page_mb": ("its memory", "MB"),
+        "growth_mb": (f"its growth in {record['seconds']:.0f} s", "MB"),
+        "first_load_kb": ("files of the first load", "kB"),
+    }
+    for name, (text, unit) in words.items():
+        yield text, f"{record[name]} {unit}", f"at most {budgets[name]} {unit}"
+
+
 @register("result file", "commit", "date", "CPU or GPU")
 def provenance() -> Rows:
     """Where each number comes from."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 from ..result import Result
 from ..scoring.anomaly_map import MAP_SIZE
 from .cycle import Job
-
-if TYPE_CHECKING:
-    from .judged import Judged
 
 KEPT = 30
 """Parts whose images stay in memory."""
@@ -32,6 +29,19 @@ MAX_WAITING = 4
 """Parts that wait for their encoding. Beyond that, a part comes without its image rather than late."""
 
 
+class JudgedCamera(Protocol):
+    """What the page needs of a judged camera: its evaluation, uint8 pixels or ``None``, and the result or ``None``."""
+
+    @property
+    def evaluation(self) -> int: ...
+
+    @property
+    def rgb(self) -> NDArray[np.uint8] | None: ...
+
+    @property
+    def result(self) -> Result | None: ...
+
+
 class KeptImages:
     """The images of the newest parts.
 
@@ -41,7 +51,7 @@ class KeptImages:
 
     def __init__(self, say: Callable[..., object]) -> None:
         self._say = say
-        self._kept: OrderedDict[int, tuple[Job, Mapping[str, Judged]]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Job, Mapping[str, JudgedCamera]]] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, "visionad-page-images")
         self._lock = threading.Lock()
         self._waiting = 0
@@ -51,7 +61,7 @@ class KeptImages:
         """Begin or end to encode each part's images. Nobody looks at most of them, so nothing is encoded then."""
         self._watched = watched
 
-    def add(self, job: Job, judged: Mapping[str, Judged]) -> None:
+    def add(self, job: Job, judged: Mapping[str, JudgedCamera]) -> None:
         """Keep a part's images; encode them if someone looks. Returns at once."""
         with self._lock:
             self._kept[job.id] = (job, judged)
@@ -69,7 +79,7 @@ class KeptImages:
         self._waiting += 1
         self._pool.submit(self._encode, part)
 
-    def kept(self, part: int) -> tuple[Job, Mapping[str, Judged]] | None:
+    def kept(self, part: int) -> tuple[Job, Mapping[str, JudgedCamera]] | None:
         """Return what is kept of a part; ``None`` if it is gone."""
         with self._lock:
             return self._kept.get(part)
@@ -128,5 +138,5 @@ def shown_image(camera: str, rgb: NDArray[np.uint8], result: Result | None) -> d
     return facts
 
 
-def _size(judged: Mapping[str, Judged]) -> int:
+def _size(judged: Mapping[str, JudgedCamera]) -> int:
     return sum(one.rgb.nbytes for one in judged.values() if one.rgb is not None)

@@ -18,15 +18,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import VisionADError
-from .alarms import Alarms, clock_is_synchronized
-from .page_users import Refused, Session, Users, may
+from .alarms import clock_is_synchronized
+from .page_commands import READING, ROLES_OF, FrontSide, PageCommands
+from .page_users import Refused, Users, may
 from .page_wire import packed, receive
-from .records import Records, deciding_camera, utc_now
-from .settings import Station
-from .sink import Control, Line, Outcome, SinkError
+from .records import deciding_camera, utc_now
+from .sink import Outcome, SinkError
 
 log = logging.getLogger("visionad")
 
@@ -43,55 +43,7 @@ MAX_BUFFER = 8 << 20
 KEPT_REPLIES = 256
 """Answers that are kept, so that a command that is sent twice is done once."""
 
-EVERYONE = ("operator", "viewer", "setter", "admin")
-HANDS = ("operator", "setter", "admin")
-"""Who may operate the line from the page."""
-ROLES_OF = {
-    "seen": HANDS,
-    "recipe": HANDS,
-    "control": HANDS,
-    "clear": HANDS,
-    "trigger": HANDS,
-    "keep": HANDS,
-    "review": EVERYONE,
-    "health": EVERYONE,
-    "image": EVERYONE,
-    "users": ("admin",),
-    "user_add": ("admin",),
-    "user_remove": ("admin",),
-    "restart_worker": ("admin",),
-}
-"""Command → roles that may give it."""
-_READING = ("health", "image", "users")
 _OPEN = ("session", "login", "logout", "watch", "alive", "panels", "ready", "inspect", "overlay")
-
-
-class FrontSide(Line, Protocol):
-    """What the page needs of the front."""
-
-    station: Station
-    records: Records
-    alarms: Alarms
-    facts: dict[str, Any]
-    cameras: dict[str, dict[str, Any]]
-
-    def take_control(self, control: Control, who: str) -> bool:
-        """Hand control over."""
-
-    def health(self) -> dict[str, Any]:
-        """Return what ``GET /health`` says."""
-
-    def tell_worker(self, *message: Any) -> bool:
-        """Send the worker a message, if it is there."""
-
-    def restart_worker(self, why: str) -> None:
-        """Replace the worker."""
-
-    async def write(self, work: Callable[[], Any]) -> Any:
-        """Do something with the records, in their thread."""
-
-    async def inspect(self, rgb: Any, class_name: str | None, name: str, overlay: bool = False) -> Any:
-        """Inspect an image that was sent."""
 
 
 class PageLink:
@@ -113,7 +65,7 @@ class PageLink:
         self._asked: dict[int, list[asyncio.Future[Any]]] = {}
         self._replies: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
         self._doing: set[tuple[str, str]] = set()
-        self._unseen: list[int] = []
+        self._commands = PageCommands(front, self.users, self._send_state)
         self._seq = 0
         self._version = 0
         self._shown: dict[str, Any] = {}
@@ -259,7 +211,7 @@ class PageLink:
             self._send({"event": "state", "version": self._version, **facts})
 
     def _state(self) -> dict[str, Any]:
-        state = asdict(self._front.state)
+        state, unseen = asdict(self._front.state), self._commands.unseen
         for name in ("offered", "unacknowledged"):
             del state[name]
         sinks = {}
@@ -276,20 +228,16 @@ class PageLink:
             "cameras": {name: {"ok": bool(c.get("ok")), "detail": c.get("detail", "")} for name, c in self._front.cameras.items()},
             "sinks": sinks,
             "alarms": alarms,
-            "unseen": {"count": len(self._unseen), "last": self._unseen[-1] if self._unseen else 0},
+            "unseen": {"count": len(unseen), "last": unseen[-1] if unseen else 0},
             "clock_ok": clock_is_synchronized(),
             "facts": {key: self._front.facts.get(key) for key in ("model", "backend", "bank_version", "classes", "warnings")},
-            "page_version": self._version_of_users(),
         }  # fmt: skip
-
-    def _version_of_users(self) -> int:
-        return len(self.users.all())
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self._last = outcome
         if outcome.evaluation != 1:
-            self._unseen.append(outcome.id)
-            del self._unseen[:-1000]
+            self._commands.unseen.append(outcome.id)
+            del self._commands.unseen[:-1000]
         if self._front.state.control == "page":  # nobody else takes it
             asyncio.get_running_loop().call_soon(self._front.acknowledge, outcome.id, "page")
         if self._watched and outcome.cameras and self._writer is not None:
@@ -389,7 +337,7 @@ class PageLink:
             new = await loop.run_in_executor(
                 None, self.users.login_code, str(m["code"]), name, str(m.get("password") or "")
             )
-            await self._audit(name, "first user", None, {"name": name, "role": "admin"})
+            await self._commands.audit(name, "first user", None, {"name": name, "role": "admin"})
         else:
             new = await loop.run_in_executor(None, self.users.login, name, str(m.get("password") or ""), address, key)
         session = self.users.session(new)
@@ -402,7 +350,7 @@ class PageLink:
         may(session, ROLES_OF, command)
         assert session is not None
         session.used = time.monotonic()
-        if command in _READING:
+        if command in READING:
             return await self._read_command(command, m)
         key = (session.name, str(m["key"])) if m.get("key") else None
         if key is not None and key in self._replies:
@@ -412,7 +360,7 @@ class PageLink:
         if key is not None:
             self._doing.add(key)
         try:
-            value = await self._change(command, m, session)
+            value = await self._commands.change(command, m, session)
         finally:
             if key is not None:
                 self._doing.discard(key)
@@ -426,7 +374,7 @@ class PageLink:
         if command == "health":
             return {**self._front.health(), "facts": dict(self._front.facts)}
         if command == "users":
-            return {"users": self.users.all(), "version": self._version_of_users()}
+            return {"users": self.users.all()}
         part = int(m["part"])
         future: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
         self._asked.setdefault(part, []).append(future)
@@ -435,79 +383,6 @@ class PageLink:
         shown = await asyncio.wait_for(future, 5)
         facts = [{key: one[key] for key in ("camera", "width", "height", "crop")} for one in shown]
         return _WithBlobs(facts, [blob for one in shown for blob in (one["jpeg"], one["heat"])])
-
-    async def _change(self, command: str, m: Mapping[str, Any], session: Session) -> Any:
-        who = session.name
-        front = self._front
-        if command == "seen":
-            last = int(m["id"])
-            seen = [one for one in self._unseen if one <= last]
-            self._unseen = [one for one in self._unseen if one > last]
-            if seen:
-                await self._audit(who, "seen", None, {"parts": len(seen), "from": seen[0], "to": seen[-1]})
-            self._send_state()
-            return {"seen": len(seen)}
-        if command == "control":
-            to: Control = "page" if m["to"] == "page" else "line"
-            if not front.take_control(to, who):
-                raise Refused("busy", "a part is in hand; try again")
-            return {"control": to}
-        if command == "review":
-            await front.write(
-                lambda: front.records.add_review(int(m["id"]), who, bool(m["good"]), str(m.get("note") or "")[:500])
-            )
-            return {"id": int(m["id"]), "good": bool(m["good"]), "who": who}
-        if command in ("user_add", "user_remove"):
-            return await self._change_users(command, m, who)
-        if command == "keep":
-            if front.station.settings.archive is None:
-                raise Refused("no_archive", "the station file has no archive: add the key `archive`")
-            if not front.tell_worker("keep", int(m["id"])):
-                raise Refused("unavailable", "the worker is not there; try again in a moment")
-            await self._audit(who, "keep image", None, {"part": int(m["id"])})
-            return {"id": int(m["id"])}
-        if command == "restart_worker":
-            await self._audit(who, "restart worker")
-            front.restart_worker(f"{who} restarts it")
-            return {}
-        return await self._operate(command, m, who)
-
-    async def _operate(self, command: str, m: Mapping[str, Any], who: str) -> Any:
-        """Operate the line. The PLC's control is respected: the page does nothing that the line did not hand over."""
-        front = self._front
-        if command == "clear":
-            before = front.state.fault
-            if not front.clear_fault("page"):
-                raise Refused("still_fault", "its cause is not gone", fault=front.state.fault)
-            await self._audit(who, "clear fault", before)
-            return {}
-        if front.state.control != "page":
-            raise Refused("plc_control", "the PLC has control; take control first")
-        if command == "recipe":
-            before_recipe, number = front.state.recipe, int(m["number"])
-            why = front.prepare(number, "page")
-            if why is not None:
-                raise Refused("recipe_refused", why, number=number)
-            await self._audit(who, "recipe", before_recipe, number)
-            return {"number": number}
-        number_or_none = front.trigger(front.state.acquisition + 1, str(m.get("part") or "")[:100], "page")
-        if number_or_none is None:
-            raise Refused("not_ready", "the station is not ready", phase=front.state.phase)
-        return {"id": number_or_none}
-
-    async def _change_users(self, command: str, m: Mapping[str, Any], who: str) -> Any:
-        loop, name = asyncio.get_running_loop(), str(m.get("name") or "").strip()
-        old = next((user for user in self.users.all() if user["name"] == name), None)
-        if command == "user_add":
-            await loop.run_in_executor(None, self.users.add, name, str(m.get("password") or ""), str(m.get("role")))
-        else:
-            self.users.remove(name)
-        new = next((user for user in self.users.all() if user["name"] == name), None)
-        await self._audit(who, "user", old, new)
-        return {"users": self.users.all()}
-
-    async def _audit(self, who: str, what: str, old: object = None, new: object = None) -> None:
-        await self._front.write(lambda: self._front.records.audit(who, what, old, new))
 
 
 class _WithBlobs:

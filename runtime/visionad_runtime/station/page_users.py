@@ -49,7 +49,7 @@ class Session:
     name: str
     role: Role
     panel: bool
-    used: float = field(default_factory=time.monotonic)
+    used: float = field(default_factory=lambda: time.monotonic())
 
 
 class Users:

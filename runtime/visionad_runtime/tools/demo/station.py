@@ -72,21 +72,25 @@ def run_station_demo(
                 token = front.page.users.panel_token
                 say(f"demo     look at it in the browser: http://127.0.0.1:{web_port}/#panel={token} ; Ctrl-C ends it")
             for number in itertools.count(1) if web_port is not None else range(1, parts + 1):
+                inspecting = asyncio.create_task(plc.inspect(f"SN-{number:06d}"))
+                await asyncio.wait([running, inspecting], return_when=asyncio.FIRST_COMPLETED)
                 if running.done():
+                    inspecting.cancel()
+                    await asyncio.gather(inspecting, return_exceptions=True)
                     break
                 try:
-                    result = await plc.inspect(f"SN-{number:06d}")
+                    result = inspecting.result()
                 except VisionADError:
                     if web_port is None:
                         raise
-                    await asyncio.sleep(PART_SECONDS)  # someone has taken control, or the station stops
-                    continue
+                    continue  # someone at the page has control
                 counts[("undefined", "ok", "anomalous", "not decidable")[result["evaluation"]]] += 1
                 if web_port is not None:
                     await asyncio.wait([running], timeout=PART_SECONDS)
         finally:
             plc.close()
-            front.stop()
+            if not running.done():
+                front.stop()
             await running
 
     try:

@@ -148,7 +148,7 @@ function table() {
   return html`
     ${newer()}
     <table>
-      <thead><tr><th>${t('Time')}</th><th>${t('Part')}</th><th>${t('Verdict')}</th><th>${t('Score')}</th><th>${t('Recipe')}</th><th>${t('Version')}</th><th>${t('Review')}</th></tr></thead>
+      <thead><tr><th>${t('Time')}</th><th>${t('Part')}</th><th>${t('Verdict')}</th><th class="number">${t('Score')}</th><th>${t('Recipe')}</th><th>${t('Version')}</th><th>${t('Review')}</th></tr></thead>
       <tbody>${list.records.map(row)}</tbody>
     </table>
     ${list.more ? html`<button class="plain" @click=${() => go({ before: list.records.at(-1).id, id: '' })}>${t('Older')}</button>` : nothing}

@@ -67,7 +67,7 @@ function shift(one) {
     <section class="card"><h2>${t('Shift')} <b>${one.shift}</b> · ${dayAndClock(one.from)} – ${dayAndClock(one.to)}</h2>
       ${bars(total)}
       <table>
-        <thead><tr><th>${t('Recipe')}</th><th>${t('Parts')}</th><th>${t('OK')}</th><th>${t('Reject')}</th><th>${t('To be looked at')}</th><th>${t('Undecided')}</th><th>${t('Late')}</th><th>${t('Missed')}</th></tr></thead>
+        <thead><tr><th>${t('Recipe')}</th><th class="number">${t('Parts')}</th><th class="number">${t('OK')}</th><th class="number">${t('Reject')}</th><th class="number">${t('To be looked at')}</th><th class="number">${t('Undecided')}</th><th class="number">${t('Late')}</th><th class="number">${t('Missed')}</th></tr></thead>
         <tbody>${Object.entries(one.recipes).map(([number, counts]) => rows(`${number} ${names[number] ?? ''}`, counts, null))}${rows(t('all'), total, one.missed)}</tbody>
       </table>
       <dl class="facts">

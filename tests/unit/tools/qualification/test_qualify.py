@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
+from visionad_runtime.formats.roi import make_spec, parse_roi
 from visionad_runtime.scoring.intervals import clopper_pearson
 from visionad_runtime.tools.qualification.inputs import read_inputs
-from visionad_runtime.tools.qualification.limits import Canvases, detection_limit
+from visionad_runtime.tools.qualification.limits import Canvases, detection_limit, inspected_mask
 from visionad_runtime.tools.qualification.page import html_page, summary
 from visionad_runtime.tools.qualification.qualify import Settings, qualify
 from visionad_runtime.tools.qualification.scorer import Scored, Scorer
@@ -330,3 +331,21 @@ def test_defects_are_painted_in_proportion_on_images_of_mixed_sizes(
     assert "2 sizes" in str(section["note"])
     assert {row["size"] for row in rows} <= set(section["sizes"])
     assert {row["image"] for row in rows} == {"0.png", "1.png"}
+
+
+def test_defects_of_a_class_with_regions_lie_in_them(station: Path, tiny_model: Path, tmp_path: Path) -> None:
+    roi = make_spec([parse_roi("left=0,0,64,96@2x1")], (128, 96))
+    with Inspector.open(tiny_model, tmp_path / "bank") as inspector:
+        inspector.enroll_files("disc", sorted((station / "supports").iterdir()), roi=roi)
+        settings = Settings(tiny_model, tmp_path / "bank", "disc", defects=30, calls=2, starts=0, streams=2)
+        inputs = read_inputs(station / "good", station / "bad", masks=station / "masks")
+        report = qualify(inspector, settings, inputs, tmp_path / "out")
+        scorer = Scorer(inspector, "disc", tmp_path / "out" / "work.jsonl")
+        mask = inspected_mask(scorer, cv2.imread(str(station / "good/mon/0.png")))
+        scorer.close()
+    assert report["roi"]["names"] == ["left"]
+    assert report["detection_limit"]["defects"] + report["detection_limit"]["invisible"] == 30
+    assert report["latency"]["streams"] == 2
+    assert mask[:, :64].any()
+    assert not mask[:, 64:].any()
+    assert "left (sha256" in html_page(report)

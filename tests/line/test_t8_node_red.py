@@ -89,7 +89,8 @@ def test_t8_node_red_is_plc_and_mes(tiny_model: Path, tmp_path: Path) -> None:
                 pytest.fail((folder / "log").read_text())
             start = time.monotonic()
             try:
-                await until(lambda: len(lines_of(folder / "mes.jsonl")) >= PARTS, 240)
+                for name in ("mes.jsonl", "plc.jsonl"):
+                    await until(lambda name=name: len(lines_of(folder / name)) >= PARTS, 240)
             except AssertionError:
                 counts = [len(lines_of(folder / name)) for name in ("plc.jsonl", "mes.jsonl")]
                 pytest.fail(f"PLC and MES have {counts} of {PARTS}; {front.health()}; {(folder / 'log').read_text()}")

@@ -1,5 +1,5 @@
 PYTHON ?= python3
 
-.PHONY: demo test test-all test-lean
-demo test test-all test-lean:
+.PHONY: demo test test-all test-line test-lean
+demo test test-all test-line test-lean:
 	$(PYTHON) run.py $@

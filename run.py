@@ -4,6 +4,7 @@
     python3 run.py demo        the main job end to end
     python3 run.py test        lint, types, layers, and every test that is not slow
     python3 run.py test-all    the slow tests too
+    python3 run.py test-line   the tests with real components of a line, which .ci/line_components installs, at full length
     python3 run.py test-lean   the tests that need no export extra, in an environment of their own
                                [--python X] [--resolution highest|lowest-direct]
 
@@ -166,6 +167,16 @@ def test_all(arguments: list[str]) -> None:
     pytest("(slow or not slow)", arguments)
 
 
+def test_line(arguments: list[str]) -> None:
+    """Run the tests of the group ``line`` at full length. A component that is missing fails its tests."""
+    install("export,eval,dev")
+    os.environ["VISIONAD_DEMAND_LINE"] = "1"
+    os.environ.setdefault("VISIONAD_LINE_BLOWS", "50")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # One after another: they measure how fast a station answers.
+    call(PYTHON, "-m", "pytest", "--durations=15", "-m", "slow or not slow", *(arguments or ["tests/line"]))
+
+
 def test_lean(arguments: list[str]) -> None:
     """Run the tests that are not slow and need no export extra, on another Python or with other releases."""
     parser = argparse.ArgumentParser(prog="run.py test-lean")
@@ -179,7 +190,7 @@ def test_lean(arguments: list[str]) -> None:
     pytest("not slow", further, python_of(folder))
 
 
-COMMANDS = {"demo": demo, "test": test, "test-all": test_all, "test-lean": test_lean}
+COMMANDS = {"demo": demo, "test": test, "test-all": test_all, "test-line": test_line, "test-lean": test_lean}
 
 if __name__ == "__main__":
     if sys.version_info < (3, 11):

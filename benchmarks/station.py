@@ -3,7 +3,7 @@
 A station runs as processes of its own: `visionad station FILE` with a folder camera and Modbus. A simulated PLC triggers it.
 
 1. Overhead: one part through the station, then the same file through `Inspector.inspect_files` in this process, in turn, with a
-   tiny model (two blocks, 64 x 64 pixels). ``overhead`` is the time from trigger to result, as the front records it, minus that.
+   tiny model (two blocks, 64 x 64 pixels). ``overhead`` is the front's time from trigger to result, minus the other.
 2. Answers: a second Modbus client reads the registers while an engine of DeiT-Tiny judges part after part.
 3. Growth: `--cycles` parts with the tiny model: memory, open files and threads of both processes, and
    bytes of log and database. 50 000 parts: `python benchmarks/station.py --cycles 50000`.

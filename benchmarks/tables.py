@@ -157,6 +157,30 @@ def soak() -> Rows:
         )
 
 
+@register("measured", "result", "limit")
+def station() -> Rows:
+    """What a station costs beyond its inspector, and what grows."""
+    run = load("station")
+    growth = run["growth"]
+    yield "trigger to result beyond the inspector, median", f"{run['overhead']['p50']:.1f} ms", "5 ms"
+    yield "Modbus answer beside a working engine, median", f"{run['answers']['p50']:.1f} ms", "–"
+    yield "Modbus answer beside a working engine, p99", f"{run['answers']['p99']:.1f} ms", "10 ms"
+    for process in ("front", "worker"):
+        one = growth[process]
+        yield (
+            f"memory of the {process} over {growth['cycles']} parts",
+            f"{one['rss_mb_first']} → {one['rss_mb_last']} MB",
+            "+5 %",
+        )
+        yield (
+            f"open files and threads of the {process}",
+            f"{one['files_first']} → {one['files_last']}, {one['threads_first']} → {one['threads_last']}",
+            "no growth",
+        )
+    yield "database, a part", f"{growth['database_bytes_a_part']:.0f} bytes", "4096 bytes"
+    yield "log, a part", f"{growth['log_bytes_a_part']:.0f} bytes", "4 bytes"
+
+
 @register("set", "images", "image AUROC", "pixel AUROC", "AUPRO", "runtime − reference, largest")
 def accuracy() -> Rows:
     """DeiT-Tiny, one shot."""

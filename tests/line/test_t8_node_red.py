@@ -88,7 +88,12 @@ def test_t8_node_red_is_plc_and_mes(tiny_model: Path, tmp_path: Path) -> None:
             except AssertionError:
                 pytest.fail((folder / "log").read_text())
             start = time.monotonic()
-            await until(lambda: len(lines_of(folder / "mes.jsonl")) >= PARTS, 240)
+            try:
+                for name in ("mes.jsonl", "plc.jsonl"):
+                    await until(lambda name=name: len(lines_of(folder / name)) >= PARTS, 240)
+            except AssertionError:
+                counts = [len(lines_of(folder / name)) for name in ("plc.jsonl", "mes.jsonl")]
+                pytest.fail(f"PLC and MES have {counts} of {PARTS}; {front.health()}; {(folder / 'log').read_text()}")
             seconds = time.monotonic() - start
             await asyncio.sleep(0.3)  # more than 100 would show
         finally:
@@ -104,7 +109,8 @@ def test_t8_node_red_is_plc_and_mes(tiny_model: Path, tmp_path: Path) -> None:
     expected = [EVALUATIONS[number % len(CYCLE)] for number in range(PARTS)]
     parts = [f"SN-{number}" for number in range(1, PARTS + 1)]
     plc, mes, rows = lines_of(folder / "plc.jsonl"), lines_of(folder / "mes.jsonl"), rows_of(path)
-    assert [r["part"] for r in plc] == [r["part"] for r in mes] == [row["part"] for row in rows] == parts
+    for name, got in (("PLC", plc), ("MES", mes), ("records", rows)):
+        assert [row["part"] for row in got] == parts, name
     assert [r["evaluation"] for r in plc] == [r["evaluation"] for r in mes] == expected
     assert [r["good"] for r in plc] == [evaluation == 1 for evaluation in expected]
     assert [r["inspection"] for r in plc] == [r["id"] for r in mes] == list(range(1, PARTS + 1))

@@ -58,6 +58,8 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def test_t8_node_red_is_plc_and_mes(tiny_model: Path, tmp_path: Path) -> None:
+    if os.environ.get("VISIONAD_TEST_NODE_RED") != "1":
+        pytest.skip("Node-RED's Modbus client stalls on a loaded machine; `make test-line` runs it")
     need("node-red", "node-red-contrib-modbus")
     teach(tiny_model, tmp_path / "bank")
     write_images(tmp_path / "images")

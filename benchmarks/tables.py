@@ -578,7 +578,10 @@ def page() -> Rows:
     words = {
         "painted_ms_p50": ("result in the front to image painted, median", "ms"),
         "painted_ms_p99": ("the same, 99 %", "ms"),
-        "page_cores": (f"CPU of the page process, {record['tabs']} tabs, {record['parts_per_s']} parts a second", "cores"),
+        "page_cores": (
+            f"CPU of the page process, {record['tabs']} tabs, {record['parts_per_s']} parts a second",
+            "cores",
+        ),
         "page_mb": ("its memory", "MB"),
         "growth_mb": (f"its growth in {record['seconds']:.0f} s", "MB"),
         "first_load_kb": ("files of the first load", "kB"),

@@ -105,7 +105,9 @@ def tabs(chromium: Any) -> Iterator[Callable[..., Watched]]:
             watched.page.goto(station.url)
         elif login is None:
             watched.page.goto(f"{station.url}/#panel={station.panel_token()}")
-            watched.until("() => document.querySelector('header') !== null", 15)  # a reload would lose the token's cookie
+            watched.until(
+                "() => document.querySelector('header') !== null", 15
+            )  # a reload would lose the token's cookie
         else:
             watched.page.goto(station.url)
             answer = watched.page.evaluate(

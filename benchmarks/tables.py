@@ -681,8 +681,12 @@ def fleet_archive() -> Rows:
     yield "cores that decode for it", "–", f"{fastest * load('fleet')['decode_core_s']:.1f}"
     yield "to read", *(f"{ARCHIVE * image / 1e12:.0f} TB" for _ in costs)
     yield "results in Parquet", *(f"{ARCHIVE * one['parquet_bytes'] / 1e9:.0f} GB" for one in costs)
-    yield "part files of 1000 images", *(f"{ARCHIVE // 1000:,}".replace(",", " ") for _ in costs)
-    yield "work of one core in a part file", *(f"{1000 * one['core_s'] / 60:.0f} min" for one in costs)
+    blocks = (1000, 50)  # images a part file: MAX_BLOCK, MAX_SLOW_BLOCK of fleet/batch/source.py
+    yield "part files", *(f"{ARCHIVE // block:,}".replace(",", " ") for block in blocks)
+    yield (
+        "work of one core in a part file",
+        *(f"{block * one['core_s'] / 60:.1f} min" for one, block in zip(costs, blocks, strict=True)),
+    )
 
 
 @register("measured", "result", "budget")

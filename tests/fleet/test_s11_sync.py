@@ -94,7 +94,7 @@ def test_s11_each_record_stands_there_once(postgres: str, tmp_path: Path) -> Non
     ) as process:
         assert process.stdin is not None and process.stdout is not None
         for turn in range(KILLS):
-            process.stdin.write(f"{rng.uniform(0.02, 0.15)}\n")
+            process.stdin.write(f"{rng.uniform(0.1, 0.6)}\n")
             process.stdin.flush()
             assert process.stdout.readline() == "done\n"
             if turn % 10 == 9:

@@ -159,6 +159,7 @@ def find(*words: str) -> int:
     while time.monotonic() < end:
         for one in psutil.process_iter(["cmdline", "uids"]):
             line = one.info["cmdline"] or []
-            if one.info["uids"] and one.info["uids"].real == 10001 and all(word in line for word in words):
+            is_service = bool(line) and "python" in line[0] and all(word in line for word in words)
+            if is_service and one.info["uids"] and one.info["uids"].real == 10001:
                 return int(one.pid)
     raise AssertionError(json.dumps(words))

@@ -68,7 +68,11 @@ def add_oip_endpoints(app: FastAPI, service: InspectionService) -> None:
         **error_responses(),
         503: {"description": "no class is enrolled, or the queue is full"},
     }
-    refused = error_responses(408, 409, 413, 503)
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"application/json": {}, "application/octet-stream": binary}},
+        **error_responses(408, 409, 413, 503),
+    }
 
     def is_ready() -> bool:
         return bool(service.bank().classes) and not service.full
@@ -121,7 +125,7 @@ def add_oip_endpoints(app: FastAPI, service: InspectionService) -> None:
     for prefix in versions:
         app.get(f"{prefix}/ready", response_model=None, responses=unready)(model_ready)
         app.get(prefix, response_model=None, responses=error_responses())(metadata)
-        app.post(f"{prefix}/infer", response_model=None, responses=refused, openapi_extra=_BODY)(infer)
+        app.post(f"{prefix}/infer", response_model=None, responses=answers, openapi_extra=_BODY)(infer)
 
 
 _BODY: dict[str, Any] = {

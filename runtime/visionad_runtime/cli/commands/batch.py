@@ -49,7 +49,8 @@ def batch(
         ),
     ] = None,
     block: Annotated[
-        int | None, typer.Option("--block", min=1, metavar="N", help="images a part file [default: 16 to 1000]")
+        int | None,
+        typer.Option("--block", min=1, metavar="N", help="images a part file [default: about a minute of work]"),
     ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, metavar="N", help="processes [default: one a CPU]")

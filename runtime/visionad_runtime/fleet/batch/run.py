@@ -18,11 +18,12 @@ import pyarrow as pa
 from ..._release import __version__
 from ..._threads import available_cpus
 from ...bank.names import normalize_class_name
+from ...engine.registry import backend_spec
 from ...errors import VisionADError
 from ...shards import WHOLE, Shard
 from ...system import package_version
 from ..storage import Storage, open_storage
-from .source import Source
+from .source import Source, default_block
 from .worker import Settings, Worker, part_name, start_process, total, write_in_process
 
 RUN_FILE = "run.json"
@@ -83,6 +84,10 @@ def run_batch(
     """
     first = Worker(settings, out)
     with closing(first):
+        if not source.block:
+            engine = first.inspector.engine
+            slow = backend_spec(engine.name).device == "cpu" and first.inspector.manifest.identity.kind == "vit"
+            source = replace(source, block=default_block(len(source), slow=slow))
         record = _record(settings, source, first)
         if settings.digests is None:
             settings = replace(settings, digests=(record["model"], record["bank"]))

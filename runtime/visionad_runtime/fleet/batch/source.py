@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from ...errors import VisionADError
 from ...images.discover import SUFFIXES, find_images
 
-MAX_BLOCK = 1000
-"""Images a block: about a minute of work of one core. Smaller blocks would be too many for 100 M images."""
+MAX_BLOCK, MAX_SLOW_BLOCK = 1000, 50
+"""Images a block: about a minute of work, on a GPU or of a small backbone, and of a vision transformer on one core."""
 MIN_BLOCK = 16
 BLOCKS = 64
 """Blocks that a small source is cut into, so that many workers share it evenly."""
@@ -47,7 +47,7 @@ class Source:
         text: where it came from.
         images: paths or URLs, string.
         classes: class of each image, or ``None`` if no image has one.
-        block: images a block.
+        block: images a block; 0 if it is to be chosen by the model (:func:`default_block`).
     """
 
     text: str
@@ -92,7 +92,7 @@ def read_source(text: str, block: int | None = None, exclude: Sequence[str] = ()
     Args:
         text: a folder of images; an image; a text file with a path or URL a line; or Parquet (a file, a folder of files, or a URL
             that ends in ``.parquet``) with the column ``image`` and, optionally, ``class``.
-        block: images a block; ``None`` for up to :data:`MAX_BLOCK`, fewer for a small source.
+        block: images a block; ``None`` leaves the choice to the run.
         exclude: patterns for entries of folders of images.
 
     Raises:
@@ -107,9 +107,17 @@ def read_source(text: str, block: int | None = None, exclude: Sequence[str] = ()
         images = _strings(_read_list(path))
     if len(images) == 0:
         raise VisionADError(f"{text}: names no image")
-    if block is None:
-        block = min(MAX_BLOCK, max(MIN_BLOCK, -(-len(images) // BLOCKS)))
-    return Source(text, images, classes, block)
+    return Source(text, images, classes, block or 0)
+
+
+def default_block(images: int, *, slow: bool) -> int:
+    """Return how many images a block holds. All shards of a run must agree, so nothing is measured.
+
+    Args:
+        images: number of images of the source. A small one is cut into :data:`BLOCKS` blocks.
+        slow: whether an image takes a second or more.
+    """
+    return min(MAX_SLOW_BLOCK if slow else MAX_BLOCK, max(MIN_BLOCK, -(-images // BLOCKS)))
 
 
 def _strings(values: list[str]) -> pa.ChunkedArray:

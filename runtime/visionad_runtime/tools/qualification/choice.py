@@ -14,8 +14,10 @@ from ..evaluation.metrics import image_metrics
 from .rates import Rate
 
 Status = Literal["measured", "over budget", "stopped early"]
-MIN_HALF = 8
-"""Good images, and as many bad ones, of each half below which the images are not split."""
+MIN_HALF = 25
+"""Good images, and as many bad ones, of each half below which the images are not split: fewer are too few to choose on."""
+MIN_EARLY = 4
+"""Good images, and as many bad ones, before which no set-up is stopped early."""
 SAME = 0.002
 """AUROC difference below which two set-ups count as equally accurate, and the faster one is taken."""
 SAME_SPREAD = 0.02
@@ -140,7 +142,7 @@ def is_hopeless(good: Sequence[float], bad: Sequence[float], best: float | None)
         bad: scores so far.
         best: highest AUROC of a finished set-up, ``None`` if there is none.
     """
-    if best is None or min(len(good), len(bad)) < MIN_HALF // 2:
+    if best is None or min(len(good), len(bad)) < MIN_EARLY:
         return False
     value = auroc(good, bad)
     return value + 3 * max(standard_error(value, len(good), len(bad)), 0.02) < best

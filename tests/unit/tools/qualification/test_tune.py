@@ -37,7 +37,7 @@ def row(latency: float, merit: float | None, shots: int = 1, spread: float = 0.1
 
 def test_auroc_counts_pairs_and_halves_choose_and_report() -> None:
     rng = np.random.default_rng(0)
-    good, bad = rng.normal(0, 1, 20).tolist(), rng.normal(1, 1, 18).tolist()
+    good, bad = rng.normal(0, 1, 55).tolist(), rng.normal(1, 1, 50).tolist()
 
     def pairs(a: list[float], b: list[float]) -> float:
         return float(np.mean([y > x for x in a for y in b]))
@@ -46,7 +46,7 @@ def test_auroc_counts_pairs_and_halves_choose_and_report() -> None:
     assert figures["auroc"] == pytest.approx(pairs(good, bad))
     assert figures["auroc_choose"] == pytest.approx(pairs(good[::2], bad[::2]))
     assert figures["auroc_report"] == pytest.approx(pairs(good[1::2], bad[1::2]))
-    assert figures["promised"] == pytest.approx(1 / 21)
+    assert figures["promised"] == pytest.approx(1 / 56)
     assert figures["caught"]["events"] == sum(s > max(good) for s in bad)
     assert "auroc_report" not in accuracy(good[:10], bad)
     assert "auroc" not in accuracy(good, [])

@@ -625,6 +625,25 @@ def qualify_limits() -> Rows:
             yield row["set"], name, f"{one['found']} of {one['defects']}", *shown
 
 
+@register("set", "recommended", "latency", "AUROC on unseen images", "best with paper", "its latency", "time of tune")
+def tune() -> Rows:
+    """Recommendations against the preset paper."""
+    for row in load("tune")["rows"]:
+        best, paper = row["recommended"], row["paper"]
+        candidate = best["candidate"]
+        shots = "1 shot" if candidate["shots"] == 1 else f"{candidate['shots']} shots"
+        figures = [one["unseen_auroc"] for one in (best, paper)]
+        yield (
+            row["set"],
+            f"{candidate['preset']}, {shots}",
+            f"{best['latency_ms']:.0f} ms",
+            f"{figures[0]:.3f}",
+            f"{figures[1]:.3f}",
+            f"{paper['latency_ms']:.0f} ms",
+            f"{row['seconds'] / 60:.0f} min",
+        )
+
+
 STATIONS, RATE, ARCHIVE = 1000, 10, 100_000_000
 """Stations and images a second of each, and images of an archive, that the tables of ``docs/scale.md`` reckon with."""
 

@@ -8,8 +8,8 @@ from tests.line import components
 
 
 def test_a_missing_component_skips_or_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(components.COMPONENTS, "nothing", lambda: "nothing is missing: apt-get install nothing")
-    monkeypatch.setitem(components.COMPONENTS, "here", lambda: None)
+    monkeypatch.setitem(components.INSTALL, "nothing", "apt-get install nothing")
+    monkeypatch.setitem(components.MODULES, "here", "json")
     monkeypatch.delenv("VISIONAD_DEMAND_LINE", raising=False)
     components.need("here")
     with pytest.raises(pytest.skip.Exception, match="apt-get install nothing"):

@@ -84,12 +84,12 @@ class Front:
         )
         self._is_announced = False
         self._uploads: dict[int, asyncio.Future[Any]] = {}
+        self.page = PageLink(self, say) if settings.web is not None else None
         if interrupted:
             self._note(
                 "interrupted",
                 f"{interrupted} parts were in hand when the station was killed: recorded as not decidable",
             )
-        self.page = PageLink(self, say) if settings.web is not None else None
         golden = settings.checks.golden
         passed = self.records.last_event("golden-passed")
         self._golden = (

@@ -47,7 +47,7 @@ EXTRAS = {
     "gpio": ("gpiod",),
     "page": ("websockets",),
     "batch": ("pyarrow", "fsspec"),
-    "ray": ("ray",),
+    "ray": ("ray", "pyarrow", "fsspec"),
     "fleet": ("fsspec", "cryptography"),
     "sql": ("sqlalchemy", "alembic", "psycopg", "pyarrow"),
 }

@@ -65,7 +65,8 @@ class WorkerHandle:
         with suppress(OSError, AttributeError, ValueError):
             self.process.kill()
         self.process.join(5)
-        self._pipe.close()
+        with suppress(OSError):  # the end and a replacement may meet here
+            self._pipe.close()
 
     def end(self) -> None:
         """Ask it to stop, and end it if it does not."""

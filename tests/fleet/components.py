@@ -9,14 +9,14 @@ from typing import NoReturn
 
 import pytest
 
-DEMANDED = os.environ.get("VISIONAD_DEMAND_LINE") == "1"
+DEMANDED = os.environ.get("VISIONAD_DEMAND_FLEET") == "1"
 """CI demands every component; elsewhere a test without one is skipped."""
 
 
 def missing(what: str) -> NoReturn:
     """Skip the test, or fail where components are demanded."""
     if DEMANDED:
-        pytest.fail(f"{what} is not installed, and VISIONAD_DEMAND_LINE=1 demands it")
+        pytest.fail(f"{what} is not installed, and VISIONAD_DEMAND_FLEET=1 demands it")
     pytest.skip(f"{what} is not installed")
 
 

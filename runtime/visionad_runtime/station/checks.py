@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ..errors import VisionADError
 from ..images import decode
-from ..inspector import Inspector
+from ..inspector.inspection import Inspection
 from ..result import Result
+from .cycle import OK
 from .promise_watch import PromiseWatch
 from .settings import Checks, Recipe
 
@@ -106,29 +107,28 @@ class LightLimits:
 
 
 class ImageChecks:
-    """Looks at each judged image. The worker owns one.
+    """Looks at each image that one version of the bank has judged.
 
     Args:
         checks: what the station file says.
-        inspector: inspector of the newest bank.
+        inspection: what judges.
     """
 
-    def __init__(self, checks: Checks, inspector: Inspector) -> None:
-        self._checks, self._inspector = checks, inspector
-        self._limits: dict[tuple[str, str], tuple[object, LightLimits | None]] = {}
-        self._promises = PromiseWatch(inspector)
-        self._rejects = self._dark_in_a_row = 0
+    def __init__(self, checks: Checks, inspection: Inspection) -> None:
+        self._checks, self._inspection = checks, inspection
+        self._limits: dict[str, tuple[object, LightLimits | None]] = {}
+        self._promises = PromiseWatch(inspection)
+        self._dark_in_a_row = 0
 
     @property
     def light_decides(self) -> bool:
         """Whether an image out of limits is not decidable."""
         return self._checks.light.startswith("fault_after_")
 
-    def look(self, camera: str, rgb: NDArray[np.uint8], result: Result) -> tuple[Result, tuple[str, ...]]:
+    def look(self, rgb: NDArray[np.uint8], result: Result) -> tuple[Result, tuple[str, ...]]:
         """Check an image and its result.
 
         Args:
-            camera: name of the camera.
             rgb: uint8 pixels.
             result: result of the inspection.
 
@@ -139,16 +139,13 @@ class ImageChecks:
         if result.class_mismatch is not None:
             codes.append("mix-up")
         if self._checks.light != "off" and result.class_name is not None:
-            limits = self._limits_of(camera, result.class_name)
+            limits = self._limits_of(result.class_name)
             out = limits is not None and limits.problem(image_statistics(rgb)) is not None
             self._dark_in_a_row = self._dark_in_a_row + 1 if out else 0
             if out:
                 codes.append("light")
             if self.light_decides and self._dark_in_a_row >= int(self._checks.light.rpartition("_")[2]):
                 codes.append("light-fault")
-        self._rejects = 0 if result.verdict == "ok" else self._rejects + 1
-        if self._checks.rejects_in_a_row and self._rejects >= self._checks.rejects_in_a_row:
-            codes.append("rejects")
         result = self._promises.follow(result)
         if result.promise is not None and result.promise.void:
             codes.append("exchangeability")
@@ -166,13 +163,20 @@ class ImageChecks:
             return f"the code reads {codes[0]!r}, the part is {part!r}"
         return None
 
-    def _limits_of(self, camera: str, class_name: str) -> LightLimits | None:
-        bank = self._inspector.bank
+    def prepare(self, class_name: str | None) -> None:
+        """Read the enrolled images of a class, or of all, so that no part has to wait for them."""
+        bank = self._inspection.bank
+        if bank is not None and self._checks.light != "off":
+            for name in bank.classes if class_name is None else [class_name]:
+                self._limits_of(name)
+
+    def _limits_of(self, class_name: str) -> LightLimits | None:
+        bank = self._inspection.bank
         held = None if bank is None else bank.classes.get(class_name)
         if bank is None or held is None:
             return None
-        key, images = (camera, class_name), held.entry.images
-        cached = self._limits.get(key)
+        images = held.entry.images
+        cached = self._limits.get(class_name)
         if cached is None or cached[0] is not images:
             statistics = []
             for image in images[:64]:
@@ -182,8 +186,24 @@ class ImageChecks:
                     except VisionADError:
                         continue
                     statistics.append(image_statistics(rgb))
-            cached = self._limits[key] = images, LightLimits(statistics) if statistics else None
+            cached = self._limits[class_name] = images, LightLimits(statistics) if statistics else None
         return cached[1]
+
+
+class RejectsInARow:
+    """Counts parts in a row that were not ok.
+
+    Args:
+        limit: from so many on an alarm is raised; 0 for never.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._count = limit, 0
+
+    def count(self, evaluation: int) -> tuple[str, ...]:
+        """Count a part. Return the code of the alarm, or nothing."""
+        self._count = 0 if evaluation == OK else self._count + 1
+        return ("rejects",) if self._limit and self._count >= self._limit else ()
 
 
 def read_codes(rgb: NDArray[np.uint8], kind: str) -> list[str]:

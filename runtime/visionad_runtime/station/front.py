@@ -31,6 +31,10 @@ from .systemd import notify
 log = logging.getLogger("visionad")
 
 
+PREPARE_SECONDS = 120.0
+"""How long a worker may take to prepare a recipe."""
+
+
 class Front:
     """Runs a station until it is stopped. It is the ``Line`` that sinks see.
 
@@ -83,6 +87,8 @@ class Front:
             station.path, simulate, self._on_message, self._on_worker_lost, self._on_worker_alive, self._excused_until
         )
         self._is_announced = False
+        self._frame = 0  # number of the frame that began the part in hand; 0 where a trigger did
+        self._prepared_since = 0.0
         self._uploads: dict[int, asyncio.Future[Any]] = {}
         self.page = PageLink(self, say) if settings.web is not None else None
         if interrupted:
@@ -123,6 +129,14 @@ class Front:
 
     def trigger(self, sequence: int, part: str, source: Control = "line") -> int | None:
         """See :class:`~visionad_runtime.station.sink.Line`."""
+        if self.station.settings.trigger != "line":
+            self._cycle.missed += 1
+            self._do([Note("trigger-missed", f"trigger {sequence} {part!r} was missed: the cameras start the cycle")])
+            return None
+        return self._trigger(sequence, part, source)
+
+    def _trigger(self, sequence: int, part: str, source: Control, frame: int = 0) -> int | None:
+        self._frame = frame
         effects = self._cycle.trigger(sequence, part, time.monotonic(), utc_now(), source)
         self._do(effects)
         return next((effect.job.id for effect in effects if isinstance(effect, Take)), None)
@@ -292,6 +306,7 @@ class Front:
             if isinstance(effect, Take):
                 self._take(effect.job)
             elif isinstance(effect, Prepare):
+                self._prepared_since = time.monotonic()
                 self._supervisor.send("prepare", effect.recipe)
             elif isinstance(effect, Publish):
                 self._publish(effect.outcome)
@@ -307,8 +322,7 @@ class Front:
             self._stopping.set()
 
     def _take(self, job: Job) -> None:
-        self._supervisor.send("take", tuple(job))
-
+        self._supervisor.send("take", tuple(job), self._frame)
         self._writer.accept(job, partial(self._acknowledge_job, job.id))
 
     def _acknowledge_job(self, job_id: int) -> None:
@@ -374,8 +388,13 @@ class Front:
         self._look_at_golden()
 
     def _excused_until(self) -> float:
-        """Return when silence of the worker begins to say something: it answers between two parts, also golden ones."""
+        """Return when silence of the worker begins to say something: it answers between two parts, also golden ones.
+
+        It is silent while it prepares a recipe, which may read a whole version of the bank.
+        """
         excused = (self._cycle.next_deadline or 0.0) if self._cycle.is_busy else 0.0
+        if self._cycle.phase == "preparing":
+            excused = self._prepared_since + PREPARE_SECONDS
         if self._golden is not None and self._golden.who:
             excused = time.monotonic() if self._supervisor.handle is None else self._supervisor.handle.heard
             excused += self.station.settings.deadline_ms / 1e3
@@ -467,12 +486,11 @@ class Front:
         self._writer.run(lambda: self.records.audit(who, "golden parts", None, new))
         self._look_at_golden()
 
-    def _on_frame(self, camera: str, frame: int, lost: int) -> None:
+    def _on_frame(self, frame: int, lost: int) -> None:
         """A camera that starts the cycle has taken a frame. Frames that were lost are parts that nobody looked at."""
-        for _ in range(lost):
-            self._cycle.missed += 1
         if lost:
-            self._note(
-                "frames-lost", f"camera {camera}: {lost} frames before frame {frame} were lost; reject their parts"
-            )
-        self.trigger(self._cycle.acquisition + 1, "", self._cycle.control)
+            self._cycle.missed += lost
+            self._note("frames-lost", f"{lost} frames were lost: nobody looked at their parts; reject them")
+            self._do([])
+        if frame:
+            self._trigger(self._cycle.acquisition + 1, "", self._cycle.control, frame)

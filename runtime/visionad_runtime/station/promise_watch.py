@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..bank.memory_bank import ClassBank
 from ..formats.manifest import Calibration
-from ..inspector import Inspector
+from ..inspector.inspection import Inspection
 from ..result import Result
 from .exchangeability import ExchangeabilityMonitor
 
@@ -26,7 +26,7 @@ class PromiseWatch:
         notify: told once, in words, when an alarm begins.
     """
 
-    def __init__(self, inspector: Inspector, notify: Callable[[str], object] = lambda _: None) -> None:
+    def __init__(self, inspector: Inspection, notify: Callable[[str], object] = lambda _: None) -> None:
         self._inspector, self._notify = inspector, notify
         self._monitors: dict[str, tuple[Calibration, ExchangeabilityMonitor]] = {}
 

@@ -11,25 +11,28 @@ import os
 import signal
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bank.store import Bank
 from ..errors import VisionADError
 from ..inspector import Inspector
+from ..inspector.inspection import Inspection
 from ..result import Result
 from ..visualization.overlay import overlay_png
 from .archive import ArchiveWriter
 from .camera import Camera, CameraError, CameraFacts, CameraGone, Frame
-from .checks import ImageChecks
+from .checks import ImageChecks, RejectsInARow
 from .cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
+from .frame_watch import FrameWatch
 from .golden import GoldenRun
 from .judged import Judged
 from .logs import start_logging
@@ -40,8 +43,6 @@ log = logging.getLogger("visionad")
 
 REOPEN_SECONDS = 1.0
 """Pause between attempts to open a camera that is gone."""
-POLL_SECONDS = 0.5
-"""How long a frame is waited for at a time where the camera starts the cycle."""
 
 
 def main(pipe: Connection, path: str, simulate: bool) -> None:
@@ -77,6 +78,13 @@ def _send_last(pipe: Connection, message: object) -> None:
         pipe.send(message)
 
 
+class _Checked(NamedTuple):
+    """What inspects with one version of the bank, and looks at its results."""
+
+    inspection: Inspection
+    checks: ImageChecks
+
+
 class Worker:
     """Cameras and inspector of a station.
 
@@ -90,23 +98,23 @@ class Worker:
         self._sending = threading.Lock()
         settings = station.settings
         self._cameras = {name: _CameraHolder(name, camera, self._say) for name, camera in station.cameras.items()}
-        self._inspectors: OrderedDict[int | None, Inspector] = OrderedDict()
+        self._inspections: dict[int | None, _Checked] = {}
         self._recipe: Recipe | None = None
         self._pool = ThreadPoolExecutor(max(2, len(self._cameras)), "visionad-camera")
         self._archive = None if settings.archive is None else ArchiveWriter(settings.archive, self._say)
-        self._checks: ImageChecks | None = None
-        self._pending: tuple[int, Frame] | None = None
+        self._in_a_row = RejectsInARow(settings.checks.rejects_in_a_row)
+        own_start = settings.trigger != "line"
+        self._watch = FrameWatch(self._cameras, partial(self._say, "frame")) if own_start else None
         self._images = KeptImages(self._say) if settings.web is not None else None
         self._golden: GoldenRun | None = None
 
     def run(self) -> None:
         """Open everything, then answer the front."""
-        inspector = self._inspector(None)
+        inspector = self._checked(None).inspection
         futures = [self._pool.submit(holder.open) for holder in self._cameras.values()]
         for future in futures:
             future.result()
         assert inspector.bank is not None
-        self._checks = ImageChecks(self._station.settings.checks, inspector)
         facts = {name: holder.facts._asdict() for name, holder in self._cameras.items() if holder.facts is not None}
         gone = [name for name, holder in self._cameras.items() if holder.facts is None]
         self._say(
@@ -124,8 +132,8 @@ class Worker:
                 "warnings": inspector.calibration_warnings(),
             },
         )
-        if self._station.settings.trigger != "line":
-            threading.Thread(target=self._watch_frames, name="visionad-frames", daemon=True).start()
+        if self._watch is not None:
+            self._watch.start()
         while True:
             if self._golden is not None and not self._pipe.poll():
                 self._judge_golden(self._golden)
@@ -138,7 +146,7 @@ class Worker:
             elif message[0] == "prepare":
                 self._prepare(message[1])
             elif message[0] == "take":
-                self._take(Job(*message[1]))
+                self._take(Job(*message[1]), message[2])
             elif message[0] in ("inspect", "overlay"):
                 self._inspect_upload(*message)
             elif message[0] == "golden":
@@ -148,14 +156,16 @@ class Worker:
 
     def close(self) -> None:
         """Release cameras and memory."""
+        if self._watch is not None:
+            self._watch.close()
         for holder in self._cameras.values():
             holder.close()
         if self._images is not None:
             self._images.close()
         if self._archive is not None:
             self._archive.close()
-        for inspector in self._inspectors.values():
-            inspector.close()
+        for checked in reversed(self._inspections.values()):  # those of pinned versions use the model of the first
+            checked.inspection.close()
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -164,10 +174,11 @@ class Worker:
         recipe = self._station.settings.recipes[number]
         self._golden = None
         try:
-            inspector = self._inspector(recipe.bank_version)
+            checked = self._checked(recipe.bank_version)
             for name in self._names(recipe):
                 class_name = recipe.class_of(name)
-                inspector.require_class(class_name)
+                checked.inspection.require_class(class_name)
+                checked.checks.prepare(class_name)
                 if self._cameras[name].facts is None:
                     raise VisionADError(f"camera {name} is not there: {self._cameras[name].trouble}")
         except VisionADError as exc:
@@ -177,20 +188,22 @@ class Worker:
         self._recipe = recipe
         self._say("prepared", number, "")
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: Job, frame: int) -> None:
         recipe = self._station.settings.recipes[job.recipe]
         names = self._names(recipe)
         try:
-            inspector = self._inspector(recipe.bank_version)
-            inspector.refresh()
-            frames = self._frames(job, names)
-            judged = {name: self._judge(name, frames[name], job, recipe, inspector) for name in names}
+            checked = self._checked(recipe.bank_version)
+            checked.inspection.refresh()
+            frames = self._frames(job, names, frame)
+            judged = {name: self._judge(name, frames[name], job, recipe, checked) for name in names}
         except Exception as exc:  # the part is not decidable, and the next one may be
             log.exception("part %d", job.id)
             judged = {
                 "": Judged(NOT_DECIDABLE, "internal", {"error": f"{type(exc).__name__}: {exc}"}, alarms=("internal",))
             }
-        self._say("outcome", job.id, combine(judged))
+        outcome = combine(judged)
+        outcome["alarms"] += self._in_a_row.count(outcome["evaluation"])
+        self._say("outcome", job.id, outcome)
         if self._images is not None:
             self._images.add(job, judged)
         if self._archive is not None:
@@ -212,7 +225,7 @@ class Worker:
     ) -> None:
         """Inspect an image that was sent to the page or the API; for ``overlay``, answer with a PNG."""
         try:
-            inspector = self._inspector(None)
+            inspector = self._checked(None).inspection
             inspector.refresh()
             ((result, _),) = inspector.trace_batch([rgb], class_name, trace=False)
             self._say(
@@ -239,75 +252,45 @@ class Worker:
 
     def _evaluate_golden(self, number: int, camera: str, rgb: NDArray[np.uint8]) -> tuple[int, str]:
         recipe = self._station.settings.recipes[number]
-        inspector = self._inspector(recipe.bank_version)
+        inspector = self._checked(recipe.bank_version).inspection
         inspector.refresh()
         ((result, _),) = inspector.trace_batch([rgb], recipe.class_of(camera), trace=False)
         return evaluate(result)
 
     # -- frames -------------------------------------------------------------------------------------------------------
 
-    def _frames(self, job: Job, names: list[str]) -> dict[str, Future[Frame]]:
-        """Trigger the cameras, and wait for their frames in threads."""
-        pending, self._pending = self._pending, None
-        futures: dict[str, Future[Frame]] = {}
-        started = self._station.settings.trigger == "line"
-        after = {}
+    def _frames(self, job: Job, names: list[str], number: int) -> dict[str, Future[Frame]]:
+        """Trigger the cameras and wait for their frames in threads, or take those that began the part."""
+        if self._watch is not None:
+            return self._watch.take(names, number, job.deadline)
+        after = {name: self._cameras[name].arm() for name in names}
         for name in names:
-            if started:
-                after[name] = self._cameras[name].arm()
-        for name in names:
-            if started:
-                self._cameras[name].trigger()
-        for index, name in enumerate(names):
-            if not started and index == 0 and pending is not None:
-                futures[name] = Future()
-                futures[name].set_result(pending[1])
-                continue
-            futures[name] = self._pool.submit(self._cameras[name].grab, after.get(name, 0), job.deadline)
-        return futures
+            self._cameras[name].trigger()
+        return {name: self._pool.submit(self._cameras[name].grab, after[name], job.deadline) for name in names}
 
-    def _watch_frames(self) -> None:
-        """Where the camera starts the cycle: tell the front of each frame, which then asks to judge it."""
-        name = next(iter(self._cameras))
-        holder = self._cameras[name]
-        last = 0
-        while True:
-            try:
-                frame = holder.grab(last, time.monotonic() + POLL_SECONDS)
-            except CameraError:
-                time.sleep(0.01)
-                continue
-            last = frame.id
-            self._pending = (frame.id, frame)
-            try:
-                self._say("frame", name, frame.id, frame.lost)
-            except OSError:
-                return
-
-    def _judge(self, name: str, frame: Future[Frame], job: Job, recipe: Recipe, inspector: Inspector) -> Judged:
-        assert self._checks is not None
+    def _judge(self, name: str, frame: Future[Frame], job: Job, recipe: Recipe, checked: _Checked) -> Judged:
         try:
             one = frame.result()
         except CameraError as exc:
             self._cameras[name].note(exc)
             reason = "deadline" if time.monotonic() >= job.deadline else "camera"
             return Judged(NOT_DECIDABLE, reason, {"error": str(exc)}, alarms=("camera",))
-        if self._station.settings.trigger == "line" and one.taken < job.triggered:
+        if self._watch is None and one.taken < job.triggered:
             text = f"camera {name}: frame {one.id} is {(job.triggered - one.taken) * 1e3:.0f} ms older than its trigger"
             return Judged(NOT_DECIDABLE, "stale", {"error": text}, alarms=("stale",))
         rgb = eight_bits(one)
         class_name = recipe.class_of(name)
         try:
-            ((result, _),) = inspector.trace_batch([rgb], class_name, trace=False)
+            ((result, _),) = checked.inspection.trace_batch([rgb], class_name, trace=False)
         except VisionADError as exc:
             return Judged(NOT_DECIDABLE, "internal", {"error": str(exc)}, rgb, alarms=("internal",))
-        result, noted = self._checks.look(name, rgb, result)
+        checks = checked.checks
+        result, noted = checks.look(rgb, result)
         facts = result.to_dict(one.name or f"{name}/{one.id}")
         evaluation, reason = evaluate(result)
-        for code in noted:
-            if code == "light" and self._checks.light_decides:
-                evaluation, reason = (NOT_DECIDABLE, "light") if evaluation != ANOMALOUS else (evaluation, reason)
-        problem = self._checks.code_problem(recipe, name, rgb, job.part)
+        if "light" in noted and checks.light_decides and evaluation != ANOMALOUS:
+            evaluation, reason = NOT_DECIDABLE, "light"
+        problem = checks.code_problem(recipe, name, rgb, job.part)
         if problem is not None and evaluation != ANOMALOUS:
             evaluation, reason, noted = NOT_DECIDABLE, "code", (*noted, "code")
             facts = {**facts, "code": problem}
@@ -315,15 +298,22 @@ class Worker:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _inspector(self, version: int | None) -> Inspector:
-        """Return the inspector of a bank version; the newest, and newer ones as they come, for ``None``."""
-        if version not in self._inspectors:
+    def _checked(self, version: int | None) -> _Checked:
+        """Return what inspects with a bank version; the newest, and newer ones as they come, for ``None``."""
+        if version not in self._inspections:
             settings = self._station.settings
-            self._inspectors[version] = Inspector.open(
-                settings.model, settings.bank, backend=settings.backend, precision=settings.precision, preset=settings.preset,
-                threads=settings.threads, bank_version=version,
-            )  # fmt: skip
-        return self._inspectors[version]
+            inspection: Inspection
+            if version is None:
+                inspection = Inspector.open(
+                    settings.model, settings.bank, backend=settings.backend, precision=settings.precision,
+                    preset=settings.preset, threads=settings.threads,
+                )  # fmt: skip
+            else:
+                first = self._checked(None).inspection
+                bank = Bank.open(settings.bank, first.manifest.identity, version=version)
+                inspection = first.with_bank(bank, first.scoring)
+            self._inspections[version] = _Checked(inspection, ImageChecks(settings.checks, inspection))
+        return self._inspections[version]
 
     def _names(self, recipe: Recipe) -> list[str]:
         return list(recipe.cameras or self._cameras)

@@ -191,3 +191,40 @@ def test_a_trigger_that_is_not_accepted_is_counted(station_file: Path) -> None:
 
     run(station_file, play)
     assert [row["part"] for row in rows_of(station_file)] == ["right"]
+
+
+def test_a_camera_that_runs_freely_starts_the_cycle(station_file: Path) -> None:
+    text = station_file.read_text().replace("path: images", "path: images, interval_ms: 150")
+    station_file.write_text(text + "trigger: free\n")
+    seen = []
+
+    async def play(front: Front) -> None:
+        await until(lambda: front.state.ready)
+        assert front.trigger(1, "no trigger is asked for") is None
+        while len(seen) < 6:
+            await until(lambda: front.state.offered is not None)
+            offered = front.state.offered
+            assert offered is not None
+            seen.append(offered)
+            front.acknowledge(offered.id)
+
+    run(station_file, play)
+    names = [Path(one.cameras["top"]["image"]).stem for one in seen]
+    assert [one.evaluation for one in seen] == [2 if "bad" in name else 1 for name in names]  # each part its own image
+    assert {"00-good", "01-bad", "02-good"} == set(names)
+
+
+def test_a_recipe_with_a_pinned_version_is_judged_by_that_version(station_file: Path) -> None:
+    station_file.write_text(station_file.read_text().replace("class: disc}", "class: disc, bank_version: 1}"))
+    results = []
+
+    async def play(front: Front) -> None:
+        await until(lambda: front.state.ready)
+        number = front.trigger(5, "SN-5")
+        await until(lambda: front.state.offered is not None)
+        results.append((number, front.state.offered))
+
+    run(station_file, play)
+    ((number, offered),) = results
+    assert offered is not None and (offered.id, offered.bank_version, offered.evaluation) == (number, 1, 1)
+    assert offered.cameras["top"]["promise"]["normals"] == 4  # before the confirmed parts

@@ -22,12 +22,14 @@ class FolderSettings(LeafSettings):
         path: folder of images.
         loop: whether it begins again after the last image.
         delay_ms: time that an exposure takes.
+        interval_ms: takes an image by itself each so often, for `trigger: free` and `hardware`; ``None`` waits for triggers.
         bit_depth: bits that the camera filled in files of 16 bits.
     """
 
     path: Path
     loop: bool = True
     delay_ms: float = Field(default=0.0, ge=0)
+    interval_ms: float | None = Field(default=None, gt=0)
     bit_depth: int | None = Field(default=None, ge=9, le=16)
 
 
@@ -41,6 +43,7 @@ class FolderCamera:
         self._name, self._settings = name, settings
         self._files: list[Path] = []
         self._next = self._id = self._asked = 0
+        self._due = 0.0
 
     def missing(self) -> str | None:
         """See :class:`~visionad_runtime.station.camera.Camera`. Nothing is needed."""
@@ -52,6 +55,7 @@ class FolderCamera:
             self._files = [file.path for file in find_images([self._settings.path])]
         except VisionADError as exc:
             raise CameraGone(f"camera {self._name}: {exc}") from None
+        self._due = time.monotonic()
         return CameraFacts(f"folder {self._settings.path}", "files", 0, 0, simulated=True)
 
     def arm(self) -> int:
@@ -67,6 +71,13 @@ class FolderCamera:
         """See :class:`~visionad_runtime.station.camera.Camera`."""
         del after  # ids count by one, and no frame waits
         taken = time.monotonic()
+        interval = self._settings.interval_ms
+        if interval is not None and self._id >= self._asked:
+            if self._due > deadline:
+                time.sleep(max(0.0, deadline - taken))
+                raise NoFrame(f"camera {self._name}: its interval is {interval:g} ms")
+            time.sleep(max(0.0, self._due - taken))
+            taken, self._due, self._asked = time.monotonic(), time.monotonic() + interval / 1e3, self._id + 1
         if self._id >= self._asked or (self._next >= len(self._files) and not self._settings.loop):
             why = "no image is left" if self._id < self._asked else "it was not triggered"
             raise NoFrame(f"camera {self._name}: {why} in {self._settings.path}")

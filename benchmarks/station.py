@@ -25,7 +25,7 @@ import cv2
 import soak
 from visionad_runtime import Inspector
 from visionad_runtime.station.plc import SimulatedPlc
-from visionad_runtime.station.records import Records
+from visionad_runtime.station.records.records import Records
 from visionad_runtime.tools.benchmark.measure import summarize
 from visionad_runtime.tools.demo.rendering import render
 

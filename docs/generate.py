@@ -20,8 +20,7 @@ from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.manifest import BankManifest, ModelManifest
 from visionad_runtime.images.support import ENDINGS, ROWS
 from visionad_runtime.station.camera import CAMERAS
-from visionad_runtime.station.checks import ALARMS
-from visionad_runtime.station.cycle import REASONS
+from visionad_runtime.station.front.cycle import REASONS
 from visionad_runtime.station.settings import StationSettings
 from visionad_runtime.station.sink import SINKS
 from visionad_runtime.station.sinks.modbus_map import (
@@ -32,6 +31,7 @@ from visionad_runtime.station.sinks.modbus_map import (
     STATUS_BITS,
     as_csv,
 )
+from visionad_runtime.station.worker.checks import ALARMS
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from visionad_runtime.station.records import verify_audit
+from visionad_runtime.station.records.records import verify_audit
 
 from tests.browser.conftest import Watched
 from tests.browser.station import RunningStation, numbered

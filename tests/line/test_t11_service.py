@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from visionad_runtime.station.front import Front
-from visionad_runtime.station.records import Records
+from visionad_runtime.station.front.front import Front
+from visionad_runtime.station.records.records import Records
 
 from tests.data import ROOT
 from tests.line.components import need
-from tests.unit.station.test_front import port_of, run, station_file, until
+from tests.stations import run, until
+from tests.unit.station.front.test_front import port_of, station_file
 
 __all__ = ["station_file"]
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]  # serial: a watchdog is a matter of time
@@ -127,7 +128,7 @@ def test_the_watchdog_is_fed_only_while_the_worker_answers(station_file: Path, m
 
 
 def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from visionad_runtime.station.systemd import notify
+    from visionad_runtime.station.front.systemd import notify
 
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notify("READY=1")

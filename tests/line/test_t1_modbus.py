@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from visionad_runtime.station.front import Front
+from visionad_runtime.station.front.front import Front
 from visionad_runtime.station.plc import SimulatedPlc
 
 from tests.line.components import NPM_FOLDER, free_port, need, path_of
-from tests.line.stations import CYCLE, EVALUATIONS, rows_of, run, teach, until, write_images, write_station
+from tests.stations import CYCLE, EVALUATIONS, rows_of, run, teach, until, write_images, write_station
 
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]
 FOREIGN, OWN = 200, 300

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from visionad_runtime.errors import VisionADError
-from visionad_runtime.station.front import Front
+from visionad_runtime.station.front.front import Front
 from visionad_runtime.station.plc import SimulatedPlc
 
 from tests.line.components import free_port
-from tests.line.stations import CYCLE, EVALUATIONS, rows_of, run, teach, until, write_images, write_station
+from tests.stations import CYCLE, EVALUATIONS, rows_of, run, teach, until, write_images, write_station
 
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]
 BLOWS = int(os.environ.get("VISIONAD_LINE_BLOWS", "10"))

@@ -9,12 +9,12 @@ import re
 from pathlib import Path
 
 import pytest
-from visionad_runtime.station.front import Front
+from visionad_runtime.station.front.front import Front
 from visionad_runtime.station.plc import SimulatedPlc
 from visionad_runtime.station.sinks import modbus_map
 
 from tests.line.components import free_port, need, path_of
-from tests.line.stations import run, teach, until, write_images, write_station
+from tests.stations import run, teach, until, write_images, write_station
 
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from visionad_runtime.station.cycle import Job
-from visionad_runtime.station.records import Records
+from visionad_runtime.station.front.cycle import Job
+from visionad_runtime.station.records.records import Records
 
 from tests.data import ROOT
 from tests.fakes.line import outcome
@@ -21,7 +21,7 @@ from tests.line.test_t9_mqtt import TOPIC, Broker, Mes, first_seen
 FRONT = """
 import asyncio, sys
 from pathlib import Path
-from visionad_runtime.station.front import Front
+from visionad_runtime.station.front.front import Front
 from visionad_runtime.station.settings import read_station
 if __name__ == "__main__":
     asyncio.run(Front(read_station(Path(sys.argv[1]))).run())

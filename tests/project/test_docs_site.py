@@ -109,10 +109,10 @@ def test_the_image_page_has_every_kind_and_ending() -> None:
 
 
 def test_the_station_page_explains_every_key_alarm_and_register() -> None:
-    from visionad_runtime.station.checks import ALARMS
     from visionad_runtime.station.settings import StationSettings
     from visionad_runtime.station.sinks.modbus import ModbusSettings
     from visionad_runtime.station.sinks.modbus_map import CONTROL_BITS, REGISTERS, STATUS_BITS
+    from visionad_runtime.station.worker.checks import ALARMS
 
     generate = load("docs", "generate")
     text = generate.station_page()

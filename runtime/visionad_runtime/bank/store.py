@@ -294,7 +294,7 @@ class Bank:
                 return self.manifest.version
             place = support_index(name, old.entry, image)
             rest = self._converted(old).leave_out(place)
-            rest = rest.with_entry(rest.entry.model_copy(update=NO_LIMITS))
+            rest = rest.with_entry(rest.entry.uncounted().model_copy(update=NO_LIMITS))
             changed = self._calibrated(rest, old, calibrate)
             self._commit(f"remove {name}: {old.entry.images[place].source}", {**self.classes, name: changed})
         return self.manifest.version

@@ -29,8 +29,12 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, private: bool = False) -> Iterator[BinaryIO]:
     """Write ``path`` whole or not at all: temporary file beside it, fsync, rename, fsync of the folder.
+
+    Args:
+        path: the file.
+        private: whether only its owner may read it, from the first moment on.
 
     Raises:
         VisionADError: the folder cannot be written or the disk is full; ``path`` is then as it was.
@@ -39,7 +43,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     temp = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            with open(temp, "xb") as f:
+            with open(temp, "xb", opener=_private_opener if private else None) as f:
                 yield f
                 f.flush()
                 os.fsync(f.fileno())
@@ -53,10 +57,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         ) from None
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes, private: bool = False) -> None:
     """:func:`atomic_file` for bytes at hand."""
-    with atomic_file(path) as f:
+    with atomic_file(path, private) as f:
         f.write(data)
+
+
+def _private_opener(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def fit_name(stem: str, suffix: str) -> str:

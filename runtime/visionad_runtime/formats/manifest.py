@@ -306,6 +306,13 @@ class ClassEntry(Compatible):
             raise ValueError("file lacks its sha256")
         return self
 
+    def uncounted(self) -> ClassEntry:
+        """Return the entry whose confirmed scores do not count any more, as after the removal of a support."""
+        if self.confirmations is None:
+            return self
+        uncounted = tuple(one.model_copy(update={"counted": False}) for one in self.confirmations)
+        return self.model_copy(update={"confirmations": uncounted})
+
 
 class BankManifest(Compatible):
     """``manifest.json`` of a bank folder. ``version`` only grows. ``undo_to`` is the version that an undo restores."""

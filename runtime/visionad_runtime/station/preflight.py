@@ -11,9 +11,9 @@ from ..bank.names import normalize_class_name
 from ..errors import VisionADError
 from ..formats.manifest import BankManifest, read_manifest
 from ..formats.model_folder import read_model
-from .golden import golden_images
-from .page_link import page_missing
+from .page.link import page_missing
 from .settings import Station
+from .worker.golden import golden_images
 
 
 def problems_of(station: Station) -> list[str]:

@@ -16,7 +16,7 @@ from ..bank.supports import check_new, read_kept, support_record
 from ..images.pixels import RGB8
 from ..inspector import Inspector
 from ..result import Result
-from ..station.promise_watch import PromiseWatch
+from ..station.worker.promise_watch import PromiseWatch
 from ..visualization.overlay import overlay_png
 from .metrics import Metrics
 

@@ -135,6 +135,7 @@ def test_scores_of_others_are_kept_when_a_support_is_added_and_dropped_when_one_
     inspector.refresh()
     entry = entry_of(inspector)
     assert {s.origin for s in recorded_scores(entry)} == {"leave-one-out"}
+    assert [one.counted for one in entry.confirmations] == [False, False]
     expected = leave_one_out(inspector.bank.classes["disc"], inspector.scoring)
     assert entry.threshold == max(s.score for s in expected)
 

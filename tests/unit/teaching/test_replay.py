@@ -18,9 +18,9 @@ from visionad_runtime.cli.results import ResultWriter
 from visionad_runtime.errors import BankError
 from visionad_runtime.formats.files import sha256_bytes
 from visionad_runtime.formats.roi import make_spec, parse_roi
-from visionad_runtime.station.arrivals import ArrivalLoop
-from visionad_runtime.station.folder_source import FolderSource
-from visionad_runtime.station.journal import Journal
+from visionad_runtime.station.watch.arrivals import ArrivalLoop
+from visionad_runtime.station.watch.folder_source import FolderSource
+from visionad_runtime.station.watch.journal import Journal
 from visionad_runtime.teaching.replay import Replay, Replayed, Target, compare
 
 from tests.data import part, slow

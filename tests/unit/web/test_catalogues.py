@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import visionad_runtime
-from visionad_runtime.station.checks import ALARMS
+from visionad_runtime.station.worker.checks import ALARMS
 
 STATIC = Path(visionad_runtime.__file__).parent / "web/station/static"
 TEXT = re.compile(r"\bt\(\s*'((?:[^'\\]|\\.)*)'")

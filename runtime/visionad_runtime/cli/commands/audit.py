@@ -18,8 +18,8 @@ def audit_verify(
     ] = None,
 ) -> int:
     """Check each row of a station's audit against the one before. Exit status 1 if one was changed, removed or cut off."""
-    from ...station.records import audit_end, verify_audit
-    from ...station.report import read_source
+    from ...station.records.records import audit_end, verify_audit
+    from ...station.records.report import read_source
     from ...station.settings import StationFileError
 
     try:

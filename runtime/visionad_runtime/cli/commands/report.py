@@ -32,7 +32,7 @@ def report(
     from datetime import UTC, datetime
 
     from ...formats.files import atomic_write
-    from ...station import report as reports
+    from ...station.records import report as reports
     from ...station.settings import StationFileError
     from ...visualization.html import require_jinja
 

@@ -67,8 +67,8 @@ def station(
         return 0
     import asyncio
 
-    from ...station.front import Front
-    from ...station.logs import start_logging
+    from ...station.front.front import Front
+    from ...station.front.logs import start_logging
 
     try:
         asyncio.run(Front(found, simulate=simulate, say=start_logging(found.settings.log)).run())

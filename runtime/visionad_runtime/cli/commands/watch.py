@@ -66,9 +66,9 @@ def watch(
     """Inspect images as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
     from ...bank.supports import depth_warnings
     from ...inspector import Inspector
-    from ...station.arrivals import ArrivalLoop
-    from ...station.folder_source import FolderSource
-    from ...station.journal import Journal
+    from ...station.watch.arrivals import ArrivalLoop
+    from ...station.watch.folder_source import FolderSource
+    from ...station.watch.journal import Journal
 
     if journal is not None and existing:
         raise VisionADError("--existing and --journal: with a journal, what lies there and is not in it is inspected")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -116,7 +117,7 @@ class _Waiting(NamedTuple):
     lost: int
 
 
-class GenicamCamera:
+class GenicamCamera(ABC):
     """See :class:`~visionad_runtime.station.camera.Camera`. Subclasses open the device.
 
     With a software trigger, ``taken`` is the moment before the trigger is sent, and a frame belongs to the last trigger: if
@@ -146,17 +147,17 @@ class GenicamCamera:
         self._triggered = 0.0
         self._gone = ""
 
+    @abstractmethod
     def missing(self) -> str | None:
         """See :class:`~visionad_runtime.station.camera.Camera`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _connect(self) -> Device:
         """Connect to the device.
 
         Raises:
             CameraGone: It cannot be reached.
         """
-        raise NotImplementedError
 
     def _write(self, writer: FeatureWriter) -> None:
         """Write the settings."""

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..cycle import OK, REASONS
+from ..front.cycle import OK, REASONS
 from ..sink import StationState
 
 MAP_VERSION = 1

@@ -13,8 +13,8 @@ from pathlib import Path
 from ...errors import VisionADError
 from ...formats.files import atomic_write
 from ...images.discover import find_images
-from ...station.front import Front
-from ...station.page_link import page_missing
+from ...station.front.front import Front
+from ...station.page.link import page_missing
 from ...station.plc import SimulatedPlc
 from ...station.settings import read_station
 from ...station.sink import SinkError

@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from ...errors import VisionADError
-from ...station.report import Source
+from ...station.records.report import Source
 from ...station.settings import Station, read_station
 from ..access import AccessPolicy
 from ..connections import KEEP_ALIVE_SECONDS, Connection

@@ -12,8 +12,8 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import AwareDatetime
 
-from ...station.records import verify_audit
-from ...station.report import Report, as_html, as_json, make_report
+from ...station.records.records import verify_audit
+from ...station.records.report import Report, as_html, as_json, make_report
 from ..service import RequestError
 from . import answers
 from .answers import Problem

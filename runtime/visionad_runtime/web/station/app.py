@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from ..._release import __version__
 from ...errors import ImageError, VisionADError
-from ...station.report import Source
+from ...station.records.report import Source
 from ..access import AccessPolicy
 from ..service import RequestError, UploadQueue
 from .api import add_api

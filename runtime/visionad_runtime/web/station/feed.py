@@ -13,8 +13,8 @@ from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
+from ...station.records.shifts import shift_of
 from ...station.settings import Shifts
-from ...station.shifts import shift_of
 from .history import History
 from .link import CommandError, FrontLink
 

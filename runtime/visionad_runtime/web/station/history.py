@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...station.records import deciding_camera
+from ...station.records.records import deciding_camera
 
 PAGE = 100
 """Parts of one page."""

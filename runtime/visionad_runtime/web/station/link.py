@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ...station.page_wire import packed, receive
+from ...station.page.wire import packed, receive
 
 ANSWER_SECONDS = 40.0
 

@@ -1,0 +1,1 @@
+"""Front process: trigger cycle, supervision of the worker, sinks, alarms."""

@@ -1,0 +1,1 @@
+"""What the front and the worker do for the pages."""

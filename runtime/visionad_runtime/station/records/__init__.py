@@ -1,0 +1,1 @@
+"""Records of parts, and what is counted from them."""

@@ -1,0 +1,1 @@
+"""Watch a folder: files that arrive, and their journal."""

@@ -1,0 +1,1 @@
+"""Worker process: frames, checks, judging, archive."""

@@ -1,0 +1,235 @@
+"""Checks beside the verdict: light and focus, codes, rejects in a row, and whether good parts are still like the calibration's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import VisionADError
+from ...images import decode
+from ...inspector.inspection import Inspection
+from ...result import Result
+from ..front.cycle import OK
+from ..settings import Checks, Recipe
+from .promise_watch import PromiseWatch
+
+ALARMS = {
+    "light": (
+        "the light or the focus is not that of the enrolled images",
+        "look at lamp, lens and cover glass; clean them",
+    ),
+    "light-fault": ("light or focus was out of limits several times in a row", "mend the light, then clear the fault"),
+    "rejects": ("several parts in a row were not ok", "look at the parts, the light and the fixture"),
+    "exchangeability": (
+        "today's good parts are not like those of the calibration: the promise is void",
+        "find what changed (light, lens, material); then confirm consecutive parts, or calibrate again",
+    ),
+    "camera": ("a camera gave no image", "look at its cable, power and trigger"),
+    "stale": ("an image was older than its trigger", "look at the stream's latency and the camera's trigger"),
+    "code": ("the code in the image is not the part's", "look at the label, and at the part number that the PLC sends"),
+    "mix-up": ("the part looks like another class", "look at the recipe and the part"),
+    "internal": ("the part could not be judged", "look at the log"),
+    "golden": (
+        "a golden part was judged wrongly",
+        "look at the image that is named, at bank, recipe and threshold; then run the golden parts again",
+    ),
+    "disk": ("records or images cannot be written", "free space on the disk"),
+    "clock": ("the clock is not synchronized", "look at the time server; shifts and records carry this clock"),
+    "sink": ("a sink does not deliver", "look at its health"),
+    "page": ("the page process was replaced", "look at the log; the line is not concerned"),
+    "panel": ("a panel does not answer", "look at the panel; restart its browser"),
+}
+"""Alarm code → what it means, and what mends it."""
+_SIDE = 256
+"""Longest side of the image that statistics are taken of."""
+_FLOORS = (12.0, 12.0, 20.0, 0.02, 0.35)
+"""Smallest distances that are out of limits: mean, 1 % and 99 % in gray levels, saturated share, relative gradient energy."""
+_SPREAD = 6.0
+"""Half width of the limits, in standard deviations of the enrolled images."""
+
+
+class ImageStatistics(NamedTuple):
+    """Light and focus of an image.
+
+    Attributes:
+        mean: mean gray level.
+        dark: gray level that 1 % of the pixels are below.
+        bright: gray level that 1 % of the pixels are above.
+        saturated: share of pixels at 255.
+        sharpness: logarithm of the mean squared gradient.
+    """
+
+    mean: float
+    dark: float
+    bright: float
+    saturated: float
+    sharpness: float
+
+
+def image_statistics(rgb: NDArray[np.uint8]) -> ImageStatistics:
+    """Return the statistics of an image, uint8 (H, W, 3) or (H, W)."""
+    scale = max(1, -(-max(rgb.shape[:2]) // _SIDE))
+    small = np.ascontiguousarray(rgb[::scale, ::scale])
+    gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if small.ndim == 3 else small
+    levels = gray.astype(np.float32)
+    across, down = np.diff(levels, axis=1), np.diff(levels, axis=0)
+    energy = float((across**2).mean() + (down**2).mean())
+    dark, bright = np.percentile(gray, (1, 99))
+    return ImageStatistics(
+        float(gray.mean()), float(dark), float(bright), float((gray == 255).mean()), float(np.log(energy + 1.0))
+    )
+
+
+class LightLimits:
+    """Limits of light and focus, from the enrolled images of a class.
+
+    Args:
+        enrolled: statistics of one enrolled image or more.
+    """
+
+    def __init__(self, enrolled: Sequence[ImageStatistics]) -> None:
+        values = np.asarray(enrolled, np.float64)
+        self._middle = values.mean(axis=0)
+        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(_FLOORS))
+        self._half = np.maximum(_FLOORS, _SPREAD * spread)
+
+    def problem(self, statistics: ImageStatistics) -> str | None:
+        """Return what is out of limits, in words; ``None`` if nothing is."""
+        values = np.asarray(statistics)
+        for name, value, middle, half in zip(ImageStatistics._fields, values, self._middle, self._half, strict=True):
+            if abs(value - middle) > half:
+                return f"{name} is {value:.3g}, expected {middle - half:.3g} to {middle + half:.3g}"
+        return None
+
+
+class ImageChecks:
+    """Looks at each image that one version of the bank has judged.
+
+    Args:
+        checks: what the station file says.
+        inspection: what judges.
+    """
+
+    def __init__(self, checks: Checks, inspection: Inspection) -> None:
+        self._checks, self._inspection = checks, inspection
+        self._limits: dict[str, tuple[object, LightLimits | None]] = {}
+        self._promises = PromiseWatch(inspection)
+        self._dark_in_a_row = 0
+
+    @property
+    def light_decides(self) -> bool:
+        """Whether an image out of limits is not decidable."""
+        return self._checks.light.startswith("fault_after_")
+
+    def look(self, rgb: NDArray[np.uint8], result: Result) -> tuple[Result, tuple[str, ...]]:
+        """Check an image and its result.
+
+        Args:
+            rgb: uint8 pixels.
+            result: result of the inspection.
+
+        Returns:
+            The result, whose promise is void if the alarm says so, and codes of alarms.
+        """
+        codes: list[str] = []
+        if result.class_mismatch is not None:
+            codes.append("mix-up")
+        if self._checks.light != "off" and result.class_name is not None:
+            limits = self._limits_of(result.class_name)
+            out = limits is not None and limits.problem(image_statistics(rgb)) is not None
+            self._dark_in_a_row = self._dark_in_a_row + 1 if out else 0
+            if out:
+                codes.append("light")
+            if self.light_decides and self._dark_in_a_row >= int(self._checks.light.rpartition("_")[2]):
+                codes.append("light-fault")
+        result = self._promises.follow(result)
+        if result.promise is not None and result.promise.void:
+            codes.append("exchangeability")
+        return result, tuple(codes)
+
+    def code_problem(self, recipe: Recipe, camera: str, rgb: NDArray[np.uint8], part: str) -> str | None:
+        """Return why the code in an image is not the part's; ``None`` if it is, or none is asked for."""
+        reading = recipe.code
+        if reading is None or reading.camera not in (None, camera):
+            return None
+        codes = read_codes(rgb, reading.kind)
+        if not codes:
+            return f"no {reading.kind} code was read"
+        if reading.must == "match" and part not in codes:
+            return f"the code reads {codes[0]!r}, the part is {part!r}"
+        return None
+
+    def prepare(self, class_name: str | None) -> None:
+        """Read the enrolled images of a class, or of all, so that no part has to wait for them."""
+        bank = self._inspection.bank
+        if bank is not None and self._checks.light != "off":
+            for name in bank.classes if class_name is None else [class_name]:
+                self._limits_of(name)
+
+    def _limits_of(self, class_name: str) -> LightLimits | None:
+        bank = self._inspection.bank
+        held = None if bank is None else bank.classes.get(class_name)
+        if bank is None or held is None:
+            return None
+        images = held.entry.images
+        cached = self._limits.get(class_name)
+        if cached is None or cached[0] is not images:
+            statistics = []
+            for image in images[:64]:
+                if image.kept is not None:
+                    try:
+                        rgb = decode.load(bank.folder / "images" / image.kept, image.bit_depth)
+                    except VisionADError:
+                        continue
+                    statistics.append(image_statistics(rgb))
+            cached = self._limits[class_name] = images, LightLimits(statistics) if statistics else None
+        return cached[1]
+
+
+class RejectsInARow:
+    """Counts parts in a row that were not ok.
+
+    Args:
+        limit: from so many on an alarm is raised; 0 for never.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._count = limit, 0
+
+    def count(self, evaluation: int) -> tuple[str, ...]:
+        """Count a part. Return the code of the alarm, or nothing."""
+        self._count = 0 if evaluation == OK else self._count + 1
+        return ("rejects",) if self._limit and self._count >= self._limit else ()
+
+
+def read_codes(rgb: NDArray[np.uint8], kind: str) -> list[str]:
+    """Return the texts of the codes in an image.
+
+    Args:
+        rgb: uint8 pixels.
+        kind: ``datamatrix``, ``qr``, ``code128``, ``ean13`` or ``any``.
+
+    Raises:
+        VisionADError: zxing-cpp is not installed.
+    """
+    try:
+        import zxingcpp
+    except ImportError:
+        raise VisionADError("code reading needs zxing-cpp: pip install 'visionad[codes]'") from None
+    formats = {
+        "datamatrix": zxingcpp.BarcodeFormat.DataMatrix,
+        "qr": zxingcpp.BarcodeFormat.QRCode,
+        "code128": zxingcpp.BarcodeFormat.Code128,
+        "ean13": zxingcpp.BarcodeFormat.EAN13,
+    }
+    image = np.ascontiguousarray(rgb)
+    found = (
+        zxingcpp.read_barcodes(image, zxingcpp.BarcodeFormats(formats[kind]))
+        if kind in formats
+        else zxingcpp.read_barcodes(image)
+    )
+    return [code.text for code in found]

@@ -1,0 +1,122 @@
+"""Frames of cameras that start the cycle themselves: by a light barrier that is wired to them, or freely."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from ..camera import CameraError, Frame, LostFrame, NoFrame
+
+KEPT = 8
+"""Frames of a camera that wait for their part. The front accepts one part at a time, so more would be parts that were missed."""
+POLL_SECONDS = 0.5
+"""How long a frame is waited for at a time."""
+PAUSE_SECONDS = 0.02
+"""Pause after a camera gave none."""
+SKEW_SECONDS = 0.05
+"""By so much may the frame of another camera be older than that of the first one, and still show the same part."""
+
+
+class Grabber(Protocol):
+    """A camera, or what stands for it while it is gone."""
+
+    def grab(self, after: int, deadline: float) -> Frame:
+        """See :class:`~visionad_runtime.station.camera.Camera`."""
+
+    def note(self, trouble: CameraError) -> None:
+        """Take note of a camera that gave no frame."""
+
+
+class FrameWatch:
+    """Takes each frame of each camera, and keeps the newest ones under their numbers until their part is judged.
+
+    Args:
+        cameras: name → camera. Frames of the first one begin a part.
+        tell: told of each frame of the first camera: its number, or 0 for one that is damaged, and how many frames were lost.
+    """
+
+    def __init__(self, cameras: Mapping[str, Grabber], tell: Callable[[int, int], object]) -> None:
+        self._cameras, self._tell = cameras, tell
+        self._first = next(iter(cameras))
+        self._frames: dict[str, OrderedDict[int, Frame]] = {name: OrderedDict() for name in cameras}
+        self._changed = threading.Condition()
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Watch every camera, each in a thread."""
+        for name in self._cameras:
+            threading.Thread(target=self._watch, args=(name,), name=f"visionad-frames-{name}", daemon=True).start()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._ended.set()
+
+    def take(self, names: Sequence[str], number: int, deadline: float) -> dict[str, Future[Frame]]:
+        """Return the frames of a part.
+
+        Args:
+            names: cameras of the recipe.
+            number: of the first camera's frame that began the part.
+            deadline: monotonic seconds to wait for the other cameras until.
+        """
+        with self._changed:
+            begun = self._frames[self._first].pop(number, None)
+        futures: dict[str, Future[Frame]] = {}
+        for name in names:
+            future = futures[name] = Future()
+            try:
+                if begun is None:
+                    raise LostFrame(f"camera {self._first}: frame {number} was dropped before it could be judged")
+                future.set_result(begun if name == self._first else self._beside(name, begun.taken, deadline))
+            except CameraError as exc:
+                future.set_exception(exc)
+        return futures
+
+    def _beside(self, name: str, taken: float, deadline: float) -> Frame:
+        """Return the first frame of a camera that is not older than the part."""
+        with self._changed:
+            while True:
+                frames = self._frames[name]
+                for number in [number for number, frame in frames.items() if frame.taken < taken - SKEW_SECONDS]:
+                    del frames[number]
+                if frames:
+                    return frames.popitem(last=False)[1]
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    raise NoFrame(f"camera {name}: no frame beside that of camera {self._first}")
+
+    def _watch(self, name: str) -> None:
+        camera, last = self._cameras[name], 0
+        while not self._ended.is_set():
+            try:
+                frame = camera.grab(last, time.monotonic() + POLL_SECONDS)
+            except NoFrame:
+                self._ended.wait(PAUSE_SECONDS)
+                continue
+            except CameraError as exc:
+                camera.note(exc)
+                if isinstance(exc, LostFrame):
+                    self._say(name, 0, 1)
+                else:
+                    last = 0  # a camera that is opened again counts from one
+                self._ended.wait(PAUSE_SECONDS)
+                continue
+            last = frame.id
+            with self._changed:
+                frames = self._frames[name]
+                frames[frame.id] = frame
+                while len(frames) > KEPT:
+                    frames.popitem(last=False)
+                self._changed.notify_all()
+            self._say(name, frame.id, frame.lost)
+
+    def _say(self, name: str, number: int, lost: int) -> None:
+        if name == self._first:
+            try:
+                self._tell(number, lost)
+            except OSError:  # the front is gone
+                self._ended.set()

@@ -1,0 +1,436 @@
+"""Worker process of a station: cameras, checks, inspector, archive. It talks to the front over one pipe.
+
+It judges in the thread that answers the front's pings. So a ping that is not answered means that nothing is judged, whatever the
+reason, and the front replaces the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bank.store import Bank
+from ...errors import VisionADError
+from ...inspector import Inspector
+from ...inspector.inspection import Inspection
+from ...result import Result
+from ...visualization.overlay import overlay_png
+from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame
+from ..front.cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
+from ..front.logs import start_logging
+from ..page.images import KeptImages
+from ..settings import Recipe, Station, read_station
+from .archive import ArchiveWriter
+from .checks import ImageChecks, RejectsInARow
+from .frame_watch import FrameWatch
+from .golden import GoldenRun
+from .judged import Judged
+
+log = logging.getLogger("visionad")
+
+REOPEN_SECONDS = 1.0
+"""Pause between attempts to open a camera that is gone."""
+
+
+def main(pipe: Connection, path: str, simulate: bool) -> None:
+    """Run the worker until the front closes the pipe or says stop.
+
+    Args:
+        pipe: to the front.
+        path: station file.
+        simulate: as ``visionad station --simulate``.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the front's business
+    worker: Worker | None = None
+    try:
+        station = read_station(Path(path), simulate=simulate)
+        start_logging(station.settings.log, "worker")
+        worker = Worker(pipe, station)
+        worker.run()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the front is gone
+    except VisionADError as exc:
+        _send_last(pipe, ("failed", str(exc)))
+    except Exception as exc:
+        log.exception("worker")
+        _send_last(pipe, ("failed", f"{type(exc).__name__}: {exc}"))
+    finally:
+        if worker is not None:
+            worker.close()
+        os._exit(0)  # a camera SDK's threads must not keep a process that has nothing to do
+
+
+def _send_last(pipe: Connection, message: object) -> None:
+    with suppress(OSError):
+        pipe.send(message)
+
+
+class _Checked(NamedTuple):
+    """What inspects with one version of the bank, and looks at its results."""
+
+    inspection: Inspection
+    checks: ImageChecks
+
+
+class Worker:
+    """Cameras and inspector of a station.
+
+    Args:
+        pipe: to the front.
+        station: the station file.
+    """
+
+    def __init__(self, pipe: Connection, station: Station) -> None:
+        self._pipe, self._station = pipe, station
+        self._sending = threading.Lock()
+        settings = station.settings
+        self._cameras = {name: _CameraHolder(name, camera, self._say) for name, camera in station.cameras.items()}
+        self._inspections: dict[int | None, _Checked] = {}
+        self._recipe: Recipe | None = None
+        self._pool = ThreadPoolExecutor(max(2, len(self._cameras)), "visionad-camera")
+        self._archive = None if settings.archive is None else ArchiveWriter(settings.archive, self._say)
+        self._in_a_row = RejectsInARow(settings.checks.rejects_in_a_row)
+        own_start = settings.trigger != "line"
+        self._watch = FrameWatch(self._cameras, partial(self._say, "frame")) if own_start else None
+        self._images = KeptImages(self._say) if settings.web is not None else None
+        self._golden: GoldenRun | None = None
+
+    def run(self) -> None:
+        """Open everything, then answer the front."""
+        inspector = self._checked(None).inspection
+        futures = [self._pool.submit(holder.open) for holder in self._cameras.values()]
+        for future in futures:
+            future.result()
+        assert inspector.bank is not None
+        facts = {name: holder.facts._asdict() for name, holder in self._cameras.items() if holder.facts is not None}
+        gone = [name for name, holder in self._cameras.items() if holder.facts is None]
+        self._say(
+            "ready",
+            {
+                "cameras": facts,
+                "gone": gone,
+                "model": inspector.manifest.identity.describe(),
+                "model_digest": inspector.digest,
+                "bank_version": inspector.bank.manifest.version,
+                "bank_digest": inspector.bank.snapshot.digest,
+                "backend": inspector.engine.name,
+                "precision": inspector.engine.precision,
+                "classes": {name: len(bank.entry.images) for name, bank in inspector.bank.classes.items()},
+                "warnings": inspector.calibration_warnings(),
+            },
+        )
+        if self._watch is not None:
+            self._watch.start()
+        while True:
+            if self._golden is not None and not self._pipe.poll():
+                self._judge_golden(self._golden)
+                continue
+            message = self._pipe.recv()
+            if message[0] == "stop":
+                return
+            if message[0] == "ping":
+                self._say("pong", message[1])
+            elif message[0] == "prepare":
+                self._prepare(message[1])
+            elif message[0] == "take":
+                self._take(Job(*message[1]), message[2])
+            elif message[0] in ("inspect", "overlay"):
+                self._inspect_upload(*message)
+            elif message[0] == "golden":
+                self._begin_golden(message[1])
+            elif self._images is not None:
+                self._serve_page(self._images, *message)
+
+    def close(self) -> None:
+        """Release cameras and memory."""
+        if self._watch is not None:
+            self._watch.close()
+        for holder in self._cameras.values():
+            holder.close()
+        if self._images is not None:
+            self._images.close()
+        if self._archive is not None:
+            self._archive.close()
+        for checked in reversed(self._inspections.values()):  # those of pinned versions use the model of the first
+            checked.inspection.close()
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, number: int) -> None:
+        """Prepare a recipe: its bank version, its classes, its cameras."""
+        recipe = self._station.settings.recipes[number]
+        self._golden = None
+        try:
+            checked = self._checked(recipe.bank_version)
+            for name in self._names(recipe):
+                class_name = recipe.class_of(name)
+                checked.inspection.require_class(class_name)
+                checked.checks.prepare(class_name)
+                if self._cameras[name].facts is None:
+                    raise VisionADError(f"camera {name} is not there: {self._cameras[name].trouble}")
+        except VisionADError as exc:
+            self._recipe = None
+            self._say("prepared", number, str(exc))
+            return
+        self._recipe = recipe
+        self._say("prepared", number, "")
+
+    def _take(self, job: Job, frame: int) -> None:
+        recipe = self._station.settings.recipes[job.recipe]
+        names = self._names(recipe)
+        try:
+            checked = self._checked(recipe.bank_version)
+            checked.inspection.refresh()
+            frames = self._frames(job, names, frame)
+            judged = {name: self._judge(name, frames[name], job, recipe, checked) for name in names}
+        except Exception as exc:  # the part is not decidable, and the next one may be
+            log.exception("part %d", job.id)
+            judged = {
+                "": Judged(NOT_DECIDABLE, "internal", {"error": f"{type(exc).__name__}: {exc}"}, alarms=("internal",))
+            }
+        outcome = combine(judged)
+        outcome["alarms"] += self._in_a_row.count(outcome["evaluation"])
+        self._say("outcome", job.id, outcome)
+        if self._images is not None:
+            self._images.add(job, judged)
+        if self._archive is not None:
+            self._archive.add(job, judged)
+
+    def _serve_page(self, images: KeptImages, command: str, *values: Any) -> None:
+        """Do what the page asks for: ``watch`` yes or no, ``images`` of a part, ``keep`` a part's images in the archive."""
+        if command == "watch":
+            images.watch(values[0])
+        elif command == "images":
+            images.send(values[0])
+        elif command == "keep" and self._archive is not None:
+            found = images.kept(values[0])
+            if found is not None:
+                self._archive.add(*found, always=True)
+
+    def _inspect_upload(
+        self, command: str, ticket: int, rgb: NDArray[np.uint8], class_name: str | None, name: str
+    ) -> None:
+        """Inspect an image that was sent to the page or the API; for ``overlay``, answer with a PNG."""
+        try:
+            inspector = self._checked(None).inspection
+            inspector.refresh()
+            ((result, _),) = inspector.trace_batch([rgb], class_name, trace=False)
+            self._say(
+                "inspected", ticket, overlay_png(rgb, result) if command == "overlay" else result.to_dict(name), ""
+            )
+        except VisionADError as exc:
+            self._say("inspected", ticket, None, str(exc))
+
+    # -- golden parts -------------------------------------------------------------------------------------------------
+
+    def _begin_golden(self, number: int) -> None:
+        """Begin to judge the golden parts of a recipe. Parts of the line come first: they wait for one image at most."""
+        golden = self._station.settings.checks.golden
+        if golden is not None:
+            recipe = self._station.settings.recipes[number]
+            self._golden = GoldenRun(golden, number, self._names(recipe))
+
+    def _judge_golden(self, run: GoldenRun) -> None:
+        if not run.is_done:
+            run.step(lambda camera, rgb: self._evaluate_golden(run.number, camera, rgb))
+        if run.is_done:
+            self._golden = None
+            self._say("golden", run.number, run.findings)
+
+    def _evaluate_golden(self, number: int, camera: str, rgb: NDArray[np.uint8]) -> tuple[int, str]:
+        recipe = self._station.settings.recipes[number]
+        inspector = self._checked(recipe.bank_version).inspection
+        inspector.refresh()
+        ((result, _),) = inspector.trace_batch([rgb], recipe.class_of(camera), trace=False)
+        return evaluate(result)
+
+    # -- frames -------------------------------------------------------------------------------------------------------
+
+    def _frames(self, job: Job, names: list[str], number: int) -> dict[str, Future[Frame]]:
+        """Trigger the cameras and wait for their frames in threads, or take those that began the part."""
+        if self._watch is not None:
+            return self._watch.take(names, number, job.deadline)
+        after = {name: self._cameras[name].arm() for name in names}
+        for name in names:
+            self._cameras[name].trigger()
+        return {name: self._pool.submit(self._cameras[name].grab, after[name], job.deadline) for name in names}
+
+    def _judge(self, name: str, frame: Future[Frame], job: Job, recipe: Recipe, checked: _Checked) -> Judged:
+        try:
+            one = frame.result()
+        except CameraError as exc:
+            self._cameras[name].note(exc)
+            reason = "deadline" if time.monotonic() >= job.deadline else "camera"
+            return Judged(NOT_DECIDABLE, reason, {"error": str(exc)}, alarms=("camera",))
+        if self._watch is None and one.taken < job.triggered:
+            text = f"camera {name}: frame {one.id} is {(job.triggered - one.taken) * 1e3:.0f} ms older than its trigger"
+            return Judged(NOT_DECIDABLE, "stale", {"error": text}, alarms=("stale",))
+        rgb = eight_bits(one)
+        class_name = recipe.class_of(name)
+        try:
+            ((result, _),) = checked.inspection.trace_batch([rgb], class_name, trace=False)
+        except VisionADError as exc:
+            return Judged(NOT_DECIDABLE, "internal", {"error": str(exc)}, rgb, alarms=("internal",))
+        checks = checked.checks
+        result, noted = checks.look(rgb, result)
+        facts = result.to_dict(one.name or f"{name}/{one.id}")
+        evaluation, reason = evaluate(result)
+        if "light" in noted and checks.light_decides and evaluation != ANOMALOUS:
+            evaluation, reason = NOT_DECIDABLE, "light"
+        problem = checks.code_problem(recipe, name, rgb, job.part)
+        if problem is not None and evaluation != ANOMALOUS:
+            evaluation, reason, noted = NOT_DECIDABLE, "code", (*noted, "code")
+            facts = {**facts, "code": problem}
+        return Judged(evaluation, reason, facts, rgb, result, noted)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _checked(self, version: int | None) -> _Checked:
+        """Return what inspects with a bank version; the newest, and newer ones as they come, for ``None``."""
+        if version not in self._inspections:
+            settings = self._station.settings
+            inspection: Inspection
+            if version is None:
+                inspection = Inspector.open(
+                    settings.model, settings.bank, backend=settings.backend, precision=settings.precision,
+                    preset=settings.preset, threads=settings.threads,
+                )  # fmt: skip
+            else:
+                first = self._checked(None).inspection
+                bank = Bank.open(settings.bank, first.manifest.identity, version=version)
+                inspection = first.with_bank(bank, first.scoring)
+            self._inspections[version] = _Checked(inspection, ImageChecks(settings.checks, inspection))
+        return self._inspections[version]
+
+    def _names(self, recipe: Recipe) -> list[str]:
+        return list(recipe.cameras or self._cameras)
+
+    def _say(self, *message: object) -> None:
+        with self._sending:
+            self._pipe.send(message)
+
+
+class _CameraHolder:
+    """A camera that is opened again whenever it is gone, in a thread of its own."""
+
+    def __init__(self, name: str, camera: Camera, say: Any) -> None:
+        self.name, self._camera, self._say = name, camera, say
+        self.facts: CameraFacts | None = None
+        self.trouble = "it was not opened yet"
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+
+    def open(self) -> None:
+        """Try to open it. If it is not there, go on trying in the background."""
+        if not self._try():
+            threading.Thread(target=self._retry, name=f"visionad-open-{self.name}", daemon=True).start()
+
+    def arm(self) -> int:
+        """See :class:`Camera`. A camera that is gone has no frame."""
+        if self.facts is None:
+            return 0
+        try:
+            return self._camera.arm()
+        except CameraError as exc:
+            self.note(exc)
+            return 0
+
+    def trigger(self) -> None:
+        """See :class:`Camera`. A camera that is gone is not triggered; :meth:`grab` says so."""
+        if self.facts is not None:
+            try:
+                self._camera.trigger()
+            except CameraError as exc:
+                self.note(exc)
+
+    def grab(self, after: int, deadline: float) -> Frame:
+        """See :class:`Camera`."""
+        if self.facts is None:
+            raise CameraGone(f"camera {self.name} is not there: {self.trouble}")
+        return self._camera.grab(after, deadline)
+
+    def note(self, trouble: CameraError) -> None:
+        """Open the camera again if it is gone."""
+        self.trouble = str(trouble)
+        if isinstance(trouble, CameraGone) and self.facts is not None:
+            self.facts = None
+            self._say("camera", self.name, None, self.trouble)
+            threading.Thread(target=self._retry, name=f"visionad-open-{self.name}", daemon=True).start()
+
+    def close(self) -> None:
+        """Release it."""
+        self._closed.set()
+        self._camera.close()
+
+    def _retry(self) -> None:
+        self._camera.close()
+        while not self._closed.wait(REOPEN_SECONDS):
+            if self._try():
+                return
+
+    def _try(self) -> bool:
+        with self._lock:
+            try:
+                missing = self._camera.missing()
+                if missing is not None:
+                    raise CameraGone(f"camera {self.name}: {missing}")
+                self.facts = self._camera.open()
+            except CameraError as exc:
+                first = self.trouble != str(exc)
+                self.trouble = str(exc)
+                if first:
+                    self._say("camera", self.name, None, self.trouble)
+                return False
+        self._say("camera", self.name, self.facts._asdict(), "")
+        return True
+
+
+def eight_bits(frame: Frame) -> NDArray[np.uint8]:
+    """Return a frame's pixels as uint8: the top 8 of the bits that the camera fills."""
+    if frame.pixels.dtype == np.uint8:
+        return np.asarray(frame.pixels, np.uint8)
+    return (frame.pixels >> ((frame.bit_depth or 16) - 8)).astype(np.uint8)
+
+
+def evaluate(result: Result) -> tuple[int, str]:
+    """Return evaluation and reason of a result. Nothing but the verdict ok, of the class that was asked for, is a pass."""
+    if result.class_mismatch is not None:
+        return NOT_DECIDABLE, "no class"
+    if result.verdict == "ok":
+        return OK, "none"
+    if result.verdict == "anomalous":
+        return ANOMALOUS, "anomalous"
+    if result.verdict == "review":
+        return NOT_DECIDABLE, "review" if result.threshold is not None else "no threshold"
+    return NOT_DECIDABLE, "no class" if result.class_name is None else "no threshold"
+
+
+def combine(judged: Mapping[str, Judged]) -> dict[str, Any]:
+    """Combine the cameras of a part: anomalous if one says so, else not decidable if one is, else ok."""
+    ranked = sorted(judged.items(), key=lambda item: (ANOMALOUS, NOT_DECIDABLE, OK).index(item[1].evaluation))
+    if not ranked:
+        return {"evaluation": NOT_DECIDABLE, "reason": "camera", "cameras": {}}
+    worst = ranked[0][1]
+    alarms = dict.fromkeys(code for one in judged.values() for code in one.alarms)
+    return {
+        "evaluation": worst.evaluation,
+        "reason": worst.reason,
+        "score": worst.facts.get("score"),
+        "threshold": worst.facts.get("threshold"),
+        "bank_version": max((int(one.facts.get("bank_version") or 0) for one in judged.values()), default=0),
+        "cameras": {name: dict(one.facts) for name, one in judged.items() if name},
+        "alarms": tuple(alarms),
+    }

@@ -157,6 +157,7 @@ class FilesSink:
         """Open the file of a day, cut off a half-written last line, and learn which ids it has."""
         self._close()
         self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)  # records may come before `run`, and a folder may be moved away
         new = not path.exists()
         file = self._file = open(path, "a+b", buffering=0)  # noqa: SIM115  # it stays open until the day ends
         size = file.seek(0, os.SEEK_END)

@@ -138,7 +138,7 @@ def test_compare_says_what_another_bank_changes(tiny_model: Path, filled_bank: P
     assert {one["image"] for one in found["flipped_images"]} == set(changed)
 
 
-@pytest.mark.parametrize("kind", ["list", "parquet"])
+@pytest.mark.parametrize("kind", ["list", "parquet", "folder"])
 def test_sources_name_images_and_classes(kind: str, tiny_model: Path, filled_bank: Path, tmp_path: Path) -> None:
     module("pyarrow")
     import pyarrow as pa
@@ -150,9 +150,34 @@ def test_sources_name_images_and_classes(kind: str, tiny_model: Path, filled_ban
     if kind == "list":
         source.write_text("\n".join(paths) + "\n")
     else:
-        urls = [f"file://{path}" for path in paths]
-        pq.write_table(pa.table({"image": urls, "class": ["grid"] * len(urls)}), source)
+        table = pa.table({"image": [f"file://{path}" for path in paths], "class": ["grid"] * len(paths)})
+        if kind == "parquet":
+            pq.write_table(table, source)
+        else:
+            (source / "day=2").mkdir(parents=True)
+            pq.write_table(table[:4], source / "1.parquet")
+            pq.write_table(table[4:], source / "day=2" / "2.parquet")
     run("batch", tiny_model, filled_bank, source, "--out", tmp_path / "out", "--workers", "1")
     rows, _ = written(tmp_path / "out")
     sources = {one.get("class_source") for one in rows.values() if "error" not in one}  # type: ignore[attr-defined, operator]
     assert len(rows) == 7 and sources == ({"routed"} if kind == "list" else {"given"})
+
+
+def test_a_program_that_read_parquet_ends_well(tmp_path: Path) -> None:
+    """Arrow's threads aborted one program in five, after its answer was printed."""
+    module("pyarrow")
+    import pyarrow as pa
+    from visionad_runtime.fleet.parquet import read_parquet, to_parquet
+
+    table = pa.table({"image": ["a", "b"], "score": [1.0, None], "error": [None, "unreadable"]})
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(to_parquet(table))
+    assert read_parquet(path.read_bytes()).equals(table)
+    assert read_parquet(path.read_bytes(), ("error", "no such", "image")).column_names == ["error", "image"]
+    program = (
+        "import sys; from pathlib import Path; from visionad_runtime.fleet.parquet import read_parquet; "
+        "rows = read_parquet(Path(sys.argv[1]).read_bytes()).to_pylist()"
+    )
+    for _ in range(20):
+        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...errors import VisionADError
+from ..parquet import read_parquet
 from ..storage import FileMissingError, open_storage
 from .run import RUN_FILE
 
@@ -151,8 +150,8 @@ def read_run(url: str) -> tuple[dict[str, Any], dict[str, Row]]:
     rows: dict[str, Row] = {}
     for part in parts:
         try:
-            table = pq.read_table(io.BytesIO(storage.read(part)), columns=list(COLUMNS))
-        except (pa.ArrowException, OSError, FileMissingError) as exc:
+            table = read_parquet(storage.read(part), COLUMNS).select(COLUMNS)
+        except (pa.ArrowException, KeyError, OSError, FileMissingError) as exc:
             raise VisionADError(f"{url}/{part} is damaged ({exc}); delete it and run `visionad batch` again") from None
         for row in table.to_pylist():
             verdict = ERROR if row["error"] is not None else row["verdict"]

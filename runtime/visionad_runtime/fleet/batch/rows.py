@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from .. import parquet
 
 BOX = pa.list_(pa.int32())
 EVIDENCE = pa.struct(
@@ -82,7 +82,4 @@ def facts_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Return rows as a Parquet file, compressed with zstd."""
-    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-    stream = io.BytesIO()
-    pq.write_table(table, stream, compression="zstd")
-    return stream.getvalue()
+    return parquet.to_parquet(pa.Table.from_pylist(list(rows), schema=SCHEMA))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...errors import VisionADError
 from ...images.discover import SUFFIXES, find_images
+from ..parquet import read_parquet
 
 MAX_BLOCK, MAX_SLOW_BLOCK = 1000, 50
 """Images a block: about a minute of work, on a GPU or of a small backbone, and of a vision transformer on one core."""
@@ -150,23 +150,32 @@ def _read_list(path: Path) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def _read_parquet(text: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
-    filesystem: Any = None
-    try:
-        name = text
-        if "://" in text:
-            import fsspec
+def _parquet_files(text: str) -> Iterator[bytes]:
+    """Yield the content of a file, or of the files of a folder in order, at a path or URL."""
+    if "://" not in text:
+        path = Path(text)
+        for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+            yield file.read_bytes()
+        return
+    import fsspec
 
-            filesystem, name = fsspec.core.url_to_fs(text)
-        columns = pq.read_schema(name, filesystem=filesystem).names if not Path(name).is_dir() else [IMAGE, CLASS]
-        if IMAGE not in columns:
-            raise VisionADError(f"{text}: expected a column {IMAGE!r} with paths or URLs, got {', '.join(columns)}")
-        table = pq.read_table(name, columns=[c for c in (IMAGE, CLASS) if c in columns], filesystem=filesystem)
+    filesystem, name = fsspec.core.url_to_fs(text)
+    for file in sorted(filesystem.glob(f"{name}/**/*.parquet")) if filesystem.isdir(name) else [name]:
+        yield filesystem.cat_file(file)
+
+
+def _read_parquet(text: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
+    try:
+        tables = [read_parquet(data, (IMAGE, CLASS)) for data in _parquet_files(text)]
+        for found in tables:
+            if IMAGE not in found.column_names:
+                raise VisionADError(f"{text}: expected a column {IMAGE!r} with paths or URLs")
+        table = pa.concat_tables(tables, promote_options="default")
     except ModuleNotFoundError as exc:
         raise VisionADError(f"{text} takes {exc.name}: pip install 'visionad[batch]'") from None
     except (OSError, ValueError, ImportError, pa.ArrowException) as exc:
         raise VisionADError(f"{text}: expected Parquet: {' '.join(str(exc).split())[:300]}") from None
-    if IMAGE not in table.column_names or table[IMAGE].null_count:
+    if table[IMAGE].null_count:
         raise VisionADError(f"{text}: expected a column {IMAGE!r} with a path or URL in each row")
     images = table[IMAGE].cast(pa.large_string())
     classes = table[CLASS].cast(pa.large_string()) if CLASS in table.column_names else None

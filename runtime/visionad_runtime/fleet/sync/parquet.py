@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable
 from urllib.parse import quote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ..parquet import to_parquet
 from ..storage import open_storage
 from .database import as_time
 from .records import StationRecords
@@ -46,10 +45,8 @@ def sync_parquet(records: StationRecords, url: str, station: str, step: Callable
     after, count = max(ends, default=0), 0
     for batch in records.batches(after):
         rows = [{**row, "time_utc": as_time(row["time_utc"])} for row in batch]  # the folder names the station
-        stream = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), stream, compression="zstd")
         name = f"{folder}/{batch[0]['cursor']:012d}-{batch[-1]['cursor']:012d}.parquet"
-        storage.write(name, stream.getvalue())
+        storage.write(name, to_parquet(pa.Table.from_pylist(rows, schema=SCHEMA)))
         count += len(batch)
         step(len(batch))
     return count

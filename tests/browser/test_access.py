@@ -86,6 +86,7 @@ def test_s17_the_table_is_complete(station: RunningStation) -> None:
     known = {path.split("?")[0] for _, path, _, _ in TABLE} | {
         "/inspect", "/overlay", "/api/1/login", "/api/1/logout", "/api/1/worker/restart",
         "/api/1/records/{number}/archived/{place}",
+        "/cameras/nobody%20such/frame",
     }  # fmt: skip
     shapes = {path.replace("{number}", "1").replace("{name}", "nobody%20such") for path in described}
     assert shapes - known - {"/api/1/records/1/archived/{place}"} == set()

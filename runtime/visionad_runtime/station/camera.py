@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +113,25 @@ class Camera(Protocol):
 
     def close(self) -> None:
         """Release the camera. A second call does nothing."""
+
+
+@runtime_checkable
+class PushedCamera(Camera, Protocol):
+    """A camera whose images other programs send to the station's page, at ``POST /cameras/NAME/frame``.
+
+    Attributes:
+        token: what senders must know; ``None`` if only programs of the station's own machine may send.
+    """
+
+    token: str | None
+
+    def submit(self, data: bytes) -> int:
+        """Take an image file, and return its frame's id. Any thread may call it, also while :meth:`grab` waits.
+
+        Raises:
+            ImageError: It is empty or too large.
+            CameraGone: The camera is not open.
+        """
 
 
 CAMERAS = LeafRegistry[Camera](

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import VisionADError
-from .camera import CAMERAS, Camera
+from .camera import CAMERAS, Camera, PushedCamera
 from .leaf import LeafRegistry, LeafSettings
 from .sink import SINKS, Sink
 
@@ -305,6 +305,11 @@ def read_station(path: Path, *, simulate: bool = False) -> Station:
         leaf = _leaf(CAMERAS, name, given, places, ("cameras", name), path.parent, problems)
         if leaf is not None:
             cameras[name] = leaf
+        if isinstance(leaf, PushedCamera) and settings.web is None:
+            problems.append(
+                f"{places.at(('cameras', name))}: cameras.{name}: its images come to the page's address; "
+                "add a page, such as `web: {port: 8000}`"
+            )
     sinks = {}
     for index, facts in enumerate(settings.sinks):
         name = str(facts.get("kind", "sink"))

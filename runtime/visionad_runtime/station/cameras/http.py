@@ -6,9 +6,9 @@ import threading
 import time
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
-from ...errors import VisionADError
+from ...errors import ImageError, VisionADError
 from ...images import decode
 from ..camera import CameraFacts, CameraGone, Frame, LostFrame, NoFrame
 from ..leaf import LeafSettings
@@ -21,15 +21,17 @@ class HttpSettings(LeafSettings):
         bit_depth: bits that the camera filled in images of 16 bits.
         max_age_ms: age of the oldest image that is handed out, from its arrival.
         max_bytes: size of the largest image file that is taken.
+        token: what senders must know; without one, only programs of the station's own machine may send.
     """
 
     bit_depth: int | None = Field(default=None, ge=9, le=16)
     max_age_ms: float = Field(default=5000.0, gt=0)
     max_bytes: int = Field(default=64 * 2**20, ge=1)
+    token: SecretStr | None = Field(default=None, min_length=16)
 
 
 class HttpCamera:
-    """See :class:`~visionad_runtime.station.camera.Camera`.
+    """See :class:`~visionad_runtime.station.camera.PushedCamera`.
 
     :meth:`submit` may be called by any thread. One image waits at most: a newer one replaces it, and is then handed out with
     ``lost`` counting those that were replaced. The image must arrive after :meth:`arm`. ``taken`` is its arrival.
@@ -40,6 +42,7 @@ class HttpCamera:
     def __init__(self, name: str, settings: LeafSettings) -> None:
         assert isinstance(settings, HttpSettings)
         self._name, self._settings = name, settings
+        self.token = None if settings.token is None else settings.token.get_secret_value()
         self._changed = threading.Condition()
         self._open = False
         self._waiting: tuple[bytes, int, float] | None = None
@@ -56,25 +59,15 @@ class HttpCamera:
         return CameraFacts(f"images pushed to /cameras/{self._name}/frame", "files", 0, 0, simulated=False)
 
     def submit(self, data: bytes) -> int:
-        """Take an image file. It is decoded when it is grabbed.
-
-        Args:
-            data: content of an image file, such as PNG or JPEG.
-
-        Returns:
-            The frame's id.
-
-        Raises:
-            VisionADError: The camera is not open, or the image is empty or too large.
-        """
+        """See :class:`~visionad_runtime.station.camera.PushedCamera`. It is decoded when it is grabbed."""
         if not 0 < len(data) <= self._settings.max_bytes:
-            raise VisionADError(
+            raise ImageError(
                 f"camera {self._name}: expected an image file of 1 to {self._settings.max_bytes} bytes, got {len(data)}; "
                 "raise max_bytes in the station file if this is an image"
             )
         with self._changed:
             if not self._open:
-                raise VisionADError(f"camera {self._name}: it takes no images now; wait until the station is ready")
+                raise CameraGone(f"camera {self._name}: it takes no images now; wait until the station is ready")
             self._lost += self._waiting is not None
             self._id += 1
             self._waiting = data, self._id, time.monotonic()

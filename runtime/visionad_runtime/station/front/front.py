@@ -17,13 +17,14 @@ from ..page.link import PageLink
 from ..records.record_writer import RecordWriter
 from ..records.records import Records, utc_now
 from ..settings import Station
-from ..sink import Control, Outcome, SinkError, StationState
+from ..sink import Control, Outcome, StationState
 from ..worker.golden import GoldenSchedule
 from . import cycle as cycles
 from .alarms import Alarms
 from .cycle import Cycle, Effect, Job, Late, Note, Prepare, Publish, Take
 from .health import station_health
 from .housekeeping import audit_settings, keep_house
+from .questions import WorkerQuestions
 from .sink_runner import SinkRunner
 from .supervisor import WorkerSupervisor
 from .systemd import notify
@@ -86,10 +87,10 @@ class Front:
         self._supervisor = WorkerSupervisor(
             station.path, simulate, self._on_message, self._on_worker_lost, self._on_worker_alive, self._excused_until
         )
+        self._questions = WorkerQuestions(self._supervisor)
         self._is_announced = False
         self._frame = 0  # number of the frame that began the part in hand; 0 where a trigger did
         self._prepared_since = 0.0
-        self._uploads: dict[int, asyncio.Future[Any]] = {}
         self.page = PageLink(self, say) if settings.web is not None else None
         if interrupted:
             self._note(
@@ -217,14 +218,19 @@ class Front:
         """Inspect an image that was sent, beside the line's parts. With ``overlay``, return a PNG that shows the result.
 
         Raises:
-            VisionADError: It could not be inspected.
+            Refused: It could not be inspected.
+            SinkError: The worker is not there.
         """
-        if self._supervisor.handle is None:
-            raise SinkError("the worker is not there; try again in a moment")
-        ticket = max(self._uploads, default=0) + 1
-        future = self._uploads[ticket] = asyncio.get_running_loop().create_future()
-        self._supervisor.send("overlay" if overlay else "inspect", ticket, rgb, class_name, name)
-        return await asyncio.wait_for(future, 30)
+        return await self._questions.ask("overlay" if overlay else "inspect", rgb, class_name, name)
+
+    async def push(self, camera: str, data: bytes) -> int:
+        """Give a camera an image file that another program sent, and return the frame's id.
+
+        Raises:
+            Refused: The camera does not take it.
+            SinkError: The worker is not there.
+        """
+        return int(await self._questions.ask("push", camera, data))
 
     def health(self) -> dict[str, Any]:
         """Return what ``GET /health`` says."""
@@ -374,10 +380,7 @@ class Front:
     # -- worker -------------------------------------------------------------------------------------------------------
 
     def _on_worker_lost(self, why: str) -> None:
-        for future in self._uploads.values():
-            if not future.done():
-                future.set_exception(SinkError("the worker was replaced; try again in a moment"))
-        self._uploads.clear()
+        self._questions.give_up()
         self._do(self._cycle.worker_lost(why, time.monotonic()))
 
     def _on_worker_alive(self, alive: bool) -> None:
@@ -449,13 +452,8 @@ class Front:
             self.alarms.set(rest[0], rest[1])
         elif kind == "images" and self.page is not None:
             self.page.on_images(*rest)
-        elif kind == "inspected":
-            future = self._uploads.pop(rest[0], None)
-            if future is not None and not future.done():
-                if rest[1] is None:
-                    future.set_exception(SinkError(rest[2]))
-                else:
-                    future.set_result(rest[1])
+        elif kind == "answered":
+            self._questions.answered(*rest)
 
     def _look_at_golden(self) -> None:
         """Set the bit when golden parts are due, and judge them as soon as a recipe is prepared and no part is in hand."""

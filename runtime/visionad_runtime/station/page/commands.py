@@ -61,6 +61,9 @@ class FrontSide(Line, Protocol):
     async def inspect(self, rgb: Any, class_name: str | None, name: str, overlay: bool = False) -> Any:
         """Inspect an image that was sent."""
 
+    async def push(self, camera: str, data: bytes) -> int:
+        """Give a camera an image file that another program sent."""
+
 
 class PageCommands:
     """Commands of the page.

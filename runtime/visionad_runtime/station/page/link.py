@@ -21,6 +21,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ...errors import VisionADError
+from ..camera import PushedCamera
 from ..front.alarms import clock_is_synchronized
 from ..records.records import deciding_camera, utc_now
 from ..sink import Outcome, SinkError
@@ -43,7 +44,7 @@ MAX_BUFFER = 8 << 20
 KEPT_REPLIES = 256
 """Answers that are kept, so that a command that is sent twice is done once."""
 
-_OPEN = ("session", "login", "logout", "watch", "alive", "panels", "ready", "inspect", "overlay")
+_OPEN = ("session", "login", "logout", "watch", "alive", "panels", "ready", "inspect", "overlay", "push")
 
 
 class PageLink:
@@ -326,7 +327,24 @@ class PageLink:
             rgb = np.frombuffer(blobs[0], np.uint8).reshape(m["shape"])
             value = await self._front.inspect(rgb, m.get("class"), m["name"], command == "overlay")
             return _WithBlobs({}, [value]) if command == "overlay" else value
+        elif command == "push":
+            return await self._push(str(m["camera"]), m, blobs[0])
         return None
+
+    async def _push(self, name: str, m: Mapping[str, Any], data: bytes) -> dict[str, Any]:
+        """Take an image for a camera. It decides about a part, so not everybody may send one."""
+        camera = self._front.station.cameras.get(name)
+        if not isinstance(camera, PushedCamera):
+            raise Refused("no_camera", f"the station has no camera {name} whose images are pushed (kind http)")
+        if camera.token is None and not m["local"]:
+            raise Refused(
+                "sender", f"camera {name} takes images of this machine only; set its token in the station file"
+            )
+        if camera.token is not None and not secrets.compare_digest(str(m["token"]).encode(), camera.token.encode()):
+            raise Refused(
+                "sender", f"expected the header `Authorization: Bearer TOKEN` with the token of camera {name}"
+            )
+        return {"camera": name, "frame": await self._front.push(name, data)}
 
     async def _login(self, m: Mapping[str, Any], key: str) -> dict[str, Any]:
         loop = asyncio.get_running_loop()

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bank.store import Bank
-from ...errors import VisionADError
+from ...errors import ImageError, VisionADError
 from ...inspector import Inspector
 from ...inspector.inspection import Inspection
 from ...result import Result
 from ...visualization.overlay import overlay_png
-from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame
+from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame, PushedCamera
 from ..front.cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
 from ..front.logs import start_logging
 from ..page.images import KeptImages
@@ -37,6 +37,7 @@ from .archive import ArchiveWriter
 from .checks import ImageChecks, RejectsInARow
 from .frame_watch import FrameWatch
 from .golden import GoldenRun
+from .inbox import Inbox
 from .judged import Judged
 
 log = logging.getLogger("visionad")
@@ -107,9 +108,11 @@ class Worker:
         self._watch = FrameWatch(self._cameras, partial(self._say, "frame")) if own_start else None
         self._images = KeptImages(self._say) if settings.web is not None else None
         self._golden: GoldenRun | None = None
+        self._inbox = Inbox(pipe, {"push": self._push})
 
     def run(self) -> None:
         """Open everything, then answer the front."""
+        self._inbox.start()
         inspector = self._checked(None).inspection
         futures = [self._pool.submit(holder.open) for holder in self._cameras.values()]
         for future in futures:
@@ -135,10 +138,10 @@ class Worker:
         if self._watch is not None:
             self._watch.start()
         while True:
-            if self._golden is not None and not self._pipe.poll():
+            if self._golden is not None and self._inbox.is_empty:
                 self._judge_golden(self._golden)
                 continue
-            message = self._pipe.recv()
+            message = self._inbox.get()
             if message[0] == "stop":
                 return
             if message[0] == "ping":
@@ -224,15 +227,29 @@ class Worker:
         self, command: str, ticket: int, rgb: NDArray[np.uint8], class_name: str | None, name: str
     ) -> None:
         """Inspect an image that was sent to the page or the API; for ``overlay``, answer with a PNG."""
+        code = "unavailable"
         try:
             inspector = self._checked(None).inspection
             inspector.refresh()
+            code = "input"
             ((result, _),) = inspector.trace_batch([rgb], class_name, trace=False)
-            self._say(
-                "inspected", ticket, overlay_png(rgb, result) if command == "overlay" else result.to_dict(name), ""
-            )
+            self._answer(ticket, overlay_png(rgb, result) if command == "overlay" else result.to_dict(name))
         except VisionADError as exc:
-            self._say("inspected", ticket, None, str(exc))
+            self._answer(ticket, None, code, str(exc))
+
+    def _push(self, ticket: int, name: str, data: bytes) -> None:
+        """Give a camera the image file that another program pushed. The thread that judges may be waiting for it."""
+        camera = self._station.cameras[name]
+        assert isinstance(camera, PushedCamera)
+        try:
+            self._answer(ticket, camera.submit(data))
+        except CameraGone as exc:
+            self._answer(ticket, None, "unavailable", str(exc))
+        except ImageError as exc:
+            self._answer(ticket, None, "input", str(exc))
+
+    def _answer(self, ticket: int, value: object, code: str = "", problem: str = "") -> None:
+        self._say("answered", ticket, value, code, problem)
 
     # -- golden parts -------------------------------------------------------------------------------------------------
 

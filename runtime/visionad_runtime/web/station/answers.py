@@ -193,6 +193,13 @@ class StationHealth(BaseModel):
     phase: str
 
 
+class PushedFrame(BaseModel):
+    """The image that a camera took."""
+
+    camera: str
+    frame: int = Field(description="its number, which counts up by one")
+
+
 class ClassCounts(BaseModel):
     """Classes of the bank in force, with their number of supports."""
 

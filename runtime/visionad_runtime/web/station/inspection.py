@@ -1,19 +1,21 @@
-"""The endpoints of ``visionad serve`` at a station: images that are sent are inspected by the worker, beside the line's parts."""
+"""Images that are sent to a station: the endpoints of ``visionad serve``, beside the line's parts, and images for cameras."""
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from ..._release import __version__
 from ..answers import Inspection
+from ..forms import check_encoding, form_file, is_multipart
 from ..service import UploadedImage
-from ..uploads import REQUEST_BODY, read_upload
-from .answers import ClassCounts, Problem, StationHealth
+from ..uploads import REQUEST_BODY, read_upload, receive
+from .answers import ClassCounts, Problem, PushedFrame, StationHealth
 from .link import FrontLink
 from .sessions import Anyone
 
@@ -32,7 +34,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def add_inspection(app: FastAPI) -> None:
-    """Add ``/inspect``, ``/overlay``, ``/classes``, ``/health`` and ``/metrics``."""
+    """Add ``/inspect``, ``/overlay``, ``/cameras/NAME/frame``, ``/classes``, ``/health`` and ``/metrics``."""
     link: FrontLink = app.state.link
 
     async def worker(command: str, upload: UploadedImage, class_name: str | None) -> Any:
@@ -59,6 +61,27 @@ def add_inspection(app: FastAPI) -> None:
         """The image in the body with heat, regions and verdict drawn on it, as PNG."""
         return Response(await worker("overlay", upload, class_name), media_type="image/png")
 
+    refusals: dict[int | str, dict[str, Any]] = {
+        403: {"model": Problem, "description": "the sender is not let in"},
+        404: {"model": Problem, "description": "there is no such camera whose images are pushed"},
+    }
+
+    @app.post(
+        "/cameras/{name}/frame",
+        response_model=PushedFrame,
+        responses={**ERRORS, **refusals},
+        openapi_extra=REQUEST_BODY,
+    )
+    async def frame(request: Request, name: str) -> Response:
+        """The image file in the body becomes the next frame of a camera of kind ``http``."""
+        check_encoding(request.headers.get("content-encoding", ""))
+        body, content_type = await receive(request, app.state.service), request.headers.get("content-type", "")
+        if is_multipart(content_type):
+            body, _ = form_file(body, content_type)
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        facts = {"camera": name, "local": _is_local(request), "token": token if scheme.lower() == "bearer" else ""}
+        return JSONResponse((await link.ask("push", (body,), **facts)).value)
+
     @app.get("/classes", response_model=ClassCounts, responses=ERRORS)
     async def classes() -> Response:
         """What is enrolled."""
@@ -82,6 +105,16 @@ def add_inspection(app: FastAPI) -> None:
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(_metrics((await link.ask("ready")).value, app), media_type=CONTENT_TYPE_LATEST)
+
+
+def _is_local(request: Request) -> bool:
+    """Return whether a program of this machine sends, and does not pass on what another one sent (RFC 7239)."""
+    host = request.client.host if request.client else ""
+    passed_on = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "via"))
+    try:
+        return ip_address(host).is_loopback and not passed_on
+    except ValueError:
+        return False
 
 
 def _metrics(found: dict[str, Any], app: FastAPI) -> bytes:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from visionad_runtime.errors import VisionADError
+from visionad_runtime.errors import ImageError
 from visionad_runtime.station.camera import CAMERAS, CameraGone, LostFrame, NoFrame
 from visionad_runtime.station.cameras.acquisition import FrameCounter
 from visionad_runtime.station.cameras.features import FeatureError, FeatureWriter, GenicamSettings, as_text
@@ -72,7 +72,7 @@ def test_a_library_that_is_missing_is_named_with_the_command(
 
 def test_pushed_images_come_after_the_trigger_and_the_newest_counts() -> None:
     camera = make("http")
-    with pytest.raises(VisionADError, match="camera top: it takes no images now"):
+    with pytest.raises(CameraGone, match="camera top: it takes no images now"):
         camera.submit(png(1))
     camera.open()
     camera.submit(png(1))
@@ -99,7 +99,7 @@ def test_pushed_images_that_are_damaged_or_old_or_too_large_are_refused() -> Non
     with pytest.raises(NoFrame):
         camera.grab(1, time.monotonic())
     for data in (b"", bytes(501)):
-        with pytest.raises(VisionADError, match="expected an image file of 1 to 500 bytes"):
+        with pytest.raises(ImageError, match="expected an image file of 1 to 500 bytes"):
             camera.submit(data)
     threading.Timer(0.1, camera.close).start()
     with pytest.raises(CameraGone):

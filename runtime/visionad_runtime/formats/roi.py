@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -189,6 +189,30 @@ def make_spec(rois: Sequence[Roi], image_size: tuple[int, int], mask: str | None
     except ValidationError as exc:
         reason = exc.errors()[0]["msg"].removeprefix("Value error, ")
         raise VisionADError(f"regions of interest: {reason}") from None
+
+
+def spec_from_json(facts: Mapping[str, Any]) -> RoiSpec:
+    """Return what is inspected, as a page or a program writes it: a ROI with a polygon may leave out its box.
+
+    Args:
+        facts: fields of :class:`RoiSpec`.
+
+    Raises:
+        VisionADError: A field is missing or unknown, or a ROI does not fit.
+    """
+    try:
+        rois = [
+            {**roi, "box": bounding_box([(int(x), int(y)) for x, y in roi["polygon"]])} if roi.get("polygon") else roi
+            for roi in facts.get("rois") or ()
+        ]
+        return RoiSpec.model_validate({**facts, "rois": rois})
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
+        raise VisionADError(f"regions of interest: {f'{place}: ' if place else ''}{reason}") from None
+    except (TypeError, ValueError, AttributeError) as exc:
+        raise VisionADError(f"regions of interest: expected corners as pairs of whole numbers ({exc})") from None
 
 
 def bounding_box(polygon: Sequence[tuple[int, int]]) -> Box:

@@ -24,7 +24,7 @@ from .alarms import Alarms
 from .cycle import Cycle, Effect, Job, Late, Note, Prepare, Publish, Take
 from .health import station_health
 from .housekeeping import audit_settings, keep_house
-from .questions import WorkerQuestions
+from .questions import Questions
 from .sink_runner import SinkRunner
 from .supervisor import WorkerSupervisor
 from .systemd import notify
@@ -84,10 +84,11 @@ class Front:
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self.simulate = simulate
         self._supervisor = WorkerSupervisor(
             station.path, simulate, self._on_message, self._on_worker_lost, self._on_worker_alive, self._excused_until
         )
-        self._questions = WorkerQuestions(self._supervisor)
+        self._questions = Questions(self._supervisor, "the worker")
         self._is_announced = False
         self._frame = 0  # number of the frame that began the part in hand; 0 where a trigger did
         self._prepared_since = 0.0
@@ -214,23 +215,14 @@ class Front:
         """Do something with the records in their thread, and return what it returns."""
         return await self._writer.ask(work)
 
-    async def inspect(self, rgb: Any, class_name: str | None, name: str, overlay: bool = False) -> Any:
-        """Inspect an image that was sent, beside the line's parts. With ``overlay``, return a PNG that shows the result.
+    async def ask_worker(self, command: str, *values: Any) -> Any:
+        """Ask the worker for something beside the line's parts: ``inspect``, ``overlay``, ``push`` or ``pixels``.
 
         Raises:
-            Refused: It could not be inspected.
+            Refused: The worker says why not.
             SinkError: The worker is not there.
         """
-        return await self._questions.ask("overlay" if overlay else "inspect", rgb, class_name, name)
-
-    async def push(self, camera: str, data: bytes) -> int:
-        """Give a camera an image file that another program sent, and return the frame's id.
-
-        Raises:
-            Refused: The camera does not take it.
-            SinkError: The worker is not there.
-        """
-        return int(await self._questions.ask("push", camera, data))
+        return await self._questions.ask(command, *values)
 
     def health(self) -> dict[str, Any]:
         """Return what ``GET /health`` says."""
@@ -452,6 +444,8 @@ class Front:
             self.alarms.set(rest[0], rest[1])
         elif kind == "images" and self.page is not None:
             self.page.on_images(*rest)
+        elif kind == "bank":
+            self.facts.update(rest[0])
         elif kind == "answered":
             self._questions.answered(*rest)
 

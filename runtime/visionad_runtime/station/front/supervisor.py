@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..worker import worker as worker_process
+from .process_handle import ProcessHandle
 from .systemd import notify
-from .worker_handle import WorkerHandle
 
 PING_SECONDS = 0.25
 """Pause between two pings of the worker."""
@@ -54,7 +55,7 @@ class WorkerSupervisor:
         self._excused_until = excused_until
         self._failures = 0
         self._ended = False
-        self.handle: WorkerHandle | None = None
+        self.handle: ProcessHandle | None = None
 
     @property
     def ready(self) -> bool:
@@ -65,7 +66,14 @@ class WorkerSupervisor:
         """Start the worker."""
         if self.handle is None and not self._ended:
             loop = asyncio.get_running_loop()
-            self.handle = WorkerHandle(self._path, self._simulate, loop, self._receive, self._end_of)
+            self.handle = ProcessHandle(
+                "visionad-worker",
+                worker_process.main,
+                (str(self._path), self._simulate),
+                loop,
+                self._receive,
+                self._end_of,
+            )
 
     def send(self, *message: Any) -> bool:
         """Send a message. Return whether there is a worker that could get it."""
@@ -114,7 +122,7 @@ class WorkerSupervisor:
         if self.handle is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.handle.end)
 
-    def _receive(self, handle: WorkerHandle, message: tuple[Any, ...]) -> None:
+    def _receive(self, handle: ProcessHandle, message: tuple[Any, ...]) -> None:
         if handle is not self.handle:
             return
         handle.heard = time.monotonic()
@@ -124,6 +132,6 @@ class WorkerSupervisor:
             handle.ready = True
         self._on_message(message)
 
-    def _end_of(self, handle: WorkerHandle) -> None:
+    def _end_of(self, handle: ProcessHandle) -> None:
         if handle is self.handle and not self._ended:
             self.replace("it died")

@@ -15,6 +15,8 @@ from .users import Refused, Session, Users
 EVERYONE = ("operator", "viewer", "setter", "admin")
 HANDS = ("operator", "setter", "admin")
 """Who may operate the line from the page."""
+TEACHES = ("setter",)
+"""Who may change what the line judges by."""
 ROLES_OF = {
     "seen": HANDS,
     "recipe": HANDS,
@@ -25,19 +27,37 @@ ROLES_OF = {
     "review": EVERYONE,
     "health": EVERYONE,
     "image": EVERYONE,
+    "drafts": EVERYONE,
+    "draft_facts": EVERYONE,
+    "draft_image": EVERYONE,
+    "draft_raster": EVERYONE,
+    "draft_what_if": EVERYONE,
+    "draft_begin": TEACHES,
+    "draft_discard": TEACHES,
+    "draft_add": TEACHES,
+    "draft_remove": TEACHES,
+    "draft_decide": TEACHES,
+    "draft_regions": TEACHES,
+    "draft_collect": TEACHES,
+    "draft_look": TEACHES,
+    "draft_threshold": TEACHES,
+    "draft_effect": TEACHES,
+    "draft_live": TEACHES,
+    "version_back": TEACHES,
     "users": ("admin",),
     "user_add": ("admin",),
     "user_remove": ("admin",),
     "restart_worker": ("admin",),
 }
 """Command → roles that may give it."""
-READING = ("health", "image", "users")
+READING = ("health", "image", "users", "drafts", "draft_facts", "draft_image", "draft_raster", "draft_what_if")
 
 
 class FrontSide(Line, Protocol):
     """What the page needs of the front."""
 
     station: Station
+    simulate: bool
     records: Records
     alarms: Alarms
     facts: dict[str, Any]
@@ -58,11 +78,8 @@ class FrontSide(Line, Protocol):
     async def write(self, work: Callable[[], Any]) -> Any:
         """Do something with the records, in their thread."""
 
-    async def inspect(self, rgb: Any, class_name: str | None, name: str, overlay: bool = False) -> Any:
-        """Inspect an image that was sent."""
-
-    async def push(self, camera: str, data: bytes) -> int:
-        """Give a camera an image file that another program sent."""
+    async def ask_worker(self, command: str, *values: Any) -> Any:
+        """Ask the worker for something beside the line's parts."""
 
 
 class PageCommands:

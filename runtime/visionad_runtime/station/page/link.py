@@ -26,6 +26,8 @@ from ..front.alarms import clock_is_synchronized
 from ..records.records import deciding_camera, utc_now
 from ..sink import Outcome, SinkError
 from .commands import READING, ROLES_OF, FrontSide, PageCommands
+from .drafting import Drafting
+from .teacher_process import TeacherProcess
 from .users import Refused, Users, may
 from .wire import packed, receive
 
@@ -67,6 +69,8 @@ class PageLink:
         self._replies: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
         self._doing: set[tuple[str, str]] = set()
         self._commands = PageCommands(front, self.users, self._send_state)
+        self._teacher = TeacherProcess(front.station.path, front.simulate)
+        self._drafting = Drafting(front, self._teacher, self._commands.audit)
         self._seq = 0
         self._version = 0
         self._shown: dict[str, Any] = {}
@@ -116,6 +120,8 @@ class PageLink:
                 await asyncio.sleep(RESTART_SECONDS[min(failures, len(RESTART_SECONDS) - 1)])
         finally:
             beats.cancel()
+            self._drafting.close()
+            await self._teacher.end()
 
     async def _run_once(self) -> str:
         """Run one page process until it ends. Return why it did."""
@@ -236,6 +242,7 @@ class PageLink:
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self._last = outcome
+        self._drafting.on_outcome(outcome)
         if outcome.evaluation != 1:
             self._commands.unseen.append(outcome.id)
             del self._commands.unseen[:-1000]
@@ -285,7 +292,7 @@ class PageLink:
             if command in _OPEN:
                 value = await self._open_command(command, message, blobs)
             else:
-                value = await self._command(command, message)
+                value = await self._command(command, message, blobs)
             if isinstance(value, _WithBlobs):
                 value, extra = value.value, value.blobs
             reply = {"ok": True, "value": value}
@@ -325,7 +332,7 @@ class PageLink:
             import numpy as np
 
             rgb = np.frombuffer(blobs[0], np.uint8).reshape(m["shape"])
-            value = await self._front.inspect(rgb, m.get("class"), m["name"], command == "overlay")
+            value = await self._front.ask_worker(command, rgb, m.get("class"), m["name"])
             return _WithBlobs({}, [value]) if command == "overlay" else value
         elif command == "push":
             return await self._push(str(m["camera"]), m, blobs[0])
@@ -344,7 +351,7 @@ class PageLink:
             raise Refused(
                 "sender", f"expected the header `Authorization: Bearer TOKEN` with the token of camera {name}"
             )
-        return {"camera": name, "frame": await self._front.push(name, data)}
+        return {"camera": name, "frame": await self._front.ask_worker("push", name, data)}
 
     async def _login(self, m: Mapping[str, Any], key: str) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
@@ -362,7 +369,7 @@ class PageLink:
         assert session is not None
         return {"session": new, "name": session.name, "role": session.role, "panel": session.panel}
 
-    async def _command(self, command: str, m: dict[str, Any]) -> Any:
+    async def _command(self, command: str, m: dict[str, Any], blobs: list[bytes]) -> Any:
         """Check role and repetition, then do it."""
         session = self.users.session(str(m.get("session") or ""))
         may(session, ROLES_OF, command)
@@ -378,7 +385,10 @@ class PageLink:
         if key is not None:
             self._doing.add(key)
         try:
-            value = await self._commands.change(command, m, session)
+            if command.startswith(("draft_", "version_")):
+                value = await self._drafting.change(command, m, session.name, blobs)
+            else:
+                value = await self._commands.change(command, m, session)
         finally:
             if key is not None:
                 self._doing.discard(key)
@@ -389,6 +399,9 @@ class PageLink:
         return value
 
     async def _read_command(self, command: str, m: Mapping[str, Any]) -> Any:
+        if command.startswith("draft"):
+            value, found = await self._drafting.read(command, m)
+            return _WithBlobs(value, found) if found else value
         if command == "health":
             return {**self._front.health(), "facts": dict(self._front.facts)}
         if command == "users":

@@ -108,7 +108,7 @@ class Worker:
         self._watch = FrameWatch(self._cameras, partial(self._say, "frame")) if own_start else None
         self._images = KeptImages(self._say) if settings.web is not None else None
         self._golden: GoldenRun | None = None
-        self._inbox = Inbox(pipe, {"push": self._push})
+        self._inbox = Inbox(pipe, {"push": self._push, "pixels": self._send_pixels})
 
     def run(self) -> None:
         """Open everything, then answer the front."""
@@ -127,12 +127,9 @@ class Worker:
                 "gone": gone,
                 "model": inspector.manifest.identity.describe(),
                 "model_digest": inspector.digest,
-                "bank_version": inspector.bank.manifest.version,
-                "bank_digest": inspector.bank.snapshot.digest,
                 "backend": inspector.engine.name,
                 "precision": inspector.engine.precision,
-                "classes": {name: len(bank.entry.images) for name, bank in inspector.bank.classes.items()},
-                "warnings": inspector.calibration_warnings(),
+                **_bank_facts(inspector),
             },
         )
         if self._watch is not None:
@@ -196,7 +193,8 @@ class Worker:
         names = self._names(recipe)
         try:
             checked = self._checked(recipe.bank_version)
-            checked.inspection.refresh()
+            if checked.inspection.refresh():
+                self._say("bank", _bank_facts(checked.inspection))
             frames = self._frames(job, names, frame)
             judged = {name: self._judge(name, frames[name], job, recipe, checked) for name in names}
         except Exception as exc:  # the part is not decidable, and the next one may be
@@ -247,6 +245,12 @@ class Worker:
             self._answer(ticket, None, "unavailable", str(exc))
         except ImageError as exc:
             self._answer(ticket, None, "input", str(exc))
+
+    def _send_pixels(self, ticket: int, part: int) -> None:
+        """Send the images of one of the newest parts, as they were judged; none if they are not kept any more."""
+        found = None if self._images is None else self._images.kept(part)
+        judged = {} if found is None else found[1]
+        self._answer(ticket, {name: one.rgb for name, one in judged.items() if one.rgb is not None})
 
     def _answer(self, ticket: int, value: object, code: str = "", problem: str = "") -> None:
         self._say("answered", ticket, value, code, problem)
@@ -413,6 +417,17 @@ class _CameraHolder:
                 return False
         self._say("camera", self.name, self.facts._asdict(), "")
         return True
+
+
+def _bank_facts(inspection: Inspection) -> dict[str, Any]:
+    """Return what the front says of the bank in force."""
+    assert inspection.bank is not None
+    return {
+        "bank_version": inspection.bank.manifest.version,
+        "bank_digest": inspection.bank.snapshot.digest,
+        "classes": {name: len(bank.entry.images) for name, bank in inspection.bank.classes.items()},
+        "warnings": inspection.calibration_warnings(),
+    }
 
 
 def eight_bits(frame: Frame) -> NDArray[np.uint8]:

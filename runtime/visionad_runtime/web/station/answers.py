@@ -193,6 +193,108 @@ class StationHealth(BaseModel):
     phase: str
 
 
+class OfVersion(Body):
+    """The version of a draft, as it was seen; if it is another by now, nothing is done (412)."""
+
+    version: int = Field(ge=1)
+
+
+class RecordedPart(OfVersion):
+    """A part of the line whose image is taken: from memory, or from the archive."""
+
+    record: int = Field(ge=1)
+    camera: str = Field(default="", max_length=100)
+
+
+class Reason(OfVersion):
+    """Why a part that stands out is good."""
+
+    reason: str = Field(min_length=1, max_length=500)
+
+
+class Collecting(OfVersion):
+    """Whether the line's parts are collected."""
+
+    on: bool
+
+
+class Looked(OfVersion):
+    """That a collected part was looked at, and whether it is struck out."""
+
+    strike: bool = False
+    reason: str = Field(default="", max_length=500)
+
+
+class WantedRate(OfVersion):
+    """The tolerated rate of good parts that are rejected."""
+
+    max_false_reject: float = Field(gt=0, lt=1)
+
+
+class Region(Body):
+    """A region of interest: a box or a polygon, in pixels, and the tiles that it is cut into."""
+
+    name: str
+    box: tuple[int, int, int, int] | None = Field(default=None, description="x, y, width, height")
+    polygon: list[tuple[int, int]] | None = None
+    grid: tuple[int, int] = Field(default=(1, 1), description="rows and columns")
+    overlap: float = 0.2
+
+
+class RegionSpec(Body):
+    """What is inspected of images of a size."""
+
+    image_size: tuple[int, int]
+    rois: list[Region] = Field(default_factory=list, max_length=20)
+    ignore: list[list[tuple[int, int]]] = Field(default_factory=list, max_length=100)
+    mask: str | None = Field(default=None, description="sha256 of the mask that the class has")
+
+
+class Regions(Body):
+    """Regions; null for all of the image."""
+
+    regions: RegionSpec | None
+
+
+class NewRegions(Regions):
+    """Regions for a draft."""
+
+    version: int = Field(ge=1)
+
+
+class Raster(BaseModel):
+    """The patches that regions leave to be scored."""
+
+    tiles: list[dict[str, Any]]
+    cells: int
+    inspected: int
+    share: float = Field(description="of the image's area that is inspected")
+    digest: str
+
+
+class DraftList(BaseModel):
+    """All drafts, and the classes of the bank in force."""
+
+    drafts: list[dict[str, Any]]
+    classes: dict[str, int]
+
+
+class DraftFacts(BaseModel):
+    """A draft, or what became of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    version: int = 0
+
+
+class VersionPage(BaseModel):
+    """Versions of the bank, newest first."""
+
+    versions: list[dict[str, Any]]
+    more: bool
+    problems: list[str] = Field(description="versions that cannot be read")
+
+
 class PushedFrame(BaseModel):
     """The image that a camera took."""
 

@@ -55,11 +55,11 @@ def _json_only(request: Request) -> None:
         raise RequestError(400, "expected a body of the type application/json")
 
 
-_CHANGE: dict[str, Any] = {"responses": ERRORS, "dependencies": [Depends(_json_only)]}
+CHANGE: dict[str, Any] = {"responses": ERRORS, "dependencies": [Depends(_json_only)]}
 
 
 def _add_sessions(app: FastAPI) -> None:
-    @app.post(f"{API}/login", response_model=answers.SessionFacts, **_CHANGE)
+    @app.post(f"{API}/login", response_model=answers.SessionFacts, **CHANGE)
     async def login(body: answers.Login, caller: Anyone, request: Request) -> Response:
         """Log in: by name and password, as the panel, or as the first user by the code that the station printed."""
         address = request.client.host if request.client else ""
@@ -69,7 +69,7 @@ def _add_sessions(app: FastAPI) -> None:
         answer.set_cookie(COOKIE, facts["session"], path="/", secure=True, httponly=True, samesite="strict")
         return answer
 
-    @app.post(f"{API}/logout", response_model=answers.Done, **_CHANGE)
+    @app.post(f"{API}/logout", response_model=answers.Done, **CHANGE)
     async def logout(body: answers.Nothing, caller: Anyone) -> Response:
         """Log out. A panel falls back to its operator."""
         del body
@@ -89,7 +89,7 @@ def _add_commands(app: FastAPI) -> None:
 
         endpoint.__annotations__["body"] = body_type
         endpoint.__doc__, endpoint.__name__ = text, name
-        app.post(f"{API}/{path}", response_model=answers.Done, **_CHANGE)(endpoint)
+        app.post(f"{API}/{path}", response_model=answers.Done, **CHANGE)(endpoint)
 
     command(
         "seen", "seen", answers.Seen, "Note that a person has seen what was not ok, up to a part. The PLC is not told."
@@ -101,18 +101,18 @@ def _add_commands(app: FastAPI) -> None:
     command("worker/restart", "restart_worker", answers.Nothing, "Replace the worker process.")
     command("users", "user_add", answers.NewUser, "Add a user, or change one's password or role.")
 
-    @app.post(f"{API}/users/{{name}}/remove", response_model=answers.UserList, **_CHANGE)
+    @app.post(f"{API}/users/{{name}}/remove", response_model=answers.UserList, **CHANGE)
     async def remove(name: str, body: answers.Nothing, caller: Anyone) -> Response:
         """Remove a user. The last admin stays."""
         del body
         return JSONResponse((await caller.ask("user_remove", name=name)).value)
 
-    @app.post(f"{API}/records/{{number}}/review", response_model=answers.Done, **_CHANGE)
+    @app.post(f"{API}/records/{{number}}/review", response_model=answers.Done, **CHANGE)
     async def review(number: PartNumber, body: answers.Review, caller: Anyone) -> Response:
         """Say whether a part was good. The newest review counts; all stay in the audit. It changes no threshold."""
         return JSONResponse((await caller.ask("review", id=number, good=body.good, note=body.note)).value)
 
-    @app.post(f"{API}/records/{{number}}/keep", response_model=answers.Done, **_CHANGE)
+    @app.post(f"{API}/records/{{number}}/keep", response_model=answers.Done, **CHANGE)
     async def keep(number: PartNumber, body: answers.Nothing, caller: Anyone) -> Response:
         """Write the images of one of the newest parts to the archive."""
         del body

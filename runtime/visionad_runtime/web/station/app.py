@@ -18,6 +18,7 @@ from ..access import AccessPolicy
 from ..service import RequestError, UploadQueue
 from .api import add_api
 from .bundle import missing_bundle
+from .drafts import add_drafts
 from .feed import Feed
 from .gate import PageGate
 from .history import History
@@ -40,6 +41,9 @@ STATUS = {
     "not_ready": 503,
     "internal": 500,
     "input": 400,
+    "no_draft": 404,
+    "image_gone": 404,
+    "live_changed": 412,
     "user_name": 400,
     "short_password": 400,
     "role": 400,
@@ -53,7 +57,13 @@ STATUS = {
 
 
 def make_app(
-    feed: Feed, link: FrontLink, history: History, source: Source, archive: Path | None, access: AccessPolicy
+    feed: Feed,
+    link: FrontLink,
+    history: History,
+    source: Source,
+    bank: Path,
+    archive: Path | None,
+    access: AccessPolicy,
 ) -> PageGate:
     """Return the page as an ASGI application.
 
@@ -62,15 +72,17 @@ def make_app(
         link: to the front.
         history: the records.
         source: of the statistics.
+        bank: folder of the line's bank.
         archive: folder of archived images; ``None`` without an archive.
         access: hosts and origins that are let in.
     """
     app = FastAPI(title="VisionAD station", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = UploadQueue()
     app.state.link, app.state.feed, app.state.history, app.state.archive = link, feed, history, archive
-    app.state.source = source
+    app.state.source, app.state.bank = source, bank
     _add_errors(app)
     add_api(app)
+    add_drafts(app)
     add_inspection(app)
 
     @app.websocket("/ws")

@@ -28,7 +28,11 @@ class Caller:
 
     async def ask(self, command: str, **values: Any) -> Answer:
         """Give a command in the name of the session. A repeated one, by its ``Idempotency-Key``, is done once."""
-        return await self._link.ask(command, session=self.key, key=self._repetition, **values)
+        return await self.send(command, values)
+
+    async def send(self, command: str, values: Mapping[str, Any], blobs: tuple[bytes, ...] = ()) -> Answer:
+        """As :meth:`ask`, with bytes such as those of an image."""
+        return await self._link.ask(command, blobs, session=self.key, key=self._repetition, **values)
 
     async def session(self) -> dict[str, Any]:
         """Return the session.

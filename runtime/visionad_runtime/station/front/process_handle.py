@@ -1,4 +1,4 @@
-"""The worker process, seen from the front: started, spoken to, and ended. Nothing here waits for it."""
+"""A process of the station, seen from the front: started, spoken to, and ended. Nothing here waits for it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
-from ..worker import worker as worker_process
 
+class ProcessHandle:
+    """A process of the station, seen from the front.
 
-class WorkerHandle:
-    """The worker process, seen from the front.
+    Args:
+        name: of the process.
+        main: what it runs: called with its end of a pipe, and ``arguments``.
+        arguments: can be pickled.
+        loop: in which the two functions are called.
+        on_message: told of each message.
+        on_end: told that the process has ended.
 
     Attributes:
         ready: whether it has opened everything.
@@ -28,17 +33,16 @@ class WorkerHandle:
 
     def __init__(
         self,
-        path: Path,
-        simulate: bool,
+        name: str,
+        main: Callable[..., None],
+        arguments: tuple[Any, ...],
         loop: asyncio.AbstractEventLoop,
-        on_message: Callable[[WorkerHandle, tuple[Any, ...]], object],
-        on_end: Callable[[WorkerHandle], object],
+        on_message: Callable[[ProcessHandle, tuple[Any, ...]], object],
+        on_end: Callable[[ProcessHandle], object],
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(
-            target=worker_process.main, args=(theirs, str(path), simulate), name="visionad-worker", daemon=True
-        )
+        self.process: BaseProcess = context.Process(target=main, args=(theirs, *arguments), name=name, daemon=True)
         self.process.start()
         theirs.close()
         self.ready, self.started = False, time.monotonic()
@@ -52,7 +56,7 @@ class WorkerHandle:
         self._sender.start()
 
     def send(self, *message: Any) -> None:
-        """Send a message. A worker that is stopped or stuck does not delay the front."""
+        """Send a message. One that is stopped or stuck does not delay the front."""
         if message[0] == "ping" and any(waiting[0] == "ping" for waiting in self._outbox):
             return
         self._outbox.append(message)
@@ -88,8 +92,8 @@ class WorkerHandle:
         self,
         pipe: Connection,
         loop: asyncio.AbstractEventLoop,
-        on_message: Callable[[WorkerHandle, tuple[Any, ...]], object],
-        on_end: Callable[[WorkerHandle], object],
+        on_message: Callable[[ProcessHandle, tuple[Any, ...]], object],
+        on_end: Callable[[ProcessHandle], object],
     ) -> None:
         while True:
             try:

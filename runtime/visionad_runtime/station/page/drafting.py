@@ -1,0 +1,242 @@
+"""What the page does with drafts: each command with its audit, and the line's parts that a draft collects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bank.names import check_class_name
+from ...errors import VisionADError
+from ...images import decode
+from ...teaching.draft_state import drafts_in
+from ..records.records import Records
+from ..sink import Outcome, SinkError
+from ..teacher.teacher import drafts_folder
+from .commands import FrontSide
+from .teacher_process import TeacherProcess
+from .users import Refused
+
+EFFECT_PARTS = 500
+"""Newest kept parts on which a draft is tried."""
+_VERDICTS = {1: "ok", 2: "anomalous", 3: "undecided"}
+
+Audit = Callable[[str, str, object, object], Awaitable[None]]
+
+
+class Drafting:
+    """Drafts, as the page uses them.
+
+    Args:
+        front: the station.
+        teacher: the process that works on them.
+        audit: adds a row to the audit: who, what, old, new.
+    """
+
+    def __init__(self, front: FrontSide, teacher: TeacherProcess, audit: Audit) -> None:
+        self._front, self._teacher, self._audit = front, teacher, audit
+        self._collecting: dict[str, int] = {}  # class -> recipe during which its parts are collected
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def read(self, command: str, m: Mapping[str, Any]) -> tuple[Any, list[bytes]]:
+        """Answer what changes nothing. Return the value, and bytes of images."""
+        if command == "drafts":
+            folder = drafts_folder(self._front.station)
+            found = await asyncio.to_thread(lambda: list(drafts_in(folder)))
+            drafts = [
+                {"class": one.class_name, "version": one.version, "who": one.who, "base_version": one.base_version}
+                for one in found
+            ]
+            return {"drafts": drafts, "classes": self._front.facts.get("classes") or {}}, []
+        name = _name(m)
+        if command == "draft_image":
+            shown = await self._teacher.ask("image", name, str(m["which"]))
+            blobs = [shown.pop("jpeg"), shown.pop("heat")]
+            return shown, blobs
+        if command == "draft_raster":
+            return await self._teacher.ask("raster", name, m.get("regions")), []
+        if command == "draft_what_if":
+            return await self._teacher.ask("what_if", name, float(m["threshold"])), []
+        facts = await self._teacher.ask("facts", name)
+        if facts["collecting"] and name not in self._collecting:
+            await self._teacher.ask("ended", name, "the station was started again")
+            facts = await self._teacher.ask("facts", name)
+        return self._with_line(facts), []
+
+    async def change(self, command: str, m: Mapping[str, Any], who: str, blobs: list[bytes]) -> Any:
+        """Do a command whose role was checked, and audit what counts.
+
+        Raises:
+            Refused: The draft does not allow it.
+            SinkError: The teaching process ended meanwhile.
+        """
+        name = _name(m)
+        version = int(m.get("version") or 0)
+        ask = self._teacher.ask
+        if command == "draft_begin":
+            facts = await ask("begin", name, who)
+            if facts["version"] == 1:
+                await self._audit(who, "draft begun", None, {"class": name, "of version": facts["base_version"]})
+            return self._with_line(facts)
+        if command == "draft_discard":
+            self._collecting.pop(name, None)
+            found = await ask("discard", name, version)
+            await self._audit(who, "draft discarded", None, {"class": name})
+            return found
+        if command == "draft_add":
+            rgb, source = await self._image_of(m, blobs)
+            facts = await ask("add", name, version, rgb, source, who)
+        elif command == "draft_remove":
+            facts = await ask("remove", name, version, str(m["support"]), who)
+        elif command == "draft_decide":
+            facts = await ask("decide", name, version, str(m["support"]), str(m["reason"]), who)
+            await self._audit(who, "part stands out, kept", None, _facts(m, "class", "support", "reason"))
+        elif command == "draft_regions":
+            facts = await ask("regions", name, version, m.get("regions"), who)
+        elif command == "draft_collect":
+            facts = await ask("collect", name, version, bool(m["on"]), who)
+        elif command == "draft_look":
+            facts = await ask(
+                "look", name, version, str(m["pixels"]), bool(m["strike"]), str(m.get("reason") or ""), who
+            )
+            if m["strike"]:
+                await self._audit(who, "part struck out", None, _facts(m, "class", "pixels", "reason"))
+        elif command == "draft_threshold":
+            facts = await ask("threshold", name, version, float(m["max_false_reject"]), who)
+            await self._audit(
+                who,
+                "draft threshold",
+                None,
+                {"class": name, "threshold": facts["threshold"], "promise": facts["promise"]},
+            )
+        elif command == "draft_effect":
+            parts = await self._front.write(lambda: _kept_parts(self._front.records, name))
+            facts = await ask("effect", name, version, parts)
+        else:
+            return await self._put_live(command, name, version, who)
+        if facts["collecting"]:
+            self._collecting.setdefault(name, self._front.state.recipe)
+        else:
+            self._collecting.pop(name, None)
+        return self._with_line(facts)
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """Collect a part of the line: all of them, whatever their verdict. What changes the line ends it."""
+        for name, recipe in list(self._collecting.items()):
+            why = ""
+            if outcome.recipe != recipe:
+                why = "the recipe was changed"
+            elif "light" in outcome.alarms:
+                why = "the light is not that of the good parts"
+            if why:
+                del self._collecting[name]
+                self._start(self._teacher.ask("ended", name, why))
+            else:
+                self._start(self._collect(name, outcome))
+
+    def close(self) -> None:
+        """Stop what is under way."""
+        for task in self._tasks:
+            task.cancel()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    async def _put_live(self, command: str, name: str, version: int, who: str) -> Any:
+        before = self._front.facts.get("bank_version")
+        if command == "version_back":
+            found = await self._teacher.ask("version_back", name, version, who)
+            await self._audit(who, "version brought back", {"version": before}, {**found, "as in version": version})
+        else:
+            self._collecting.pop(name, None)
+            found = await self._teacher.ask("live", name, version, who)
+            await self._audit(who, "draft put live", {"version": before}, found)
+        return found
+
+    def _with_line(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Add what the line does now: whether a draft of this class would reach it."""
+        recipes = self._front.station.settings.recipes
+        pinned = [
+            n for n, one in recipes.items() if one.bank_version is not None and self._judges(n, facts["class_name"])
+        ]
+        return {**facts, "pinned": pinned}
+
+    def _judges(self, recipe: int, name: str) -> bool:
+        station = self._front.station
+        one = station.settings.recipes[recipe]
+        return any(one.class_of(camera) in (name, None) for camera in one.cameras or station.cameras)
+
+    async def _image_of(self, m: Mapping[str, Any], blobs: list[bytes]) -> tuple[NDArray[np.uint8], str]:
+        """Return the pixels of a part of the line, or of a file that was sent, and where they came from."""
+        if blobs:
+            return np.frombuffer(blobs[0], np.uint8).reshape(m["shape"]), f"file {m['name']}"
+        part, wanted = int(m["record"]), str(m.get("camera") or "")
+        source = f"part {part} of {self._front.station.settings.station}"
+        pixels = {}
+        with suppress(SinkError, TimeoutError):
+            pixels = await self._front.ask_worker("pixels", part)
+        if pixels:
+            name = wanted if wanted in pixels else next(iter(pixels))
+            return pixels[name], f"{source}, camera {name}"
+        rows = await self._front.write(lambda: self._front.records.newest(1, "id = ?", (part,)))
+        paths = [Path(one) for one in json.loads(rows[0]["archived"] or "[]")] if rows else []
+        path = next((one for one in paths if one.stem.endswith(f"-{wanted}")), paths[0] if paths else None)
+        if path is None or not path.is_file():
+            raise Refused(
+                "image_gone", f"the image of part {part} is not in memory any more, and was not kept in the archive"
+            )
+        try:
+            return await asyncio.to_thread(decode.load, path), f"{source}, from the archive"
+        except VisionADError as exc:
+            raise Refused("input", str(exc)) from None
+
+    async def _collect(self, name: str, outcome: Outcome) -> None:
+        pixels: dict[str, NDArray[np.uint8]] = {}
+        with suppress(Refused, TimeoutError):
+            pixels = await self._front.ask_worker("pixels", outcome.id)
+        recipe = self._front.station.settings.recipes[outcome.recipe]
+        for camera in recipe.cameras or self._front.station.cameras:
+            given = recipe.class_of(camera) or (outcome.cameras.get(camera) or {}).get("class")
+            if given == name:
+                await self._teacher.ask("take", name, outcome.id, outcome.part, camera, pixels.get(camera))
+
+    def _start(self, work: Awaitable[Any]) -> None:
+        async def quietly() -> None:
+            with suppress(
+                Refused, SinkError, TimeoutError
+            ):  # the draft is gone, or its process: the line does not mind
+                await work
+
+        task = asyncio.get_running_loop().create_task(quietly())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _name(m: Mapping[str, Any]) -> str:
+    try:
+        return check_class_name(str(m["class"]))
+    except VisionADError as exc:
+        raise Refused("input", str(exc)) from None
+
+
+def _facts(m: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: m.get(name) for name in names}
+
+
+def _kept_parts(records: Records, name: str) -> list[tuple[int, str, str, bool | None]]:
+    """Return the newest archived images of a class: number, path, verdict then, and what a person said, oldest first."""
+    rows = records.newest(EFFECT_PARTS, "archived IS NOT NULL")
+    reviews = records.reviews_of(rows[-1]["id"], rows[0]["id"]) if rows else {}
+    found = []
+    for row in reversed(rows):
+        for camera, facts in json.loads(row["cameras"]).items():
+            path = next((one for one in json.loads(row["archived"]) if Path(one).stem.endswith(f"-{camera}")), None)
+            if facts.get("class") == name and path is not None:
+                verdict = str(facts.get("verdict") or _VERDICTS[row["evaluation"]])
+                found.append((int(row["id"]), str(path), verdict, reviews.get(row["id"])))
+    return found

@@ -1,0 +1,1 @@
+"""The process that works on drafts: it encodes and scores beside the line, at low priority."""

@@ -1,0 +1,278 @@
+"""Teaching process of a station: it holds the drafts, and encodes and scores for them. It talks to the front over one pipe.
+
+It is a process of its own, at low priority, with a model of its own: the line's parts do not wait for what a person teaches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bank.adopt import ClassChangedError, adopt_class, entry_digest
+from ...errors import VisionADError
+from ...formats.manifest import BankManifest, read_manifest
+from ...formats.roi import RoiSpec, spec_from_json
+from ...inspector import Inspector
+from ...teaching.draft import Draft
+from ...teaching.draft_state import BANK, STATE, DraftChangedError, NotReadyError, begin_draft, draft_folder
+from ...teaching.raster import raster
+from ..front.logs import start_logging
+from ..page.images import shown_image
+from ..settings import Station, read_station
+
+log = logging.getLogger("visionad")
+NICE = 10
+
+
+def main(pipe: Connection, path: str, simulate: bool) -> None:
+    """Run the process until the front closes the pipe or says stop.
+
+    Args:
+        pipe: to the front.
+        path: station file.
+        simulate: as ``visionad station --simulate``.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the front's business
+    with suppress(OSError, AttributeError):
+        os.nice(NICE)
+    teacher: Teacher | None = None
+    try:
+        station = read_station(Path(path), simulate=simulate)
+        start_logging(station.settings.log, "teacher")
+        teacher = Teacher(pipe, station)
+        teacher.run()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the front is gone
+    finally:
+        if teacher is not None:
+            teacher.close()
+        os._exit(0)
+
+
+class Teacher:
+    """Drafts of a station. One of them is open at a time.
+
+    Args:
+        pipe: to the front.
+        station: the station file.
+    """
+
+    def __init__(self, pipe: Connection, station: Station) -> None:
+        self._pipe, self._settings = pipe, station.settings
+        self._folder = drafts_folder(station)
+        self._draft: Draft | None = None
+        self._inspector: Inspector | None = None
+        self._waiting: deque[tuple[int, Path, str, bool | None]] = deque()
+        self._of, self._planned, self._unreadable = "", 0, 0
+
+    def run(self) -> None:
+        """Answer the front, and try kept parts on a draft while nothing is asked."""
+        while True:
+            if self._waiting and not self._pipe.poll():
+                self._try_next()
+                continue
+            command, *rest = self._pipe.recv()
+            if command == "stop":
+                return
+            ticket, *values = rest
+            self._pipe.send(("answered", ticket, *self._answer(command, values)))
+
+    def close(self) -> None:
+        """Release the model."""
+        if self._inspector is not None:
+            self._inspector.close()
+
+    def _answer(self, command: str, values: Sequence[Any]) -> tuple[Any, str, str, dict[str, Any]]:
+        """Do a command. Return its value; or the code of a refusal, its sentence, and what fills the page's sentence."""
+        try:
+            return getattr(self, f"do_{command}")(*values), "", "", {}
+        except DraftChangedError as exc:
+            return None, "changed", str(exc), {"who": exc.who, "version": exc.version}
+        except ClassChangedError as exc:
+            return None, "live_changed", str(exc), {"version": exc.version}
+        except NotReadyError as exc:
+            return None, exc.code, str(exc), {}
+        except VisionADError as exc:
+            return None, "input", str(exc), {}
+        except Exception as exc:  # the process must live on: other drafts are in it
+            log.exception("draft: %s", command)
+            return None, "internal", f"{type(exc).__name__}: {exc}", {}
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def do_begin(self, name: str, who: str) -> dict[str, Any]:
+        """Begin a draft, or go on with the one that there is."""
+        if not (draft_folder(self._folder, name) / STATE).is_file():
+            self._close_draft()
+            begin_draft(draft_folder(self._folder, name), self._settings.bank, name, who)
+        return self._facts(self._open(name))
+
+    def do_facts(self, name: str) -> dict[str, Any]:
+        """Return the draft as the page shows it."""
+        return self._facts(self._open(name))
+
+    def do_discard(self, name: str, version: int) -> dict[str, Any]:
+        """Give a draft up."""
+        self._open(name).check(version)
+        self._close_draft()
+        shutil.rmtree(draft_folder(self._folder, name))
+        return {"class": name}
+
+    def do_add(self, name: str, version: int, rgb: NDArray[np.uint8], source: str, who: str) -> dict[str, Any]:
+        """Add a good part."""
+        draft = self._checked(name, version)
+        draft.add(rgb, source, who)
+        return self._facts(draft)
+
+    def do_remove(self, name: str, version: int, support: str, who: str) -> dict[str, Any]:
+        """Take a part out."""
+        draft = self._checked(name, version)
+        draft.remove(support, who)
+        return self._facts(draft)
+
+    def do_decide(self, name: str, version: int, support: str, reason: str, who: str) -> dict[str, Any]:
+        """Note why a part that stands out is good all the same."""
+        draft = self._checked(name, version)
+        draft.decide(support, reason, who)
+        return self._facts(draft)
+
+    def do_regions(self, name: str, version: int, regions: Mapping[str, Any] | None, who: str) -> dict[str, Any]:
+        """Change what is inspected."""
+        draft = self._checked(name, version)
+        draft.set_regions(None if regions is None else spec_from_json(regions), who)
+        return self._facts(draft)
+
+    def do_raster(self, name: str, regions: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return what regions would inspect; nothing is changed."""
+        draft = self._open(name)
+        assert self._inspector is not None
+        spec = (
+            spec_from_json(regions) if regions is not None else RoiSpec(image_size=tuple(draft.facts()["image_size"]))
+        )
+        return raster(name, spec, self._inspector.manifest.identity)
+
+    def do_collect(self, name: str, version: int, on: bool, who: str) -> dict[str, Any]:
+        """Begin or end to collect the line's parts."""
+        draft = self._checked(name, version)
+        draft.collect(on, who)
+        return self._facts(draft)
+
+    def do_take(self, name: str, part: int, text: str, camera: str, rgb: NDArray[np.uint8] | None) -> dict[str, Any]:
+        """Score a part of the line."""
+        draft = self._open(name)
+        draft.take(part, text, camera, rgb)
+        return {"collected": len(draft.state.collected)}
+
+    def do_ended(self, name: str, why: str) -> dict[str, Any]:
+        """End collecting, because the line is not as it was."""
+        self._open(name).end_collecting(why)
+        return {}
+
+    def do_look(self, name: str, version: int, pixels: str, strike: bool, reason: str, who: str) -> dict[str, Any]:
+        """Note that a person has looked at a collected part."""
+        draft = self._checked(name, version)
+        draft.look(pixels, strike, reason, who)
+        return self._facts(draft)
+
+    def do_threshold(self, name: str, version: int, max_false_reject: float, who: str) -> dict[str, Any]:
+        """Calibrate with the collected parts."""
+        draft = self._checked(name, version)
+        draft.use_threshold(max_false_reject, who)
+        return self._facts(draft)
+
+    def do_effect(self, name: str, version: int, parts: Sequence[tuple[int, str, str, bool | None]]) -> dict[str, Any]:
+        """Begin to try kept parts on the draft: number, path of the image, verdict then, what a person said."""
+        draft = self._checked(name, version)
+        draft.effect = []
+        self._waiting = deque((part, Path(path), was, was_good) for part, path, was, was_good in parts)
+        self._of, self._planned, self._unreadable = name, len(parts), 0
+        return self._facts(draft)
+
+    def do_what_if(self, name: str, threshold: float) -> dict[str, Any]:
+        """Return what a threshold would have done with the parts that were tried."""
+        return self._open(name).effect_facts(threshold)
+
+    def do_live(self, name: str, version: int, who: str) -> dict[str, Any]:
+        """Put the draft into the line's bank, as one version."""
+        draft = self._checked(name, version)
+        found = draft.go_live(self._settings.bank, who)
+        self._close_draft()
+        return {"version": found, "class": name}
+
+    def do_image(self, name: str, which: str) -> dict[str, Any]:
+        """Return a part's image as the page shows it, with the regions that differ."""
+        rgb, result = self._open(name).image(which)
+        regions = () if result is None else result.regions
+        shown = shown_image("", rgb, result)
+        shown["regions"] = [{"bbox": one.bbox, "polygon": one.polygon, "score": one.score} for one in regions]
+        return {**shown, "score": None if result is None else result.score}
+
+    def do_version_back(self, name: str, version: int, who: str) -> dict[str, Any]:
+        """Bring a class of an older version back, as a new version."""
+        bank = self._settings.bank
+        manifest = adopt_class(bank, bank, name, f"{name} as in version {version}, by {who}", version=version)
+        return {"version": manifest.version, "class": name}
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _open(self, name: str) -> Draft:
+        if self._draft is not None and self._draft.name == name:
+            return self._draft
+        folder = draft_folder(self._folder, name)
+        if not (folder / STATE).is_file():
+            raise NotReadyError("no_draft", f"there is no draft of {name}; begin one")
+        self._close_draft()
+        settings = self._settings
+        self._inspector = Inspector.open(
+            settings.model, folder / BANK, backend=settings.backend, precision=settings.precision, preset=settings.preset,
+            threads=settings.threads,
+        )  # fmt: skip
+        self._draft = Draft(folder, self._inspector)
+        return self._draft
+
+    def _checked(self, name: str, version: int) -> Draft:
+        draft = self._open(name)
+        draft.check(version)
+        return draft
+
+    def _close_draft(self) -> None:
+        self._draft, self._waiting = None, deque()
+        if self._inspector is not None:
+            self._inspector.close()
+            self._inspector = None
+
+    def _facts(self, draft: Draft) -> dict[str, Any]:
+        planned = self._planned if self._of == draft.name else 0
+        trying = {"planned": planned, "waiting": len(self._waiting), "unreadable": self._unreadable if planned else 0}
+        live = read_manifest(self._settings.bank, BankManifest)
+        return {
+            **draft.facts(),
+            "trying": trying,
+            "live_version": live.version,
+            "live_changed": entry_digest(live.classes.get(draft.name)) != draft.state.base,
+        }
+
+    def _try_next(self) -> None:
+        part, path, was, was_good = self._waiting.popleft()
+        assert self._draft is not None
+        try:
+            self._draft.try_on(part, path, was, was_good)
+        except VisionADError as exc:
+            self._unreadable += 1
+            log.warning("draft of %s: %s", self._of, exc)
+
+
+def drafts_folder(station: Station) -> Path:
+    """Return the folder of a station's drafts, beside its records."""
+    return station.settings.records.parent / "drafts"

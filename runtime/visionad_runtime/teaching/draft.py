@@ -194,7 +194,7 @@ class Draft:
     def end_collecting(self, why: str) -> None:
         """End collecting, because the line is not as it was."""
         if self.state.collecting:
-            self._change(self.state.who, collecting=False, why_ended=why)
+            self._note(collecting=False, why_ended=why)
 
     def take(self, part: int, name: str, camera: str, rgb: RGB8 | None) -> None:
         """Score a part of the line, whatever its verdict was. Images with the same pixels count once.
@@ -208,7 +208,7 @@ class Draft:
         if not self.state.collecting:
             return
         if rgb is None:
-            self._change(self.state.who, without_image=self.state.without_image + 1)
+            self._note(without_image=self.state.without_image + 1)
             return
         full = to_rgb(rgb) if rgb.ndim == 2 else rgb
         digest = pixel_digest(full)
@@ -225,7 +225,7 @@ class Draft:
         path.parent.mkdir(exist_ok=True)
         atomic_write(path, png_file(full))
         one = CollectedPart(part=part, name=name, camera=camera, pixels=digest, score=result.score)
-        self._change(self.state.who, collected=(*self.state.collected, one))
+        self._note(collected=(*self.state.collected, one))
 
     def look(self, pixels: str, strike: bool, reason: str, who: str) -> None:
         """Note that a person has looked at a collected part, and whether it counts.
@@ -423,7 +423,12 @@ class Draft:
         shutil.rmtree(self.folder / COLLECTED, ignore_errors=True)
 
     def _change(self, who: str, **update: Any) -> None:
-        self.state = self.state.model_copy(update={**update, "who": who, "version": self.state.version + 1})
+        """Write what a person changed."""
+        self._note(**update, who=who, version=self.state.version + 1)
+
+    def _note(self, **update: Any) -> None:
+        """Write what the line added: it makes nobody's view of the draft an old one."""
+        self.state = self.state.model_copy(update=update)
         write_state(self.folder, self.state)
 
 

@@ -61,18 +61,21 @@ class KeptImages:
         """Begin or end to encode each part's images. Nobody looks at most of them, so nothing is encoded then."""
         self._watched = watched
 
-    def add(self, job: Job, judged: Mapping[str, JudgedCamera]) -> None:
-        """Keep a part's images; encode them if someone looks. Returns at once."""
+    def keep(self, job: Job, judged: Mapping[str, JudgedCamera]) -> None:
+        """Keep a part's images, from before its result is told: whoever hears of it may ask for them. Returns at once."""
         with self._lock:
             self._kept[job.id] = (job, judged)
             size = sum(_size(one) for _, one in self._kept.values())
             while len(self._kept) > 1 and (len(self._kept) > KEPT or size > MAX_BYTES):
                 size -= _size(self._kept.popitem(last=False)[1][1])
+
+    def show(self, part: int) -> None:
+        """Encode a part's images if someone looks. Returns at once."""
         if self._watched:
             if self._waiting >= MAX_WAITING:
-                self._tell(job.id, [])
+                self._tell(part, [])
             else:
-                self.send(job.id)
+                self.send(part)
 
     def send(self, part: int) -> None:
         """Encode the images of a part, and send them; none if they are not kept any more."""

@@ -204,9 +204,11 @@ class Worker:
             }
         outcome = combine(judged)
         outcome["alarms"] += self._in_a_row.count(outcome["evaluation"])
+        if self._images is not None:
+            self._images.keep(job, judged)
         self._say("outcome", job.id, outcome)
         if self._images is not None:
-            self._images.add(job, judged)
+            self._images.show(job.id)
         if self._archive is not None:
             self._archive.add(job, judged)
 

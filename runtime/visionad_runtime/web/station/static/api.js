@@ -17,7 +17,7 @@ async function answered(response) {
 
 async function asked(path, options) {
   try {
-    return await answered(await fetch(`/api/1/${path}`, { ...options, signal: AbortSignal.timeout(15000) }));
+    return await answered(await fetch(`/api/1/${path}`, { ...options, signal: AbortSignal.timeout(options?.method === 'POST' ? 45000 : 15000) }));
   } catch (error) {
     if (error instanceof ApiError) throw error;
     throw new ApiError(0, 'unavailable', 'the station does not answer', {});
@@ -31,4 +31,11 @@ export const post = async (path, body = {}, key = crypto.randomUUID()) => (await
   method: 'POST',
   headers: { 'content-type': 'application/json', 'idempotency-key': key },
   body: JSON.stringify(body),
+})).json();
+
+/** Send a file. */
+export const send = async (path, file, key = crypto.randomUUID()) => (await asked(path, {
+  method: 'POST',
+  headers: { 'content-type': file.type || 'application/octet-stream', 'idempotency-key': key },
+  body: file,
 })).json();

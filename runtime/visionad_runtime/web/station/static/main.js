@@ -5,14 +5,15 @@ import { reconnect, start, station } from './feed.js';
 import { clock, firstLanguage, language, LANGUAGES, setLanguage, setZone, t } from './i18n.js';
 import * as run from './screens/run.js';
 import * as history from './screens/history.js';
+import * as teach from './screens/teach.js';
 import * as statistics from './screens/statistics.js';
 import * as audit from './screens/audit.js';
 import * as settings from './screens/settings.js';
 import * as login from './screens/login.js';
 import { phase, problem, role } from './words.js';
 
-const SCREENS = { run, history, statistics, audit, settings };
-const NAMES = { run: () => t('Run'), history: () => t('History'), statistics: () => t('Statistics'), audit: () => t('Audit'), settings: () => t('Settings') };
+const SCREENS = { run, history, teach, statistics, audit, settings };
+const NAMES = { run: () => t('Run'), history: () => t('History'), teach: () => t('Teach'), statistics: () => t('Statistics'), audit: () => t('Changes'), settings: () => t('Settings') };
 const app = document.getElementById('app');
 const cover = document.getElementById('cover');
 let notice = null;
@@ -94,7 +95,7 @@ const userDialog = () => html`
   ${station.user?.panel && station.user.name === 'panel' ? login.form() : html`
     <button class="big" @click=${async () => { await page.change('logout'); page.close(); reconnect(); }}>${t('Log out')}</button>`}
   <label class="check"><input type="checkbox" .checked=${keysOn} @change=${(event) => { keysOn = event.target.checked; }}>
-    ${t('Keys: 1–5 screens, Enter seen, R recipe, K keep, H heat, G good, B bad, ? help')}</label>
+    ${t('Keys: 1–6 screens, Enter seen, R recipe, K keep, H heat, G good, B bad, ? help')}</label>
   <button class="big plain" @click=${page.close}>${t('Close')}</button>`;
 
 async function choose(name) {
@@ -131,7 +132,7 @@ addEventListener('hashchange', () => { SCREENS[screenName()].entered?.(); draw()
 addEventListener('resize', () => page.update());
 addEventListener('keydown', (event) => {
   if (event.target.closest('input, textarea, select, dialog') || event.ctrlKey || event.metaKey || event.altKey || !keysOn) return;
-  const index = '12345'.indexOf(event.key);
+  const index = '123456'.indexOf(event.key);
   if (index >= 0) location.hash = `#/${Object.keys(SCREENS)[index]}`;
   else if (event.key === '?') page.open(userDialog);
   else if (!SCREENS[screenName()].key?.(event)) return;

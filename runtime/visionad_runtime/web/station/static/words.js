@@ -53,6 +53,14 @@ const ERRORS = {
   still_fault: () => t('The cause of the fault is not gone.'),
   unavailable: () => t('The station does not answer: try again.'),
   being_done: () => t('It is being done already.'),
+  changed: (values) => t('{who} changed the draft meanwhile: look at it, and try again.', values),
+  live_changed: () => t('The line’s class was changed since: discard this draft and begin anew.'),
+  no_draft: () => t('There is no draft of this class: begin one.'),
+  image_gone: () => t('The image of this part is not kept any more: take another part.'),
+  undecided: () => t('A part stands out: say why it is good, or take it out.'),
+  not_looked: () => t('Look at the highest parts first.'),
+  no_parts: () => t('Take a good part first.'),
+  no_threshold: () => t('There is no threshold yet: take a second good part.'),
 };
 
 /** An error of the API in the reader's language; its English text where there is no translation. */

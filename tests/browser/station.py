@@ -150,17 +150,20 @@ checks: {{rejects_in_a_row: 0, light: "off"}}
         return [int(one) for one in text.split()]
 
     def process(self, which: str) -> int:
-        """Process id of ``page`` or ``worker``, once it is there."""
+        """Process id of ``front``, ``page``, ``worker`` or ``teacher``, once it is there."""
         if which == "front":
             return self.front
+
+        names = {"worker": "visionad-worker", "teacher": "visionad-teach"}
 
         def find() -> int:
             for one in self.children():
                 try:
                     line = Path(f"/proc/{one}/cmdline").read_bytes()
+                    name = Path(f"/proc/{one}/comm").read_text().strip()
                 except OSError:
                     continue
-                if (b"web.station" in line) == (which == "page") and b"resource_tracker" not in line:
+                if b"web.station" in line if which == "page" else name == names[which]:
                     return one
             return 0
 

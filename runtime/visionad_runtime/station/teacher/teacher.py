@@ -29,6 +29,7 @@ from ...teaching.draft_state import BANK, STATE, DraftChangedError, NotReadyErro
 from ...teaching.raster import raster
 from ..front.logs import start_logging
 from ..page.images import shown_image
+from ..process_name import name_process
 from ..settings import Station, read_station
 
 log = logging.getLogger("visionad")
@@ -43,6 +44,7 @@ def main(pipe: Connection, path: str, simulate: bool) -> None:
         path: station file.
         simulate: as ``visionad station --simulate``.
     """
+    name_process("teach")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the front's business
     with suppress(OSError, AttributeError):
         os.nice(NICE)

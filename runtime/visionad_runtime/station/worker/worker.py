@@ -32,6 +32,7 @@ from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame, Pushed
 from ..front.cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
 from ..front.logs import start_logging
 from ..page.images import KeptImages
+from ..process_name import name_process
 from ..settings import Recipe, Station, read_station
 from .archive import ArchiveWriter
 from .checks import ImageChecks, RejectsInARow
@@ -54,6 +55,7 @@ def main(pipe: Connection, path: str, simulate: bool) -> None:
         path: station file.
         simulate: as ``visionad station --simulate``.
     """
+    name_process("worker")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the front's business
     worker: Worker | None = None
     try:

@@ -52,6 +52,8 @@ export const page = {
   },
   open(content) { dialog = content; page.update(); queueMicrotask(() => document.querySelector('dialog')?.showModal()); },
   close() { dialog = null; page.update(); },
+  /** Read what the screen shows again. */
+  again() { return SCREENS[screenName()].entered?.(); },
   /** Whether the user has one of some roles. */
   is: (...roles) => roles.includes(station.user?.role),
 };

@@ -1,6 +1,7 @@
 // History: find parts, and say what was right. The filter is part of the address, so a link can be sent.
 import { html, nothing } from '../lit-html.js';
 import { bytes, get, post, ApiError } from '../api.js';
+import * as draft from '../draft.js';
 import { station } from '../feed.js';
 import { clock, count, dayAndClock, percent, score, t } from '../i18n.js';
 import { bitmap, draw, parsed } from '../images.js';
@@ -183,6 +184,7 @@ function detail() {
       <div class="row">
         <button class="big plain" id="good" aria-pressed=${chosen.was_good === true} ?disabled=${station.stale} @click=${() => review(true)}><kbd>G</kbd> ${t('was good')}</button>
         <button class="big plain" id="bad" aria-pressed=${chosen.was_good === false} ?disabled=${station.stale} @click=${() => review(false)}><kbd>B</kbd> ${t('was bad')}</button>
+        ${page.is('setter') && chosen.class ? html`<button class="big plain" id="add-to-draft" ?disabled=${station.stale || draft.work.busy} @click=${addToDraft}>${t('Teach it as good')}</button>` : nothing}
         <button class="big plain" @click=${next}>${t('Next not reviewed')}</button>
       </div>
       <p class="small">${t('A review changes no limit and no good part. It is counted, and kept in the audit.')}</p>
@@ -194,13 +196,25 @@ const promise = (own) => (own.promise
     rate: percent(own.promise.guaranteed), normals: count(own.promise.normals),
   }) : '');
 
+// Into the draft of the part's class, with the pixels that were judged.
+async function addToDraft() {
+  const { id, camera, part } = chosen;
+  const name = chosen.class;
+  if (!await draft.begin(name)) return;
+  await draft.open(name);
+  if (await draft.change('/parts', { record: id, camera }, t('Part {part} is taken.', { part: part || id }))) {
+    location.hash = `#/teach?${new URLSearchParams({ class: name, step: 'parts' })}`;
+  }
+}
+
 async function review(good) {
   const { id } = chosen;
   try {
     await post(`records/${id}/review`, { good, note: '' });
     chosen = await get(`records/${id}`);
     list.records = list.records.map((one) => (one.id === id ? { ...one, was_good: chosen.was_good } : one));
-    page.say(good ? t('Noted: {part} was good.', { part: chosen.part || id }) : t('Noted: {part} was bad.', { part: chosen.part || id }));
+    if (!good && chosen.evaluation === 1) page.say(t('Noted: {part} was bad, and it passed. More good parts cannot mend that: look at threshold and regions under Teach.', { part: chosen.part || id }), true);
+    else page.say(good ? t('Noted: {part} was good.', { part: chosen.part || id }) : t('Noted: {part} was bad.', { part: chosen.part || id }));
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     page.say(words.problem(error), true);

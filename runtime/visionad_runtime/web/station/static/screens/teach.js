@@ -85,9 +85,14 @@ function partCard(part, index) {
 
 const takeOut = (support) => { chosen = ''; draft.change(`/parts/${support}/remove`, {}, t('The part is out of the draft.')); };
 
+async function keep(support, reason) {
+  if (await draft.change(`/parts/${support}/decide`, { reason }, t('Noted.'))) chosen = '';
+  page.update();
+}
+
 function decide(part) {
   return html`
-    <form class="card" @submit=${(event) => { event.preventDefault(); draft.change(`/parts/${part.support}/decide`, { reason: new FormData(event.target).get('reason') }, t('Noted.')); }}>
+    <form class="card" @submit=${(event) => { event.preventDefault(); keep(part.support, new FormData(event.target).get('reason')); }}>
       ${part.stands_out ? html`<p><b>▲ ${t('This part differs from the others by {ratio} times.', { ratio: score(part.ratio) })}</b> ${t('Look at the outline: a defect that is taught as good hides all its like.')}</p>
         <label>${t('It is good, because')}<input name="reason" id="reason" required maxlength="500" autocomplete="off"></label>
         <div class="row"><button class="plain" ?disabled=${!mayTeach() || work.busy}>${t('It is good')}</button>

@@ -48,7 +48,7 @@ const backDialog = (version, name) => () => {
     <button class="big warn" id="confirm-back" @click=${async () => {
     page.close();
     const answer = await page.change(`versions/${version}/back?class=${encodeURIComponent(name)}`);
-    if (answer) { page.say(t('Version {version} is live.', answer)); await entered(); }
+    if (answer) { page.say(t('Version {version} is live.', answer)); await page.again(); }
   }}>${t('Bring back')}</button>
     <button class="big plain" @click=${page.close}>${t('Cancel')}</button>`;
 };

@@ -15,7 +15,7 @@ from tests.browser.station import RunningStation
 
 Tabs = Callable[..., Watched]
 pytestmark = pytest.mark.slow(group="browser")
-SCREENS = ("run", "history", "statistics", "audit", "settings")
+SCREENS = ("run", "history", "teach", "statistics", "audit", "settings")
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 OVERFLOW = """() => {
   const found = [];
@@ -104,6 +104,32 @@ def test_s18_nothing_overflows_and_axe_finds_nothing(
         show(tab, station, screen, language)
         if problems := violations(tab, axe):
             found[screen, "axe"] = problems
+    assert found == {}
+
+
+@pytest.mark.parametrize("language", ["de", "zh", "pseudo"])
+def test_s18_the_steps_of_teaching(
+    station: RunningStation, tabs: Tabs, axe: str, admin: dict[str, str], language: str
+) -> None:
+    setter = {"name": "setter", "password": "set 12345"}
+    cookie = station.login(**admin)
+    assert station.request("POST", "/api/1/users", {**setter, "role": "setter"}, {"Cookie": cookie})[0] == 200
+    cookie = station.login(**setter)
+    assert station.request("POST", "/api/1/draft?class=disc", {}, {"Cookie": cookie})[0] == 200
+    tab, found = tabs(station, setter), {}
+    for step in ("parts", "regions", "threshold", "live"):
+        for size in ((1920, 1080), (320, 640), (1280, 800)):
+            tab.page.set_viewport_size({"width": size[0], "height": size[1]})
+            tab.page.goto(f"{station.url}/?language={language}#/teach?class=disc&step={step}")
+            tab.until("() => document.querySelector('.steps') && document.querySelector('.actions')", 30)
+            tab.until("() => document.documentElement.dataset.stale === 'false'", 8)
+            wide = [] if size[0] == 320 else tab.page.evaluate(OVERFLOW)
+            if size[0] == 320 and tab.page.evaluate("() => document.documentElement.scrollWidth") > 330:
+                wide = ["two directions to scroll at 400 %", *tab.page.evaluate(OVERFLOW)]
+            if wide:
+                found[step, size] = wide
+        if problems := violations(tab, axe):
+            found[step, "axe"] = problems
     assert found == {}
 
 

@@ -19,6 +19,8 @@ from visionad_runtime.tools.demo.station import write_station
 
 from tests.browser.station import RunningStation
 
+ADMIN = {"name": "admin 1", "password": "demonstration"}
+SETTER = {"name": "setter 1", "password": "demonstration"}
 IMAGES = Path(__file__).resolve().parents[2] / "docs/images"
 SHOWN = ("run", "history", "statistics", "audit", "settings")
 
@@ -36,10 +38,13 @@ def main() -> None:
             chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = chromium.new_page(viewport={"width": 1280, "height": 800})
             page.goto(station.url)
-            admin = {"code": station.code(), "name": "setter 1", "password": "demonstration"}
+            admin = {"code": station.code(), **ADMIN}
             page.evaluate("async login => (await import('/static/api.js')).post('login', login)", admin)
+            user = {**SETTER, "role": "setter"}
+            page.evaluate("async user => (await import('/static/api.js')).post('users', user)", user)
             for language in ("en", "de"):
                 photograph(page, station, language)
+                photograph_teaching(page, station, language)
             chromium.close()
     finally:
         station.stop()
@@ -63,6 +68,44 @@ def photograph(page: Page, station: RunningStation, language: str) -> None:
     save(page, f"offline-{language}")
     station.signal(worker, signal.SIGCONT)
     station.until(station.ready, 60)
+
+
+def photograph_teaching(page: Page, station: RunningStation, language: str) -> None:
+    """Write the images of the steps of teaching."""
+    page.evaluate("async login => (await import('/static/api.js')).post('login', login)", SETTER)
+    page.goto(f"{station.url}/?language={language}#/teach")
+    page.reload()
+    time.sleep(2)
+    save(page, f"teach-{language}")
+    page.evaluate("async name => (await import('/static/draft.js')).begin(name)", "blister")
+    for step in ("parts", "regions", "threshold", "live"):
+        page.goto(f"{station.url}/?language={language}#/teach?class=blister&step={step}")
+        while not page.evaluate("() => document.querySelector('.steps') !== null"):
+            time.sleep(0.1)
+        if step == "parts":
+            station.inspect()
+            time.sleep(1)
+            if language == "en":
+                page.click("#take")
+        elif step == "regions":
+            page.click("#ignore-rectangle")
+            box = page.locator("#region-image").bounding_box()
+            assert box is not None
+            for across, down in ((0.62, 0.55), (0.8, 0.85)):
+                page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
+        elif step == "threshold":
+            page.click("#collect")
+            for _ in range(22):
+                station.inspect()
+            time.sleep(8)
+            page.click("#collect")
+            page.click("#try")
+            page.click(".chips button")
+            time.sleep(8)
+        page.evaluate("() => document.querySelector('.list, .side').scrollTo(0, 0)")
+        time.sleep(3)
+        save(page, f"teach-{step}-{language}")
+    page.evaluate("async login => (await import('/static/api.js')).post('login', login)", ADMIN)
 
 
 def save(page: Page, name: str) -> None:

@@ -71,6 +71,9 @@ function heading(facts) {
 
 const one = () => work.facts?.parts.find((part) => part.support === chosen);
 
+// Of a path only the file's name: the folder says nothing to a setter.
+const origin = (source) => (/^([a-zA-Z]:)?[\\/]/.test(source) ? source.split(/[\\/]/).pop() : source);
+
 function partCard(part, index) {
   return html`
     <li data-out=${part.stands_out && !part.decided} aria-current=${part.support === chosen}>
@@ -78,7 +81,7 @@ function partCard(part, index) {
         <canvas class="thumb" data-which=${part.support} aria-hidden="true"></canvas>
         <span>${t('Part {number}', { number: index + 1 })} ${part.stands_out ? '▲' : '✓'} <b>${score(part.score)}</b>
           <small>${part.stands_out ? (part.decided ? t('stands out, kept: {reason}', part.decided) : t('stands out: decide')) : part.score === null ? t('nothing to compare with yet') : t('like the others')}</small>
-          <small>${part.source}</small></span>
+          <small>${origin(part.source)}</small></span>
       </button>
     </li>`;
 }

@@ -31,6 +31,7 @@ from .connections import KEEP_ALIVE_SECONDS, Connection
 from .gate import Gate, with_implied
 from .log import bounded_log
 from .oip import add_oip_endpoints
+from .pages import add_pages
 from .server import GRACE_SECONDS, Server
 from .service import InspectionService, RequestError, UploadedImage
 from .uploads import REQUEST_BODY, read_upload
@@ -51,13 +52,14 @@ def make_app(service: InspectionService, *, read_only: bool = False, access: Acc
         read_only: nobody may enroll.
         access: hosts and origins that are let in; without it, those of a service that listens on loopback.
     """
-    # No pages to look at: those that FastAPI offers load their scripts from the internet.
+    # FastAPI's own pages load their scripts from the internet.
     app = FastAPI(title="VisionAD", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     _add_error_handlers(app, service)
     _add_image_endpoints(app, service, read_only)
     _add_state_endpoints(app, service)
     add_oip_endpoints(app, service)
+    add_pages(app)
     return Gate(app, service, access or AccessPolicy())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,3 +98,22 @@ def test_an_image_outside_the_archive_is_not_served(station: RunningStation) -> 
     assert station.request("GET", "/api/1/records/1/archived/0", headers={"Cookie": cookie})[0] == 404
     assert station.request("GET", "/api/1/records/5/archived/0", headers={"Cookie": cookie})[0] == 200
     assert station.request("GET", "/static/../__main__.py", headers={"Cookie": cookie})[0] == 404
+
+
+def test_a_part_is_computed_again_with_the_same_bits(station: RunningStation, tabs: Tabs) -> None:
+    """From the archive, with the bank version of then; a record that was changed is found."""
+    tab = tabs(station)
+    tab.page.goto(f"{station.url}/?language=en#/history?verdict=reject&id=20")
+    tab.until("() => document.querySelector('.detail h2')?.textContent.includes('SN-0020')", 10)
+    tab.page.click("#replay")
+    tab.until("() => document.getElementById('notice').textContent.includes('every bit is the same')", 40)
+    with sqlite3.connect(station.folder / "records.sqlite") as db:
+        (text,) = db.execute("SELECT cameras FROM parts WHERE id = 25").fetchone()
+        facts = json.loads(text)
+        facts["top"]["score"] += 1e-9
+        db.execute("UPDATE parts SET cameras = ? WHERE id = 25", (json.dumps(facts),))
+    cookie = station.login(panel=station.panel_token())
+    headers = {"Cookie": cookie}
+    status, answer, _ = station.request("POST", "/api/1/records/25/replay", {}, headers)
+    assert status == 200 and not answer["cameras"]["top"]["same"] and answer["cameras"]["top"]["stage"]
+    assert station.request("POST", "/api/1/records/1/replay", {}, headers)[0] == 404  # a good part: it was not kept

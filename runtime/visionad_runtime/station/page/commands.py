@@ -31,6 +31,7 @@ ROLES_OF = {
     "draft_facts": EVERYONE,
     "draft_image": EVERYONE,
     "draft_raster": EVERYONE,
+    "draft_replay": EVERYONE,
     "draft_what_if": EVERYONE,
     "draft_begin": TEACHES,
     "draft_discard": TEACHES,
@@ -50,7 +51,17 @@ ROLES_OF = {
     "restart_worker": ("admin",),
 }
 """Command → roles that may give it."""
-READING = ("health", "image", "users", "drafts", "draft_facts", "draft_image", "draft_raster", "draft_what_if")
+READING = (
+    "health",
+    "image",
+    "users",
+    "drafts",
+    "draft_facts",
+    "draft_image",
+    "draft_raster",
+    "draft_replay",
+    "draft_what_if",
+)
 
 
 class FrontSide(Line, Protocol):

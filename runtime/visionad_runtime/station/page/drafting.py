@@ -54,6 +54,8 @@ class Drafting:
                 for one in found
             ]
             return {"drafts": drafts, "classes": self._front.facts.get("classes") or {}}, []
+        if command == "draft_replay":
+            return await self._teacher.ask("replay", await self._archived(int(m["record"]))), []
         name = _name(m)
         if command == "draft_image":
             shown = await self._teacher.ask("image", name, str(m["which"]))
@@ -194,6 +196,18 @@ class Drafting:
             return await asyncio.to_thread(decode.load, path), f"{source}, from the archive"
         except VisionADError as exc:
             raise Refused("input", str(exc)) from None
+
+    async def _archived(self, part: int) -> dict[str, tuple[str, Any]]:
+        """Return the archived images of a part: camera → path, and what is recorded of it."""
+        rows = await self._front.write(lambda: self._front.records.newest(1, "id = ?", (part,)))
+        found = {}
+        for camera, facts in json.loads(rows[0]["cameras"]).items() if rows else ():
+            paths = [one for one in json.loads(rows[0]["archived"] or "[]") if Path(one).stem.endswith(f"-{camera}")]
+            if paths and "score" in facts:
+                found[camera] = paths[0], facts
+        if not found:
+            raise Refused("image_gone", f"the image of part {part} was not kept in the archive, or it had no result")
+        return found
 
     async def _collect(self, name: str, outcome: Outcome) -> None:
         pixels: dict[str, NDArray[np.uint8]] = {}

@@ -5,10 +5,12 @@ It is a process of its own, at low priority, with a model of its own: the line's
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +29,7 @@ from ...inspector import Inspector
 from ...teaching.draft import Draft
 from ...teaching.draft_state import BANK, STATE, DraftChangedError, NotReadyError, begin_draft, draft_folder
 from ...teaching.raster import raster
+from ...teaching.replay import Replay, Replayed
 from ..front.logs import start_logging
 from ..page.images import shown_image
 from ..process_name import name_process
@@ -226,7 +229,35 @@ class Teacher:
         manifest = adopt_class(bank, bank, name, f"{name} as in version {version}, by {who}", version=version)
         return {"version": manifest.version, "class": name}
 
+    def do_replay(self, cameras: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+        """Compute an archived part again with the bank version that its record names, bit by bit.
+
+        Args:
+            cameras: camera → path of its image, and its object of ``predict --json``.
+        """
+        settings = self._settings
+        if self._inspector is None:
+            self._inspector = self._opened(settings.bank, lazy=True)
+        replay = Replay(self._inspector, settings.bank, preset=settings.preset)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                lines = Path(folder) / "part.jsonl"
+                lines.write_text(
+                    "".join(json.dumps({**facts, "image": path}) + "\n" for path, facts in cameras.values())
+                )
+                found = dict(zip(cameras, replay.run(lines), strict=True))
+        finally:
+            replay.close()
+        return {"cameras": {camera: _told(one) for camera, one in found.items()}}
+
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _opened(self, bank: Path, lazy: bool = False) -> Inspector:
+        settings = self._settings
+        return Inspector.open(
+            settings.model, bank, backend=settings.backend, precision=settings.precision, preset=settings.preset,
+            threads=settings.threads, lazy_bank=lazy,
+        )  # fmt: skip
 
     def _open(self, name: str) -> Draft:
         if self._draft is not None and self._draft.name == name:
@@ -235,11 +266,7 @@ class Teacher:
         if not (folder / STATE).is_file():
             raise NotReadyError("no_draft", f"there is no draft of {name}; begin one")
         self._close_draft()
-        settings = self._settings
-        self._inspector = Inspector.open(
-            settings.model, folder / BANK, backend=settings.backend, precision=settings.precision, preset=settings.preset,
-            threads=settings.threads,
-        )  # fmt: skip
+        self._inspector = self._opened(folder / BANK)
         self._draft = Draft(folder, self._inspector)
         return self._draft
 
@@ -273,6 +300,14 @@ class Teacher:
         except VisionADError as exc:
             self._unreadable += 1
             log.warning("draft of %s: %s", self._of, exc)
+
+
+def _told(one: Replayed) -> dict[str, Any]:
+    if one.skipped is not None:
+        return {"same": False, "stage": "record", "expected": "a result", "got": one.skipped}
+    if one.difference is None:
+        return {"same": True}
+    return {"same": False, **{name: str(value)[:300] for name, value in one.difference._asdict().items()}}
 
 
 def drafts_folder(station: Station) -> Path:

@@ -272,6 +272,12 @@ class Raster(BaseModel):
     digest: str
 
 
+class Replay(BaseModel):
+    """What a part's replay found: camera, and whether all bits are the same; else the stage, what was expected and what was got."""
+
+    cameras: dict[str, dict[str, Any]]
+
+
 class DraftList(BaseModel):
     """All drafts, and the classes of the bank in force."""
 

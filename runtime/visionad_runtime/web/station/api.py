@@ -118,6 +118,12 @@ def _add_commands(app: FastAPI) -> None:
         del body
         return JSONResponse((await caller.ask("keep", id=number)).value)
 
+    @app.post(f"{API}/records/{{number}}/replay", response_model=answers.Replay, **CHANGE)
+    async def replay(number: PartNumber, body: answers.Nothing, caller: Anyone) -> Response:
+        """Compute an archived part again with the bank version that it was judged with, and compare all bits."""
+        del body
+        return JSONResponse((await caller.ask("draft_replay", record=number)).value)
+
 
 def _filter(
     before: Annotated[int, Query(ge=0, description="only parts with smaller numbers; 0: the newest")] = 0,

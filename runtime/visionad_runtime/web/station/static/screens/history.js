@@ -17,6 +17,7 @@ let image = null;
 let imageNote = '';
 let show = { heat: false, outline: true };
 let newestSeen = 0;
+let replaying = false;
 
 const filter = () => new URLSearchParams(location.hash.split('?')[1] ?? '');
 
@@ -177,6 +178,7 @@ function detail() {
       <div class="row">
         <button class="plain" aria-pressed=${show.outline} @click=${() => { show.outline = !show.outline; page.update(); }}>${t('Outline')}</button>
         <button class="plain" aria-pressed=${show.heat} ?disabled=${!image?.heat} @click=${() => { show.heat = !show.heat; page.update(); }}>${t('Heat')}</button>
+        <button class="plain" id="replay" ?disabled=${station.stale || replaying || !chosen.archived.length} @click=${replay}>${replaying ? t('It is computed again …') : t('Replay')}</button>
         <span class="small">${t('score {score} · limit then {limit} · version {version}', { score: score(chosen.score), limit: score(chosen.threshold), version: chosen.bank_version })}</span>
       </div>
       <p class="small">${promise(own)}</p>
@@ -195,6 +197,18 @@ const promise = (own) => (own.promise
   ? t('Promise: of good parts at most {rate} are rejected, from {normals} good parts', {
     rate: percent(own.promise.guaranteed), normals: count(own.promise.normals),
   }) : '');
+
+// Compute the part again with the bank version of then: the same bits, or the first stage that differs.
+async function replay() {
+  replaying = true;
+  page.update();
+  const answer = await page.change(`records/${chosen.id}/replay`);
+  replaying = false;
+  const [differs] = Object.values(answer?.cameras ?? {}).filter((one) => !one.same);
+  if (differs) page.say(t('It differs at {stage}: expected {expected}, got {got}.', differs), true);
+  else if (answer) page.say(t('Computed again with the version of then: every bit is the same.'));
+  page.update();
+}
 
 // Into the draft of the part's class, with the pixels that were judged.
 async function addToDraft() {

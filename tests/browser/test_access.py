@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import time
+import zipfile
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -54,14 +56,16 @@ TABLE: list[tuple[str, str, Any, dict[str, int]]] = [
     ("GET", "/api/1/audit", None, READING),
     ("GET", "/api/1/health", None, READING),
     ("GET", "/api/1/users", None, FOR_ADMIN),
+    ("GET", "/api/1/log", None, FOR_ADMIN),
+    ("GET", "/api/1/bundle", None, FOR_ADMIN),
     ("POST", "/api/1/seen", {"id": 0}, HANDS),
     ("POST", "/api/1/control", {"to": "line"}, HANDS),
     ("POST", "/api/1/recipe", {"number": 1}, {**HANDS, **dict.fromkeys((OPERATOR, SETTER, ADMIN), 423)}),
     ("POST", "/api/1/trigger", {}, {**HANDS, **dict.fromkeys((OPERATOR, SETTER, ADMIN), 423)}),
     ("POST", "/api/1/fault/clear", {}, HANDS),
     ("POST", "/api/1/records/1/review", {"good": True}, READING),
-    ("POST", "/api/1/records/1/keep", {}, HANDS),
-    ("POST", "/api/1/records/99999/replay", {}, {**READING, **dict.fromkeys((OPERATOR, VIEWER, SETTER, ADMIN), 404)}),
+    ("POST", "/api/1/records/1/replay", {}, {**READING, **dict.fromkeys((OPERATOR, VIEWER, SETTER, ADMIN), 404)}),
+    ("POST", "/api/1/records/99999/keep", {}, HANDS),
     ("POST", "/api/1/users", {"name": "x", "password": "1234", "role": "viewer"}, {**FOR_ADMIN, ADMIN: 400}),
     ("GET", "/api/1/drafts", None, READING),
     ("GET", "/api/1/draft?class=none", None, {**READING, **dict.fromkeys((OPERATOR, VIEWER, SETTER, ADMIN), 404)}),
@@ -280,3 +284,27 @@ def test_s07_slow_client(station: RunningStation, sessions: dict[str, dict[str, 
     assert len(slow) >= 3
     never = list(images(None))
     assert never == []
+
+
+def test_the_support_bundle_has_what_support_asks_for(
+    station: RunningStation, sessions: dict[str, dict[str, str]]
+) -> None:
+    station.inspect()
+    status, content, headers = station.request("GET", "/api/1/bundle?images=true", headers=sessions[ADMIN])
+    assert status == 200 and headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(content)) as bundle:
+        names = set(bundle.namelist())
+        assert {
+            "station.yaml",
+            "health.json",
+            "doctor.json",
+            "bank.json",
+            "model.json",
+            "records.jsonl",
+            "audit.json",
+        } <= names
+        assert json.loads(bundle.read("doctor.json"))["problems"] is not None
+        assert (
+            b"press-3" in bundle.read("station.yaml") and json.loads(bundle.read("records.jsonl").splitlines()[0])["id"]
+        )
+        assert not any(name.endswith("users.json") or "token" in name for name in names)

@@ -139,13 +139,19 @@ def test_s10_the_part_on_the_screen_is_the_one_that_is_taken(station: RunningSta
     running.start()
     try:
         shown_part(tab)
+        part = 0
         for taken in range(5, 8):
-            tab.until("() => !document.getElementById('take').disabled", 8)
+            script = "last => !document.getElementById('take').disabled && document.getElementById('teach-image').dataset.part !== last"
+            tab.until(script, 8, str(part))  # a rejected part stays on the screen for 2 s
             part = tab.page.evaluate(
                 """() => { const id = document.getElementById('teach-image').dataset.part;
                 document.getElementById('take').click(); return Number(id); }"""
             )
-            tab.until("count => document.querySelectorAll('.parts > li').length === count", 20, taken)
+            tab.until(
+                "count => document.querySelectorAll('.parts > li').length === count"
+                " || document.getElementById('notice').dataset.problem === 'true'", 20, taken
+            )  # fmt: skip
+            assert tab.page.locator("#notice[data-problem=true]").count() == 0, tab.page.inner_text("#notice")
             image = draft(station)["parts"][-1]
             assert image["source"].startswith(f"part {part} of press-3")
             bank = Bank.open(station.folder / "drafts" / "disc" / "bank")

@@ -85,8 +85,7 @@ async def _serve(station: Station, connection: socket.socket, token: str) -> Non
     access = AccessPolicy(web.host, web.allow_hosts, web.allow_origins)
     names = {number: recipe.name for number, recipe in settings.recipes.items()}
     source = Source(settings.station, settings.records, settings.shifts, names)
-    archive = None if settings.archive is None else settings.archive.folder
-    app = make_app(feed, link, history, source, settings.bank, archive, access)
+    app = make_app(feed, link, history, source, station, access)
     config = uvicorn.Config(
         app,
         http=PageConnection,

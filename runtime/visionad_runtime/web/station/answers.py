@@ -278,6 +278,12 @@ class Replay(BaseModel):
     cameras: dict[str, dict[str, Any]]
 
 
+class Logs(BaseModel):
+    """The newest lines of each log file; none if the station logs to the terminal."""
+
+    logs: dict[str, list[str]]
+
+
 class DraftList(BaseModel):
     """All drafts, and the classes of the bank in force."""
 

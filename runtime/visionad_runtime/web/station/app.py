@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from ..._release import __version__
 from ...errors import ImageError, VisionADError
 from ...station.records.report import Source
+from ...station.settings import Station
 from ..access import AccessPolicy
 from ..service import RequestError, UploadQueue
 from .api import add_api
@@ -25,6 +26,7 @@ from .history import History
 from .inspection import add_inspection
 from .link import CommandError, FrontLink
 from .sessions import session_key
+from .support import add_support
 
 log = logging.getLogger("visionad.web")
 STATIC = Path(__file__).parent / "static"
@@ -61,8 +63,7 @@ def make_app(
     link: FrontLink,
     history: History,
     source: Source,
-    bank: Path,
-    archive: Path | None,
+    station: Station,
     access: AccessPolicy,
 ) -> PageGate:
     """Return the page as an ASGI application.
@@ -72,17 +73,19 @@ def make_app(
         link: to the front.
         history: the records.
         source: of the statistics.
-        bank: folder of the line's bank.
-        archive: folder of archived images; ``None`` without an archive.
+        station: the station file.
         access: hosts and origins that are let in.
     """
     app = FastAPI(title="VisionAD station", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = UploadQueue()
-    app.state.link, app.state.feed, app.state.history, app.state.archive = link, feed, history, archive
-    app.state.source, app.state.bank = source, bank
+    app.state.link, app.state.feed, app.state.history, app.state.source = link, feed, history, source
+    archive = station.settings.archive
+    app.state.station, app.state.bank = station, station.settings.bank
+    app.state.archive = None if archive is None else archive.folder
     _add_errors(app)
     add_api(app)
     add_drafts(app)
+    add_support(app)
     add_inspection(app)
 
     @app.websocket("/ws")

@@ -4,15 +4,12 @@ import { ApiError, post } from './api.js';
 import { reconnect, start, station } from './feed.js';
 import { clock, firstLanguage, language, LANGUAGES, setLanguage, setZone, t } from './i18n.js';
 import * as run from './screens/run.js';
-import * as history from './screens/history.js';
-import * as teach from './screens/teach.js';
-import * as statistics from './screens/statistics.js';
-import * as audit from './screens/audit.js';
-import * as settings from './screens/settings.js';
 import * as login from './screens/login.js';
 import { phase, problem, role } from './words.js';
 
-const SCREENS = { run, history, teach, statistics, audit, settings };
+// The first screen comes with the page; each other one when it is first opened.
+const ORDER = ['run', 'history', 'teach', 'statistics', 'audit', 'settings'];
+const SCREENS = { run };
 const NAMES = { run: () => t('Run'), history: () => t('History'), teach: () => t('Teach'), statistics: () => t('Statistics'), audit: () => t('Changes'), settings: () => t('Settings') };
 const app = document.getElementById('app');
 const cover = document.getElementById('cover');
@@ -53,15 +50,32 @@ export const page = {
   open(content) { dialog = content; page.update(); queueMicrotask(() => document.querySelector('dialog')?.showModal()); },
   close() { dialog = null; page.update(); },
   /** Read what the screen shows again. */
-  again() { return SCREENS[screenName()].entered?.(); },
+  again() { return SCREENS[screenName()]?.entered?.(); },
   /** Whether the user has one of some roles. */
   is: (...roles) => roles.includes(station.user?.role),
 };
 
 export const screenName = () => {
   const name = location.hash.slice(2).split('?')[0];
-  return Object.hasOwn(SCREENS, name) ? name : 'run';
+  return ORDER.includes(name) ? name : 'run';
 };
+
+/** Load the screen that the address names, and tell it that it is entered. */
+async function enter() {
+  const name = screenName();
+  if (!SCREENS[name]) {
+    try {
+      SCREENS[name] = await import(`./screens/${name}.js`);
+    } catch {
+      page.say(t('The screen could not be loaded: load the page again.'), true);
+      return;
+    }
+  }
+  if (name === screenName()) {
+    SCREENS[name].entered?.();
+    draw();
+  }
+}
 
 function header(name) {
   const { hello, state, user } = station;
@@ -79,7 +93,7 @@ function header(name) {
       ${!station.stale && state.control === 'page' ? html`<p class="badge">${t('Control: page')}</p>` : nothing}
       ${!station.stale && state.check_due ? html`<p class="badge">${t('Golden part due')}</p>` : nothing}
       <nav aria-label=${t('Screens')}>
-        ${Object.keys(SCREENS).map((one, index) => html`
+        ${ORDER.map((one, index) => html`
           <a href="#/${one}" aria-current=${one === name ? 'page' : 'false'} title=${t('Key {key}', { key: index + 1 })}>${NAMES[one]()}</a>`)}
       </nav>
       <label class="language"><span class="hidden">${t('Language')}</span>
@@ -124,26 +138,26 @@ function draw() {
   cover.dataset.screen = name;
   render(html`
     ${header(name)}
-    <main data-screen=${name}>${SCREENS[name].screen()}</main>
+    <main data-screen=${name}>${SCREENS[name]?.screen() ?? html`<p class="empty">${t('The screen is loaded.')}</p>`}</main>
     <p id="notice" role="status" ?hidden=${!notice} data-problem=${Boolean(notice?.isProblem)}>${notice?.text}</p>
     ${dialog ? html`<dialog @close=${page.close} @cancel=${page.close}>${dialog()}</dialog>` : nothing}`, app);
-  SCREENS[name].drawn?.();
+  SCREENS[name]?.drawn?.();
 }
 
-addEventListener('hashchange', () => { SCREENS[screenName()].entered?.(); draw(); });
+addEventListener('hashchange', enter);
 addEventListener('resize', () => page.update());
 addEventListener('keydown', (event) => {
   if (event.target.closest('input, textarea, select, dialog') || event.ctrlKey || event.metaKey || event.altKey || !keysOn) return;
   const index = '123456'.indexOf(event.key);
-  if (index >= 0) location.hash = `#/${Object.keys(SCREENS)[index]}`;
+  if (index >= 0) location.hash = `#/${ORDER[index]}`;
   else if (event.key === '?') page.open(userDialog);
-  else if (!SCREENS[screenName()].key?.(event)) return;
+  else if (!SCREENS[screenName()]?.key?.(event)) return;
   event.preventDefault();
 });
 
 await setLanguage(new URLSearchParams(location.search).get('language') ?? firstLanguage());
 words();
 await login.fromAddress();
-SCREENS[screenName()].entered?.();
+enter();
 start(() => page.update(), run.onPart);
 page.update();

@@ -9,6 +9,8 @@ import { problem, role } from '../words.js';
 let health = null;
 let users = null;
 let trouble = '';
+let logs = null;
+let images = false;
 
 export async function entered() {
   try {
@@ -76,6 +78,22 @@ const userList = () => html`
     </form>
   </section>`;
 
+async function readLogs() {
+  try { logs = (await get('log')).logs; } catch (error) { page.say(problem(error), true); }
+  page.update();
+}
+
+const support = () => html`
+  <section class="card"><h2>${t('Support bundle')}</h2>
+    <p class="small">${t('Everything that support asks for, without images and passwords.')}</p>
+    <div class="row"><a class="button" id="bundle" href="/api/1/bundle${images ? '?images=true' : ''}" download>${t('Support bundle')}</a>
+      <label class="check"><input type="checkbox" id="bundle-images" .checked=${images} @change=${(event) => { images = event.target.checked; page.update(); }}> ${t('with the images of the newest rejects')}</label></div>
+    <h2>${t('Log')}</h2>
+    <div class="row"><button class="plain" id="log" @click=${readLogs}>${t('The newest lines of the log')}</button></div>
+    ${logs && !Object.keys(logs).length ? html`<p class="small">${t('The station writes its log to the terminal or the journal: set the key log in the station file to see it here.')}</p>` : nothing}
+    ${Object.entries(logs ?? {}).map(([name, lines]) => html`<h3>${name}</h3><pre class="log" tabindex="0" aria-label=${name}>${lines.join('\n')}</pre>`)}
+  </section>`;
+
 const restartDialog = () => html`
   <h2>${t('Restart the worker?')}</h2><p>${t('No part is judged for some seconds, and the station is not ready.')}</p>
   <button class="big warn" @click=${async () => { await page.change('worker/restart'); page.close(); }}>${t('Restart')}</button>
@@ -90,6 +108,7 @@ export function screen() {
         <div class="row"><button class="plain" @click=${entered}>${t('Look again')}</button>
         ${page.is('admin') ? html`<button class="plain" ?disabled=${station.stale} @click=${() => page.open(restartDialog)}>${t('Restart the worker')}</button>` : nothing}</div>
       </section>
+      ${page.is('admin') ? support() : nothing}
       ${users ? userList() : html`<p class="empty">${t('An administrator manages users.')}</p>`}
     </section>`;
 }

@@ -141,7 +141,8 @@ def test_s10_the_part_on_the_screen_is_the_one_that_is_taken(station: RunningSta
         shown_part(tab)
         part = 0
         for taken in range(5, 8):
-            script = "last => !document.getElementById('take').disabled && document.getElementById('teach-image').dataset.part !== last"
+            tab.until("() => !document.getElementById('take').disabled", 8)
+            script = "last => document.getElementById('teach-image').dataset.part !== last"
             tab.until(script, 8, str(part))  # a rejected part stays on the screen for 2 s
             part = tab.page.evaluate(
                 """() => { const id = document.getElementById('teach-image').dataset.part;

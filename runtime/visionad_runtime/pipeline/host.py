@@ -12,7 +12,7 @@ from ..bank.memory_bank import MemoryBank
 from ..engine.base import Engine, Tokens
 from ..formats.manifest import FeatureIdentity
 from ..preprocess import prepare, query_views
-from ..scoring.score import score_tokens
+from ..scoring.score import SearchBank, score_tokens
 from ..scoring.spec import ScoringSpec
 from ..search import SearchIndex
 from .bank_search import bank_search
@@ -52,21 +52,37 @@ class HostPipeline:
     ) -> list[PipelineOutput]:
         """See :class:`~visionad_runtime.pipeline.base.Pipeline`."""
         timer = StageTimer()
-        spec, threads = self._identity.preprocess, self._threads or available_cpus()
-        images = np.stack([query_views(prepare(rgb, spec, threads), self.scoring.views) for rgb in rgbs])
-        timer.mark("preprocess")
-        tokens: Tokens = self._engine.encode(images.reshape(-1, *images.shape[2:]), class_token=class_token)
-        timer.mark("engine")
-        lead = images.shape[:2]
+        images, tokens = self._encode(rgbs, class_token, trace, timer)
+        lead = len(rgbs), len(self.scoring.views)
         patch = tokens.patch.reshape(*lead, *tokens.patch.shape[1:])
         cls = None if tokens.cls is None else tokens.cls.reshape(*lead, -1)
         banks = choose(cls)
         timer.mark("route")
         shared = {stage: ms / len(rgbs) for stage, ms in timer.milliseconds.items()}
         return [
-            self._match(patch[i], bank, shared, None if cls is None else cls[i], images[i] if trace else None, trace)
+            self._match(
+                patch[i], bank, shared, None if cls is None else cls[i], None if images is None else images[i], trace
+            )
             for i, bank in enumerate(banks)
         ]
+
+    def _encode(
+        self, rgbs: Sequence[NDArray[np.uint8]], class_token: bool, trace: bool, timer: StageTimer
+    ) -> tuple[F32 | None, Tokens]:
+        """Return the views of N images, float32 (N, V, 3, crop, crop), with ``trace``, and the tokens of all N · V views."""
+        images = self._prepare(rgbs)
+        timer.mark("preprocess")
+        tokens = self._engine.encode(images.reshape(-1, *images.shape[2:]), class_token=class_token)
+        timer.mark("engine")
+        return images if trace else None, tokens
+
+    def _prepare(self, rgbs: Sequence[NDArray[np.uint8]]) -> F32:
+        spec, threads = self._identity.preprocess, self._threads or available_cpus()
+        return np.stack([query_views(prepare(rgb, spec, threads), self.scoring.views) for rgb in rgbs])
+
+    def _search(self, bank: MemoryBank) -> SearchBank:
+        """Return the search of a bank."""
+        return bank_search(bank, self.index, self._threads)
 
     def _match(
         self,
@@ -78,10 +94,8 @@ class HostPipeline:
         trace: bool,
     ) -> PipelineOutput:
         timer = StageTimer()
-
-        search = bank_search(bank, self.index, self._threads)
         tokens = dict(zip(self.scoring.views, patch, strict=True))
-        scored = score_tokens(tokens, search, self.scoring, threads=self._threads, mark=timer.mark)
+        scored = score_tokens(tokens, self._search(bank), self.scoring, threads=self._threads, mark=timer.mark)
         return PipelineOutput(
             scored.distances, scored.anomaly_map, scored.score, scored.cutoff, {**timings, **timer.milliseconds}, cls, images,
             patch if trace else None,

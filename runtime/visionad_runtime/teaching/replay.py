@@ -23,8 +23,10 @@ from ..images import decode
 from ..images.pixels import RGB8
 from ..inspector import Inspector
 from ..inspector.inspection import Inspection
+from ..pipeline.base import Pipeline
 from ..scoring.preset import scoring_for
 from ..scoring.spec import ScoringSpec
+from .kept_pipeline import KeptPipeline
 from .kept_tokens import KeptTokensEngine
 
 Facts = Mapping[str, Any]
@@ -241,12 +243,17 @@ class Replay:
         given = facts.get("class") if facts.get("class_source") == "given" else None
         key = bank, self._scoring(bank, facts)
         if key not in self._open:
-            self._open[key] = self._inspector.with_bank(*key, engine=self.tokens)
+            self._open[key] = self._inspector.with_bank(*key, engine=self.tokens, pipeline=self._pipeline(key[1]))
         regions = facts.get("regions") or ()
         evidence = any(region.get("evidence") is not None for region in regions)
         ((result, _),) = self._open[key].trace_batch([rgb], given, trace=False, evidence=evidence)
         recomputed: Facts = json.loads(json.dumps(result.to_dict(str(facts["image"]))))
         return recomputed
+
+    def _pipeline(self, scoring: ScoringSpec) -> Pipeline | None:
+        if self.tokens is None:
+            return None
+        return KeptPipeline(self.tokens, self._inspector.manifest.identity, scoring, threads=self._inspector.threads)
 
     def _scoring(self, bank: Bank, facts: Facts) -> ScoringSpec:
         """Return how a record was scored: as the options say, else as the class was calibrated, else as the model was exported."""

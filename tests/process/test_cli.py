@@ -250,7 +250,7 @@ def visionad(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("module", ["cv2", *(slow("command", name) for name in ("PIL", "safetensors", "onnxruntime"))])
+@pytest.mark.parametrize("module", [slow("command", name) for name in ("cv2", "PIL", "safetensors", "onnxruntime")])
 def test_a_library_that_does_not_load_is_said_in_one_line(
     tiny_model: Path, bank: Path, tmp_path: Path, module: str
 ) -> None:

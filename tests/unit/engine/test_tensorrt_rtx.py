@@ -123,16 +123,23 @@ def test_what_is_built_is_what_was_asked_for(models: Any, size: str, precision: 
     assert built["memory"]["weights_bytes"] > 30e6 and built["memory"]["activation_bytes"] > 1e6
     assert entry.plan.stat().st_size > built["memory"]["weights_bytes"]
     # inputs, outputs, types and profile were read back while building; a wrong one is an error there
-    if size == "small":  # views are the same to every size
-        grown = manifest.model_copy(update={"views": ("original", "flip")})
-        assert build(model, grown, "tensorrt-rtx")[0].folder != entry.folder
-        alone = manifest.model_copy(update={"views": ("original",)})  # nothing is dynamic then (preset sharp)
-        assert build(model, alone, "tensorrt-rtx")[0].key["profile"] == [1, 1, 1]
     log = (entry.folder / "build.log").read_text()
     assert f"precision    {precision}" in log and "Building engine (" in log and "VERBOSE" not in log
     assert not build(model, manifest, "tensorrt-rtx")[1]
     if size == "large":  # 1.2 GB an engine
         shutil.rmtree(entry.folder.parent)
+
+
+@pytest.mark.slow(group="tensorrt-rtx")
+def test_other_views_take_another_engine(models: Any) -> None:
+    models("small")
+    model, manifest = models("small", "fp16")
+    usual, grown, alone = (
+        build(model, manifest.model_copy(update={"views": views}), "tensorrt-rtx")[0]
+        for views in (manifest.views, ("original", "flip"), ("original",))
+    )
+    assert len({usual.folder, grown.folder, alone.folder}) == 3
+    assert alone.key["profile"] == [1, 1, 1]  # nothing is dynamic then
 
 
 def test_the_readback_is_of_the_engine_itself(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:

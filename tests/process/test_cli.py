@@ -466,7 +466,7 @@ def test_doctor(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Backend  onnxruntime-cpu" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("preset", [slow("command", "full-image"), "full-image-weighted"])
+@pytest.mark.parametrize("preset", [slow("command", name) for name in ("full-image", "full-image-weighted")])
 def test_a_preset_end_to_end(
     tiny_weights: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str
 ) -> None:

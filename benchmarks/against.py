@@ -1,7 +1,8 @@
 """Another checkout of the project beside this one, each in processes of its own: the option ``--against FOLDER`` of two benchmarks.
 
 Both checkouts export the same random weights with their own exporter, enroll the same support and inspect the same file. Calls are
-made in turns, and each round's first is another checkout's, so that a machine's slow spells meet both.
+made in turns, and each round's first is another checkout's, so that a machine's slow spells meet both. CPU time is measured too: on
+a shared machine, with one thread, it says more than the time.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ inspector = Inspector.open(folder / "model", folder / "bank", threads=threads)
 inspector.enroll("gear", [cv2.imread(support)], colour="bgr")
 print("ready", flush=True)
 for line in sys.stdin:
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     (one,) = inspector.inspect_files([line.strip()], class_name="gear")
-    ms = (time.perf_counter() - start) * 1e3
-    print(json.dumps({"ms": ms, "score": one.result.score, "stages": dict(one.result.timings)}), flush=True)
+    ms, cpu = (time.perf_counter() - start) * 1e3, (time.process_time() - busy) * 1e3
+    print(json.dumps({"ms": ms, "cpu_ms": cpu, "score": one.result.score, "stages": dict(one.result.timings)}), flush=True)
 """
 LIMIT = 1.02
 """Allowed ratio of the time here to the time there."""
@@ -64,7 +65,7 @@ def commit(checkout: Path) -> str:
 def inspecting(
     checkout: Path, folder: Path, backbone: str, support: Path, threads: int
 ) -> Iterator[Callable[[Path], dict[str, Any]]]:
-    """A process of a checkout that inspects files: path → milliseconds, score and stages.
+    """A process of a checkout that inspects files: path → milliseconds, CPU milliseconds, score and stages.
 
     Args:
         checkout: the checkout.
@@ -94,9 +95,13 @@ def inspecting(
             process.wait(60)
 
 
-def in_turns(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Call each of two in turn and return the milliseconds that they return."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+Times = tuple[float, float]
+"""Milliseconds, and CPU milliseconds, of a call."""
+
+
+def in_turns(calls: Mapping[str, Callable[[], Times]], rounds: int) -> dict[str, list[Times]]:
+    """Call ``here`` and ``there`` in turns."""
+    times: dict[str, list[Times]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in list(calls)[:: -1 if number % 2 else 1]:
             time.sleep(SETTLE)
@@ -104,8 +109,26 @@ def in_turns(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
     return times
 
 
-def compared(times: Mapping[str, list[float]]) -> dict[str, float]:
-    """Return medians, and the median over rounds of the ratio of ``here`` to ``there``."""
-    ratio = statistics.median(h / t for h, t in zip(times["here"], times["there"], strict=True))
-    medians = {f"{name}, ms": round(statistics.median(values), 2) for name, values in times.items()}
-    return {**medians, "ratio": round(ratio, 4)}
+def compared(times: Mapping[str, list[Times]]) -> dict[str, float]:
+    """Return medians, and the ratios of ``here`` to ``there``: the median over rounds for the time, of medians for CPU time."""
+    found = dict[str, float]()
+    for name, values in times.items():
+        found[f"{name}, ms"], found[f"{name}, CPU ms"] = (
+            round(statistics.median(one[i] for one in values), 2) for i in (0, 1)
+        )
+    ratio = statistics.median(here[0] / there[0] for here, there in zip(times["here"], times["there"], strict=True))
+    return {**found, "ratio": round(ratio, 4), "CPU ratio": round(found["here, CPU ms"] / found["there, CPU ms"], 4)}
+
+
+def cpu_ms(pid: int) -> float:
+    """Return the CPU milliseconds that the living threads of a process have used (Linux)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
+
+
+def update(name: str, found: Mapping[str, Any]) -> Path:
+    """Put a comparison into a result file, beside what it holds, with the environment of the comparison."""
+    path = common.RESULTS / f"{name}.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({**known, "against": {"environment": common.environment(), **found}}, indent=1) + "\n")
+    return path

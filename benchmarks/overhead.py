@@ -38,7 +38,15 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=21)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout to compare with")
+    options.add_argument("--only-against", action="store_true", help="keep the other figures of the result file")
     args = options.parse_args()
+    if args.only_against:
+        if args.against is None:
+            options.error("--only-against: expected --against FOLDER")
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure_against(Path(folder), args.against, args.backbone, args.rounds, args.threads)
+        print(found, f"written to {against.update('overhead', found).relative_to(common.ROOT)}", sep="\n")
+        return
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), args.backbone, args.rounds, args.threads)
         if args.against is not None:
@@ -133,17 +141,18 @@ def measure_against(folder: Path, checkout: Path, backbone: str, rounds: int, th
         time.sleep(1)
         stages: dict[str, list[dict[str, float]]] = {"here": [], "there": []}
 
-        def call(name: str) -> float:
+        def call(name: str) -> against.Times:
             found = (here if name == "here" else there)(image)
             stages[name].append(found["stages"])
-            return float(found["ms"])
+            return found["ms"], found["cpu_ms"]
 
         times = against.in_turns({name: lambda name=name: call(name) for name in stages}, rounds)  # type: ignore[misc]
     medians = {
         name: {stage: round(statistics.median(one[stage] for one in each), 2) for stage in each[0]}
         for name, each in stages.items()
     }
-    facts = {"commit": against.commit(checkout), "limit": against.LIMIT, "rounds": rounds, **against.compared(times)}
+    settings = {"backbone": backbone, "threads": threads, "rounds": rounds, "limit": against.LIMIT}
+    facts = {"commit": against.commit(checkout), **settings, **against.compared(times)}
     return {**facts, "scores": scores, "stages, ms": medians}
 
 

@@ -49,7 +49,15 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=20)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout to compare with")
+    options.add_argument("--only-against", action="store_true", help="keep the other figures of the result file")
     args = options.parse_args()
+    if args.only_against:
+        if args.against is None:
+            options.error("--only-against: expected --against FOLDER")
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure_against(Path(folder), args.against, args.backbone, args.rounds, args.threads)
+        print(f"written to {against.update('serve', found).relative_to(common.ROOT)}")
+        return
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), args.backbone, args.rounds, args.threads)
         if args.against is not None:
@@ -98,7 +106,7 @@ def measure_against(folder: Path, checkout: Path, backbone: str, rounds: int, th
     cv2.imwrite(str(support), render("gear", 0, size=512)[0][:, :, ::-1])
     cells = []
     with contextlib.ExitStack() as stack:
-        ports = {}
+        ports, pids = dict[str, int](), dict[str, int]()
         for name, place in (("here", common.ROOT), ("there", checkout)):
             with against.inspecting(place, folder / name, backbone, support, threads):
                 pass  # it has made model and bank
@@ -115,6 +123,7 @@ def measure_against(folder: Path, checkout: Path, backbone: str, rounds: int, th
             stack.callback(server.wait, 60)
             stack.callback(server.terminate)
             assert server.stdout is not None
+            pids[name] = server.pid
             ports[name] = urlparse(server.stdout.readline().split()[2]).port or 0
         for width, height in SIZES:
             image = cv2.resize(render("gear", 1, size=max(width, height))[0], (width, height))[:, :, ::-1].copy()
@@ -125,24 +134,19 @@ def measure_against(folder: Path, checkout: Path, backbone: str, rounds: int, th
                     for ask in asks.values():
                         ask()
                 time.sleep(1)
-                calls = {name: functools.partial(_milliseconds, ask) for name, ask in asks.items()}
+                calls = {name: functools.partial(_timed, ask, pids[name]) for name, ask in asks.items()}
                 found = against.compared(against.in_turns(calls, rounds))
                 cells.append({"size": f"{width} x {height}", "sent as": sent_as, **found})
                 print(cells[-1], flush=True)
-    ratio = statistics.median(cell["ratio"] for cell in cells)
-    return {
-        "commit": against.commit(checkout),
-        "limit": against.LIMIT,
-        "ratio": round(ratio, 4),
-        "rounds": rounds,
-        "cells": cells,
-    }
+    settings = {"backbone": backbone, "threads": threads, "rounds": rounds, "limit": against.LIMIT}
+    ratios = {name: round(statistics.median(cell[name] for cell in cells), 4) for name in ("ratio", "CPU ratio")}
+    return {"commit": against.commit(checkout), **settings, **ratios, "cells": cells}
 
 
-def _milliseconds(ask: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _timed(ask: Callable[[], object], server: int) -> against.Times:
+    start, busy = time.perf_counter(), against.cpu_ms(server)
     ask()
-    return (time.perf_counter() - start) * 1e3
+    return (time.perf_counter() - start) * 1e3, against.cpu_ms(server) - busy
 
 
 def _request(image: NDArray[np.uint8], sent_as: str) -> tuple[str, bytes]:

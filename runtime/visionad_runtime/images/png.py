@@ -10,6 +10,17 @@ KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
 Their length, packing and checksums are no reason to refuse sound pixels, and no decoder here applies them."""
 
 
+def is_cut(data: bytes) -> bool:
+    """Whether the file ends before its last chunk does. OpenCV makes room for the length that a chunk states, up to 4 GB."""
+    place = len(SIGNATURE)
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        place += 12 + length
+        if kind == b"IEND":
+            return place > len(data)
+    return True
+
+
 def pixel_chunks(data: bytes) -> bytes:
     """The file without chunks that decide no pixel. From the first chunk that is cut off on, it is as it was."""
     parts, place = [SIGNATURE], len(SIGNATURE)

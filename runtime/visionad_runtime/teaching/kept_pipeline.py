@@ -7,10 +7,6 @@ support costs the search of that support.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import secrets
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,16 +20,17 @@ from safetensors.numpy import save as save_tensors
 
 from .._release import __version__
 from ..bank.memory_bank import MemoryBank
-from ..engine.base import Tokens
+from ..errors import VisionADError
 from ..formats.manifest import FeatureIdentity, ViewName
 from ..pipeline.bank_search import raised
 from ..pipeline.base import StageTimer
-from ..pipeline.host import HostPipeline
+from ..pipeline.host import Encoded, HostPipeline
 from ..preprocess import view_slice
 from ..scoring.score import SearchBank
 from ..scoring.spec import ScoringSpec
 from ..search import nearest
 from ..system import package_version
+from .kept_images import digest, image_digest, pixels_of, write_cached
 from .kept_tokens import KeptTokensEngine
 
 F32 = NDArray[np.float32]
@@ -57,8 +54,8 @@ class _Part(NamedTuple):
 class KeptPipeline(HostPipeline):
     """Pipeline on the CPU around kept tokens.
 
-    Files are named by digests of what they stand for: pixels, model and way to compute; tokens; rows. A file that is damaged or
-    cannot be written costs time only.
+    Files are named by digests of what they stand for: pixels, model and way to compute; the prepared image of the tokens. Distances
+    are named by the rows. A file that is damaged or cannot be written costs time only.
     """
 
     def __init__(
@@ -71,44 +68,47 @@ class KeptPipeline(HostPipeline):
         views = " ".join(scoring.views)
         self._way = engine.key + f"{__version__} {package_version('pillow')} {views}\n".encode()
 
-    def _encode(
-        self, rgbs: Sequence[NDArray[np.uint8]], class_token: bool, trace: bool, timer: StageTimer
-    ) -> tuple[F32 | None, Tokens]:
-        """See :class:`HostPipeline`. With ``trace`` images are prepared anew."""
-        paths = [self._path(IMAGES, self._way + repr(rgb.shape).encode(), rgb, ".txt") for rgb in rgbs]
-        names = [] if trace else [name for path in paths for name in _read_names(path, len(self.scoring.views))]
-        timer.mark("preprocess")
-        tokens = None
-        if len(names) == len(paths) * len(self.scoring.views):
-            tokens = self._kept.read_named(names, class_token)
-        if tokens is not None:
-            timer.mark("engine")
-            return None, tokens
-        images = self._prepare(rgbs)
-        timer.mark("preprocess")
-        rows = images.reshape(-1, *images.shape[2:])
-        names = self._kept.names(rows)
-        tokens = self._kept.encode_named(rows, names, class_token)
+    def _encode(self, rgbs: Sequence[NDArray[np.uint8]], class_token: bool, trace: bool, timer: StageTimer) -> Encoded:
+        """See :class:`HostPipeline`. Images whose tokens are kept are not prepared, unless ``trace`` asks for them."""
         views = len(self.scoring.views)
-        for i, path in enumerate(paths):
-            _write(path, "\n".join(names[i * views : (i + 1) * views]).encode())
+        paths = [self._path(IMAGES, digest(self._way + image_digest(rgb).encode()), ".txt") for rgb in rgbs]
+        names = [name for path in paths for name in _read_names(path, views)]
+        timer.mark("preprocess")
+        tokens, images = None, None
+        if len(names) == len(rgbs) * views and not trace:
+            tokens = self._kept.read_named(names, class_token)
+        if tokens is None:
+            images = self._prepare([pixels_of(rgb) for rgb in rgbs])
+            timer.mark("preprocess")
+            rows, before = images.reshape(-1, *images.shape[2:]), self._kept.computed
+            names = self._kept.names(rows)
+            tokens = self._kept.encode_named(rows, names, class_token)
+            if self._kept.computed > before:  # another machine may have computed those that were kept
+                for name in names:
+                    _remove(self._path(DISTANCES, name, ".safetensors"))
+            for i, path in enumerate(paths):
+                write_cached(path, "\n".join(names[i * views : (i + 1) * views]).encode())
         timer.mark("engine")
-        return images if trace else None, tokens
+        each = [names[i * views : (i + 1) * views] for i in range(len(rgbs))]
+        return Encoded(images if trace else None, tokens, each)
 
-    def _search(self, bank: MemoryBank) -> SearchBank:
+    def _search(self, bank: MemoryBank, names: Sequence[str]) -> SearchBank:
         """See :class:`HostPipeline`. It searches each support whose distances are not kept."""
+        files = {
+            view: self._path(DISTANCES, name, ".safetensors")
+            for view, name in zip(self.scoring.views, names, strict=True)
+        }
 
         def search(view: ViewName, tokens: F32) -> F32:
             supports, defects = self._parts_of(bank, view)
-            path = self._path(DISTANCES, b"", tokens, ".safetensors")
-            kept = _read_distances(path, len(tokens))
+            kept = _read_distances(files[view], len(tokens))
             parts = supports if defects is None else [*supports, defects]
             missing = [(number, part) for number, part in enumerate(parts) if part.name not in kept]
             for number, part in missing:
                 index = self.index.index_for(bank, f"{view} {number}", part.rows, tokens)
                 kept[part.name] = nearest(tokens, index, threads=self._threads).distance
             if missing:
-                _write(path, save_tensors(kept))
+                write_cached(files[view], save_tensors(kept))
             good: F32 = np.minimum.reduce([kept[part.name] for part in supports])
             return good if defects is None else raised(good, kept[defects.name])
 
@@ -125,20 +125,24 @@ class KeptPipeline(HostPipeline):
             known[view] = supports, None if bank.defects is None else _part(bank.defects[blocks])
         return known[view]
 
-    def _path(self, kind: str, key: bytes, array: NDArray[np.generic], suffix: str) -> Path:
-        name = _digest(array, key)
+    def _path(self, kind: str, name: str, suffix: str) -> Path:
         return self._kept.folder / kind / name[:2] / f"{name}{suffix}"
 
 
 def _part(rows: F32) -> _Part:
     flat = np.ascontiguousarray(rows.reshape(-1, rows.shape[-1]))
-    return _Part(_digest(flat), flat)
+    return _Part(digest(b"", flat.data), flat)
 
 
-def _digest(array: NDArray[np.generic], key: bytes = b"") -> str:
-    digest = hashlib.blake2b(key, digest_size=20)  # on most CPUs in a third of sha256's time
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:  # nothing can be kept there
+        pass
+    except OSError as exc:
+        raise VisionADError(
+            f"{path} belongs to older tokens and cannot be removed: {exc.strerror}; remove it"
+        ) from None
 
 
 def _read_names(path: Path, count: int) -> list[str]:
@@ -158,15 +162,3 @@ def _read_distances(path: Path, count: int) -> dict[str, F32]:
     except (OSError, SafetensorError, ValueError):
         return {}
     return {name: d for name, d in tensors.items() if d.shape == (count,) and d.dtype == np.float32}
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, without waiting for the disk: it can be computed again."""
-    part = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
 from visionad_runtime import Inspector
 from visionad_runtime.bank.memory_bank import MemoryBank
 from visionad_runtime.bank.store import Bank
 from visionad_runtime.formats.roi import make_spec, parse_roi
 from visionad_runtime.pipeline.bank_search import bank_search
 from visionad_runtime.preprocess import encoding_names
-from visionad_runtime.teaching import kept_pipeline
+from visionad_runtime.teaching import kept_pipeline, replay
+from visionad_runtime.teaching.kept_images import FileIndex, image_digest, pixels_of
 from visionad_runtime.teaching.kept_pipeline import KeptPipeline
 from visionad_runtime.teaching.kept_tokens import KeptTokensEngine
 
@@ -23,6 +27,8 @@ from tests.data import near_ties, part, patches, unit
 
 VIEWS = ("original", "flip", "clamp")
 BLOCKS = encoding_names(VIEWS)
+NAMES = ["a" * 64, "b" * 64, "c" * 64]
+"""Of the queries in the three views."""
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def test_distances_have_the_bits_of_one_search(
         queries = np.concatenate([kind(2, 30, 16), near])
         expected = bank_search(bank, threads=1)(view, queries)
         for _ in range(2):  # computed, then read
-            got = pipeline_of(inspector, tmp_path / "tokens")._search(bank)(view, queries)
+            got = pipeline_of(inspector, tmp_path / "tokens")._search(bank, NAMES)(view, queries)
             np.testing.assert_array_equal(got, expected, strict=True)
 
 
@@ -77,7 +83,7 @@ def test_a_new_support_alone_is_searched(inspector: Inspector, tmp_path: Path, s
     )
     for bank, expected in ((three, [rows] * 3), (three, []), (four, [rows]), (others, [])):
         searches.clear()
-        got = pipeline_of(inspector, tmp_path / "tokens")._search(bank)("flip", queries)
+        got = pipeline_of(inspector, tmp_path / "tokens")._search(bank, NAMES)("flip", queries)
         assert searches == expected
         np.testing.assert_array_equal(got, bank_search(bank, threads=1)("flip", queries))
 
@@ -149,6 +155,86 @@ def test_damaged_files_cost_time_only(inspector: Inspector, tmp_path: Path, sear
     assert not searches
     next(path for path in folder.glob("??/*.safetensors")).write_bytes(b"")
     assert inspected()._kept.computed == 1
+
+
+def test_tokens_that_are_computed_again_drop_their_distances(inspector: Inspector, tmp_path: Path) -> None:
+    """Another machine may have computed the older ones, with other bits."""
+    inspector.enroll("disc", [part(number) for number in range(2)])
+    assert inspector.bank is not None
+    folder, scores = tmp_path / "tokens", []
+    for step in ("first", "other distances", "tokens again"):
+        if step == "other distances":
+            for path in (folder / "distances").rglob("*.safetensors"):
+                path.write_bytes(save({name: d + np.float32(0.25) for name, d in load(path.read_bytes()).items()}))
+        if step == "tokens again":
+            for path in folder.glob("??/*.safetensors"):
+                path.write_bytes(b"")
+        pipeline = pipeline_of(inspector, folder)
+        with inspector.with_bank(inspector.bank, inspector.scoring, pipeline._kept, pipeline) as other:
+            scores.append(other.inspect(part(9)).score)
+    assert scores[0] == scores[2] == inspector.inspect(part(9)).score
+    assert scores[1] > scores[0] + 0.2
+
+
+def test_a_file_is_decoded_once(tmp_path: Path) -> None:
+    decoded = list[str]()
+
+    def image(data: bytes, depth: int | None = None) -> NDArray[np.uint8]:
+        def decode() -> NDArray[np.uint8]:
+            decoded.append(data.decode())
+            return pixels[data.decode()]
+
+        return FileIndex(tmp_path / "files", depth).image(data, decode)
+
+    pixels = {"color": part(1), "gray": part(2)[:, :, 0].copy()}
+    for name, expected in pixels.items():
+        for known in (False, True):
+            decoded.clear()
+            found = image(name.encode())
+            assert found.shape == expected.shape and found.dtype == np.uint8
+            assert image_digest(found) == image_digest(expected) and (not decoded) == known
+            np.testing.assert_array_equal(pixels_of(found), expected)
+            assert decoded == [name]
+    decoded.clear()
+    image(b"color", 12)
+    assert decoded == ["color"]  # pixels depend on the depth
+    for damaged in (
+        "",
+        "96 128 3",
+        "96 128 4 " + "a" * 40,
+        "0 5 " + "a" * 40,
+        "96 128 3 " + "a" * 39,
+        "x 2 " + "a" * 40,
+    ):
+        for path in (tmp_path / "files").rglob("*.txt"):
+            path.write_text(damaged)
+        decoded.clear()
+        assert image_digest(image(b"color")) == image_digest(part(1)) and decoded == ["color"]
+    assert image_digest(part(1)) != image_digest(part(2)) != image_digest(part(2).reshape(128, 96, 3))
+
+
+@pytest.mark.parametrize("tiles", ["", "@2x2"])
+def test_a_second_replay_decodes_nothing_but_tiles(
+    inspector: Inspector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiles: str
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        cv2.imwrite(str(path), part(20 + number, defect=number % 2 == 0))
+    roi = make_spec([parse_roi(f"all=0,0,128,96{tiles}")], (128, 96)) if tiles else None
+    inspector.enroll("disc", [part(number) for number in range(3)], roi=roi)
+    lines = [json.dumps(one.result.to_dict(str(one.path))) for one in inspector.inspect_files(paths) if one.result]
+    (tmp_path / "records.jsonl").write_text("\n".join(lines) + "\n")
+    decoded, decode = list[Path](), replay.decode.decode
+    monkeypatch.setattr(
+        replay.decode, "decode", lambda data, path, depth: (decoded.append(path), decode(data, path, depth))[1]
+    )
+    for known in (False, True):
+        decoded.clear()
+        one = replay.Replay(inspector, tmp_path / "bank", tokens=tmp_path / "tokens")
+        assert [item.difference for item in one.run(tmp_path / "records.jsonl")] == [None] * 4
+        assert one.tokens is not None and (one.tokens.computed == 0) == known
+        one.close()
+        assert sorted(decoded) == ([] if known and not tiles else paths)
 
 
 def test_a_folder_that_cannot_be_written_changes_no_result(inspector: Inspector, tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ Their length, packing and checksums are no reason to refuse sound pixels, and no
 
 def is_cut(data: bytes) -> bool:
     """Whether the file ends before its last chunk does. OpenCV makes room for the length that a chunk states, up to 4 GB."""
-    place = len(SIGNATURE)
+    place, kind = len(SIGNATURE), b""
     while place + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
+        length = int.from_bytes(data[place : place + 4], "big")
+        kind = data[place + 4 : place + 8]
         place += 12 + length
         if kind == b"IEND":
-            return place > len(data)
-    return True
+            break
+    return place > len(data) or kind != b"IEND"
 
 
 def pixel_chunks(data: bytes) -> bytes:

@@ -3,6 +3,8 @@
 Side by side in one run, in turn: the bare ONNX Runtime session on three prepared views, and the whole way from a PNG file to a
 result (decode, resize, views, the same backbone, exact search in a 1-shot bank, map, score, regions). Then, in fresh
 processes, peak memory of `visionad predict` and the time from its start to the first verdict.
+
+`--against FOLDER` also inspects the file with another checkout, an older release, in turns with this one (``against.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import against
 import common
 import cv2
 import numpy as np
@@ -34,9 +37,20 @@ def main() -> None:
     options.add_argument("--backbone", default="dinov2_vits14_reg")
     options.add_argument("--rounds", type=int, default=21)
     options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout to compare with")
+    options.add_argument("--only-against", action="store_true", help="keep the other figures of the result file")
     args = options.parse_args()
+    if args.only_against:
+        if args.against is None:
+            options.error("--only-against: expected --against FOLDER")
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure_against(Path(folder), args.against, args.backbone, args.rounds, args.threads)
+        print(found, f"written to {against.update('overhead', found).relative_to(common.ROOT)}", sep="\n")
+        return
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), args.backbone, args.rounds, args.threads)
+        if args.against is not None:
+            rows["against"] = measure_against(Path(folder), args.against, args.backbone, args.rounds, args.threads)
     path = common.write("overhead", {"backbone": args.backbone, "threads": args.threads, **rows})
     width = max(map(len, rows))
     for name, value in rows.items():
@@ -111,6 +125,35 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
         "rounds": rounds,
         "kernel": np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"],
     }
+
+
+def measure_against(folder: Path, checkout: Path, backbone: str, rounds: int, threads: int) -> dict[str, object]:
+    """Inspect a file with this checkout and another one in turns."""
+    support, image = folder / "support.png", folder / "part.png"
+    cv2.imwrite(str(support), render("gear", 0, size=900)[0][:, :, ::-1])
+    cv2.imwrite(str(image), render("gear", 1, size=900)[0])
+    with (
+        against.inspecting(common.ROOT, folder / "here", backbone, support, threads) as here,
+        against.inspecting(checkout, folder / "there", backbone, support, threads) as there,
+    ):
+        for _ in range(3):  # a bank that is searched again gets an index, beside the inspections
+            scores = [side(image)["score"] for side in (here, there)]
+        time.sleep(1)
+        stages: dict[str, list[dict[str, float]]] = {"here": [], "there": []}
+
+        def call(name: str) -> against.Times:
+            found = (here if name == "here" else there)(image)
+            stages[name].append(found["stages"])
+            return found["ms"], found["cpu_ms"]
+
+        times = against.in_turns({name: lambda name=name: call(name) for name in stages}, rounds)  # type: ignore[misc]
+    medians = {
+        name: {stage: round(statistics.median(one[stage] for one in each), 2) for stage in each[0]}
+        for name, each in stages.items()
+    }
+    settings = {"backbone": backbone, "threads": threads, "rounds": rounds, "limit": against.LIMIT}
+    facts = {"commit": against.commit(checkout), **settings, **against.compared(times)}
+    return {**facts, "scores": scores, "stages, ms": medians}
 
 
 def _process(command: list[str]) -> tuple[float, float]:

@@ -3,11 +3,15 @@
 Starts `visionad serve` and sends images over kept connections. In turns with them, `Inspector.inspect` gets the same pixels in this
 process. ``around`` is the time of a request beyond the inspection time in its answer: sending, decoding, queue, answer. Then
 several clients send at once: images per second, beside one caller of the inspector.
+
+`--against FOLDER` also sends the images to the service of another checkout, an older release, in turns (``against.py``).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import http.client
 import json
 import statistics
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import against
 import common
 import cv2
 import numpy as np
@@ -43,9 +48,20 @@ def main() -> None:
     options.add_argument("--backbone", default="deit_tiny_patch16_224")
     options.add_argument("--rounds", type=int, default=20)
     options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout to compare with")
+    options.add_argument("--only-against", action="store_true", help="keep the other figures of the result file")
     args = options.parse_args()
+    if args.only_against:
+        if args.against is None:
+            options.error("--only-against: expected --against FOLDER")
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure_against(Path(folder), args.against, args.backbone, args.rounds, args.threads)
+        print(f"written to {against.update('serve', found).relative_to(common.ROOT)}")
+        return
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), args.backbone, args.rounds, args.threads)
+        if args.against is not None:
+            result["against"] = measure_against(Path(folder), args.against, args.backbone, args.rounds, args.threads)
     path = common.write("serve", {"backbone": args.backbone, "threads": args.threads, **result})
     print(f"written to {path.relative_to(common.ROOT)}")
 
@@ -82,6 +98,55 @@ def measure(folder: Path, backbone: str, rounds: int, threads: int) -> dict[str,
         server.terminate()
         assert server.wait(60) == 0
     return {"cells": cells, "several clients": throughput, "rounds": rounds}
+
+
+def measure_against(folder: Path, checkout: Path, backbone: str, rounds: int, threads: int) -> dict[str, Any]:
+    """Send images to the services of this checkout and another one in turns."""
+    support = folder / "support.png"
+    cv2.imwrite(str(support), render("gear", 0, size=512)[0][:, :, ::-1])
+    cells = []
+    with contextlib.ExitStack() as stack:
+        ports, pids = dict[str, int](), dict[str, int]()
+        for name, place in (("here", common.ROOT), ("there", checkout)):
+            with against.inspecting(place, folder / name, backbone, support, threads):
+                pass  # it has made model and bank
+            command = [
+                sys.executable,
+                "-c",
+                against.COMMAND,
+                "serve",
+                str(folder / name / "model"),
+                str(folder / name / "bank"),
+            ]
+            command += ["--port", "0", "--threads", str(threads)]
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=against.environment(place))
+            stack.callback(server.wait, 60)
+            stack.callback(server.terminate)
+            assert server.stdout is not None
+            pids[name] = server.pid
+            ports[name] = urlparse(server.stdout.readline().split()[2]).port or 0
+        for width, height in SIZES:
+            image = cv2.resize(render("gear", 1, size=max(width, height))[0], (width, height))[:, :, ::-1].copy()
+            for sent_as in FORMATS:
+                url, body = _request(image, sent_as)
+                asks = {name: _client(port, url, body) for name, port in ports.items()}
+                for _ in range(3):
+                    for ask in asks.values():
+                        ask()
+                time.sleep(1)
+                calls = {name: functools.partial(_timed, ask, pids[name]) for name, ask in asks.items()}
+                found = against.compared(against.in_turns(calls, rounds))
+                cells.append({"size": f"{width} x {height}", "sent as": sent_as, **found})
+                print(cells[-1], flush=True)
+    settings = {"backbone": backbone, "threads": threads, "rounds": rounds, "limit": against.LIMIT}
+    ratios = {name: round(statistics.median(cell[name] for cell in cells), 4) for name in ("ratio", "CPU ratio")}
+    return {"commit": against.commit(checkout), **settings, **ratios, "cells": cells}
+
+
+def _timed(ask: Callable[[], object], server: int) -> against.Times:
+    start, busy = time.perf_counter(), against.cpu_ms(server)
+    ask()
+    return (time.perf_counter() - start) * 1e3, against.cpu_ms(server) - busy
 
 
 def _request(image: NDArray[np.uint8], sent_as: str) -> tuple[str, bytes]:

@@ -8,6 +8,7 @@ nobody used for two weeks are removed. Delete the folder at any time.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -97,13 +98,14 @@ def export_tiny(weights: Path, **changes: Any) -> Path:
         changes: Arguments of ``export_model`` that differ from those of the fixture ``tiny_model``.
 
     Returns:
-        The model folder. Read only; copy it to change it.
+        The model folder. Read only; copy it to change it. ``summary.json`` beside it holds what ``export_model`` returned.
     """
     arguments: dict[str, Any] = {"resize": 72, "crop": 64, "layers": (0, 1), **changes}
 
     def export(folder: Path) -> None:
         from visionad_export.exporter import export_model
 
-        export_model("deit_tiny_patch16_224", folder / "model", weights=weights, **arguments)
+        summary = export_model("deit_tiny_patch16_224", folder / "model", weights=weights, **arguments)
+        (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
 
-    return get(f"tiny-model {sorted(arguments.items())}", export) / "model"
+    return get(f"tiny-model, summary {sorted(arguments.items())}", export) / "model"

@@ -108,6 +108,7 @@ def test_a_model_is_replaced_whole(released: Released, tmp_path: Path, tiny_mode
     assert read_model(other) == read_model(tiny_model)
 
 
+@pytest.mark.slow(group="export")
 def test_the_release_script_makes_such_a_store(tmp_path: Path, tiny_weights: Path) -> None:
     module("cryptography")
     weights = tmp_path / "weights" / "deit_tiny_patch16_224"

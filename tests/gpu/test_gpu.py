@@ -62,13 +62,9 @@ on_hardware = pytest.mark.skipif(not has_nvidia_driver(), reason="no GPU")
 PLACES = ("hardware",) if has_nvidia_driver() else ("driver",) if PRETENDED else ("numpy", "interpreter")
 not_interpreted = pytest.mark.parametrize("place", [p for p in PLACES if SIZES[p]["calls"]], indirect=True)
 """What takes too long there, and is interpreted elsewhere."""
-interpreted_slowly = pytest.mark.parametrize(
-    "place", [slow("interpreter", p) if p == "interpreter" else p for p in PLACES], indirect=True
-)
-"""What the fast tests leave out there."""
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=[slow("interpreter", p) if p == "interpreter" else p for p in PLACES])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """The GPU, or each stand-in, behind an owner's thread."""
     if request.param != "hardware":
@@ -245,7 +241,6 @@ def test_rows_that_all_point_away(gpu_search: Any, place: Place) -> None:
     check_neighbours(queries, bank, *searched(gpu_search, place, queries, [(bank, every(queries))]))
 
 
-@interpreted_slowly
 def test_many_classes_and_views_in_one_launch(gpu_search: Any, place: Place) -> None:
     count = max(12, place.queries)
     queries = unit(5, count, 100)
@@ -348,7 +343,6 @@ def test_preprocess_gives_the_hosts_bytes(line: Callable[..., Line], place: Plac
             np.testing.assert_array_equal(found, expected, err_msg=str(rgb.shape))
 
 
-@interpreted_slowly
 def test_distances_map_and_score_are_the_hosts_and_stay(line: Callable[..., Line]) -> None:
     one = line(side=64)
     banks = [one.enroll(0), one.enroll(1, shots=2)]

@@ -435,6 +435,7 @@ def test_an_answer_that_nobody_takes(place: Path) -> None:
         assert service.stop() == 0 and time.monotonic() - start < 8
 
 
+@pytest.mark.slow(group="http-fuzz")
 def test_a_kept_connection_outlives_a_pollers_cycle(service: Service) -> None:
     connection = HTTPConnection(service.host, service.port, timeout=30)
     for wait in (0, 6.0):
@@ -446,6 +447,7 @@ def test_a_kept_connection_outlives_a_pollers_cycle(service: Service) -> None:
     connection.close()
 
 
+@pytest.mark.slow(group="http-fuzz")
 def test_time_limits(place: Path) -> None:
     """Each connection ends, with an answer where a request had begun; others are served meanwhile."""
     post = b"POST /inspect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"

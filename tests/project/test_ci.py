@@ -104,7 +104,7 @@ def test_every_slow_group_has_its_line_and_every_glob_a_file() -> None:
             re.findall(r"\bslow\(\s*\"([\w-]+)\"", text)
         )
     assert used == {name for name, group in table.items() if "tests" not in group}
-    known = {"tests", "paths", "first", "inputs", "packages", "environment"}
+    known = {"tests", "paths", "first", "inputs", "packages", "environment", "alone", "workers"}
     for name, group in table.items():
         assert set(group) <= known and group["packages"], name
         for glob in [*group["inputs"], *group.get("paths", [])]:
@@ -121,15 +121,15 @@ def test_a_group_runs_again_once_an_input_or_a_package_changed(tmp_path: Path, m
     table = {name: {"inputs": ["*.py"], "packages": ["library"]} for name in statuses}
     monkeypatch.setattr(slow, "read_table", lambda: table)
     monkeypatch.setattr(slow, "version", releases.get)
-    monkeypatch.setattr(slow, "run", lambda name, _: (ran.append(name), statuses[name])[1])
+    monkeypatch.setattr(slow, "run", lambda name, *_: (ran.append(name), statuses[name])[1])
 
     def call(*arguments: str) -> tuple[int, list[str]]:
         ran.clear()
         monkeypatch.setattr(sys, "argv", ["slow", *arguments])
-        return slow.main(), list(ran)
+        return slow.main(), sorted(ran)  # two run at the same time
 
     assert call("--list") == (0, [])
-    assert call() == (1, ["good", "bad"])
+    assert call() == (1, ["bad", "good"])
     assert call() == (1, ["bad"])  # what failed is tried again
     assert call("good") == (0, [])
     assert call("good", "--all") == (0, ["good"])
@@ -141,3 +141,46 @@ def test_a_group_runs_again_once_an_input_or_a_package_changed(tmp_path: Path, m
     (tmp_path / "two.py").write_text("")
     assert call("good") == (0, ["good"])
     assert call("good") == (0, [])
+
+
+def test_two_groups_run_at_a_time_and_some_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    slow = load_slow()
+    monkeypatch.setattr(slow, "ROOT", tmp_path)
+    monkeypatch.setattr(slow, "PASSED", tmp_path / "passed")
+    monkeypatch.setattr(slow, "COMMON", [])
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # it starts in a tenth of the time
+    (tmp_path / "one.py").write_text("1")
+    # A group that shares the cores waits until the other one of its pair is there too, and a third one is not.
+    (tmp_path / "first.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "name = sys.argv[1]\n"
+        "here = pathlib.Path('here')\n"
+        "here.mkdir(exist_ok=True)\n"
+        "(here / name).touch()\n"
+        "print(f'{name} begins with', os.environ['OMP_NUM_THREADS'], flush=True)\n"
+        "end = time.monotonic() + 60\n"
+        "while name in ('a', 'b') and len(list(here.iterdir())) < 2: assert time.monotonic() < end; time.sleep(0.01)\n"
+        "if name in ('a', 'b'): time.sleep(0.3)\n"
+        "assert len(list(here.iterdir())) <= (1 if name in ('d', 'e') else 2)\n"
+        "print(f'{name} ends', flush=True)\n"
+        "(here / name).unlink()\n"
+        "sys.exit(name == 'c')\n"
+    )
+    (tmp_path / "test_none.py").write_text("")
+    settings = {"first": [], "paths": ["test_none.py"], "inputs": ["one.py"], "packages": []}
+    table = {name: {**settings, "first": [["first.py", name]], "alone": name in ("d", "e")} for name in "dabec"}
+    monkeypatch.setattr(slow, "read_table", lambda: table)
+    monkeypatch.setattr(sys, "argv", ["slow"])
+    assert slow.main() == 1
+    assert sorted(path.stem for path in (tmp_path / "passed").glob("*.json")) == ["a", "b", "d", "e"]
+    said = capfd.readouterr().out
+    assert "slow groups that failed: c" in said
+    for name in "abcde":
+        start, end = (said.index(f"{name} {word}") for word in ("begins", "ends"))
+        between = said[start:end]
+        assert f"{name} begins with {2 if name in ('d', 'e') else 1}" in between
+        assert not any(f"{other} begins" in between for other in "abcde" if other != name), said
+    assert max(said.index(f"{name} ends") for name in "abc") < min(said.index(f"{name} begins") for name in "de")

@@ -55,10 +55,12 @@ def check(stubs: Path, runtime: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=stubs).stdout
 
 
+@pytest.mark.slow(group="tensorrt-rtx")
 def test_our_calls_fit_the_stubs(stubs: Path) -> None:
     assert check(stubs, ROOT / "runtime").startswith("Success"), check(stubs, ROOT / "runtime")
 
 
+@pytest.mark.slow(group="tensorrt-rtx")
 def test_a_wrong_call_would_be_found(stubs: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -213,6 +213,8 @@ def _decode_deep(data: bytes, label: str | Path, bit_depth: int) -> RGB8:
     """Decode a PNG or PNM of 16 bits."""
     import cv2
 
+    if data.startswith(png.SIGNATURE) and png.is_cut(data):
+        raise ImageError(f"{label}: damaged or truncated image (a chunk ends beyond the file)")
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as exc:

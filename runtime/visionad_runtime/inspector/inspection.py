@@ -23,7 +23,7 @@ from ..errors import ImageError, VisionADError
 from ..formats.manifest import parse_precision
 from ..formats.model_folder import read_model
 from ..images import arrays, discover, pixels, reader
-from ..pipeline.base import PipelineOutput, StageTimer
+from ..pipeline.base import Pipeline, PipelineOutput, StageTimer
 from ..pipeline.opening import open_engine
 from ..pipeline.self_test import read_golden
 from ..result import FileResult, MadeBy, Result, Trace, explain_result, make_result
@@ -134,16 +134,22 @@ class Inspection(OpenedModel):
             raise
         return inspector
 
-    def with_bank(self, bank: Bank, scoring: ScoringSpec, engine: Engine | None = None) -> Inspection:
+    def with_bank(
+        self, bank: Bank, scoring: ScoringSpec, engine: Engine | None = None, pipeline: Pipeline | None = None
+    ) -> Inspection:
         """Return an inspection with another bank or scoring and the same model. Close it before this one.
 
         Args:
             bank: the bank.
             scoring: how to score, in views that the bank holds.
             engine: encodes instead of this one's engine, which stays open when the returned inspection is closed.
+            pipeline: inspects instead of the one that suits the engine; with the same scoring.
         """
         other = Inspection(self.manifest, engine or self.engine, bank, scoring, self._golden, self._threads)
         other._owns_engine = False
+        if pipeline is not None:
+            other.pipeline.close()
+            other.pipeline = pipeline
         return other
 
     def inspect(

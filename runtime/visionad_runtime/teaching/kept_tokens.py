@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,8 @@ class KeptTokensEngine:
         batch_size: of the inner engine.
         precision: of the inner engine.
         info: of the inner engine.
+        folder: where tokens are kept.
+        key: model, backend and precision, as bytes.
         computed: rows that were encoded.
         reused: rows that were read.
     """
@@ -53,10 +55,10 @@ class KeptTokensEngine:
         Raises:
             VisionADError: The folder cannot be made.
         """
-        self._engine, self._folder = engine, folder
+        self._engine, self.folder = engine, folder
         self.name, self.batch_size = engine.name, engine.batch_size
         self.precision, self.info = engine.precision, engine.info
-        self._key = f"{model} {engine.name} {engine.precision}\n".encode()
+        self.key = f"{model} {engine.name} {engine.precision}\n".encode()
         self._shapes = (identity.grid**2, identity.dim), (identity.class_token_dim,)
         self.computed = self.reused = 0
         try:
@@ -76,7 +78,15 @@ class KeptTokensEngine:
             VisionADError: The folder cannot be written, or the inner engine failed.
         """
         images = np.ascontiguousarray(images)
-        paths = [self._path(row) for row in images]
+        return self.encode_named(images, self.names(images), class_token)
+
+    def names(self, images: F32) -> list[str]:
+        """Return the names that the tokens of prepared images are kept by, one per row."""
+        return [self._name(row) for row in np.ascontiguousarray(images)]
+
+    def encode_named(self, images: F32, names: Sequence[str], class_token: bool = True) -> Tokens:
+        """Do what :meth:`encode` does for images whose :meth:`names` are known."""
+        paths = [self._path(name) for name in names]
         kept = [self._read(path) for path in paths]
         missing = [i for i, tokens in enumerate(kept) if tokens is None]
         if missing:
@@ -88,17 +98,27 @@ class KeptTokensEngine:
                 atomic_write(paths[place], save_tensors(tensors))
         self.computed += len(missing)
         self.reused += len(images) - len(missing)
+        return _stacked([tokens for tokens in kept if tokens is not None], class_token)
+
+    def read_named(self, names: Sequence[str], class_token: bool = True) -> Tokens | None:
+        """Return kept tokens by :meth:`names`, or ``None`` if some are missing or damaged."""
+        kept = [self._read(self._path(name)) for name in names]
         rows = [tokens for tokens in kept if tokens is not None]
-        return Tokens(np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]) if class_token else None)
+        if len(rows) < len(kept):
+            return None
+        self.reused += len(rows)
+        return _stacked(rows, class_token)
 
     def close(self) -> None:
         """Do nothing: the inner engine belongs to its inspector."""
 
-    def _path(self, image: F32) -> Path:
-        digest = hashlib.sha256(self._key)
+    def _name(self, image: F32) -> str:
+        digest = hashlib.sha256(self.key)
         digest.update(image.data)
-        name = digest.hexdigest()
-        return self._folder / name[:2] / f"{name}.safetensors"
+        return digest.hexdigest()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}.safetensors"
 
     def _read(self, path: Path) -> tuple[F32, F32] | None:
         try:
@@ -111,3 +131,7 @@ class KeptTokensEngine:
             return None
         fits = (patch.shape, cls.shape) == self._shapes and {patch.dtype, cls.dtype} == {np.dtype(np.float32)}
         return (patch, cls) if fits else None
+
+
+def _stacked(rows: Sequence[tuple[F32, F32]], class_token: bool) -> Tokens:
+    return Tokens(np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]) if class_token else None)

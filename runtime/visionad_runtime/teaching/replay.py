@@ -23,8 +23,11 @@ from ..images import decode
 from ..images.pixels import RGB8
 from ..inspector import Inspector
 from ..inspector.inspection import Inspection
+from ..pipeline.base import Pipeline
 from ..scoring.preset import scoring_for
 from ..scoring.spec import ScoringSpec
+from .kept_images import FileIndex, pixels_of
+from .kept_pipeline import KeptPipeline
 from .kept_tokens import KeptTokensEngine
 
 Facts = Mapping[str, Any]
@@ -41,6 +44,8 @@ FIELDS: dict[Stage, tuple[str, ...]] = {
     "regions": ("regions",),
 }
 """Stage → fields of a record that it decides, in the order of computation."""
+FILES = "files"
+"""Folder of the kept tokens' folder: shapes and digests of the images of files."""
 READERS = 2
 """Threads that read the next images."""
 MAX_OPEN = 3
@@ -130,6 +135,7 @@ class Replay:
         self._bit_depth, self._preset, self._views = bit_depth, preset, views
         identity = inspector.manifest.identity
         self.tokens = None if tokens is None else KeptTokensEngine(inspector.engine, tokens, inspector.digest, identity)
+        self._files = None if tokens is None else FileIndex(tokens / FILES, bit_depth)
         self._banks: OrderedDict[tuple[Path, int | None], Bank] = OrderedDict()
         self._open: OrderedDict[tuple[Bank, ScoringSpec], Inspection] = OrderedDict()
         if target is not None:
@@ -213,7 +219,11 @@ class Replay:
             size = facts.get("bytes")
             if size is not None and digest is None and len(data) != size:
                 return Difference("image", f"{size} bytes", f"changed: {len(data)} bytes")
-            return decode.decode(data, path, self._bit_depth)
+
+            def decoded() -> RGB8:
+                return decode.decode(data, path, self._bit_depth)
+
+            return decoded() if self._files is None else self._files.image(data, decoded)
         except ImageError as exc:
             return Difference("image", str(path), str(exc))
 
@@ -241,12 +251,18 @@ class Replay:
         given = facts.get("class") if facts.get("class_source") == "given" else None
         key = bank, self._scoring(bank, facts)
         if key not in self._open:
-            self._open[key] = self._inspector.with_bank(*key, engine=self.tokens)
+            self._open[key] = self._inspector.with_bank(*key, engine=self.tokens, pipeline=self._pipeline(key[1]))
         regions = facts.get("regions") or ()
         evidence = any(region.get("evidence") is not None for region in regions)
-        ((result, _),) = self._open[key].trace_batch([rgb], given, trace=False, evidence=evidence)
+        image = pixels_of(rgb) if bank.snapshot.has_rois else rgb  # tiles are cut from the pixels
+        ((result, _),) = self._open[key].trace_batch([image], given, trace=False, evidence=evidence)
         recomputed: Facts = json.loads(json.dumps(result.to_dict(str(facts["image"]))))
         return recomputed
+
+    def _pipeline(self, scoring: ScoringSpec) -> Pipeline | None:
+        if self.tokens is None:
+            return None
+        return KeptPipeline(self.tokens, self._inspector.manifest.identity, scoring, threads=self._inspector.threads)
 
     def _scoring(self, bank: Bank, facts: Facts) -> ScoringSpec:
         """Return how a record was scored: as the options say, else as the class was calibrated, else as the model was exported."""

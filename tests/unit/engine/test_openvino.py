@@ -381,6 +381,7 @@ def test_nothing_is_sent_and_nothing_printed(tiny_model: Path) -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
+@pytest.mark.slow(group="benchmarks")
 @needs_bf16
 def test_bench_prints_the_ratio(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = ["bench", str(tiny_model), "--backend", "onnxruntime-cpu,openvino", "--precision", "bf16", "--batch", "1"]

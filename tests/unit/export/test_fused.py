@@ -21,7 +21,6 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from visionad_export.exporter import export_model
 from visionad_export.graph.fuse_onnxruntime import write_fused
 from visionad_export.graph.precision import HALF, lower
 from visionad_runtime.cuda import thread
@@ -31,6 +30,7 @@ from visionad_runtime.formats.files import sha256_file
 from visionad_runtime.formats.manifest import CUDA_ONNX_FILE, ModelManifest, Precision, read_manifest
 from visionad_runtime.pipeline.opening import open_engine
 
+from tests import cache
 from tests.data import ROOT
 from tests.fakes import cuda_provider as fake_ort
 from tests.fakes.gpu import FakeDevice
@@ -292,13 +292,9 @@ def test_another_gelu_is_left_alone(tiny_model: Path, tmp_path: Path, spoilt: st
 
 
 @pytest.mark.parametrize(("precision", "has_fused_file"), [("fp32", False), ("tf32", True), ("fp16", True)])
-def test_export_writes_it_beside_the_model(
-    tiny_weights: Path, tmp_path: Path, precision: str, has_fused_file: bool
-) -> None:
-    out = tmp_path / "model"
-    summary = export_model(
-        "deit_tiny_patch16_224", out, weights=tiny_weights, resize=72, crop=64, layers=(0, 1), precision=precision
-    )
+def test_export_writes_it_beside_the_model(tiny_weights: Path, precision: str, has_fused_file: bool) -> None:
+    out = cache.export_tiny(tiny_weights, **({} if precision == "fp32" else {"precision": precision}))
+    summary = json.loads((out.parent / "summary.json").read_text())
     manifest = read_manifest(out, ModelManifest)
     assert (CUDA_ONNX_FILE in manifest.files) is (out / CUDA_ONNX_FILE).exists() is has_fused_file
     assert summary["fused"] == ({"attentions": 2, "norms": 3} if has_fused_file else None)

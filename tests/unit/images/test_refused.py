@@ -8,6 +8,7 @@ import struct
 import threading
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -337,3 +338,18 @@ def test_the_table_covers_the_formats_and_their_endings() -> None:
     for format_name in FORMATS:
         known = {ending for ending, name in Image.registered_extensions().items() if name == format_name}
         assert known - {".apng", ".pfm"} <= set(ENDINGS[format_name]), format_name
+
+
+def test_no_room_is_made_for_a_chunk_that_a_file_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV makes room for the length that a chunk states: gigabytes and seconds for a small file."""
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (24, 32, 3), dtype=np.uint16)
+    sound = cv2.imencode(".png", pixels)[1].tobytes()
+    assert decode(sound, "the label", 16).shape == (24, 32, 3)
+    place = sound.index(b"IDAT") - 4
+    (length,) = struct.unpack_from(">I", sound, place)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("OpenCV was asked"))
+    for stated in (length + 13, 3_355_443_364):
+        damaged = sound[:place] + struct.pack(">I", stated) + sound[place + 4 :]
+        assert "a chunk ends beyond the file" in refusal(damaged, 16)
+    for cut in (4, 8, 12):
+        assert "a chunk ends beyond the file" in refusal(sound[:-cut], 16)

@@ -34,10 +34,8 @@ from tests.fakes.gpu import FakeDevice
 
 BACKENDS = ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"]
 """Those that can have the chain on the GPU."""
-thorough = pytest.mark.parametrize(
-    "backend", [BACKENDS[0], *(slow("close", name) for name in BACKENDS[1:])], indirect=True
-)
-"""For tests of half a minute: the fast tests take one backend."""
+thorough = pytest.mark.parametrize("backend", [slow("close", name) for name in BACKENDS], indirect=True)
+"""For tests of half a minute."""
 
 
 @pytest.fixture(params=BACKENDS)

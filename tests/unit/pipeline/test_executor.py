@@ -478,6 +478,7 @@ def test_no_room_for_the_chain_leaves_nothing_behind(gpu: None) -> None:
     owner.close()
 
 
+@pytest.mark.slow(group="close")
 def test_no_room_at_any_taking_leaves_nothing_behind_and_the_chain_goes_on(gpu: None) -> None:
     owner = DeviceThread.of(next(GPUS))
     device, engine = fake_of(owner), FakeEngine(owner, IDENTITY, encode_row, max_rows=3)

@@ -17,6 +17,8 @@ from visionad_runtime.scoring.spec import ScoringSpec
 from visionad_runtime.teaching.audit import leave_one_out_scores
 from visionad_runtime.teaching.selection import select_support
 
+from tests.data import slow
+
 F32 = NDArray[np.float32]
 
 
@@ -69,20 +71,23 @@ def test_a_neighbour_does_not_make_a_patch_common_and_a_far_twin_does() -> None:
     assert weight == np.float32(MIN_DISTANCE) ** np.float32(0.25)
 
 
-def test_a_grid_without_elsewhere_is_refused(
-    tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_grid_without_elsewhere_is_refused() -> None:
     with pytest.raises(VisionADError, match="at least 6 patches a side, got 5"):
         self_similarity_weight(tokens(0, 5, 8), 5)
+
+
+@pytest.mark.parametrize(("grid", "good"), [(MIN_GRID - 1, False), slow("export", MIN_GRID, True)])
+def test_the_export_refuses_a_grid_without_elsewhere(
+    tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], grid: int, good: bool
+) -> None:
     small = f"--backbone deit_tiny_patch16_224 --weights {tiny_weights} --layers 0-1".split()
-    for side, good in ((16 * (MIN_GRID - 1), False), (16 * MIN_GRID, True)):
-        size = ["--resize", str(side), "--crop", str(side)]
-        status = run(["export", *small, *size, "--self-similarity", "--out", str(tmp_path / str(side))])
-        assert status == (0 if good else 2)
-        said = capsys.readouterr()
-        assert ("distances weighted by self-similarity" in said.out) is good
-        assert (f"expected at least {MIN_GRID} patches a side" in said.err) is not good
-        assert (tmp_path / str(side)).exists() is good
+    size = ["--resize", str(16 * grid), "--crop", str(16 * grid)]
+    status = run(["export", *small, *size, "--self-similarity", "--out", str(tmp_path / "model")])
+    assert status == (0 if good else 2)
+    said = capsys.readouterr()
+    assert ("distances weighted by self-similarity" in said.out) is good
+    assert (f"expected at least {MIN_GRID} patches a side" in said.err) is not good
+    assert (tmp_path / "model").exists() is good
 
 
 def test_good_parts_among_themselves_score_as_inspection_scores_them(

@@ -117,7 +117,7 @@ def test_against_brute_force(
 
 
 @pytest.mark.parametrize("make", [unit, patches, near_ties])
-@pytest.mark.parametrize(("count", "rows", "dim", "k"), [(784, 4704, 256, 1), (7, 100_000, 97, 1), (60, 9000, 384, 5)])
+@pytest.mark.parametrize(("count", "rows", "dim", "k"), [(300, 4704, 256, 1), (7, 100_000, 97, 1), (60, 9000, 384, 5)])
 def test_real_sizes(
     bank_of: Bank, make: Callable[[int, int, int], F32], count: int, rows: int, dim: int, k: int
 ) -> None:

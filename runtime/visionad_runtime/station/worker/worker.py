@@ -181,7 +181,7 @@ class Worker:
             for name in self._names(recipe):
                 class_name = recipe.class_of(name)
                 checked.inspection.require_class(class_name)
-                checked.checks.prepare(class_name)
+                checked.checks.prepare(recipe, class_name)
                 if self._cameras[name].facts is None:
                     raise VisionADError(f"camera {name} is not there: {self._cameras[name].trouble}")
         except VisionADError as exc:
@@ -307,6 +307,12 @@ class Worker:
         evaluation, reason = evaluate(result)
         if "light" in noted and checks.light_decides and evaluation != ANOMALOUS:
             evaluation, reason = NOT_DECIDABLE, "light"
+        found = checks.position(recipe, rgb, result)
+        if found is not None:
+            facts = {**facts, **found.facts}
+            if found.problem is not None:  # whatever the verdict: it is about another place of the part
+                noted = (*noted, "position")
+                evaluation, reason = NOT_DECIDABLE, reason if reason == "no class" else "position"
         problem = checks.code_problem(recipe, name, rgb, job.part)
         if problem is not None and evaluation != ANOMALOUS:
             evaluation, reason, noted = NOT_DECIDABLE, "code", (*noted, "code")

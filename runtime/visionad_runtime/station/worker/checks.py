@@ -81,13 +81,24 @@ def image_statistics(rgb: NDArray[np.uint8]) -> ImageStatistics:
     scale = max(1, -(-max(rgb.shape[:2]) // _SIDE))
     small = np.ascontiguousarray(rgb[::scale, ::scale])
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if small.ndim == 3 else small
-    levels = gray.astype(np.float32)
-    across, down = np.diff(levels, axis=1), np.diff(levels, axis=0)
-    energy = float((across**2).mean() + (down**2).mean())
-    dark, bright = np.percentile(gray, (1, 99))
+    counts = np.bincount(gray.ravel(), minlength=256)
+    across = cv2.norm(gray[:, 1:], gray[:, :-1], cv2.NORM_L2SQR) / max(1, gray[:, 1:].size)
+    down = cv2.norm(gray[1:], gray[:-1], cv2.NORM_L2SQR) / max(1, gray[1:].size)
     return ImageStatistics(
-        float(gray.mean()), float(dark), float(bright), float((gray == 255).mean()), float(np.log(energy + 1.0))
+        mean=float(counts @ np.arange(256)) / gray.size,
+        dark=_level(counts, 0.01),
+        bright=_level(counts, 0.99),
+        saturated=float(counts[255]) / gray.size,
+        sharpness=float(np.log(across + down + 1.0)),
     )
+
+
+def _level(counts: NDArray[np.int64], share: float) -> float:
+    """Return the gray level that a share of the pixels are below, from the pixels of each level, as ``np.quantile`` does."""
+    ends = np.cumsum(counts)
+    place = share * float(ends[-1] - 1)
+    low, high = np.searchsorted(ends, (int(place), min(int(place) + 1, int(ends[-1]) - 1)), side="right")
+    return float(low + (high - low) * (place - int(place)))
 
 
 class LightLimits:

@@ -26,9 +26,16 @@ _SIDES = (64, 512)
 _COARSE = 4
 """A second, smaller size that large shifts are found on first."""
 _COARSE_SIDE = 16
+_MARGIN = 4
+"""Share of what is inspected, of its width and height, that is looked at on each side of it too."""
+_SURE = 0.9
+"""Correlation from which the first start was the right one."""
+_BLUR = 5
 _CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)
 _FLAT = 2.0
 """Standard deviation of gray levels below which an image has no texture that could be aligned."""
+_LEAST = 64
+"""Pixels that count, below which there is nothing to align."""
 
 
 class Position(NamedTuple):
@@ -79,23 +86,21 @@ class Reference:
 
     def __init__(self, rgb: NDArray[np.uint8], counts: NDArray[np.bool_] | None = None) -> None:
         self._shape = rgb.shape[:2]
-        height, width = self._shape
-        shrink = min(_SHRINK, max(1.0, min(height, width) / _SIDES[0]))
-        self._shrink = max(shrink, max(height, width) / _SIDES[1])
-        self._counts = np.full((height, width), 255, np.uint8) if counts is None else counts.astype(np.uint8) * 255
-        middle = (width / 2, height / 2)
-        if counts is not None:
-            x, y, wide, high = cv2.boundingRect(self._counts)
-            middle = (x + wide / 2, y + high / 2)
-        self._middle = np.asarray(middle, np.float64)
-        self._sizes = [_Size(rgb, self._counts, self._shrink)]
-        if min(self._sizes[0].gray.shape) >= _COARSE * _COARSE_SIDE:
-            self._sizes.insert(0, _Size(rgb, self._counts, self._shrink * _COARSE))
+        mask = np.full(self._shape, 255, np.uint8) if counts is None else counts.astype(np.uint8) * 255
+        x, y, width, height = cv2.boundingRect(mask)
+        left, top = max(0, x - width // _MARGIN), max(0, y - height // _MARGIN)
+        self._part = np.s_[top : y + height + height // _MARGIN, left : x + width + width // _MARGIN]
+        self._middle = np.array([x + width / 2 - left, y + height / 2 - top])
+        shown, mask = rgb[self._part], mask[self._part]
+        shrink = min(_SHRINK, max(1.0, min(shown.shape[:2]) / _SIDES[0]))
+        shrink = max(shrink, max(shown.shape[:2]) / _SIDES[1])
+        self._fine = _Size(shown, mask, shrink)
+        self._coarse = _Size(shown, mask, shrink * _COARSE)
 
     @property
     def is_flat(self) -> bool:
         """Whether the image has no texture that parts could be aligned by."""
-        return self._sizes[-1].is_flat
+        return self._fine.is_flat
 
     def look(self, rgb: NDArray[np.uint8], limits: Alignment) -> Finding:
         """Find a part, and compare its place with the limits.
@@ -126,45 +131,62 @@ class Reference:
         Args:
             rgb: uint8 (H, W, 3) or (H, W).
         """
-        warp = np.eye(2, 3, dtype=np.float32)  # of pixels of the image
-        correlation = math.nan
-        for size in self._sizes:
-            seen = size.shrunk(rgb)
-            if seen[size.mask > 0].std() < _FLAT:
-                return None
-            small = warp.copy()
-            small[:, 2] = warp[:, 2] / size.shrink + _half_pixel(warp)
-            try:
-                correlation, found = cv2.findTransformECC(
-                    size.gray, seen, small, cv2.MOTION_EUCLIDEAN, _CRITERIA, size.mask, 5
-                )
-            except cv2.error:  # it does not converge, or nothing of the part is there
-                correlation = math.nan
-                continue
-            warp = np.array(found, np.float32)
-            warp[:, 2] = (warp[:, 2] - _half_pixel(warp)) * size.shrink
-        if not math.isfinite(correlation):
+        shown = rgb[self._part]
+        still = np.eye(2, 3, dtype=np.float32)  # of pixels of the image
+        starts = [still]
+        if not self._coarse.is_flat and min(self._coarse.gray.shape) >= _COARSE_SIDE:
+            rough = self._coarse.align(shown, still)
+            starts = starts if rough is None else [rough[1], still]
+        best: tuple[float, NDArray[np.float32]] | None = None
+        for start in starts:
+            found = self._fine.align(shown, start)
+            if found is not None and (best is None or found[0] > best[0]):
+                best = found
+            if best is not None and best[0] >= _SURE:
+                break
+        if best is None:
             return None
+        correlation, warp = best
         moved = warp[:, :2].astype(np.float64) @ self._middle + warp[:, 2] - self._middle
         turn = math.degrees(math.atan2(float(warp[1, 0]), float(warp[0, 0])))
-        return Position(float(correlation), float(np.hypot(*moved)), turn)
+        return Position(correlation, float(np.hypot(*moved)), turn)
 
 
 class _Size:
     """The enrolled image at one size."""
 
-    def __init__(self, rgb: NDArray[np.uint8], counts: NDArray[np.uint8], shrink: float) -> None:
+    def __init__(self, rgb: NDArray[np.uint8], mask: NDArray[np.uint8], shrink: float) -> None:
         height, width = rgb.shape[:2]
         self._to = (max(1, round(width / shrink)), max(1, round(height / shrink)))
-        self.shrink = shrink
-        self.gray = self.shrunk(rgb)
-        self.mask = cv2.resize(counts, self._to, interpolation=cv2.INTER_NEAREST)
-        self.is_flat = float(self.gray[self.mask > 0].std() if self.mask.any() else 0.0) < _FLAT
+        self._shrink = shrink
+        self._mask = cv2.resize(mask, self._to, interpolation=cv2.INTER_NEAREST)
+        self.gray = self._shrunk(rgb)
+        self.is_flat = self._is_flat(self.gray)
 
-    def shrunk(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return an image's gray levels at this size."""
+    def align(self, rgb: NDArray[np.uint8], start: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]] | None:
+        """Return correlation and motion of an image, in its own pixels; ``None`` if the alignment does not converge."""
+        seen = self._shrunk(rgb)
+        if self._is_flat(seen):
+            return None
+        small = start.copy()
+        small[:, 2] = start[:, 2] / self._shrink + _half_pixel(start)
+        try:
+            correlation, found = cv2.findTransformECC(
+                self.gray, seen, small, cv2.MOTION_EUCLIDEAN, _CRITERIA, self._mask, _BLUR
+            )
+        except cv2.error:  # it does not converge, or nothing of the part is there
+            return None
+        warp = np.array(found, np.float32)
+        warp[:, 2] = (warp[:, 2] - _half_pixel(warp)) * self._shrink
+        return (float(correlation), warp) if math.isfinite(correlation) and np.isfinite(warp).all() else None
+
+    def _shrunk(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         small = cv2.resize(np.ascontiguousarray(rgb), self._to, interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if small.ndim == 3 else small, np.uint8)
+
+    def _is_flat(self, gray: NDArray[np.uint8]) -> bool:
+        counting = gray[self._mask > 0]
+        return counting.size < _LEAST or float(counting.std()) < _FLAT
 
 
 def _half_pixel(warp: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -128,6 +128,19 @@ def test_a_stripe_that_moves_outside_of_what_is_inspected_does_not_count() -> No
     assert seen is None or seen.correlation < 0.8
 
 
+def test_a_small_region_of_a_large_image_is_looked_at_closely() -> None:
+    def label(seed: int, x: int) -> Pixels:
+        rng = np.random.default_rng(seed)
+        image = rng.integers(60, 70, (1200, 1600), dtype=np.uint8)
+        cv2.putText(image, "7A", (x, 640), cv2.FONT_HERSHEY_SIMPLEX, 1.5, 220, 5)
+        return image
+
+    counts = np.zeros((1200, 1600), np.bool_)
+    counts[590:660, 780:880] = True
+    found = Reference(label(1, 800), counts).locate(label(2, 806))
+    assert found is not None and found.correlation > 0.9 and found.shift_px == pytest.approx(6, abs=0.5)
+
+
 # -- in a station -----------------------------------------------------------------------------------------------------
 
 

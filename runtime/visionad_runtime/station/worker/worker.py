@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -277,13 +277,15 @@ class Worker:
     # -- frames -------------------------------------------------------------------------------------------------------
 
     def _frames(self, job: Job, names: list[str], number: int) -> dict[str, Future[Frame]]:
-        """Trigger the cameras and wait for their frames in threads, or take those that began the part."""
+        """Trigger the cameras. Wait for the first frame here, for others in threads; or take those that began the part."""
         if self._watch is not None:
             return self._watch.take(names, number, job.deadline)
         after = {name: self._cameras[name].arm() for name in names}
         for name in names:
             self._cameras[name].trigger()
-        return {name: self._pool.submit(self._cameras[name].grab, after[name], job.deadline) for name in names}
+        first, *others = names
+        frames = {name: self._pool.submit(self._cameras[name].grab, after[name], job.deadline) for name in others}
+        return {first: _done(self._cameras[first].grab, after[first], job.deadline), **frames}
 
     def _judge(self, name: str, frame: Future[Frame], job: Job, recipe: Recipe, checked: _Checked) -> Judged:
         try:
@@ -419,6 +421,16 @@ class _CameraHolder:
                 return False
         self._say("camera", self.name, self.facts._asdict(), "")
         return True
+
+
+def _done(function: Callable[..., Frame], *arguments: Any) -> Future[Frame]:
+    """Return what a function returns or raises, as a future. Another thread would take its turn twice."""
+    future: Future[Frame] = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as exc:
+        future.set_exception(exc)
+    return future
 
 
 def eight_bits(frame: Frame) -> NDArray[np.uint8]:

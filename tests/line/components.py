@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from visionad_runtime.system import environment
 
 RTSP_PYTHON = "/usr/bin/python3"
 """The system's Python: GStreamer's bindings belong to it."""
@@ -104,7 +105,8 @@ def note(name: str, figures: dict[str, Any]) -> None:
         file = Path(path)
         known = json.loads(file.read_text()) if file.is_file() else {}
         facts = {"date": datetime.now(UTC).date().isoformat(), "load": round(os.getloadavg()[0], 1), **figures}
-        file.write_text(json.dumps(dict(sorted({**known, name: facts}.items())), indent=1) + "\n")
+        written = {**known, "environment": environment(), name: facts}
+        file.write_text(json.dumps(dict(sorted(written.items())), indent=1) + "\n")
 
 
 def free_port() -> int:

@@ -172,7 +172,8 @@ def test_line(arguments: list[str]) -> None:
     install("export,eval,dev")
     os.environ["VISIONAD_DEMAND_LINE"] = "1"
     os.environ.setdefault("VISIONAD_LINE_BLOWS", "50")
-    os.environ.setdefault("VISIONAD_TEST_NODE_RED", "1")
+    os.environ.setdefault("VISIONAD_LINE_SOAK_S", "600")
+    os.environ.setdefault("VISIONAD_LINE_RESULTS", str(ROOT / "benchmarks" / "results" / "line.json"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # One after another: they measure how fast a station answers.
     call(PYTHON, "-m", "pytest", "--durations=15", "-m", "slow or not slow", *(arguments or ["tests/line"]))

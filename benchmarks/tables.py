@@ -171,7 +171,7 @@ def station() -> Rows:
     """What a station costs beyond its inspector, and what grows."""
     run = load("station")
     growth = run["growth"]
-    yield "trigger to result beyond the inspector, median", f"{run['overhead']['p50']:.1f} ms", "5 ms"
+    yield "trigger to result beyond the inspector, median", f"{run['overhead']['beyond']['p50']:.1f} ms", "5 ms"
     yield "Modbus answer beside a working engine, median", f"{run['answers']['p50']:.1f} ms", "–"
     yield "Modbus answer beside a working engine, p99", f"{run['answers']['p99']:.1f} ms", "10 ms"
     for process in ("front", "worker"):
@@ -188,6 +188,42 @@ def station() -> Rows:
         )
     yield "database, a part", f"{growth['database_bytes_a_part']:.0f} bytes", "4096 bytes"
     yield "log, a part", f"{growth['log_bytes_a_part']:.0f} bytes", "4 bytes"
+    names = ("overhead", "answers", "growth")
+    begun = [f"{run[name]['load']:.0f}" + (f" ({run[name]['nice']})" if "nice" in run[name] else "") for name in names]
+    yield "load average (and `nice`) when the runs of trigger, answers and growth began", ", ".join(begun), "–"
+
+
+@register("test", "measured", "result")
+def line() -> Rows:
+    """Figures of the acceptance tests with real components, by `make test-line`."""
+    run = load("line")
+    soak, flow = run["T6"], run["T8"]
+    minutes = f"over {soak['seconds'] / 60:.0f} minutes"
+    yield "T6", f"jobs of one OPC UA client {minutes}, encrypted; events that came", f"{soak['jobs']}; {soak['events']}"
+    yield (
+        "T6",
+        "from the accepted job to its event, median and p99",
+        f"{soak['event_ms']['p50']:.0f} and {soak['event_ms']['p99']:.0f} ms",
+    )
+    yield "T6", f"memory of the front {minutes}", "{} → {} MB".format(*soak["rss_mb"])
+    yield (
+        "T6",
+        "its open files and threads",
+        "{:.0f} → {:.0f}, {:.0f} → {:.0f}".format(*soak["files"], *soak["threads"]),
+    )
+    yield (
+        "T8",
+        f"{flow['cycles']} cycles of Node-RED, stopped once for {flow['paused_s']} s",
+        f"{flow['seconds']:.0f} s",
+    )
+    yield "", "load average of T6 and T8", f"{soak['load']:.0f} and {flow['load']:.0f}"
+
+
+@register("image", "one alignment, median", "p99")
+def alignment() -> Rows:
+    """What the check of the position costs, on one thread."""
+    for row in load("station")["alignment"]["rows"]:
+        yield f"{row['side']} × {row['side']} pixels", f"{row['p50']:.1f} ms", f"{row['p99']:.1f} ms"
 
 
 @register("set", "images", "image AUROC", "pixel AUROC", "AUPRO", "runtime − reference, largest")

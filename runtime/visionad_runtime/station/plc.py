@@ -82,7 +82,8 @@ class SimulatedPlc:
         Raises:
             VisionADError: The station did not keep to the handshake.
         """
-        await self.wait(lambda v: bool(v["ready"]), 30.0, "ready")
+        while (shown := await self.wait(lambda v: bool(v["ready"]), 30.0, "ready"))["valid"]:
+            await self._acknowledge(shown, seconds)  # of a part that was given up
         self._sequence = self._sequence % 32767 + 1
         sequence = self._sequence
         self._say(f"PLC      part {part}: ready is 1, so trigger with sequence {sequence}")
@@ -97,9 +98,7 @@ class SimulatedPlc:
             f"station  result {result['inspection']} valid: {verdict}, score {result['score']:.4f} / {result['threshold']:.4f}, "
             f"{result['milliseconds']} ms; pass {int(result['pass'])}, reject {int(result['reject'])}"
         )
-        await self._set("ack", True)
-        await self.wait(lambda v: v["inspection"] != result["inspection"] or not v["valid"], seconds, "end of valid")
-        await self._set("ack", False)
+        await self._acknowledge(result, seconds)
         self._say("PLC      acknowledged")
         return result
 
@@ -107,6 +106,11 @@ class SimulatedPlc:
         """Change the PLC's heartbeat."""
         self._heartbeat = (self._heartbeat + 1) & 0xFFFF
         await self._write(1, [self._heartbeat])
+
+    async def _acknowledge(self, result: dict[str, Any], seconds: float) -> None:
+        await self._set("ack", True)
+        await self.wait(lambda v: v["inspection"] != result["inspection"] or not v["valid"], seconds, "end of valid")
+        await self._set("ack", False)
 
     async def _set(self, bit: str, up: bool) -> None:
         mask = 1 << registers.CONTROL_BITS.index(bit)

@@ -13,6 +13,7 @@ from ..formats.manifest import BankManifest, read_manifest
 from ..formats.model_folder import read_model
 from .page.link import page_missing
 from .settings import Station
+from .worker.alignment import first_reference, unalignable
 from .worker.golden import golden_images
 
 
@@ -84,6 +85,13 @@ def _recipe_problems(station: Station, manifest: BankManifest) -> list[str]:
                 problems.append(
                     f"recipe {number}: bank {bank} has no class {name!r}; it has {known}; enroll with `visionad bank add`"
                 )
+        if recipe.alignment or station.settings.checks.alignment:
+            aligned = [normalize_class_name(name) for name in named if name is not None]
+            for name in dict.fromkeys(aligned if len(aligned) == len(named) else version.classes):
+                if name in version.classes:
+                    reference = first_reference(bank, version.classes[name].images, None)
+                    unaligned = unalignable(name, reference)
+                    problems += [] if unaligned is None else [f"recipe {number}: {unaligned}"]
         if recipe.code is not None:
             try:
                 import zxingcpp  # noqa: F401

@@ -38,6 +38,20 @@ class CodeReading(_Part):
     must: Literal["match", "be_read"] = "match"
 
 
+class Alignment(_Part):
+    """Where a part must lie: as in the first enrolled image of its class that the bank keeps.
+
+    Attributes:
+        min_correlation: lowest correlation of the two images once they are aligned; below it is another part, or none.
+        max_shift_px: how far the middle may have moved, in pixels of the image.
+        max_rotation_deg: how far the part may be turned, in degrees; of a round part no turn can be told: 180.
+    """
+
+    min_correlation: float = Field(default=0.8, gt=0, le=1)
+    max_shift_px: float = Field(default=20, gt=0)
+    max_rotation_deg: float = Field(default=5, gt=0, le=180)
+
+
 class Recipe(_Part):
     """What is inspected of one product.
 
@@ -49,6 +63,7 @@ class Recipe(_Part):
         deadline_ms: overrides the station's.
         combine: ``worst``: the part is anomalous if one camera says so.
         code: code reading.
+        alignment: where its parts must lie, instead of what ``checks.alignment`` says.
     """
 
     name: str = Field(min_length=1, max_length=100)
@@ -58,10 +73,13 @@ class Recipe(_Part):
     deadline_ms: float | None = Field(default=None, gt=0)
     combine: Literal["worst"] = "worst"
     code: CodeReading | None = None
+    alignment: Alignment | None = None
 
     def digest(self) -> str:
         """Return the sha256 of the recipe's settings, which every result carries."""
-        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+        unset = {"alignment"} if self.alignment is None else None  # as before there was this key
+        facts = self.model_dump(mode="json", by_alias=True, exclude=unset)
+        text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def class_of(self, camera: str) -> str | None:
@@ -90,11 +108,13 @@ class Checks(_Part):
         light: ``off``, ``alarm``, or ``fault_after_N``: an image whose light is not that of the enrolled images is not decidable.
         rejects_in_a_row: number of parts in a row that are not ok, from which an alarm is raised; 0 for never.
         golden: golden parts.
+        alignment: where parts must lie; a part elsewhere is not decidable. Not looked at without it.
     """
 
     light: str = Field(default="alarm", pattern=r"^(off|alarm|fault_after_[1-9]\d{0,3})$")
     rejects_in_a_row: int = Field(default=5, ge=0)
     golden: GoldenParts | None = None
+    alignment: Alignment | None = None
 
 
 class Shifts(_Part):

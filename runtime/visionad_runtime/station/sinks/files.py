@@ -13,8 +13,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
@@ -45,6 +47,8 @@ COLUMNS = (
 """Columns of a CSV file. A record without such a field has an empty cell."""
 TAIL_BYTES = 4 << 20
 """How much of a file's end is read for ids when the file is opened: far more than is offered again after a kill."""
+MAX_IDS = 20_000
+"""Ids that are kept of the open file, for the same reason."""
 
 
 class FilesSettings(LeafSettings):
@@ -75,7 +79,8 @@ class FilesSink:
         self._order = asyncio.Lock()
         self._path: Path | None = None
         self._file: BinaryIO | None = None
-        self._ids: set[int] = set()  # in the open file
+        self._ids: dict[int, None] = {}  # the newest ones in the open file, in order
+        self._thread = ThreadPoolExecutor(1, f"visionad-{name}")  # the loop's own pool would grow by and by
         self._problem = ""
         self._last_success: float | None = None
         self.delivered = 0
@@ -92,7 +97,7 @@ class FilesSink:
         """
         folder = self._settings.folder
         try:
-            await asyncio.to_thread(_check_folder, folder)
+            await self._in_thread(_check_folder, folder)
         except OSError as exc:
             raise SinkError(
                 f"sink {self._name}: expected a folder that can be written, {folder}: {exc.strerror}; mend its permissions or "
@@ -101,7 +106,7 @@ class FilesSink:
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.shield(asyncio.to_thread(self._close))
+            await asyncio.shield(self._in_thread(self._close))
 
     async def tell(self, state: StationState) -> None:
         """See :class:`~visionad_runtime.station.sink.Sink`. Files hold results only."""
@@ -114,9 +119,9 @@ class FilesSink:
         """
         async with self._order:
             try:
-                await asyncio.to_thread(self._write, record)
+                await self._in_thread(self._write, record)
             except OSError as exc:
-                await asyncio.to_thread(self._close)
+                await self._in_thread(self._close)
                 self._problem = f"{self._path or self._settings.folder}: {exc.strerror or exc}"
                 raise SinkError(
                     f"sink {self._name}: record {record['id']} cannot be written to {self._problem}; free space or mend its "
@@ -133,6 +138,9 @@ class FilesSink:
         age = None if self._last_success is None else round(time.monotonic() - self._last_success, 3)
         detail = self._problem or f"writes to {self._settings.folder}"
         return {"ok": not self._problem, "detail": detail, "last_success_s": age, "delivered": self.delivered}
+
+    def _in_thread(self, work: Callable[..., object], *arguments: Any) -> asyncio.Future[object]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *arguments))
 
     # -- in a thread --------------------------------------------------------------------------------------------------
 
@@ -151,7 +159,9 @@ class FilesSink:
         except OSError:
             self._file.truncate(end)
             raise
-        self._ids.add(number)
+        self._ids[number] = None
+        if len(self._ids) > MAX_IDS:
+            del self._ids[next(iter(self._ids))]
 
     def _open(self, path: Path) -> None:
         """Open the file of a day, cut off a half-written last line, and learn which ids it has."""
@@ -180,7 +190,7 @@ class FilesSink:
             pattern = re.compile(r"^(\d+)" + re.escape(self._settings.delimiter))
         else:
             pattern = re.compile(r'^\{"id": (\d+)[,}]')
-        self._ids = {int(match[1]) for line in lines if (match := pattern.match(line))}
+        self._ids = {int(match[1]): None for line in lines if (match := pattern.match(line))}
         if new:
             os.fsync(file.fileno())
             _sync_folder(path.parent)

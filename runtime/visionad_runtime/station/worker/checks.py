@@ -1,4 +1,4 @@
-"""Checks beside the verdict: light and focus, codes, rejects in a row, and whether good parts are still like the calibration's."""
+"""Checks beside the verdict: light and focus, position, codes, rejects in a row, and whether the promise still holds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ...bank.names import normalize_class_name
 from ...errors import VisionADError
 from ...images import decode
 from ...inspector.inspection import Inspection
 from ...result import Result
 from ..front.cycle import OK
 from ..settings import Checks, Recipe
+from .alignment import Finding, Reference, first_reference, unalignable
 from .promise_watch import PromiseWatch
 
 ALARMS = {
@@ -30,6 +32,10 @@ ALARMS = {
     ),
     "camera": ("a camera gave no image", "look at its cable, power and trigger"),
     "stale": ("an image was older than its trigger", "look at the stream's latency and the camera's trigger"),
+    "position": (
+        "the part does not lie as in the enrolled image",
+        "look at the fixture, the camera's mount and the part",
+    ),
     "code": ("the code in the image is not the part's", "look at the label, and at the part number that the PLC sends"),
     "mix-up": ("the part looks like another class", "look at the recipe and the part"),
     "internal": ("the part could not be judged", "look at the log"),
@@ -75,13 +81,24 @@ def image_statistics(rgb: NDArray[np.uint8]) -> ImageStatistics:
     scale = max(1, -(-max(rgb.shape[:2]) // _SIDE))
     small = np.ascontiguousarray(rgb[::scale, ::scale])
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if small.ndim == 3 else small
-    levels = gray.astype(np.float32)
-    across, down = np.diff(levels, axis=1), np.diff(levels, axis=0)
-    energy = float((across**2).mean() + (down**2).mean())
-    dark, bright = np.percentile(gray, (1, 99))
+    counts = np.bincount(gray.ravel(), minlength=256)
+    across = cv2.norm(gray[:, 1:], gray[:, :-1], cv2.NORM_L2SQR) / max(1, gray[:, 1:].size)
+    down = cv2.norm(gray[1:], gray[:-1], cv2.NORM_L2SQR) / max(1, gray[1:].size)
     return ImageStatistics(
-        float(gray.mean()), float(dark), float(bright), float((gray == 255).mean()), float(np.log(energy + 1.0))
+        mean=float(counts @ np.arange(256)) / gray.size,
+        dark=_level(counts, 0.01),
+        bright=_level(counts, 0.99),
+        saturated=float(counts[255]) / gray.size,
+        sharpness=float(np.log(across + down + 1.0)),
     )
+
+
+def _level(counts: NDArray[np.int64], share: float) -> float:
+    """Return the gray level that a share of the pixels are below, from the pixels of each level, as ``np.quantile`` does."""
+    ends = np.cumsum(counts)
+    place = share * float(ends[-1] - 1)
+    low, high = np.searchsorted(ends, (int(place), min(int(place) + 1, int(ends[-1]) - 1)), side="right")
+    return float(low + (high - low) * (place - int(place)))
 
 
 class LightLimits:
@@ -117,6 +134,7 @@ class ImageChecks:
     def __init__(self, checks: Checks, inspection: Inspection) -> None:
         self._checks, self._inspection = checks, inspection
         self._limits: dict[str, tuple[object, LightLimits | None]] = {}
+        self._references: dict[str, tuple[object, Reference | None]] = {}
         self._promises = PromiseWatch(inspection)
         self._dark_in_a_row = 0
 
@@ -163,12 +181,34 @@ class ImageChecks:
             return f"the code reads {codes[0]!r}, the part is {part!r}"
         return None
 
-    def prepare(self, class_name: str | None) -> None:
-        """Read the enrolled images of a class, or of all, so that no part has to wait for them."""
+    def position(self, recipe: Recipe, rgb: NDArray[np.uint8], result: Result) -> Finding | None:
+        """Return where the part lies, and what is wrong with that; ``None`` if nobody asks, or the class is not known.
+
+        Args:
+            recipe: of the part.
+            rgb: uint8 pixels.
+            result: result of the inspection, which names the class.
+        """
+        limits = recipe.alignment or self._checks.alignment
+        if limits is None or result.class_name is None:
+            return None
+        reference = self._reference_of(result.class_name)
+        return Finding(None, unalignable(result.class_name, None)) if reference is None else reference.look(rgb, limits)
+
+    def prepare(self, recipe: Recipe, class_name: str | None) -> None:
+        """Read the enrolled images of a class, or of all, so that no part has to wait for them.
+
+        Raises:
+            VisionADError: Parts of the recipe are to be aligned, and those of a class cannot be.
+        """
         bank = self._inspection.bank
-        if bank is not None and self._checks.light != "off":
-            for name in bank.classes if class_name is None else [class_name]:
+        for name in () if bank is None else bank.classes if class_name is None else [class_name]:
+            if self._checks.light != "off":
                 self._limits_of(name)
+            if recipe.alignment or self._checks.alignment:
+                problem = unalignable(name, self._reference_of(name))
+                if problem is not None:
+                    raise VisionADError(problem)
 
     def _limits_of(self, class_name: str) -> LightLimits | None:
         bank = self._inspection.bank
@@ -187,6 +227,17 @@ class ImageChecks:
                         continue
                     statistics.append(image_statistics(rgb))
             cached = self._limits[class_name] = images, LightLimits(statistics) if statistics else None
+        return cached[1]
+
+    def _reference_of(self, class_name: str) -> Reference | None:
+        bank = self._inspection.bank
+        held = None if bank is None else bank.classes.get(normalize_class_name(class_name))
+        if bank is None or held is None:
+            return None
+        cached = self._references.get(class_name)
+        if cached is None or cached[0] is not held.entry:
+            layout = held.layout if held.entry.roi is not None else None
+            cached = self._references[class_name] = held.entry, first_reference(bank.folder, held.entry.images, layout)
         return cached[1]
 
 

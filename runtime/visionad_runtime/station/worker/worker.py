@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -180,7 +180,7 @@ class Worker:
             for name in self._names(recipe):
                 class_name = recipe.class_of(name)
                 checked.inspection.require_class(class_name)
-                checked.checks.prepare(class_name)
+                checked.checks.prepare(recipe, class_name)
                 if self._cameras[name].facts is None:
                     raise VisionADError(f"camera {name} is not there: {self._cameras[name].trouble}")
         except VisionADError as exc:
@@ -285,13 +285,15 @@ class Worker:
     # -- frames -------------------------------------------------------------------------------------------------------
 
     def _frames(self, job: Job, names: list[str], number: int) -> dict[str, Future[Frame]]:
-        """Trigger the cameras and wait for their frames in threads, or take those that began the part."""
+        """Trigger the cameras. Wait for the first frame here, for others in threads; or take those that began the part."""
         if self._watch is not None:
             return self._watch.take(names, number, job.deadline)
         after = {name: self._cameras[name].arm() for name in names}
         for name in names:
             self._cameras[name].trigger()
-        return {name: self._pool.submit(self._cameras[name].grab, after[name], job.deadline) for name in names}
+        first, *others = names
+        frames = {name: self._pool.submit(self._cameras[name].grab, after[name], job.deadline) for name in others}
+        return {first: _done(self._cameras[first].grab, after[first], job.deadline), **frames}
 
     def _judge(self, name: str, frame: Future[Frame], job: Job, recipe: Recipe, checked: _Checked) -> Judged:
         try:
@@ -315,6 +317,12 @@ class Worker:
         evaluation, reason = evaluate(result)
         if "light" in noted and checks.light_decides and evaluation != ANOMALOUS:
             evaluation, reason = NOT_DECIDABLE, "light"
+        found = checks.position(recipe, rgb, result)
+        if found is not None:
+            facts = {**facts, **found.facts}
+            if found.problem is not None:  # whatever the verdict: it is about another place of the part
+                noted = (*noted, "position")
+                evaluation, reason = NOT_DECIDABLE, reason if reason == "no class" else "position"
         problem = checks.code_problem(recipe, name, rgb, job.part)
         if problem is not None and evaluation != ANOMALOUS:
             evaluation, reason, noted = NOT_DECIDABLE, "code", (*noted, "code")
@@ -432,6 +440,16 @@ def _bank_facts(inspection: Inspection) -> dict[str, Any]:
         "classes": {name: len(bank.entry.images) for name, bank in inspection.bank.classes.items()},
         "warnings": inspection.calibration_warnings(),
     }
+
+
+def _done(function: Callable[..., Frame], *arguments: Any) -> Future[Frame]:
+    """Return what a function returns or raises, as a future. Another thread would take its turn twice."""
+    future: Future[Frame] = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as exc:
+        future.set_exception(exc)
+    return future
 
 
 def eight_bits(frame: Frame) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from visionad_runtime.station.sink import SINKS, SinkError
+from visionad_runtime.station.sinks import files
 from visionad_runtime.station.sinks.files import COLUMNS, FilesSettings, FilesSink, cell
 
 from tests.data import ROOT
@@ -107,6 +109,22 @@ def test_a_half_written_line_is_replaced_and_no_record_is_written_twice(tmp_path
     path.write_bytes(whole[:-cut])
     store(sink(tmp_path, format=format_), *(record(n) for n in (1, 2, 3)))  # all are offered again
     assert path.read_bytes() == whole
+
+
+def test_many_records_take_one_thread_and_a_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_IDS", 5)
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)
+    one, names = sink(tmp_path), set[str]()
+    write = one._write
+
+    def noted(each: dict[str, Any]) -> None:
+        names.add(threading.current_thread().name)
+        write(each)
+
+    monkeypatch.setattr(one, "_write", noted)
+    store(one, *(record(number) for number in range(1, 21)), *(record(number) for number in (20, 18, 16)))
+    assert [row["id"] for row in rows(tmp_path / "results-2026-11-30.csv")] == [str(number) for number in range(1, 21)]
+    assert list(one._ids) == [16, 17, 18, 19, 20] and len(names) == 1
 
 
 def test_a_cut_header_is_written_anew(tmp_path: Path) -> None:

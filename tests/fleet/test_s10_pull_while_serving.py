@@ -23,7 +23,8 @@ REVISIONS = 50
 def test_s10_every_answer_names_a_bank_that_was_in_force(tiny_model: Path, station: Path, tmp_path: Path) -> None:
     module("cryptography")
     pytest.importorskip("fastapi", reason="serving takes the serve extra")
-    from visionad_runtime.web.service import InspectionService, UploadedImage
+    from visionad_runtime.web.queue import UploadedImage
+    from visionad_runtime.web.service import InspectionService
 
     key = generate(tmp_path / "visionad.key", tmp_path / "visionad.pub")
     target, line = parse_target(f"{tmp_path / 'store'}/line"), tmp_path / "line"

@@ -34,7 +34,7 @@ from tests.data import part
 
 pytest.importorskip("fastapi", reason="serving takes the serve extra")
 
-from visionad_runtime.web import answers, http, service, uploads
+from visionad_runtime.web import answers, http, queue, server, service, uploads
 from visionad_runtime.web.log import bounded_log
 
 
@@ -239,7 +239,7 @@ def test_too_much_and_too_many_are_refused(
     monkeypatch.setattr(uploads, "MAX_UPLOAD_BYTES", 1000)
     assert ask(app, "POST", "/inspect", b"x" * 1_000_000).status == 413
     monkeypatch.setattr(uploads, "MAX_UPLOAD_BYTES", 1 << 20)
-    monkeypatch.setattr(service, "MAX_QUEUE", 2)
+    monkeypatch.setattr(queue, "MAX_QUEUE", 2)
     with line.place(), line.place():
         answer = ask(app, "POST", "/inspect", data)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
@@ -336,7 +336,7 @@ def test_answers_are_as_described(app: Any) -> None:
 def test_a_full_queue_is_not_healthy(
     app: Any, line: service.InspectionService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "MAX_QUEUE", 1)
+    monkeypatch.setattr(queue, "MAX_QUEUE", 1)
     with line.place():
         health = ask(app, "GET", "/health")
         assert (health.status, health.json["ready"], health.json["waiting"]) == (503, False, 1)
@@ -347,7 +347,7 @@ def test_bodies_that_arrive_have_a_bound_together(
     app: Any, line: service.InspectionService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = png(part(0))
-    monkeypatch.setattr(service, "MAX_RECEIVED_BYTES", len(data) + 10)
+    monkeypatch.setattr(queue, "MAX_RECEIVED_BYTES", len(data) + 10)
     with line.receiving() as count:
         count(20)
         assert ask(app, "POST", "/inspect", data).status == 503
@@ -378,21 +378,21 @@ def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:
             result.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
-        with http.listen("127.0.0.1", 0) as waiting:
-            server = await asyncio.start_server(client, sock=waiting)
+        with server.listen("127.0.0.1", 0) as waiting:
+            started = await asyncio.start_server(client, sock=waiting)
             await asyncio.open_connection(*waiting.getsockname())
             option = await asyncio.wait_for(result, 30)
-            server.close()
+            started.close()
             return option
 
     assert asyncio.run(look())
 
 
 def test_a_place_to_listen_that_is_not_to_be_had_is_said() -> None:
-    with http.listen("127.0.0.1", 0) as waiting, pytest.raises(VisionADError, match=r"cannot listen .* --port"):
-        http.listen("127.0.0.1", waiting.getsockname()[1])
+    with server.listen("127.0.0.1", 0) as waiting, pytest.raises(VisionADError, match=r"cannot listen .* --port"):
+        server.listen("127.0.0.1", waiting.getsockname()[1])
     with pytest.raises(VisionADError, match="no such address"):
-        http.listen("no such host.invalid", 0)
+        server.listen("no such host.invalid", 0)
 
 
 def test_what_is_missing_is_named(

@@ -21,7 +21,8 @@ from starlette.types import Message, Receive, Scope, Send
 from .access import AccessPolicy
 from .answers import error_answer
 from .connections import DRAIN_SECONDS
-from .service import InspectionService, RequestError
+from .queue import RequestError
+from .service import InspectionService
 
 log = logging.getLogger("visionad.web")
 HOW_TO_ENCODE = "percent-encode names as UTF-8, such as M%C3%BCller for Müller and %25 for %"

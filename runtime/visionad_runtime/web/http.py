@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import threading
 from typing import Annotated, Any
@@ -32,8 +31,9 @@ from .gate import Gate, with_implied
 from .log import bounded_log
 from .oip import add_oip_endpoints
 from .pages import add_pages
+from .queue import RequestError, UploadedImage
 from .server import GRACE_SECONDS, Server
-from .service import InspectionService, RequestError, UploadedImage
+from .service import InspectionService
 from .uploads import REQUEST_BODY, read_upload
 
 log = logging.getLogger("visionad.web")
@@ -184,22 +184,6 @@ def _add_state_endpoints(app: FastAPI, service: InspectionService) -> None:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for clients; port 0 is any free one.
-
-    Raises:
-        VisionADError: taken, not permitted, or no such address.
-    """
-    try:
-        waiting = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        # By name, as clients' sockets then are: where the protocol is 0, asyncio leaves TCP_NODELAY out, and the second packet of
-        # every answer waits 40 ms for the first one to be acknowledged.
-        return socket.socket(waiting.family, waiting.type, socket.IPPROTO_TCP, waiting.detach())
-    except OSError as exc:
-        why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else "no such address"  # the resolver's are below 0
-        raise VisionADError(f"cannot listen on {host}, port {port}: {why}; choose another --port or --host") from None
-
-
 def serve(
     inspector: Inspector,
     waiting: socket.socket,
@@ -213,7 +197,7 @@ def serve(
 
     Args:
         inspector: with a bank.
-        waiting: of :func:`listen`.
+        waiting: of :func:`~visionad_runtime.web.server.listen`.
         stop: set before the call if the service is to end at once.
         read_only: nobody may enroll.
         access: hosts and origins that are let in; without it, those of a service that listens on loopback.

@@ -25,7 +25,8 @@ from ..images.decode import decode
 from ..images.pixels import RGB8
 from ..result import Result
 from .answers import error_responses
-from .service import InspectionService, RequestError, UploadedImage
+from .queue import RequestError, UploadedImage
+from .service import InspectionService
 from .uploads import receive
 
 MODEL = "visionad"

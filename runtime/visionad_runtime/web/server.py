@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from ..errors import VisionADError
 from .connections import Connection, Phase
 
 log = logging.getLogger("visionad.web")
@@ -148,3 +150,19 @@ class Server(uvicorn.Server):
 def _report(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     exception = context.get("exception")
     log.warning("%s", f"{context['message']}: {exception}" if exception else context["message"])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for clients; port 0 is any free one.
+
+    Raises:
+        VisionADError: taken, not permitted, or no such address.
+    """
+    try:
+        waiting = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        # By name, as clients' sockets then are: where the protocol is 0, asyncio leaves TCP_NODELAY out, and the second packet of
+        # every answer waits 40 ms for the first one to be acknowledged.
+        return socket.socket(waiting.family, waiting.type, socket.IPPROTO_TCP, waiting.detach())
+    except OSError as exc:
+        why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else "no such address"  # the resolver's are below 0
+        raise VisionADError(f"cannot listen on {host}, port {port}: {why}; choose another --port or --host") from None

@@ -15,7 +15,7 @@ from ..images.arrays import from_array
 from ..images.decode import decode
 from ..images.pixels import RGB8
 from .forms import HOW_TO_SEND, check_encoding, form_file, hint, is_multipart
-from .service import RequestError, UploadedImage, UploadQueue
+from .queue import RequestError, UploadedImage, UploadQueue
 
 MAX_UPLOAD_BYTES = 256 << 20
 """Of a request. Larger ones are refused before they are read to the end."""

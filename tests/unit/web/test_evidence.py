@@ -13,7 +13,8 @@ pytest.importorskip("fastapi", reason="serving takes the serve extra")
 from visionad_runtime import Inspector
 from visionad_runtime.visualization.overlay import overlay_png
 from visionad_runtime.web import answers
-from visionad_runtime.web.service import InspectionService, UploadedImage
+from visionad_runtime.web.queue import UploadedImage
+from visionad_runtime.web.service import InspectionService
 
 from tests.data import part
 

@@ -49,8 +49,8 @@ def serve(
     """Inspect and enroll over HTTP, until Ctrl-C or a service's stop: /inspect, /overlay, /classes, /health, /metrics."""
     try:
         from ...web.access import AccessPolicy
-        from ...web.http import listen
         from ...web.http import serve as answer_requests
+        from ...web.server import listen
     except ModuleNotFoundError as exc:
         if is_own_module(exc):
             raise

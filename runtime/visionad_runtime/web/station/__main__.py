@@ -20,9 +20,8 @@ from ...station.records.report import Source
 from ...station.settings import Station, read_station
 from ..access import AccessPolicy
 from ..connections import KEEP_ALIVE_SECONDS, Connection
-from ..http import listen
 from ..log import bounded_log
-from ..server import Server
+from ..server import Server, listen
 from .app import make_app
 from .feed import Feed
 from .history import History

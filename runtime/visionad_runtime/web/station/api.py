@@ -14,7 +14,7 @@ from pydantic import AwareDatetime
 
 from ...station.records.records import verify_audit
 from ...station.records.report import Report, as_html, as_json, make_report
-from ..service import RequestError
+from ..queue import RequestError
 from . import answers
 from .answers import Problem
 from .feed import Feed, binary, utc_text

@@ -16,7 +16,7 @@ from ...errors import ImageError, VisionADError
 from ...station.records.report import Source
 from ...station.settings import Station
 from ..access import AccessPolicy
-from ..service import RequestError, UploadQueue
+from ..queue import RequestError, UploadQueue
 from .api import add_api
 from .bundle import missing_bundle
 from .drafts import add_drafts

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..access import AccessPolicy
-from ..service import RequestError
+from ..queue import RequestError
 
 log = logging.getLogger("visionad.web")
 

@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from ..._release import __version__
 from ..answers import Inspection
 from ..forms import check_encoding, form_file, is_multipart
-from ..service import UploadedImage
+from ..queue import UploadedImage
 from ..uploads import REQUEST_BODY, read_upload, receive
 from .answers import ClassCounts, Problem, PushedFrame, StationHealth
 from .link import FrontLink

@@ -625,23 +625,31 @@ def qualify_limits() -> Rows:
             yield row["set"], name, f"{one['found']} of {one['defects']}", *shown
 
 
-@register("set", "recommended", "latency", "AUROC on unseen images", "best with paper", "its latency", "time of tune")
+@register(
+    "set",
+    "recommended",
+    "latency",
+    "AUROC on unseen images",
+    "best with paper",
+    "its latency",
+    "its AUROC",
+    "set-ups, not scored",
+    "time of tune",
+)
 def tune() -> Rows:
     """Recommendations against the preset paper."""
     for row in load("tune")["rows"]:
-        best, paper = row["recommended"], row["paper"]
-        candidate = best["candidate"]
-        shots = "1 shot" if candidate["shots"] == 1 else f"{candidate['shots']} shots"
-        figures = [one["unseen_auroc"] for one in (best, paper)]
-        yield (
-            row["set"],
-            f"{candidate['preset']}, {shots}",
-            f"{best['latency_ms']:.0f} ms",
-            f"{figures[0]:.3f}",
-            f"{figures[1]:.3f}",
-            f"{paper['latency_ms']:.0f} ms",
-            f"{row['seconds'] / 60:.0f} min",
-        )
+        cells = []
+        for one in (row["recommended"], row["paper"]):
+            candidate = one["candidate"]
+            shots = "1 shot" if candidate["shots"] == 1 else f"{candidate['shots']} shots"
+            cells += [
+                f"{candidate['model']}, {candidate['preset']}, {shots}, {candidate['backend']} in {candidate['precision']}",
+                f"{one['latency_ms']:.0f} ms",
+                f"{one['unseen_auroc']:.3f}",
+            ]
+        skipped = sum(one["auroc"] is None for one in row["rows"])
+        yield row["set"], *cells, f"{len(row['rows'])}, {skipped}", f"{row['seconds'] / 60:.1f} min"
 
 
 STATIONS, RATE, ARCHIVE = 1000, 10, 100_000_000

@@ -1,7 +1,8 @@
 """Measure set-ups on the user's images on this machine: models, presets, backends, precisions, shots, tiles.
 
-An image is encoded once for each model, backend and precision. Its tokens are kept in files, so presets and numbers of shots cost a
-search each, and a stopped run goes on where it was.
+An image is encoded once for each model and precision. Its tokens are kept in files, so presets and numbers of shots cost a search
+each, and a stopped run goes on where it was. Backends that compute in one precision have the same tokens up to rounding: the first
+of them is scored, and of the others only the latency is measured.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...bank.store import Bank
 from ...engine.registry import auto_backends, backend_spec, backends
@@ -29,7 +31,7 @@ from ...scoring.preset import load_preset, scoring_for
 from ...system import environment
 from ...teaching.kept_tokens import KeptTokensEngine
 from ...teaching.sampling import sample_support
-from .choice import Candidate, Measured, accuracy, is_hopeless, pareto, recommend
+from .choice import Candidate, Measured, accuracy, is_beaten, is_hopeless, pareto, recommend, same_scores
 from .inputs import Labeled
 from .performance import latency
 
@@ -44,6 +46,8 @@ CALLS = 9
 ELONGATED = 1.5
 """Ratio of an image's sides from which on tiles are tried."""
 RESULTS = "work.jsonl"
+MAX_DECODED = 256 << 20
+"""Bytes of decoded images that are kept in memory for the next set-up."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,9 @@ def tune(
     setups = _setups(choices, images, notes)
     total = sum(len(candidates) for _, candidates in setups)
     known, rows, began, fresh = _read_results(out / RESULTS), list[Measured](), time.monotonic(), 0
+    pixels = _Pixels(choices.bit_depth)
     for (name, backend, precision), candidates in setups:
-        bench = _Bench(choices, images, work, choices.models[name], backend, precision)
+        bench = _Bench(choices, images, work, choices.models[name], backend, precision, pixels)
         try:
             for candidate in candidates:
                 key = bench.key(candidate)
@@ -271,9 +276,9 @@ def available_backends(choices: Choices, manifest: ModelManifest) -> list[tuple[
 def _setups(
     choices: Choices, images: Images, notes: list[str]
 ) -> list[tuple[tuple[str, str, Precision], list[Candidate]]]:
-    """Return what to measure, by model, backend and precision; the cheapest candidates first."""
+    """Return what to measure, by model, backend and precision. Cheap ones come first: they may spare the others."""
     setups, refused = [], dict[str, str]()
-    for name, folder in choices.models.items():
+    for name, folder in sorted(choices.models.items(), key=lambda item: _size(item[1])):
         manifest = read_manifest(folder, ModelManifest)
         presets = []
         for preset in choices.presets:
@@ -300,6 +305,12 @@ def _setups(
     return setups
 
 
+def _size(folder: Path) -> float:
+    """Return a rough measure of what an encoding costs: bytes of weights times pixels."""
+    crop = read_manifest(folder, ModelManifest).identity.preprocess.crop
+    return float(crop**2 * sum(file.stat().st_size for file in folder.glob("*.onnx")))
+
+
 def _grids(choices: Choices, images: Images) -> list[tuple[int, int]]:
     """Return whole images, and, for elongated ones, as many tiles as make them square."""
     grids = [(1, 1)]
@@ -316,18 +327,45 @@ def _tiles(shape: tuple[int, int], grid: tuple[int, int]) -> Roi:
     return Roi(name="tiles", box=(0, 0, shape[1], shape[0]), grid=grid)
 
 
+class _Pixels:
+    """Decoded images, which all set-ups share, as far as they fit into :data:`MAX_DECODED` bytes."""
+
+    def __init__(self, bit_depth: int | None) -> None:
+        self._bit_depth, self._size = bit_depth, 0
+        self._kept: dict[Path, NDArray[np.uint8]] = {}
+
+    def load(self, path: Path) -> NDArray[np.uint8]:
+        """Return an image, uint8 (H, W, 3) RGB."""
+        if path in self._kept:
+            return self._kept[path]
+        rgb = load(path, self._bit_depth)
+        if self._size + rgb.nbytes <= MAX_DECODED:
+            self._kept[path] = rgb
+            self._size += rgb.nbytes
+        return rgb
+
+
 class _Bench:
     """Measures the set-ups of one model, backend and precision. The model is opened when it is first needed."""
 
     def __init__(
-        self, choices: Choices, images: Images, work: Path, folder: Path, backend: str, precision: Precision
+        self,
+        choices: Choices,
+        images: Images,
+        work: Path,
+        folder: Path,
+        backend: str,
+        precision: Precision,
+        pixels: _Pixels,
     ) -> None:
+        self._pixels = pixels
         self._choices, self._images, self._work, self._folder = choices, images, work, folder
         self._backend, self._precision = backend, precision
         self._manifest = read_manifest(folder, ModelManifest)
         self._opened: Inspector | None = None
         self._kept: KeptTokensEngine | None = None
         self._over: set[tuple[str, tuple[int, int]]] = set()
+        self._beaten: set[tuple[str, tuple[int, int]]] = set()
 
     def key(self, candidate: Candidate) -> str:
         """Return what names a measurement of a candidate."""
@@ -341,6 +379,8 @@ class _Bench:
         budget, place = self._choices.budget_ms, (candidate.preset, candidate.grid)
         if place in self._over:  # more shots take longer
             return Measured(candidate, "over budget")
+        if place in self._beaten:
+            return Measured(candidate, "beaten")
         opened, kept = self._open()
         bank = self._bank(candidate, opened, kept)
         spec = scoring_for(self._manifest, bank.manifest.views, candidate.preset)
@@ -356,12 +396,18 @@ class _Bench:
         if budget is not None and times["p50"] > budget:
             self._over.add(place)
             return Measured(candidate, "over budget", times["p50"], memory / 1e6)
+        if is_beaten(times["p50"], before):
+            self._beaten.add(place)
+            return Measured(candidate, "beaten", times["p50"], memory / 1e6)
+        for other in before:
+            if same_scores(other.candidate, candidate) and other.status in ("measured", "stopped early"):
+                return replace(other, candidate=candidate, latency_ms=times["p50"], memory_mb=memory / 1e6)
         best = max((r.auroc for r in before if r.status == "measured" and r.auroc is not None), default=None)
         with opened.with_bank(bank, spec, kept) as inspection:
 
             def scores(images: Sequence[Labeled]) -> list[float]:
                 return [
-                    inspection.trace_batch([load(one.path, self._choices.bit_depth)], CLASS, trace=False)[0][0].score
+                    inspection.trace_batch([self._pixels.load(one.path)], CLASS, trace=False)[0][0].score
                     for one in images
                 ]
 
@@ -392,7 +438,7 @@ class _Bench:
     def _bank(self, candidate: Candidate, opened: Inspector, kept: KeptTokensEngine) -> Bank:
         """Return a bank with the candidate's supports, enrolled with kept tokens."""
         supports = [one.path for one in self._images.supports[: candidate.shots]]
-        name = f"{opened.digest} {self._backend} {opened.engine.precision} {candidate.shots} {candidate.grid}"
+        name = f"{opened.digest} {opened.engine.precision} {candidate.shots} {candidate.grid}"
         folder = self._work / "banks" / sha256_bytes(f"{name} {self._images.digest()}".encode())[:24]
         folder.parent.mkdir(parents=True, exist_ok=True)
         bank = Bank.open_or_new(folder, self._manifest.identity, self._manifest.views)

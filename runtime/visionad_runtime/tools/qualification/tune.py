@@ -179,6 +179,15 @@ def tune(
     for (name, backend, precision), candidates in setups:
         bench = _Bench(choices, images, work, choices.models[name], backend, precision, pixels)
         try:
+            if not all(bench.key(candidate) in known for candidate in candidates):
+                try:
+                    bench.open()
+                except VisionADError as exc:  # the backend offers the precision, but not on this machine
+                    if precision in choices.precisions or precision == bench.own_precision:
+                        raise
+                    notes.append(f"{backend} in {precision} was not tried with {name}: {exc}")
+                    total -= len(candidates)
+                    continue
             for candidate in candidates:
                 key = bench.key(candidate)
                 measured = known.get(key)
@@ -367,6 +376,11 @@ class _Bench:
         self._over: set[tuple[str, tuple[int, int]]] = set()
         self._beaten: set[tuple[str, tuple[int, int]]] = set()
 
+    @property
+    def own_precision(self) -> Precision:
+        """Precision that the model was exported in."""
+        return self._manifest.precision
+
     def key(self, candidate: Candidate) -> str:
         """Return what names a measurement of a candidate."""
         facts = {**asdict(candidate), "folder": "", "model": self._manifest.content_digest()}
@@ -381,7 +395,7 @@ class _Bench:
             return Measured(candidate, "over budget")
         if place in self._beaten:
             return Measured(candidate, "beaten")
-        opened, kept = self._open()
+        opened, kept = self.open()
         bank = self._bank(candidate, opened, kept)
         spec = scoring_for(self._manifest, bank.manifest.views, candidate.preset)
         rows = bank.classes[CLASS].rois
@@ -423,7 +437,12 @@ class _Bench:
         if self._opened is not None:
             self._opened.close()
 
-    def _open(self) -> tuple[Inspector, KeptTokensEngine]:
+    def open(self) -> tuple[Inspector, KeptTokensEngine]:
+        """Open the model, once.
+
+        Raises:
+            VisionADError: The backend cannot run it in this precision.
+        """
         if self._opened is None or self._kept is None:
             offered = self._precision in backend_spec(self._backend).precisions
             self._opened = Inspector.open(

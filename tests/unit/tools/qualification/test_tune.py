@@ -213,6 +213,30 @@ def test_backends_of_one_precision_share_the_scores(
     assert second[0]["spread"] == pytest.approx(np.std(good, ddof=1) / np.mean(good), rel=1e-3)
 
 
+def test_a_precision_that_this_machine_lacks_is_left_out(
+    root: Path, tiny_model: Path, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("visionad_runtime.engine.openvino")
+    pytest.importorskip("openvino")
+
+    def check(_: Any, precision: str, device: str) -> None:
+        if precision == "bf16":
+            raise VisionADError(f"{device} has no bf16")
+
+    monkeypatch.setattr(openvino, "check_capability", check)
+    train, test = read_inputs(root / "train" / "good"), read_inputs(root / "test" / "good", root / "test")
+    choices = Choices({"tiny": tiny_model}, [preset], ["openvino"], shots=(1,))
+    images = choose_images(train.good, test.good, test.bad, choices)
+    report = tune(choices, images, tmp_path / "out")
+    assert [r["candidate"]["precision"] for r in report["rows"]] == ["fp32"]
+    assert [note for note in report["notes"] if "bf16" in note] == [
+        "openvino in bf16 was not tried with tiny: CPU has no bf16"
+    ]
+    asked = Choices({"tiny": tiny_model}, [preset], ["openvino"], ["bf16"], shots=(1,))
+    with pytest.raises(VisionADError, match="CPU has no bf16"):
+        tune(asked, images, tmp_path / "asked")
+
+
 def test_over_budget_is_not_scored(root: Path, tiny_model: Path, preset: str, tmp_path: Path) -> None:
     report = measure(root, tiny_model, preset, tmp_path / "out", budget_ms=0.001)
     assert [r["status"] for r in report["rows"]] == ["over budget", "over budget"]

@@ -2,10 +2,10 @@
 
 ``python benchmarks/accuracy_changes.py [--work DIR]``. The evidence of ``docs/benchmarks.md``, "Changes that were tried".
 
-Real images and weights (DeiT-Tiny, EfficientNet-Lite0) and the rendered parts, whole images, one view. Tokens are encoded once by
-the runtime's engine and kept in the work folder, so a stopped run goes on and a variant costs a search. A few lines here do what
-the runtime does not: position windows, groups of layers, a foreground weight, finer rotations, neighbor-consistent distances.
-Everything else is the runtime's. Tiles of higher resolution are measured by ``tiles.py``.
+Real images and weights (DeiT-Tiny, EfficientNet-Lite0), whole images, one view. Tokens are encoded once by the runtime's engine and
+kept in the work folder, so a stopped run goes on and a variant costs a search. A few lines here do what the runtime does not:
+position windows, groups of layers, a foreground weight, finer rotations, neighbor-consistent distances. Everything else is the
+runtime's. Tiles of higher resolution are measured by ``tiles.py``.
 
 The sets form two halves. A change is chosen on one half and judged on the other, and the other way round.
 """
@@ -35,20 +35,18 @@ from visionad_runtime.scoring.anomaly_map import MAP_SIZE, image_score, upsample
 from visionad_runtime.scoring.self_similarity import self_similarity_weight
 from visionad_runtime.search import PrunedIndex, build_index, nearest
 from visionad_runtime.teaching.sampling import sample_support
-from visionad_runtime.tools.demo.rendering import write_dataset
 from visionad_runtime.tools.evaluation.datasets.base import Dataset, Sample
 from visionad_runtime.tools.evaluation.datasets.masks import load_mask
 from visionad_runtime.tools.evaluation.datasets.registry import open_dataset
 from visionad_runtime.tools.evaluation.metrics import PRO_MAX_FPR, PRO_THRESHOLDS, image_metrics
 
 F32 = NDArray[np.float32]
-HALVES = {"first": ("bottle", "boards"), "second": ("tile", "hazelnut", "rendered")}
+HALVES = {"first": ("bottle", "boards"), "second": ("tile", "hazelnut")}
 SETS = {
     "bottle": ("folder", "mvtec_bottle"),
     "boards": ("deeppcb", "deeppcb"),
     "tile": ("folder", "magnetic_tile"),
     "hazelnut": ("folder", "adfi_hazelnut"),
-    "rendered": ("folder", ""),
 }
 SIZES = {"deit_tiny_patch16_224": 448, "efficientnet_lite0": 288}
 """Sides of the image of the presets without a crop."""
@@ -148,11 +146,11 @@ class Tokens:
         return self._indexes[key]
 
     def encoding_ms(self, path: Path) -> float:
-        """Return the milliseconds of one encoding of an image."""
+        """Return the milliseconds of CPU time of one encoding of an image, with one thread."""
         image = prepare(load(path), self._inspector().manifest.identity.preprocess)[None]
-        start = time.perf_counter()
+        start = time.process_time()
         self._inspector().engine.encode(image)
-        return (time.perf_counter() - start) * 1e3
+        return (time.process_time() - start) * 1e3
 
     def close(self) -> None:
         """Close the engine."""
@@ -221,11 +219,12 @@ class Measured:
         if variant.foreground:
             total = total * self._foreground(supports)
         if variant.base == "full-image-weighted":
-            total = total * self.memo(("weight",), self._self_similarity)
+            group = variant.groups[0] if len(variant.groups) == 1 else "own"
+            total = total * self.memo(("weight", group), lambda: self._self_similarity(group))
         return np.ascontiguousarray(total, np.float32)
 
-    def _self_similarity(self) -> F32:
-        return np.stack([self_similarity_weight(patch, self.side) for patch in self.tokens["own"].queries()])
+    def _self_similarity(self, group: str) -> F32:
+        return np.stack([self_similarity_weight(patch, self.side, 1) for patch in self.tokens[group].queries()])
 
     def _group(self, variant: Variant, group: str, supports: Sequence[int]) -> F32:
         if variant.window is not None:
@@ -456,7 +455,7 @@ def encode(tokens: dict[str, Tokens], supports: Sequence[int], until: float) -> 
 
 
 def cost(backbone: str, models: dict[str, Path], data: Dataset, work: Path) -> list[dict[str, Any]]:
-    """Return each variant's milliseconds an image, and over its base's: encoding, search and weights, medians, in turn."""
+    """Return each variant's CPU time an image in milliseconds, and over its base's: encoding, search, weights; medians, in turn."""
     (part,) = data.classes
     tokens = {
         group: Tokens(model, work / backbone / group / "bottle" / part, data, part) for group, model in models.items()
@@ -475,9 +474,9 @@ def cost(backbone: str, models: dict[str, Path], data: Dataset, work: Path) -> l
             for variant in VARIANTS:
                 single = _Single(tokens, number)
                 encoding = max(times[group] for group in variant.groups)  # one pass yields all groups
-                start = time.perf_counter()
+                start = time.process_time()
                 single.distances(variant, supports)
-                spent[variant].append(encoding + (time.perf_counter() - start - single.loading) * 1e3)
+                spent[variant].append(encoding + (time.process_time() - start - single.loading) * 1e3)
         medians = {variant: statistics.median(values) for variant, values in spent.items()}
         for variant, value in medians.items():
             (base,) = (v for v in VARIANTS if v.base == variant.base and v.name == "unchanged")
@@ -508,9 +507,9 @@ class _One:
         self._inner, self._number, self.seconds = inner, number, 0.0
 
     def _timed(self, read: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         tokens = read()
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.process_time() - start
         return tokens
 
     def queries(self) -> F32:
@@ -541,20 +540,20 @@ def main() -> None:
         "--set", choices=SETS, action="append", help="with --backbone: measure these only, in this order"
     )
     options.add_argument(
-        "--units", type=int, default=len(UNITS), help="choices of supports: 3 with 1 shot, then 3 with 4"
+        "--units",
+        type=int,
+        default=len(UNITS),
+        help="choices of supports: 3 with 1 shot, then 3 with 4; the committed figures have 4",
     )
     args = options.parse_args()
     until = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as temporary:
         work: Path = args.work or Path(temporary)
-        if not (work / "rendered").exists():
-            write_dataset(work / "rendered", train=8, good=8, per_defect=3)
         rows, costs = [], []
         for backbone in [args.backbone] if args.backbone else SIZES:
             models = export_groups(backbone, work / f"models-{backbone}")
             sets = {
-                name: open_dataset(layout, common.shared() / "data" / place if place else work / "rendered")
-                for name, (layout, place) in SETS.items()
+                name: open_dataset(layout, common.shared() / "data" / place) for name, (layout, place) in SETS.items()
             }
             first = sets["boards"].classes[0]  # the groups are alike
             sets["boards"] = replace(sets["boards"], by_class={first: sets["boards"].by_class[first]})

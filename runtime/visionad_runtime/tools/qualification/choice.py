@@ -156,12 +156,26 @@ def is_beaten(latency_ms: float, rows: Sequence[Measured]) -> bool:
         latency_ms: median latency of the set-up.
         rows: what was measured before.
     """
+    return any(_is_perfect(row) and latency_ms > SAME_LATENCY * (row.latency_ms or 0.0) for row in _finished(rows))
+
+
+def fewer_shots_suffice(candidate: Candidate, rows: Sequence[Measured]) -> bool:
+    """Return whether the same set-up with fewer shots, which is no slower, is perfect or was beaten.
+
+    Args:
+        candidate: the set-up.
+        rows: what was measured before.
+    """
     return any(
-        row.auroc_choose is not None
-        and row.auroc_choose >= 1 - SAME
-        and latency_ms > SAME_LATENCY * (row.latency_ms or 0.0)
-        for row in _finished(rows)
+        row.candidate.shots < candidate.shots
+        and replace(row.candidate, shots=candidate.shots) == candidate
+        and (row.status == "beaten" or _is_perfect(row))
+        for row in rows
     )
+
+
+def _is_perfect(row: Measured) -> bool:
+    return row.auroc_choose is not None and row.auroc_choose >= 1 - SAME
 
 
 def same_scores(first: Candidate, second: Candidate) -> bool:

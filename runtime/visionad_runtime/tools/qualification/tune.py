@@ -31,7 +31,17 @@ from ...scoring.preset import load_preset, scoring_for
 from ...system import environment
 from ...teaching.kept_tokens import KeptTokensEngine
 from ...teaching.sampling import sample_support
-from .choice import Candidate, Measured, accuracy, is_beaten, is_hopeless, pareto, recommend, same_scores
+from .choice import (
+    Candidate,
+    Measured,
+    accuracy,
+    fewer_shots_suffice,
+    is_beaten,
+    is_hopeless,
+    pareto,
+    recommend,
+    same_scores,
+)
 from .inputs import Labeled
 from .performance import latency
 
@@ -374,7 +384,6 @@ class _Bench:
         self._opened: Inspector | None = None
         self._kept: KeptTokensEngine | None = None
         self._over: set[tuple[str, tuple[int, int]]] = set()
-        self._beaten: set[tuple[str, tuple[int, int]]] = set()
 
     @property
     def own_precision(self) -> Precision:
@@ -393,7 +402,7 @@ class _Bench:
         budget, place = self._choices.budget_ms, (candidate.preset, candidate.grid)
         if place in self._over:  # more shots take longer
             return Measured(candidate, "over budget")
-        if place in self._beaten:
+        if fewer_shots_suffice(candidate, before):
             return Measured(candidate, "beaten")
         opened, kept = self.open()
         bank = self._bank(candidate, opened, kept)
@@ -411,7 +420,6 @@ class _Bench:
             self._over.add(place)
             return Measured(candidate, "over budget", times["p50"], memory / 1e6)
         if is_beaten(times["p50"], before):
-            self._beaten.add(place)
             return Measured(candidate, "beaten", times["p50"], memory / 1e6)
         for other in before:
             if same_scores(other.candidate, candidate) and other.status in ("measured", "stopped early"):

@@ -18,6 +18,7 @@ from visionad_runtime.tools.qualification.choice import (
     Measured,
     accuracy,
     auroc,
+    fewer_shots_suffice,
     is_beaten,
     is_hopeless,
     pareto,
@@ -90,10 +91,26 @@ def test_what_is_slower_than_a_perfect_one_cannot_be_recommended() -> None:
     assert recommend([*rows, row(229, 0.999, 1)], None) != rows[1]  # why the limit is no lower
 
 
+def test_more_shots_of_a_perfect_or_beaten_set_up_are_spared() -> None:
+    def candidate(shots: int, preset: str = "paper") -> Candidate:
+        return Candidate("m", "", preset, "onnxruntime-cpu", "fp32", shots)
+
+    perfect, beaten = row(100, 0.999, 2), Measured(candidate(2), "beaten", 500.0)
+    for rows in ([perfect], [beaten]):
+        assert fewer_shots_suffice(candidate(4), rows)
+        assert not fewer_shots_suffice(candidate(1), rows) and not fewer_shots_suffice(candidate(2), rows)
+        assert not fewer_shots_suffice(candidate(4, "full-image"), rows)
+    assert not fewer_shots_suffice(candidate(4), [row(100, 0.99, 2), row(100, None, 2)])
+    rows = [perfect, row(90, 0.9, 1)]
+    for shots in (4, 8):  # no slower than what they are spared for, whatever their accuracy
+        assert recommend([*rows, row(100, 1.0, shots)], None) == perfect
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_beaten(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine any set-up may be slower than another."""
     monkeypatch.setattr(tuning, "is_beaten", lambda *_: False)
+    monkeypatch.setattr(tuning, "fewer_shots_suffice", lambda *_: False)
 
 
 @pytest.fixture
@@ -170,6 +187,7 @@ def test_what_is_beaten_is_not_scored(
     root: Path, tiny_model: Path, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "is_beaten", lambda _, rows: bool(rows))
+    monkeypatch.setattr(tuning, "fewer_shots_suffice", lambda _, rows: any(r.status == "beaten" for r in rows))
     train, test = read_inputs(root / "train" / "good"), read_inputs(root / "test" / "good", root / "test")
     choices = Choices({"tiny": tiny_model}, [preset], ["onnxruntime-cpu"], shots=(1, 2, 3))
     report = tune(choices, choose_images(train.good, test.good, test.bad, choices), tmp_path / "out")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...bank.store import Bank
 from ...engine.registry import auto_backends, backend_spec, backends
@@ -44,6 +43,7 @@ from .choice import (
 )
 from .inputs import Labeled
 from .performance import latency
+from .tune_cache import Pixels, append_result, read_results
 
 FORMAT = 1
 CLASS = "part"
@@ -56,8 +56,6 @@ CALLS = 9
 ELONGATED = 1.5
 """Ratio of an image's sides from which on tiles are tried."""
 RESULTS = "work.jsonl"
-MAX_DECODED = 256 << 20
-"""Bytes of decoded images that are kept in memory for the next set-up."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +182,8 @@ def tune(
     notes: list[str] = []
     setups = _setups(choices, images, notes)
     total = sum(len(candidates) for _, candidates in setups)
-    known, rows, began, fresh = _read_results(out / RESULTS), list[Measured](), time.monotonic(), 0
-    pixels = _Pixels(choices.bit_depth)
+    known, rows, began, fresh = read_results(out / RESULTS), list[Measured](), time.monotonic(), 0
+    pixels = Pixels(choices.bit_depth)
     for (name, backend, precision), candidates in setups:
         bench = _Bench(choices, images, work, choices.models[name], backend, precision, pixels)
         try:
@@ -204,7 +202,7 @@ def tune(
                 if measured is None:
                     measured = bench.measure(candidate, rows)
                     fresh += 1
-                    _append(out / RESULTS, key, measured)
+                    append_result(out / RESULTS, key, measured)
                 rows.append(measured)
                 left = (time.monotonic() - began) / max(fresh, 1) * (total - len(rows))
                 step(len(rows), total, measured, left)
@@ -346,24 +344,6 @@ def _tiles(shape: tuple[int, int], grid: tuple[int, int]) -> Roi:
     return Roi(name="tiles", box=(0, 0, shape[1], shape[0]), grid=grid)
 
 
-class _Pixels:
-    """Decoded images, which all set-ups share, as far as they fit into :data:`MAX_DECODED` bytes."""
-
-    def __init__(self, bit_depth: int | None) -> None:
-        self._bit_depth, self._size = bit_depth, 0
-        self._kept: dict[Path, NDArray[np.uint8]] = {}
-
-    def load(self, path: Path) -> NDArray[np.uint8]:
-        """Return an image, uint8 (H, W, 3) RGB."""
-        if path in self._kept:
-            return self._kept[path]
-        rgb = load(path, self._bit_depth)
-        if self._size + rgb.nbytes <= MAX_DECODED:
-            self._kept[path] = rgb
-            self._size += rgb.nbytes
-        return rgb
-
-
 class _Bench:
     """Measures the set-ups of one model, backend and precision. The model is opened when it is first needed."""
 
@@ -375,7 +355,7 @@ class _Bench:
         folder: Path,
         backend: str,
         precision: Precision,
-        pixels: _Pixels,
+        pixels: Pixels,
     ) -> None:
         self._pixels = pixels
         self._choices, self._images, self._work, self._folder = choices, images, work, folder
@@ -483,24 +463,3 @@ class _Bench:
             )
             teacher.close()
         return bank
-
-
-def _append(file: Path, key: str, measured: Measured) -> None:
-    try:
-        with open(file, "a", encoding="utf-8") as f:
-            f.write(json.dumps({"key": key, **asdict(measured)}) + "\n")
-    except OSError as exc:
-        raise VisionADError(f"{file}: {exc.strerror or exc}; free some space and run again") from None
-
-
-def _read_results(file: Path) -> dict[str, Measured]:
-    """Read what an earlier run measured. A torn line is measured anew."""
-    known: dict[str, Measured] = {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
-        try:
-            fields = json.loads(line)
-            key, candidate = fields.pop("key"), fields.pop("candidate")
-            known[key] = Measured(Candidate(**{**candidate, "grid": tuple(candidate["grid"])}), **fields)
-        except (ValueError, TypeError, KeyError):
-            continue
-    return known

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BACKBONE, SETS = "deit_tiny_patch16_224", ("mvtec_bottle", "adfi_hazelnut", "magnetic_tile")
+SHORT = {"deit_tiny_patch16_224": "deit-tiny", "efficientnet_lite0": "efficientnet-lite0"}
 PEERS = ("scikit-learn", "faiss-cpu")
 
 

@@ -108,7 +108,7 @@ def eval_command(
         int | None, typer.Option("--bit-depth", min=9, max=16, help="bits the camera fills in 16-bit files")
     ] = None,
 ) -> None:
-    """Measure a model on a data set: seven metrics per class, mean and spread over seeds. A stopped run resumes."""
+    """Measure a model on a data set: metrics and verdicts per class, mean and spread over seeds. A stopped run resumes."""
     from ...formats.files import atomic_write
     from ...tools.evaluation.datasets.registry import open_dataset
     from ...tools.evaluation.protocol import evaluate

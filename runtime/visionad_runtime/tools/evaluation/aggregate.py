@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 from ...formats.manifest import ModelManifest
 from ...scoring.spec import ScoringSpec
+from .own_metrics import OWN_NAMES
 from .published import METRICS
 from .store import EvaluationUnit
+from .verdicts import RATE_NAMES
 
 Mode = Literal["separate", "multi"]
 
-RATES = ("routing_accuracy", "unknown_rate", "false_reject_rate", "miss_rate")
+RATES = ("routing_accuracy", "unknown_rate", *RATE_NAMES, "miss_rate")
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ class Evaluation:
 
 def averageable(result: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the numbers of a result that can be averaged."""
-    values = {**result, **result.get("calibration", {})}
-    return {name: values[name] for name in (*METRICS, *(f"separate_{m}" for m in METRICS), *RATES) if name in values}
+    values = {**result, **result["verdicts"], **result.get("calibration", {})}
+    names = (*METRICS, *OWN_NAMES, *(f"separate_{m}" for m in METRICS), *RATES)
+    return {name: values[name] for name in names if name in values}
 
 
 def mean_over_classes(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:

@@ -80,7 +80,7 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike) -> MetricReport:
         raise VisionADError(f"image metrics: {bad} of {score.size} scores are NaN or infinite")
     if not np.isin(label, (0, 1)).all():
         raise VisionADError("image metrics: labels must be 0 (good) or 1 (defect)")
-    defect, good = (_Ranking.of(score[label == side]) for side in (1, 0))
+    defect, good = (Ranking.of(score[label == side]) for side in (1, 0))
     return _rank_metrics("image", "images", defect, good, exact=True)
 
 
@@ -93,8 +93,8 @@ class PixelMetrics:
         Args:
             max_values: distinct values to distinguish, for good and for defect pixels each: resolution against memory.
         """
-        self._defect = _Table(columns=2, max_values=max_values)  # pixels; 1 / area of their region
-        self._good = _Table(columns=1, max_values=max_values)  # pixels
+        self._defect = CountTable(columns=2, max_values=max_values)  # pixels; 1 / area of their region
+        self._good = CountTable(columns=1, max_values=max_values)  # pixels
         self._regions = 0
         self._lowest, self._highest = np.float32(np.inf), np.float32(-np.inf)
 
@@ -111,7 +111,7 @@ class PixelMetrics:
         _check(anomaly_map, mask)
         self._lowest = min(self._lowest, anomaly_map.min())
         self._highest = max(self._highest, anomaly_map.max())
-        keys = _to_keys(anomaly_map)
+        keys = to_keys(anomaly_map)
         self._good.add(keys[~mask])
         if mask.any():
             count, region, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
@@ -151,7 +151,7 @@ class PixelMetrics:
         pr = np.stack([recall, tp / (tp + fp)], axis=1)
         return Curves(np.concatenate([[[0.0, 0.0]], roc, [[1.0, 1.0]]]), pr, self._pro_curve(defect, good))
 
-    def _rankings(self) -> tuple[_Ranking, _Ranking, bool]:
+    def _rankings(self) -> tuple[Ranking, Ranking, bool]:
         """Return defect and good pixels at one resolution, and whether it is the full one."""
         tables = self._defect, self._good
         for table in tables:
@@ -159,21 +159,21 @@ class PixelMetrics:
         shift = max(table.shift for table in tables)
         for table in tables:
             table.coarsen(shift)
-        return _Ranking(self._defect.keys, self._defect.sums), _Ranking(self._good.keys, self._good.sums), shift == 0
+        return Ranking(self._defect.keys, self._defect.sums), Ranking(self._good.keys, self._good.sums), shift == 0
 
-    def _pro_curve(self, defect: _Ranking, good: _Ranking) -> F64:
+    def _pro_curve(self, defect: Ranking, good: Ranking) -> F64:
         """Return (n, 2): false positive rate below 0.3, rising, and mean region overlap at the method's thresholds."""
         step = (self._highest - self._lowest) / np.float32(PRO_THRESHOLDS)
         if not 0 < step < np.inf:
             return np.empty((0, 2))
         # In float32, as the maps are: rounding decides whether there are 200 thresholds or 201, and which.
         thresholds = np.arange(self._lowest, self._highest, step, dtype=np.float32)
-        keys = _coarse(_to_keys(thresholds), self._good.shift)
+        keys = _coarse(to_keys(thresholds), self._good.shift)
         fpr = good.above(keys) / good.total
         overlap = defect.above(keys, column=1) / self._regions
         return np.stack([fpr, overlap], axis=1)[fpr < PRO_MAX_FPR][::-1]
 
-    def _aupro(self, defect: _Ranking, good: _Ranking) -> tuple[float | None, str]:
+    def _aupro(self, defect: Ranking, good: Ranking) -> tuple[float | None, str]:
         """Return the area under the PRO curve, or ``None`` and the reason."""
         if not defect.total:
             return None, "no defect pixels, so no region to overlap"
@@ -188,11 +188,11 @@ class PixelMetrics:
         return float(np.sum(np.diff(fpr) * (overlap[1:] + overlap[:-1]) / 2)), ""
 
 
-class _Table:
+class CountTable:
     """Distinct float32 values, ascending, with sums over their pixels.
 
     Attributes:
-        keys: uint32 (n,), from :func:`_to_keys`, without their lowest ``shift`` bits.
+        keys: uint32 (n,), from :func:`to_keys`, without their lowest ``shift`` bits.
         sums: float64 (columns, n). Row 0 counts the pixels (exact below 2**53); row 1, if any, sums their weights.
         shift: number of dropped bits.
     """
@@ -231,7 +231,7 @@ class _Table:
             distinct, counts = np.unique(keys, return_counts=True)
             self._insert(distinct, counts[None].astype(np.float64))
 
-    def merge(self, other: _Table) -> None:
+    def merge(self, other: CountTable) -> None:
         """Add the pixels of another table."""
         self.flush()
         other.flush()
@@ -258,7 +258,7 @@ class _Table:
             self.coarsen(self.shift + 1)
 
 
-class _Ranking:
+class Ranking:
     """Counts of pixels or images above a value.
 
     Args:
@@ -274,15 +274,15 @@ class _Ranking:
         self.total = float(self._above[0, 0])
 
     @classmethod
-    def of(cls, values: F64) -> _Ranking:
+    def of(cls, values: F64) -> Ranking:
         """Make a ranking of single values (n,)."""
         keys, counts = np.unique(values, return_counts=True)
         return cls(keys, counts[None].astype(np.float64))
 
-    def at_least(self, keys: NDArray[np.generic]) -> F64:
-        """Count the values at or above each of ``keys``."""
-        counts: F64 = self._above[0, np.searchsorted(self.keys, keys, side="left")]
-        return counts
+    def at_least(self, keys: NDArray[np.generic], column: int = 0) -> F64:
+        """Count the values at or above each of ``keys``, or sum another column over them."""
+        sums: F64 = self._above[column, np.searchsorted(self.keys, keys, side="left")]
+        return sums
 
     def above(self, keys: NDArray[np.generic], column: int = 0) -> F64:
         """Count the values above each of ``keys``, or sum another column over them."""
@@ -297,7 +297,7 @@ class _Ranking:
         return self.keys[np.unique(np.searchsorted(-self._above[0, :-1], -rank, side="right") - 1)]
 
 
-def _rank_metrics(prefix: str, things: str, defect: _Ranking, good: _Ranking, exact: bool) -> MetricReport:
+def _rank_metrics(prefix: str, things: str, defect: Ranking, good: Ranking, exact: bool) -> MetricReport:
     """Compute AUROC, AP and F1-max. Only thresholds at a defect's value matter: between them, only false alarms grow."""
     names = {name: f"{prefix}_{name}" for name in ("auroc", "ap", "f1max")}
     if not defect.total:
@@ -336,7 +336,7 @@ def _fold(keys: U32, sums: F64) -> tuple[U32, F64]:
     return keys[first], np.add.reduceat(sums, first, axis=1)
 
 
-def _to_keys(values: F32) -> U32:
+def to_keys(values: F32) -> U32:
     """Map finite float32 to uint32 of the same shape and order. Equal numbers have equal keys."""
     bits = (values + np.float32(0)).view(np.uint32)  # the sum turns -0.0 into 0.0
     sign = np.uint32(1 << 31)

@@ -71,6 +71,9 @@ def _class(evaluation: Evaluation, name: str) -> dict[str, Any]:
     if calibration and calibration["threshold"] is not None:
         stats.append(("false rejects", f"{calibration['false_rejects']} of {first.result['good']}"))
         stats.append(("misses", f"{calibration['misses']} of {first.result['defects']}"))
+    else:
+        rates = (("false rejects", "false_reject_rate"), ("caught", "caught_rate"))
+        stats += [(name, percent_cell(spread[rate])) for name, rate in rates]
     return {
         "name": name,
         "stats": stats,

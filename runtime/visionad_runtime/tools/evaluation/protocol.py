@@ -34,14 +34,15 @@ from ...shards import WHOLE, Shard
 from ...teaching.sampling import sample_support_paths
 from .aggregate import Evaluation, Mode
 from .datasets.base import Dataset, DatasetError, Sample
-from .datasets.masks import load_mask
+from .datasets.masks import Truth, image_size, load_mask, read_truth
+from .own_metrics import OWN, OwnMetric
 from .predictor import Predictor, RuntimePredictor, Step
 from .store import EvaluationUnit, Store, digest, files_digest, samples_digest
 from .tally import Tally, UnreadableFile
 
 Progress = Callable[[str, int], AbstractContextManager[Step]]
 
-_FORMAT = 1
+_FORMAT = 2
 _MAX_NAMED = 8
 
 
@@ -172,6 +173,7 @@ class _Run:
             "engine": self.predictor.name,
             "bit_depth": self.bit_depth,
             "dataset": data.name,
+            **({"own_metrics": data.metrics} if data.metrics else {}),
             "shots": self.shots,
             "rate": self.rate,
             **({"roi": self.rois} if self.rois else {}),
@@ -215,6 +217,8 @@ class _Run:
         total = 0
         for seed, tested, enrolled in self._groups():
             total += sum(len(self.dataset.test(name)) for name in tested)
+            if self._needs_validation():
+                total += sum(len(self.dataset.validation(name)) for name in tested)
             for name in enrolled:
                 total += self.shots
                 if self.rate is not None and self.store.get(self._calibration_key(seed, name)) is None:
@@ -311,10 +315,12 @@ class _Run:
     def _only_check(self, names: Iterable[str], step: Step, done: int = 0) -> None:
         """Find unreadable test images and masks without inspecting any."""
         for name in names:
+            own = self._own_metrics(name)
             for sample in self.dataset.test(name)[done:]:
                 try:
                     decode.load(sample.path, self.bit_depth)
                     self._mask(sample)
+                    self._truth(sample, own)
                 except VisionADError as exc:
                     self.faults.append(UnreadableFile(sample.path, "test", name, str(exc)))
                 step()
@@ -324,6 +330,22 @@ class _Run:
             return None
         spec = self.predictor.manifest.identity.preprocess
         return load_mask(sample, spec.resize, spec.crop, MAP_SIZE)
+
+    def _own_metrics(self, name: str) -> list[OwnMetric]:
+        spec = self.predictor.manifest.identity.preprocess
+        return [OWN[metric](spec, self.dataset.saturations(name)) for metric in self.dataset.metrics]
+
+    def _needs_validation(self) -> bool:
+        return any(metric.needs_validation for metric in self._own_metrics(self.dataset.classes[0]))
+
+    def _truth(self, sample: Sample, own: Sequence[OwnMetric]) -> Truth | None:
+        """Read the ground truth for the data set's own metrics; ``None`` if there are none, or the defect is not known."""
+        if not own or not sample.has_mask:
+            return None
+        truth = read_truth(sample)
+        for metric in own:
+            metric.check(truth)
+        return truth
 
     def _raise_faults(self) -> None:
         by_path = {fault.path: fault for fault in self.faults}
@@ -347,6 +369,7 @@ class _Run:
                 decode.load(path, self.bit_depth)
                 if path in samples:
                     self._mask(samples[path])
+                    self._truth(samples[path], self._own_metrics(unit.result["class"]))
             except VisionADError:
                 continue
             return False
@@ -393,15 +416,20 @@ class _Run:
         step: Step,
     ) -> EvaluationUnit | None:
         """Inspect a class's test images. Return ``None`` if one of them cannot be read and must not be skipped."""
-        own, samples = check_class_name(name), self.dataset.test(name)
-        tally = Tally(self.dataset.root, self.mode, self.predictor.manifest, self.predictor.scoring, self.bit_depth)
+        own, samples, own_metrics = check_class_name(name), self.dataset.test(name), self._own_metrics(name)
+        tally = Tally(
+            self.dataset.root, self.mode, self.predictor.manifest, self.predictor.scoring, self.bit_depth, own_metrics
+        )
+        if self._needs_validation() and not self._validate(name, tally, faults, step):
+            self._only_check([name], step)
+            return None
         class_name = own if self.mode == "separate" else None
         predictions = self.predictor.inspect([s.path for s in samples], class_name)
         for index, (sample, outcome) in enumerate(zip(samples, predictions, strict=True)):
             try:
                 if isinstance(outcome, ImageError):
                     raise outcome
-                mask = self._mask(sample)
+                mask, truth = self._mask(sample), self._truth(sample, own_metrics)
                 as_own = outcome
                 if outcome.class_name != own:  # misrouted
                     (second,) = self.predictor.inspect([sample.path], own)
@@ -416,9 +444,23 @@ class _Run:
                     self._only_check([name], step, done=index + 1)
                     return None
             else:
-                tally.add(sample, outcome, as_own, mask)
+                tally.add(sample, outcome, as_own, mask, truth)
             step()
         return tally.unit(seed, name, supports, faults, calibration)
+
+    def _validate(self, name: str, tally: Tally, faults: list[UnreadableFile], step: Step) -> bool:
+        """Inspect a class's validation images. Return ``False`` if one of them cannot be read and must not be skipped."""
+        paths, found = self.dataset.validation(name), len(faults)
+        for path, outcome in zip(paths, self.predictor.inspect(paths, check_class_name(name)), strict=True):
+            if isinstance(outcome, ImageError):
+                faults.append(UnreadableFile(path, "validation", name, str(outcome)))
+            else:
+                tally.add_validation(outcome, *image_size(path))
+            step()
+        if len(faults) > found and not self.skip:
+            self.faults += faults
+            return False
+        return True
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 

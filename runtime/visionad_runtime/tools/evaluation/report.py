@@ -110,6 +110,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
             "False rejects and misses are counted on the test images. An image without a verdict counts as neither."
         )
         lines += _uncalibrated(evaluation)
+    lines += _verdicts(results, seed)
     row = published(evaluation.dataset, evaluation.shots)
     if row is not None:
         lines.append(comparison(evaluation, row))
@@ -131,11 +132,15 @@ def remarks(evaluation: Evaluation) -> list[str]:
 
 # --- words and numbers ------------------------------------------------------------------------------------------------
 
+_OWN = {"pixel_segf1": "SegF1", "pixel_spro_005": "sPRO 0.05", "pixel_spro_030": "sPRO 0.3"}
+_TITLES = {**dict(zip(METRICS, HEADS, strict=True)), **_OWN}
 _EXTRA = (
+    *_OWN.items(),
     ("routing_accuracy", "routed right"),
     ("unknown_rate", "unknown"),
     ("separate_image_auroc", "I-AUROC, class given"),
     ("false_reject_rate", "false rejects"),
+    ("caught_rate", "caught"),
     ("miss_rate", "misses"),
 )
 
@@ -202,6 +207,39 @@ def _price(evaluation: Evaluation) -> str:
     return f"Routed correctly: {_share(accuracy)} %. Compared with the same bank and the class given, misrouting changes: {cost}."
 
 
+_SOURCES = {
+    "calibration": "the calibration",
+    "validation": "the validation images",
+    "test_halves": "the good test images, each half of them for the other half",
+}
+
+
+def _verdicts(results: Sequence[dict[str, Any]], seed: int | None) -> list[str]:
+    """Explain false rejects and caught defects, and list them for each condition."""
+    lines = []
+    for source, where in _SOURCES.items():
+        promised = [
+            r["verdicts"]["promised_false_reject"] for r in results if r["verdicts"]["threshold_from"] == source
+        ]
+        if promised:
+            low, high = (f"{100 * rate:.1f} %" for rate in (min(promised), max(promised)))
+            bound = low if low == high else f"{low} to {high}"
+            lines.append(
+                f"False rejects and caught: the threshold comes from {where}; it promises {bound} false rejects."
+            )
+    for result in results:
+        if result["seed"] != seed:
+            continue
+        if reason := result["verdicts"].get("reason"):
+            lines.append(f"{result['class']}: no false rejects and caught, {reason}.")
+        for condition, row in result["verdicts"].get("by_condition", {}).items():
+            lines.append(
+                f"{result['class']}, {condition or 'no condition'}, seed {seed_label(seed)}: false rejects "
+                f"{_share(row['false_reject_rate'])} of {row['good']}, caught {_share(row['caught_rate'])} of {row['defects']}."
+            )
+    return lines
+
+
 def _uncalibrated(evaluation: Evaluation) -> list[str]:
     reasons: dict[tuple[str, str], None] = {}
     for unit in evaluation.units:
@@ -216,7 +254,7 @@ def _undefined(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], 
     for result in results:
         by_reason: dict[str, list[str]] = {}
         for metric, reason in result["reasons"].items():
-            by_reason.setdefault(reason, []).append(HEADS[METRICS.index(metric)])
+            by_reason.setdefault(reason, []).append(_TITLES[metric])
         for reason, metrics in by_reason.items():
             seeds.setdefault((result["class"], ", ".join(metrics), reason), []).append(result["seed"])
     return seeds

@@ -96,7 +96,9 @@ def samples_digest(dataset: Dataset, name: str) -> str:
     """Return a digest of a class's test samples: files, labels and boxes."""
     samples = dataset.test(name)
     files = files_digest(dataset.root, [p for s in samples for p in (s.path, *s.masks)])
-    return digest([files, [[s.label, s.defect, len(s.masks), s.boxes] for s in samples]])
+    kinds = sorted((dataset.saturations(name) or {}).items())
+    facts = [[s.label, s.defect, len(s.masks), s.boxes, s.condition] for s in samples]
+    return digest([files, facts, kinds])
 
 
 def digest(facts: Any) -> str:

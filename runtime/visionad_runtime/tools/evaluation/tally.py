@@ -20,10 +20,13 @@ from ...visualization.overlay import draw_overlay
 from ...visualization.thumbnails import draw_ground_truth, jpeg
 from .aggregate import Mode
 from .datasets.base import Sample
+from .datasets.masks import Truth
 from .metrics import PixelMetrics, image_metrics
+from .own_metrics import OwnMetric
 from .predictor import Prediction
 from .published import METRICS
 from .store import Arrays, EvaluationUnit, relative
+from .verdicts import ScoredImage, verdict_rates
 
 HARDEST_PER_LABEL = 6
 """Images kept for the page: this many of the lowest-scored defects and of the highest-scored good images."""
@@ -35,7 +38,7 @@ class UnreadableFile(NamedTuple):
 
     Attributes:
         path: the file.
-        role: ``support``, ``normal`` (for calibration) or ``test``.
+        role: ``support``, ``normal`` (for calibration), ``validation`` or ``test``.
         class_name: its class.
         reason: the error.
     """
@@ -57,7 +60,13 @@ class Tally:
     """Counts over the images of a unit."""
 
     def __init__(
-        self, root: Path, mode: Mode, manifest: ModelManifest, scoring: ScoringSpec, bit_depth: int | None
+        self,
+        root: Path,
+        mode: Mode,
+        manifest: ModelManifest,
+        scoring: ScoringSpec,
+        bit_depth: int | None,
+        own: Sequence[OwnMetric] = (),
     ) -> None:
         """Start from zero.
 
@@ -67,7 +76,10 @@ class Tally:
             manifest: the model.
             scoring: how it scores.
             bit_depth: bits that the camera fills in files with 16 bits per channel.
+            own: the data set's own metrics.
         """
+        self.own, self.normals = tuple(own), list[float]()
+        self.conditions: list[str] = []
         self.root, self.mode, self.manifest, self.scoring, self.bit_depth = root, mode, manifest, scoring, bit_depth
         self.scores: list[float] = []
         self.own_scores: list[float] = []
@@ -80,7 +92,20 @@ class Tally:
         self.good_levels: list[float] = []
         self.worst: dict[int, list[_Hard]] = {0: [], 1: []}
 
-    def add(self, sample: Sample, routed: Prediction, own: Prediction, mask: NDArray[np.bool_] | None) -> None:
+    def add_validation(self, prediction: Prediction, width: int, height: int) -> None:
+        """Count one good validation image, with its own class given."""
+        self.normals.append(prediction.score)
+        for metric in self.own:
+            metric.learn(height, width, prediction.anomaly_map)
+
+    def add(
+        self,
+        sample: Sample,
+        routed: Prediction,
+        own: Prediction,
+        mask: NDArray[np.bool_] | None,
+        truth: Truth | None = None,
+    ) -> None:
         """Count one image.
 
         Args:
@@ -88,8 +113,10 @@ class Tally:
             routed: its prediction as it was routed.
             own: its prediction with its own class given; the same object if it was routed to it.
             mask: bool (256, 256), True where defect; ``None`` if unknown.
+            truth: the same at the size of the image, if there are own metrics and the defect is known.
         """
         label = sample.label
+        self.conditions.append(sample.condition)
         self.labels.append(label)
         self.scores.append(routed.score)
         self.own_scores.append(own.score)
@@ -105,6 +132,9 @@ class Tally:
             else:
                 self.misrouted.add(routed.anomaly_map, mask)
                 self.corrected.add(own.anomaly_map, mask)
+        if truth is not None:
+            for metric in self.own:
+                metric.add(truth, routed.anomaly_map)
         if not label:
             self.good_levels.append(float(np.median(routed.anomaly_map)))
         worst = self.worst[label]
@@ -127,6 +157,10 @@ class Tally:
             own_pixels.merge(self.pixels)
             self.pixels.merge(self.misrouted)
         values, reasons, bounds = self._metrics(self.scores, self.pixels)
+        for metric in self.own:
+            own_values, own_reasons = metric.compute()
+            values |= own_values
+            reasons |= own_reasons
         defects = sum(self.labels)
         result: dict[str, Any] = {
             "seed": seed,
@@ -146,6 +180,8 @@ class Tally:
             result |= self._routing() | {f"separate_{metric}": value for metric, value in separate.items()}
         if calibration is not None:
             result["calibration"] = self._realized(calibration)
+        tests = [ScoredImage(*row) for row in zip(self.scores, self.labels, self.conditions, strict=True)]
+        result["verdicts"] = verdict_rates(tests, self.normals, calibration)
         worst = [*self.worst[1], *self.worst[0]]
         result["worst"] = [
             {

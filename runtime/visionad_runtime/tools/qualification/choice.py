@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,8 @@ from ...scoring.conformal import conformal_limits
 from ..evaluation.metrics import image_metrics
 from .rates import Rate
 
-Status = Literal["measured", "over budget", "stopped early"]
+Status = Literal["measured", "over budget", "stopped early", "beaten"]
+"""``stopped early``: clearly less accurate than another. ``beaten``: slower than one that no accuracy could beat."""
 MIN_HALF = 25
 """Good images, and as many bad ones, of each half below which the images are not split: fewer are too few to choose on."""
 MIN_EARLY = 4
@@ -146,6 +147,40 @@ def is_hopeless(good: Sequence[float], bad: Sequence[float], best: float | None)
         return False
     value = auroc(good, bad)
     return value + 3 * max(standard_error(value, len(good), len(bad)), 0.02) < best
+
+
+def is_beaten(latency_ms: float, rows: Sequence[Measured]) -> bool:
+    """Return whether a set-up of this latency cannot be recommended, however accurate it is: a clearly faster one is perfect.
+
+    Args:
+        latency_ms: median latency of the set-up.
+        rows: what was measured before.
+    """
+    return any(_is_perfect(row) and latency_ms > SAME_LATENCY * (row.latency_ms or 0.0) for row in _finished(rows))
+
+
+def fewer_shots_suffice(candidate: Candidate, rows: Sequence[Measured]) -> bool:
+    """Return whether the same set-up with fewer shots, which is no slower, is perfect or was beaten.
+
+    Args:
+        candidate: the set-up.
+        rows: what was measured before.
+    """
+    return any(
+        row.candidate.shots < candidate.shots
+        and replace(row.candidate, shots=candidate.shots) == candidate
+        and (row.status == "beaten" or _is_perfect(row))
+        for row in rows
+    )
+
+
+def _is_perfect(row: Measured) -> bool:
+    return row.auroc_choose is not None and row.auroc_choose >= 1 - SAME
+
+
+def same_scores(first: Candidate, second: Candidate) -> bool:
+    """Return whether two set-ups differ in the backend alone, so that their scores agree up to rounding."""
+    return replace(first, backend=second.backend) == second
 
 
 def pareto(rows: Sequence[Measured]) -> list[Measured]:

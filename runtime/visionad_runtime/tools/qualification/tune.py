@@ -1,7 +1,8 @@
 """Measure set-ups on the user's images on this machine: models, presets, backends, precisions, shots, tiles.
 
-An image is encoded once for each model, backend and precision. Its tokens are kept in files, so presets and numbers of shots cost a
-search each, and a stopped run goes on where it was.
+An image is encoded once for each model and precision. Its tokens are kept in files, so presets and numbers of shots cost a search
+each, and a stopped run goes on where it was. Backends that compute in one precision have the same tokens up to rounding: the first
+of them is scored, and of the others only the latency is measured.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,20 @@ from ...scoring.preset import load_preset, scoring_for
 from ...system import environment
 from ...teaching.kept_tokens import KeptTokensEngine
 from ...teaching.sampling import sample_support
-from .choice import Candidate, Measured, accuracy, is_hopeless, pareto, recommend
+from .choice import (
+    Candidate,
+    Measured,
+    accuracy,
+    fewer_shots_suffice,
+    is_beaten,
+    is_hopeless,
+    pareto,
+    recommend,
+    same_scores,
+)
 from .inputs import Labeled
 from .performance import latency
+from .tune_cache import Pixels, append_result, read_results
 
 FORMAT = 1
 CLASS = "part"
@@ -170,17 +182,27 @@ def tune(
     notes: list[str] = []
     setups = _setups(choices, images, notes)
     total = sum(len(candidates) for _, candidates in setups)
-    known, rows, began, fresh = _read_results(out / RESULTS), list[Measured](), time.monotonic(), 0
+    known, rows, began, fresh = read_results(out / RESULTS), list[Measured](), time.monotonic(), 0
+    pixels = Pixels(choices.bit_depth)
     for (name, backend, precision), candidates in setups:
-        bench = _Bench(choices, images, work, choices.models[name], backend, precision)
+        bench = _Bench(choices, images, work, choices.models[name], backend, precision, pixels)
         try:
+            if not all(bench.key(candidate) in known for candidate in candidates):
+                try:
+                    bench.open()
+                except VisionADError as exc:  # the backend offers the precision, but not on this machine
+                    if precision in choices.precisions or precision == bench.own_precision:
+                        raise
+                    notes.append(f"{backend} in {precision} was not tried with {name}: {exc}")
+                    total -= len(candidates)
+                    continue
             for candidate in candidates:
                 key = bench.key(candidate)
                 measured = known.get(key)
                 if measured is None:
                     measured = bench.measure(candidate, rows)
                     fresh += 1
-                    _append(out / RESULTS, key, measured)
+                    append_result(out / RESULTS, key, measured)
                 rows.append(measured)
                 left = (time.monotonic() - began) / max(fresh, 1) * (total - len(rows))
                 step(len(rows), total, measured, left)
@@ -271,9 +293,9 @@ def available_backends(choices: Choices, manifest: ModelManifest) -> list[tuple[
 def _setups(
     choices: Choices, images: Images, notes: list[str]
 ) -> list[tuple[tuple[str, str, Precision], list[Candidate]]]:
-    """Return what to measure, by model, backend and precision; the cheapest candidates first."""
+    """Return what to measure, by model, backend and precision. Cheap ones come first: they may spare the others."""
     setups, refused = [], dict[str, str]()
-    for name, folder in choices.models.items():
+    for name, folder in sorted(choices.models.items(), key=lambda item: _size(item[1])):
         manifest = read_manifest(folder, ModelManifest)
         presets = []
         for preset in choices.presets:
@@ -300,6 +322,12 @@ def _setups(
     return setups
 
 
+def _size(folder: Path) -> float:
+    """Return a rough measure of what an encoding costs: bytes of weights times pixels."""
+    crop = read_manifest(folder, ModelManifest).identity.preprocess.crop
+    return float(crop**2 * sum(file.stat().st_size for file in folder.glob("*.onnx")))
+
+
 def _grids(choices: Choices, images: Images) -> list[tuple[int, int]]:
     """Return whole images, and, for elongated ones, as many tiles as make them square."""
     grids = [(1, 1)]
@@ -320,14 +348,27 @@ class _Bench:
     """Measures the set-ups of one model, backend and precision. The model is opened when it is first needed."""
 
     def __init__(
-        self, choices: Choices, images: Images, work: Path, folder: Path, backend: str, precision: Precision
+        self,
+        choices: Choices,
+        images: Images,
+        work: Path,
+        folder: Path,
+        backend: str,
+        precision: Precision,
+        pixels: Pixels,
     ) -> None:
+        self._pixels = pixels
         self._choices, self._images, self._work, self._folder = choices, images, work, folder
         self._backend, self._precision = backend, precision
         self._manifest = read_manifest(folder, ModelManifest)
         self._opened: Inspector | None = None
         self._kept: KeptTokensEngine | None = None
         self._over: set[tuple[str, tuple[int, int]]] = set()
+
+    @property
+    def own_precision(self) -> Precision:
+        """Precision that the model was exported in."""
+        return self._manifest.precision
 
     def key(self, candidate: Candidate) -> str:
         """Return what names a measurement of a candidate."""
@@ -341,7 +382,9 @@ class _Bench:
         budget, place = self._choices.budget_ms, (candidate.preset, candidate.grid)
         if place in self._over:  # more shots take longer
             return Measured(candidate, "over budget")
-        opened, kept = self._open()
+        if fewer_shots_suffice(candidate, before):
+            return Measured(candidate, "beaten")
+        opened, kept = self.open()
         bank = self._bank(candidate, opened, kept)
         spec = scoring_for(self._manifest, bank.manifest.views, candidate.preset)
         rows = bank.classes[CLASS].rois
@@ -356,12 +399,17 @@ class _Bench:
         if budget is not None and times["p50"] > budget:
             self._over.add(place)
             return Measured(candidate, "over budget", times["p50"], memory / 1e6)
+        if is_beaten(times["p50"], before):
+            return Measured(candidate, "beaten", times["p50"], memory / 1e6)
+        for other in before:
+            if same_scores(other.candidate, candidate) and other.status in ("measured", "stopped early"):
+                return replace(other, candidate=candidate, latency_ms=times["p50"], memory_mb=memory / 1e6)
         best = max((r.auroc for r in before if r.status == "measured" and r.auroc is not None), default=None)
         with opened.with_bank(bank, spec, kept) as inspection:
 
             def scores(images: Sequence[Labeled]) -> list[float]:
                 return [
-                    inspection.trace_batch([load(one.path, self._choices.bit_depth)], CLASS, trace=False)[0][0].score
+                    inspection.trace_batch([self._pixels.load(one.path)], CLASS, trace=False)[0][0].score
                     for one in images
                 ]
 
@@ -377,7 +425,12 @@ class _Bench:
         if self._opened is not None:
             self._opened.close()
 
-    def _open(self) -> tuple[Inspector, KeptTokensEngine]:
+    def open(self) -> tuple[Inspector, KeptTokensEngine]:
+        """Open the model, once.
+
+        Raises:
+            VisionADError: The backend cannot run it in this precision.
+        """
         if self._opened is None or self._kept is None:
             offered = self._precision in backend_spec(self._backend).precisions
             self._opened = Inspector.open(
@@ -392,7 +445,7 @@ class _Bench:
     def _bank(self, candidate: Candidate, opened: Inspector, kept: KeptTokensEngine) -> Bank:
         """Return a bank with the candidate's supports, enrolled with kept tokens."""
         supports = [one.path for one in self._images.supports[: candidate.shots]]
-        name = f"{opened.digest} {self._backend} {opened.engine.precision} {candidate.shots} {candidate.grid}"
+        name = f"{opened.digest} {opened.engine.precision} {candidate.shots} {candidate.grid}"
         folder = self._work / "banks" / sha256_bytes(f"{name} {self._images.digest()}".encode())[:24]
         folder.parent.mkdir(parents=True, exist_ok=True)
         bank = Bank.open_or_new(folder, self._manifest.identity, self._manifest.views)
@@ -410,24 +463,3 @@ class _Bench:
             )
             teacher.close()
         return bank
-
-
-def _append(file: Path, key: str, measured: Measured) -> None:
-    try:
-        with open(file, "a", encoding="utf-8") as f:
-            f.write(json.dumps({"key": key, **asdict(measured)}) + "\n")
-    except OSError as exc:
-        raise VisionADError(f"{file}: {exc.strerror or exc}; free some space and run again") from None
-
-
-def _read_results(file: Path) -> dict[str, Measured]:
-    """Read what an earlier run measured. A torn line is measured anew."""
-    known: dict[str, Measured] = {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
-        try:
-            fields = json.loads(line)
-            key, candidate = fields.pop("key"), fields.pop("candidate")
-            known[key] = Measured(Candidate(**{**candidate, "grid": tuple(candidate["grid"])}), **fields)
-        except (ValueError, TypeError, KeyError):
-            continue
-    return known

@@ -18,6 +18,8 @@ from visionad_runtime.tools.qualification.choice import (
     Measured,
     accuracy,
     auroc,
+    fewer_shots_suffice,
+    is_beaten,
     is_hopeless,
     pareto,
     recommend,
@@ -75,6 +77,40 @@ def test_the_most_accurate_within_the_budget_is_recommended() -> None:
     assert [r.latency_ms for r in pareto(rows)] == [50, 60, 100, 300]
     without_bad = [row(50, None, spread=0.2), row(50, None, spread=0.1)]
     assert recommend(without_bad, None) == without_bad[1]
+
+
+def test_what_is_slower_than_a_perfect_one_cannot_be_recommended() -> None:
+    rows = [row(100, 0.9), row(200, 0.999, 2)]
+    assert not is_beaten(1000, rows[:1]) and not is_beaten(1000, []) and not is_beaten(1000, [row(10, None)])
+    assert not is_beaten(201, rows) and not is_beaten(229, rows)
+    for latency in (231, 400):
+        assert is_beaten(latency, rows)
+        for merit in (0.5, 0.999, 1.0):
+            for shots in (1, 8):
+                assert recommend([*rows, row(latency, merit, shots)], None) == rows[1]
+    assert recommend([*rows, row(229, 0.999, 1)], None) != rows[1]  # why the limit is no lower
+
+
+def test_more_shots_of_a_perfect_or_beaten_set_up_are_spared() -> None:
+    def candidate(shots: int, preset: str = "paper") -> Candidate:
+        return Candidate("m", "", preset, "onnxruntime-cpu", "fp32", shots)
+
+    perfect, beaten = row(100, 0.999, 2), Measured(candidate(2), "beaten", 500.0)
+    for rows in ([perfect], [beaten]):
+        assert fewer_shots_suffice(candidate(4), rows)
+        assert not fewer_shots_suffice(candidate(1), rows) and not fewer_shots_suffice(candidate(2), rows)
+        assert not fewer_shots_suffice(candidate(4, "full-image"), rows)
+    assert not fewer_shots_suffice(candidate(4), [row(100, 0.99, 2), row(100, None, 2)])
+    rows = [perfect, row(90, 0.9, 1)]
+    for shots in (4, 8):  # no slower than what they are spared for, whatever their accuracy
+        assert recommend([*rows, row(100, 1.0, shots)], None) == perfect
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_beaten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine any set-up may be slower than another."""
+    monkeypatch.setattr(tuning, "is_beaten", lambda *_: False)
+    monkeypatch.setattr(tuning, "fewer_shots_suffice", lambda *_: False)
 
 
 @pytest.fixture
@@ -145,6 +181,78 @@ def test_a_stopped_run_resumes(
     report = tune(choices, images, tmp_path / "out")
     assert len(measured) == 1
     assert len(report["rows"]) == 2
+
+
+def test_what_is_beaten_is_not_scored(
+    root: Path, tiny_model: Path, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "is_beaten", lambda _, rows: bool(rows))
+    monkeypatch.setattr(tuning, "fewer_shots_suffice", lambda _, rows: any(r.status == "beaten" for r in rows))
+    train, test = read_inputs(root / "train" / "good"), read_inputs(root / "test" / "good", root / "test")
+    choices = Choices({"tiny": tiny_model}, [preset], ["onnxruntime-cpu"], shots=(1, 2, 3))
+    report = tune(choices, choose_images(train.good, test.good, test.bad, choices), tmp_path / "out")
+    assert [r["status"] for r in report["rows"]] == ["measured", "beaten", "beaten"]
+    assert [r["auroc"] is None for r in report["rows"]] == [False, True, True]
+    assert [r["latency_ms"] is None for r in report["rows"]] == [False, False, True]  # more shots are no faster
+    assert report["recommended"]["name"] == report["rows"][0]["name"]
+    assert "beaten" in tune_page(json.loads(json.dumps(report, allow_nan=False)))
+
+
+def test_backends_of_one_precision_share_the_scores(
+    root: Path, tiny_model: Path, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    train, test = read_inputs(root / "train" / "good"), read_inputs(root / "test" / "good", root / "test")
+    names = ["onnxruntime-cpu", "openvino"]
+    choices = Choices({"tiny": tiny_model}, [preset], names, ["fp32"], shots=(1, 3))
+    encoded = []
+    original = tuning.KeptTokensEngine.encode
+
+    def encode(self: Any, *args: Any, **more: Any) -> Any:
+        encoded.append(self.name)
+        return original(self, *args, **more)
+
+    monkeypatch.setattr(tuning.KeptTokensEngine, "encode", encode)
+    report = tune(choices, choose_images(train.good, test.good, test.bad, choices), tmp_path / "out")
+    first, second = report["rows"][:2], report["rows"][2:]
+    assert [r["candidate"]["backend"] for r in report["rows"]] == [n for n in names for _ in range(2)]
+    assert len(set(encoded)) == 1 and "openvino" not in encoded[0].lower()
+    for a, b in zip(first, second, strict=True):
+        assert (a["auroc"], a["spread"], a["caught"]) == (b["auroc"], b["spread"], b["caught"])
+        assert b["latency_ms"] and a["latency_ms"] != b["latency_ms"]
+    with Inspector.open(tiny_model, tmp_path / "bank", preset=preset, backend="openvino") as inspector:
+        inspector.enroll_files("disc", [root / "train" / "good" / report["images"]["supports"][0]])
+        chosen = choose_images(train.good, test.good, test.bad, choices)
+        good, bad = (
+            [inspector.inspect(cv2.imread(str(one.path)), class_name="disc").score for one in images]
+            for images in (chosen.good, chosen.bad)
+        )
+    assert second[0]["auroc"] == pytest.approx(auroc(good, bad))
+    assert second[0]["spread"] == pytest.approx(np.std(good, ddof=1) / np.mean(good), rel=1e-3)
+
+
+def test_a_precision_that_this_machine_lacks_is_left_out(
+    root: Path, tiny_model: Path, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("visionad_runtime.engine.openvino")
+    pytest.importorskip("openvino")
+
+    def check(_: Any, precision: str, device: str) -> None:
+        if precision == "bf16":
+            raise VisionADError(f"{device} has no bf16")
+
+    monkeypatch.setattr(openvino, "check_capability", check)
+    train, test = read_inputs(root / "train" / "good"), read_inputs(root / "test" / "good", root / "test")
+    choices = Choices({"tiny": tiny_model}, [preset], ["openvino"], shots=(1,))
+    images = choose_images(train.good, test.good, test.bad, choices)
+    report = tune(choices, images, tmp_path / "out")
+    assert [r["candidate"]["precision"] for r in report["rows"]] == ["fp32"]
+    assert [note for note in report["notes"] if "bf16" in note] == [
+        "openvino in bf16 was not tried with tiny: CPU has no bf16"
+    ]
+    asked = Choices({"tiny": tiny_model}, [preset], ["openvino"], ["bf16"], shots=(1,))
+    with pytest.raises(VisionADError, match="CPU has no bf16"):
+        tune(asked, images, tmp_path / "asked")
 
 
 def test_over_budget_is_not_scored(root: Path, tiny_model: Path, preset: str, tmp_path: Path) -> None:

@@ -31,6 +31,23 @@ class Box(NamedTuple):
     bottom: int
 
 
+class Saturation(NamedTuple):
+    """Overlap with a region from which on it counts as found (Bergmann et al. 2022).
+
+    Attributes:
+        threshold: pixels of the region, or a share of its area.
+        relative: whether ``threshold`` is a share.
+    """
+
+    threshold: float
+    relative: bool
+
+    def pixels(self, area: int) -> float:
+        """Return the overlap in pixels, above 0 and at most ``area``."""
+        wanted = int(self.threshold * area) if self.relative else self.threshold
+        return float(min(max(wanted, 1), area))
+
+
 @dataclass(frozen=True)
 class Sample:
     """A test image. A defect without masks and boxes counts in image metrics only.
@@ -43,6 +60,7 @@ class Sample:
         split: part of the data set.
         masks: mask files, each of the image's size; their union is the defect.
         boxes: bounding boxes instead of masks.
+        condition: light, day or camera under which the image was taken, if the data set says so.
     """
 
     path: Path
@@ -52,6 +70,7 @@ class Sample:
     split: str = "test"
     masks: tuple[Path, ...] = ()
     boxes: tuple[Box, ...] = ()
+    condition: str = ""
 
     @property
     def has_mask(self) -> bool:
@@ -67,11 +86,13 @@ class ClassData:
         train: good images to select supports from, sorted by file name.
         test: test images.
         validation: further good images that the data set sets apart.
+        saturations: saturation of a mask's region by the mask's pixel value; ``None`` if the data set has none.
     """
 
     train: tuple[Path, ...]
     test: tuple[Sample, ...]
     validation: tuple[Path, ...] = ()
+    saturations: Mapping[int, Saturation] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +103,13 @@ class Dataset:
         name: name of its layout.
         root: its folder.
         by_class: images by class.
+        metrics: names of the data set's own metrics, beside those that all have.
     """
 
     name: str
     root: Path
     by_class: Mapping[str, ClassData]
+    metrics: tuple[str, ...] = ()
 
     @property
     def classes(self) -> list[str]:
@@ -104,6 +127,10 @@ class Dataset:
     def test(self, class_name: str) -> list[Sample]:
         """Return test images by type of defect, then by file name."""
         return list(self._of(class_name).test)
+
+    def saturations(self, class_name: str) -> Mapping[int, Saturation] | None:
+        """Return the saturation of a mask's region by the mask's pixel value; ``None`` if the data set has none."""
+        return self._of(class_name).saturations
 
     def _of(self, class_name: str) -> ClassData:
         if class_name not in self.by_class:

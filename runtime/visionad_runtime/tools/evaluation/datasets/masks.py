@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -12,6 +15,39 @@ from ....preprocess import crop_offset, resize_square
 from .base import DatasetError, Sample
 
 Mask = NDArray[np.bool_]
+
+
+class Region(NamedTuple):
+    """One mask or box of a sample.
+
+    Attributes:
+        value: pixel value of the mask, which may name the kind of defect; 255 for a box.
+        mask: bool (H, W), the size of the image.
+    """
+
+    value: int
+    mask: Mask
+
+
+class Truth(NamedTuple):
+    """Ground truth at the size of the image.
+
+    Attributes:
+        height: of the image.
+        width: of the image.
+        regions: one for each mask or box that is not empty; none in a good image.
+    """
+
+    height: int
+    width: int
+    regions: tuple[Region, ...]
+
+    def union(self) -> Mask:
+        """Return all defective pixels, bool (H, W)."""
+        full = np.zeros((self.height, self.width), np.bool_)
+        for region in self.regions:
+            full |= region.mask
+        return full
 
 
 def load_mask(sample: Sample, resize: int, crop: int, size: int = 256) -> Mask:
@@ -59,23 +95,46 @@ def full_mask(sample: Sample) -> Mask:
         DatasetError: mask and image differ in size, or a box exceeds the image.
         ImageError: the image or a mask cannot be read.
     """
-    try:
-        with Image.open(sample.path) as image:  # reads the header only
-            width, height = image.size
-    except OSError as exc:
-        raise ImageError(f"{sample.path}: cannot be read: {exc}") from None
-    full = np.zeros((height, width), np.bool_)
+    return read_truth(sample).union()
+
+
+def read_truth(sample: Sample) -> Truth:
+    """Return the masks or boxes of a sample, each by itself.
+
+    Raises:
+        DatasetError: mask and image differ in size, or a box exceeds the image.
+        ImageError: the image or a mask cannot be read.
+    """
+    width, height = image_size(sample.path)
+    regions = []
     for path in sample.masks:
         raw = decode.load(path).max(axis=2)
-        if raw.shape != full.shape:
+        if raw.shape != (height, width):
             raise DatasetError(
                 f"{path}: expected a mask of {(width, height)} pixels, the size of its image, got {raw.shape[::-1]}"
             )
         # Drawn masks are 255 on 0. Soft edges of compression and scaling are no defect. In a label map (VisA: 1, 2, …) no value
         # exceeds 127, and every value but 0 is a defect.
-        full |= raw > (127 if raw.max() > 127 else 0)
+        highest = int(raw.max())
+        if highest:
+            regions.append(Region(highest, raw > (127 if highest > 127 else 0)))
     for box in sample.boxes:
         if box.right > width or box.bottom > height:
             raise DatasetError(f"{sample.path}: expected a box inside the image of {(width, height)} pixels, got {box}")
-        full[box.top : box.bottom, box.left : box.right] = True
-    return full
+        inside = np.zeros((height, width), np.bool_)
+        inside[box.top : box.bottom, box.left : box.right] = True
+        regions.append(Region(255, inside))
+    return Truth(height, width, tuple(regions))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height of an image file. Only its header is read.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as exc:
+        raise ImageError(f"{path}: cannot be read: {exc}") from None

@@ -21,14 +21,16 @@ Layout = Callable[[Path, Faults], dict[str, ClassData]]
 
 log = logging.getLogger("visionad")
 _layouts: dict[str, Layout] = {}
+_metrics: dict[str, tuple[str, ...]] = {}
 _broken: set[str] = set()
 
 
-def register(name: str) -> Callable[[Layout], Layout]:
+def register(name: str, metrics: tuple[str, ...] = ()) -> Callable[[Layout], Layout]:
     """Return a decorator that registers a layout.
 
     Args:
         name: name for ``visionad eval --dataset``.
+        metrics: names of the data set's own metrics, keys of :data:`~visionad_runtime.tools.evaluation.own_metrics.OWN`.
 
     Raises:
         ValueError: another function is registered under the name.
@@ -40,6 +42,7 @@ def register(name: str) -> Callable[[Layout], Layout]:
             raise ValueError(
                 f"data set layout {name!r} is registered twice: by {known.__module__} and {layout.__module__}"
             )
+        _metrics[name] = metrics
         return layout
 
     return add
@@ -82,4 +85,4 @@ def open_dataset(name: str, root: Path) -> Dataset:
             if not images:
                 faults.add(f"class without {part} images", class_name)
     faults.raise_if_any()
-    return Dataset(name, root, dict(sorted(by_class.items())))
+    return Dataset(name, root, dict(sorted(by_class.items())), _metrics.get(name, ()))

@@ -10,10 +10,10 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def main(pipe: Connection, path: str, simulate: bool) -> None:
     """
     name_process("teach")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the front's business
-    with suppress(OSError, AttributeError):
+    if sys.platform != "win32":
         os.nice(NICE)
     teacher: Teacher | None = None
     try:

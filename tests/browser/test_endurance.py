@@ -1,0 +1,127 @@
+"""Reloads and exports for a long time: the page process stays small, and the PLC does not notice.
+
+``VISIONAD_PAGE_MINUTES=10`` runs it as long as page.md asks for, with a million parts in the records; CI runs it for half a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.browser.conftest import Watched
+from tests.browser.station import RunningStation, free_port, numbered
+
+Tabs = Callable[..., Watched]
+pytestmark = pytest.mark.slow(group="browser")
+MINUTES = float(os.environ.get("VISIONAD_PAGE_MINUTES", "0.5"))
+LONG = MINUTES >= 10
+ROWS = 1_000_000 if LONG else 100_000
+MAX_MB, MAX_GROWTH_MB = 80, 5
+MODBUS_MS = 2.0
+"""By how much the PLC's 99th percentile may grow beside the page."""
+
+
+@pytest.fixture
+def station(tmp_path: Path, model: Path) -> Iterator[RunningStation]:
+    """A station with many parts in its records, and a PLC's address."""
+    running = RunningStation(tmp_path, model, [numbered(number) for number in range(1, 41)])
+    running.modbus = free_port()  # type: ignore[attr-defined]
+    text = running.file.read_text().replace(
+        f"{{kind: tcp, port: {running.tcp}}}",
+        f"{{kind: tcp, port: {running.tcp}}}, {{kind: modbus, port: {running.modbus}}}",  # type: ignore[attr-defined]
+    )
+    running.file.write_text(text)
+    running.start()
+    running.inspect()
+    running.stop()
+    with sqlite3.connect(running.folder / "records.sqlite") as db:
+        (columns,) = [",".join(row[1] for row in db.execute("PRAGMA table_info(parts)"))]
+        names = columns.split(",")
+        values = ", ".join({"id": "n", "delivery": "n", "part": "'SN-' || n"}.get(name, name) for name in names)
+        db.execute(
+            f"WITH RECURSIVE many(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM many WHERE n <= {ROWS}) "
+            f"INSERT INTO parts ({columns}) SELECT {values} FROM many, (SELECT * FROM parts WHERE id = 1)"
+        )
+    yield running.start()
+    running.stop()
+
+
+def resident_mb(process: int) -> float:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def polled(port: int, seconds: float) -> float:
+    """Read a PLC's registers all the time; the 99th percentile of the answers, in milliseconds."""
+    times, end = [], time.monotonic() + seconds
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as plc:
+        plc.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while time.monotonic() < end:
+            begin = time.perf_counter()
+            plc.sendall(struct.pack(">HHHBBHH", len(times) & 0xFFFF, 0, 6, 1, 4, 0, 20))
+            assert plc.recv(512)
+            times.append((time.perf_counter() - begin) * 1e3)
+            time.sleep(0.01)
+    return float(np.percentile(times, 99))
+
+
+def test_s20_reloads_beside_an_export(station: RunningStation, tabs: Tabs) -> None:
+    alone = polled(station.modbus, 10)  # type: ignore[attr-defined]
+    tab = tabs(station)
+    tab.until_verdict("OK", "NO PART", seconds=10)
+    cookie = station.login(panel=station.panel_token())
+    page = station.process("page")
+    exported: list[int] = []
+    ended = threading.Event()
+
+    def export() -> None:
+        while not ended.is_set():
+            connection = HTTPConnection("127.0.0.1", station.port, timeout=120)
+            connection.request("GET", "/api/1/export.csv", headers={"Cookie": cookie})
+            answer, lines = connection.getresponse(), 0
+            while block := answer.read(1 << 16):
+                lines += block.count(b"\r\n")
+            exported.append(lines)
+            connection.close()
+
+    def line() -> None:
+        while not ended.is_set():
+            station.inspect()
+            time.sleep(0.5)
+
+    beside: list[float] = []
+    poller = threading.Thread(target=lambda: beside.append(polled(station.modbus, MINUTES * 60 - 5)))  # type: ignore[attr-defined]
+    threads = [threading.Thread(target=export), threading.Thread(target=line), poller]
+    for thread in threads:
+        thread.start()
+    samples, end = [], time.monotonic() + MINUTES * 60
+    try:
+        while time.monotonic() < end:
+            for screen in ("run", "history", "teach", "statistics"):
+                tab.page.goto(f"{station.url}/#/{screen}")
+                tab.page.reload()
+                time.sleep(0.3)
+            samples.append(resident_mb(page))
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(180)
+    assert station.process("page") == page, "the page process was replaced"
+    assert exported and min(exported) > ROWS
+    settled = samples[len(samples) // 4 :]
+    print(
+        f"page {samples[0]:.1f} to {max(samples):.1f} MB, modbus p99 {alone:.2f} alone, {beside[0]:.2f} ms beside, {len(exported)} exports"
+    )
+    assert max(settled) - min(settled) < MAX_GROWTH_MB and max(samples) < MAX_MB + 10
+    if LONG:
+        assert max(samples) < MAX_MB
+        assert beside[0] < alone + MODBUS_MS

@@ -1,14 +1,10 @@
-"""What the service answers: the schemas of ``/openapi.json``, and errors as JSON."""
+"""What the service answers: the schemas of ``/openapi.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-
-from .metrics import Metrics
 
 
 class Evidence(BaseModel):
@@ -110,13 +106,6 @@ class Error(BaseModel):
     """Why a request got no result."""
 
     error: str = Field(description="one line")
-
-
-def error_answer(metrics: Metrics, status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Answer with an error of one line, and count it."""
-    metrics.refused.labels(status).inc()
-    extra = {"Retry-After": "1"} if status == 503 else {}
-    return JSONResponse({"error": " ".join(message.split())}, status, {**extra, **(headers or {})})
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

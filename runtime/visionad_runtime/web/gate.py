@@ -9,18 +9,19 @@ import logging
 import re
 import traceback
 from collections import Counter
+from collections.abc import Mapping
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 from .access import AccessPolicy
-from .answers import error_answer
 from .connections import DRAIN_SECONDS
+from .metrics import Metrics
 from .queue import RequestError
 from .service import InspectionService
 
@@ -129,6 +130,13 @@ class Gate:
             for method in getattr(route, "methods", None) or ()
         }
         return with_implied(found)
+
+
+def error_answer(metrics: Metrics, status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Answer with an error of one line, and count it."""
+    metrics.refused.labels(status).inc()
+    extra = {"Retry-After": "1"} if status == 503 else {}
+    return JSONResponse({"error": " ".join(message.split())}, status, {**extra, **(headers or {})})
 
 
 def with_implied(methods: set[str]) -> list[str]:

@@ -25,9 +25,9 @@ from ..bank.names import check_class_name
 from ..errors import BankError, ImageError, VisionADError
 from ..inspector import Inspector
 from .access import AccessPolicy
-from .answers import Classes, Enrolled, Health, Inspection, error_answer, error_responses
+from .answers import Classes, Enrolled, Health, Inspection, error_responses
 from .connections import KEEP_ALIVE_SECONDS, Connection
-from .gate import Gate, with_implied
+from .gate import Gate, error_answer, with_implied
 from .log import bounded_log
 from .oip import add_oip_endpoints
 from .pages import add_pages

@@ -91,8 +91,8 @@ def test_s19_a_broken_audit_is_named(station: RunningStation, tabs: Tabs) -> Non
 
 def test_an_image_outside_the_archive_is_not_served(station: RunningStation) -> None:
     cookie = station.login(panel=station.panel_token())
-    secret = station.folder / "users.json"
-    secret.write_text("{}")
+    secret = station.folder / "0000000001-ok-top.png"
+    secret.write_bytes(b"not for everybody")
     with sqlite3.connect(station.folder / "records.sqlite") as db:
         db.execute("UPDATE parts SET archived = ? WHERE id = 1", (f'["{secret}"]',))
     assert station.request("GET", "/api/1/records/1/archived/0", headers={"Cookie": cookie})[0] == 404
@@ -116,4 +116,4 @@ def test_a_part_is_computed_again_with_the_same_bits(station: RunningStation, ta
     headers = {"Cookie": cookie}
     status, answer, _ = station.request("POST", "/api/1/records/25/replay", {}, headers)
     assert status == 200 and not answer["cameras"]["top"]["same"] and answer["cameras"]["top"]["stage"]
-    assert station.request("POST", "/api/1/records/1/replay", {}, headers)[0] == 404  # a good part: it was not kept
+    assert station.request("POST", "/api/1/records/2/replay", {}, headers)[0] == 404  # a good part: it was not kept

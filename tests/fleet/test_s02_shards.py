@@ -181,3 +181,22 @@ def test_a_program_that_read_parquet_ends_well(tmp_path: Path) -> None:
     for _ in range(20):
         done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_parquet_without_images_is_named_with_its_columns(tmp_path: Path) -> None:
+    module("pyarrow")
+    import pyarrow as pa
+    from visionad_runtime.errors import VisionADError
+    from visionad_runtime.fleet.batch.source import _read_parquet
+    from visionad_runtime.fleet.parquet import to_parquet
+
+    path = tmp_path / "source.parquet"
+    path.write_bytes(to_parquet(pa.table({"path": ["a.png"], "label": ["grid"]})))
+    with pytest.raises(VisionADError, match="expected a column 'image' with paths or URLs, got path, label"):
+        _read_parquet(str(path))
+    path.write_bytes(b"no Parquet")
+    with pytest.raises(VisionADError, match="expected Parquet"):
+        _read_parquet(str(path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(VisionADError, match="expected Parquet"):
+        _read_parquet(str(tmp_path / "empty"))

@@ -27,6 +27,11 @@ def read_parquet(data: bytes, columns: Iterable[str] | None = None) -> pa.Table:
     return file.read(columns=wanted, use_threads=False)
 
 
+def column_names(data: bytes) -> list[str]:
+    """Return the names of a Parquet file's columns. Errors are those of :func:`read_parquet`."""
+    return list(pq.read_schema(pa.BufferReader(data)).names)
+
+
 def to_parquet(table: pa.Table) -> bytes:
     """Return a table as a Parquet file, compressed with zstd."""
     stream = pa.BufferOutputStream()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..bank.adopt import adopt_class
 from ..bank.layout import MASKS
-from ..bank.supports import check_new, png_file, read_kept, support_record
+from ..bank.supports import png_file, read_kept, support_record
 from ..errors import BankError, ImageError, VisionADError
 from ..formats.files import atomic_write
 from ..formats.manifest import ClassEntry
@@ -86,6 +86,18 @@ class Draft:
         held = bank.classes.get(self.name)
         return None if held is None else held.entry
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the images.
+
+        Raises:
+            NotReadyError: There is no part yet.
+        """
+        if self.entry is None:
+            raise NotReadyError("no_parts", "take a good part first: regions are drawn on its image")
+        assert self._inspector.bank is not None
+        return image_size(self._inspector.bank, self.name)
+
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def check(self, version: int) -> None:
@@ -120,10 +132,7 @@ class Draft:
                 "not from this camera"
             )
         data = png_file(full)
-        record = support_record(data, full, source)
-        if entry is not None:
-            check_new({self.name: _Held(entry)}, self.name, [record])
-        self._inspector.enroll_image(self.name, record, full, data, ".png")
+        self._inspector.enroll_image(self.name, support_record(data, full, source), full, data, ".png")
         self._scores_changed(who)
 
     def remove(self, support: str, who: str) -> None:
@@ -335,8 +344,7 @@ class Draft:
                 "wanted": record.max_false_reject, "words": promise_in_words(record.normals, record.max_false_reject),
             }  # fmt: skip
         if entry is not None:
-            assert self._inspector.bank is not None
-            facts["image_size"] = list(image_size(self._inspector.bank, self.name))
+            facts["image_size"] = list(self.image_size)
         return facts
 
     def effect_facts(self, threshold: float | None) -> dict[str, Any]:
@@ -430,8 +438,3 @@ class Draft:
         """Write what the line added: it makes nobody's view of the draft an old one."""
         self.state = self.state.model_copy(update=update)
         write_state(self.folder, self.state)
-
-
-class _Held:
-    def __init__(self, entry: ClassEntry) -> None:
-        self.entry = entry

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ...errors import VisionADError
 from ...images.discover import SUFFIXES, find_images
-from ..parquet import read_parquet
+from ..parquet import column_names, read_parquet
 
 MAX_BLOCK, MAX_SLOW_BLOCK = 1000, 50
 """Images a block: about a minute of work, on a GPU or of a small backbone, and of a vision transformer on one core."""
@@ -166,10 +166,12 @@ def _parquet_files(text: str) -> Iterator[bytes]:
 
 def _read_parquet(text: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
     try:
-        tables = [read_parquet(data, (IMAGE, CLASS)) for data in _parquet_files(text)]
-        for found in tables:
-            if IMAGE not in found.column_names:
-                raise VisionADError(f"{text}: expected a column {IMAGE!r} with paths or URLs")
+        tables = []
+        for data in _parquet_files(text):
+            columns = column_names(data)
+            if IMAGE not in columns:
+                raise VisionADError(f"{text}: expected a column {IMAGE!r} with paths or URLs, got {', '.join(columns)}")
+            tables.append(read_parquet(data, (IMAGE, CLASS)))
         table = pa.concat_tables(tables, promote_options="default")
     except ModuleNotFoundError as exc:
         raise VisionADError(f"{text} takes {exc.name}: pip install 'visionad[batch]'") from None

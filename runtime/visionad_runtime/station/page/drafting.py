@@ -16,6 +16,7 @@ from ...bank.names import check_class_name
 from ...errors import VisionADError
 from ...images import decode
 from ...teaching.draft_state import drafts_in
+from ..records.image_names import by_camera
 from ..records.records import Records
 from ..sink import Outcome, SinkError
 from ..teacher.teacher import drafts_folder
@@ -179,21 +180,23 @@ class Drafting:
             return np.frombuffer(blobs[0], np.uint8).reshape(m["shape"]), f"file {m['name']}"
         part, wanted = int(m["record"]), str(m.get("camera") or "")
         source = f"part {part} of {self._front.station.settings.station}"
-        pixels = {}
+        pixels: dict[str, NDArray[np.uint8]] = {}
         with suppress(SinkError, TimeoutError):
             pixels = await self._front.ask_worker("pixels", part)
-        if pixels:
-            name = wanted if wanted in pixels else next(iter(pixels))
-            return pixels[name], f"{source}, camera {name}"
+        camera = wanted or next(iter(pixels), "")
+        if camera in pixels:
+            return pixels[camera], f"{source}, camera {camera}"
         rows = await self._front.write(lambda: self._front.records.newest(1, "id = ?", (part,)))
-        paths = [Path(one) for one in json.loads(rows[0]["archived"] or "[]")] if rows else []
-        path = next((one for one in paths if one.stem.endswith(f"-{wanted}")), paths[0] if paths else None)
-        if path is None or not path.is_file():
+        found = by_camera(json.loads(rows[0]["archived"] or "[]")) if rows else {}
+        camera = camera or next(iter(found), "")
+        if camera not in found or not Path(found[camera]).is_file():  # never the image of another camera
             raise Refused(
                 "image_gone", f"the image of part {part} is not in memory any more, and was not kept in the archive"
             )
         try:
-            return await asyncio.to_thread(decode.load, path), f"{source}, from the archive"
+            return await asyncio.to_thread(
+                decode.load, Path(found[camera])
+            ), f"{source}, camera {camera}, from the archive"
         except VisionADError as exc:
             raise Refused("input", str(exc)) from None
 
@@ -201,10 +204,10 @@ class Drafting:
         """Return the archived images of a part: camera → path, and what is recorded of it."""
         rows = await self._front.write(lambda: self._front.records.newest(1, "id = ?", (part,)))
         found = {}
+        paths = by_camera(json.loads(rows[0]["archived"] or "[]")) if rows else {}
         for camera, facts in json.loads(rows[0]["cameras"]).items() if rows else ():
-            paths = [one for one in json.loads(rows[0]["archived"] or "[]") if Path(one).stem.endswith(f"-{camera}")]
-            if paths and "score" in facts:
-                found[camera] = paths[0], facts
+            if camera in paths and "score" in facts:
+                found[camera] = paths[camera], facts
         if not found:
             raise Refused("image_gone", f"the image of part {part} was not kept in the archive, or it had no result")
         return found
@@ -248,8 +251,9 @@ def _kept_parts(records: Records, name: str) -> list[tuple[int, str, str, bool |
     reviews = records.reviews_of(rows[-1]["id"], rows[0]["id"]) if rows else {}
     found = []
     for row in reversed(rows):
+        paths = by_camera(json.loads(row["archived"]))
         for camera, facts in json.loads(row["cameras"]).items():
-            path = next((one for one in json.loads(row["archived"]) if Path(one).stem.endswith(f"-{camera}")), None)
+            path = paths.get(camera)
             if facts.get("class") == name and path is not None:
                 verdict = str(facts.get("verdict") or _VERDICTS[row["evaluation"]])
                 found.append((int(row["id"]), str(path), verdict, reviews.get(row["id"])))

@@ -402,7 +402,7 @@ class PageLink:
         if command.startswith("draft"):
             value, found = await self._drafting.read(command, m)
             return _WithBlobs(value, found) if found else value
-        if command == "health":
+        if command in ("health", "support"):
             return {**self._front.health(), "facts": dict(self._front.facts)}
         if command == "users":
             return {"users": self.users.all()}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
-import signal
 import sys
 import tempfile
 from collections import deque
@@ -27,13 +27,12 @@ from ...formats.manifest import BankManifest, read_manifest
 from ...formats.roi import RoiSpec, spec_from_json
 from ...inspector import Inspector
 from ...teaching.draft import Draft
-from ...teaching.draft_state import BANK, STATE, DraftChangedError, NotReadyError, begin_draft, draft_folder
+from ...teaching.draft_state import BANK, STATE, DraftChangedError, NotReadyError, begin_draft, draft_folder, read_state
 from ...teaching.raster import raster
 from ...teaching.replay import Replay, Replayed
-from ..front.logs import start_logging
 from ..page.images import shown_image
-from ..process_name import name_process
-from ..settings import Station, read_station
+from ..process import begin_process
+from ..settings import Station
 
 log = logging.getLogger("visionad")
 NICE = 10
@@ -47,15 +46,11 @@ def main(pipe: Connection, path: str, simulate: bool) -> None:
         path: station file.
         simulate: as ``visionad station --simulate``.
     """
-    name_process("teach")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the front's business
     if sys.platform != "win32":
         os.nice(NICE)
     teacher: Teacher | None = None
     try:
-        station = read_station(Path(path), simulate=simulate)
-        start_logging(station.settings.log, "teacher")
-        teacher = Teacher(pipe, station)
+        teacher = Teacher(pipe, begin_process("teach", path, simulate))
         teacher.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the front is gone
@@ -117,10 +112,18 @@ class Teacher:
     # -- commands -----------------------------------------------------------------------------------------------------
 
     def do_begin(self, name: str, who: str) -> dict[str, Any]:
-        """Begin a draft, or go on with the one that there is."""
-        if not (draft_folder(self._folder, name) / STATE).is_file():
+        """Begin a draft, or go on with the one that there is. A damaged one is put aside, with its images."""
+        folder = draft_folder(self._folder, name)
+        if (folder / STATE).is_file():
+            try:
+                read_state(folder)
+            except VisionADError as exc:
+                log.warning("%s", exc)
+                self._close_draft()
+                folder.rename(folder.with_name(f"{folder.name}.damaged-{secrets.token_hex(4)}"))
+        if not (folder / STATE).is_file():
             self._close_draft()
-            begin_draft(draft_folder(self._folder, name), self._settings.bank, name, who)
+            begin_draft(folder, self._settings.bank, name, who)
         return self._facts(self._open(name))
 
     def do_facts(self, name: str) -> dict[str, Any]:
@@ -162,9 +165,7 @@ class Teacher:
         """Return what regions would inspect; nothing is changed."""
         draft = self._open(name)
         assert self._inspector is not None
-        spec = (
-            spec_from_json(regions) if regions is not None else RoiSpec(image_size=tuple(draft.facts()["image_size"]))
-        )
+        spec = RoiSpec(image_size=draft.image_size) if regions is None else spec_from_json(regions)
         return raster(name, spec, self._inspector.manifest.identity)
 
     def do_collect(self, name: str, version: int, on: bool, who: str) -> dict[str, Any]:

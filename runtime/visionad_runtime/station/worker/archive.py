@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ...errors import VisionADError
 from ...formats.files import atomic_write
 from ..front.cycle import OK, Job
+from ..records.image_names import image_name
 from ..settings import Archive
 
 log = logging.getLogger("visionad")
@@ -112,7 +113,7 @@ class ArchiveWriter:
         done, data = cv2.imencode(".png", bgr, (cv2.IMWRITE_PNG_COMPRESSION, 1))
         if not done:
             raise VisionADError(f"camera {camera}: its image cannot be written as PNG")
-        path = folder / f"{job.id:010d}-{'ok' if good else 'not-ok'}-{camera}.png"
+        path = folder / image_name(job.id, good, camera)
         atomic_write(path, data.tobytes())
         return path
 

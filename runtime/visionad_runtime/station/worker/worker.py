@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,10 +28,9 @@ from ...result import Result
 from ...visualization.overlay import overlay_png
 from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame, PushedCamera
 from ..front.cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
-from ..front.logs import start_logging
 from ..page.images import KeptImages
-from ..process_name import name_process
-from ..settings import Recipe, Station, read_station
+from ..process import begin_process
+from ..settings import Recipe, Station
 from .archive import ArchiveWriter
 from .checks import ImageChecks, RejectsInARow
 from .frame_watch import FrameWatch
@@ -55,13 +52,9 @@ def main(pipe: Connection, path: str, simulate: bool) -> None:
         path: station file.
         simulate: as ``visionad station --simulate``.
     """
-    name_process("worker")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the front's business
     worker: Worker | None = None
     try:
-        station = read_station(Path(path), simulate=simulate)
-        start_logging(station.settings.log, "worker")
-        worker = Worker(pipe, station)
+        worker = Worker(pipe, begin_process("worker", path, simulate))
         worker.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the front is gone

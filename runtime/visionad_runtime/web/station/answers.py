@@ -150,6 +150,7 @@ class FullRecord(Record):
 
     cameras: dict[str, Any] = Field(description="camera: the object of `predict --json`, or an error")
     archived: list[str] = Field(description="names of its images in the archive")
+    archived_cameras: list[str] = Field(description="the camera of each")
     reviews: list[ReviewRow]
 
 

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...station.records.image_names import by_camera
 from ...station.records.records import deciding_camera
 
 PAGE = 100
@@ -94,10 +95,12 @@ class History:
             return None
         reviews = self._rows("SELECT who, was_good, time_utc, note FROM reviews WHERE part = ? ORDER BY id", (part,))
         row = rows[0]
+        archived = by_camera(json.loads(row["archived"] or "[]"))
         return {
             **_record(row),
             "cameras": json.loads(row["cameras"]),
-            "archived": json.loads(row["archived"] or "[]"),
+            "archived": list(archived.values()),
+            "archived_cameras": list(archived),
             "reviews": [{**dict(one), "was_good": bool(one["was_good"])} for one in reviews],
         }
 

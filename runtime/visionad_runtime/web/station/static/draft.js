@@ -106,6 +106,7 @@ export function image(which) {
     images.set(key, null);
     bytes(`${at(`/images/${which}`)}`).then(parsed).then((found) => { images.set(key, found); page.update(); }, (error) => {
       images.set(key, { images: [], regions: [], trouble: error instanceof ApiError ? problem(error) : String(error) });
+      setTimeout(() => images.delete(key), 3000); // then it is asked for again
       page.update();
     });
   }

@@ -87,7 +87,8 @@ async function fetchImage(id) {
     return;
   } catch { /* not in memory any more */ }
   try {
-    const place = Math.max(0, chosen.archived.findIndex((path) => path.endsWith(`-${chosen.camera}.png`)));
+    const place = chosen.archived_cameras.indexOf(chosen.camera);
+    if (place < 0) throw new ApiError(404, 'image_gone', '', {});
     const own = await bitmap(await bytes(`records/${id}/archived/${place}`), 'image/png');
     if (chosen?.id === id) image = { camera: chosen.camera, width: own.width, height: own.height, crop: null, bitmap: own, heat: null };
     imageNote = '';

@@ -506,3 +506,40 @@ def test_a_new_user_corrects_a_false_reject_in_five_minutes(tmp_path: Path, mode
         assert time.monotonic() < begin + 300
     finally:
         running.stop()
+
+
+def test_each_camera_teaches_its_own_image(tmp_path: Path, model: Path, tabs: Tabs) -> None:
+    """Two cameras, one named like the other's end: from the screen, from memory, and from the archive."""
+    running = RunningStation(tmp_path, model, [numbered(number) for number in range(1, 60)])
+    other = running.folder / "side"
+    other.mkdir()
+    for number in range(1, 60):
+        cv2.imwrite(str(other / f"{number:04d}.png"), numbered(500 + number))
+    text = running.file.read_text().replace("ok: none", "ok: all")
+    cameras = "{side-top: {kind: folder, path: side}, top: {kind: folder, path: images}}"
+    running.file.write_text(text.replace("{top: {kind: folder, path: images}}", cameras))
+    running.start()
+    try:
+        cookie = running.login(code=running.code(), name="admin", password="admin 123")
+        assert running.request("POST", "/api/1/users", {**SETTER, "role": "setter"}, {"Cookie": cookie})[0] == 200
+        tab = open_draft(running, tabs, name="new")
+        running.inspect()
+        tab.until("() => document.querySelectorAll('.side [role=group] button').length === 2", 10)
+        for taken, camera in enumerate(("top", "side-top"), start=1):
+            tab.page.click(f".side [role=group] button:text-is('{camera}')")
+            tab.page.click("#take")
+            tab.until("count => document.querySelectorAll('.parts > li').length === count", 20, taken)
+        for _ in range(32):  # the second part leaves the memory
+            running.inspect()
+        for camera in ("top", "side-top"):
+            body = {"version": draft(running, "new")["version"], "record": 2, "camera": camera}
+            assert call(running, SETTER, "draft/parts?class=new", body)[0] == 200
+        body = {"version": draft(running, "new")["version"], "record": 2, "camera": "op"}
+        assert call(running, SETTER, "draft/parts?class=new", body)[0] == 404
+        bank = Bank.open(running.folder / "drafts/new/bank")
+        images = [read_kept(bank.folder, one.kept, None) for one in bank.classes["new"].entry.images]
+        assert [number_of(one) for one in images if one is not None] == [1, 501, 2, 502]
+        full = call(running, SETTER, "records/2", method="GET")[1]
+        assert full["archived_cameras"] == ["side-top", "top"]
+    finally:
+        running.stop()

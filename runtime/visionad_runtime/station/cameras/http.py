@@ -6,12 +6,15 @@ import threading
 import time
 from typing import ClassVar
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from ...errors import ImageError, VisionADError
 from ...images import decode
 from ..camera import CameraFacts, CameraGone, Frame, LostFrame, NoFrame
 from ..leaf import LeafSettings
+
+MIN_TOKEN = 16
+"""Characters of a token, which nobody shall guess."""
 
 
 class HttpSettings(LeafSettings):
@@ -27,7 +30,14 @@ class HttpSettings(LeafSettings):
     bit_depth: int | None = Field(default=None, ge=9, le=16)
     max_age_ms: float = Field(default=5000.0, gt=0)
     max_bytes: int = Field(default=64 * 2**20, ge=1)
-    token: SecretStr | None = Field(default=None, min_length=16)
+    token: SecretStr | None = None
+
+    @field_validator("token")
+    @classmethod
+    def _is_long(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and len(token.get_secret_value()) < MIN_TOKEN:
+            raise ValueError(f"expected {MIN_TOKEN} characters or more, got {len(token.get_secret_value())}")
+        return token
 
 
 class HttpCamera:

@@ -5,12 +5,14 @@ import { station } from '../feed.js';
 import { clock, count, percent, score, t } from '../i18n.js';
 import { draw } from '../images.js';
 import { page } from '../main.js';
+import { verdict } from '../words.js';
 import * as regions from './regions.js';
 import * as threshold from './threshold.js';
 
 const { work } = draft;
 const STEPS = { parts: () => t('Parts'), regions: () => t('Regions'), threshold: () => t('Threshold'), live: () => t('Put live') };
 let chosen = '';
+let camera = ''; // whose image is shown and taken, if the part has several
 
 const address = () => new URLSearchParams(location.hash.split('?')[1] ?? '');
 const step = () => (Object.hasOwn(STEPS, address().get('step')) ? address().get('step') : 'parts');
@@ -104,9 +106,18 @@ function decide(part) {
     </form>`;
 }
 
+// The image of the newest part that the screen shows, and that is taken.
+const newest = () => station.outcome?.images.find((image) => image.camera === camera) ?? station.outcome?.images[0] ?? null;
+
+function cameras() {
+  const { images } = station.outcome ?? { images: [] };
+  return images.length < 2 ? nothing : html`<div class="row" role="group" aria-label=${t('Camera')}>${images.map((image) => html`
+    <button class="plain" aria-pressed=${image.camera === newest().camera} @click=${() => { camera = image.camera; chosen = ''; page.update(); }}>${image.camera}</button>`)}</div>`;
+}
+
 function take() {
   const { outcome } = station;
-  if (outcome) draft.change('/parts', { record: outcome.id, camera: outcome.images[0]?.camera ?? outcome.camera ?? '' }, t('Part {part} is taken.', { part: outcome.part || outcome.id }));
+  if (outcome) draft.change('/parts', { record: outcome.id, camera: newest()?.camera ?? outcome.camera ?? '' }, t('Part {part} is taken.', { part: outcome.part || outcome.id }));
 }
 
 function parts() {
@@ -117,12 +128,13 @@ function parts() {
   const shown = looked ? draft.image(looked.support) : null;
   return html`
     <section class="view" data-off=${!(looked || (outcome && !station.stale))} aria-label=${t('Image')}>
-      <p class="caption">${looked ? t('Taught part: where it differs from the others') : outcome ? html`<b id="teach-part">${outcome.part || outcome.id}</b> · ${clock(outcome.at)}` : '\u00a0'}</p>
+      <p class="caption">${looked ? t('Taught part: where it differs from the others') : outcome ? html`<b id="teach-part">${outcome.part || outcome.id}</b> · ${clock(outcome.at)} · <b>${verdict(outcome.evaluation).word}</b> ${outcome.images.length > 1 ? newest().camera : ''}` : '\u00a0'}</p>
       <canvas id="teach-image" role="img" aria-label=${looked ? t('Image of a taught part') : t('Image of the newest part')}></canvas>
       ${looked || outcome ? nothing : html`<p class="missing">${t('Put a good part under the camera: its image appears here.')}</p>`}
       ${shown?.trouble ? html`<p class="missing">${shown.trouble}</p>` : nothing}
     </section>
     <section class="side" aria-label=${t('Good parts')} tabindex="0">
+      ${cameras()}
       <h2>${t('{parts} of 1 to 8 good parts', { parts: count(facts.parts.length) })}</h2>
       <ol class="parts">${facts.parts.map(partCard)}</ol>
       ${facts.parts.length === 1 ? html`<p class="small">${t('One part cannot be compared with anything: take a second one.')}</p>` : nothing}
@@ -218,7 +230,7 @@ export function drawn() {
     const looked = one();
     const found = looked ? draft.image(looked.support) : null;
     if (looked) draw(canvas, found?.images[0] ?? null, found?.regions ?? [], { heat: true, outline: true });
-    else draw(canvas, station.stale ? null : station.outcome?.images[0] ?? null, [], { heat: false, outline: false });
+    else draw(canvas, station.stale ? null : newest(), [], { heat: false, outline: false });
     canvas.dataset.part = looked ? '' : station.outcome?.id ?? '';
   }
   if (step() === 'regions') regions.drawn();

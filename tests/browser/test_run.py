@@ -57,7 +57,8 @@ def test_s01_open_the_panel(station: RunningStation, tabs: Tabs) -> None:
 
 def test_s02_number_image_and_outline_belong_together(station: RunningStation, tabs: Tabs) -> None:
     tab = tabs(station)
-    tab.until_verdict("OK")
+    station.inspect()
+    tab.until_verdict("OK", "REJECT")
     seen = []
     for number in range(200):
         if number in (60, 140):
@@ -219,6 +220,27 @@ def test_s08_fast_line(station: RunningStation, tabs: Tabs) -> None:
     strip = tab.page.evaluate("() => [...document.querySelectorAll('.strip li')].map(one => one.title)")
     expected = [f"SN-{n:04d}" for n in range(first, station.sequence + 1)][-12:]
     assert [title.split()[0] for title in strip] == expected
+
+
+def test_s08_a_late_image_holds_its_part_no_longer(station: RunningStation, tabs: Tabs) -> None:
+    """The second message of a part, with its image, is shown at once and does not begin its two seconds anew."""
+    tab = tabs(station)
+    shown = tab.page.evaluate(
+        """async () => {
+          const { Banner } = await import('/static/banner.js');
+          let now = 0;
+          const shown = [];
+          const banner = new Banner((part) => shown.push([now, part.id, part.image]), () => now, () => {});
+          banner.put({ id: 1, evaluation: 2, image: false });
+          now = 1500;
+          banner.put({ id: 2, evaluation: 1, image: false });
+          banner.put({ id: 1, evaluation: 2, image: true });
+          now = 2000;
+          banner.look();
+          return shown;
+        }"""
+    )
+    assert shown == [[0, 1, False], [1500, 1, True], [2000, 2, False]]
 
 
 def test_s16_double_tap(station: RunningStation, tabs: Tabs) -> None:

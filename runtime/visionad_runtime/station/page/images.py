@@ -26,7 +26,7 @@ LONGEST_SIDE = 1280
 """Of an image that the page shows, in pixels."""
 JPEG_QUALITY = 80
 MAX_WAITING = 4
-"""Parts that wait for their encoding. Beyond that, a part comes without its image rather than late."""
+"""Parts that wait for their encoding. Beyond that, a part has no image: the front does not wait for it for long."""
 
 
 class JudgedCamera(Protocol):
@@ -71,11 +71,8 @@ class KeptImages:
 
     def show(self, part: int) -> None:
         """Encode a part's images if someone looks. Returns at once."""
-        if self._watched:
-            if self._waiting >= MAX_WAITING:
-                self._tell(part, [])
-            else:
-                self.send(part)
+        if self._watched and self._waiting < MAX_WAITING:
+            self.send(part)
 
     def send(self, part: int) -> None:
         """Encode the images of a part, and send them; none if they are not kept any more."""

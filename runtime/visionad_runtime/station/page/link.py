@@ -35,7 +35,7 @@ log = logging.getLogger("visionad")
 
 BEAT_SECONDS = 0.5
 IMAGE_SECONDS = 0.5
-"""How long a result waits for its image, so that both reach the page in one message."""
+"""How long a result waits for its image, so that both reach the page in one message. A later image is sent in a second one."""
 SILENT_SECONDS = 6.0
 """Silence after which the page process is replaced. Browsers say OFFLINE long before."""
 START_SECONDS = 60.0
@@ -75,6 +75,7 @@ class PageLink:
         self._version = 0
         self._shown: dict[str, Any] = {}
         self._last: Outcome | None = None
+        self._bare: Outcome | None = None  # the newest part that was sent, if it was without its images
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- told by the front --------------------------------------------------------------------------------------------
@@ -95,7 +96,11 @@ class PageLink:
         pending = self._pending.pop(part, None)
         if pending is not None:
             pending[1].cancel()
+            for earlier in sorted(other for other in self._pending if other < part):
+                self.on_images(earlier, [])  # the page's last part is the line's last part
             self._send_outcome(pending[0], shown)
+        elif shown and self._bare is not None and part == self._bare.id:
+            self._send_outcome(self._bare, shown)  # they came late: the part is sent again, with them
         for future in self._asked.pop(part, []):
             if not future.done():
                 future.set_result(shown)
@@ -274,11 +279,21 @@ class PageLink:
             "simulated": outcome.simulated,
         }  # fmt: skip
         self._send(header, blobs)
+        self._bare = None if shown or not outcome.cameras else outcome
+        if self._bare is not None and self._watched:
+            asyncio.get_running_loop().call_later(IMAGE_SECONDS, self._ask_again, self._bare)
+
+    def _ask_again(self, bare: Outcome | None) -> None:
+        """Ask for the images of the newest part, if it still has none: they were late, or it was judged before a tab looked."""
+        if self._watched and bare is not None and bare is self._bare:
+            self._front.tell_worker("images", bare.id)
 
     def _set_watched(self, watched: bool) -> None:
         self._watched = watched
         self._front.tell_worker("watch", watched)
-        if not watched:
+        if watched:
+            self._ask_again(self._bare)
+        else:
             for part in list(self._pending):
                 self.on_images(part, [])
 

@@ -61,10 +61,10 @@ class Client:
         if not self.images:
             return
         if header["evaluation"] == 1:
-            self.skipped += self._latest is not None
+            self.skipped += self._latest is not None and self._latest[0]["id"] != header["id"]
             self._latest = (header, blobs)
         else:
-            self.skipped += self._reject is not None
+            self.skipped += self._reject is not None and self._reject[0]["id"] != header["id"]
             self._reject, self._latest = (header, blobs), None
         self._wake.set()
 
@@ -129,11 +129,12 @@ class Feed:
         elif kind == "state":
             self.state = event
         elif kind == "outcome":
+            again = self._last is not None and self._last[0]["id"] == event["id"]  # with its images now: they were late
             self._last = (event, blobs)
             self._dirty.set()
             part = {key: event[key] for key in ("id", "part", "at", "evaluation", "reason", "score", "threshold")}
             for client in self.clients:
-                if client.images:
+                if client.images and not again:
                     client.put({"event": "part", **part})
                 client.put_outcome(event, blobs)
             return

@@ -20,8 +20,13 @@ export class Banner {
     this.changedAt = -Infinity;
   }
 
-  /** A part came with its image; it is shown now or later. */
+  /** A part came with its image; it is shown now or later. One that comes again has its image now: it stays as long as before. */
   put(part) {
+    if (part.id === this.current?.id) {
+      this.current = part;
+      this.show(part);
+      return;
+    }
     this.waiting = part;
     this.look();
   }

@@ -13,8 +13,8 @@ let spoken = '';
 let urgent = '';
 
 const banner = new Banner((part) => {
+  if (station.outcome?.id !== part.id) speak(part);
   station.outcome = part;
-  speak(part);
   page.update();
   requestAnimationFrame(() => requestAnimationFrame(shown));
 });

@@ -22,20 +22,30 @@ def _missing(why: str) -> None:
     pytest.skip(f"{why}: {WHAT}")
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser. Playwright keeps an event loop in this thread, so it ends with each module: others need their own."""
+def chromium_path() -> str:
+    """Where chromium lies. Without one, the tests are skipped, or fail where it is demanded."""
     path = os.environ.get("VISIONAD_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         _missing("there is no chromium")
+    return str(path)
+
+
+def browser(path: str) -> Iterator[Any]:
+    """Start a browser, and end it."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
         _missing("Playwright is not installed")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser. Playwright keeps an event loop in this thread, so it ends with each module: others need their own."""
+    yield from browser(chromium_path())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -81,6 +81,7 @@ def until(value: Any, expected: Any) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow(group="line")
 def test_s7_data_block(site: Path) -> None:
     need("snap7")
     from snap7 import Server, SrvArea

@@ -39,6 +39,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         yield one
 
 
+@pytest.mark.slow(group="line")
 def test_a_killed_front_delivers_each_record(tmp_path: Path, broker: Broker) -> None:
     folder = tmp_path / "station"
     (folder / "images").mkdir(parents=True)

@@ -157,6 +157,7 @@ def first_seen(ids: list[int]) -> list[int]:
     return list(dict.fromkeys(ids))
 
 
+@pytest.mark.slow(group="line")
 def test_a_killed_broker_loses_and_reorders_nothing(broker: Broker) -> None:
     async def scenario() -> None:
         mes = Mes(broker.port, f"{TOPIC}/result")
@@ -182,6 +183,7 @@ def test_a_killed_broker_loses_and_reorders_nothing(broker: Broker) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow(group="line")
 def test_1500_results_reach_a_mes_that_was_away(tmp_path: Path) -> None:
     broker = Broker(tmp_path, "persistence true\nmax_queued_messages 0\n")
     broker.start()
@@ -273,6 +275,7 @@ def test_a_killed_station_leaves_its_will_and_comes_back_with_a_birth(broker: Br
     asyncio.run(scenario())
 
 
+@pytest.mark.slow(group="line")
 def test_the_first_broker_may_be_away(tmp_path: Path) -> None:
     one = Broker(tmp_path, LOSSLESS)
 
@@ -341,6 +344,7 @@ def make_authority(folder: Path) -> None:
         run(*sign, "-extfile", "names", "-out", f"{name}.pem")
 
 
+@pytest.mark.slow(group="line")
 def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
     need("openssl")
     make_authority(tmp_path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from .leaf import LeafRegistry, LeafSettings
+
+if TYPE_CHECKING:  # the page reads the station file too, and needs no arrays for it
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Frame(NamedTuple):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..images.pixels import RGB8
+if TYPE_CHECKING:
+    from ..images.pixels import RGB8
 
 MAX_QUEUE = 32
 """Images that may wait, decoded. More would be answered so late that nobody wants to know, and fill the memory."""

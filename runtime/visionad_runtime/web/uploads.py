@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from fastapi import Query, Request
 from starlette.requests import ClientDisconnect
 
 from ..errors import ImageError
-from ..images.arrays import from_array
-from ..images.decode import decode
-from ..images.pixels import RGB8
 from .forms import HOW_TO_SEND, check_encoding, form_file, hint, is_multipart
 from .queue import RequestError, UploadedImage, UploadQueue
+
+if TYPE_CHECKING:
+    from ..images.pixels import RGB8
 
 MAX_UPLOAD_BYTES = 256 << 20
 """Of a request. Larger ones are refused before they are read to the end."""
@@ -94,6 +93,8 @@ def _decoded(
     height: int | None,
     bit_depth: int | None,
 ) -> UploadedImage:
+    from ..images.decode import decode  # only now: a page that takes no image stays small
+
     if is_multipart(content_type):
         body, file_name = form_file(body, content_type)
         name, content_type = name or file_name, ""
@@ -119,5 +120,9 @@ def _from_pixels(body: bytes, label: str, pixels: str, width: int, height: int) 
         raise ImageError(
             f"{label}: expected {expected} bytes for {width} x {height} pixels in {pixels}, got {len(body)}"
         )
+    import numpy as np
+
+    from ..images.arrays import from_array
+
     shape = (height, width) if pixels == "mono8" else (height, width, 3)
     return from_array(np.frombuffer(body, np.uint8).reshape(shape), "bgr" if pixels == "bgr8" else "rgb")

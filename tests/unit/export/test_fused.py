@@ -291,6 +291,7 @@ def test_another_gelu_is_left_alone(tiny_model: Path, tmp_path: Path, spoilt: st
     assert_same_tokens(tmp_path, 2)
 
 
+@pytest.mark.slow(group="export")
 @pytest.mark.parametrize(("precision", "has_fused_file"), [("fp32", False), ("tf32", True), ("fp16", True)])
 def test_export_writes_it_beside_the_model(tiny_weights: Path, precision: str, has_fused_file: bool) -> None:
     out = cache.export_tiny(tiny_weights, **({} if precision == "fp32" else {"precision": precision}))

@@ -296,6 +296,7 @@ def test_the_fp16_graph_gives_about_the_emulated_tokens(
 # --- the gate ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(group="precision")
 def test_activations_beyond_fp16_in_the_residual_survive(tmp_path: Path) -> None:
     def massive(net: torch.nn.Module) -> None:
         net.blocks[0].ls2.gamma[3] = 1e6  # as DINOv2 grows them, and more
@@ -316,6 +317,7 @@ def test_activations_beyond_fp16_in_the_residual_survive(tmp_path: Path) -> None
     assert all(np.isfinite(f).all() for f in found)
 
 
+@pytest.mark.slow(group="precision")
 def test_a_product_beyond_fp16_is_refused_with_a_way_out(tmp_path: Path) -> None:
     def massive(net: torch.nn.Module) -> None:
         net.blocks[1].mlp.fc1.weight[:8] *= 1e6

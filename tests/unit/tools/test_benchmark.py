@@ -401,6 +401,7 @@ def report(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return run_bench(model, Settings(batches=(1, 2), seconds=0, rounds=3, starts=1, threads=1))
 
 
+@pytest.mark.slow(group="benchmarks")
 def test_a_run_without_bank_or_images(report: dict[str, Any]) -> None:
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     installed = ["openvino"] if find_spec("openvino") else []
@@ -425,6 +426,7 @@ def test_a_run_without_bank_or_images(report: dict[str, Any]) -> None:
     assert report["environment"]["versions"]["onnxruntime"]
 
 
+@pytest.mark.slow(group="benchmarks")
 def test_backends_that_do_not_run_are_listed_with_their_reason(report: dict[str, Any]) -> None:
     text = format_report(report)
     for name, why in report["failed"].items():
@@ -437,6 +439,7 @@ def test_backends_that_do_not_run_are_listed_with_their_reason(report: dict[str,
     assert decode.count("%") == 1 and preprocess.count("%") == 2  # pixels were decoded beforehand
 
 
+@pytest.mark.slow(group="benchmarks")
 def test_a_user_s_bank_and_images_with_torch_beside_and_diagrams(
     tiny_model: Path, good: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

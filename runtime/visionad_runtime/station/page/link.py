@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import socket
 import subprocess
@@ -45,6 +46,9 @@ MAX_BUFFER = 8 << 20
 """Bytes that wait for a page process that does not read. Beyond that, results go without images, then not at all."""
 KEPT_REPLIES = 256
 """Answers that are kept, so that a command that is sent twice is done once."""
+
+SMALL_HEAP = {"MALLOC_ARENA_MAX": "2"}
+"""Variables of the page process: glibc keeps a heap for each thread, and the page has many that do little."""
 
 _OPEN = ("session", "login", "logout", "watch", "alive", "panels", "ready", "inspect", "overlay", "push")
 
@@ -134,7 +138,7 @@ class PageLink:
         path = self._front.station.path.resolve()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "visionad_runtime.web.station", str(path), *arguments,
-            stdin=subprocess.PIPE, pass_fds=[] if passed is None else [passed.fileno()],
+            stdin=subprocess.PIPE, pass_fds=[] if passed is None else [passed.fileno()], env={**SMALL_HEAP, **os.environ},
         )  # fmt: skip
         try:
             if passed is not None:

@@ -403,25 +403,24 @@ def verify_audit(path: Path, head: str | None = None) -> list[str]:
     if not path.is_file():
         raise VisionADError(f"{path}: expected the records of a station, got no file")
     problems = []
+    previous, expected = GENESIS, 1
     try:
-        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)  # a name may hold ? and %
-        try:
-            rows = [AuditRow(*row) for row in db.execute("SELECT * FROM audit ORDER BY id")]
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:  # a name may hold ? and %
+            db.execute("BEGIN")  # rows and head of one moment
             known = db.execute("SELECT value FROM facts WHERE name = 'audit_head'").fetchone()
-        finally:
-            db.close()
+            for row in (AuditRow(*values) for values in db.execute("SELECT * FROM audit ORDER BY id")):
+                if row.id != expected:
+                    gap = f"row {expected}" if row.id == expected + 1 else f"rows {expected} to {row.id - 1}"
+                    problems.append(f"{gap} of the audit removed")
+                elif row.previous != previous:
+                    problems.append(
+                        f"row {row.id} of the audit does not follow row {row.id - 1}: one of them was replaced"
+                    )
+                if row_hash(*row[:-1]) != row.hash:
+                    problems.append(f"row {row.id} of the audit was changed ({row.time_utc}, {row.who}: {row.what})")
+                previous, expected = row.hash, row.id + 1
     except sqlite3.Error as exc:
         raise VisionADError(f"{path}: expected the records of a station: {exc}") from None
-    previous, expected = GENESIS, 1
-    for row in rows:
-        if row.id != expected:
-            gap = f"row {expected}" if row.id == expected + 1 else f"rows {expected} to {row.id - 1}"
-            problems.append(f"{gap} of the audit removed")
-        elif row.previous != previous:
-            problems.append(f"row {row.id} of the audit does not follow row {row.id - 1}: one of them was replaced")
-        if row_hash(*row[:-1]) != row.hash:
-            problems.append(f"row {row.id} of the audit was changed ({row.time_utc}, {row.who}: {row.what})")
-        previous, expected = row.hash, row.id + 1
     number, _, digest = str(known[0]).partition(" ") if known else ("0", "", GENESIS)
     if int(number) >= expected:
         problems.append(f"the audit was cut off after row {expected - 1}: it had {number}")

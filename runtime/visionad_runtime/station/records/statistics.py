@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from ...scoring.intervals import clopper_pearson
 from ..front.cycle import ANOMALOUS, OK
 from ..settings import Shifts
 from .records import Records
@@ -141,6 +140,8 @@ class Counts:
         }
 
     def _share(self, evaluation: int, was_good: bool) -> Share:
+        from ...scoring.intervals import clopper_pearson  # only now: it needs NumPy, and the page does not
+
         reviewed = self._reviewed[evaluation, True] + self._reviewed[evaluation, False]
         cases = self._reviewed[evaluation, was_good]
         return Share(cases, reviewed, *clopper_pearson(cases, reviewed, CONFIDENCE))

@@ -17,7 +17,7 @@ import uvicorn
 
 from ...errors import VisionADError
 from ...station.records.report import Source
-from ...station.settings import Station, read_station
+from ...station.settings import StationSettings, read_settings
 from ..access import AccessPolicy
 from ..connections import KEEP_ALIVE_SECONDS, Connection
 from ..log import bounded_log
@@ -57,17 +57,16 @@ def main() -> int:
             os.nice(NICE)
     logging.basicConfig(format="page: %(message)s", level=logging.WARNING)
     try:
-        station = read_station(options.file)
+        settings = read_settings(options.file)
         with bounded_log():
-            asyncio.run(_serve(station, connection, token))
+            asyncio.run(_serve(options.file, settings, connection, token))
     except VisionADError as exc:
         log.error("%s", exc)
         return 2
     return 0
 
 
-async def _serve(station: Station, connection: socket.socket, token: str) -> None:
-    settings = station.settings
+async def _serve(file: Path, settings: StationSettings, connection: socket.socket, token: str) -> None:
     web = settings.web
     assert web is not None
     history = History(settings.records)
@@ -84,7 +83,7 @@ async def _serve(station: Station, connection: socket.socket, token: str) -> Non
     access = AccessPolicy(web.host, web.allow_hosts, web.allow_origins)
     names = {number: recipe.name for number, recipe in settings.recipes.items()}
     source = Source(settings.station, settings.records, settings.shifts, names)
-    app = make_app(feed, link, history, source, station, access)
+    app = make_app(feed, link, history, source, file, settings, access)
     config = uvicorn.Config(
         app,
         http=PageConnection,

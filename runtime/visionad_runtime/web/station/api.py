@@ -13,13 +13,13 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import AwareDatetime
 
 from ...station.records.records import verify_audit
-from ...station.records.report import Report, as_html, as_json, make_report
 from ..queue import RequestError
 from . import answers
 from .answers import Problem
 from .feed import Feed, binary, utc_text
 from .history import Filter, History
 from .link import CommandError
+from .report_process import Form, Reports
 from .sessions import COOKIE, Anyone, Reader
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -194,16 +194,15 @@ def _add_records(app: FastAPI) -> None:
         return StreamingResponse(history.csv(wanted, separator), media_type="text/csv; charset=utf-8", headers=headers)
 
     @app.get(f"{API}/statistics", response_model=answers.Statistics, responses=ERRORS)
-    async def statistics(_: Reader, start: Start, end: End) -> Response:
+    async def statistics(_: Reader, request: Request, start: Start, end: End) -> Response:
         """Statistics of each shift of a time, as `visionad report --json` gives them."""
-        return JSONResponse(as_json(await _report(app, start, end)))
+        return Response(await _report(request, start, end, "json"), media_type="application/json")
 
     @app.get(f"{API}/report.html", response_model=None, response_class=Response, responses=ERRORS)
-    async def report(_: Reader, start: Start, end: End) -> Response:
+    async def report(_: Reader, request: Request, start: Start, end: End) -> Response:
         """The same as one file to keep or print, as `visionad report` writes it."""
-        found = await _report(app, start, end)
         headers = {"content-disposition": 'attachment; filename="report.html"'}
-        return Response(await asyncio.to_thread(as_html, found), media_type="text/html", headers=headers)
+        return Response(await _report(request, start, end, "html"), media_type="text/html", headers=headers)
 
     @app.get(f"{API}/audit", response_model=answers.AuditPage, responses=ERRORS)
     async def audit(_: Reader, before: Annotated[int, Query(ge=0)] = 0) -> Response:
@@ -213,10 +212,11 @@ def _add_records(app: FastAPI) -> None:
         return JSONResponse({"entries": entries, "problems": problems})
 
 
-async def _report(app: FastAPI, start: datetime, end: datetime) -> Report:
+async def _report(request: Request, start: datetime, end: datetime, form: Form) -> bytes:
     if end - start > MAX_TIME:
         raise RequestError(400, f"expected a time of at most {MAX_TIME.days} days, got {(end - start).days}")
-    return await asyncio.to_thread(make_report, app.state.source, start, end)
+    reports: Reports = request.app.state.reports
+    return await reports.make_for(request, start, end, form)
 
 
 def _add_administration(app: FastAPI) -> None:

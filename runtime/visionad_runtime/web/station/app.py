@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from ..._release import __version__
 from ...errors import ImageError, VisionADError
 from ...station.records.report import Source
-from ...station.settings import Station
+from ...station.settings import StationSettings
 from ..access import AccessPolicy
 from ..queue import RequestError, UploadQueue
 from .api import add_api
@@ -25,6 +25,7 @@ from .gate import PageGate
 from .history import History
 from .inspection import add_inspection
 from .link import CommandError, FrontLink
+from .report_process import Reports
 from .sessions import session_key
 from .support import add_support
 
@@ -63,7 +64,8 @@ def make_app(
     link: FrontLink,
     history: History,
     source: Source,
-    station: Station,
+    file: Path,
+    settings: StationSettings,
     access: AccessPolicy,
 ) -> PageGate:
     """Return the page as an ASGI application.
@@ -73,14 +75,15 @@ def make_app(
         link: to the front.
         history: the records.
         source: of the statistics.
-        station: the station file.
+        file: the station file.
+        settings: what it says.
         access: hosts and origins that are let in.
     """
     app = FastAPI(title="VisionAD station", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = UploadQueue()
-    app.state.link, app.state.feed, app.state.history, app.state.source = link, feed, history, source
-    archive = station.settings.archive
-    app.state.station, app.state.bank = station, station.settings.bank
+    app.state.link, app.state.feed, app.state.history, app.state.reports = link, feed, history, Reports(source)
+    archive = settings.archive
+    app.state.file, app.state.settings, app.state.bank = file, settings, settings.bank
     app.state.archive = None if archive is None else archive.folder
     _add_errors(app)
     add_api(app)

@@ -11,7 +11,6 @@ from fastapi import FastAPI, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import JSONResponse
 
-from ...bank.folder import read_version, restorable_versions
 from ...errors import BankError
 from ...formats.manifest import BankManifest, ClassEntry
 from ..uploads import REQUEST_BODY
@@ -144,6 +143,8 @@ def _add_versions(app: FastAPI) -> None:
 
 
 def _versions(bank: Path, before: int) -> dict[str, Any]:
+    from ...bank.folder import read_version, restorable_versions  # only now: a page that shows no bank stays small
+
     kept = sorted(restorable_versions(bank).items(), reverse=True)
     wanted = [path for version, path in kept if not before or version < before]
     rows, damaged = [], []

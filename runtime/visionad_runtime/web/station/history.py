@@ -16,6 +16,8 @@ from ...station.records.records import deciding_camera
 
 PAGE = 100
 """Parts of one page."""
+CSV_ROWS = 200
+"""Parts that an export holds in memory at a time."""
 _EVALUATIONS = {"ok": 1, "reject": 2, "undecided": 3}
 _REVIEW = "(SELECT was_good FROM reviews WHERE part = parts.id ORDER BY reviews.id DESC LIMIT 1)"
 _COLUMNS = (
@@ -105,7 +107,7 @@ class History:
         }
 
     def csv(self, wanted: Filter, separator: str) -> Iterator[bytes]:
-        """Yield parts as CSV, oldest first, a thousand at a time: UTF-8 with BOM. No cell is a formula."""
+        """Yield parts as CSV, oldest first, some at a time: UTF-8 with BOM. No cell is a formula."""
         names = (
             "id", "time_utc", "sequence", "part", "recipe", "evaluation", "reason", "class", "score", "threshold", "latency_ms",
             "bank_version", "was_good", "simulated",
@@ -113,7 +115,7 @@ class History:
         yield b"\xef\xbb\xbf" + _line(names, separator)
         where, values = _condition(wanted)
         last = 0
-        query = f"SELECT {_COLUMNS} FROM parts WHERE {where} AND id > ? ORDER BY id LIMIT 1000"
+        query = f"SELECT {_COLUMNS} FROM parts WHERE {where} AND id > ? ORDER BY id LIMIT {CSV_ROWS}"
         while rows := self._rows(query, (*values, last)):
             records = [_record(row) for row in rows]
             yield b"".join(_line([record[name] for name in names], separator) for record in records)

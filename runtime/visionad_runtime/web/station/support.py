@@ -18,7 +18,7 @@ from fastapi import FastAPI, Query, Response
 from fastapi.responses import JSONResponse
 
 from ...formats.manifest import MANIFEST
-from ...station.settings import Station
+from ...station.settings import StationSettings
 from . import answers
 from .api import API, ERRORS
 from .history import Filter, History
@@ -37,28 +37,28 @@ _URL_PASSWORD = re.compile(r"(?P<start>\w+://[^\s/:@]+:)[^\s/@]+(?=@)")
 
 def add_support(app: FastAPI) -> None:
     """Add ``/api/1/log`` and ``/api/1/bundle``, for administrators."""
-    station: Station = app.state.station
+    settings: StationSettings = app.state.settings
     history: History = app.state.history
 
     @app.get(f"{API}/log", response_model=answers.Logs, responses=ERRORS)
     async def log(caller: Anyone) -> Response:
         """The newest lines of the station's logs."""
         await caller.ask("support")
-        found = await asyncio.to_thread(lambda: {name: tail(path, TAIL_BYTES) for name, path in logs(station)})
+        found = await asyncio.to_thread(lambda: {name: tail(path, TAIL_BYTES) for name, path in logs(settings)})
         return JSONResponse({"logs": {name: text.splitlines()[-LINES:] for name, text in found.items()}})
 
     @app.get(f"{API}/bundle", response_model=None, response_class=Response, responses=ERRORS)
     async def bundle(caller: Anyone, images: Annotated[bool, Query()] = False) -> Response:
         """A ZIP file: station file without secrets, health, `visionad doctor`, logs, bank, newest records and audit."""
         health = (await caller.ask("support")).value
-        data = await asyncio.to_thread(make_bundle, station, history, health, images)
-        headers = {"content-disposition": f'attachment; filename="visionad-{station.settings.station}.zip"'}
+        data = await asyncio.to_thread(make_bundle, app.state.file, settings, history, health, images)
+        headers = {"content-disposition": f'attachment; filename="visionad-{settings.station}.zip"'}
         return Response(data, media_type="application/zip", headers=headers)
 
 
-def logs(station: Station) -> Iterator[tuple[str, Path]]:
+def logs(settings: StationSettings) -> Iterator[tuple[str, Path]]:
     """Yield the station's log files that exist, by name; none if it logs to the terminal."""
-    path = station.settings.log
+    path = settings.log
     if path is None:
         return
     for role in ("", "-worker", "-teach"):
@@ -114,25 +114,26 @@ def _masked(value: Any, key: str = "") -> Any:
     return without_passwords(value) if isinstance(value, str) else value
 
 
-def make_bundle(station: Station, history: History, health: dict[str, Any], images: bool) -> bytes:
+def make_bundle(file: Path, settings: StationSettings, history: History, health: dict[str, Any], images: bool) -> bytes:
     """Return a ZIP file with what support asks for.
 
     Args:
-        station: the station file.
+        file: the station file.
+        settings: what it says.
         history: its records.
         health: of the station.
         images: whether archived images of the newest rejects are added.
     """
-    settings, buffer = station.settings, io.BytesIO()
+    buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
 
         def add(name: str, text: str) -> None:
             archive.writestr(name, text)
 
-        add("station.yaml", without_secrets(station.path.read_text("utf-8", "replace")))
+        add("station.yaml", without_secrets(file.read_text("utf-8", "replace")))
         add("health.json", json.dumps(health, indent=1, ensure_ascii=False))
         add("doctor.json", _doctor())
-        for name, path in logs(station):
+        for name, path in logs(settings):
             add(f"logs/{name}", without_passwords(tail(path, TAIL_BYTES)))
         for name, path in (("bank.json", settings.bank / MANIFEST), ("model.json", settings.model / MANIFEST)):
             add(name, path.read_text("utf-8", "replace") if path.is_file() else f"{path} is missing")

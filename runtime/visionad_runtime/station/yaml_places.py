@@ -1,0 +1,106 @@
+"""YAML with the line of each key, so that a mistake is told with its place."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+
+class Places:
+    """Lines of a YAML document by the path of keys to them."""
+
+    def __init__(self, path: Path, node: yaml.Node) -> None:
+        self._path, self._node = path, node
+
+    def at(self, where: Sequence[str | int]) -> str:
+        """Return ``file:line`` of a key, or of the nearest one above that is there."""
+        node, line = self._node, 1
+        for key in where:
+            found = _child(node, key)
+            if found is None:
+                break
+            line, node = found
+        return f"{self._path}:{line}"
+
+    def describe(self, error: Any, model: type[BaseModel], base: tuple[str | int, ...] = ()) -> str:
+        """Return one line for a mistake."""
+        where = (*base, *(key for key in error["loc"] if not (isinstance(key, str) and key == "[key]")))
+        dotted = ".".join(map(str, where))
+        if error["type"] == "extra_forbidden":
+            known = _keys(model, error["loc"][:-1])
+            close = difflib.get_close_matches(str(where[-1]), known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            return f"{self.at(where)}: {dotted}: unknown key; {hint}"
+        if error["type"] == "missing":
+            return f"{self.at(where[:-1])}: {dotted}: missing; it is required"
+        message = str(error["msg"]).removeprefix("Value error, ")
+        return f"{self.at(where)}: {dotted + ': ' if dotted else ''}{message}"
+
+
+def _child(node: yaml.Node, key: str | int) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            if name.value == str(key):
+                return name.start_mark.line + 1, value
+    elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        value = node.value[key]
+        return value.start_mark.line + 1, value
+    return None
+
+
+def _keys(model: type[BaseModel], where: Iterable[str | int]) -> list[str]:
+    """Return the known keys at a place below a model, for "did you mean"."""
+    current: Any = model
+    for key in where:
+        field = getattr(current, "model_fields", {}).get(str(key)) if current is not None else None
+        if field is None:  # a key of a mapping, or a place in a list
+            continue
+        kinds = _models(field.annotation)
+        if kinds:
+            current = kinds[0]
+    return [field.alias or name for name, field in current.model_fields.items()] if current is not None else []
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
+
+
+class Loader(yaml.SafeLoader):
+    """YAML with ``!env NAME``, without duplicate keys."""
+
+    @classmethod
+    def construct(cls, node: yaml.Node) -> Any:
+        loader = cls("")
+        try:
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _environment(loader: Loader, node: yaml.ScalarNode) -> str:
+    name = str(loader.construct_scalar(node))
+    value = os.environ.get(name)
+    if value is None:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"environment variable {name} is not set; set it, or write the value", node.start_mark
+        )
+    return value
+
+
+Loader.add_constructor("!env", _environment)

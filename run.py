@@ -151,15 +151,24 @@ def test_all(arguments: list[str]) -> None:
 
 
 def test_line(arguments: list[str]) -> None:
-    """Run the tests of the group ``line`` at full length. A component that is missing fails its tests."""
+    """Run the tests of the group ``line``, and the page beside it, at full length. A component that is missing fails its tests."""
     install("export,eval,dev")
     os.environ["VISIONAD_DEMAND_LINE"] = "1"
     os.environ.setdefault("VISIONAD_LINE_BLOWS", "50")
     os.environ.setdefault("VISIONAD_LINE_SOAK_S", "600")
+    os.environ.setdefault("VISIONAD_PAGE_MINUTES", "10")
     os.environ.setdefault("VISIONAD_LINE_RESULTS", str(ROOT / "benchmarks" / "results" / "line.json"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # One after another: they measure how fast a station answers.
-    call(PYTHON, "-m", "pytest", "--durations=15", "-m", "slow or not slow", *(arguments or ["tests/line"]))
+    call(
+        PYTHON,
+        "-m",
+        "pytest",
+        "--durations=15",
+        "-m",
+        "slow or not slow",
+        *(arguments or ["tests/line", "tests/browser/test_endurance.py"]),
+    )
 
 
 def test_lean(arguments: list[str]) -> None:

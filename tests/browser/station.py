@@ -170,6 +170,11 @@ checks: {{rejects_in_a_row: 0, light: "off"}}
         return int(self.until(find, 20))
 
     @staticmethod
+    def resident_mb(process: int) -> float:
+        """Memory of a process that is in use."""
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    @staticmethod
     def signal(process: int, number: int) -> None:
         with suppress(ProcessLookupError):
             os.kill(process, number)

@@ -55,6 +55,7 @@ TABLE: list[tuple[str, str, Any, dict[str, int]]] = [
     ("GET", f"/api/1/report.html?{TODAY}", None, READING),
     ("GET", "/api/1/audit", None, READING),
     ("GET", "/api/1/health", None, READING),
+    ("GET", "/api/1/diagnosis", None, READING),
     ("GET", "/api/1/users", None, FOR_ADMIN),
     ("GET", "/api/1/log", None, FOR_ADMIN),
     ("GET", "/api/1/bundle", None, FOR_ADMIN),
@@ -247,11 +248,11 @@ def test_inspect_as_serve_does(station: RunningStation) -> None:
 
 
 def test_s07_slow_client(station: RunningStation, sessions: dict[str, dict[str, str]]) -> None:
-    """Who takes 0.7 s for each image never gets an old one; who never answers gets one image only."""
+    """Who takes 0.7 s for each image never gets an old one; who never answers gets one image only, and costs no memory."""
     websockets = pytest.importorskip("websockets.sync.client")
     address = f"ws://127.0.0.1:{station.port}/ws"
 
-    def images(pause: float | None) -> Iterator[float]:
+    def images(pause: float | None) -> Iterator[tuple[float, float]]:
         with websockets.connect(address, origin=station.url, additional_headers=sessions[ADMIN]) as socket:
             socket.send(json.dumps({"send": "subscribe", "names": ["parts"]}))
             first = True
@@ -272,7 +273,8 @@ def test_s07_slow_client(station: RunningStation, sessions: dict[str, dict[str, 
                 length = struct.unpack("!I", message[:4])[0]
                 facts = json.loads(message[4 : 4 + length])
                 if not first:  # the first one is the last part from before
-                    yield station.sequence - facts["sequence"]
+                    age = datetime.now(UTC) - datetime.fromisoformat(facts["at"])
+                    yield station.sequence - facts["sequence"], age.total_seconds()
                 first = False
                 if pause is not None:
                     until = time.monotonic() + pause
@@ -282,8 +284,11 @@ def test_s07_slow_client(station: RunningStation, sessions: dict[str, dict[str, 
 
     slow = list(images(0.7))
     assert len(slow) >= 3
-    never = list(images(None))
-    assert never == []
+    assert max(age for _, age in slow) < 1.2
+    list(images(None))
+    before = station.resident_mb(station.process("page"))
+    assert list(images(None)) == []
+    assert station.resident_mb(station.process("page")) < before + 2
 
 
 def test_the_support_bundle_has_what_support_asks_for(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import subprocess
@@ -13,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.browser.conftest import Watched, browser, chromium_path
 from tests.browser.station import RunningStation, free_port, numbered
+from tests.line.components import note
 
 Tabs = Callable[..., Watched]
 pytestmark = pytest.mark.slow(group="browser")
@@ -55,10 +55,6 @@ def station(tmp_path: Path, model: Path) -> Iterator[RunningStation]:
         )
     yield running.start()
     running.stop()
-
-
-def resident_mb(process: int) -> float:
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @pytest.fixture(scope="module")
@@ -109,22 +105,9 @@ def measure(station: RunningStation, tabs: Tabs) -> None:
     tab.until_verdict("OK", "NO PART", seconds=10)
     cookie = station.login(panel=station.panel_token())
     page = station.process("page")
-    exported: list[int] = []
-    ended = threading.Event()
-
-    def export() -> None:
-        while not ended.is_set():
-            connection = HTTPConnection("127.0.0.1", station.port, timeout=120)
-            connection.request("GET", "/api/1/export.csv", headers={"Cookie": cookie})
-            answer, lines = connection.getresponse(), 0
-            while block := answer.read(1 << 16):
-                lines += block.count(b"\r\n")
-            exported.append(lines)
-            connection.close()
-
     poller = poll(port, MINUTES * 60 - 5)
-    exporter = threading.Thread(target=export)
-    exporter.start()
+    command = [sys.executable, "-m", "tests.browser.export_reader", str(station.port), cookie]
+    exporter = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     samples, end = [], time.monotonic() + MINUTES * 60
     try:
         while time.monotonic() < end:
@@ -132,18 +115,19 @@ def measure(station: RunningStation, tabs: Tabs) -> None:
                 tab.page.goto(f"{station.url}/#/{screen}")
                 tab.page.reload()
                 time.sleep(0.3)
-            samples.append(resident_mb(page))
+            samples.append(station.resident_mb(page))
     finally:
-        ended.set()
-        exporter.join(180)
+        exporter.kill()
+        exported = [int(line) for line in exporter.communicate()[0].split()]
     assert station.process("page") == page, "the page process was replaced"
     assert exported and min(exported) > ROWS
     settled = samples[len(samples) // 4 :]
     beside = polled(poller)
-    figures = (
-        f"page {samples[0]:.1f} to {max(samples):.1f} MB; Modbus p99 {alone:.2f} alone, {beside:.2f} ms beside the page"
-    )
-    logging.warning("%s %s", figures, [round(one, 1) for one in samples])
+    figures = {
+        "minutes": MINUTES, "parts": ROWS, "exports": len(exported), "page_mb": [samples[0], max(samples)],
+        "growth_mb": max(settled) - min(settled), "modbus_p99_ms": [alone, beside],
+    }  # fmt: skip
+    note("S20", {name: np.round(value, 2).tolist() for name, value in figures.items()})
     assert max(settled) - min(settled) < MAX_GROWTH_MB and max(samples) < MAX_MB + 10, figures
     if LONG:
         assert max(samples) < MAX_MB, figures

@@ -193,6 +193,34 @@ def test_s06_many_tabs(station: RunningStation, tabs: Tabs) -> None:
         assert tab.page.evaluate("() => Number(document.getElementById('image').dataset.part) > 0")
 
 
+def test_s06_hidden_tab(station: RunningStation, tabs: Tabs) -> None:
+    """It gets no image, and shows nothing old when it is shown again: the newest part, after a beat."""
+    tab = tabs(station)
+    station.inspect()
+    tab.until_verdict("OK", "REJECT", seconds=8)
+    frames: list[bool] = []
+    tab.page.on(
+        "websocket", lambda socket: socket.on("framereceived", lambda data: frames.append(isinstance(data, bytes)))
+    )
+    tab.page.reload()
+    tab.until_verdict("OK", "REJECT", seconds=8)
+    assert any(frames)
+    hide = """hidden => {
+      Object.defineProperty(document, 'visibilityState', { value: hidden ? 'hidden' : 'visible', configurable: true });
+      document.dispatchEvent(new Event('visibilitychange'));
+      return [document.getElementById('verdict').textContent, document.getElementById('image').dataset.part];
+    }"""
+    tab.page.evaluate(hide, True)
+    tab.page.wait_for_timeout(700)  # what was under way
+    frames.clear()
+    for _ in range(4):
+        station.inspect()
+    tab.page.wait_for_timeout(1000)
+    assert frames and not any(frames)  # beats, and no image
+    assert tab.page.evaluate(hide, False)[1] != str(station.sequence - 4)
+    tab.until(f"() => document.getElementById('part')?.textContent.endsWith('{station.sequence:04d}')", 8)
+
+
 def test_s08_fast_line(station: RunningStation, tabs: Tabs) -> None:
     """The word changes at most twice a second, a reject stays for two seconds, and every part is in the strip."""
     tab = tabs(station)

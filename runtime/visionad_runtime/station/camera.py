@@ -67,6 +67,10 @@ class CameraGone(CameraError):
     """The camera is unreachable. The worker closes it and opens it again."""
 
 
+class SettingRefused(CameraGone):
+    """The camera is there, and refuses a setting or has another value."""
+
+
 class Camera(Protocol):
     """A source of images.
 

@@ -105,3 +105,39 @@ def test_a_report_that_nobody_waits_for_any_more_is_ended(source: Source, monkey
         return await reports.make_for(request, START, END, "json")
 
     assert json.loads(asyncio.run(make()))["shifts"]
+
+
+def test_an_export_is_that_of_the_history(source: Source, tmp_path: Path) -> None:
+    from visionad_runtime.web.station.history import Filter, History
+    from visionad_runtime.web.station.report_process import Reports
+
+    async def exported(wanted: Filter) -> bytes:
+        return b"".join([block async for block in Reports(source).export(wanted, ";")])
+
+    for wanted in (Filter(), Filter(verdict="ok"), Filter(start="2026-11-30T07:00:00.000+00:00", review="none")):
+        assert asyncio.run(exported(wanted)) == b"".join(History(source.records).csv(wanted, ";"))
+    damaged = tmp_path / "damaged.sqlite"
+    damaged.write_bytes(b"no database" * 1000)
+
+    async def cut() -> None:
+        async for _ in Reports(source._replace(records=damaged)).export(Filter(), ","):
+            pass
+
+    with pytest.raises(VisionADError, match="not a database"):
+        asyncio.run(cut())
+
+
+def test_an_export_that_nobody_reads_ends_its_process(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    from visionad_runtime.web.station import report_process
+    from visionad_runtime.web.station.history import Filter
+
+    monkeypatch.setattr(report_process, "BLOCK_BYTES", 16)
+
+    async def begun() -> None:
+        reports = report_process.Reports(source)
+        for _ in range(2 * report_process.MAX_TOGETHER):  # none of them keeps its place
+            blocks = reports.export(Filter(), ",")
+            assert await anext(blocks)
+            await blocks.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(begun())

@@ -20,6 +20,13 @@ def station(
         ),
     ],
     check: Annotated[bool, typer.Option("--check", help="check the file and all that it needs; start nothing")] = False,
+    diagnose: Annotated[
+        bool,
+        typer.Option(
+            "--diagnose",
+            help="try each camera and each bus, step by step, while the station is stopped; record nothing",
+        ),
+    ] = False,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="use folders instead of cameras, and set the bit `simulated`")
     ] = False,
@@ -53,6 +60,10 @@ def station(
         for line in exc.problems:
             complain(line)
         return 2
+    if diagnose:
+        from ...station.diagnosis import diagnose as diagnose_station
+
+        return 0 if diagnose_station(found, say) else 1
     from ...station.preflight import problems_of
 
     problems = problems_of(found)

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from ..camera import CameraGone
+from ..camera import SettingRefused
 from ..leaf import LeafSettings
 
 EXPOSURE_TOLERANCE = 0.01
@@ -110,11 +110,11 @@ class FeatureWriter:
             tolerance: difference that is accepted, of a number.
 
         Raises:
-            CameraGone: The message names the setting, the value, and what the camera says.
+            SettingRefused: The message names the setting, the value, and what the camera says.
         """
         name = next((name for name in names if self._features.has(name)), None)
         if name is None:
-            raise CameraGone(
+            raise SettingRefused(
                 f"camera {self._camera}: {setting}: expected {value}, but the camera has no feature {' or '.join(names)}; "
                 "leave the setting out"
             )
@@ -122,11 +122,11 @@ class FeatureWriter:
             self._features.set(name, value)
             got = self._features.get(name)
         except FeatureError as exc:
-            raise CameraGone(
+            raise SettingRefused(
                 f"camera {self._camera}: {setting}: expected {value}, but the camera refuses it for {name}: {exc}"
             ) from None
         if got != value if isinstance(value, str) else not _near(got, value, tolerance):
-            raise CameraGone(
+            raise SettingRefused(
                 f"camera {self._camera}: {setting}: expected {value}, got {got} from {name}; choose a value that the camera has"
             )
 
@@ -144,7 +144,7 @@ class FeatureWriter:
     def _write_trigger(self, settings: GenicamSettings) -> None:
         if not self._features.has("TriggerMode"):
             if settings.trigger != "free":
-                raise CameraGone(
+                raise SettingRefused(
                     f"camera {self._camera}: trigger: expected {settings.trigger}, but the camera has no feature TriggerMode; "
                     "set trigger: free"
                 )
@@ -164,7 +164,7 @@ class FeatureWriter:
         try:
             self._features.execute(name)
         except FeatureError as exc:
-            raise CameraGone(f"camera {self._camera}: {setting}: the camera refuses {name}: {exc}") from None
+            raise SettingRefused(f"camera {self._camera}: {setting}: the camera refuses {name}: {exc}") from None
 
 
 def as_text(value: str | float) -> str:

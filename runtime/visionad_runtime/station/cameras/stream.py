@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..camera import CameraFacts, CameraGone, Frame, NoFrame
+from ..camera import CameraFacts, CameraGone, Frame, NoFrame, SettingRefused
 from ..leaf import LeafSettings
 
 SETTLE_S = 0.5
@@ -221,7 +221,9 @@ class StreamCamera:
             expected = getattr(self._settings, name)
             if expected is not None and expected != got:
                 capture.release()
-                raise CameraGone(f"camera {self._name}: {name}: expected {expected}, got {got} from {self._place()}")
+                raise SettingRefused(
+                    f"camera {self._name}: {name}: expected {expected}, got {got} from {self._place()}"
+                )
         code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
         form = code.to_bytes(4, "little").decode("ascii", "replace").strip("\0 ") or "video"
         return CameraFacts(f"stream {self._place()}", form, sides[0], sides[1], simulated=False)

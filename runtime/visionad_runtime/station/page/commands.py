@@ -26,6 +26,7 @@ ROLES_OF = {
     "keep": HANDS,
     "review": EVERYONE,
     "health": EVERYONE,
+    "diagnosis": EVERYONE,
     "image": EVERYONE,
     "drafts": EVERYONE,
     "draft_facts": EVERYONE,
@@ -54,6 +55,7 @@ ROLES_OF = {
 """Command → roles that may give it."""
 READING = (
     "health",
+    "diagnosis",
     "image",
     "users",
     "support",

@@ -23,6 +23,7 @@ from typing import Any
 
 from ...errors import VisionADError
 from ..camera import PushedCamera
+from ..diagnosis import diagnosis_of
 from ..front.alarms import clock_is_synchronized
 from ..records.records import deciding_camera, utc_now
 from ..sink import Outcome, SinkError
@@ -423,6 +424,8 @@ class PageLink:
             return _WithBlobs(value, found) if found else value
         if command in ("health", "support"):
             return {**self._front.health(), "facts": dict(self._front.facts)}
+        if command == "diagnosis":
+            return await diagnosis_of(self._front)
         if command == "users":
             return {"users": self.users.all()}
         part = int(m["part"])

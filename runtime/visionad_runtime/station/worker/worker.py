@@ -26,12 +26,13 @@ from ...inspector import Inspector
 from ...inspector.inspection import Inspection
 from ...result import Result
 from ...visualization.overlay import overlay_png
-from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame, PushedCamera
+from ..camera import CameraError, CameraGone, Frame, PushedCamera
 from ..front.cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
 from ..page.images import KeptImages
 from ..process import begin_process
 from ..settings import Recipe, Station
 from .archive import ArchiveWriter
+from .camera_holder import CameraHolder
 from .checks import ImageChecks, RejectsInARow
 from .frame_watch import FrameWatch
 from .golden import GoldenRun
@@ -39,9 +40,6 @@ from .inbox import Inbox
 from .judged import Judged
 
 log = logging.getLogger("visionad")
-
-REOPEN_SECONDS = 1.0
-"""Pause between attempts to open a camera that is gone."""
 
 
 def main(pipe: Connection, path: str, simulate: bool) -> None:
@@ -93,7 +91,7 @@ class Worker:
         self._pipe, self._station = pipe, station
         self._sending = threading.Lock()
         settings = station.settings
-        self._cameras = {name: _CameraHolder(name, camera, self._say) for name, camera in station.cameras.items()}
+        self._cameras = {name: CameraHolder(name, camera, self._say) for name, camera in station.cameras.items()}
         self._inspections: dict[int | None, _Checked] = {}
         self._recipe: Recipe | None = None
         self._pool = ThreadPoolExecutor(max(2, len(self._cameras)), "visionad-camera")
@@ -103,7 +101,7 @@ class Worker:
         self._watch = FrameWatch(self._cameras, partial(self._say, "frame")) if own_start else None
         self._images = KeptImages(self._say) if settings.web is not None else None
         self._golden: GoldenRun | None = None
-        self._inbox = Inbox(pipe, {"push": self._push, "pixels": self._send_pixels})
+        self._inbox = Inbox(pipe, {"push": self._push, "pixels": self._send_pixels, "diagnose": self._diagnose})
 
     def run(self) -> None:
         """Open everything, then answer the front."""
@@ -249,6 +247,10 @@ class Worker:
         judged = {} if found is None else found[1]
         self._answer(ticket, {name: one.rgb for name, one in judged.items() if one.rgb is not None})
 
+    def _diagnose(self, ticket: int) -> None:
+        """Say of each camera which steps to an image work. Nothing is triggered: the line goes on meanwhile."""
+        self._answer(ticket, {name: [step._asdict() for step in one.steps()] for name, one in self._cameras.items()})
+
     def _answer(self, ticket: int, value: object, code: str = "", problem: str = "") -> None:
         self._say("answered", ticket, value, code, problem)
 
@@ -347,81 +349,6 @@ class Worker:
     def _say(self, *message: object) -> None:
         with self._sending:
             self._pipe.send(message)
-
-
-class _CameraHolder:
-    """A camera that is opened again whenever it is gone, in a thread of its own."""
-
-    def __init__(self, name: str, camera: Camera, say: Any) -> None:
-        self.name, self._camera, self._say = name, camera, say
-        self.facts: CameraFacts | None = None
-        self.trouble = "it was not opened yet"
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-
-    def open(self) -> None:
-        """Try to open it. If it is not there, go on trying in the background."""
-        if not self._try():
-            threading.Thread(target=self._retry, name=f"visionad-open-{self.name}", daemon=True).start()
-
-    def arm(self) -> int:
-        """See :class:`Camera`. A camera that is gone has no frame."""
-        if self.facts is None:
-            return 0
-        try:
-            return self._camera.arm()
-        except CameraError as exc:
-            self.note(exc)
-            return 0
-
-    def trigger(self) -> None:
-        """See :class:`Camera`. A camera that is gone is not triggered; :meth:`grab` says so."""
-        if self.facts is not None:
-            try:
-                self._camera.trigger()
-            except CameraError as exc:
-                self.note(exc)
-
-    def grab(self, after: int, deadline: float) -> Frame:
-        """See :class:`Camera`."""
-        if self.facts is None:
-            raise CameraGone(f"camera {self.name} is not there: {self.trouble}")
-        return self._camera.grab(after, deadline)
-
-    def note(self, trouble: CameraError) -> None:
-        """Open the camera again if it is gone."""
-        self.trouble = str(trouble)
-        if isinstance(trouble, CameraGone) and self.facts is not None:
-            self.facts = None
-            self._say("camera", self.name, None, self.trouble)
-            threading.Thread(target=self._retry, name=f"visionad-open-{self.name}", daemon=True).start()
-
-    def close(self) -> None:
-        """Release it."""
-        self._closed.set()
-        self._camera.close()
-
-    def _retry(self) -> None:
-        self._camera.close()
-        while not self._closed.wait(REOPEN_SECONDS):
-            if self._try():
-                return
-
-    def _try(self) -> bool:
-        with self._lock:
-            try:
-                missing = self._camera.missing()
-                if missing is not None:
-                    raise CameraGone(f"camera {self.name}: {missing}")
-                self.facts = self._camera.open()
-            except CameraError as exc:
-                first = self.trouble != str(exc)
-                self.trouble = str(exc)
-                if first:
-                    self._say("camera", self.name, None, self.trouble)
-                return False
-        self._say("camera", self.name, self.facts._asdict(), "")
-        return True
 
 
 def _bank_facts(inspection: Inspection) -> dict[str, Any]:

@@ -194,6 +194,21 @@ class StationHealth(BaseModel):
     phase: str
 
 
+class DiagnosisStep(BaseModel):
+    """A step from the package to an image or a delivered result."""
+
+    step: Literal["installed", "found", "settings", "image", "connected", "delivered"]
+    ok: bool | None = Field(description="null: not known, because an earlier step fails or nothing was tried yet")
+    detail: str
+
+
+class Diagnosis(BaseModel):
+    """The steps of each camera and each way out, by name."""
+
+    cameras: dict[str, list[DiagnosisStep]]
+    sinks: dict[str, list[DiagnosisStep]]
+
+
 class OfVersion(Body):
     """The version of a draft, as it was seen; if it is another by now, nothing is done (412)."""
 

@@ -145,6 +145,7 @@ End = Annotated[AwareDatetime, Query(alias="to", description="not included, with
 
 def _add_records(app: FastAPI) -> None:
     history: History = app.state.history
+    reports: Reports = app.state.reports
     archive: Path | None = app.state.archive
 
     @app.get(f"{API}/state", response_model=answers.Done, responses=ERRORS)
@@ -191,7 +192,9 @@ def _add_records(app: FastAPI) -> None:
     async def export(_: Reader, wanted: Filters, separator: Annotated[Literal[",", ";"], Query()] = ",") -> Response:
         """The parts that fit the filter, oldest first, as CSV in UTF-8 with BOM."""
         headers = {"content-disposition": 'attachment; filename="parts.csv"'}
-        return StreamingResponse(history.csv(wanted, separator), media_type="text/csv; charset=utf-8", headers=headers)
+        return StreamingResponse(
+            reports.export(wanted, separator), media_type="text/csv; charset=utf-8", headers=headers
+        )
 
     @app.get(f"{API}/statistics", response_model=answers.Statistics, responses=ERRORS)
     async def statistics(_: Reader, request: Request, start: Start, end: End) -> Response:
@@ -229,6 +232,11 @@ def _add_administration(app: FastAPI) -> None:
     async def health(caller: Anyone) -> Response:
         """Health of worker, cameras, sinks, records and clock."""
         return JSONResponse((await caller.ask("health")).value)
+
+    @app.get(f"{API}/diagnosis", response_model=answers.Diagnosis, responses=ERRORS)
+    async def diagnosis(caller: Anyone) -> Response:
+        """What works of each camera and each way out, step by step. Nothing is triggered."""
+        return JSONResponse((await caller.ask("diagnosis")).value)
 
 
 async def _found(history: History, number: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ let health = null;
 let users = null;
 let trouble = '';
 let logs = null;
+let diagnosis = null;
 let images = false;
 
 export async function entered() {
@@ -41,6 +42,27 @@ function lines() {
       </tbody>
     </table>`;
 }
+
+const STEPS = {
+  installed: () => t('Package and driver'), found: () => t('Found and connected'), settings: () => t('Settings written and read back'),
+  image: () => t('Newest image'), connected: () => t('Connected'), delivered: () => t('Delivered'),
+};
+
+async function diagnose() {
+  try { diagnosis = await get('diagnosis'); } catch (error) { page.say(problem(error), true); }
+  page.update();
+}
+
+const step = (one) => html`<li data-ok=${one.ok ?? 'unknown'}><b>${one.ok === null ? '·' : one.ok ? '✓' : '▲'} ${STEPS[one.step]()}</b>
+  <span>${one.ok === null ? t('not known') : one.ok ? t('works') : t('does not work')}</span> <small>${one.detail}</small></li>`;
+
+const diagnosed = () => html`
+  <section class="card"><h2>${t('Step by step')}</h2>
+    <p class="small">${t('From the package to an image, and to the other side of a bus. Nothing is triggered: the line goes on.')}</p>
+    <div class="row"><button class="plain" id="diagnose" ?disabled=${station.stale} @click=${diagnose}>${t('Diagnose')}</button></div>
+    ${Object.entries(diagnosis?.cameras ?? {}).map(([name, steps]) => html`<h3>${t('Camera {name}', { name })}</h3><ol class="diagnosis">${steps.map(step)}</ol>`)}
+    ${Object.entries(diagnosis?.sinks ?? {}).map(([name, steps]) => html`<h3>${name}</h3><ol class="diagnosis">${steps.map(step)}</ol>`)}
+  </section>`;
 
 async function add(event) {
   event.preventDefault();
@@ -108,6 +130,7 @@ export function screen() {
         <div class="row"><button class="plain" @click=${entered}>${t('Look again')}</button>
         ${page.is('admin') ? html`<button class="plain" ?disabled=${station.stale} @click=${() => page.open(restartDialog)}>${t('Restart the worker')}</button>` : nothing}</div>
       </section>
+      ${diagnosed()}
       ${page.is('admin') ? support() : nothing}
       ${users ? userList() : html`<p class="empty">${t('An administrator manages users.')}</p>`}
     </section>`;

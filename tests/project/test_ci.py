@@ -103,12 +103,19 @@ def test_every_slow_group_has_its_line_and_every_glob_a_file() -> None:
         used |= set(re.findall(r"mark\.slow\(group=\"([\w-]+)\"\)", text)) | set(
             re.findall(r"\bslow\(\s*\"([\w-]+)\"", text)
         )
-    assert used == {name for name, group in table.items() if "tests" not in group}
+    assert used == {name for name, group in table.items() if "paths" in group and "tests" not in group}
+    assert all("first" in group for group in table.values() if not group.keys() & {"paths", "tests"})
     known = {"tests", "paths", "first", "inputs", "packages", "environment", "alone", "workers"}
     for name, group in table.items():
         assert set(group) <= known and group["packages"], name
         for glob in [*group["inputs"], *group.get("paths", [])]:
             assert slow.files([glob]), f"{name}: nothing matches {glob}"
+
+
+def test_a_group_without_tests_is_its_commands() -> None:
+    group = {"inputs": ["*.py"], "packages": ["mypy"]}
+    assert load_slow().run("only", {**group, "first": [["-c", "pass"]]}) == 0
+    assert load_slow().run("only", {**group, "first": [["-c", "raise SystemExit(3)"], ["-c", "pass"]]}) == 3
 
 
 def test_a_group_runs_again_once_an_input_or_a_package_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

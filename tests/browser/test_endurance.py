@@ -115,8 +115,12 @@ def measure(station: RunningStation, tabs: Tabs) -> None:
                 time.sleep(0.3)
             samples.append(station.resident_mb(page))
     finally:
+        assert exporter.stdout is not None
+        first = (
+            exporter.stdout.readline()
+        )  # an export gives way to all else, so a loaded machine may not have ended one yet
         exporter.kill()
-        exported = [int(line) for line in exporter.communicate()[0].split()]
+        exported = [int(line) for line in (first + exporter.communicate()[0]).split()]
     assert station.process("page") == page, "the page process was replaced"
     assert exported and min(exported) > ROWS
     settled = samples[len(samples) // 4 :]

@@ -854,6 +854,23 @@ def page() -> Rows:
         yield text, f"{record[name]} {unit}", f"at most {budgets[name]} {unit}"
 
 
+@register("measured", "result", "budget")
+def page_endurance() -> Rows:
+    """The page beside reloads and exports (scenario 20)."""
+    record = load("line")["S20"]
+    first, most = record["page_mb"]
+    alone, beside = record["modbus_p99_ms"]
+    yield (
+        "time; parts in the records; whole exports",
+        f"{record['minutes']:.0f} min; {record['parts']}; {record['exports']}",
+        "",
+    )
+    yield "memory of the page process, first and largest", f"{first:.1f} and {most:.1f} MB", "at most 80 MB"
+    yield "its growth after the first quarter", f"{record['growth_mb']:.1f} MB", "at most 5 MB"
+    yield "answers to the PLC, 99 %, without the page", f"{alone:.1f} ms", ""
+    yield "the same beside it, with the browser on the same two cores", f"{beside:.1f} ms", "2 ms more"
+
+
 @register("result file", "commit", "date", "CPU or GPU")
 def provenance() -> Rows:
     """Where each number comes from."""

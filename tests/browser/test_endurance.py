@@ -118,7 +118,7 @@ def measure(station: RunningStation, tabs: Tabs) -> None:
         assert exporter.stdout is not None
         first = (
             exporter.stdout.readline()
-        )  # an export gives way to all else, so a loaded machine may not have ended one yet
+        )  # an export has the lowest priority, so a loaded machine may not have ended one yet
         exporter.kill()
         exported = [int(line) for line in (first + exporter.communicate()[0]).split()]
     assert station.process("page") == page, "the page process was replaced"

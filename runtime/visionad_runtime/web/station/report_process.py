@@ -1,4 +1,4 @@
-"""Reports and exports of the page, each made in a process of its own, which runs when nothing else wants to.
+"""Reports and exports of the page, each made in a process of its own, of the lowest priority.
 
 A million parts fill its memory, not the page's, and delay neither a beat nor an answer to the PLC.
 """
@@ -122,11 +122,9 @@ def _check(process: asyncio.subprocess.Process, said: bytes) -> None:
 
 def main() -> int:
     """Write what standard input asks for to standard output."""
-    if sys.platform == "linux":
+    if hasattr(os, "nice"):
         with suppress(OSError):
-            os.sched_setscheduler(
-                0, os.SCHED_IDLE, os.sched_param(0)
-            )  # `nice` alone would still delay the front by a slice
+            os.nice(19)  # after the line, and after the page's beats
     wish = json.load(sys.stdin)
     facts = wish["source"]
     try:

@@ -71,6 +71,18 @@ def test_the_first_step_that_fails_says_why(fails: str, expected: list[bool | No
     assert camera.closed
 
 
+def test_a_camera_that_came_back_has_no_image_yet() -> None:
+    camera: Any = Camera()
+    holder = CameraHolder("top", camera, lambda *_: None)
+    holder.open(again=False)
+    holder.grab(0, 0.0)
+    holder.note(NoFrame("camera top: no image in 5 s"))
+    assert [step.ok for step in holder.steps()] == [True, True, True, False]
+    holder.open(again=False)
+    assert holder.steps()[-1] == ("image", None, "no image since the start: trigger a part")
+    holder.close()
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

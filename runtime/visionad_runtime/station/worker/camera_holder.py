@@ -134,6 +134,7 @@ class CameraHolder:
                 if self._missing is not None:
                     raise CameraGone(f"camera {self.name}: {self._missing}")
                 self.facts = self._camera.open()
+                self._image, self._image_trouble = None, ""
             except CameraError as exc:
                 self._refused = isinstance(exc, SettingRefused)
                 first = self.trouble != str(exc)

@@ -211,7 +211,7 @@ def test_s06_hidden_tab(station: RunningStation, tabs: Tabs) -> None:
       return [document.getElementById('verdict').textContent, document.getElementById('image').dataset.part];
     }"""
     tab.page.evaluate(hide, True)
-    tab.page.wait_for_timeout(700)  # what was under way
+    tab.page.wait_for_timeout(1500)  # what was under way
     frames.clear()
     for _ in range(4):
         station.inspect()

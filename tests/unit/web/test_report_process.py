@@ -141,3 +141,23 @@ def test_an_export_that_nobody_reads_ends_its_process(source: Source, monkeypatc
             await blocks.aclose()  # type: ignore[attr-defined]
 
     asyncio.run(begun())
+
+
+def test_an_export_does_not_wait_for_slow_readers_for_ever(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    from visionad_runtime.web.station import report_process
+    from visionad_runtime.web.station.history import Filter
+
+    monkeypatch.setattr(report_process, "WAIT_SECONDS", 0.05)
+
+    async def read() -> None:
+        reports = report_process.Reports(source)
+        slow = [reports.export(Filter(), ",") for _ in range(report_process.MAX_TOGETHER)]
+        for blocks in slow:
+            assert await anext(blocks)
+        with pytest.raises(report_process.CommandError, match="others read exports"):
+            await anext(reports.export(Filter(), ","))
+        for blocks in slow:
+            await blocks.aclose()  # type: ignore[attr-defined]
+        assert await anext(reports.export(Filter(), ","))
+
+    asyncio.run(read())

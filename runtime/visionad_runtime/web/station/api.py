@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -192,9 +193,15 @@ def _add_records(app: FastAPI) -> None:
     async def export(_: Reader, wanted: Filters, separator: Annotated[Literal[",", ";"], Query()] = ",") -> Response:
         """The parts that fit the filter, oldest first, as CSV in UTF-8 with BOM."""
         headers = {"content-disposition": 'attachment; filename="parts.csv"'}
-        return StreamingResponse(
-            reports.export(wanted, separator), media_type="text/csv; charset=utf-8", headers=headers
-        )
+        blocks = reports.export(wanted, separator)
+        first = await anext(blocks)  # what is wrong is an answer in words, not half a file
+
+        async def all_blocks() -> AsyncIterator[bytes]:
+            yield first
+            async for block in blocks:
+                yield block
+
+        return StreamingResponse(all_blocks(), media_type="text/csv; charset=utf-8", headers=headers)
 
     @app.get(f"{API}/statistics", response_model=answers.Statistics, responses=ERRORS)
     async def statistics(_: Reader, request: Request, start: Start, end: End) -> Response:

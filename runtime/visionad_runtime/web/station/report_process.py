@@ -27,8 +27,10 @@ from .link import CommandError
 
 Form = Literal["json", "html"]
 MAX_TOGETHER = 2
-"""Reports that are made at the same time, and exports; others wait."""
+"""Reports that are made at the same time, and exports that are read at the same time; others wait."""
 MAX_SECONDS = 300.0
+WAIT_SECONDS = 20.0
+"""How long an export may wait for others."""
 BLOCK_BYTES = 1 << 16
 """Of an export, that are read and sent at once."""
 LOOK_SECONDS = 0.5
@@ -81,15 +83,27 @@ class Reports:
         return made
 
     async def export(self, wanted: Filter, separator: str) -> AsyncIterator[bytes]:
-        """Yield parts as :meth:`History.csv` does. Where it ends early, the process ends too."""
+        """Yield parts as :meth:`History.csv` does. Where it ends early, the process ends too.
+
+        Raises:
+            CommandError: Others read exports, slowly.
+            VisionADError: The records cannot be read.
+        """
         wish = {"source": self._facts(), "filter": wanted._asdict(), "separator": separator, "form": "csv"}
-        async with self._export_turn, _child(wish) as process:
-            assert process.stdout is not None and process.stderr is not None
-            while block := await process.stdout.read(BLOCK_BYTES):
-                yield block
-            said = await process.stderr.read()
-            await process.wait()
-            _check(process, said)
+        try:
+            await asyncio.wait_for(self._export_turn.acquire(), WAIT_SECONDS)
+        except TimeoutError:
+            raise CommandError("unavailable", "others read exports: try again when they have theirs") from None
+        try:
+            async with _child(wish) as process:
+                assert process.stdout is not None and process.stderr is not None
+                while block := await process.stdout.read(BLOCK_BYTES):
+                    yield block
+                said = await process.stderr.read()
+                await process.wait()
+                _check(process, said)
+        finally:
+            self._export_turn.release()
 
     def _facts(self) -> dict[str, Any]:
         source = self._source

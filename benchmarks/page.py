@@ -28,11 +28,13 @@ BUDGETS = {
     "growth_mb": 5,
     "first_load_kb": 150,
 }
+MOST_PARTS = 2000
+"""Newest parts that are looked at."""
 WATCH = """() => {
   window.painted = [];
   const look = () => {
-    const part = document.getElementById('image')?.dataset.part;
-    if (part && part !== window.painted.at(-1)?.[0]) window.painted.push([part, Date.now()]);
+    const { part, drawn } = document.getElementById('image')?.dataset ?? {};
+    if (part && drawn && part !== window.painted.at(-1)?.[0]) window.painted.push([part, Date.now()]);
     requestAnimationFrame(look);
   };
   look();
@@ -84,7 +86,7 @@ def measure(station: RunningStation, seconds: float, rate: float) -> dict[str, A
         wall = time.monotonic() - begin
         cores = (cpu_seconds(process) - cpu) / wall
         after = resident_mb(process)
-        latencies = sorted(painted(station, tabs[0]))
+        latencies = sorted(painted(station, tabs[0], rate))
         chromium.close()
     return {
         "parts_per_s": round(parts / wall, 2),
@@ -102,19 +104,24 @@ def measure(station: RunningStation, seconds: float, rate: float) -> dict[str, A
     }
 
 
-def painted(station: RunningStation, tab: Page) -> list[float]:
+def painted(station: RunningStation, tab: Page, rate: float) -> list[float]:
     """Return the milliseconds from each ok part's result to its image; a reject may wait for another one's two seconds."""
-    cookie = station.login(panel=station.panel_token())
-    rows = station.request("GET", "/api/1/records", headers={"Cookie": cookie})[1]["records"]
-    known = {row["id"]: row for row in rows}
-    found, before = [], 0
+    headers = {"Cookie": station.login(panel=station.panel_token())}
+    known: dict[int, dict[str, Any]] = {}
+    more, before = True, 0
+    while more and len(known) < MOST_PARTS:
+        answer = station.request("GET", f"/api/1/records?before={before}", headers=headers)[1]
+        known |= {row["id"]: row for row in answer["records"]}
+        more, before = answer["more"], min(known)
+    found, last = [], 0
+    held = int(2.5 * rate) + 1  # parts that may wait behind a reject
     for part, at in tab.evaluate("() => window.painted"):
         row = known.get(int(part))
-        alone = all(known[n]["evaluation"] == 1 for n in range(int(part) - 15, int(part)) if n in known)
-        if row is not None and alone and before:
+        alone = all(known[n]["evaluation"] == 1 for n in range(int(part) - held, int(part) + 1) if n in known)
+        if row is not None and alone and last:
             decided = datetime.fromisoformat(row["time_utc"]).timestamp() * 1e3 + row["latency_ms"]
             found.append(at - decided)
-        before = int(part)
+        last = int(part)
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any, Protocol
 
 from ..errors import VisionADError
@@ -114,27 +113,27 @@ def try_sink(sink: Sink, recipes: Iterable[int]) -> list[Step]:
     if not sink.live:
         return [*steps, Step("connected", None, "the running station tells: Settings on the page, or GET /health")]
     settings: Any = getattr(sink, "_settings", None)
-    port = getattr(settings, "port", None) if getattr(settings, "kind", "") == "modbus" else None
-    return [*steps, *asyncio.run(_rehearse(sink, port, min(recipes, default=1)))]
+    server = (settings.host, settings.port) if getattr(settings, "kind", "") == "modbus" else None
+    return [*steps, *asyncio.run(_rehearse(sink, server, min(recipes, default=1)))]
 
 
-async def _rehearse(sink: Sink, port: int | None, recipe: int) -> list[Step]:
-    line = RehearsalLine(sink)
-    running = asyncio.create_task(sink.run(line))
+async def _rehearse(sink: Sink, server: tuple[str, int] | None, recipe: int) -> list[Step]:
+    running = asyncio.create_task(sink.run(RehearsalLine(sink)))
     try:
         await asyncio.wait([running], timeout=0.5)
         if running.done():
             return [Step("connected", False, str(running.exception() or "it ended"))]
-        if port is None:
+        if server is None:
             return [Step("connected", True, "it runs; no PLC is simulated for this kind")]
-        plc = SimulatedPlc("127.0.0.1", port)
+        host, port = server
+        plc = SimulatedPlc({"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host), port)
+        connected = Step("connected", True, f"it listens at {host}:{port}")
         try:
             await plc.connect(BUS_SECONDS)
-            connected = Step("connected", True, f"it listens at port {port}")
             await plc.prepare(recipe, BUS_SECONDS)
             result = await plc.inspect("DIAGNOSIS", BUS_SECONDS)
         except VisionADError as exc:
-            return [Step("connected", True, f"it listens at port {port}"), Step("bus", False, str(exc))]
+            return [connected, Step("bus", False, str(exc))]
         finally:
             plc.close()
         return [
@@ -143,5 +142,4 @@ async def _rehearse(sink: Sink, port: int | None, recipe: int) -> list[Step]:
         ]
     finally:
         running.cancel()
-        with suppress(asyncio.CancelledError, SinkError):
-            await running
+        await asyncio.gather(running, return_exceptions=True)  # what it raised is told above

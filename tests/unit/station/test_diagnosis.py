@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from visionad_runtime.cli.main import run
 from visionad_runtime.station.camera import CameraFacts, CameraGone, Frame, NoFrame, SettingRefused
-from visionad_runtime.station.diagnosis import diagnosis_of, try_camera
+from visionad_runtime.station.diagnosis import diagnosis_of, try_camera, try_sink
 from visionad_runtime.station.plc import SimulatedPlc
 from visionad_runtime.station.rehearsal import RehearsalLine
 from visionad_runtime.station.settings import read_station
@@ -123,6 +123,24 @@ def test_a_camera_that_fails_and_a_port_in_use_are_named(station: Path, capsys: 
         assert run(["station", str(station), "--diagnose"]) == 1
     out = capsys.readouterr().out
     assert out.count("DOES NOT WORK") == 2 and f"cannot listen at 127.0.0.1:{port}" in out
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0"])
+def test_a_server_is_tried_at_its_own_address(station: Path, capsys: pytest.CaptureFixture[str], host: str) -> None:
+    pytest.importorskip("pymodbus")
+    station.write_text(station.read_text().replace("kind: modbus", f"kind: modbus, host: {host}"))
+    assert run(["station", str(station), "--diagnose"]) == 0
+    assert f"it listens at {host}:" in capsys.readouterr().out
+
+
+def test_a_sink_that_breaks_is_a_step_that_does_not_work(station: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = read_station(station).sinks["modbus"]
+
+    async def run_badly(line: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(sink, "run", run_badly)
+    assert try_sink(sink, [3])[-1] == ("connected", False, "no such thing")
 
 
 def test_no_part_passes_in_a_rehearsal(station: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.browser.conftest import Watched
+from tests.browser.conftest import Watched, chromium_path
 from tests.browser.station import BITS, CELL, RunningStation
 
 Tabs = Callable[..., Watched]
@@ -131,10 +131,6 @@ def test_s04_endless_loop_in_the_page(station: RunningStation, chromium: object,
     finally:
         screen.kill()
         screen.wait()
-
-
-def chromium_path() -> str:
-    return os.environ.get("VISIONAD_CHROMIUM") or shutil.which("chromium") or str(shutil.which("chromium-browser"))
 
 
 def photograph(environment: dict[str, str], path: Path) -> NDArray[np.uint8]:

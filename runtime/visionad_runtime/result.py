@@ -83,7 +83,7 @@ class Result:
         threshold: of the class, or ``None`` if there is no valid one.
         p_value: share of good parts that score at least as high, ``(1 + number of good scores >= score) / (n + 1)``; ``None``
             without a valid threshold.
-        promise: what the threshold promises; ``None`` without one.
+        promise: what the threshold promises; ``None`` without one, and for one that a person typed.
         class_mismatch: another class that the image is nearer to, if a class was given: a mix-up. It does not change the verdict.
             ``None`` if there is none, and where it is not looked for: with one class, and with models whose class token is not free
             (``class_token: final``) or classes with ROIs, for which it would have to be computed.
@@ -242,7 +242,7 @@ def make_result(
         class_margin=route.margin if route is not None else None,
         threshold=threshold,
         p_value=None if threshold is None else p_value(output.score, bank.good_scores),
-        promise=None if threshold is None else _promise(bank.entry.calibration),
+        promise=None if threshold is None else _promise(bank.entry.promising),
         class_mismatch=class_mismatch,
         bank_version=made_by.bank_version,
         bank=made_by.bank,

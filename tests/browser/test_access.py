@@ -98,6 +98,12 @@ TABLE: list[tuple[str, str, Any, dict[str, int]]] = [
     ("POST", "/api/1/draft/collect?class=none", {"version": 1, "on": True}, TEACHING),
     ("POST", f"/api/1/draft/collected/{DIGEST}?class=none", {"version": 1, "strike": False}, TEACHING),
     ("POST", "/api/1/draft/threshold?class=none", {"version": 1, "max_false_reject": 0.05}, TEACHING),
+    (
+        "POST",
+        "/api/1/draft/threshold/by-hand?class=none",
+        {"version": 1, "value": 0.3, "reason": "x"},
+        {**FOR_ADMIN, ADMIN: 404},
+    ),
     ("POST", "/api/1/draft/effect?class=none", {"version": 1}, TEACHING),
     ("POST", "/api/1/draft/live?class=none", {"version": 1}, TEACHING),
     ("GET", "/api/1/versions", None, READING),

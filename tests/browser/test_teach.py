@@ -378,6 +378,34 @@ def test_s14_what_if_is_what_an_inspection_says(station: RunningStation, tabs: T
         assert (len(facts["fewer"]), len(facts["more"])) == (fewer, more)
 
 
+def test_an_administrator_types_a_threshold(station: RunningStation, tabs: Tabs) -> None:
+    """It is marked on each screen, promises nothing on the line, and a setter does not see the form."""
+    station.inspect()
+    setter = open_draft(station, tabs, "threshold")
+    assert setter.page.locator("#by-hand").count() == 0
+    tab = tabs(station, {"name": "admin", "password": "admin 123"})
+    tab.page.goto(f"{station.url}/?language=de#/teach?class=disc&step=threshold")
+    tab.until("() => document.getElementById('typed') !== null", 30)
+    tab.page.fill("#typed", "0,0005")
+    said(tab, f"{len(draft(station)['good_scores'])} von {len(draft(station)['good_scores'])} Gutteilen")
+    tab.page.fill("#typed-reason", "Kratzer übersehen")
+    tab.page.click("#use-typed")
+    tab.until("() => document.getElementById('by-hand-note')?.innerText.includes('Kratzer übersehen')")
+    assert tab.page.locator("#promise").count() == 0
+    facts = draft(station)
+    assert facts["threshold"] == 0.0005 and facts["promise"] is None and facts["by_hand"]["who"] == "admin"
+    keep_all(setter, "good")
+    status, _ = call(station, SETTER, "draft/live?class=disc", {"version": draft(station)["version"]})
+    assert status == 200 and live(station).classes["disc"].entry.threshold == 0.0005
+    station.inspect()
+    found = call(station, SETTER, "records/2", method="GET")[1]["cameras"]["top"]
+    assert (found["verdict"], found["threshold"], found["promise"]) == ("anomalous", 0.0005, None)
+    setter.page.goto(f"{station.url}/?language=en#/history?id=2")
+    said(setter, "Limit by hand: no guarantee.")
+    setter.page.goto(f"{station.url}/?language=en#/audit")
+    said(setter, "by hand, no guarantee")
+
+
 def test_s15_two_setters(station: RunningStation, tabs: Tabs, model: Path) -> None:
     """The second one is refused with the first one's name, and nothing is lost; so for two who change one class."""
     for _ in range(2):

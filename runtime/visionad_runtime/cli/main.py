@@ -15,6 +15,7 @@ from ..errors import VisionADError, import_error_message, is_own_module
 from .commands.audit import audit_verify
 from .commands.bank import bank_add, bank_audit, bank_confirm, bank_info, bank_remove, bank_undo, bank_verify
 from .commands.bank_roi import bank_rebuild, bank_roi
+from .commands.bank_threshold import bank_threshold
 from .commands.batch import batch, compare
 from .commands.bench import bench_command
 from .commands.build import build_command
@@ -77,6 +78,7 @@ BANK_COMMANDS: dict[str, Callable[..., Any]] = {
     "info": bank_info,
     "verify": bank_verify,
     "audit": bank_audit,
+    "threshold": bank_threshold,
     "roi": bank_roi,
     "rebuild": bank_rebuild,
     "push": bank_push,

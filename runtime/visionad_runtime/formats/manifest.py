@@ -196,6 +196,21 @@ ScoreOrigin = Literal["leave-one-out", "held-out", "confirmed"]
 CalibrationMethod = Literal["leave-one-out", "held-out", "leave-one-out+held-out", "confirmed", "mixed"]
 
 
+class ByHand(Strict):
+    """A threshold that a person typed, in place of the calibrated one. It promises nothing.
+
+    Attributes:
+        value: scores above it are anomalous.
+        who: the person.
+        reason: why, in the person's words.
+    """
+
+    value: float
+    who: str
+    reason: str
+    created: str
+
+
 class Calibration(Compatible):
     """Provenance of the thresholds of a class, for audits (``pipeline/calibration.py``).
 
@@ -211,9 +226,10 @@ class Calibration(Compatible):
         views: with ``top_share`` and ``rarity``, the scoring that was calibrated. ``ScoringSpec.holds_for`` compares them.
         precision: precision that the scoring engine realized. It may differ from the model's.
         automatic: whether it was made by a change of the supports, not by a person.
+        by_hand: the threshold in force, if a person typed it. The other fields then say what the scores would promise without it.
     """
 
-    added_fields = frozenset({"bit_depth", "origins", "review_rate", "guaranteed_review", "automatic"})
+    added_fields = frozenset({"bit_depth", "origins", "review_rate", "guaranteed_review", "automatic", "by_hand"})
 
     method: CalibrationMethod
     max_false_reject: float
@@ -232,6 +248,7 @@ class Calibration(Compatible):
     precision: Precision = "fp32"
     bit_depth: int | None = None
     automatic: bool | None = None
+    by_hand: ByHand | None = None
     created: str
 
 
@@ -305,6 +322,16 @@ class ClassEntry(Compatible):
         if self.file is not None and self.sha256 is None:
             raise ValueError("file lacks its sha256")
         return self
+
+    @property
+    def by_hand(self) -> ByHand | None:
+        """The threshold in force, if a person typed it."""
+        return None if self.calibration is None else self.calibration.by_hand
+
+    @property
+    def promising(self) -> Calibration | None:
+        """The calibration whose thresholds are in force. ``None`` without one, and for a threshold by hand: it promises nothing."""
+        return None if self.by_hand is not None else self.calibration
 
     def uncounted(self) -> ClassEntry:
         """Return the entry whose confirmed scores do not count any more, as after the removal of a support."""

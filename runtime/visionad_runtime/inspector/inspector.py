@@ -327,6 +327,7 @@ class Inspector(Inspection):
         return with_limits(
             entry, [*scores, *new], Rates.of(record), self.scoring, self.engine.precision, level,
             bit_depth=None if record is None else record.bit_depth, automatic=True,
+            by_hand=record.by_hand if record is not None and self.holds(current.entry) else None,
         )  # fmt: skip
 
     def _check_unconfirmed(self, bank: ClassBank, name: str, records: Sequence[SupportImage]) -> None:

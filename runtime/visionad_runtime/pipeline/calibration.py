@@ -6,10 +6,13 @@ thresholds are those of ``scoring/conformal.py`` at the wanted rates, or at the 
 When a support is added, scores that were taken before stay valid: a new part's score only shrinks as the bank grows, so a
 threshold that keeps its promise with fewer supports keeps it with more. When a support is removed, scores may grow, so only those
 that are computed anew count.
+
+A person may type a threshold instead. It promises nothing, holds while scores can only shrink, and is replaced by `calibrate`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +22,8 @@ import numpy as np
 
 from ..bank.memory_bank import ClassBank
 from ..bank.store import NO_LIMITS
-from ..formats.manifest import Calibration, CalibrationMethod, ClassEntry, Precision, ScoreOrigin
+from ..errors import BankError, VisionADError
+from ..formats.manifest import ByHand, Calibration, CalibrationMethod, ClassEntry, Precision, ScoreOrigin
 from ..scoring.conformal import CONFIDENCE, Limits, conformal_limits
 from ..scoring.regions import heatmap_range
 from ..scoring.spec import ScoringSpec
@@ -113,6 +117,7 @@ class AutomaticCalibration:
         return with_limits(
             entry, scores, Rates.of(record), self.spec, self.precision, normal_level,
             bit_depth=depths.pop() if len(depths) == 1 else None, automatic=True,
+            by_hand=record.by_hand if record is not None and holds and grown else None,
         )  # fmt: skip
 
 
@@ -154,6 +159,7 @@ def with_limits(
     *,
     bit_depth: int | None = None,
     automatic: bool = False,
+    by_hand: ByHand | None = None,
 ) -> ClassEntry:
     """Return the entry of a class with the thresholds of these scores.
 
@@ -166,6 +172,7 @@ def with_limits(
         normal_level: usual value of a good image's anomaly map.
         bit_depth: as stated for the images.
         automatic: whether a change of the supports made it.
+        by_hand: a threshold that a person typed, which stays in force.
 
     Raises:
         VisionADError: There is no score, a score is not finite, or a rate is out of range.
@@ -190,7 +197,62 @@ def with_limits(
         automatic=automatic,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return entry.model_copy(update=limits_update(limits, record, normal_level))
+    calibrated = entry.model_copy(update=limits_update(limits, record, normal_level))
+    return calibrated if by_hand is None else _in_force(calibrated, by_hand)
+
+
+def type_threshold(entry: ClassEntry, value: float, who: str, reason: str) -> ClassEntry:
+    """Return the entry of a class with a threshold that a person typed. It has no review limit, and promises nothing.
+
+    Args:
+        entry: the class.
+        value: scores above it are anomalous; positive and finite.
+        who: the person.
+        reason: why, in words.
+
+    Raises:
+        VisionADError: The value is not positive and finite, or there is no reason.
+        BankError: No score of a good part is recorded.
+    """
+    if not 0 < value < math.inf:
+        raise VisionADError(f"threshold: expected a positive number, got {value:g}")
+    if not reason.strip():
+        raise VisionADError("threshold by hand: expected a reason in words, got none")
+    if entry.calibration is None:
+        raise BankError(
+            "the class has no score of a good part to compare a threshold with; enroll a second good part, or run "
+            "`visionad calibrate` with good images"
+        )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return _in_force(entry, ByHand(value=value, who=who, reason=reason.strip()[:500], created=now))
+
+
+def calibrated_again(entry: ClassEntry) -> ClassEntry:
+    """Return the entry of a class whose thresholds are those of its scores again, in place of one by hand.
+
+    Raises:
+        BankError: Its threshold is not by hand.
+    """
+    record = entry.calibration
+    if record is None or record.by_hand is None:
+        raise BankError("the class has no threshold by hand, so there is nothing to take back")
+    level = entry.map_scale[0] if entry.map_scale else 0.0
+    return with_limits(
+        entry, recorded_scores(entry), Rates.of(record), ScoringSpec.of(record), record.precision, level,
+        bit_depth=record.bit_depth, automatic=bool(record.automatic),
+    )  # fmt: skip
+
+
+def _in_force(entry: ClassEntry, by_hand: ByHand) -> ClassEntry:
+    assert entry.calibration is not None
+    level = entry.map_scale[0] if entry.map_scale else 0.0
+    update = {
+        "threshold": by_hand.value,
+        "review_threshold": None,
+        "map_scale": heatmap_range(level, by_hand.value),
+        "calibration": entry.calibration.model_copy(update={"by_hand": by_hand}),
+    }
+    return entry.model_copy(update=update)
 
 
 def limits_update(limits: Limits, record: Calibration, normal_level: float) -> dict[str, object]:

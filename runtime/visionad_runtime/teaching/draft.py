@@ -21,6 +21,7 @@ from ..formats.roi import RoiSpec
 from ..images import decode
 from ..images.pixels import RGB8, pixel_digest, to_rgb
 from ..inspector import Inspector
+from ..pipeline.calibration import type_threshold
 from ..pipeline.leave_one_out import leave_one_out
 from ..result import Result
 from ..scoring.conformal import promise_in_words
@@ -270,6 +271,29 @@ class Draft:
         calibrate_class(self._inspector, self.name, paths, max_false_reject)
         self._change(who, collecting=False)
 
+    def type_threshold(self, value: float, reason: str, who: str) -> None:
+        """Set a threshold that a person typed, in place of the calibrated one. It promises nothing.
+
+        Args:
+            value: scores above it are anomalous.
+            reason: why, in words.
+            who: the person.
+
+        Raises:
+            VisionADError: The value is not positive and finite, or there is no reason.
+            NotReadyError: There is no score of a good part to compare it with.
+        """
+        if self.entry is None or self.entry.calibration is None:
+            raise NotReadyError(
+                "no_threshold", "take a second good part first: a threshold is compared with good parts"
+            )
+        bank = self._inspector.bank
+        assert bank is not None
+        bank.update(
+            self.name, f"threshold {value:g} by hand", lambda held: type_threshold(held.entry, value, who, reason)
+        )
+        self._change(who)
+
     def go_live(self, live: Path, who: str) -> int:
         """Put parts, regions and threshold into the line's bank, as one version.
 
@@ -330,6 +354,7 @@ class Draft:
             "threshold": None if entry is None else entry.threshold,
             "review_threshold": None if entry is None else entry.review_threshold,
             "good_scores": [] if record is None else list(record.scores),
+            "by_hand": None if entry is None or entry.by_hand is None else entry.by_hand.model_dump(mode="json"),
             "promise": None,
             "collected": [one.model_dump(mode="json") for one in state.collected],
             "counted": len(counted),
@@ -338,7 +363,7 @@ class Draft:
             "image_size": None,
             "effect": self.effect_facts(None if entry is None else entry.threshold),
         }
-        if record is not None:
+        if entry is not None and entry.promising is not None and record is not None:
             facts["promise"] = {
                 "rate": record.guaranteed_false_reject, "bound": record.bound_false_reject, "normals": record.normals,
                 "wanted": record.max_false_reject, "words": promise_in_words(record.normals, record.max_false_reject),

@@ -54,7 +54,7 @@ class Inspection(BaseModel):
     threshold: float | None = Field(description="null: the class is not calibrated, or was with other settings")
     verdict: Literal["ok", "review", "anomalous", "unknown"]
     p_value: float | None = Field(description="share of good parts that score at least as high")
-    promise: Promise | None = Field(description="null: the class has no threshold that holds here")
+    promise: Promise | None = Field(description="null: the class has no threshold that holds here, or one by hand")
     class_mismatch: str | None = Field(description="another class that the image is nearer to than to the one given")
     bank_version: int
     bank: str = Field(description="sha256 of the bank's content")

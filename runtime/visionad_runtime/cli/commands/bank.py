@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from ...formats.manifest import ClassEntry
     from ...inspector.inspector import Selection
 
+BY_HAND = (
+    "the threshold by hand stays in force, and promises nothing; `visionad bank threshold --calibrated` or `visionad calibrate` "
+    "replaces it"
+)
+
 
 def bank_add(
     model: ModelArg,
@@ -115,7 +120,14 @@ def bank_add(
             say(f"chosen: {path}")
     say(f"enrolled {len(images)} in class {class_name} ({total} in all), bank version {version}")
     record = enrolled.entry.calibration
-    say(promise_in_words(0 if record is None else record.normals, 0.01 if record is None else record.max_false_reject))
+    if enrolled.entry.by_hand is not None:
+        say(BY_HAND)
+    else:
+        say(
+            promise_in_words(
+                0 if record is None else record.normals, 0.01 if record is None else record.max_false_reject
+            )
+        )
     for s in outliers:
         say(outlier_line(bank, class_name, s))
 
@@ -221,7 +233,7 @@ def bank_confirm(
         if enroll:
             version = inspector.enroll_files(class_name, images, bit_depth=bit_depth)
         entry = inspector.require_class(class_name).classes[class_name].entry
-    record = entry.calibration
+    record = entry.promising
     counted = len(images) if good and selection == "all" else 0
     if as_json:
         facts = {
@@ -252,7 +264,9 @@ def bank_confirm(
             f"the class remembers {len(entry.defects or ())} defects; scores of held-out and confirmed parts were dropped, "
             "`visionad calibrate` with good images brings the promise back"
         )
-    if record is not None:
+    if entry.by_hand is not None:
+        say(BY_HAND)
+    elif record is not None:
         say(promise_in_words(record.normals, record.max_false_reject))
 
 
@@ -298,6 +312,8 @@ def bank_info(bank: BankArg, as_json: JsonFlag = False) -> None:
     say(f"made with {manifest.identity.describe()}, views {', '.join(manifest.views)}")
     for name, entry in manifest.classes.items():
         threshold = f"threshold {entry.threshold:.4f}" if entry.threshold is not None else "no threshold"
+        if (by_hand := entry.by_hand) is not None:
+            threshold += f" by hand of {by_hand.who} ({by_hand.reason})"
         say(f"{name}: {len(entry.images)} shots, {tokens_size(bank, entry) / 1e6:.1f} MB, {threshold}")
         for line in describe(entry.roi) if entry.roi is not None else ():
             say(f"  {line}")

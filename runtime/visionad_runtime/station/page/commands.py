@@ -43,6 +43,7 @@ ROLES_OF = {
     "draft_collect": TEACHES,
     "draft_look": TEACHES,
     "draft_threshold": TEACHES,
+    "draft_by_hand": ("admin",),
     "draft_effect": TEACHES,
     "draft_live": TEACHES,
     "version_back": TEACHES,

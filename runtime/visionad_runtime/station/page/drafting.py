@@ -118,6 +118,9 @@ class Drafting:
                 None,
                 {"class": name, "threshold": facts["threshold"], "promise": facts["promise"]},
             )
+        elif command == "draft_by_hand":
+            facts = await ask("by_hand", name, version, float(m["value"]), str(m["reason"]), who)
+            await self._audit(who, "threshold by hand, no guarantee", None, _facts(m, "class", "value", "reason"))
         elif command == "draft_effect":
             parts = await self._front.write(lambda: _kept_parts(self._front.records, name))
             facts = await ask("effect", name, version, parts)

@@ -197,6 +197,12 @@ class Teacher:
         draft.use_threshold(max_false_reject, who)
         return self._facts(draft)
 
+    def do_by_hand(self, name: str, version: int, value: float, reason: str, who: str) -> dict[str, Any]:
+        """Set a threshold that a person typed."""
+        draft = self._checked(name, version)
+        draft.type_threshold(value, reason, who)
+        return self._facts(draft)
+
     def do_effect(self, name: str, version: int, parts: Sequence[tuple[int, str, str, bool | None]]) -> dict[str, Any]:
         """Begin to try kept parts on the draft: number, path of the image, verdict then, what a person said."""
         draft = self._checked(name, version)

@@ -12,7 +12,6 @@ from ...result import Result
 from .exchangeability import ExchangeabilityMonitor
 
 REMEDY = (
-    "find what changed (light, lens, material) and start again; or confirm consecutive parts (`visionad bank confirm`)"
     "find what changed (light, lens, material), mend it, and start again; or confirm consecutive parts with "
     "`visionad bank confirm`"
 )

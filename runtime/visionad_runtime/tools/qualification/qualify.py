@@ -138,7 +138,7 @@ def calibrated_entry(inspector: Inspector, name: str) -> ClassEntry:
 
     Raises:
         BankError: The bank does not hold the class.
-        VisionADError: The class has no threshold, or one for another scoring or precision.
+        VisionADError: The class has no threshold, or one by hand, or one for another scoring or precision.
     """
     entry = inspector.require_class(name).classes[name].entry
     if entry.threshold is None or entry.calibration is None:
@@ -148,6 +148,11 @@ def calibrated_entry(inspector: Inspector, name: str) -> ClassEntry:
         )
     if not inspector.holds(entry):
         raise VisionADError(inspector.calibration_warnings()[0])
+    if entry.by_hand is not None:
+        raise VisionADError(
+            f"the threshold of class {name!r} was typed by {entry.by_hand.who} and promises nothing, so there is no promise to "
+            "qualify; `visionad bank threshold --calibrated` or `visionad calibrate` replaces it"
+        )
     return entry
 
 

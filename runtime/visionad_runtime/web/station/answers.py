@@ -247,6 +247,13 @@ class WantedRate(OfVersion):
     max_false_reject: float = Field(gt=0, lt=1)
 
 
+class TypedThreshold(OfVersion):
+    """A threshold that a person types. It promises nothing."""
+
+    value: float = Field(gt=0, allow_inf_nan=False, description="scores above it are anomalous")
+    reason: str = Field(min_length=1, max_length=500)
+
+
 class Region(Body):
     """A region of interest: a box or a polygon, in pixels, and the tiles that it is cut into."""
 

@@ -89,6 +89,12 @@ def _add_changes(app: FastAPI) -> None:
     change(
         "/threshold", "draft_threshold", answers.WantedRate, "Calibrate the draft with the collected parts that count."
     )
+    change(
+        "/threshold/by-hand",
+        "draft_by_hand",
+        answers.TypedThreshold,
+        "Set a threshold by hand, which promises nothing.",
+    )
     change("/effect", "draft_effect", answers.OfVersion, "Begin to try the newest kept parts on the draft.")
     change(
         "/live", "draft_live", answers.OfVersion, "Put parts, regions and threshold live, as one version of the bank."
@@ -162,12 +168,13 @@ def _version(manifest: BankManifest) -> dict[str, Any]:
 
 
 def _class(entry: ClassEntry) -> dict[str, Any]:
-    record = entry.calibration
+    record = entry.promising
     return {
         "parts": len(entry.images),
         "threshold": entry.threshold,
         "rate": None if record is None else record.guaranteed_false_reject,
         "normals": None if record is None else record.normals,
+        "by_hand": None if entry.by_hand is None else entry.by_hand.model_dump(mode="json"),
         "regions": [] if entry.roi is None else list(entry.roi.names),
         "ignored": entry.roi is not None and bool(entry.roi.ignore or entry.roi.mask),
     }

@@ -197,7 +197,7 @@ function detail() {
 const promise = (own) => (own.promise
   ? t('Promise: of good parts at most {rate} are rejected, from {normals} good parts', {
     rate: percent(own.promise.guaranteed), normals: count(own.promise.normals),
-  }) : '');
+  }) : own.promise === null && own.threshold !== null ? t('Limit by hand: no guarantee.') : '');
 
 // Compute the part again with the bank version of then: the same bits, or the first stage that differs.
 async function replay() {

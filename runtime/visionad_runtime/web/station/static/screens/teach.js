@@ -154,7 +154,7 @@ function parts() {
 /** The promise of a draft in words. */
 export const promise = (facts) => (facts.promise
   ? t('{normals} good parts: on average at most {rate} false rejects.', { normals: count(facts.promise.normals), rate: percent(facts.promise.rate) })
-  : facts.parts.length ? t('No promise yet: it takes two good parts.') : '');
+  : facts.by_hand ? t('Limit by hand: no guarantee.') : facts.parts.length ? t('No promise yet: it takes two good parts.') : '');
 
 // -- step 4: put live --------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ const BARS = 40;
 let rate = 0.05;
 let chosen = '';
 let trial = '';
+let typed = '';
 
 const needed = () => Math.ceil(1 / rate - 1e-9) - 1;
 const found = () => work.facts.collected.find((one) => one.pixels === chosen);
@@ -95,6 +96,29 @@ export function effect() {
     </div>`;
 }
 
+async function typeThreshold(event) {
+  event.preventDefault();
+  const fields = new FormData(event.target);
+  const value = number(fields.get('value'));
+  if (!(value > 0)) return;
+  if (await draft.change('/threshold/by-hand', { value, reason: fields.get('reason') }, t('The draft has this threshold.'))) { typed = ''; event.target.reset(); page.update(); }
+}
+
+// Typed by an administrator, who reads in words what it means before it counts.
+function byHand() {
+  const { facts } = work;
+  if (!page.is('admin') || !facts.good_scores.length) return nothing;
+  const value = number(typed);
+  const above = facts.good_scores.filter((one) => one > value).length;
+  return html`
+    <form class="card" id="by-hand" @submit=${typeThreshold}><h2>${t('By hand, no guarantee')}</h2>
+      <label>${t('Threshold')}<input name="value" id="typed" required inputmode="decimal" autocomplete="off" placeholder=${score(facts.threshold)} .value=${typed} @input=${(event) => { typed = event.target.value; page.update(); }}></label>
+      <label>${t('Because')}<input name="reason" id="typed-reason" required maxlength="500" autocomplete="off"></label>
+      <p>${value > 0 ? t('Parts with scores above {value} are rejected: {above} of {parts} good parts.', { value: score(value), above: count(above), parts: count(facts.good_scores.length) }) : t('Type a number, with comma or point.')}</p>
+      <button class="warn" id="use-typed" ?disabled=${work.busy || !(value > 0)}>${t('Use it by hand')}</button>
+    </form>`;
+}
+
 export function screen(mayTeach) {
   const { facts } = work;
   const enough = facts.counted >= needed();
@@ -110,10 +134,12 @@ export function screen(mayTeach) {
         ${facts.why_ended ? html`<p class="problem">${t('Collecting ended: {why}', { why: t(facts.why_ended) })}</p>` : nothing}
         ${histogram()}
         <p><b>${t('Threshold of the draft: {value}', { value: score(facts.threshold) })}</b></p>
+        ${facts.by_hand ? html`<p id="by-hand-note" class="alarm" data-level="bad"><strong>${t('By hand, no guarantee')}</strong> ${facts.by_hand.who}: ${facts.by_hand.reason}</p>` : nothing}
         ${facts.promise ? html`<p id="promise">${t('On average at most {rate} false rejects; for this set, 95 % sure: at most {bound}. For parts like these, in this light.', { rate: percent(facts.promise.rate), bound: percent(facts.promise.bound) })}</p>` : nothing}
       </div>
       <div class="card">${look()}${judge()}</div>
       ${effect()}
+      ${byHand()}
     </section>
     <footer class="actions">
       ${facts.collecting ? html`<button class="big warn" id="collect" ?disabled=${!mayTeach || work.busy} @click=${() => draft.change('/collect', { on: false })}>${t('Stop collecting')}</button>`

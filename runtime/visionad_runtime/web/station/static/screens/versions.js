@@ -27,7 +27,7 @@ async function older() {
 }
 
 const words = (one) => (one
-  ? `${t('{parts} parts, threshold {limit}', { parts: count(one.parts), limit: score(one.threshold) })}${one.rate === null ? '' : `, ${t('at most {rate} false rejects', { rate: percent(one.rate) })}`}${one.regions.length || one.ignored ? `, ${t('regions: {names}', { names: [...one.regions, one.ignored ? t('ignored areas') : ''].filter(Boolean).join(', ') })}` : ''}`
+  ? `${t('{parts} parts, threshold {limit}', { parts: count(one.parts), limit: score(one.threshold) })}${one.by_hand ? `, ${t('by hand, no guarantee')}` : ''}${one.rate === null ? '' : `, ${t('at most {rate} false rejects', { rate: percent(one.rate) })}`}${one.regions.length || one.ignored ? `, ${t('regions: {names}', { names: [...one.regions, one.ignored ? t('ignored areas') : ''].filter(Boolean).join(', ') })}` : ''}`
   : t('no such class'));
 
 /** Classes that differ between a version and the one before it: name, before, after. */

@@ -1,0 +1,66 @@
+"""``visionad bank threshold``: type a threshold by hand, or take it back."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from typing import Annotated
+
+import typer
+
+from ...errors import BankError, VisionADError
+from ..console import say
+from ..options import BankArg, ClassOption, JsonFlag
+
+
+def bank_threshold(
+    bank: BankArg,
+    class_name: ClassOption,
+    value: Annotated[
+        float | None, typer.Option("--set", metavar="SCORE", help="scores above it are anomalous; it promises nothing")
+    ] = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="why; required with --set, kept in the bank")] = "",
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="return to the thresholds of the recorded scores, and their promise")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Type a threshold by hand, or take it back. `visionad calibrate` replaces it too."""
+    from ...bank.memory_bank import ClassBank
+    from ...bank.store import Bank
+    from ...formats.manifest import ClassEntry
+    from ...pipeline.calibration import calibrated_again, type_threshold
+    from ...scoring.conformal import promise_in_words
+
+    if (value is None) != calibrated:
+        raise VisionADError("expected --set SCORE or --calibrated, one of them")
+    typed = 0.0 if value is None else value
+
+    def changed(current: ClassBank) -> ClassEntry:
+        try:
+            if calibrated:
+                return calibrated_again(current.entry)
+            return type_threshold(current.entry, typed, getpass.getuser(), reason)
+        except BankError as exc:
+            raise BankError(f"class {class_name!r} of bank {bank}: {exc}") from None
+
+    opened = Bank.open(bank, lazy=True)
+    what = "the calibrated threshold" if calibrated else f"threshold {typed:g} by hand"
+    version = opened.update(class_name, f"{class_name}: {what}", changed)
+    entry = opened.classes[class_name].entry
+    record = entry.calibration
+    assert record is not None and entry.threshold is not None
+    if as_json:
+        by_hand = None if entry.by_hand is None else entry.by_hand.model_dump(mode="json")
+        facts = {"class": class_name, "threshold": entry.threshold, "review_threshold": entry.review_threshold}
+        say(json.dumps({**facts, "by_hand": by_hand, "bank_version": version}, ensure_ascii=False))
+        return
+    above = sum(score > entry.threshold for score in record.scores)
+    say(
+        f"class {class_name}: threshold {entry.threshold:.4f}, bank version {version} (`visionad bank undo` takes it back)"
+    )
+    say(f"{above} of the {record.normals} recorded good parts lie above it")
+    if calibrated:
+        say(promise_in_words(record.normals, record.max_false_reject))
+    else:
+        say("by hand, no guarantee: nothing is promised about good parts, and there is no review limit")

@@ -20,7 +20,10 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -112,42 +115,58 @@ def demo(arguments: list[str]) -> None:
     call(PYTHON.with_name("visionad"), "demo", *arguments)
 
 
-def check() -> None:
-    """Check lint, types and layers."""
+@contextmanager
+def checks() -> Iterator[None]:
+    """Check lint and layers first, and types beside what is done within: that is one process, and mostly one core is free."""
     start = time.monotonic()
-    call(PYTHON, "-m", "ruff", "check", ".")
-    call(PYTHON, "-m", "ruff", "format", "--check", ".")
-    call(PYTHON, "-m", "mypy", "--platform", "linux")
-    if "[tool.importlinter]" in (ROOT / "pyproject.toml").read_text("utf-8"):
-        call(PYTHON.with_name("lint-imports"))
-    print(f"lint, types and layers: {time.monotonic() - start:.0f} s", flush=True)
+    with tempfile.TemporaryFile() as said:
+        types = subprocess.Popen([str(PYTHON), "-m", "mypy", "--platform", "linux"], cwd=ROOT, stdout=said, stderr=said)
+        try:
+            call(PYTHON, "-m", "ruff", "check", ".")
+            call(PYTHON, "-m", "ruff", "format", "--check", ".")
+            call(PYTHON.with_name("lint-imports"))
+            print(f"lint and layers: {time.monotonic() - start:.0f} s", flush=True)
+            yield
+        finally:
+            status = types.wait()
+            said.seek(0)
+            print(f"types:\n{said.read().decode(errors='replace')}", end="", flush=True)
+        if status:
+            sys.exit(status)
 
 
-def pytest(expression: str, arguments: list[str], python: Path = PYTHON) -> None:
-    """Run the tests that ``expression`` selects: first those that must be alone, then the others in two processes."""
+def together(expression: str, arguments: list[str], python: Path = PYTHON) -> None:
+    """Run the tests that ``expression`` selects in two processes, but for those that must be alone."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes share the cores
     if not arguments:
-        alone = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.serial" in p.read_text("utf-8")]
-        call(python, "-m", "pytest", "-m", f"serial and {expression}", *alone)
         expression = f"not serial and {expression}"
     workers = ("-n", "2", "--dist=loadscope", "--no-loadscope-reorder")
     call(python, "-m", "pytest", *workers, "--durations=15", "-m", expression, *arguments)
 
 
+def alone(expression: str, arguments: list[str], python: Path = PYTHON) -> None:
+    """Run the tests that ``expression`` selects and that must be alone. Arguments choose tests, and then they ran already."""
+    if not arguments:
+        paths = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.serial" in p.read_text("utf-8")]
+        call(python, "-m", "pytest", "-m", f"serial and {expression}", *paths)
+
+
 def test(arguments: list[str]) -> None:
     """Check lint, types and layers, and run the tests that are not slow."""
     install("export,eval,dev")
-    check()
-    pytest("not slow", arguments)
+    with checks():
+        together("not slow", arguments)
+    alone("not slow", arguments)
 
 
 def test_all(arguments: list[str]) -> None:
     """Check lint, types and layers, and run all tests."""
     install("export,eval,dev")
-    check()
-    call(PYTHON, "-m", "tests.fakes.pretend_driver")  # says why where it cannot; its tests are skipped then
-    os.environ.setdefault("VISIONAD_HYPOTHESIS", "slow")
-    pytest("(slow or not slow)", arguments)
+    with checks():
+        call(PYTHON, "-m", "tests.fakes.pretend_driver")  # says why where it cannot; its tests are skipped then
+        os.environ.setdefault("VISIONAD_HYPOTHESIS", "slow")
+        together("(slow or not slow)", arguments)
+    alone("(slow or not slow)", arguments)
 
 
 def test_line(arguments: list[str]) -> None:
@@ -181,7 +200,8 @@ def test_lean(arguments: list[str]) -> None:
     version = subprocess.run([options.python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
     folder = VENV.with_name(f"{VENV.name}-lean-{version}-{options.resolution}")
     install("serve,eval,test", folder, options.python, options.resolution)
-    pytest("not slow", further, python_of(folder))
+    together("not slow", further, python_of(folder))
+    alone("not slow", further, python_of(folder))
 
 
 COMMANDS = {"demo": demo, "test": test, "test-all": test_all, "test-line": test_line, "test-lean": test_lean}

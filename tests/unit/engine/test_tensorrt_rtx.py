@@ -23,12 +23,12 @@ from visionad_runtime.formats.files import sha256_file
 from visionad_runtime.formats.manifest import MANIFEST, ModelManifest, read_manifest, to_json
 
 from tests import cache
-from tests.data import slow
 
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="takes the rtx extra (Linux x86-64)")
 timm = pytest.importorskip("timm", reason="takes the export extra")
 
-SLOW_CASES = [
+CASES = [
+    ("small", "fp16"),
     ("small", "fp32"),
     ("small", "bf16"),
     ("base", "fp32"),
@@ -36,7 +36,7 @@ SLOW_CASES = [
     ("base", "fp16"),
     ("large", "bf16"),
 ]
-"""Sizes and precisions beside ViT-S in fp16. A ViT-L is other than a ViT-B in depth and size only: one precision shows it."""
+"""Sizes and precisions. A ViT-L is other than a ViT-B in depth and size only: one precision shows it."""
 BLOCKS = {"small": 10, "base": 10, "large": 19}
 """Transformer blocks up to the last layer that is used: as many attentions."""
 
@@ -110,9 +110,8 @@ def room_for(size: str, folder: Path) -> None:
         pytest.skip(f"ViT-L takes 8.5 GB of memory and of disk; found {memory / 1e9:.1f} and {disk / 1e9:.1f} GB")
 
 
-@pytest.mark.parametrize(
-    ("size", "precision"), [("small", "fp16"), *(slow("tensorrt-rtx", *case) for case in SLOW_CASES)]
-)
+@pytest.mark.slow(group="tensorrt-rtx")
+@pytest.mark.parametrize(("size", "precision"), CASES)
 def test_what_is_built_is_what_was_asked_for(models: Any, size: str, precision: str, tmp_path: Path) -> None:
     room_for(size, tmp_path)
     models(size)

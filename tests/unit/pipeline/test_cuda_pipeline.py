@@ -391,6 +391,7 @@ def test_turing_keeps_the_hosts_chain(gpu: type[FakeDevice], own_model: Path) ->
     assert isinstance(Inspector.open(own_model, backend="tensorrt").pipeline, HostPipeline)
 
 
+@pytest.mark.slow(group="close")
 def test_tiles_and_masks_are_the_hosts(both: tuple[Inspector, Inspector]) -> None:
     """More crops than a call takes, in a bank where another class is inspected whole."""
     file = cv2.imencode(".png", np.pad(np.full((40, 50), 255, np.uint8), ((20, 36), (40, 38))))[1].tobytes()

@@ -182,6 +182,7 @@ def block(language: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow(group="export")
 def test_the_guide_works_as_it_stands(
     tiny_weights: Path,
     good: list[Path],

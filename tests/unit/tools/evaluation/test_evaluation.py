@@ -171,6 +171,7 @@ def test_misrouted_images_count_as_routed(tiny_model: Path, root: Path, monkeypa
         assert disc.result[f"separate_{metric}"] == pytest.approx(separate.units[0].result[metric], abs=1e-9)
 
 
+@pytest.mark.slow(group="acceptance")
 def test_goes_on_where_it_was_stopped(
     tiny_model: Path, root: Path, tmp_path: Path, counted: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +220,7 @@ def test_a_changed_data_set_or_a_damaged_file_is_done_again(
     assert changed.resumed == 1 and changed.units[0].result["images"] == GOOD + BAD - 1
 
 
+@pytest.mark.slow(group="acceptance")
 def test_reference_says_the_same(tiny_model: Path, root: Path) -> None:
     pytest.importorskip("torch")
     from visionad_export.reference.predictor import ReferencePredictor

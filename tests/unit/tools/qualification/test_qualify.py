@@ -140,6 +140,7 @@ def test_the_detection_limit_is_monotone_and_its_counts_add_up(report: dict[str,
             assert low <= pod
 
 
+@pytest.mark.slow(group="acceptance")
 def test_larger_and_stronger_defects_are_found_more_often(station: Path, tiny_model: Path, tmp_path: Path) -> None:
     section = measure(station, tiny_model, tmp_path, defects=400)["detection_limit"]
     events = np.sum([[level["events"] for level in row["levels"]] for row in section["kinds"].values()], axis=0)
@@ -161,6 +162,7 @@ def test_real_defects_are_predicted_by_the_painted_ones(report: dict[str, Any]) 
     assert row["agrees"] == (low <= row["predicted"] <= high)
 
 
+@pytest.mark.slow(group="acceptance")
 def test_a_stopped_run_resumes_and_gives_the_same(
     report: dict[str, Any], station: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ def accepted(station: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathF
     return out
 
 
+@pytest.mark.slow(group="acceptance")
 def test_daily_passes_unchanged_images_and_names_what_drifted(
     station: Path, tiny_model: Path, accepted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -263,6 +263,7 @@ def test_over_budget_is_not_scored(root: Path, tiny_model: Path, preset: str, tm
     assert "No set-up stays within" in report["sentence"]
 
 
+@pytest.mark.slow(group="acceptance")
 def test_tiles_are_tried_on_elongated_images(root: Path, tiny_model: Path, preset: str, tmp_path: Path) -> None:
     for file in root.rglob("*.png"):
         cv2.imwrite(str(file), cv2.resize(cv2.imread(str(file)), (200, 96)))

@@ -175,6 +175,7 @@ def test_line(arguments: list[str]) -> None:
     os.environ["VISIONAD_DEMAND_LINE"] = "1"
     os.environ.setdefault("VISIONAD_LINE_BLOWS", "50")
     os.environ.setdefault("VISIONAD_LINE_SOAK_S", "600")
+    os.environ.setdefault("VISIONAD_LINE_SYSTEMD", "1")
     os.environ.setdefault("VISIONAD_PAGE_MINUTES", "10")
     os.environ.setdefault("VISIONAD_LINE_RESULTS", str(ROOT / "benchmarks" / "results" / "line.json"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")

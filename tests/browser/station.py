@@ -50,10 +50,14 @@ class RunningStation:
         model: model folder.
         images: what the camera takes, in order, again and again; BGR.
         more: further lines of the station file.
+
+    Attributes:
+        under: a command that starts it, such as ``chrt``.
     """
 
     def __init__(self, folder: Path, model: Path, images: list[NDArray[np.uint8]], more: str = "") -> None:
         self.folder = folder
+        self.under: list[str] = []
         self.port, self.tcp = free_port(), free_port()
         with Inspector.open(model, folder / "bank", threads=1) as inspector:
             inspector.enroll("disc", [numbered(number) for number in (0, 341, 682, 1023)])
@@ -111,7 +115,10 @@ checks: {{rejects_in_a_row: 0, light: "off"}}
         log = (self.folder / "log").open("ab")
         command = "import sys; from visionad_runtime.cli.entry import main; sys.exit(main())"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", command, "station", str(self.file)], stdout=log, stderr=log, start_new_session=True
+            [*self.under, sys.executable, "-c", command, "station", str(self.file)],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         self.until(self.ready, 120)
         return self

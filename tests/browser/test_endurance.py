@@ -28,12 +28,16 @@ MINUTES = float(os.environ.get("VISIONAD_PAGE_MINUTES", "0.5"))
 LONG = MINUTES >= 10
 ROWS = 1_000_000 if LONG else 100_000
 MAX_MB, MAX_GROWTH_MB = 80, 5
+FIRST = ["chrt", "--reset-on-fork", "--rr", "10"]
+"""As ``CPUSchedulingPolicy`` of the station's service: the front answers the PLC before anything else runs, its children do not."""
 
 
 @pytest.fixture
 def station(tmp_path: Path, model: Path) -> Iterator[RunningStation]:
     """A station with many parts in its records, and a PLC's address."""
     running = RunningStation(tmp_path, model, [numbered(number) for number in range(1, 41)])
+    if not subprocess.run([*FIRST, "true"], stderr=subprocess.DEVNULL).returncode:  # it takes root
+        running.under = FIRST
     running.modbus = free_port()  # type: ignore[attr-defined]
     text = running.file.read_text().replace(
         f"{{kind: tcp, port: {running.tcp}}}",
@@ -57,12 +61,13 @@ def station(tmp_path: Path, model: Path) -> Iterator[RunningStation]:
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """A browser of low priority: ``CPUWeight`` of the station's service does that on its own computer.
+    """A browser of low priority on one core, as the guide of the page says for a panel on the station's own computer.
 
     A session of its own has its own share of the processor, whatever its processes' ``nice`` (sched(7), autogroup).
     """
     path = tmp_path_factory.mktemp("nice") / "chromium"
-    path.write_text(f'#!/bin/sh\necho 19 > /proc/self/autogroup\nexec nice {chromium_path()} "$@"\n')
+    core = max(os.sched_getaffinity(0))
+    path.write_text(f'#!/bin/sh\necho 19 > /proc/self/autogroup\nexec nice taskset -c {core} {chromium_path()} "$@"\n')
     path.chmod(0o755)
     yield from browser(str(path))
 

@@ -282,6 +282,13 @@ class Measured:
         return result
 
 
+def open_sets() -> dict[str, Dataset]:
+    """Return the sets by name, with one class each."""
+    sets = {name: open_dataset(layout, common.shared() / "data" / place) for name, (layout, place) in SETS.items()}
+    first = sets["boards"].classes[0]  # the groups are alike
+    return sets | {"boards": replace(sets["boards"], by_class={first: sets["boards"].by_class[first]})}
+
+
 def some(data: Dataset, name: str) -> list[Sample]:
     """Return a class's test images that are measured."""
     chosen = []
@@ -459,11 +466,7 @@ def main() -> None:
         rows, costs = [], []
         for backbone in [args.backbone] if args.backbone else SIZES:
             models = export_groups(backbone, work / f"models-{backbone}")
-            sets = {
-                name: open_dataset(layout, common.shared() / "data" / place) for name, (layout, place) in SETS.items()
-            }
-            first = sets["boards"].classes[0]  # the groups are alike
-            sets["boards"] = replace(sets["boards"], by_class={first: sets["boards"].by_class[first]})
+            sets = open_sets()
             for name in (args.backbone and args.set) or sets:
                 start = time.perf_counter()
                 rows += measure(backbone, models, name, sets[name], work, UNITS[: args.units], until)

@@ -289,12 +289,12 @@ def open_sets() -> dict[str, Dataset]:
     return sets | {"boards": replace(sets["boards"], by_class={first: sets["boards"].by_class[first]})}
 
 
-def some(data: Dataset, name: str) -> list[Sample]:
-    """Return a class's test images that are measured."""
+def some(data: Dataset, name: str, most: int = MAX_TEST) -> list[Sample]:
+    """Return a class's test images that are measured: of good images and of defects ``most``, shared by the set's classes."""
     chosen = []
     for label in (0, 1):
         samples = [sample for sample in data.test(name) if sample.label == label]
-        count = min(len(samples), -(-MAX_TEST // len(data.classes)))
+        count = min(len(samples), -(-most // len(data.classes)))
         chosen += [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
     return chosen
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
-from accuracy_changes import MAX_TEST, SETS, open_sets, some
+from accuracy_changes import SETS, open_sets, some
 from image_changes import CHANGES
 from visionad_export.config import ExportConfig
 from visionad_export.exporter import export_model
@@ -40,6 +40,8 @@ BACKBONES = ("deit_tiny_patch16_224", "efficientnet_lite0")
 PRESETS = ("paper", "full-image")
 SHOTS, NORMALS, SEEDS = 4, 19, (0, 1)
 """Supports, the good images that set the threshold where a set has so many more, and choices of both."""
+MAX_TEST = 12
+"""Good test images of a set, and as many defects, evenly spaced by name."""
 PART = "part"
 
 
@@ -82,7 +84,7 @@ def measure(unit: Unit, work: Path, until: float) -> list[dict[str, Any]] | None
     chosen = [train[i] for i in sample_support(len(train), min(len(train), SHOTS + NORMALS), unit.seed)]
     supports, normals = chosen[:SHOTS], chosen[SHOTS:]
     limits = LightLimits([image_statistics(load(path)) for path in supports])
-    images = [(load(sample.path), sample.label) for sample in some(data, part)]
+    images = [(load(sample.path), sample.label) for sample in some(data, part, MAX_TEST)]
     start, rows = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
         model = export(unit.backbone, unit.preset, work)

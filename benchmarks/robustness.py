@@ -40,7 +40,7 @@ BACKBONES = ("deit_tiny_patch16_224", "efficientnet_lite0")
 PRESETS = ("paper", "full-image")
 SHOTS, NORMALS, SEEDS = 4, 19, (0, 1)
 """Supports, the good images that set the threshold where a set has so many more, and choices of both."""
-MAX_TEST = 12
+MAX_TEST = 10
 """Good test images of a set, and as many defects, evenly spaced by name."""
 PART = "part"
 
@@ -140,7 +140,7 @@ def main() -> None:
     options.add_argument("--processes", type=int, default=os.cpu_count(), help="units that are measured at a time")
     args = options.parse_args()
     until = time.time() + 60 * args.minutes
-    units = [Unit(*one) for one in product(BACKBONES, PRESETS, SETS, SEEDS)]
+    units = [Unit(backbone, *one, seed) for seed, backbone, *one in product(SEEDS, BACKBONES, PRESETS, SETS)]
     with tempfile.TemporaryDirectory() as temporary:
         work: Path = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)

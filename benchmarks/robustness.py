@@ -138,9 +138,11 @@ def main() -> None:
     options.add_argument("--work", type=Path, help="keep models and finished units here, to go on later")
     options.add_argument("--minutes", type=float, default=1e6, help="begin no unit after this time; run again to go on")
     options.add_argument("--processes", type=int, default=os.cpu_count(), help="units that are measured at a time")
+    options.add_argument("--seeds", type=int, default=len(SEEDS), help="choices of supports and good images")
     args = options.parse_args()
+    seeds = SEEDS[: args.seeds]
     until = time.time() + 60 * args.minutes
-    units = [Unit(backbone, *one, seed) for seed, backbone, *one in product(SEEDS, BACKBONES, PRESETS, SETS)]
+    units = [Unit(backbone, *one, seed) for seed, backbone, *one in product(seeds, BACKBONES, PRESETS, SETS)]
     with tempfile.TemporaryDirectory() as temporary:
         work: Path = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
@@ -158,7 +160,7 @@ def main() -> None:
                 f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
             )
         )
-    facts = {"shots": SHOTS, "seeds": SEEDS, "images": MAX_TEST, "changes": list(CHANGES), "rows": rows}
+    facts = {"shots": SHOTS, "seeds": seeds, "images": MAX_TEST, "changes": list(CHANGES), "rows": rows}
     print(f"written to {common.write('robustness', facts).relative_to(common.ROOT)}")
 
 

@@ -1,4 +1,4 @@
-"""Changes of an image by its light, focus and place, which ``robustness.py`` makes on good and defective images."""
+"""Changes of an image by its light, focus and place, which ``robustness.py`` and ``exchangeability.py`` make."""
 
 from __future__ import annotations
 

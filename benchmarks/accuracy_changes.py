@@ -282,12 +282,19 @@ class Measured:
         return result
 
 
-def some(data: Dataset, name: str) -> list[Sample]:
-    """Return a class's test images that are measured."""
+def open_sets() -> dict[str, Dataset]:
+    """Return the sets by name, with one class each."""
+    sets = {name: open_dataset(layout, common.shared() / "data" / place) for name, (layout, place) in SETS.items()}
+    first = sets["boards"].classes[0]  # the groups are alike
+    return sets | {"boards": replace(sets["boards"], by_class={first: sets["boards"].by_class[first]})}
+
+
+def some(data: Dataset, name: str, most: int = MAX_TEST) -> list[Sample]:
+    """Return a class's test images that are measured: of good images and of defects ``most``, shared by the set's classes."""
     chosen = []
     for label in (0, 1):
         samples = [sample for sample in data.test(name) if sample.label == label]
-        count = min(len(samples), -(-MAX_TEST // len(data.classes)))
+        count = min(len(samples), -(-most // len(data.classes)))
         chosen += [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
     return chosen
 
@@ -459,11 +466,7 @@ def main() -> None:
         rows, costs = [], []
         for backbone in [args.backbone] if args.backbone else SIZES:
             models = export_groups(backbone, work / f"models-{backbone}")
-            sets = {
-                name: open_dataset(layout, common.shared() / "data" / place) for name, (layout, place) in SETS.items()
-            }
-            first = sets["boards"].classes[0]  # the groups are alike
-            sets["boards"] = replace(sets["boards"], by_class={first: sets["boards"].by_class[first]})
+            sets = open_sets()
             for name in (args.backbone and args.set) or sets:
                 start = time.perf_counter()
                 rows += measure(backbone, models, name, sets[name], work, UNITS[: args.units], until)

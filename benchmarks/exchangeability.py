@@ -13,6 +13,7 @@ from typing import Any
 
 import common
 import good_parts
+import image_changes
 import numpy as np
 from good_parts import GoodParts
 from numpy.typing import NDArray
@@ -54,9 +55,7 @@ def noise(rgb: RGB, level: int) -> RGB:
 
 def shift(rgb: RGB, level: int) -> RGB:
     """Shift to the right by 1 % of the width a step. The border is repeated."""
-    pixels = round(0.01 * level * rgb.shape[1])
-    padding = [(0, 0), (pixels, 0), (0, 0)][: rgb.ndim]
-    return np.pad(rgb, padding, "edge")[:, : rgb.shape[1]]
+    return image_changes.shift(rgb, 0.01 * level)
 
 
 DRIFTS: tuple[Callable[[RGB, int], RGB], ...] = (brightness, blur, noise, shift)

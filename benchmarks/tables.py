@@ -311,6 +311,69 @@ def accuracy_changes_sets() -> Rows:
                 yield name, shots, change, *cells
 
 
+@register("backbone", "set", "tiles", "AUROC, 4 shots", "AUROC, 1 shot")
+def tiles_gains() -> Rows:
+    """Gains of tiles in points of image AUROC over whole images."""
+    rows = load("tiles")["rows"]
+    for whole, tiled in zip(rows[::2], rows[1::2], strict=True):
+        assert whole["layout"] == "whole" and whole["set"] == tiled["set"], "a set has a whole layout and one of tiles"
+        gains = (100 * (tiled[key] - whole[key]) for key in ("auroc 4 shots", "auroc 1 shot"))
+        yield BACKBONES[whole["backbone"]], whole["set"], tiled["layout"], *(f"{gain:+.1f}" for gain in gains)
+
+
+def _robustness(rows: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
+    """Return false rejects, defects caught and image AUROC: means over sets of means over backbones and seeds."""
+    sets = [pick(rows, set=name) for name in dict.fromkeys(row["set"] for row in rows)]
+    return (
+        mean(mean(row["false rejects"] / row["good"] for row in of) for of in sets),
+        mean(mean(row["caught"] / row["defects"] for row in of) for of in sets),
+        mean(mean(row["image_auroc"] for row in of) for of in sets),
+    )
+
+
+@register(
+    "change",
+    *(f"{preset}: {what}" for preset in PRESETS[:2] for what in ("false rejects", "caught", "AUROC")),
+    "light check's alarms",
+)
+def robustness() -> Rows:
+    """What a changed image costs a calibrated class."""
+    record = load("robustness")
+    for change in record["changes"]:
+        rows = pick(record["rows"], change=change)
+        cells = []
+        for preset in PRESETS[:2]:
+            rejects, caught, auroc = _robustness(pick(rows, preset=preset))
+            cells += [percent(rejects, 0), percent(caught, 0), f"{100 * auroc:.1f}"]
+        by_set = [pick(rows, set=name) for name in dict.fromkeys(row["set"] for row in rows)]
+        yield change, *cells, percent(mean(mean(row["light alarms"] / row["good"] for row in of) for of in by_set), 0)
+
+
+@register("change", "bottle", "boards", "tile", "hazelnut")
+def robustness_alarms() -> Rows:
+    """Share of changed good images at which the check of light and focus raises its alarm."""
+    record = load("robustness")
+    for change in record["changes"]:
+        by_set = (pick(record["rows"], change=change, set=name) for name in ("bottle", "boards", "tile", "hazelnut"))
+        yield change, *(percent(mean(row["light alarms"] / row["good"] for row in of), 0) for of in by_set)
+
+
+@register("preset", "backbone", "change", "bottle", "boards", "tile", "hazelnut")
+def robustness_sets() -> Rows:
+    """False rejects / defects caught / image AUROC in percent by set, mean over the seeds."""
+    record = load("robustness")
+    for preset in PRESETS[:2]:
+        for backbone, name in BACKBONES.items():
+            for change in record["changes"]:
+                cells = []
+                for data in ("bottle", "boards", "tile", "hazelnut"):
+                    rejects, caught, auroc = _robustness(
+                        pick(record["rows"], preset=preset, backbone=backbone, change=change, set=data)
+                    )
+                    cells.append(f"{100 * rejects:.0f} / {100 * caught:.0f} / {100 * auroc:.1f}")
+                yield preset, name, change, *cells
+
+
 @register("set", "good images", "number", "mean false rejects", "calibrations beyond the 95 % bound")
 def calibration() -> Rows:
     """Realised false rejects at a target of 5 %."""

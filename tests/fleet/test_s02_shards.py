@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.archives import COMMAND, predicted, run, write_images, written
-from tests.fleet.components import module, program
+from tests.fleet.components import module, note, program, releases
 
 pytestmark = pytest.mark.slow(group="fleet")
 
@@ -55,10 +55,13 @@ def test_s2_killed_with_its_group_and_resumed(tiny_model: Path, filled_bank: Pat
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows, twice = written(out)
+    expected = predicted(tiny_model, filled_bank, images)
     assert twice == 0
-    assert rows == predicted(tiny_model, filled_bank, images)
+    assert rows == expected
     assert "finished before" in run("batch", tiny_model, filled_bank, images, "--out", out, "--block", 8)
-    print(f"S2: {kills} kills of the group, {len(rows)} rows")
+    lost = len(expected.keys() - rows.keys())
+    figures = {"kills": kills, "shards": SHARDS, "rows": len(rows), "lost": lost, "repeated": twice}
+    note("S2", **figures, releases=releases("parallel", "pyarrow"))
 
 
 def test_s2_two_workers_on_one_shard_at_once(tiny_model: Path, filled_bank: Path, tmp_path: Path) -> None:

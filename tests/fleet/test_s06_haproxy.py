@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.data import ROOT, part
-from tests.fleet.components import program
+from tests.fleet.components import note, program, releases
 from tests.fleet.conftest import free_port, wait_for
 from tests.fleet.servers import Service, inspected
 
@@ -49,13 +49,23 @@ def test_s6_nothing_is_lost_when_a_server_dies(tiny_model: Path, filled_bank: Pa
         with ThreadPoolExecutor(CLIENTS) as pool:
             answers = [pool.submit(one, number) for number in range(COUNT)]
             disturbed.wait(120)
+            killed_at = done
             services[0].process.kill()
             services[0].process.wait()
             time.sleep(2)
             services.append(Service(tiny_model, filled_bank, services[0].port))
+            after = done
             wrong = [answer for answer in answers if not answer.result()]
         assert wrong == []
+        assert after < COUNT, "the restarted server came too late to take part"
         assert inspected(services[2].port, images[0]) == expected[0]
+        figures = {
+            "images": len(answers),
+            "wrong": len(wrong),
+            "before_kill": killed_at,
+            "after_restart": COUNT - after,
+        }
+        note("S6", **figures, clients=CLIENTS, releases=releases("haproxy"))
     finally:
         proxy.terminate()
         proxy.wait(30)

@@ -21,7 +21,7 @@ from visionad_runtime.fleet.store.revisions import parse_target
 from visionad_runtime.formats.manifest import BankManifest, read_manifest
 
 from tests.data import part
-from tests.fleet.components import module, program
+from tests.fleet.components import module, note, program, releases
 
 
 class Fleet:
@@ -178,6 +178,7 @@ def test_s9_minisign_agrees(fleet: Fleet) -> None:
         assert "digest" in done.stdout
     flip(envelope)
     assert subprocess.run(command, capture_output=True).returncode != 0
+    note("S9", signatures=2, releases=releases("minisign"))
 
 
 def test_s9_minisign_signs_with_our_key(fleet: Fleet, tmp_path: Path) -> None:

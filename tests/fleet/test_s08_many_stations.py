@@ -16,11 +16,11 @@ from visionad_runtime.fleet.store.revisions import NamedRevisions, parse_target
 from visionad_runtime.formats.manifest import BankManifest, read_manifest
 
 from tests.data import part
-from tests.fleet.components import module
+from tests.fleet.components import module, note
 
 pytestmark = pytest.mark.slow(group="fleet")
 
-STATIONS, PARTS = 8, 2
+STATIONS, PARTS = 8, 3
 
 
 @pytest.mark.parametrize("store", ["folder", "s3"])
@@ -73,5 +73,11 @@ def test_s8_all_enrolled_images_are_there(
         pull_bank(target, bank, options)
     digests = {read_manifest(bank, BankManifest).content_digest() for bank in (*banks, last)}
     assert len(digests) == 1, "all stations agree in the end"
-    print(f"S8 ({store}): {len(numbers)} revisions, {sum(conflicts)} conflicts")
+    figures = {
+        "stations": STATIONS,
+        "enrollments": STATIONS * PARTS,
+        "revisions": len(numbers),
+        "conflicts": sum(conflicts),
+    }
+    note(f"S8 {store}", **figures)
     shutil.rmtree(last)

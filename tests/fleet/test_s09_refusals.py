@@ -21,7 +21,7 @@ from visionad_runtime.fleet.store.revisions import parse_target
 from visionad_runtime.formats.manifest import BankManifest, read_manifest
 
 from tests.data import part
-from tests.fleet.components import module, program
+from tests.fleet.components import module, note, program, releases
 
 
 class Fleet:
@@ -133,9 +133,12 @@ def test_s9_it_is_refused_and_the_old_version_stays(
 
 
 def test_s9_another_key_is_refused(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    before = read_manifest(fleet.station, BankManifest)
     generate(fleet.folder / "other.key", fleet.folder / "other.pub")
     assert fleet.pull("--pub", fleet.folder / "other.pub") == 2
-    assert "expected a signature by key" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "expected a signature by key" in said and said.count("\n") == 1
+    assert read_manifest(fleet.station, BankManifest) == before
     assert fleet.pull("--pub", fleet.folder / "other.pub", "--pub", fleet.folder / "visionad.pub") == 0
 
 
@@ -143,8 +146,11 @@ def test_s9_another_models_bank_is_refused(fleet: Fleet, tmp_path: Path, capsys:
     manifest = json.loads((fleet.station / "manifest.json").read_text())
     manifest["identity"]["weights_sha256"] = "0" * 64
     (fleet.station / "manifest.json").write_text(json.dumps(manifest))
+    before = read_manifest(fleet.station, BankManifest)
     assert fleet.pull() == 2
-    assert "weights_sha256" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "weights_sha256" in said and said.count("\n") == 1
+    assert read_manifest(fleet.station, BankManifest) == before
 
 
 def golden(folder: Path, *, mixed_up: bool) -> Path:
@@ -178,6 +184,7 @@ def test_s9_minisign_agrees(fleet: Fleet) -> None:
         assert "digest" in done.stdout
     flip(envelope)
     assert subprocess.run(command, capture_output=True).returncode != 0
+    note("S9", signatures=2, releases=releases("minisign"))
 
 
 def test_s9_minisign_signs_with_our_key(fleet: Fleet, tmp_path: Path) -> None:

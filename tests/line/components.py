@@ -7,8 +7,6 @@ CI. ``.ci/line_components`` installs all of them.
 from __future__ import annotations
 
 import ctypes
-import json
-import logging
 import os
 import shutil
 import socket
@@ -16,13 +14,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from visionad_runtime.system import environment
+
+from tests.figures import keep
 
 RTSP_PYTHON = "/usr/bin/python3"
 """The system's Python: GStreamer's bindings belong to it."""
@@ -99,14 +97,7 @@ def need(*names: str) -> None:
 
 def note(name: str, figures: dict[str, Any]) -> None:
     """Log the figures of an acceptance test; keep them in the file that VISIONAD_LINE_RESULTS names, beside those of others."""
-    logging.getLogger("tests.line").warning(f"{name}: {figures}")
-    path = os.environ.get("VISIONAD_LINE_RESULTS")
-    if path:
-        file = Path(path)
-        known = json.loads(file.read_text()) if file.is_file() else {}
-        facts = {"date": datetime.now(UTC).date().isoformat(), "load": round(os.getloadavg()[0], 1), **figures}
-        written = {**known, "environment": environment(), name: facts}
-        file.write_text(json.dumps(dict(sorted(written.items())), indent=1) + "\n")
+    keep("VISIONAD_LINE_RESULTS", name, figures)
 
 
 def free_port() -> int:

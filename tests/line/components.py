@@ -40,6 +40,9 @@ INSTALL = {
     "paho": "pip install paho-mqtt",
     "snap7": "pip install python-snap7",
     "systemd-analyze": "apt-get install systemd",
+    "systemd-nspawn": "apt-get install systemd-container",
+    "nsenter": "apt-get install util-linux",
+    "chrt": "apt-get install util-linux",
     "bwrap": "apt-get install bubblewrap",
 }
 """Component → the command that installs it. Others are Python packages, or npm's for a name that starts with ``node-``."""

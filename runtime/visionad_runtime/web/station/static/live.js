@@ -5,7 +5,7 @@ import { draw } from './images.js';
 import { page } from './main.js';
 import { problem } from './words.js';
 
-const PAUSE_MS = 200; // between two questions
+const PAUSE_MS = 180; // between two questions; the server lets five a second through
 const AGAIN_MS = 1000; // after a refusal
 const LOST_MS = 6000; // a question that is not answered in this time is asked again
 const FROZEN_S = 2;
@@ -90,7 +90,7 @@ export function paint(isNew = false) {
   }
   const values = { camera: live.frame.camera, age: count(Math.round(age() * 10) / 10) };
   const now = frozen();
-  caption.textContent = now ? t('camera {camera} · frozen · {age} s old', values) : t('camera {camera} · live · {age} s old', values);
+  caption.textContent = now ? t('camera {camera} · frozen, no new image comes · {age} s old', values) : t('camera {camera} · live · {age} s old', values);
   const share = best ? live.frame.sharpness / best : 0;
   const bar = document.getElementById('sharpness');
   bar.value = share;

@@ -17,6 +17,7 @@ from visionad_runtime.images.pixels import pixel_digest
 from tests.browser.conftest import Watched
 from tests.browser.station import BITS, CELL, RunningStation, numbered
 from tests.browser.test_pushed import png, push, station_of
+from tests.browser.test_screens import OVERFLOW, violations
 from tests.browser.test_teach import SETTER, call, draft, number_of, open_draft, said
 
 Tabs = Callable[..., Watched]
@@ -171,7 +172,7 @@ def test_what_is_not_live_is_not_taken(station: RunningStation, pushing: Pushing
     tab = open_draft(station, tabs)
     tab.until("() => document.getElementById('take').disabled === false", 20)
     pushing.goes_on.clear()
-    said(tab, "camera top · frozen · ", 10)
+    said(tab, "camera top · frozen, no new image comes · ", 10)
     assert tab.page.is_disabled("#take") and tab.page.get_attribute(".view", "data-frozen") == "true"
     pushing.goes_on.set()
     said(tab, "camera top · live · ", 10)
@@ -231,6 +232,20 @@ def test_a_camera_that_waits_for_the_plc_is_left_alone(tmp_path: Path, model: Pa
         assert running.inspect().split()[2] == "1"
     finally:
         running.stop()
+
+
+def test_s18_the_live_image_in_all_languages(station: RunningStation, pushing: Pushing, tabs: Tabs, axe: str) -> None:
+    tab, found = open_draft(station, tabs), {}
+    for language in ("en", "de", "zh", "pseudo"):
+        for size in ((320, 640), (1280, 800)):
+            tab.page.set_viewport_size({"width": size[0], "height": size[1]})
+            tab.page.goto(f"{station.url}/?language={language}#/teach?class=disc&step=parts")
+            tab.until("() => document.getElementById('sharpness')?.value > 0", 20)
+            if wide := tab.page.evaluate(OVERFLOW):
+                found[language, size] = wide
+        if problems := violations(tab, axe):
+            found[language, size] = problems
+    assert found == {}
 
 
 @pytest.mark.parametrize("role", ["operator", "viewer", "setter", "admin"])

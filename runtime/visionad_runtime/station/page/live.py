@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class LiveView:
         key = camera, class_name
         if key not in self._going:  # all who look meanwhile get the same image
             task = self._going[key] = asyncio.create_task(self._ask(command, camera, class_name))
-            task.add_done_callback(lambda _: self._going.pop(key, None))
+            task.add_done_callback(partial(self._ended, key))
         facts = dict(await asyncio.shield(self._going[key]))
         return facts, [facts.pop("jpeg"), b""]
 
@@ -77,6 +78,11 @@ class LiveView:
         facts: dict[str, Any] = await asyncio.wait_for(asking, LOOK_SECONDS)
         self._newest = max(self._newest, int(facts["frame"]))
         return facts
+
+    def _ended(self, key: tuple[str, str | None], task: asyncio.Task[dict[str, Any]]) -> None:
+        del self._going[key]
+        if not task.cancelled():
+            task.exception()  # those who asked may be gone: nobody else fetches it
 
 
 async def live_pixels(front: FrontSide, frame: int) -> tuple[NDArray[np.uint8], str]:

@@ -6,15 +6,22 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from visionad_runtime.station.camera import CameraError, CameraGone, Frame, NoFrame
+from visionad_runtime.station.front.front import Front
 from visionad_runtime.station.worker import live_frames
 from visionad_runtime.station.worker.checks import LightLimits, image_statistics
 from visionad_runtime.station.worker.frame_watch import FrameWatch
 from visionad_runtime.station.worker.live_frames import KEPT, LiveFrames, sharpness
+
+from tests.stations import run, until
+from tests.unit.station.front.test_front import station_file
+
+__all__ = ["station_file"]
 
 
 def pixels(value: int) -> np.ndarray:
@@ -250,3 +257,26 @@ def test_sharpness_falls_when_an_image_is_blurred() -> None:
     values = [sharpness(cv2.GaussianBlur(sharp, None, sigma)) for sigma in (0.5, 1.0, 2.0, 4.0)]
     assert sharpness(sharp) > values[0] > values[1] > values[2] > values[3] > 0
     assert sharpness(sharp[..., 0]) > 0 == sharpness(pixels(7))
+
+
+def test_a_station_answers_a_look_while_a_part_is_exposed_and_each_part_gets_its_own_image(station_file: Path) -> None:
+    """The worker's processes as they are: the thread that judges waits for the exposure meanwhile."""
+    text = station_file.read_text().replace("path: images", "path: images, delay_ms: 1500")
+    station_file.write_text(text.replace("deadline_ms: 2000", "deadline_ms: 10000"))
+    found: list[tuple[str, int, str]] = []
+
+    async def play(front: Front) -> None:
+        for number in range(3):
+            await until(lambda: front.state.ready)
+            assert front.trigger(number + 1, f"SN-{number}") is not None
+            looked = await front.ask_worker("look", "top", 0, "disc")
+            assert front.state.phase == "busy" and looked["frame"] == number + 1
+            seen = await front.ask_worker("frame_pixels", looked["frame"])
+            assert seen["rgb"].shape == (96, 128, 3) and seen["camera"] == "top"
+            await until(lambda count=number + 1: len(front.recent) == count)  # type: ignore[misc]
+            outcome = front.recent[-1]
+            found.append((outcome.part, outcome.evaluation, Path(outcome.cameras["top"]["image"]).stem))
+            front.acknowledge()
+
+    run(station_file, play)
+    assert found == [("SN-0", 1, "00-good"), ("SN-1", 2, "01-bad"), ("SN-2", 1, "02-good")]

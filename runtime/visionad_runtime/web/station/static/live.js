@@ -43,7 +43,10 @@ function forget() {
 function tick() {
   const what = document.visibilityState === 'visible' && !station.stale ? wanted() : null;
   const key = what ? `${what.camera} ${what.name}` : '';
-  if (key !== of) forget();
+  if (key !== of) {
+    if (live.frame || live.trouble) page.update(); // what the screen says of it goes too
+    forget();
+  }
   of = key;
   if (!what) {
     clearInterval(timer);
@@ -66,13 +69,13 @@ feed.take = (event) => {
   asked = 0;
   due = Math.max(now, since + PAUSE_MS);
   const before = [Boolean(live.frame), live.trouble];
-  if (event.event === 'frame') {
+  if (event.images?.[0].bitmap) { // what cannot be seen is not taken
     live.frame = { ...event, asked: since, camera: event.images[0].camera };
     live.trouble = '';
     best = Math.max(best * FADING, event.sharpness);
   } else {
     due = now + (event.code === 'busy' ? PAUSE_MS : AGAIN_MS);
-    if (event.code !== 'busy') live.trouble = problem({ code: event.code, values: event.values, message: event.error });
+    if (event.code !== 'busy') live.trouble = problem({ code: event.code ?? 'no_frame', values: event.values, message: event.error });
   }
   if (before[0] !== Boolean(live.frame) || before[1] !== live.trouble) page.update();
   else paint(true);

@@ -87,6 +87,9 @@ def photograph_teaching(page: Page, station: RunningStation, language: str) -> N
             time.sleep(1)
             if language == "en":
                 page.click("#take")
+                while page.inner_text("#take") != "Take this part":
+                    time.sleep(0.1)
+                time.sleep(5)  # what was said goes away
         elif step == "regions":
             page.click("#ignore-rectangle")
             box = page.locator("#region-image").bounding_box()
@@ -105,7 +108,18 @@ def photograph_teaching(page: Page, station: RunningStation, language: str) -> N
         page.evaluate("() => document.querySelector('.list, .side').scrollTo(0, 0)")
         time.sleep(3)
         save(page, f"teach-{step}-{language}")
+        if step == "parts":
+            photograph_live(page, language)
     page.evaluate("async login => (await import('/static/api.js')).post('login', login)", ADMIN)
+
+
+def photograph_live(page: Page, language: str) -> None:
+    """Write the live image of the camera, which takes control from the line."""
+    control = "async to => (await import('/static/api.js')).post('control', { to })"
+    page.evaluate(control, "page")
+    time.sleep(3)
+    save(page, f"teach-camera-{language}")
+    page.evaluate(control, "line")
 
 
 def save(page: Page, name: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,21 +32,6 @@ OVERFLOW = """() => {
   return found;
 }"""
 """What does not fit."""
-
-
-@pytest.fixture(scope="module")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The source of axe-core, from npm by the lockfile."""
-    command = bundle.npm()
-    if command is None:
-        pytest.skip("npm is not installed")
-    folder = tmp_path_factory.mktemp("npm")
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(bundle.HERE / "npm" / name, folder)
-    subprocess.run(
-        [*command, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True, capture_output=True
-    )
-    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
 
 
 def show(tab: Watched, station: RunningStation, screen: str, language: str) -> None:

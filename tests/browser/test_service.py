@@ -17,7 +17,6 @@ from visionad_runtime import Inspector
 from tests.browser.conftest import Watched
 from tests.browser.station import free_port, numbered
 from tests.browser.test_screens import OVERFLOW, violations
-from tests.browser.test_screens import axe as axe  # a fixture
 
 pytestmark = pytest.mark.slow(group="browser")
 

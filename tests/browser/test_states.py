@@ -10,9 +10,7 @@ import pytest
 
 from tests.browser.conftest import Watched
 from tests.browser.station import RunningStation, numbered
-from tests.browser.test_screens import ADMIN, OVERFLOW, SCREENS, axe, violations
-
-__all__ = ["axe"]  # a fixture
+from tests.browser.test_screens import ADMIN, OVERFLOW, SCREENS, violations
 
 Tabs = Callable[..., Watched]
 pytestmark = pytest.mark.slow(group="browser")

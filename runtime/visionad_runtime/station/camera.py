@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from .leaf import LeafRegistry, LeafSettings
 
@@ -118,6 +118,39 @@ class Camera(Protocol):
 
     def close(self) -> None:
         """Release the camera. A second call does nothing."""
+
+
+Sight = Literal["always", "page", "trigger", "never"]
+"""When a camera can be looked at without a part: ``always``; ``page``: while the page has control; ``trigger``: the same, and it
+takes a trigger, which gives it a frame for that; ``never``: its frames come by a trigger that the station does not give."""
+
+
+@runtime_checkable
+class SeenCamera(Camera, Protocol):
+    """A camera that shows what is under it beside the line's parts. Others are looked at by a trigger; see :func:`sight_of`.
+
+    Attributes:
+        sight: when it can be looked at. It depends on the settings alone. With ``trigger`` and ``never``, :meth:`newest` is not
+            called.
+    """
+
+    @property
+    def sight(self) -> Sight: ...
+
+    def newest(self) -> Frame | None:
+        """Return the newest frame; ``None`` if there is none yet.
+
+        Any thread may call it, also while :meth:`grab` waits. It changes nothing: what :meth:`arm` and :meth:`grab` return, and
+        what counts as lost, is the same with and without it.
+
+        Raises:
+            CameraError: The camera is unreachable, or the frame cannot be read.
+        """
+
+
+def sight_of(camera: Camera) -> Sight:
+    """Return when a camera can be looked at without a part. One that does not say takes a trigger."""
+    return camera.sight if isinstance(camera, SeenCamera) else "trigger"
 
 
 @runtime_checkable

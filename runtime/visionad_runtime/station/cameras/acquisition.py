@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import ClassVar, NamedTuple, Protocol
 
-from ..camera import CameraFacts, CameraGone, Frame, LostFrame, NoFrame
+from ..camera import CameraFacts, CameraGone, Frame, LostFrame, NoFrame, Sight
 from ..leaf import LeafSettings
 from . import pixel_formats
 from .features import FeatureError, Features, FeatureWriter, GenicamSettings
@@ -118,7 +118,7 @@ class _Waiting(NamedTuple):
 
 
 class GenicamCamera(ABC):
-    """See :class:`~visionad_runtime.station.camera.Camera`. Subclasses open the device.
+    """See :class:`~visionad_runtime.station.camera.SeenCamera`. Subclasses open the device.
 
     With a software trigger, ``taken`` is the moment before the trigger is sent, and a frame belongs to the last trigger: if
     the frame of the trigger before is missing when the camera is armed, :meth:`arm` waits for it until :data:`LATE_S` after its
@@ -142,6 +142,7 @@ class GenicamCamera(ABC):
         self._ending = threading.Event()
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
+        self._newest: _Waiting | None = None  # of a camera that runs free
         self._counter = FrameCounter()
         self._lost = self._pending = 0
         self._triggered = 0.0
@@ -177,7 +178,7 @@ class GenicamCamera(ABC):
             if self._facts.format:
                 pixel_formats.parse(self._facts.format)
             self._exposure = self._read_exposure(device.features)
-            self._counter, self._gone, self._lost = FrameCounter(), "", 0
+            self._counter, self._newest, self._gone, self._lost = FrameCounter(), None, "", 0
             self._start(device)
         except (DeviceGone, ValueError) as exc:
             self.close()
@@ -226,6 +227,23 @@ class GenicamCamera(ABC):
                 if rest <= 0:
                     raise NoFrame(f"camera {self._name}: no frame in time; {self._hint()}")
                 self._changed.wait(rest)
+        return self._frame(waiting)
+
+    @property
+    def sight(self) -> Sight:
+        """See :class:`~visionad_runtime.station.camera.SeenCamera`."""
+        sights: dict[str, Sight] = {"software": "trigger", "hardware": "never", "free": "always"}
+        return sights[self._common.trigger]
+
+    def newest(self) -> Frame | None:
+        """See :class:`~visionad_runtime.station.camera.SeenCamera`."""
+        self._opened()
+        with self._changed:
+            self._raise_if_gone()
+            newest = self._newest
+        return None if newest is None else self._frame(newest)
+
+    def _frame(self, waiting: _Waiting) -> Frame:
         raw = waiting.raw
         if raw.damage:
             raise LostFrame(
@@ -346,6 +364,8 @@ class GenicamCamera(ABC):
             else:
                 taken = now - self._exposure
             self._waiting.append(_Waiting(raw, number, taken, number - previous - 1))
+            if self._common.trigger == "free":
+                self._newest = self._waiting[-1]
             while len(self._waiting) > self._common.buffers:
                 self._lost += self._waiting.popleft().lost + (self._common.trigger == "hardware")
             self._changed.notify_all()

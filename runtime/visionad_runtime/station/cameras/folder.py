@@ -11,7 +11,7 @@ from pydantic import Field
 from ...errors import VisionADError
 from ...images import decode
 from ...images.discover import find_images
-from ..camera import CameraFacts, CameraGone, Frame, LostFrame, NoFrame
+from ..camera import CameraFacts, CameraGone, Frame, LostFrame, NoFrame, Sight
 from ..leaf import LeafSettings
 
 
@@ -34,9 +34,10 @@ class FolderSettings(LeafSettings):
 
 
 class FolderCamera:
-    """See :class:`~visionad_runtime.station.camera.Camera`."""
+    """See :class:`~visionad_runtime.station.camera.SeenCamera`. The image of the next trigger is what lies under it."""
 
     Settings: ClassVar[type[LeafSettings]] = FolderSettings
+    sight: Sight = "page"
 
     def __init__(self, name: str, settings: LeafSettings) -> None:
         assert isinstance(settings, FolderSettings)
@@ -88,11 +89,21 @@ class FolderCamera:
         path = self._files[self._next % len(self._files)]
         self._next += 1
         self._id += 1
+        return self._frame(path, self._id, taken)
+
+    def newest(self) -> Frame | None:
+        """See :class:`~visionad_runtime.station.camera.SeenCamera`. It is taken now, and stays the next trigger's image."""
+        files, place = self._files, self._next
+        if not files or (place >= len(files) and not self._settings.loop):
+            return None
+        return self._frame(files[place % len(files)], place + 1, time.monotonic())
+
+    def _frame(self, path: Path, number: int, taken: float) -> Frame:
         try:
             pixels = decode.load(path, self._settings.bit_depth)
         except VisionADError as exc:
             raise LostFrame(f"camera {self._name}: {exc}") from None
-        return Frame(pixels, self._id, taken, name=str(path))
+        return Frame(pixels, number, taken, name=str(path))
 
     def close(self) -> None:
         """See :class:`~visionad_runtime.station.camera.Camera`."""

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from ...errors import ImageError, VisionADError
 from ...images import decode
-from ..camera import CameraFacts, CameraGone, Frame, LostFrame, NoFrame
+from ..camera import CameraFacts, CameraGone, Frame, LostFrame, NoFrame, Sight
 from ..leaf import LeafSettings
 
 MIN_TOKEN = 16
@@ -41,13 +41,14 @@ class HttpSettings(LeafSettings):
 
 
 class HttpCamera:
-    """See :class:`~visionad_runtime.station.camera.PushedCamera`.
+    """See :class:`~visionad_runtime.station.camera.PushedCamera` and :class:`~visionad_runtime.station.camera.SeenCamera`.
 
     :meth:`submit` may be called by any thread. One image waits at most: a newer one replaces it, and is then handed out with
     ``lost`` counting those that were replaced. The image must arrive after :meth:`arm`. ``taken`` is its arrival.
     """
 
     Settings: ClassVar[type[LeafSettings]] = HttpSettings
+    sight: Sight = "always"
 
     def __init__(self, name: str, settings: LeafSettings) -> None:
         assert isinstance(settings, HttpSettings)
@@ -56,6 +57,7 @@ class HttpCamera:
         self._changed = threading.Condition()
         self._open = False
         self._waiting: tuple[bytes, int, float] | None = None
+        self._newest: tuple[bytes, int, float] | None = None
         self._id = self._lost = 0
 
     def missing(self) -> str | None:
@@ -65,7 +67,7 @@ class HttpCamera:
     def open(self) -> CameraFacts:
         """See :class:`~visionad_runtime.station.camera.Camera`."""
         with self._changed:
-            self._open, self._waiting, self._lost = True, None, 0
+            self._open, self._waiting, self._newest, self._lost = True, None, None, 0
         return CameraFacts(f"images pushed to /cameras/{self._name}/frame", "files", 0, 0, simulated=False)
 
     def submit(self, data: bytes) -> int:
@@ -80,7 +82,7 @@ class HttpCamera:
                 raise CameraGone(f"camera {self._name}: it takes no images now; wait until the station is ready")
             self._lost += self._waiting is not None
             self._id += 1
-            self._waiting = data, self._id, time.monotonic()
+            self._waiting = self._newest = data, self._id, time.monotonic()
             self._changed.notify_all()
             return self._id
 
@@ -105,18 +107,30 @@ class HttpCamera:
                         f"camera {self._name}: no image in time; check the program that sends to /cameras/{self._name}/frame"
                     )
                 self._changed.wait(rest)
-            (data, number, arrived), lost, self._lost = taken, self._lost, 0
+            lost, self._lost = self._lost, 0
+        return self._frame(taken, lost)
+
+    def newest(self) -> Frame | None:
+        """See :class:`~visionad_runtime.station.camera.SeenCamera`."""
+        with self._changed:
+            if not self._open:
+                raise CameraGone(f"camera {self._name}: it is not open")
+            newest = self._newest
+        return None if newest is None else self._frame(newest, 0)
+
+    def close(self) -> None:
+        """See :class:`~visionad_runtime.station.camera.Camera`."""
+        with self._changed:
+            self._open, self._waiting, self._newest = False, None, None
+            self._changed.notify_all()
+
+    def _frame(self, taken: tuple[bytes, int, float], lost: int) -> Frame:
+        data, number, arrived = taken
         try:
             pixels = decode.decode(data, f"image {number} of camera {self._name}", self._settings.bit_depth)
         except VisionADError as exc:
             raise LostFrame(f"camera {self._name}: {exc}") from None
         return Frame(pixels, number, arrived, lost)
-
-    def close(self) -> None:
-        """See :class:`~visionad_runtime.station.camera.Camera`."""
-        with self._changed:
-            self._open, self._waiting = False, None
-            self._changed.notify_all()
 
     def _take(self, after: int) -> tuple[bytes, int, float] | None:
         """Take the image that waits, if it is new enough."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..camera import CameraFacts, CameraGone, Frame, NoFrame, SettingRefused
+from ..camera import CameraFacts, CameraGone, Frame, NoFrame, SettingRefused, Sight
 from ..leaf import LeafSettings
 
 SETTLE_S = 0.5
@@ -90,7 +90,7 @@ class StreamSettings(LeafSettings):
 
 
 class StreamCamera:
-    """See :class:`~visionad_runtime.station.camera.Camera`.
+    """See :class:`~visionad_runtime.station.camera.SeenCamera`.
 
     A thread reads all the time and keeps the newest frame only: a decoder hands out frames in order, so a stream that is read on
     demand gives the oldest one of its buffer. The thread opens the stream again when it ends or stalls.
@@ -102,6 +102,7 @@ class StreamCamera:
     """
 
     Settings: ClassVar[type[LeafSettings]] = StreamSettings
+    sight: Sight = "always"
 
     def __init__(self, name: str, settings: LeafSettings) -> None:
         assert isinstance(settings, StreamSettings)
@@ -164,6 +165,12 @@ class StreamCamera:
                         f"network, or allow more than the deadline for latency_ms ({self._settings.latency_ms:g})"
                     )
                 self._changed.wait(deadline - now)
+
+    def newest(self) -> Frame | None:
+        """See :class:`~visionad_runtime.station.camera.SeenCamera`."""
+        with self._changed:
+            self._raise_if_gone()
+            return self._newest
 
     def close(self) -> None:
         """See :class:`~visionad_runtime.station.camera.Camera`. Waits for a read that is going on, at most its time-out."""

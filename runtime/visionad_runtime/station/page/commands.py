@@ -34,6 +34,7 @@ ROLES_OF = {
     "draft_raster": EVERYONE,
     "draft_replay": EVERYONE,
     "draft_what_if": EVERYONE,
+    "look": TEACHES,
     "draft_begin": TEACHES,
     "draft_discard": TEACHES,
     "draft_add": TEACHES,

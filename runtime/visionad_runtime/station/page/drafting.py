@@ -21,6 +21,7 @@ from ..records.records import Records
 from ..sink import Outcome, SinkError
 from ..teacher.teacher import drafts_folder
 from .commands import FrontSide
+from .live import live_pixels
 from .teacher_process import TeacherProcess
 from .users import Refused
 
@@ -178,9 +179,11 @@ class Drafting:
         return any(one.class_of(camera) in (name, None) for camera in one.cameras or station.cameras)
 
     async def _image_of(self, m: Mapping[str, Any], blobs: list[bytes]) -> tuple[NDArray[np.uint8], str]:
-        """Return the pixels of a part of the line, or of a file that was sent, and where they came from."""
+        """Return the pixels of a part of the line, a live frame or a file that was sent, and where they came from."""
         if blobs:
             return np.frombuffer(blobs[0], np.uint8).reshape(m["shape"]), f"file {m['name']}"
+        if m.get("frame") is not None:
+            return await live_pixels(self._front, int(m["frame"]))
         part, wanted = int(m["record"]), str(m.get("camera") or "")
         source = f"part {part} of {self._front.station.settings.station}"
         pixels: dict[str, NDArray[np.uint8]] = {}

@@ -29,6 +29,7 @@ from ..records.records import deciding_camera, utc_now
 from ..sink import Outcome, SinkError
 from .commands import READING, ROLES_OF, FrontSide, PageCommands
 from .drafting import Drafting
+from .live import LiveView
 from .teacher_process import TeacherProcess
 from .users import Refused, Users, may
 from .wire import packed, receive
@@ -51,7 +52,7 @@ KEPT_REPLIES = 256
 SMALL_HEAP = {"MALLOC_ARENA_MAX": "2"}
 """Variables of the page process: glibc keeps a heap for each thread, and the page has many that do little."""
 
-_OPEN = ("session", "login", "logout", "watch", "alive", "panels", "ready", "inspect", "overlay", "push")
+_OPEN = ("session", "login", "logout", "watch", "alive", "panels", "ready", "inspect", "overlay", "push", "look")
 
 
 class PageLink:
@@ -74,6 +75,7 @@ class PageLink:
         self._replies: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
         self._doing: set[tuple[str, str]] = set()
         self._commands = PageCommands(front, self.users, self._send_state)
+        self._live = LiveView(front, self.users)
         self._teacher = TeacherProcess(front.station.path, front.simulate)
         self._drafting = Drafting(front, self._teacher, self._commands.audit)
         self._seq = 0
@@ -327,7 +329,7 @@ class PageLink:
             self._send({"reply": number, **reply}, extra)
 
     async def _open_command(self, command: str, m: dict[str, Any], blobs: list[bytes]) -> Any:
-        """Do what needs no role: the page process itself asks for it, or a role is what it is about."""
+        """Do what needs no role here: the page process asks for it, or a role is what it is about, or the command looks itself."""
         key = str(m.get("session") or "")
         if command == "session":
             session = self.users.session(key)
@@ -354,6 +356,8 @@ class PageLink:
             rgb = np.frombuffer(blobs[0], np.uint8).reshape(m["shape"])
             value = await self._front.ask_worker(command, rgb, m.get("class"), m["name"])
             return _WithBlobs({}, [value]) if command == "overlay" else value
+        elif command == "look":
+            return _WithBlobs(*await self._live.look(m))
         elif command == "push":
             return await self._push(str(m["camera"]), m, blobs[0])
         return None

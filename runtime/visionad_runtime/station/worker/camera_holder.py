@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame, SettingRefused
+from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame, SeenCamera, SettingRefused
 
 REOPEN_SECONDS = 1.0
 """Pause between attempts to open a camera that is gone."""
@@ -77,6 +77,12 @@ class CameraHolder:
         frame = self._camera.grab(after, deadline)
         self._image, self._image_trouble = _Image(frame.id, frame.taken, frame.pixels.shape), ""
         return frame
+
+    def newest(self) -> Frame | None:
+        """See :class:`~visionad_runtime.station.camera.SeenCamera`; ``None`` also for a camera that is no such one."""
+        if self.facts is None:
+            raise CameraGone(f"camera {self.name} is not there: {self.trouble}")
+        return self._camera.newest() if isinstance(self._camera, SeenCamera) else None
 
     def try_grab(self, after: int, deadline: float) -> None:
         """Take an image only to see whether one comes; :meth:`steps` tells."""

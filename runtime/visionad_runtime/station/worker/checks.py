@@ -115,7 +115,7 @@ class LightLimits:
         self._half = np.maximum(_FLOORS, _SPREAD * spread)
 
     def problem(self, statistics: ImageStatistics) -> str | None:
-        """Return what is out of limits, in words; ``None`` if nothing is."""
+        """Return what is out of limits, in words that begin with its name; ``None`` if nothing is."""
         values = np.asarray(statistics)
         for name, value, middle, half in zip(ImageStatistics._fields, values, self._middle, self._half, strict=True):
             if abs(value - middle) > half:
@@ -168,6 +168,11 @@ class ImageChecks:
         if result.promise is not None and result.promise.void:
             codes.append("exchangeability")
         return result, tuple(codes)
+
+    def known_limits(self, class_name: str) -> LightLimits | None:
+        """Return the limits of a class if they were computed already. Any thread may ask: nothing is read from the disk."""
+        cached = self._limits.get(class_name)
+        return None if cached is None else cached[1]
 
     def code_problem(self, recipe: Recipe, camera: str, rgb: NDArray[np.uint8], part: str) -> str | None:
         """Return why the code in an image is not the part's; ``None`` if it is, or none is asked for."""

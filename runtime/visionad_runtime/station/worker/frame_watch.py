@@ -43,6 +43,7 @@ class FrameWatch:
         self._cameras, self._tell = cameras, tell
         self._first = next(iter(cameras))
         self._frames: dict[str, OrderedDict[int, Frame]] = {name: OrderedDict() for name in cameras}
+        self._newest: dict[str, Frame] = {}
         self._changed = threading.Condition()
         self._ended = threading.Event()
 
@@ -76,6 +77,11 @@ class FrameWatch:
                 future.set_exception(exc)
         return futures
 
+    def newest(self, name: str) -> Frame | None:
+        """Return the newest frame of a camera, whether its part was judged or not; ``None`` if there was none yet."""
+        with self._changed:
+            return self._newest.get(name)
+
     def _beside(self, name: str, taken: float, deadline: float) -> Frame:
         """Return the first frame of a camera that is not older than the part."""
         with self._changed:
@@ -108,7 +114,7 @@ class FrameWatch:
             last = frame.id
             with self._changed:
                 frames = self._frames[name]
-                frames[frame.id] = frame
+                frames[frame.id] = self._newest[name] = frame
                 while len(frames) > KEPT:
                     frames.popitem(last=False)
                 self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""What became of one camera's image."""
+"""What became of one camera's image, and its pixels as they are judged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...result import Result
+from ..camera import Frame
 
 
 class Judged(NamedTuple):
@@ -29,3 +30,10 @@ class Judged(NamedTuple):
     rgb: NDArray[np.uint8] | None = None
     result: Result | None = None
     alarms: tuple[str, ...] = ()
+
+
+def eight_bits(frame: Frame) -> NDArray[np.uint8]:
+    """Return a frame's pixels as uint8: the top 8 of the bits that the camera fills."""
+    if frame.pixels.dtype == np.uint8:
+        return np.asarray(frame.pixels, np.uint8)
+    return (frame.pixels >> ((frame.bit_depth or 16) - 8)).astype(np.uint8)

@@ -33,11 +33,12 @@ from ..process import begin_process
 from ..settings import Recipe, Station
 from .archive import ArchiveWriter
 from .camera_holder import CameraHolder
-from .checks import ImageChecks, RejectsInARow
+from .checks import ImageChecks, LightLimits, RejectsInARow
 from .frame_watch import FrameWatch
 from .golden import GoldenRun
 from .inbox import Inbox
-from .judged import Judged
+from .judged import Judged, eight_bits
+from .live_frames import LiveFrames
 
 log = logging.getLogger("visionad")
 
@@ -101,7 +102,16 @@ class Worker:
         self._watch = FrameWatch(self._cameras, partial(self._say, "frame")) if own_start else None
         self._images = KeptImages(self._say) if settings.web is not None else None
         self._golden: GoldenRun | None = None
-        self._inbox = Inbox(pipe, {"push": self._push, "pixels": self._send_pixels, "diagnose": self._diagnose})
+        self._live = LiveFrames(
+            self._cameras, self._watch, self._answer, self._light_limits, lambda: not self._inbox.is_empty
+        )
+        self._inbox = Inbox(
+            pipe,
+            {
+                "push": self._push, "pixels": self._send_pixels, "diagnose": self._diagnose,
+                "look": self._live.look, "frame_pixels": self._live.send_pixels,
+            },
+        )  # fmt: skip
 
     def run(self) -> None:
         """Open everything, then answer the front."""
@@ -135,6 +145,7 @@ class Worker:
             if message[0] == "stop":
                 return
             if message[0] == "ping":
+                self._live.release()
                 self._say("pong", message[1])
             elif message[0] == "prepare":
                 self._prepare(message[1])
@@ -142,6 +153,8 @@ class Worker:
                 self._take(Job(*message[1]), message[2])
             elif message[0] in ("inspect", "overlay"):
                 self._inspect_upload(*message)
+            elif message[0] == "look_by_trigger":
+                self._live.look_by_trigger(*message[1:])
             elif message[0] == "golden":
                 self._begin_golden(message[1])
             elif self._images is not None:
@@ -153,6 +166,7 @@ class Worker:
             self._watch.close()
         for holder in self._cameras.values():
             holder.close()
+        self._live.close()
         if self._images is not None:
             self._images.close()
         if self._archive is not None:
@@ -250,6 +264,12 @@ class Worker:
     def _diagnose(self, ticket: int) -> None:
         """Say of each camera which steps to an image work. Nothing is triggered: the line goes on meanwhile."""
         self._answer(ticket, {name: [step._asdict() for step in one.steps()] for name, one in self._cameras.items()})
+
+    def _light_limits(self, class_name: str) -> LightLimits | None:
+        """Return the limits of light and focus of a class of the prepared recipe, for a look beside the line's parts."""
+        recipe = self._recipe
+        checked = None if recipe is None else self._inspections.get(recipe.bank_version)
+        return None if checked is None else checked.checks.known_limits(class_name)
 
     def _answer(self, ticket: int, value: object, code: str = "", problem: str = "") -> None:
         self._say("answered", ticket, value, code, problem)
@@ -370,13 +390,6 @@ def _done(function: Callable[..., Frame], *arguments: Any) -> Future[Frame]:
     except Exception as exc:
         future.set_exception(exc)
     return future
-
-
-def eight_bits(frame: Frame) -> NDArray[np.uint8]:
-    """Return a frame's pixels as uint8: the top 8 of the bits that the camera fills."""
-    if frame.pixels.dtype == np.uint8:
-        return np.asarray(frame.pixels, np.uint8)
-    return (frame.pixels >> ((frame.bit_depth or 16) - 8)).astype(np.uint8)
 
 
 def evaluate(result: Result) -> tuple[int, str]:

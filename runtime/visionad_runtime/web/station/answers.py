@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Body(BaseModel):
@@ -215,11 +215,18 @@ class OfVersion(Body):
     version: int = Field(ge=1)
 
 
-class RecordedPart(OfVersion):
-    """A part of the line whose image is taken: from memory, or from the archive."""
+class SeenPart(OfVersion):
+    """An image that was seen: that of a part of the line, from memory or the archive, or a live frame."""
 
-    record: int = Field(ge=1)
-    camera: str = Field(default="", max_length=100)
+    record: int | None = Field(default=None, ge=1, description="number of the part")
+    camera: str = Field(default="", max_length=100, description="of the part")
+    frame: int | None = Field(default=None, ge=1, description="number of the live frame, as its event has it")
+
+    @model_validator(mode="after")
+    def _one(self) -> SeenPart:
+        if (self.record is None) == (self.frame is None):
+            raise ValueError("expected record or frame, one of them")
+        return self
 
 
 class Reason(OfVersion):

@@ -40,6 +40,7 @@ STATUS = {
     "role_missing": 403,
     "sender": 403,
     "plc_control": 423,
+    "line_trigger": 423,
     "unavailable": 503,
     "not_ready": 503,
     "internal": 500,

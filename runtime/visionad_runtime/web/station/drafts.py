@@ -84,7 +84,12 @@ def _add_changes(app: FastAPI) -> None:
 
     change("", "draft_begin", answers.Nothing, "Begin a draft of a class, or go on with the one that there is.")
     change("/discard", "draft_discard", answers.OfVersion, "Give a draft up. The line keeps what it has.")
-    change("/parts", "draft_add", answers.RecordedPart, "Take the image of a part of the line as a good part.")
+    change(
+        "/parts",
+        "draft_add",
+        answers.SeenPart,
+        "Take the image of a part of the line, or a live frame, as a good part.",
+    )
     change("/collect", "draft_collect", answers.Collecting, "Begin to collect all parts of the line, or end it.")
     change(
         "/threshold", "draft_threshold", answers.WantedRate, "Calibrate the draft with the collected parts that count."

@@ -26,6 +26,8 @@ SESSION_SECONDS = 5.0
 PANEL_SECONDS = 3.0
 """Silence after which a panel is reported."""
 MAX_CLIENTS = 64
+LOOK_SECONDS = 0.2
+"""Between two live images of a tab, at least."""
 _LENGTH = struct.Struct("!I")
 
 
@@ -35,17 +37,22 @@ class Client:
     Attributes:
         images: whether it looks at parts; a hidden tab does not.
         free: whether it has shown the last image.
+        look: its question for a live image, if one is on its way.
+        looked: monotonic seconds of the last one.
     """
 
     def __init__(self, socket: WebSocket, session: dict[str, Any], key: str) -> None:
         self.socket, self.session, self.key = socket, session, key
         self.images, self.free = False, True
         self.skipped = 0
+        self.look: asyncio.Task[None] | None = None
+        self.looked = 0.0
         self.heard = time.monotonic()
         self._newest: dict[str, dict[str, Any]] = {}
         self._parts: deque[dict[str, Any]] = deque(maxlen=MAX_PARTS)
         self._reject: tuple[dict[str, Any], list[bytes]] | None = None
         self._latest: tuple[dict[str, Any], list[bytes]] | None = None
+        self._frame: tuple[dict[str, Any], list[bytes]] | None = None
         self._wake = asyncio.Event()
 
     def put(self, event: dict[str, Any]) -> None:
@@ -68,9 +75,14 @@ class Client:
             self._reject, self._latest = (header, blobs), None
         self._wake.set()
 
+    def put_frame(self, header: dict[str, Any], blobs: list[bytes]) -> None:
+        """Queue a live image, which the tab has asked for."""
+        self._frame = header, blobs
+        self._wake.set()
+
     def forget(self) -> None:
         """Drop what waits, as for a tab that was hidden."""
-        self._reject = self._latest = None
+        self._reject = self._latest = self._frame = None
         self._parts.clear()
         self.free = True
 
@@ -84,6 +96,9 @@ class Client:
                 await self.socket.send_text(json.dumps(self._newest.pop(name)))
             while self._parts:
                 await self.socket.send_text(json.dumps(self._parts.popleft()))
+            if self._frame is not None:
+                live, self._frame = self._frame, None
+                await self.socket.send_bytes(binary(*live))
             if self.free and (self._reject or self._latest):
                 header, blobs = self._reject or self._latest  # type: ignore[misc]
                 if self._reject:
@@ -201,6 +216,7 @@ class Feed:
         finally:
             self.clients.discard(client)
             self._watch()
+            tasks += [client.look] if client.look is not None else []
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -213,12 +229,31 @@ class Feed:
             client.heard = time.monotonic()
             if message.get("send") == "shown":
                 client.shown()
+            elif message.get("send") == "look":
+                if client.look is not None:
+                    client.look.cancel()  # the newest question counts
+                client.look = asyncio.create_task(self._look(client, message))
             elif message.get("send") == "subscribe":
                 client.forget()
                 client.images = "parts" in message.get("names", ())
                 self._watch()
                 if client.images:
                     await self._begin(client)
+
+    async def _look(self, client: Client, m: dict[str, Any]) -> None:
+        """Send a live image, or why there is none. The front checks the role; it does not count as use of the session."""
+        await asyncio.sleep(max(0.0, client.looked + LOOK_SECONDS - time.monotonic()))
+        client.looked = time.monotonic()
+        values: dict[str, Any] = {key: str(m.get(key) or "")[:100] for key in ("camera", "class")}
+        try:
+            answer = await self.link.ask("look", session=client.key, **values)
+        except CommandError as exc:
+            client.put(
+                {"event": "no_frame", "n": m.get("n"), "code": exc.code, "values": exc.values, "error": str(exc)}
+            )
+            return
+        image = {key: answer.value.pop(key) for key in ("camera", "width", "height", "crop")}
+        client.put_frame({"event": "frame", "n": m.get("n"), **answer.value, "images": [image]}, answer.blobs)
 
     async def _begin(self, client: Client) -> None:
         """Send what a tab shows first: the newest parts since the station's start, and the last one with its image."""

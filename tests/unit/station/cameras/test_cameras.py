@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -13,8 +15,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from visionad_runtime.errors import ImageError
-from visionad_runtime.station.camera import CAMERAS, CameraGone, LostFrame, NoFrame
-from visionad_runtime.station.cameras.acquisition import FrameCounter
+from visionad_runtime.station.camera import CAMERAS, CameraGone, LostFrame, NoFrame, sight_of
+from visionad_runtime.station.cameras.acquisition import FrameCounter, GenicamCamera, RawFrame
 from visionad_runtime.station.cameras.features import FeatureError, FeatureWriter, GenicamSettings, as_text
 from visionad_runtime.station.cameras.stream import SETTLE_S, WINDOW_S, StreamClock
 
@@ -104,6 +106,129 @@ def test_pushed_images_that_are_damaged_or_old_or_too_large_are_refused() -> Non
     threading.Timer(0.1, camera.close).start()
     with pytest.raises(CameraGone):
         camera.grab(2, time.monotonic() + 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "sight"),
+    [
+        ("http", {}, "always"),
+        ("stream", {}, "always"),
+        ("folder", {}, "page"),
+        ("gige", {"trigger": "software"}, "trigger"),
+        ("gige", {"trigger": "hardware", "line": "Line1"}, "never"),
+        ("gige", {"trigger": "free"}, "always"),
+        ("pylon", {"trigger": "hardware", "line": "Line1"}, "never"),
+    ],
+)
+def test_a_camera_says_when_it_can_be_looked_at(kind: str, settings: dict[str, Any], sight: str) -> None:
+    assert sight_of(make(kind, **settings)) == sight
+
+
+def test_a_camera_that_does_not_say_when_takes_a_trigger() -> None:
+    class Plain:
+        """As a package may have it."""
+
+        Settings = object
+
+        def arm(self) -> int:
+            return 0
+
+    assert sight_of(Plain()) == "trigger"  # type: ignore[arg-type]
+
+
+def test_a_look_at_pushed_images_takes_none() -> None:
+    camera = make("http")
+    with pytest.raises(CameraGone):
+        camera.newest()
+    camera.open()
+    assert camera.newest() is None
+    after = camera.arm()
+    camera.submit(png(1))
+    camera.submit(png(2))
+    assert [camera.newest().id for _ in range(3)] == [2, 2, 2]
+    frame = camera.grab(after, time.monotonic())
+    assert (frame.id, frame.lost, int(frame.pixels[0, 0, 0])) == (2, 1, 2)
+    seen = camera.newest()  # also after a part has it
+    assert (seen.id, seen.taken, int(seen.pixels[0, 0, 0])) == (2, frame.taken, 2)
+    with pytest.raises(NoFrame):
+        camera.grab(frame.id, time.monotonic())
+    camera.submit(png(3)[:40])
+    with pytest.raises(LostFrame, match="image 3 of camera top"):
+        camera.newest()
+    camera.close()
+    camera.open()
+    assert camera.newest() is None
+
+
+def test_a_look_at_a_folder_takes_no_image(tmp_path: Path) -> None:
+    for value in (1, 2):
+        (tmp_path / f"{value}.png").write_bytes(png(value))
+    camera = make("folder", path=tmp_path, loop=False)
+    assert camera.newest() is None
+    camera.open()
+    for value in (1, 2):
+        for _ in range(3):
+            assert int(camera.newest().pixels[0, 0, 0]) == value
+        after = camera.arm()
+        camera.trigger()
+        assert int(camera.newest().pixels[0, 0, 0]) == value  # also while a part waits for it
+        frame = camera.grab(after, time.monotonic() + 1)
+        assert (frame.id, frame.lost, int(frame.pixels[0, 0, 0])) == (value, 0, value)
+    assert camera.newest() is None
+
+
+class FreeDevice:
+    """A device that hands out what the test puts in."""
+
+    def __init__(self) -> None:
+        self.buffers: list[RawFrame] = []
+        self.features = SimpleNamespace(has=lambda name: False)
+
+    def describe(self) -> Any:
+        from visionad_runtime.station.cameras.acquisition import DeviceFacts
+
+        return DeviceFacts("fake", "Mono8", 2, 1)
+
+    def next(self, timeout: float) -> RawFrame | None:
+        time.sleep(0.002)
+        return self.buffers.pop(0) if self.buffers else None
+
+    def start(self) -> None: ...
+    def trigger(self) -> None: ...
+    def check(self) -> None: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class FreeCamera(GenicamCamera):
+    device = FreeDevice()
+
+    def missing(self) -> str | None:
+        return None
+
+    def _connect(self) -> Any:
+        return self.device
+
+    def _write(self, writer: FeatureWriter) -> None: ...
+
+
+def test_a_look_at_a_camera_that_runs_free_leaves_its_frames_and_its_count() -> None:
+    camera = FreeCamera("top", GenicamSettings(kind="gige", trigger="free"))
+    camera.open()
+    try:
+        assert camera.newest() is None
+        after = camera.arm()
+        for block, value in ((1, 10), (2, 20), (5, 50)):  # 3 and 4 are lost
+            camera.device.buffers.append(RawFrame(block, data=bytes([value, value]), width=2, height=1))
+        deadline = time.monotonic() + 5
+        while (seen := camera.newest()) is None or seen.id < 5:
+            assert time.monotonic() < deadline
+        assert seen.pixels.tolist() == [[50, 50]] and camera.newest().id == 5  # type: ignore[union-attr]
+        frame = camera.grab(after, time.monotonic() + 1)
+        assert (frame.id, frame.lost, frame.pixels.tolist()) == (5, 2, [[50, 50]])
+        assert camera.newest().id == 5  # type: ignore[union-attr]
+    finally:
+        camera.close()
 
 
 def test_a_stream_clock_tells_how_long_a_frame_was_buffered() -> None:

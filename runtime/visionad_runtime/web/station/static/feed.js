@@ -68,6 +68,10 @@ function subscribe() {
 
 export const shown = () => tell({ send: 'shown' });
 
+/** Ask for a live image of a camera; `live.take` gets it, or why there is none. */
+export const look = (camera, name, n) => tell({ send: 'look', camera, class: name, n });
+export const live = { take() {} };
+
 // Forget what was shown: the verdict is not known any more.
 function forget() {
   clearTimeout(forget.timer);
@@ -95,7 +99,8 @@ function beat(event) {
 async function receive(data) {
   if (typeof data !== 'string') {
     const part = await parsed(data);
-    if (!station.stale && document.visibilityState === 'visible') onOutcome(part);
+    if (part.event === 'frame') live.take(part);
+    else if (!station.stale && document.visibilityState === 'visible') onOutcome(part);
     else shown();
     return;
   }
@@ -118,6 +123,7 @@ async function receive(data) {
   }
   else if (event.event === 'counts') { station.counts = event; changed(); }
   else if (event.event === 'user') { station.user = event; changed(); }
+  else if (event.event === 'no_frame') live.take(event);
   else if (event.event === 'strip') strip(event.parts);
   else if (event.event === 'part') strip([event]);
 }

@@ -4,6 +4,7 @@ import * as draft from '../draft.js';
 import { station } from '../feed.js';
 import { clock, count, percent, score, t } from '../i18n.js';
 import { draw } from '../images.js';
+import { follow, frozen, live as looking, paint } from '../live.js';
 import { page } from '../main.js';
 import { verdict } from '../words.js';
 import * as regions from './regions.js';
@@ -12,7 +13,8 @@ import * as threshold from './threshold.js';
 const { work } = draft;
 const STEPS = { parts: () => t('Parts'), regions: () => t('Regions'), threshold: () => t('Threshold'), live: () => t('Put live') };
 let chosen = '';
-let camera = ''; // whose image is shown and taken, if the part has several
+let camera = ''; // whose image is shown and taken, if there are several
+let picked = ''; // what is shown: 'live' or 'part'; empty: see below
 
 const address = () => new URLSearchParams(location.hash.split('?')[1] ?? '');
 const step = () => (Object.hasOwn(STEPS, address().get('step')) ? address().get('step') : 'parts');
@@ -106,43 +108,86 @@ function decide(part) {
     </form>`;
 }
 
+// What is shown and taken. On a line that runs, a part as it was inspected; else what lies under the camera now.
+const seesLive = () => page.is('setter') && (picked || (station.state.control === 'page' || !station.outcome ? 'live' : 'part')) === 'live';
+const show = (what) => { picked = what; chosen = ''; page.update(); };
+
 // The image of the newest part that the screen shows, and that is taken.
 const newest = () => station.outcome?.images.find((image) => image.camera === camera) ?? station.outcome?.images[0] ?? null;
 
+// The camera that is looked at.
+const atCamera = () => {
+  const names = Object.keys(station.state.cameras ?? {});
+  return names.includes(camera) ? camera : names[0];
+};
+const toFollow = () => (location.hash.startsWith('#/teach') && step() === 'parts' && work.facts && !chosen && seesLive() && atCamera()
+  ? { camera: atCamera(), name: work.name } : null);
+
 function cameras() {
-  const { images } = station.outcome ?? { images: [] };
-  return images.length < 2 ? nothing : html`<div class="row" role="group" aria-label=${t('Camera')}>${images.map((image) => html`
-    <button class="plain" aria-pressed=${image.camera === newest().camera} @click=${() => { camera = image.camera; chosen = ''; page.update(); }}>${image.camera}</button>`)}</div>`;
+  const names = seesLive() ? Object.keys(station.state.cameras ?? {}) : (station.outcome?.images ?? []).map((image) => image.camera);
+  const now = seesLive() ? atCamera() : newest()?.camera;
+  return names.length < 2 ? nothing : html`<div class="row" role="group" aria-label=${t('Camera')}>${names.map((name) => html`
+    <button class="plain" aria-pressed=${name === now} @click=${() => { camera = name; chosen = ''; page.update(); }}>${name}</button>`)}</div>`;
 }
+
+const mayTake = () => (seesLive() ? Boolean(looking.frame) && !frozen() && !chosen : Boolean(station.outcome));
 
 function take() {
   const { outcome } = station;
-  if (outcome) draft.change('/parts', { record: outcome.id, camera: newest()?.camera ?? outcome.camera ?? '' }, t('Part {part} is taken.', { part: outcome.part || outcome.id }));
+  if (!mayTake()) return;
+  if (seesLive()) draft.change('/parts', { frame: looking.frame.frame }, t('The live image is taken.'));
+  else draft.change('/parts', { record: outcome.id, camera: newest()?.camera ?? outcome.camera ?? '' }, t('Part {part} is taken.', { part: outcome.part || outcome.id }));
+}
+
+// Below the image: what is shown, and what a person needs to set up light and lens.
+function sight() {
+  const { frame, trouble } = looking;
+  return html`<div class="sight">
+    <div class="row" role="group" aria-label=${t('What is shown')}>
+      <button class="plain" id="see-live" aria-pressed=${seesLive()} @click=${() => show('live')}>${t('Live')}</button>
+      <button class="plain" id="see-part" aria-pressed=${!seesLive()} @click=${() => show('part')}>${t('Newest part')}</button></div>
+    ${seesLive() && frame && !chosen ? html`
+      <label class="inline">${t('Sharpness')}<progress id="sharpness" max="1"></progress></label>
+      ${frame.light === null ? nothing : html`<span id="light" data-ok=${frame.light}>${frame.light ? t('light as for the good parts') : t('▲ light not as for the good parts')}</span>`}
+      ${trouble ? html`<span>${trouble}</span>` : nothing}` : nothing}
+  </div>`;
+}
+
+function view(taught) {
+  const { outcome } = station;
+  const live = seesLive();
+  const there = taught || (live ? looking.frame : outcome);
+  const shown = taught ? draft.image(taught.support) : null;
+  const label = taught ? t('Image of a taught part') : live ? t('Live image') : t('Image of the newest part');
+  const caption = taught ? t('Taught part: where it differs from the others') : !there ? '\u00a0' : live ? html`<b id="live-caption"></b>`
+    : html`<b id="teach-part">${outcome.part || outcome.id}</b> · ${clock(outcome.at)} · <b>${verdict(outcome.evaluation).word}</b> ${outcome.images.length > 1 ? newest().camera : ''}`;
+  return html`
+    <section class="view" data-off=${!there || station.stale} data-frozen=${Boolean(live && !taught && frozen())} aria-label=${t('Image')}>
+      <p class="caption">${caption}</p>
+      <canvas id="teach-image" role="img" aria-label=${label}></canvas>
+      ${page.is('setter') ? sight() : nothing}
+      ${there ? nothing : html`<p class="missing">${t('Put a good part under the camera: its image appears here.')} ${live ? looking.trouble : ''}</p>`}
+      ${shown?.trouble ? html`<p class="missing">${shown.trouble}</p>` : nothing}
+    </section>`;
 }
 
 function parts() {
   const { facts } = work;
-  const { outcome, state } = station;
+  const { state } = station;
   const full = facts.parts.length >= 8;
-  const looked = one();
-  const shown = looked ? draft.image(looked.support) : null;
+  const taught = one();
   return html`
-    <section class="view" data-off=${!(looked || (outcome && !station.stale))} aria-label=${t('Image')}>
-      <p class="caption">${looked ? t('Taught part: where it differs from the others') : outcome ? html`<b id="teach-part">${outcome.part || outcome.id}</b> · ${clock(outcome.at)} · <b>${verdict(outcome.evaluation).word}</b> ${outcome.images.length > 1 ? newest().camera : ''}` : '\u00a0'}</p>
-      <canvas id="teach-image" role="img" aria-label=${looked ? t('Image of a taught part') : t('Image of the newest part')}></canvas>
-      ${looked || outcome ? nothing : html`<p class="missing">${t('Put a good part under the camera: its image appears here.')}</p>`}
-      ${shown?.trouble ? html`<p class="missing">${shown.trouble}</p>` : nothing}
-    </section>
+    ${view(taught)}
     <section class="side" aria-label=${t('Good parts')} tabindex="0">
       ${cameras()}
       <h2>${t('{parts} of 1 to 8 good parts', { parts: count(facts.parts.length) })}</h2>
       <ol class="parts">${facts.parts.map(partCard)}</ol>
       ${facts.parts.length === 1 ? html`<p class="small">${t('One part cannot be compared with anything: take a second one.')}</p>` : nothing}
-      ${looked ? decide(looked) : nothing}
+      ${taught ? decide(taught) : nothing}
       <p>${promise(facts)}</p>
     </section>
     <footer class="actions">
-      <button class="big" id="take" ?disabled=${!mayTeach() || !outcome || full || work.busy} @click=${take}>${work.busy ? t('The part is encoded …') : t('Take this part')}</button>
+      <button class="big" id="take" ?disabled=${!mayTeach() || !mayTake() || full || work.busy} @click=${take}>${work.busy ? t('The part is encoded …') : t('Take this part')}</button>
       <label class="big plain file" aria-disabled=${!mayTeach() || full}>${t('From files')}<input id="files" type="file" accept="image/*" multiple ?disabled=${!mayTeach() || full || work.busy}
         @change=${(event) => draft.files([...event.target.files]).then(() => { event.target.value = ''; })}></label>
       ${state.control === 'page' ? html`<button class="big plain" ?disabled=${station.stale || !state.ready} @click=${() => page.change('trigger')}>${t('Inspect')}</button>` : html`
@@ -230,8 +275,10 @@ export function drawn() {
     const looked = one();
     const found = looked ? draft.image(looked.support) : null;
     if (looked) draw(canvas, found?.images[0] ?? null, found?.regions ?? [], { heat: true, outline: true });
-    else draw(canvas, station.stale ? null : newest(), [], { heat: false, outline: false });
-    canvas.dataset.part = looked ? '' : station.outcome?.id ?? '';
+    else draw(canvas, station.stale || seesLive() ? null : newest(), [], { heat: false, outline: false });
+    canvas.dataset.part = looked || seesLive() ? '' : station.outcome?.id ?? '';
+    canvas.dataset.frame = '';
+    if (toFollow()) { follow(toFollow); paint(true); }
   }
   if (step() === 'regions') regions.drawn();
   if (step() === 'threshold') threshold.drawn();

@@ -1047,7 +1047,7 @@ def page_endurance() -> Rows:
         "at most 5 MB",
     )
     yield "answers to the PLC, 99 %, without the page", f"{alone:.1f} ms", ""
-    yield "the same beside it, with the browser on the same two cores", f"{beside:.1f} ms", "2 ms more"
+    yield "the same beside it, with the browser on one of the two cores", f"{beside:.1f} ms", "2 ms more"
 
 
 @register("result file", "commit", "date", "CPU or GPU")

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from visionad_runtime.station.camera import CAMERAS, Camera, CameraGone, LostFrame, NoFrame
+from visionad_runtime.station.camera import CAMERAS, Camera, CameraGone, LostFrame, NoFrame, SeenCamera, sight_of
 
 from tests.line.components import need
 
@@ -190,3 +190,31 @@ def test_a_free_camera_hands_out_the_newest_frame(folder: Path) -> None:
         assert last > 8
     finally:
         camera.close()
+
+
+def test_a_look_at_a_free_camera_takes_nothing_from_the_line(folder: Path) -> None:
+    camera = make({"emulated": folder, "trigger": "free", "exposure_us": 100})
+    assert isinstance(camera, SeenCamera) and sight_of(camera) == "always"
+    camera.open()
+    try:
+        seen, ids = 0, []
+        last = camera.arm()
+        for _ in range(5):
+            frame = camera.grab(last, time.monotonic() + WAIT)
+            looked = [camera.newest() for _ in range(3)]
+            assert all(one is not None and one.id >= frame.id and time.monotonic() - one.taken < 0.5 for one in looked)
+            seen += len(looked)
+            ids.append(frame.id)
+            last = frame.id
+        assert seen == 15 and ids == sorted(set(ids))
+        newest = camera.newest()
+        assert newest is not None and newest.pixels.shape[:2] == (48, 64)
+    finally:
+        camera.close()
+    with pytest.raises(CameraGone):
+        camera.newest()
+
+
+def test_a_camera_that_waits_for_a_trigger_is_looked_at_by_one(opened: Camera) -> None:
+    assert sight_of(opened) == "trigger"
+    assert sight_of(make({"serial": "1", "trigger": "hardware"})) == "never"

@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import Queue
 
 import pytest
-from visionad_runtime.station.camera import CAMERAS, Camera, CameraGone, Frame, NoFrame
+from visionad_runtime.station.camera import CAMERAS, Camera, CameraGone, Frame, NoFrame, SeenCamera
 
 from tests.line.components import RTSP_PYTHON, free_port, need
 from tests.line.servers import Server
@@ -182,6 +182,24 @@ def test_t5_latency_is_what_the_images_say(server: tuple[Server, int]) -> None:
         assert 0 < max(delays) < LATENCY_MS / 1000, (
             f"latency_ms of these tests is too small: {max(delays) * 1000:.0f} ms"
         )
+    finally:
+        camera.close()
+
+
+def test_t5_a_look_shows_what_is_under_the_camera_now_and_takes_nothing(server: tuple[Server, int]) -> None:
+    camera = make(server[1])
+    assert isinstance(camera, SeenCamera)
+    try:
+        camera.open()
+        last, _ = shot(camera)
+        for _ in range(5):
+            now = time.monotonic()
+            looked = camera.newest()
+            assert looked is not None and looked.id >= last.id
+            assert now - made_at(looked) < 1.0
+            frame, later = shot(camera)
+            assert frame.id > last.id and later > -0.002
+            last = frame
     finally:
         camera.close()
 

@@ -198,6 +198,7 @@ def test_fleet(arguments: list[str]) -> None:
     os.environ["VISIONAD_DEMAND_FLEET"] = "1"
     os.environ.setdefault("VISIONAD_RAY_KILLS", "20")
     os.environ.setdefault("VISIONAD_STORE_KILLS", "100")
+    os.environ.setdefault("VISIONAD_SYNC_KILLS", "50")
     os.environ.setdefault("VISIONAD_BASE_PYTHON", str(PYTHON))
     os.environ.setdefault("VISIONAD_FLEET_RESULTS", str(ROOT / "benchmarks" / "results" / "fleet-tests.json"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -229,6 +229,9 @@ def wait_for_rows(out: Path, driver: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.skipif(
+    KILLS < 20, reason="Ray waits a minute and a half for its head: at full length, VISIONAD_RAY_KILLS=20"
+)
 def test_s1_the_head_dies(cluster: Cluster, tiny_model: Path, filled_bank: Path, tmp_path: Path) -> None:
     images, out = write_images(tmp_path / "images", COUNT), tmp_path / "out"
     head = cluster.add_node(head=True)

@@ -4,6 +4,7 @@ stands there exactly once."""
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -22,8 +23,8 @@ from tests.fleet.components import module, note, releases
 
 pytestmark = pytest.mark.slow(group="fleet")
 
-ROWS, KILLS = 6000, 50
-"""Records to begin with, and SIGKILLs that hit a sync under way."""
+ROWS, KILLS = 6000, int(os.environ.get("VISIONAD_SYNC_KILLS", "10"))
+"""Records to begin with, and SIGKILLs that hit a sync under way: 50 at full length."""
 NEW, STOP_EACH = 300, 5
 """Records that come before each sync, and the number of syncs of which one loses its server."""
 
@@ -118,7 +119,7 @@ def test_s11_each_record_stands_there_once(server: Any, postgres: str, tmp_path:
     from visionad_runtime.fleet.sync.database import open_engine
 
     records, rng, turns, stops = tmp_path / "records.sqlite", random.Random(11), 0, 0
-    total = ROWS
+    total, latest = ROWS, 0.6  # seconds after which a sync is killed, at the latest: one that is faster is not hit
     write_records(records, 1, ROWS)
     engine = open_engine(postgres)
     outcomes, seen = Counter[str](), [0]
@@ -131,13 +132,15 @@ def test_s11_each_record_stands_there_once(server: Any, postgres: str, tmp_path:
             assert turns < 4 * KILLS, f"{outcomes['killed']} of {turns} syncs were hit"
             write_records(records, 1 + total, NEW)
             total += NEW
-            process.stdin.write(f"{rng.uniform(0.05, 0.6)}\n")
+            process.stdin.write(f"{rng.uniform(0.02, latest)}\n")
             process.stdin.flush()
             if turns % STOP_EACH == 0:
                 time.sleep(rng.uniform(0, 0.4))
                 stop(server)
                 stops += 1
-            outcomes[STATUSES[process.stdout.readline().strip()]] += 1
+            outcome = STATUSES[process.stdout.readline().strip()]
+            outcomes[outcome] += 1
+            latest = max(0.05, min(0.6, latest * {"killed": 1.1, "finished": 0.8}.get(outcome, 1.0)))
             if turns % STOP_EACH == 0:
                 refused = start(records, postgres)
                 _, errors = refused.communicate(timeout=120)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
@@ -55,9 +55,10 @@ class RunningStation:
         under: a command that starts it, such as ``chrt``.
     """
 
+    under: Sequence[str] = ()
+
     def __init__(self, folder: Path, model: Path, images: list[NDArray[np.uint8]], more: str = "") -> None:
         self.folder = folder
-        self.under: list[str] = []
         self.port, self.tcp = free_port(), free_port()
         with Inspector.open(model, folder / "bank", threads=1) as inspector:
             inspector.enroll("disc", [numbered(number) for number in (0, 341, 682, 1023)])

@@ -457,7 +457,7 @@ def main() -> None:
         "--units",
         type=int,
         default=len(UNITS),
-        help="choices of supports: 3 with 1 shot, then 3 with 4; the committed figures have 4",
+        help="choices of supports: 3 with 1 shot, then 3 with 4",
     )
     args = options.parse_args()
     until = time.monotonic() + 60 * args.minutes

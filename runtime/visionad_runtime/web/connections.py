@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
 import re
 import time
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -44,6 +45,35 @@ LIMITS: dict[Phase, float | None] = {
 }
 
 
+class _Joined:
+    """A transport that sends what is written in one turn of the event loop at once.
+
+    An answer's head and body are two writes. A proxy passes the head on as soon as it comes, and then cannot ask another server
+    any more if this one dies before the body.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._waiting: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._waiting:
+            self._loop.call_soon(self._send)
+        self._waiting.append(data)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting and not self._transport.is_closing():
+            self._transport.write(b"".join(waiting))
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, with a phase. :class:`Acceptor` ends those that are in one for too long."""
 
@@ -55,6 +85,10 @@ class Connection(HttpToolsProtocol):
         self.phase, self.since = Phase.HEAD, time.monotonic()
         self._head_bytes = 0
         self._in_head = self._in_body = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a client."""
+        super().connection_made(transport if self.upgrades else cast(asyncio.Transport, _Joined(transport, self.loop)))
 
     def _enter(self, phase: Phase) -> None:
         self.phase, self.since = phase, time.monotonic()

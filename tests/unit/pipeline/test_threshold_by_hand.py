@@ -125,3 +125,20 @@ def test_the_command(inspector: Inspector, tmp_path: Path, capsys: pytest.Captur
         status, _, problem = told("threshold", bank, "--class", "disc", *wrong)
         assert status == 2 and says in problem and problem.count("\n") == 1
     assert Bank.open(bank).manifest.version == 3
+
+
+def test_a_command_that_takes_it_away_says_so(
+    inspector: Inspector, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank = str(tmp_path / "bank")
+    for change in (
+        ["remove", bank, "--class", "disc", "--image", entry_of(inspector).images[0].sha256],
+        ["roi", str(tiny_model), bank, "--class", "disc", "--roi", "mid=20,10,80,80"],
+    ):
+        assert run(["bank", "threshold", bank, "--class", "disc", "--set", "0.25", "--reason", "scratches"]) == 0
+        capsys.readouterr()
+        assert run(["bank", *change]) == 0
+        said = capsys.readouterr().err
+        assert "the threshold 0.25 by hand" in said and "(scratches) does not hold any more" in said
+    assert run(["bank", "roi", str(tiny_model), bank, "--class", "disc", "--whole"]) == 0
+    assert "by hand" not in capsys.readouterr().err

@@ -23,6 +23,7 @@ from ..options import (
 )
 from ..results import require_bank
 from ..rois import IgnoreOption, RoiOption, describe, parse_rois, read_spec
+from .bank_threshold import tell_if_replaced
 
 if TYPE_CHECKING:
     from ...formats.manifest import ClassEntry
@@ -159,9 +160,11 @@ def bank_remove(
         version, change = remove_offline(bank, class_name), f"remove {class_name}"
     else:
         opened = Bank.open(bank, lazy=True)
+        before = opened.classes.get(class_name)
         version, change = opened.remove(class_name, image, calibrate=recalibrate), opened.manifest.change
         if opened.classes[class_name].entry.threshold is None:
             change += "; its threshold was dropped, and its parts are for review until `visionad calibrate`"
+        tell_if_replaced(class_name, None if before is None else before.entry, opened.classes[class_name].entry)
     say(f"bank version {version}: {change} (`visionad bank undo` restores it)")
 
 
@@ -221,6 +224,7 @@ def bank_confirm(
         progress(f"confirming {class_name}", len(images)) as step,
     ):
         judged = images
+        before = inspector.require_class(class_name).classes[class_name].entry
         if remember is not None:  # first: with a wrong mask nothing is stored
             version = remember_file(inspector, class_name, images[0], remember, bit_depth)
             held = inspector.require_class(class_name).classes[normalize_class_name(class_name)].entry
@@ -233,6 +237,7 @@ def bank_confirm(
         if enroll:
             version = inspector.enroll_files(class_name, images, bit_depth=bit_depth)
         entry = inspector.require_class(class_name).classes[class_name].entry
+    tell_if_replaced(class_name, before, entry)
     record = entry.promising
     counted = len(images) if good and selection == "all" else 0
     if as_json:

@@ -24,6 +24,7 @@ from ..options import (
 )
 from ..results import require_bank
 from ..rois import IgnoreOption, RoiOption, describe, parse_rois, read_spec
+from .bank_threshold import tell_if_replaced
 
 
 def bank_roi(
@@ -59,7 +60,8 @@ def bank_roi(
             count = len(manifest.classes[class_name].images)
             with progress(f"encoding {class_name}", count) as step:
                 change_roi(inspector, class_name, spec, mask, step)
-        manifest = read_manifest(bank, BankManifest)
+        before, manifest = manifest.classes[class_name], read_manifest(bank, BankManifest)
+        tell_if_replaced(class_name, before, manifest.classes.get(class_name))
     entry = manifest.classes[class_name]
     if as_json:
         shown = None if entry.roi is None else as_dict(entry.roi)
@@ -105,4 +107,5 @@ def bank_rebuild(
     for name, entry in made.classes.items():
         threshold = "no threshold" if entry.threshold is None else f"threshold {entry.threshold:.4f}"
         say(f"{name}: {len(entry.images)} images, {threshold}")
+        tell_if_replaced(name, source.classes[name].entry, entry)
     say(f"{len(made.classes)} classes of {bank} in {new}, made with {made.identity.describe()}")

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import getpass
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...errors import BankError, VisionADError
-from ..console import say
+from ..console import complain, say
 from ..options import BankArg, ClassOption, JsonFlag
+
+if TYPE_CHECKING:
+    from ...formats.manifest import ClassEntry
+
+
+def tell_if_replaced(class_name: str, before: ClassEntry | None, after: ClassEntry | None) -> None:
+    """Say that a change of the class took a threshold by hand away: scores are others now, so it does not hold."""
+    by_hand = None if before is None else before.by_hand
+    if by_hand is None or after is None or after.by_hand is not None:
+        return
+    now = "there is none now" if after.threshold is None else f"it is {after.threshold:.4f} now"
+    complain(
+        f"class {class_name}: the threshold {by_hand.value:g} by hand of {by_hand.who} ({by_hand.reason}) does not hold any more, "
+        f"since scores are others; {now}; look at it, and type it again with `visionad bank threshold --set` if need be"
+    )
 
 
 def bank_threshold(
@@ -28,7 +43,6 @@ def bank_threshold(
     """Type a threshold by hand, or take it back. `visionad calibrate` replaces it too."""
     from ...bank.memory_bank import ClassBank
     from ...bank.store import Bank
-    from ...formats.manifest import ClassEntry
     from ...pipeline.calibration import calibrated_again, type_threshold
     from ...scoring.conformal import promise_in_words
 

@@ -36,6 +36,16 @@ def numbered(number: int, defect: bool = False) -> NDArray[np.uint8]:
     return image
 
 
+DRAWN_NUMBER = f"""const [left, top, scale] = canvas.dataset.drawn.split(',').map(Number);
+  const context = canvas.getContext('2d');
+  let number = 0;
+  for (let bit = 0; bit < {BITS}; bit += 1) {{
+    const x = Math.round(left + (bit + 0.5) * {CELL} * scale), y = Math.round(top + {CELL / 2} * scale);
+    if (context.getImageData(x, y, 1, 1).data[1] > 127) number += 1 << bit;
+  }}"""
+"""Lines of a script that read the number of :func:`numbered` from an image that is drawn into ``canvas``."""
+
+
 def free_port() -> int:
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))

@@ -15,7 +15,7 @@ from visionad_runtime.bank.supports import read_kept
 from visionad_runtime.images.pixels import pixel_digest
 
 from tests.browser.conftest import Watched
-from tests.browser.station import BITS, CELL, RunningStation, numbered
+from tests.browser.station import DRAWN_NUMBER, RunningStation, numbered
 from tests.browser.test_pushed import png, push, station_of
 from tests.browser.test_screens import OVERFLOW, violations
 from tests.browser.test_teach import SETTER, call, draft, number_of, open_draft, said
@@ -27,13 +27,7 @@ PAUSE = 0.1
 SEEN = f"""() => {{
   const canvas = document.getElementById('teach-image');
   if (!canvas?.dataset.drawn || !canvas.dataset.frame) return null;
-  const [left, top, scale] = canvas.dataset.drawn.split(',').map(Number);
-  const context = canvas.getContext('2d');
-  let number = 0;
-  for (let bit = 0; bit < {BITS}; bit += 1) {{
-    const x = Math.round(left + (bit + 0.5) * {CELL} * scale), y = Math.round(top + {CELL / 2} * scale);
-    if (context.getImageData(x, y, 1, 1).data[1] > 127) number += 1 << bit;
-  }}
+  {DRAWN_NUMBER}
   return {{number, frame: Number(canvas.dataset.frame), caption: document.getElementById('live-caption').textContent}};
 }}"""
 """Reads the number that is drawn into the live image, from the canvas, with its frame's number."""

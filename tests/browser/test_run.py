@@ -17,20 +17,14 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.browser.conftest import Watched, chromium_path
-from tests.browser.station import BITS, CELL, RunningStation
+from tests.browser.station import DRAWN_NUMBER, RunningStation
 
 Tabs = Callable[..., Watched]
 pytestmark = pytest.mark.slow(group="browser")
 NUMBER = f"""() => {{
   const canvas = document.getElementById('image');
   if (!canvas?.dataset.drawn || !canvas.dataset.part) return null;
-  const [left, top, scale] = canvas.dataset.drawn.split(',').map(Number);
-  const context = canvas.getContext('2d');
-  let number = 0;
-  for (let bit = 0; bit < {BITS}; bit += 1) {{
-    const x = Math.round(left + (bit + 0.5) * {CELL} * scale), y = Math.round(top + {CELL / 2} * scale);
-    if (context.getImageData(x, y, 1, 1).data[1] > 127) number += 1 << bit;
-  }}
+  {DRAWN_NUMBER}
   return {{number, id: Number(canvas.dataset.part), part: document.getElementById('part')?.textContent,
     word: document.getElementById('verdict').textContent}};
 }}"""

@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 from visionad_runtime.images.decode import load
 from visionad_runtime.preprocess import prepare, query_views
 from visionad_runtime.scoring.conformal import conformal_limits
-from visionad_runtime.station.worker.exchangeability import ExchangeabilityMonitor
+from visionad_runtime.station.judging.exchangeability import ExchangeabilityMonitor
 
 RATES = 0.01, 0.05
 """Wanted rates of ``anomalous`` and of ``review`` or worse, the defaults."""

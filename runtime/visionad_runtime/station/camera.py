@@ -172,10 +172,28 @@ class PushedCamera(Camera, Protocol):
         """
 
 
+@runtime_checkable
+class StoredCamera(Camera, Protocol):
+    """A camera whose images lie on disk.
+
+    Where it starts the cycle, its images wait for the line: none is missed, and a restart goes on where it ended.
+    """
+
+    def recorded(self, number: int) -> None:
+        """Note that the part which a frame belongs to is on record, so that no later start hands the frame out again.
+
+        Any thread may call it. It returns at once.
+
+        Args:
+            number: of a frame that :meth:`grab` returned.
+        """
+
+
 CAMERAS = LeafRegistry[Camera](
     "camera",
     "visionad.cameras",
     {
+        "arrivals": "visionad_runtime.station.cameras.arrivals:ArrivalsCamera",
         "folder": "visionad_runtime.station.cameras.folder:FolderCamera",
         "http": "visionad_runtime.station.cameras.http:HttpCamera",
         "stream": "visionad_runtime.station.cameras.stream:StreamCamera",

@@ -11,6 +11,7 @@ from ..bank.names import normalize_class_name
 from ..errors import VisionADError
 from ..formats.manifest import BankManifest, read_manifest
 from ..formats.model_folder import read_model
+from .front.cycle import MAX_WAITING
 from .page.link import page_missing
 from .settings import Station
 from .worker.alignment import first_reference, unalignable
@@ -45,6 +46,17 @@ def problems_of(station: Station) -> list[str]:
             problems.append(missing)
     if settings.web is not None and (missing := page_missing()) is not None:
         problems.append(missing)
+    live = [sink for sink in station.sinks.values() if sink.live]
+    if settings.trigger == "line" and not live and settings.web is None:
+        problems.append(
+            "nothing can trigger: add a sink such as `{kind: modbus}` or a page (`web: {port: 8000}`), or let the cameras begin "
+            "(`trigger: free`)"
+        )
+    if live and not any(getattr(sink, "acknowledges", True) for sink in live):
+        problems.append(
+            f"nobody acknowledges results, and after {MAX_WAITING} of them the station is not ready: set acknowledge_after_ms of "
+            f"the sink {next(name for name, sink in station.sinks.items() if sink.live)}"
+        )
     ports: dict[tuple[str, int], str] = {}
     listening = {name: getattr(sink, "_settings", None) for name, sink in station.sinks.items() if sink.live}
     if settings.web is not None:

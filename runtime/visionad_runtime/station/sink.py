@@ -131,6 +131,7 @@ class Sink(Protocol):
     Attributes:
         Settings: what the station file says of such a sink.
         live: whether it is a live sink.
+        acknowledges: optional, for live sinks: whether its peer or the sink itself takes results away. Without it, it does.
     """
 
     Settings: ClassVar[type[LeafSettings]]

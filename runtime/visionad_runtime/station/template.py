@@ -13,7 +13,7 @@ trigger: line                      # line: a sink triggers; hardware: the camera
 
 cameras:
   top:
-    kind: folder                   # folder | http | stream | gige | pylon
+    kind: folder                   # folder | arrivals | http | stream | gige | pylon
     path: images                   # a folder camera simulates: one image a trigger, by name
   # side: {kind: gige, address: 10.0.0.7, exposure_us: 800, simulate: images}
 

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from .._release import __version__
 from ..inspector import Inspector
 from ..result import Result
-from ..station.worker.promise_watch import PromiseWatch
+from ..station.judging.promise_watch import PromiseWatch
 
 LATENCIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 RATIOS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)

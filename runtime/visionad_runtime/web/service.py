@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..bank.memory_bank import Snapshot
 from ..bank.supports import check_new, read_kept, support_record
 from ..inspector import Inspector
 from ..result import Result
-from ..station.worker.promise_watch import PromiseWatch
+from ..station.judging.judge import Judge
 from ..visualization.overlay import overlay_png
 from .metrics import Metrics
 from .queue import UploadedImage, UploadQueue
@@ -29,10 +28,9 @@ class InspectionService(UploadQueue):
 
     def __init__(self, inspector: Inspector, evidence: bool = False) -> None:
         self.inspector = inspector
-        self.promises = PromiseWatch(inspector, log.warning)
-        self.metrics = Metrics(inspector, self.promises)
+        self._judge = Judge(inspector, log.warning, evidence=evidence)
+        self.metrics = Metrics(inspector, self._judge.promises)
         super().__init__(self.metrics.waiting.set, self.metrics.receiving.set)
-        self._following = threading.Lock()
         self.evidence = evidence
         self._pool = ThreadPoolExecutor(inspector.pipeline.slots, "visionad-serve")
 
@@ -40,12 +38,10 @@ class InspectionService(UploadQueue):
         """As :meth:`Inspector.inspect`, with the bank that is on disk."""
 
         def work() -> Result:
-            self.inspector.refresh()
-            return self.inspector.trace_batch([upload.rgb], class_name, trace=False, evidence=self.evidence)[0][0]
+            self._judge.refresh()
+            return self._judge.judge(upload.rgb, class_name)
 
         result = await self._turn(work)
-        with self._following:
-            result = self.promises.follow(result)
         self.metrics.add(result)
         return result
 

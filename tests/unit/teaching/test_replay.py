@@ -18,6 +18,7 @@ from visionad_runtime.cli.results import ResultWriter
 from visionad_runtime.errors import BankError
 from visionad_runtime.formats.files import sha256_bytes
 from visionad_runtime.formats.roi import make_spec, parse_roi
+from visionad_runtime.station.judging.judge import Judge
 from visionad_runtime.station.watch.arrivals import ArrivalLoop
 from visionad_runtime.station.watch.folder_source import FolderSource
 from visionad_runtime.station.watch.journal import Journal
@@ -144,7 +145,8 @@ def test_the_journal_of_watch_with_evidence(
         def notify(text: str) -> None:
             seen.append(text)
 
-        loop = ArrivalLoop(inspector, source, output, book, "disc", None, notify, evidence=True)
+        judge = Judge(inspector, notify, evidence=True)
+        loop = ArrivalLoop(judge, source, output, book, "disc", None, notify)
         loop.run(lambda: sum(output.counts.values()) >= 6)
         book.close()
     lines = read(journal)

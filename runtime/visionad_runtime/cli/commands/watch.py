@@ -66,6 +66,7 @@ def watch(
     """Inspect images as they arrive in a folder, until Ctrl-C or a service's stop. What is enrolled meanwhile counts."""
     from ...bank.supports import depth_warnings
     from ...inspector import Inspector
+    from ...station.judging.judge import Judge
     from ...station.watch.arrivals import ArrivalLoop
     from ...station.watch.folder_source import FolderSource
     from ...station.watch.journal import Journal
@@ -106,7 +107,7 @@ def watch(
             complain(line)
         passed = f", passing over {source.passed_over} of the {source.there} images there" if source.there else ""
         complain(f"watching {folder} with {inspector.engine.name}{passed}")
-        loop = ArrivalLoop(inspector, source, report, book, class_name, bit_depth, complain, evidence=evidence)
-        loop.run(stop.is_set)
+        judge = Judge(inspector, complain, evidence=evidence)
+        ArrivalLoop(judge, source, report, book, class_name, bit_depth, complain).run(stop.is_set)
     if not as_json:
         say(report.summary())

@@ -10,7 +10,7 @@ starting   worker opens cameras and model                    worker ready → id
 idle       no recipe is prepared                             prepare → preparing
 preparing  the worker prepares a recipe                      done → ready; failed → idle
 ready      a trigger is accepted                             trigger → busy; prepare → preparing
-busy       a part is taken and judged                        outcome or deadline → valid
+busy       a part is taken and judged                        outcome or deadline → valid, or ready if nobody acknowledges
 valid      a result waits to be acknowledged                 ack, or none within ``ack_s`` → ready
 fault      nothing is judged                                 cleared and the worker is ready → idle, or its recipe is prepared again
 stopping   no trigger is accepted; the part in hand ends     → off
@@ -115,12 +115,14 @@ class Settings:
         ack_s: how long a result waits for its acknowledgement before the station is ready again.
         recipe_digests: number → sha256 of the recipe's settings.
         deadlines: number of a recipe → its own deadline in seconds.
+        acknowledges: whether a result waits for the line; a station without a live sink has nobody who could acknowledge it.
     """
 
     deadline_s: float
     ack_s: float
     recipe_digests: Mapping[int, str]
     deadlines: Mapping[int, float] = field(default_factory=dict)
+    acknowledges: bool = True
 
 
 class Cycle:
@@ -396,6 +398,9 @@ class Cycle:
 
     def _publish(self, outcome: Outcome, now: float) -> list[Effect]:
         self._job = None
+        if not self._settings.acknowledges:
+            self.phase = {"busy": "ready", "stopping": "off"}.get(self.phase, self.phase)  # type: ignore[assignment]
+            return [Publish(outcome)]
         self._overrun_noted = False
         if not self._offered:
             self._offered_since = now

@@ -64,6 +64,7 @@ class Front:
                 ack_s=settings.ack_ms / 1e3,
                 recipe_digests={number: recipe.digest() for number, recipe in settings.recipes.items()},
                 deadlines={n: r.deadline_ms / 1e3 for n, r in settings.recipes.items() if r.deadline_ms is not None},
+                acknowledges=any(sink.live for sink in station.sinks.values()),
             ),
             self.records.last_id() + 1,
         )
@@ -91,6 +92,7 @@ class Front:
         self._questions = Questions(self._supervisor, "the worker")
         self._is_announced = False
         self._frame = 0  # number of the frame that began the part in hand; 0 where a trigger did
+        self._held = 0  # number of a stored frame that waits until the station is ready; 0 for none
         self._prepared_since = 0.0
         self.page = PageLink(self, say) if settings.web is not None else None
         if interrupted:
@@ -326,6 +328,7 @@ class Front:
     def _acknowledge_job(self, job_id: int) -> None:
         self._acknowledged = max(self._acknowledged, job_id)
         self._show()
+        self._supervisor.send("recorded", job_id)
 
     def _publish(self, outcome: Outcome) -> None:
         self.recent.append(outcome)
@@ -355,6 +358,9 @@ class Front:
     def _show(self) -> None:
         self._sinks.show()
         self._tell_watchers("state", self.state)
+        if self._held and self._cycle.ready:
+            frame, self._held = self._held, 0
+            self._trigger(self._cycle.acquisition + 1, "", self._cycle.control, frame)
 
     def _tell_watchers(self, kind: str, value: Any) -> None:
         self._observe(kind, value)
@@ -373,6 +379,7 @@ class Front:
 
     def _on_worker_lost(self, why: str) -> None:
         self._questions.give_up()
+        self._held = 0  # the next worker has it
         self._do(self._cycle.worker_lost(why, time.monotonic()))
 
     def _on_worker_alive(self, alive: bool) -> None:
@@ -478,11 +485,14 @@ class Front:
         self._writer.run(lambda: self.records.audit(who, "golden parts", None, new))
         self._look_at_golden()
 
-    def _on_frame(self, frame: int, lost: int) -> None:
+    def _on_frame(self, frame: int, lost: int, waits: bool) -> None:
         """A camera that starts the cycle has taken a frame. Frames that were lost are parts that nobody looked at."""
         if lost:
             self._cycle.missed += lost
             self._note("frames-lost", f"{lost} frames were lost: nobody looked at their parts; reject them")
             self._do([])
-        if frame:
+        if frame and waits:
+            self._held = frame
+            self._show()
+        elif frame:
             self._trigger(self._cycle.acquisition + 1, "", self._cycle.control, frame)

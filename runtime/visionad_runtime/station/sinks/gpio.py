@@ -80,6 +80,11 @@ class GpioSink:
         self._problem = "not started"
         self._last_success: float | None = None
 
+    @property
+    def acknowledges(self) -> bool:
+        """See :class:`~visionad_runtime.station.sink.Sink`."""
+        return self._settings.acknowledge_after_ms is not None
+
     def missing(self) -> str | None:
         """See :class:`~visionad_runtime.station.sink.Sink`."""
         if find_spec("gpiod") is None:

@@ -1,1 +1,1 @@
-"""Watch a folder: files that arrive, and their journal."""
+"""Files that arrive in a folder: each once and whole, their journal, and the loop of ``visionad watch``."""

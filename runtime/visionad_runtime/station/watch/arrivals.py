@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import BankError, VisionADError
-from ...inspector import Inspector
 from ...result import FileResult
-from ..worker.promise_watch import PromiseWatch
+from ..judging.judge import Judge
 from .detected import DetectedFile
 from .folder_source import FolderSource
 from .journal import Journal
@@ -39,33 +38,28 @@ class ArrivalLoop:
     """Inspects files of a folder one by one.
 
     Args:
-        inspector: it sees bank changes of other processes before each image.
+        judge: it sees bank changes of other processes before each image.
         source: files of the folder. It is asked to hand an unreadable file over again.
         output: where results go.
         journal: notes each image before the next one starts; ``None``: no journal.
         class_name: class of the parts; it skips routing.
         bit_depth: bits that the camera fills in 16-bit files.
         notify: told of a new version of the bank, in words.
-        evidence: whether results name the nearest good patch of each region.
     """
 
     def __init__(
         self,
-        inspector: Inspector,
+        judge: Judge,
         source: FolderSource,
         output: ResultOutput,
         journal: Journal | None,
         class_name: str | None,
         bit_depth: int | None,
         notify: Callable[[str], object],
-        *,
-        evidence: bool = False,
     ) -> None:
-        self._inspector, self._source, self._output, self._journal = inspector, source, output, journal
+        self._judge, self._source, self._output, self._journal = judge, source, output, journal
         self._class_name, self._bit_depth, self._notify = class_name, bit_depth, notify
-        self._evidence = evidence
         self._failures = 0
-        self._promises = PromiseWatch(inspector, notify)
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Inspect files until the source ends, or until ``stopped`` says so.
@@ -76,9 +70,9 @@ class ArrivalLoop:
         for file in self._source:
             if stopped():
                 return
-            if self._inspector.refresh():
-                assert self._inspector.bank is not None
-                manifest = self._inspector.bank.manifest
+            if self._judge.refresh():
+                assert self._judge.inspection.bank is not None
+                manifest = self._judge.inspection.bank.manifest
                 self._notify(f"bank version {manifest.version} from here on: {manifest.change}")
             facts = self._inspect(file)
             if facts is not None and self._journal is not None:
@@ -88,9 +82,7 @@ class ArrivalLoop:
         """Return what the journal notes; ``None`` for an image that will be inspected later."""
         path, output = file.image.path, self._output
         try:
-            (outcome,) = self._inspector.inspect_files(
-                [path], class_name=self._class_name, bit_depth=self._bit_depth, evidence=self._evidence
-            )
+            outcome = self._judge.judge_file(path, self._class_name, self._bit_depth)
         except BankError as exc:  # the class was removed; it may come back
             output.counts["not inspected"] += 1
             output.error(path, exc)
@@ -105,6 +97,4 @@ class ArrivalLoop:
         self._failures = 0
         if outcome.error is not None and self._source.retry(file):
             return None
-        if outcome.result is not None:
-            outcome = outcome._replace(result=self._promises.follow(outcome.result))
         return output.add(outcome, file.image.name)

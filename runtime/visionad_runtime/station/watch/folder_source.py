@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import VisionADError
@@ -44,6 +44,7 @@ class _File:
 
     Attributes:
         stamp: as it was found last.
+        first: when it was found, if it was not handed over since.
         since: since when it is as it is.
         due: when it is to be handed over; infinity if it was.
         number: tells in which looks it is asked for its stamp.
@@ -53,6 +54,7 @@ class _File:
     """
 
     stamp: FileStamp
+    first: float
     since: float
     due: float
     number: int
@@ -131,6 +133,24 @@ class FolderSource:
         file.due = now + RETRY_SECONDS
         return True
 
+    def first_seen(self, one: DetectedFile) -> float:
+        """Return when an image that is being handed over was found, whole or not, by the clock of this source."""
+        return self._files[str(one.image.name)].first
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the folder could not be listed when it was looked at last."""
+        return self._lost
+
+    def check(self) -> None:
+        """Look whether the folder can be listed.
+
+        Raises:
+            VisionADError: It cannot, or its share is not mounted.
+        """
+        self._look()
+        self._lost = False
+
     def _ready(self) -> list[str]:
         """Look at the folder once. Return the images that are to be handed over, in order."""
         began = self._clock()
@@ -195,13 +215,15 @@ class FolderSource:
 
     def _new(self, stamp: FileStamp, now: float) -> _File:
         self._numbers += 1
-        return _File(stamp, now, self._due(stamp, now), self._numbers)
+        return _File(stamp, now, now, self._due(stamp, now), self._numbers)
 
     def _seen(self, file: _File, stamp: FileStamp, now: float) -> _File:
         """What is known of a file after another look at its stamp."""
         if stamp == file.stamp:
             return file
-        if stamp.written != file.stamp.written or file.due < math.inf or file.sha256 is None:
+        if file.due < math.inf:  # it is being written
+            return replace(self._new(stamp, now), first=file.first)
+        if stamp.written != file.stamp.written or file.sha256 is None:
             return self._new(stamp, now)
         # Other rights, another attribute, or another content with the same size and date.
         file.stamp, file.compare = stamp, now + self.settle

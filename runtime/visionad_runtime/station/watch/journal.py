@@ -150,16 +150,14 @@ class Journal:
             file = real.with_name(fit_name(f".{real.name}", ".lock")).open("a+b")
             free = try_lock(file.fileno())
         except OSError as exc:
-            log.warning(
-                "journal %s cannot be locked: %s; let only one `visionad watch` use it", self.path, exc.strerror
-            )
+            log.warning("journal %s cannot be locked: %s; let only one process use it", self.path, exc.strerror)
             return None
         if free:
             return file
         file.close()
         self._file.close()
         raise VisionADError(
-            f"journal {self.path} is in use by another `visionad watch`; stop that one, or choose another journal"
+            f"journal {self.path} is in use by another `visionad watch` or station; stop that one, or choose another journal"
         )
 
     def _write(self) -> OSError | None:

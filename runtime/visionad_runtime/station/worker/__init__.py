@@ -1,1 +1,1 @@
-"""Worker process: frames, checks, judging, archive."""
+"""Worker process: frames, checks, archive."""

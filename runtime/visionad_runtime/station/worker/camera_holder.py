@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame, SeenCamera, SettingRefused
+from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame, SeenCamera, SettingRefused, StoredCamera
 
 REOPEN_SECONDS = 1.0
 """Pause between attempts to open a camera that is gone."""
@@ -83,6 +83,16 @@ class CameraHolder:
         if self.facts is None:
             raise CameraGone(f"camera {self.name} is not there: {self.trouble}")
         return self._camera.newest() if isinstance(self._camera, SeenCamera) else None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is a :class:`~visionad_runtime.station.camera.StoredCamera`."""
+        return isinstance(self._camera, StoredCamera)
+
+    def recorded(self, number: int) -> None:
+        """See :class:`~visionad_runtime.station.camera.StoredCamera`. For other cameras it does nothing."""
+        if isinstance(self._camera, StoredCamera):
+            self._camera.recorded(number)
 
     def try_grab(self, after: int, deadline: float) -> None:
         """Take an image only to see whether one comes; :meth:`steps` tells."""

@@ -17,7 +17,6 @@ from ...result import Result
 from ..front.cycle import OK
 from ..settings import Checks, Recipe
 from .alignment import Finding, Reference, first_reference, unalignable
-from .promise_watch import PromiseWatch
 
 ALARMS = {
     "light": (
@@ -135,7 +134,6 @@ class ImageChecks:
         self._checks, self._inspection = checks, inspection
         self._limits: dict[str, tuple[object, LightLimits | None]] = {}
         self._references: dict[str, tuple[object, Reference | None]] = {}
-        self._promises = PromiseWatch(inspection)
         self._dark_in_a_row = 0
 
     @property
@@ -143,15 +141,12 @@ class ImageChecks:
         """Whether an image out of limits is not decidable."""
         return self._checks.light.startswith("fault_after_")
 
-    def look(self, rgb: NDArray[np.uint8], result: Result) -> tuple[Result, tuple[str, ...]]:
-        """Check an image and its result.
+    def look(self, rgb: NDArray[np.uint8], result: Result) -> tuple[str, ...]:
+        """Return the codes of alarms that an image and its result raise.
 
         Args:
             rgb: uint8 pixels.
             result: result of the inspection.
-
-        Returns:
-            The result, whose promise is void if the alarm says so, and codes of alarms.
         """
         codes: list[str] = []
         if result.class_mismatch is not None:
@@ -164,10 +159,9 @@ class ImageChecks:
                 codes.append("light")
             if self.light_decides and self._dark_in_a_row >= int(self._checks.light.rpartition("_")[2]):
                 codes.append("light-fault")
-        result = self._promises.follow(result)
         if result.promise is not None and result.promise.void:
             codes.append("exchangeability")
-        return result, tuple(codes)
+        return tuple(codes)
 
     def known_limits(self, class_name: str) -> LightLimits | None:
         """Return the limits of a class if they were computed already. Any thread may ask: nothing is read from the disk."""

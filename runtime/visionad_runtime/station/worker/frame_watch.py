@@ -22,7 +22,14 @@ SKEW_SECONDS = 0.05
 
 
 class Grabber(Protocol):
-    """A camera, or what stands for it while it is gone."""
+    """A camera, or what stands for it while it is gone.
+
+    Attributes:
+        is_stored: whether its frames wait until they are asked for.
+    """
+
+    @property
+    def is_stored(self) -> bool: ...
 
     def grab(self, after: int, deadline: float) -> Frame:
         """See :class:`~visionad_runtime.station.camera.Camera`."""
@@ -34,12 +41,15 @@ class Grabber(Protocol):
 class FrameWatch:
     """Takes each frame of each camera, and keeps the newest ones under their numbers until their part is judged.
 
+    Of a stored camera, the next frame is taken when a part has the last one.
+
     Args:
         cameras: name → camera. Frames of the first one begin a part.
-        tell: told of each frame of the first camera: its number, or 0 for one that is damaged, and how many frames were lost.
+        tell: told of each frame of the first camera: its number, or 0 for one that is damaged, how many frames were lost, and
+            whether the frame waits until the line is ready.
     """
 
-    def __init__(self, cameras: Mapping[str, Grabber], tell: Callable[[int, int], object]) -> None:
+    def __init__(self, cameras: Mapping[str, Grabber], tell: Callable[[int, int, bool], object]) -> None:
         self._cameras, self._tell = cameras, tell
         self._first = next(iter(cameras))
         self._frames: dict[str, OrderedDict[int, Frame]] = {name: OrderedDict() for name in cameras}
@@ -66,6 +76,7 @@ class FrameWatch:
         """
         with self._changed:
             begun = self._frames[self._first].pop(number, None)
+            self._changed.notify_all()
         futures: dict[str, Future[Frame]] = {}
         for name in names:
             future = futures[name] = Future()
@@ -89,7 +100,9 @@ class FrameWatch:
                 frames = self._frames[name]
                 for number in [number for number, frame in frames.items() if frame.taken < taken - SKEW_SECONDS]:
                     del frames[number]
+                    self._changed.notify_all()
                 if frames:
+                    self._changed.notify_all()
                     return frames.popitem(last=False)[1]
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
@@ -119,10 +132,14 @@ class FrameWatch:
                     frames.popitem(last=False)
                 self._changed.notify_all()
             self._say(name, frame.id, frame.lost)
+            if camera.is_stored:
+                with self._changed:
+                    while frame.id in frames and not self._ended.is_set():
+                        self._changed.wait(POLL_SECONDS)
 
     def _say(self, name: str, number: int, lost: int) -> None:
         if name == self._first:
             try:
-                self._tell(number, lost)
+                self._tell(number, lost, self._cameras[name].is_stored)
             except OSError:  # the front is gone
                 self._ended.set()

@@ -28,6 +28,7 @@ from ...result import Result
 from ...visualization.overlay import overlay_png
 from ..camera import CameraError, CameraGone, Frame, PushedCamera
 from ..front.cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
+from ..judging.judge import Judge
 from ..page.images import KeptImages
 from ..process import begin_process
 from ..settings import Recipe, Station
@@ -74,9 +75,9 @@ def _send_last(pipe: Connection, message: object) -> None:
 
 
 class _Checked(NamedTuple):
-    """What inspects with one version of the bank, and looks at its results."""
+    """What judges with one version of the bank, and looks at its results."""
 
-    inspection: Inspection
+    judge: Judge
     checks: ImageChecks
 
 
@@ -102,6 +103,8 @@ class Worker:
         self._watch = FrameWatch(self._cameras, partial(self._say, "frame")) if own_start else None
         self._images = KeptImages(self._say) if settings.web is not None else None
         self._golden: GoldenRun | None = None
+        self._stored: list[tuple[int, str, int]] = []
+        """Inspection, camera and number of frames of stored cameras whose part is not on record yet."""
         self._live = LiveFrames(
             self._cameras, self._watch, self._answer, self._light_limits, lambda: not self._inbox.is_empty
         )
@@ -116,7 +119,7 @@ class Worker:
     def run(self) -> None:
         """Open everything, then answer the front."""
         self._inbox.start()
-        inspector = self._checked(None).inspection
+        inspector = self._checked(None).judge.inspection
         futures = [self._pool.submit(holder.open) for holder in self._cameras.values()]
         for future in futures:
             future.result()
@@ -151,6 +154,8 @@ class Worker:
                 self._prepare(message[1])
             elif message[0] == "take":
                 self._take(Job(*message[1]), message[2])
+            elif message[0] == "recorded":
+                self._note_recorded(message[1])
             elif message[0] in ("inspect", "overlay"):
                 self._inspect_upload(*message)
             elif message[0] == "look_by_trigger":
@@ -172,7 +177,7 @@ class Worker:
         if self._archive is not None:
             self._archive.close()
         for checked in reversed(self._inspections.values()):  # those of pinned versions use the model of the first
-            checked.inspection.close()
+            checked.judge.inspection.close()
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -184,7 +189,7 @@ class Worker:
             checked = self._checked(recipe.bank_version)
             for name in self._names(recipe):
                 class_name = recipe.class_of(name)
-                checked.inspection.require_class(class_name)
+                checked.judge.inspection.require_class(class_name)
                 checked.checks.prepare(recipe, class_name)
                 if self._cameras[name].facts is None:
                     raise VisionADError(f"camera {name} is not there: {self._cameras[name].trouble}")
@@ -200,8 +205,8 @@ class Worker:
         names = self._names(recipe)
         try:
             checked = self._checked(recipe.bank_version)
-            if checked.inspection.refresh():
-                self._say("bank", _bank_facts(checked.inspection))
+            if checked.judge.refresh():
+                self._say("bank", _bank_facts(checked.judge.inspection))
             frames = self._frames(job, names, frame)
             judged = {name: self._judge(name, frames[name], job, recipe, checked) for name in names}
         except Exception as exc:  # the part is not decidable, and the next one may be
@@ -236,10 +241,10 @@ class Worker:
         """Inspect an image that was sent to the page or the API; for ``overlay``, answer with a PNG."""
         code = "unavailable"
         try:
-            inspector = self._checked(None).inspection
-            inspector.refresh()
+            judge = self._checked(None).judge
+            judge.refresh()
             code = "input"
-            ((result, _),) = inspector.trace_batch([rgb], class_name, trace=False)
+            result = judge.look(rgb, class_name)
             self._answer(ticket, overlay_png(rgb, result) if command == "overlay" else result.to_dict(name))
         except VisionADError as exc:
             self._answer(ticket, None, code, str(exc))
@@ -292,10 +297,9 @@ class Worker:
 
     def _evaluate_golden(self, number: int, camera: str, rgb: NDArray[np.uint8]) -> tuple[int, str]:
         recipe = self._station.settings.recipes[number]
-        inspector = self._checked(recipe.bank_version).inspection
-        inspector.refresh()
-        ((result, _),) = inspector.trace_batch([rgb], recipe.class_of(camera), trace=False)
-        return evaluate(result)
+        judge = self._checked(recipe.bank_version).judge
+        judge.refresh()
+        return evaluate(judge.look(rgb, recipe.class_of(camera)))
 
     # -- frames -------------------------------------------------------------------------------------------------------
 
@@ -310,6 +314,13 @@ class Worker:
         frames = {name: self._pool.submit(self._cameras[name].grab, after[name], job.deadline) for name in others}
         return {first: _done(self._cameras[first].grab, after[first], job.deadline), **frames}
 
+    def _note_recorded(self, job: int) -> None:
+        """Tell stored cameras that a part is on record: they hand its images out no more."""
+        for inspection, name, number in self._stored:
+            if inspection == job:
+                self._cameras[name].recorded(number)
+        self._stored = [one for one in self._stored if one[0] != job]
+
     def _judge(self, name: str, frame: Future[Frame], job: Job, recipe: Recipe, checked: _Checked) -> Judged:
         try:
             one = frame.result()
@@ -317,17 +328,19 @@ class Worker:
             self._cameras[name].note(exc)
             reason = "deadline" if time.monotonic() >= job.deadline else "camera"
             return Judged(NOT_DECIDABLE, reason, {"error": str(exc)}, alarms=("camera",))
+        if self._cameras[name].is_stored:
+            self._stored.append((job.id, name, one.id))
         if self._watch is None and one.taken < job.triggered:
             text = f"camera {name}: frame {one.id} is {(job.triggered - one.taken) * 1e3:.0f} ms older than its trigger"
             return Judged(NOT_DECIDABLE, "stale", {"error": text}, alarms=("stale",))
         rgb = eight_bits(one)
         class_name = recipe.class_of(name)
         try:
-            ((result, _),) = checked.inspection.trace_batch([rgb], class_name, trace=False)
+            result = checked.judge.judge(rgb, class_name)
         except VisionADError as exc:
             return Judged(NOT_DECIDABLE, "internal", {"error": str(exc)}, rgb, alarms=("internal",))
         checks = checked.checks
-        result, noted = checks.look(rgb, result)
+        noted = checks.look(rgb, result)
         facts = result.to_dict(one.name or f"{name}/{one.id}")
         evaluation, reason = evaluate(result)
         if "light" in noted and checks.light_decides and evaluation != ANOMALOUS:
@@ -357,10 +370,10 @@ class Worker:
                     preset=settings.preset, threads=settings.threads,
                 )  # fmt: skip
             else:
-                first = self._checked(None).inspection
+                first = self._checked(None).judge.inspection
                 bank = Bank.open(settings.bank, first.manifest.identity, version=version)
                 inspection = first.with_bank(bank, first.scoring)
-            self._inspections[version] = _Checked(inspection, ImageChecks(settings.checks, inspection))
+            self._inspections[version] = _Checked(Judge(inspection), ImageChecks(settings.checks, inspection))
         return self._inspections[version]
 
     def _names(self, recipe: Recipe) -> list[str]:

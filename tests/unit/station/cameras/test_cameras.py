@@ -22,8 +22,13 @@ from visionad_runtime.station.cameras.stream import SETTLE_S, WINDOW_S, StreamCl
 
 from tests.data import ROOT
 
-BUILTIN = ("folder", "gige", "http", "pylon", "stream")
-NEEDED = {"gige": {"address": "10.0.0.7"}, "folder": {"path": "images"}, "stream": {"source": "rtsp://10.0.0.8/line"}}
+BUILTIN = ("arrivals", "folder", "gige", "http", "pylon", "stream")
+NEEDED = {
+    "arrivals": {"path": "new", "journal": "new.jsonl"},
+    "gige": {"address": "10.0.0.7"},
+    "folder": {"path": "images"},
+    "stream": {"source": "rtsp://10.0.0.8/line"},
+}
 
 
 def make(kind: str, **settings: Any) -> Any:

@@ -26,9 +26,11 @@ UTC = "2026-11-30T00:00:00.000+00:00"
 class StationMachine(RuleBasedStateMachine):
     """All events in any order, with a clock that only goes forward."""
 
+    acknowledges = True
+
     def __init__(self) -> None:
         super().__init__()
-        self.cycle = Cycle(Settings(DEADLINE, ACK, {1: "a", 2: "b"}))
+        self.cycle = Cycle(Settings(DEADLINE, ACK, {1: "a", 2: "b"}, acknowledges=self.acknowledges))
         self.now = 100.0
         self.jobs: dict[int, Job] = {}  # accepted
         self.answers: dict[int, tuple[int, float]] = {}  # id -> evaluation, when
@@ -178,8 +180,20 @@ class StationMachine(RuleBasedStateMachine):
         assert state.offered is None or state.offered.id == ids[0]
 
 
+class StationWithoutLiveSink(StationMachine):
+    """Nobody acknowledges."""
+
+    acknowledges = False
+
+    @invariant()
+    def no_result_waits(self) -> None:
+        assert self.cycle.state.waiting == self.cycle.overrun == 0 and self.cycle.phase != "valid"
+
+
 TestStation = StationMachine.TestCase
 TestStation.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestStationWithoutLiveSink = StationWithoutLiveSink.TestCase
+TestStationWithoutLiveSink.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def started(recipe: int = 1) -> Cycle:
@@ -241,3 +255,19 @@ def test_a_stopping_station_ends_the_part_in_hand() -> None:
     cycle.acknowledge(None)
     cycle.tick(1.3)
     assert cycle.phase == "off" and cycle.state.offered is None
+
+
+def test_without_anybody_who_acknowledges_parts_go_on_and_a_stop_ends_with_the_part_in_hand() -> None:
+    cycle = Cycle(Settings(DEADLINE, ACK, {1: "a"}, acknowledges=False))
+    cycle.worker_ready()
+    cycle.prepare(1)
+    cycle.prepared(1)
+    for number in range(3 * MAX_WAITING):
+        judged(cycle, float(number))
+        assert cycle.ready and cycle.overrun == 0
+    (take,) = cycle.trigger(2, "b", 100.0, UTC)
+    assert isinstance(take, Take)
+    cycle.stop()
+    assert cycle.phase == "stopping"
+    cycle.outcome(take.job.id, {"evaluation": 2, "reason": "anomalous"}, 100.2)
+    assert cycle.phase == "off"

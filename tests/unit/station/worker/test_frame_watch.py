@@ -17,7 +17,8 @@ PIXELS = np.zeros((2, 2), np.uint8)
 class Source:
     """A camera that gives what the test puts in."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_stored: bool = False) -> None:
+        self.is_stored = is_stored
         self.waiting: queue.Queue[Frame | CameraError] = queue.Queue()
         self.noted: list[CameraError] = []
 
@@ -41,14 +42,16 @@ class Source:
 class Line:
     """Two watched cameras."""
 
-    def __init__(self) -> None:
-        self.top, self.side = Source(), Source()
-        self.told: queue.Queue[tuple[int, int]] = queue.Queue()
+    def __init__(self, is_stored: bool = False) -> None:
+        self.top, self.side = Source(is_stored), Source(is_stored)
+        self.told: queue.Queue[tuple[int, int, bool]] = queue.Queue()
         self.watch = FrameWatch({"top": self.top, "side": self.side}, lambda *said: self.told.put(said))
         self.watch.start()
 
     def next(self) -> tuple[int, int]:
-        return self.told.get(timeout=5)
+        number, lost, waits = self.told.get(timeout=5)
+        assert waits == self.top.is_stored
+        return number, lost
 
     def ids(self, number: int, names: tuple[str, ...] = ("top", "side"), seconds: float = 2.0) -> list[int]:
         futures = self.watch.take(names, number, time.monotonic() + seconds)
@@ -107,3 +110,18 @@ def test_a_frame_that_waited_too_long_is_not_replaced_by_another(line: Line) -> 
         line.next()
     with pytest.raises(LostFrame, match="frame 1 was dropped"):
         line.watch.take(["top"], 1, time.monotonic() + 1)["top"].result(0)
+
+
+def test_a_stored_frame_waits_until_the_part_before_it_has_its_own() -> None:
+    line = Line(is_stored=True)
+    try:
+        for number in range(1, KEPT + 3):
+            line.top.put(number, taken=float(number))
+            line.side.put(10 + number, taken=number + SKEW_SECONDS / 2)
+        for number in range(1, KEPT + 3):
+            assert line.next() == (number, 0)
+            time.sleep(0.02)
+            assert line.told.empty() and line.top.waiting.qsize() == KEPT + 2 - number
+            assert line.ids(number) == [number, 10 + number]
+    finally:
+        line.watch.close()

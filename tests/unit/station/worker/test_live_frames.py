@@ -218,13 +218,15 @@ def test_where_cameras_start_the_cycle_their_newest_frame_is_shown() -> None:
     told: queue.Queue[int] = queue.Queue()
 
     class Source(Holder):
+        is_stored = False
+
         def grab(self, after: int, deadline: float) -> Frame:
             try:
                 return source.get(timeout=0.05)
             except queue.Empty:
                 raise NoFrame("none") from None
 
-    watch = FrameWatch({"top": Source()}, lambda number, _: told.put(number))
+    watch = FrameWatch({"top": Source()}, lambda number, *_: told.put(number))
     worker = Worker(watch)
     watch.start()
     try:

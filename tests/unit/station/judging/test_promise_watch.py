@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from visionad_runtime import Inspector
 from visionad_runtime.result import Result
-from visionad_runtime.station.worker.promise_watch import PromiseWatch
+from visionad_runtime.station.judging.promise_watch import PromiseWatch
 
 from tests.data import part
 

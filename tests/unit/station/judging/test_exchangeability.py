@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.scoring.conformal import conformal_limits
-from visionad_runtime.station.worker import exchangeability
-from visionad_runtime.station.worker.exchangeability import CELLS, EXPONENTS, ExchangeabilityMonitor
+from visionad_runtime.station.judging import exchangeability
+from visionad_runtime.station.judging.exchangeability import CELLS, EXPONENTS, ExchangeabilityMonitor
 
 
 def draw(rng: np.random.Generator, kind: str, size: int) -> NDArray[np.float64]:

@@ -1,0 +1,1 @@
+"""What `visionad watch`, `visionad serve` and a station do with each image: inspect it, and follow the promise of its class."""

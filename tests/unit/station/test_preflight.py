@@ -1,0 +1,39 @@
+"""A station that could never do its work is refused before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from visionad_runtime.station.preflight import problems_of
+from visionad_runtime.station.settings import read_station
+
+from tests.line.components import free_port
+from tests.stations import teach, write_station
+
+CAMERA = "  top: {kind: folder, path: images}"
+GPIO = "  - {kind: gpio, chip: /dev/gpiochip0, lines: {pass: 27, reject: 22}%s}"
+
+
+@pytest.mark.parametrize(
+    ("sinks", "more", "problem"),
+    [
+        ("  - {kind: files, folder: results}", "", "nothing can trigger"),
+        ("  - {kind: files, folder: results}", "trigger: free", ""),
+        ("  - {kind: files, folder: results}", "web: {port: PORT}", ""),
+        ("  - {kind: tcp, port: PORT}", "", ""),
+        (GPIO % "", "trigger: hardware", "set acknowledge_after_ms of the sink gpio"),
+        (GPIO % ", acknowledge_after_ms: 200", "trigger: hardware", ""),
+        (GPIO % "" + "\n  - {kind: tcp, port: PORT}", "", ""),
+    ],
+)
+def test_somebody_must_trigger_and_acknowledge(
+    tiny_model: Path, tmp_path: Path, sinks: str, more: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visionad_runtime.station.preflight.page_missing", lambda: None)
+    monkeypatch.setattr("visionad_runtime.station.sinks.gpio.find_spec", lambda name: name)
+    teach(tiny_model, tmp_path / "bank")
+    port = str(free_port())
+    path = write_station(tmp_path, tiny_model, CAMERA, sinks.replace("PORT", port), more.replace("PORT", port))
+    found = problems_of(read_station(path))
+    assert len(found) == bool(problem) and all(problem in line for line in found)

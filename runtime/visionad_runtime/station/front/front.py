@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from ..page.link import PageLink
+from ..plain_text import plain
 from ..records.record_writer import RecordWriter
 from ..records.records import Records, utc_now
 from ..settings import Station
@@ -92,7 +93,7 @@ class Front:
         self._questions = Questions(self._supervisor, "the worker")
         self._is_announced = False
         self._frame = 0  # number of the frame that began the part in hand; 0 where a trigger did
-        self._held = 0  # number of a stored frame that waits until the station is ready; 0 for none
+        self._held: tuple[int, str] | None = None  # a stored frame that waits until the station is ready, and its part
         self._prepared_since = 0.0
         self.page = PageLink(self, say) if settings.web is not None else None
         if interrupted:
@@ -358,9 +359,9 @@ class Front:
     def _show(self) -> None:
         self._sinks.show()
         self._tell_watchers("state", self.state)
-        if self._held and self._cycle.ready:
-            frame, self._held = self._held, 0
-            self._trigger(self._cycle.acquisition + 1, "", self._cycle.control, frame)
+        if self._held is not None and self._cycle.ready:
+            (frame, part), self._held = self._held, None
+            self._trigger(self._cycle.acquisition + 1, part, self._cycle.control, frame)
 
     def _tell_watchers(self, kind: str, value: Any) -> None:
         self._observe(kind, value)
@@ -368,6 +369,7 @@ class Front:
             self.page.observe(kind, value)
 
     def _note(self, code: str, text: str) -> None:
+        text = plain(text)
         self._say(f"{code}: {text}")
         self._tell_watchers("event", (code, text))
         self._writer.run(lambda: self.records.note(code, text))
@@ -379,7 +381,7 @@ class Front:
 
     def _on_worker_lost(self, why: str) -> None:
         self._questions.give_up()
-        self._held = 0  # the next worker has it
+        self._held = None  # the next worker has it
         self._do(self._cycle.worker_lost(why, time.monotonic()))
 
     def _on_worker_alive(self, alive: bool) -> None:
@@ -485,14 +487,14 @@ class Front:
         self._writer.run(lambda: self.records.audit(who, "golden parts", None, new))
         self._look_at_golden()
 
-    def _on_frame(self, frame: int, lost: int, waits: bool) -> None:
+    def _on_frame(self, frame: int, lost: int, waits: bool, part: str) -> None:
         """A camera that starts the cycle has taken a frame. Frames that were lost are parts that nobody looked at."""
         if lost:
             self._cycle.missed += lost
             self._note("frames-lost", f"{lost} frames were lost: nobody looked at their parts; reject them")
             self._do([])
         if frame and waits:
-            self._held = frame
+            self._held = frame, part
             self._show()
         elif frame:
-            self._trigger(self._cycle.acquisition + 1, "", self._cycle.control, frame)
+            self._trigger(self._cycle.acquisition + 1, part, self._cycle.control, frame)

@@ -80,8 +80,11 @@ class RecordWriter:
 
     def close(self) -> None:
         """Write what waits, and close the database."""
-        with suppress(sqlite3.Error, OSError):
+        try:
             self._thread.submit(self.records.complete, list(self._waiting.values())).result(10)
+        except Exception as exc:
+            if self._waiting:
+                log.error("records: %d results are lost: %s: %s", len(self._waiting), type(exc).__name__, exc)
         self._thread.shutdown()
         self.records.close()
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ...errors import VisionADError
 from ..front.cycle import NOT_DECIDABLE, Job
+from ..plain_text import plain
 from ..sink import Outcome
 
 SCHEMA_VERSION = 2
@@ -100,6 +101,13 @@ class AuditRow(NamedTuple):
     hash: str
 
 
+class _Database(sqlite3.Connection):
+    """A database that takes any text: one that it refused would keep all others from being written."""
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        return super().execute(sql, [plain(one) if isinstance(one, str) else one for one in parameters])
+
+
 class Records:
     """The record database of a station. Any thread may call it; calls are serialized.
 
@@ -115,7 +123,9 @@ class Records:
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
+            self._db = sqlite3.connect(
+                path, check_same_thread=False, isolation_level=None, timeout=5, factory=_Database
+            )
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
@@ -316,7 +326,7 @@ class Records:
         last = db.execute("SELECT hash FROM audit ORDER BY id DESC LIMIT 1").fetchone()
         previous = GENESIS if last is None else last[0]
         number = int(db.execute("SELECT coalesce(max(id), 0) + 1 FROM audit").fetchone()[0])
-        row = (number, utc_now(), who, what, _json(old), _json(new), previous)
+        row = (number, utc_now(), plain(who), plain(what), _json(old), _json(new), previous)
         digest = row_hash(*row)
         db.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, digest))
         db.execute("INSERT OR REPLACE INTO facts VALUES ('audit_head', ?)", (f"{number} {digest}",))
@@ -485,4 +495,4 @@ def deciding_camera(cameras: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapp
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return plain(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str), is_json=True)

@@ -7,6 +7,7 @@ import time
 from typing import Any, NamedTuple
 
 from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame, SeenCamera, SettingRefused, StoredCamera
+from ..plain_text import plain
 
 REOPEN_SECONDS = 1.0
 """Pause between attempts to open a camera that is gone."""
@@ -99,11 +100,11 @@ class CameraHolder:
         try:
             self.grab(after, deadline)
         except CameraError as exc:
-            self._image_trouble = str(exc)
+            self._image_trouble = plain(str(exc))
 
     def note(self, trouble: CameraError) -> None:
         """Open the camera again if it is gone."""
-        self.trouble = self._image_trouble = str(trouble)
+        self.trouble = self._image_trouble = plain(str(trouble))
         if isinstance(trouble, CameraGone) and self.facts is not None:
             self.facts = None
             self._say("camera", self.name, None, self.trouble)
@@ -153,8 +154,8 @@ class CameraHolder:
                 self._image, self._image_trouble = None, ""
             except CameraError as exc:
                 self._refused = isinstance(exc, SettingRefused)
-                first = self.trouble != str(exc)
-                self.trouble = str(exc)
+                first = self.trouble != plain(str(exc))
+                self.trouble = plain(str(exc))
                 if first:
                     self._say("camera", self.name, None, self.trouble)
                 return False

@@ -7,9 +7,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Protocol
 
 from ..camera import CameraError, Frame, LostFrame, NoFrame
+from ..plain_text import plain
 
 KEPT = 8
 """Frames of a camera that wait for their part. The front accepts one part at a time, so more would be parts that were missed."""
@@ -17,6 +19,8 @@ POLL_SECONDS = 0.5
 """How long a frame is waited for at a time."""
 PAUSE_SECONDS = 0.02
 """Pause after a camera gave none."""
+MAX_PART = 100
+"""Characters of a part's name."""
 SKEW_SECONDS = 0.05
 """By so much may the frame of another camera be older than that of the first one, and still show the same part."""
 
@@ -45,11 +49,12 @@ class FrameWatch:
 
     Args:
         cameras: name → camera. Frames of the first one begin a part.
-        tell: told of each frame of the first camera: its number, or 0 for one that is damaged, how many frames were lost, and
-            whether the frame waits until the line is ready.
+        tell: told of each frame of the first camera: its number, or 0 for one that is damaged, how many frames were lost,
+            whether the frame waits until the line is ready, and the part that it is of: the file's name without its ending,
+            of a stored frame.
     """
 
-    def __init__(self, cameras: Mapping[str, Grabber], tell: Callable[[int, int, bool], object]) -> None:
+    def __init__(self, cameras: Mapping[str, Grabber], tell: Callable[[int, int, bool, str], object]) -> None:
         self._cameras, self._tell = cameras, tell
         self._first = next(iter(cameras))
         self._frames: dict[str, OrderedDict[int, Frame]] = {name: OrderedDict() for name in cameras}
@@ -117,6 +122,8 @@ class FrameWatch:
                 self._ended.wait(PAUSE_SECONDS)
                 continue
             except CameraError as exc:
+                if self._ended.is_set():  # it was closed
+                    return
                 camera.note(exc)
                 if isinstance(exc, LostFrame):
                     self._say(name, 0, 1)
@@ -131,15 +138,16 @@ class FrameWatch:
                 while len(frames) > KEPT:
                     frames.popitem(last=False)
                 self._changed.notify_all()
-            self._say(name, frame.id, frame.lost)
+            self._say(name, frame.id, frame.lost, frame.name)
             if camera.is_stored:
                 with self._changed:
                     while frame.id in frames and not self._ended.is_set():
                         self._changed.wait(POLL_SECONDS)
 
-    def _say(self, name: str, number: int, lost: int) -> None:
+    def _say(self, name: str, number: int, lost: int, file: str = "") -> None:
         if name == self._first:
             try:
-                self._tell(number, lost, self._cameras[name].is_stored)
+                stored = self._cameras[name].is_stored
+                self._tell(number, lost, stored, plain(Path(file).stem)[:MAX_PART] if stored else "")
             except OSError:  # the front is gone
                 self._ended.set()

@@ -30,6 +30,7 @@ from ..camera import CameraError, CameraGone, Frame, PushedCamera
 from ..front.cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
 from ..judging.judge import Judge
 from ..page.images import KeptImages
+from ..plain_text import plain
 from ..process import begin_process
 from ..settings import Recipe, Station
 from .archive import ArchiveWriter
@@ -327,7 +328,7 @@ class Worker:
         except CameraError as exc:
             self._cameras[name].note(exc)
             reason = "deadline" if time.monotonic() >= job.deadline else "camera"
-            return Judged(NOT_DECIDABLE, reason, {"error": str(exc)}, alarms=("camera",))
+            return Judged(NOT_DECIDABLE, reason, {"error": plain(str(exc))}, alarms=("camera",))
         if self._cameras[name].is_stored:
             self._stored.append((job.id, name, one.id))
         if self._watch is None and one.taken < job.triggered:
@@ -341,7 +342,7 @@ class Worker:
             return Judged(NOT_DECIDABLE, "internal", {"error": str(exc)}, rgb, alarms=("internal",))
         checks = checked.checks
         noted = checks.look(rgb, result)
-        facts = result.to_dict(one.name or f"{name}/{one.id}")
+        facts = result.to_dict(plain(one.name) or f"{name}/{one.id}")
         evaluation, reason = evaluate(result)
         if "light" in noted and checks.light_decides and evaluation != ANOMALOUS:
             evaluation, reason = NOT_DECIDABLE, "light"

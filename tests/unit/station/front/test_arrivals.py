@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import os
 import signal
@@ -63,6 +64,7 @@ def test_each_image_is_one_part_in_order_and_a_restart_goes_on(tiny_model: Path,
 
     run(line.file, until_all_are_judged)
     assert line.judged() == line.expected()
+    assert [row["part"] for row in rows_of(line.file)] == [f"{number:04}" for number in range(line.written)]
     line.write(4)  # while the station is off
     run(line.file, until_all_are_judged)
     assert line.judged() == line.expected()
@@ -135,3 +137,31 @@ def test_a_damaged_image_is_a_part_that_nobody_looked_at(
     run(line.file, play)
     assert line.judged() == line.expected()
     assert "damaged.png" in (tmp_path / "new.jsonl").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_names_of_any_bytes_are_recorded_and_delivered(tiny_model: Path, tmp_path: Path) -> None:
+    line = Line(tiny_model, tmp_path)
+    image = line.images[0].read_bytes()
+    names = [b"no \xff utf-8.png", "\u00fc,\"'\n;=1.png".encode(), b"x" * 240 + b".png"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(line.new) + b"/" + name)).write_bytes(image)
+    Path(os.fsdecode(os.fsencode(line.new) + b"/damaged \xfe.png")).write_bytes(image[:300])
+    parts = {r"no \udcff utf-8", "\u00fc,\"'\n;=1", "x" * 100}
+
+    async def play(front: Front) -> None:
+        await until(lambda: front.state.missed == 1 and front.state.acquisition == len(names) and front.state.ready)
+        line.write(1)
+        await until(lambda: (tmp_path / "results").is_dir() and len(delivered()) == len(names) + 1)
+
+    def delivered() -> list[str]:
+        (file,) = (tmp_path / "results").iterdir()
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            return [row["part"] for row in csv.DictReader(text)]
+
+    run(line.file, play)
+    rows = rows_of(line.file)
+    assert {row["part"] for row in rows} == parts | {"0000"}
+    assert set(delivered()) == {part.replace("\n", " ") for part in parts} | {"0000"}  # one line a record
+    assert all(row["evaluation"] == 1 for row in rows)
+    assert len((tmp_path / "new.jsonl").read_text().splitlines()) == len(names) + 2

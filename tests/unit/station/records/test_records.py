@@ -172,3 +172,21 @@ def test_the_newest_review_counts_and_is_audited(records: Records) -> None:
     assert records.forget("2027-01-01") == 2  # the newest part stays, and its review
     assert records.reviews_of(1, 9) == {3: True}
     assert verify_audit(records.path) == []
+
+
+def test_text_that_is_no_utf8_keeps_no_record_from_being_written(tmp_path: Path) -> None:
+    """A file name of undecodable bytes once kept all results after it in memory."""
+    records = Records(tmp_path / "records.sqlite")
+    odd = "caf\udcff\u00e9"
+    plain = r"caf\udcff" + "\u00e9"
+    records.accept(job(1)._replace(part=odd))
+    facts = {"top": {"image": odd, "verdict": "ok"}}
+    records.complete([replace(outcome(1), part=odd, cameras=facts), outcome(2)])
+    records.add_archived(1, [odd])
+    records.note("lost", odd)
+    records.add_review(1, odd, True, odd)
+    records.audit(odd, odd, {odd: 1}, odd)
+    assert [row["part"] for row in records.parts()] == [plain, "SN-2"]
+    assert result_object(records.parts()[0], "press-3")["image"] == plain
+    records.close()
+    assert verify_audit(tmp_path / "records.sqlite") == []

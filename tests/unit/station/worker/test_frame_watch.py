@@ -23,7 +23,7 @@ class Source:
         self.noted: list[CameraError] = []
 
     def put(self, number: int, taken: float = 0.0, lost: int = 0) -> None:
-        self.waiting.put(Frame(PIXELS, number, taken, lost))
+        self.waiting.put(Frame(PIXELS, number, taken, lost, name=f"new/SN-{number}.png"))
 
     def grab(self, after: int, deadline: float) -> Frame:
         try:
@@ -44,13 +44,13 @@ class Line:
 
     def __init__(self, is_stored: bool = False) -> None:
         self.top, self.side = Source(is_stored), Source(is_stored)
-        self.told: queue.Queue[tuple[int, int, bool]] = queue.Queue()
+        self.told: queue.Queue[tuple[int, int, bool, str]] = queue.Queue()
         self.watch = FrameWatch({"top": self.top, "side": self.side}, lambda *said: self.told.put(said))
         self.watch.start()
 
     def next(self) -> tuple[int, int]:
-        number, lost, waits = self.told.get(timeout=5)
-        assert waits == self.top.is_stored
+        number, lost, waits, part = self.told.get(timeout=5)
+        assert waits == self.top.is_stored and part == (f"SN-{number}" if waits and number else "")
         return number, lost
 
     def ids(self, number: int, names: tuple[str, ...] = ("top", "side"), seconds: float = 2.0) -> list[int]:

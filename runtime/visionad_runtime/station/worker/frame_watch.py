@@ -148,6 +148,11 @@ class FrameWatch:
         if name == self._first:
             try:
                 stored = self._cameras[name].is_stored
-                self._tell(number, lost, stored, plain(Path(file).stem)[:MAX_PART] if stored else "")
+                self._tell(number, lost, stored, _part_of(file) if stored else "")
             except OSError:  # the front is gone
                 self._ended.set()
+
+
+def _part_of(file: str) -> str:
+    """Return the part that a file shows: its name without its ending. Protocols of the line end a text at a line's end."""
+    return "".join(c if c.isprintable() else " " for c in plain(Path(file).stem))[:MAX_PART]

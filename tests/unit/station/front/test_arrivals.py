@@ -147,7 +147,7 @@ def test_names_of_any_bytes_are_recorded_and_delivered(tiny_model: Path, tmp_pat
     for name in names:
         Path(os.fsdecode(os.fsencode(line.new) + b"/" + name)).write_bytes(image)
     Path(os.fsdecode(os.fsencode(line.new) + b"/damaged \xfe.png")).write_bytes(image[:300])
-    parts = {r"no \udcff utf-8", "\u00fc,\"'\n;=1", "x" * 100}
+    parts = {r"no \udcff utf-8", "\u00fc,\"' ;=1", "x" * 100}
 
     async def play(front: Front) -> None:
         await until(lambda: front.state.missed == 1 and front.state.acquisition == len(names) and front.state.ready)
@@ -161,7 +161,6 @@ def test_names_of_any_bytes_are_recorded_and_delivered(tiny_model: Path, tmp_pat
 
     run(line.file, play)
     rows = rows_of(line.file)
-    assert {row["part"] for row in rows} == parts | {"0000"}
-    assert set(delivered()) == {part.replace("\n", " ") for part in parts} | {"0000"}  # one line a record
+    assert {row["part"] for row in rows} == set(delivered()) == parts | {"0000"}
     assert all(row["evaluation"] == 1 for row in rows)
     assert len((tmp_path / "new.jsonl").read_text().splitlines()) == len(names) + 2

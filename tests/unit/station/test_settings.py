@@ -59,7 +59,7 @@ def test_the_template_is_a_good_file(tmp_path: Path) -> None:
         ("deadline_ms: 90", "deadline_ms: -1", "station.yaml:9: recipes.2.deadline_ms: Input should be greater than 0"),
         ("kind: tcp", "kind: tpc", "station.yaml:11: sinks.0: unknown sink kind 'tpc'"),
         ("kind: tcp", "kind: tpc", "did you mean 'tcp'?"),
-        ("{kind: folder, path: images}\n  side", "{path: images}\n  side", "cameras.top: expected a kind, one of folder"),
+        ("{kind: folder, path: images}\n  side", "{path: images}\n  side", "cameras.top: expected a kind, one of arrivals, folder"),
         ("cameras: [top]", "cameras: [bottom]", "recipe 2 names camera 'bottom'; the station has side, top"),
         ("station: press-3\n", "", "station.yaml:1: station: missing; it is required"),
         ("station: press-3", "station: press-3\nstation: b", "station.yaml:2: not YAML: key 'station' is given twice"),

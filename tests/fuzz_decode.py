@@ -57,7 +57,6 @@ def originals() -> dict[str, bytes]:
         "webp lossless": save("WEBP", lossless=True),
         "webp alpha": save("WEBP", image.convert("RGBA"), exact=True),
         "tiff 16": cv2.imencode(".tif", deep)[1].tobytes(),
-        "fax tiff": save("TIFF", image.convert("1"), compression="group4"),
         "palette tiff": save("TIFF", image.quantize(9)),
     }
     files |= {

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError
-from . import bmp, jpeg, png, tiff_directory, tiff_pixels, webp
+from . import bmp, jpeg, png, pnm, tiff_directory, tiff_pixels, webp
 from .pixels import MAX_PIXELS, RGB8, to_rgb
 from .support import FORMATS
+from .tiff_directory import CMYK
 
 MAX_FILE_BYTES = 1 << 30
 
@@ -100,11 +101,15 @@ def _decode_by_pillow(data: bytes, label: str | Path, bit_depth: int | None) -> 
                 return jpeg.decode_jpeg(data, image, label)
             if image.format == "WEBP":
                 webp.check_webp(data, label)
-            bits = bmp.rle_bits(data)
-            if bits is not None:
-                return bmp.decode_rle(data, bits, label)
+            if image.format == "PPM":
+                pnm.check_pnm(data, label)
+            head = bmp.indexed(data)
+            if head is not None:
+                return bmp.decode_indexed(data, head, label)
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         depth = _check_depth(16, bit_depth, label)
+        if image.format == "PPM":
+            pnm.check_pnm(data, label)
         image.load()  # finds damage quietly; OpenCV's decoders also write to stderr about it
     return _decode_deep(data, label, depth)
 
@@ -117,9 +122,12 @@ def _decode_tiff(data: bytes, label: str | Path, bit_depth: int | None) -> RGB8:
     if tiff_pixels.reads(page):
         samples = tiff_pixels.read_samples(page, label)
         eight = _top_bits(samples, depth, label) if page.bits > 8 else samples.astype(np.uint8, copy=False)
+        if page.photometric == CMYK:
+            return np.asarray(Image.fromarray(eight, "CMYK").convert("RGB"))
         return to_rgb(eight) if eight.ndim == 2 else eight
     tiff_pixels.check_strips(page, label)
     with Image.open(io.BytesIO(page.alone()), formats=("TIFF",)) as image:
+        image.info.pop("xmp", None)  # Pillow would turn the pixels as it says; only TIFF's own tag counts
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 

@@ -89,7 +89,12 @@ def _in_form(data: bytes) -> bytes:
     for kind, start, body in segments:
         if kind == APP0 and body[:5] == b"JFIF\0" and len(body) > 5:
             copy[start + 5] = 1  # the revision
-        elif kind == APP14 and body[:5] == b"Adobe" and len(body) > 11 and body[11] > 2:
+        elif (
+            kind == APP14
+            and body[:5] == b"Adobe"
+            and len(body) > 11
+            and body[11] not in (0, 2 if components == 4 else 1)
+        ):
             copy[start + 11] = 2 if components == 4 else 1  # what libjpeg assumes for an unknown transform
         elif kind == SOS and body and len(body) == 2 * body[0] + 4 and not progressive:
             copy[start + len(body) - 3 : start + len(body)] = bytes((0, 63, 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,20 @@ from .pixels import MAX_PIXELS
 MAX_PAGES, MAX_ENTRIES = 1000, 4096
 """Pages of a file and values of a tag that is read whole. Only the offsets and sizes of strips are longer."""
 SEGMENT_TAGS = (273, 279, 324, 325)
-NONE, CCITT, LZW, OLD_JPEG, JPEG, DEFLATE, PACKBITS, LZMA, ZSTD = 1, (2, 3, 4), 5, 6, 7, (8, 32946), 32773, 34925, 50000
+NONE, LZW, OLD_JPEG, JPEG, DEFLATE, PACKBITS, LZMA, ZSTD = 1, 5, 6, 7, (8, 32946), 32773, 34925, 50000
+CMYK, DESCRIPTION = 5, 270
 PHOTOMETRICS = {0: "white is zero", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIE Lab", 9: "ICC Lab",
                 10: "ITU Lab", 32803: "color filter array", 32844: "LogL", 32845: "LogLuv", 34892: "linear raw"}  # fmt: skip
-COMPRESSIONS = {OLD_JPEG: "old-style JPEG", 34712: "JPEG 2000", 50001: "WebP", 50002: "JPEG XL", 34887: "LERC"}
+COMPRESSIONS = {
+    2: "fax",
+    3: "fax",
+    4: "fax",
+    OLD_JPEG: "old-style JPEG",
+    34712: "JPEG 2000",
+    50001: "WebP",
+    50002: "JPEG XL",
+    34887: "LERC",
+}
 _FORMATS = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 """Integer types of TIFF and BigTIFF as ``struct`` names them."""
 
@@ -128,8 +140,25 @@ def read_page(data: bytes, label: str | Path) -> TiffPage:
                 f"{label}: a TIFF whose every page is marked as a thumbnail or mask; expected a full image"
             )
         raise ImageError(f"{label}: holds {len(whole)} frames; expected a single image")
+    slices = _slices_behind(whole[0])
+    if len(pages) == 1 and slices > 1:
+        raise ImageError(f"{label}: holds {slices} frames; expected a single image")
     check_page(whole[0], label)
     return whole[0]
+
+
+def _slices_behind(page: TiffPage) -> int:
+    """Return how many images lie behind each other for which one directory stands, as ImageJ and tifffile write stacks."""
+    described = bytes(page.tags.get(DESCRIPTION, ()))
+    values = page.width * page.height * page.samples
+    if described.startswith(b"ImageJ=") and (found := re.search(rb"\bimages=(\d{1,9})\b", described)):
+        count = int(found[1])
+    elif found := re.match(rb'\{"shape": \[([\d, ]{1,99})\]', described):
+        count = math.prod(int(one) for one in found[1].split(b",") if one.strip()) // max(1, values)
+    else:
+        return 1
+    room = len(page.data) - min(page.offsets, default=0)  # the text may be older than the file
+    return count if page.compression == NONE and count * values * page.bits // 8 <= room else 1
 
 
 def check_page(page: TiffPage, label: str | Path) -> None:
@@ -151,7 +180,7 @@ def check_page(page: TiffPage, label: str | Path) -> None:
     name = PHOTOMETRICS.get(photometric, f"photometric interpretation {photometric}")
     if photometric not in (0, 1, 2, 3, 5, 6):
         raise refuse(name)
-    if compression not in (NONE, *CCITT, LZW, JPEG, *DEFLATE, PACKBITS, LZMA, ZSTD):
+    if compression not in (NONE, LZW, JPEG, *DEFLATE, PACKBITS, LZMA, ZSTD):  # fax: nobody can tell that it is damaged
         raise refuse(COMPRESSIONS.get(compression, f"compression {compression}"))
     if page.bits > 8 and photometric not in (0, 1, 2):
         raise refuse(f"{page.bits} bits in {name}")
@@ -162,10 +191,12 @@ def check_page(page: TiffPage, label: str | Path) -> None:
         raise refuse("YCbCr without JPEG compression")
     if photometric == 5 and page.get(332, 1) != 1:
         raise refuse("inks other than CMYK")
+    if page.get(32997, 1) > 1:
+        raise refuse(f"{page.get(32997)} slices")
+    if compression == JPEG and page.samples > colours and page.get(338) == 1:
+        raise refuse("colors multiplied by their transparency")
     if compression == JPEG and (page.bits != 8 or page.planar or photometric in (0, 3)):
         raise refuse(f"JPEG compression with {page.bits} bits, {'separate planes, ' if page.planar else ''}{name}")
-    if compression in CCITT and (page.bits != 1 or page.samples != 1):
-        raise refuse("fax compression with more than one bit a pixel")
     predictor = page.get(317, 1)
     if predictor not in (1, 2) or (predictor == 2 and page.bits not in (8, 16)):
         raise refuse(f"predictor {predictor} with {page.bits} bits a sample")
@@ -204,7 +235,7 @@ def _directory(data: bytes, order: str, big: bool, offset: int) -> tuple[dict[in
     tags: dict[int, tuple[int, ...]] = {}
     for place in range(start, start + count * entry, entry):
         tag, kind, number = struct.unpack_from(order + "HH" + word, data, place)
-        code = _FORMATS.get(kind, "s")
+        code = "B" if tag == DESCRIPTION else _FORMATS.get(kind, "s")
         if code == "s" or (number > MAX_ENTRIES and tag not in (*SEGMENT_TAGS, 320)):
             continue  # text and fractions decide no pixel
         size = struct.calcsize("=" + code) * number

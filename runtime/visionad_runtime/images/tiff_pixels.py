@@ -19,7 +19,7 @@ from PIL import TiffImagePlugin
 
 from ..errors import ImageError
 from .jpeg import check_jpeg, with_tables
-from .tiff_directory import DEFLATE, JPEG, LZMA, LZW, NONE, PACKBITS, ZSTD, TiffPage
+from .tiff_directory import CMYK, DEFLATE, JPEG, LZMA, LZW, NONE, PACKBITS, ZSTD, TiffPage
 
 Samples = NDArray[np.uint8] | NDArray[np.uint16]
 BATCH_BYTES = 32 << 20
@@ -32,7 +32,7 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 def reads(page: TiffPage) -> bool:
     """Does :func:`read_samples` read such a page?"""
     packed = page.compression in (NONE, LZW, PACKBITS, LZMA, ZSTD, *DEFLATE)
-    return packed and page.photometric in (0, 1, 2, 3)
+    return packed and page.photometric in (0, 1, 2, 3, CMYK)
 
 
 def read_samples(page: TiffPage, label: str | Path) -> Samples:
@@ -43,7 +43,7 @@ def read_samples(page: TiffPage, label: str | Path) -> Samples:
         label: what to call the image in errors.
 
     Returns:
-        uint8 or uint16: (H, W) grey, black is zero; or (H, W, 3) RGB. Alpha is dropped.
+        uint8 or uint16: (H, W) grey, black is zero; (H, W, 3) RGB; or (H, W, 4) CMYK. Alpha is dropped.
 
     Raises:
         ImageError: a strip or tile is missing, truncated or damaged; or the colors are multiplied by an alpha that is not opaque.
@@ -52,7 +52,7 @@ def read_samples(page: TiffPage, label: str | Path) -> Samples:
         samples = _assemble(page)
     except (ValueError, OSError, SyntaxError, zlib.error, lzma.LZMAError, struct.error, IndexError) as exc:
         raise ImageError(f"{label}: damaged or truncated image ({exc})") from None
-    colours = 3 if page.photometric == 2 else 1
+    colours = {2: 3, CMYK: 4}.get(page.photometric, 1)
     if page.samples > colours:
         if page.get(338) == 1 and (samples[:, :, colours] != (1 << page.bits) - 1).any():
             raise ImageError(
@@ -80,11 +80,20 @@ def _palette(page: TiffPage, label: str | Path) -> NDArray[np.uint8]:
 
 
 def check_strips(page: TiffPage, label: str | Path) -> None:
-    """See that no strip or tile of a page that Pillow decodes lies beyond the file, and that those packed as JPEG are sound.
+    """See that a page that Pillow decodes has all its strips or tiles, within the file, and that those packed as JPEG are sound.
 
     Raises:
         ImageError: one is not.
     """
+    try:
+        number = _grid(page)[-1]
+    except ValueError as exc:
+        raise ImageError(f"{label}: damaged or truncated image ({exc})") from None
+    if len(page.offsets) < number or len(page.sizes) < number:
+        raise ImageError(
+            f"{label}: damaged or truncated image (expected {number} strips or tiles, got "
+            f"{min(len(page.offsets), len(page.sizes))})"
+        )
     for offset, size in zip(page.offsets, page.sizes, strict=False):
         if offset + size > len(page.data):
             raise ImageError(f"{label}: damaged or truncated image (a strip or tile lies beyond the file)")
@@ -109,12 +118,7 @@ def _assemble(page: TiffPage) -> Samples:
     tiled, offsets, sizes = page.tiled, page.offsets, page.sizes
     width, height, depth = page.width, page.height, page.samples
     planes, inner = (depth, 1) if page.planar else (1, depth)
-    across = page.get(322) if tiled else width
-    down = page.get(323) if tiled else min(page.get(278, height) or height, height)
-    if min(width, height, across, down) < 1:
-        raise ValueError("no pixels")
-    columns, rows = -(-width // across), -(-height // down)
-    number = planes * columns * rows
+    across, down, columns, rows, number = _grid(page)
     if not len(offsets) >= number <= len(sizes or offsets):
         raise ValueError(f"expected {number} strips or tiles, got {min(len(offsets), len(sizes or offsets))}")
     if not sizes:
@@ -137,6 +141,20 @@ def _assemble(page: TiffPage) -> Samples:
         target = image[top : top + down, left : left + across, samples]
         target[...] = block[: target.shape[0], : target.shape[1]]
     return image
+
+
+def _grid(page: TiffPage) -> tuple[int, int, int, int, int]:
+    """Width and height of a strip or tile; how many lie beside and below each other; how many there are, all planes together.
+
+    Raises:
+        ValueError: there are no pixels.
+    """
+    across = page.get(322) if page.tiled else page.width
+    down = page.get(323) if page.tiled else min(page.get(278, page.height) or page.height, page.height)
+    if min(page.width, page.height, across, down) < 1:
+        raise ValueError("no pixels")
+    columns, rows = -(-page.width // across), -(-page.height // down)
+    return across, down, columns, rows, columns * rows * (page.samples if page.planar else 1)
 
 
 def _bytes_of(shape: tuple[int, int, int], bits: int) -> int:

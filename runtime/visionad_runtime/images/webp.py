@@ -17,14 +17,18 @@ from ..errors import ImageError
 SPARE_BYTES = 8
 """Encoders end a stream with at most 3 bytes that no pixel needs."""
 MIN_STREAM_BYTES = 64
+ANIMATED = 2
+"""Flag of the extended header."""
 
 
 def check_webp(data: bytes, label: str | Path) -> None:
     """Decode again without the last bytes of the pixel data, which must fail.
 
     Raises:
-        ImageError: it does not: what lies there was skipped, so the data before it are damaged.
+        ImageError: it does not: what lies there was skipped, so the data before it are damaged. Or it is an animation.
     """
+    if data[12:16] == b"VP8X" and data[20:21] and data[20] & ANIMATED:
+        raise ImageError(f"{label}: holds an animation; expected a single image")
     shorter = _shortened(data)
     if shorter is None:
         return

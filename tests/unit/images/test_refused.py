@@ -20,7 +20,7 @@ from visionad_runtime.images.jpeg import with_tables
 from visionad_runtime.images.support import ENDINGS, FORMATS, ROWS
 from visionad_runtime.images.webp import MIN_STREAM_BYTES
 
-from tests.unit.images.writers import pillow, png_chunk, tiff, tiff_of, tifffile_bytes, with_chunk
+from tests.unit.images.writers import indexed_bmp, pillow, png_chunk, tiff, tiff_of, tifffile_bytes, with_chunk
 
 U8 = NDArray[np.uint8]
 _COARSE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
@@ -353,3 +353,113 @@ def test_no_room_is_made_for_a_chunk_that_a_file_does_not_hold(monkeypatch: pyte
         assert "a chunk ends beyond the file" in refusal(damaged, 16)
     for cut in (4, 8, 12):
         assert "a chunk ends beyond the file" in refusal(sound[:-cut], 16)
+
+
+# --- members of the same kinds ---------------------------------------------------------------------------------------
+
+
+def _set(data: bytes, tag: int, value: int, place: int = 0) -> bytes:
+    """A little-endian TIFF with another value of a tag."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        found = file.pages[0].tags[tag]  # type: ignore[union-attr]
+        kind, at = ("<H" if found.dtype == 3 else "<I"), found.valueoffset
+    copy = bytearray(data)
+    struct.pack_into(kind, copy, at + place * struct.calcsize(kind), value)
+    return bytes(copy)
+
+
+def test_a_color_outside_the_palette_is_damage() -> None:
+    palette = np.full((3, 3), 7, np.uint8)
+    for bits in (4, 8):
+        indices = np.zeros((4, 5), np.uint8)
+        assert refusal(indexed_bmp(indices, bits, palette)) == ""
+        indices[2, 3] = 3
+        assert "damaged or truncated image (BMP with a palette" in refusal(indexed_bmp(indices, bits, palette))
+    whole = indexed_bmp(np.zeros((40, 50), np.uint8), 8, palette)
+    assert "damaged or truncated image" in refusal(whole[:-60])
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+def test_fax_compression_is_not_read(compression: str) -> None:
+    """libtiff only prints that such data are damaged, and gives an image."""
+    message = refusal(pillow(Image.fromarray(SMOOTH).convert("1"), "TIFF", compression=compression))
+    assert "a TIFF of fax is not read" in message
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "packbits", "lzw", "jpeg"])
+def test_a_tiff_that_lacks_strips_is_damaged(compression: str | None) -> None:
+    values = np.dstack([SMOOTH, SMOOTH[:, :, :1]])
+    colours = {"photometric": "separated"} if compression != "jpeg" else {"photometric": "rgb"}
+    values = values if compression != "jpeg" else SMOOTH
+    sound = tifffile_bytes(values, compression=compression, rowsperstrip=16, **colours)
+    assert refusal(sound) == ""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(sound)) as file:
+        tags = file.pages[0].tags  # type: ignore[union-attr]
+        entries = [tags[tag].offset for tag in (273, 279)]
+    fewer = bytearray(sound)
+    for entry in entries:
+        struct.pack_into("<I", fewer, entry + 4, 5)
+    sparse = _set(_set(sound, 273, 0), 279, 0)
+    for damaged in (bytes(fewer), sparse, _set(sound, 279, 20)):
+        assert "damaged" in refusal(damaged)
+
+
+def test_jpeg_in_tiff_with_multiplied_colors_is_not_read() -> None:
+    alpha = np.full(SMOOTH.shape[:2], 255, np.uint8)
+    alpha[10:20] = 100
+    data = pillow(np.dstack([SMOOTH, alpha]), "TIFF", compression="jpeg", quality=95)
+    assert refusal(data) == ""
+    assert "multiplied by their transparency" in refusal(_set(data, 338, 1))
+
+
+def test_stacks_for_which_one_directory_stands_hold_several_frames() -> None:
+    stack = np.repeat(SMOOTH[None, :, :, 0], 3, axis=0)
+    several = "holds 3 frames; expected a single image"
+    assert several in refusal(tifffile_bytes(stack, imagej=True, truncate=True))
+    assert several in refusal(tifffile_bytes(stack, photometric="minisblack", truncate=True))
+    assert several in refusal(tifffile_bytes(stack, photometric="minisblack", volumetric=True))
+    assert refusal(tifffile_bytes(stack[0], imagej=True)) == ""
+    assert refusal(tifffile_bytes(SMOOTH)) == ""
+    first = tifffile_bytes(stack[0], photometric="minisblack", description="ImageJ=1.53\nimages=3\n", metadata=None)
+    assert refusal(first) == "", "the text is older than the file: one image of a stack, saved alone"
+
+
+def test_an_animation_of_one_frame_is_not_read() -> None:
+    one = pillow(SMOOTH, "WEBP", lossless=True)
+    frame = b"\0" * 6 + (191).to_bytes(3, "little") + (159).to_bytes(3, "little") + b"\0" * 4 + one[12:]
+    chunks = b"".join(
+        kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) & 1)
+        for kind, body in (
+            (b"VP8X", bytes((2, 0, 0, 0)) + (191).to_bytes(3, "little") + (159).to_bytes(3, "little")),
+            (b"ANIM", bytes(6)),
+            (b"ANMF", frame),
+        )
+    )
+    assert "animation" in refusal(b"RIFF" + struct.pack("<I", len(chunks) + 4) + b"WEBP" + chunks)
+
+
+def test_values_beyond_a_pnms_largest_are_damage_and_two_images_are_several() -> None:
+    head = b"P5\n# of a camera\n3 2\n%d\n"
+    assert refusal(head % 100 + bytes((0, 100, 50, 1, 2, 3))) == ""
+    assert "a value of 101" in refusal(head % 100 + bytes((0, 101, 50, 1, 2, 3)))
+    deep = np.array([0, 4095, 7, 8, 9, 10], ">u2")
+    assert refusal(head % 4095 + deep.tobytes(), 12) == ""
+    assert "a value of 4095" in refusal(head % 4000 + deep.tobytes(), 12)
+    one = pillow(SMOOTH[:, :, 0], "PPM")
+    assert "several frames" in refusal(one + one) and refusal(one + b"\n") == ""
+    colour = pillow(SMOOTH, "PPM")
+    assert "several frames" in refusal(colour + one) and refusal(colour) == ""
+
+
+def test_an_adobe_transform_that_is_none_of_three_colors_is_harmless() -> None:
+    sound = pillow(SMOOTH, "JPEG", quality=95)
+    start = sound.index(b"\xff\xe0")
+    length = struct.unpack_from(">H", sound, start + 2)[0]
+    bare = sound[:start] + sound[start + 2 + length :]
+    for transform in (1, 2, 5):
+        adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes((transform,))
+        np.testing.assert_array_equal(decode(bare[:2] + adobe + bare[2:], "a"), decode(sound, "s"))

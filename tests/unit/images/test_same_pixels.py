@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from visionad_runtime.errors import ImageError
 from visionad_runtime.images.decode import decode
 from visionad_runtime.images.pixels import pixel_digest
 
-from tests.unit.images.writers import pillow, png_chunk, rle_bmp, tiff, tifffile_bytes, with_chunk
+from tests.unit.images.writers import indexed_bmp, pillow, png_chunk, rle_bmp, tiff, tifffile_bytes, with_chunk
 
 pytest.importorskip("tifffile", reason="the writer comes with the dev extra")
 pytest.importorskip("imagecodecs", reason="the packers come with the dev extra")
@@ -198,3 +199,60 @@ def test_runs_of_odd_length_literals_and_jumps(bits: int, top_down: bool) -> Non
 def test_damaged_run_lengths_are_refused(codes: bytes, words: str) -> None:
     with pytest.raises(ImageError, match=f"damaged or truncated image.*({words})"):
         decode(rle_bmp(codes, 8, 3, 4, PALETTE[:9]), "b")
+
+
+PALETTES = {
+    "black, white": [0, 255],
+    "white, black": [255, 0],
+    "nearly black": [0, 1],
+    "one": [7],
+    "identity": list(range(16)),
+    "ramp": list(range(0, 256, 17)),
+    "all": list(range(256)),
+    "all, turned": list(range(255, -1, -1)),
+}
+
+
+@pytest.mark.parametrize("header", [12, 40, 52, 108, 124])
+@pytest.mark.parametrize("name", PALETTES)
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_bmps_with_a_palette_are_its_colors(bits: int, name: str, header: int) -> None:
+    """Pillow takes 4 and 8 bits a pixel for 1 where the palette is black and white."""
+    grey = np.array(PALETTES[name], np.uint8)
+    if len(grey) > 1 << bits:
+        pytest.skip("more colors than places")
+    palette = np.stack([grey, grey, grey], axis=1)
+    indices = np.random.default_rng(bits).integers(0, len(grey), (9, 21))
+    if header == 12:
+        files = [indexed_bmp(indices, bits, np.resize(palette, (1 << bits, 3)), 12)]
+    else:
+        files = [
+            indexed_bmp(indices, bits, palette, header, top_down, gap) for top_down in (False, True) for gap in (0, 10)
+        ]
+    for file in files:
+        np.testing.assert_array_equal(decode(file, "b"), palette[indices])
+    colours = np.random.default_rng(1).integers(0, 256, palette.shape, np.uint8)
+    np.testing.assert_array_equal(decode(indexed_bmp(indices, bits, colours), "b"), colours[indices])
+
+
+@pytest.mark.parametrize("photometric", ["separated", "rgb"])
+@pytest.mark.parametrize("compression", [None, "lzw", "jpeg"])
+def test_only_tiffs_own_tag_turns_an_image(photometric: str, compression: str | None) -> None:
+    """Pillow turns it as XMP says, too."""
+    values = PIXELS[8] if photometric == "rgb" else np.dstack([PIXELS[8], PIXELS[8][:, :, 0]])
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    plain = tifffile_bytes(values, photometric=photometric, compression=compression)
+    told = tifffile_bytes(
+        values, photometric=photometric, compression=compression, extratags=[(700, 1, len(xmp), xmp, True)]
+    )
+    np.testing.assert_array_equal(decode(told, "t"), decode(plain, "t"))
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("layout", [{"rowsperstrip": 7}, {"tile": (16, 32)}, {"planarconfig": "separate"}])
+def test_cmyk_is_converted_alike_in_any_layout(compression: str | None, layout: dict[str, object]) -> None:
+    values = np.dstack([PIXELS[8], PIXELS[8][:, :, 0]])
+    want = np.asarray(Image.fromarray(values, "CMYK").convert("RGB"))
+    stored = np.moveaxis(values, -1, 0) if "planarconfig" in layout else values
+    got = decode(tifffile_bytes(stored, photometric="separated", compression=compression, **layout), "t")
+    np.testing.assert_array_equal(got, want)

@@ -99,3 +99,25 @@ def rle_bmp(codes: bytes, width: int, height: int, bits: int, palette: NDArray[n
         "<IiiHHIIiiII", 40, width, height, 1, bits, 1 if bits == 8 else 2, len(codes), 0, 0, len(palette), 0
     )
     return b"BM" + struct.pack("<IHHI", offset + len(codes), 0, 0, offset) + info + table + codes
+
+
+def indexed_bmp(
+    indices: NDArray[np.integer],
+    bits: int,
+    palette: NDArray[np.uint8],
+    header: int = 40,
+    top_down: bool = False,
+    gap: int = 0,
+) -> bytes:
+    """A BMP whose pixels are places in a palette, (n, 3) RGB; ``gap`` bytes lie before the pixels."""
+    height, width = indices.shape
+    rows = [pack_bits(row[None], bits) for row in (indices if top_down else indices[::-1])]
+    body = b"".join(row + b"\0" * (-len(row) % 4) for row in rows)
+    if header == 12:
+        info, table = struct.pack("<IHHHH", 12, width, height, 1, bits), palette[:, ::-1].tobytes()
+    else:
+        signed = -height if top_down else height
+        info = struct.pack("<IiiHHIIiiII", header, width, signed, 1, bits, 0, len(body), 0, 0, len(palette), 0)
+        info, table = info.ljust(header, b"\0"), np.pad(palette[:, ::-1], ((0, 0), (0, 1))).tobytes()
+    offset = 14 + len(info) + len(table) + gap
+    return b"BM" + struct.pack("<IHHI", offset + len(body), 0, 0, offset) + info + table + bytes(gap) + body

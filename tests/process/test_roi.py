@@ -285,3 +285,21 @@ def test_eval_inspects_the_roi(tiny_model: Path, tmp_path: Path, capsys: pytest.
         "--engine", "reference",
     )  # fmt: skip
     assert "the reference inspects whole images" in error
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_rebuild_that_fails_leaves_nothing(
+    tiny_model: Path, tmp_path: Path, good: list[Path], capsys: pytest.CaptureFixture[str], exists: bool
+) -> None:
+    bank, copy = tmp_path / "bank", tmp_path / "copy"
+    for name, path in (("one", good[0]), ("two", good[1])):
+        assert run(["bank", "add", str(tiny_model), str(bank), str(path), "--class", name]) == 0
+    kept = json.loads((bank / "manifest.json").read_text())["classes"]["two"]["images"][0]["kept"]
+    whole = (bank / "images" / kept).read_bytes()
+    (bank / "images" / kept).write_bytes(whole[: len(whole) // 2])  # the second class, when the first one is written
+    if exists:
+        copy.mkdir()
+    assert "damaged" in failed(capsys, "bank", "rebuild", tiny_model, bank, copy)
+    assert list(copy.iterdir()) == [] if exists else not copy.exists()
+    (bank / "images" / kept).write_bytes(whole)
+    assert run(["bank", "rebuild", str(tiny_model), str(bank), str(copy)]) == 0

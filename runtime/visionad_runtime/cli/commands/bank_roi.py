@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -97,9 +100,12 @@ def bank_rebuild(
     if new.exists() and (not new.is_dir() or any(new.iterdir())):
         raise VisionADError(f"{new}: expected a new or empty folder for the new bank; choose another")
     count = sum(len(held.entry.images) for held in source.classes.values())
-    with Inspector.open(
-        model, new, backend=backend, precision=precision, device=device, threads=threads, preset=preset, views=views
-    ) as inspector:
+    with (
+        _whole_or_nothing(new),
+        Inspector.open(
+            model, new, backend=backend, precision=precision, device=device, threads=threads, preset=preset, views=views
+        ) as inspector,
+    ):
         with progress("encoding", count) as step:
             rebuild_bank(source, inspector, step)
         assert inspector.bank is not None
@@ -109,3 +115,20 @@ def bank_rebuild(
         say(f"{name}: {len(entry.images)} images, {threshold}")
         tell_if_replaced(name, source.classes[name].entry, entry)
     say(f"{len(made.classes)} classes of {bank} in {new}, made with {made.identity.describe()}")
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Empty a folder that was new or empty if what fills it fails: a part of a bank looks sound, and keeps the next try out."""
+    existed = folder.is_dir()
+    try:
+        yield
+    except BaseException:
+        for one in folder.iterdir() if folder.is_dir() else ():
+            if one.is_dir() and not one.is_symlink():
+                shutil.rmtree(one, ignore_errors=True)
+            else:
+                one.unlink(missing_ok=True)
+        if not existed and folder.is_dir():
+            folder.rmdir()
+        raise

@@ -89,7 +89,7 @@ same array, whatever their compression, planes, strips, tiles, byte order or ori
 | PNG, TIFF with Deflate | checksum | nothing likely |
 | JPEG | libjpeg's warnings; scans that are missing | single bits, and short gaps in the last scans of a progressive file |
 | WebP | number of bytes that the decoder needs | damage after which the decoder needs as many bytes as before |
-| GIF, TIFF with LZW or PackBits | the length of the data | changed bits |
+| GIF, TIFF with LZW, PackBits or Zstandard | the length of the data | changed bits |
 | BMP, PPM, uncompressed TIFF | the length of the data | changed bytes |
 
 ## Files of a folder

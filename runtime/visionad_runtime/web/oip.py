@@ -197,22 +197,24 @@ def _tensor(one: Mapping[str, Any], rest: memoryview) -> tuple[str, Tensor, int]
     kinds = {name: kind for name, kind, _ in INPUTS}
     name, kind, shape = one.get("name"), one.get("datatype"), one.get("shape")
     if not isinstance(name, str) or name not in kinds:
-        raise RequestError(400, f"input {str(name)[:60]!r}: expected one of {', '.join(kinds)}")
+        raise RequestError(400, f"input {repr(name)[:60]}: expected one of {', '.join(kinds)}")
     if kind != kinds[name]:
-        raise RequestError(400, f"input {name}: expected datatype {kinds[name]}, got {str(kind)[:20]!r}")
+        raise RequestError(400, f"input {name}: expected datatype {kinds[name]}, got {repr(kind)[:20]}")
     if (
         not isinstance(shape, list)
         or not 1 <= len(shape) <= 4
         or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= 1 << 20 for n in shape)
     ):
-        raise RequestError(400, f"input {name}: expected a shape of one to four whole numbers, got {str(shape)[:60]}")
+        raise RequestError(400, f"input {name}: expected a shape of one to four whole numbers, got {repr(shape)[:60]}")
     count = int(np.prod(np.array(shape, dtype=object))) if shape else 0
     parameters = one.get("parameters") or {}
     size = parameters.get(BINARY_SIZE) if isinstance(parameters, dict) else None
     if size is None:
         return name, Tensor(tuple(shape), _from_json(name, kind, count, one.get("data"))), 0
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest):
-        raise RequestError(400, f"input {name}: expected at most {len(rest)} bytes, got {BINARY_SIZE} {str(size)[:20]}")
+        raise RequestError(
+            400, f"input {name}: expected at most {len(rest)} bytes, got {BINARY_SIZE} {repr(size)[:20]}"
+        )
     data = rest[:size]
     if kind == "UINT8":
         if size != count:
@@ -328,7 +330,10 @@ def answer(request: InferRequest, results: Sequence[Result]) -> Response:
             one["data"] = plain
         outputs.append(one)
     facts = {"model_name": MODEL, "model_version": VERSION, "outputs": outputs}
-    head = json.dumps({**facts, "id": request.id} if request.id else facts, ensure_ascii=False).encode()
+    if request.id:
+        facts["id"] = request.id
+    # Lone surrogates, which JSON's escapes can make, have no UTF-8. Written as they came, they are such an escape again.
+    head = json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace")
     if not binary:
         return Response(head, media_type="application/json")
     return Response(head + binary, media_type="application/octet-stream", headers={HEADER: str(len(head))})

@@ -20,6 +20,8 @@ KEEP_ALIVE_SECONDS = 75
 """Between requests of a connection. Clients that ask once a minute keep theirs."""
 DRAIN_SECONDS = 5.0
 """For the rest of a body that nobody reads, so that the client reads the answer before the connection ends."""
+TAKE_SECONDS = 30.0
+"""For a client to take what was answered before the answer to its next request."""
 CLOSE_SECONDS = 30.0
 """For a client to take the answer after which its connection ends."""
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
@@ -31,6 +33,7 @@ class Phase(enum.Enum):
 
     HEAD = "expects a request's head"
     BUSY = "a request is received or answered"
+    TAKING = "a request is answered, and the client does not take what was sent before"
     DRAIN = "the answer is sent, the body still arrives"
     IDLE = "between two requests"
     CLOSING = "ends once the answer is sent"
@@ -39,6 +42,7 @@ class Phase(enum.Enum):
 LIMITS: dict[Phase, float | None] = {
     Phase.HEAD: HEAD_SECONDS,
     Phase.BUSY: None,  # bodies have a limit of their own
+    Phase.TAKING: TAKE_SECONDS,
     Phase.DRAIN: DRAIN_SECONDS,
     Phase.IDLE: KEEP_ALIVE_SECONDS,
     Phase.CLOSING: CLOSE_SECONDS,
@@ -83,6 +87,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.phase, self.since = Phase.HEAD, time.monotonic()
+        self._paused_since = self.since
         self._head_bytes = 0
         self._in_head = self._in_body = False
 
@@ -92,6 +97,8 @@ class Connection(HttpToolsProtocol):
 
     def _enter(self, phase: Phase) -> None:
         self.phase, self.since = phase, time.monotonic()
+        if phase is Phase.BUSY and self.flow.write_paused:  # for as long, whatever else the client asks meanwhile
+            self.phase, self.since = Phase.TAKING, self._paused_since
 
     @property
     def receiving(self) -> bool:
@@ -105,7 +112,7 @@ class Connection(HttpToolsProtocol):
 
     def expire(self) -> None:
         """End it: with an answer where a request had begun."""
-        if self.phase is Phase.CLOSING:
+        if self.phase in (Phase.CLOSING, Phase.TAKING):
             self.transport.abort()
         elif self.phase is Phase.HEAD and self._head_bytes:
             self.refuse(408, f"expected the request's head within {HEAD_SECONDS:g} s; send it again")
@@ -148,6 +155,19 @@ class Connection(HttpToolsProtocol):
             return None
         self.cycle.keep_alive = False
         return True
+
+    def pause_writing(self) -> None:
+        """Wait for a client that does not take what was sent. No answer is written meanwhile."""
+        super().pause_writing()
+        self._paused_since = time.monotonic()
+        if self.phase is Phase.BUSY:
+            self._enter(Phase.BUSY)
+
+    def resume_writing(self) -> None:
+        """Go on answering: the client took most of what was sent."""
+        super().resume_writing()
+        if self.phase is Phase.TAKING:
+            self._enter(Phase.BUSY)
 
     def on_message_begin(self) -> None:
         """Begin a request."""

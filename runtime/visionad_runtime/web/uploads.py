@@ -107,7 +107,7 @@ def _decoded(
         raise ImageError(f"{label}: bare pixels have 8 bits and need width and height")
     try:
         if pixels is not None and width is not None and height is not None:
-            return UploadedImage(_from_pixels(body, label, pixels, width, height), name, body)
+            return UploadedImage(_from_pixels(body, label, pixels, width, height), name, b"")
         return UploadedImage(decode(body, label, bit_depth), name, body, bit_depth)
     except ImageError as exc:
         explanation = hint(body, content_type)

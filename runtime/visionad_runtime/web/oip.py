@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,12 +116,13 @@ def add_oip_endpoints(app: FastAPI, service: InspectionService) -> None:
         service.check_queue()
         body = await receive(request, service)
         asked = await asyncio.to_thread(parse_request, body, request.headers.get(HEADER))
-        images = await asyncio.to_thread(_images, asked.inputs)
+        images = _images(asked.inputs)
         classes = _classes(asked.inputs, len(images))
         results = []
-        for rgb, name in zip(images, classes, strict=True):
-            with service.place():
-                results.append(await service.inspect(UploadedImage(rgb, "", b""), name))
+        for decoded, name in zip(images, classes, strict=True):
+            with service.place():  # decoded too: small files may hold large images
+                upload = UploadedImage(await asyncio.to_thread(decoded), "", b"")
+                results.append(await service.inspect(upload, name))
         return answer(asked, results)
 
     for prefix in versions:
@@ -261,12 +263,11 @@ def _split(name: str, data: memoryview, count: int) -> list[bytes]:
     return values
 
 
-def _images(inputs: Mapping[str, Tensor]) -> list[RGB8]:
-    """Return the images of a request.
+def _images(inputs: Mapping[str, Tensor]) -> list[Callable[[], RGB8]]:
+    """Return what decodes the images of a request, one each. It raises :class:`ImageError` where a file cannot be decoded.
 
     Raises:
         RequestError: 400, there is not exactly one of ``image`` and ``file``, or a shape is wrong.
-        ImageError: A file cannot be decoded.
     """
     if ("image" in inputs) == ("file" in inputs):
         raise RequestError(400, "expected one of the inputs image and file")
@@ -274,13 +275,13 @@ def _images(inputs: Mapping[str, Tensor]) -> list[RGB8]:
         files = inputs["file"].values
         _check_count(len(files))
         assert isinstance(files, list)
-        return [decode(file, "file") for file in files]
+        return [partial(decode, file, "file") for file in files]
     shape, values = inputs["image"]
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3) or 0 in shape:
         raise RequestError(400, f"input image: expected shape (n, h, w, 3) RGB or (n, h, w), got {shape}")
     _check_count(shape[0])
     assert isinstance(values, np.ndarray)
-    return [from_array(one, "rgb") for one in values.reshape(shape)]
+    return [partial(from_array, one, "rgb") for one in values.reshape(shape)]
 
 
 def _check_count(count: int) -> None:

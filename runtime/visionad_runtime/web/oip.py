@@ -26,6 +26,7 @@ from ..images.decode import decode
 from ..images.pixels import RGB8
 from ..result import Result
 from .answers import error_responses
+from .forms import check_encoding
 from .queue import RequestError, UploadedImage
 from .service import InspectionService
 from .uploads import receive
@@ -114,6 +115,7 @@ def add_oip_endpoints(app: FastAPI, service: InspectionService) -> None:
     async def infer(request: Request) -> Response:
         """Inspect images in tensors. Outputs are those of `/inspect`."""
         service.check_queue()
+        check_encoding(request.headers.get("content-encoding", ""))
         body = await receive(request, service)
         asked = await asyncio.to_thread(parse_request, body, request.headers.get(HEADER))
         images = _images(asked.inputs)

@@ -139,3 +139,8 @@ def test_arrays_are_inspected_in_their_order() -> None:
     image = {"name": "image", "datatype": "UINT8", "shape": [2, 1, 1, 3], "data": [4, 4, 4, 5, 5, 5]}
     assert infer(service, [image])[0] == 200
     assert service.steps == [("inspect 4 None", 1), ("inspect 5 None", 1)]
+
+
+def test_a_request_that_is_compressed_is_refused_as_such() -> None:
+    status, body = infer(Service(), [files("1")], content_encoding="gzip")
+    assert status == 400 and body["error"].startswith("Content-Encoding 'gzip' is not read")

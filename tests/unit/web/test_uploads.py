@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="serving takes the serve extra")
 from visionad_runtime import Inspector
 from visionad_runtime.bank.history import verify
 from visionad_runtime.bank.store import Bank
-from visionad_runtime.errors import BankError
+from visionad_runtime.errors import BankError, ImageError
 from visionad_runtime.formats.files import sha256_bytes
 from visionad_runtime.images.decode import decode
 from visionad_runtime.images.pixels import pixel_digest, to_rgb
@@ -62,3 +62,13 @@ def test_a_bank_with_bare_pixels_can_be_built_anew(tiny_model: Path, tmp_path: P
         rebuild_bank(bank, inspector)
         assert inspector.bank is not None
         assert [one.pixels for one in inspector.bank.classes["disc"].entry.images] == [one.pixels for one in images]
+
+
+@pytest.mark.parametrize("start", [b"<", b"{", b"\x1f\x8b", b"a", b"data:", b"a=b", b"\x89PNG\n"])
+def test_bare_pixels_of_another_size_are_no_other_file(start: bytes) -> None:
+    """Whatever their values look like: who says that the body is pixels knows what it is."""
+    body = (start * 1000)[:1000]
+    with pytest.raises(ImageError, match=r"^the image: expected 10000 bytes for 100 x 100 pixels in mono8, got 1000$"):
+        _decoded(body, "application/json", "", "mono8", 100, 100, None)
+    with pytest.raises(ImageError, match=r"^the image: (expected an image, got a body that is|is a PNG whose)"):
+        _decoded(body, "application/json", "", None, None, None, None)

@@ -125,8 +125,8 @@ async def _hello(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def connected(transport: Transport, state: ServerState) -> Connection:
-    config = Config(_hello, lifespan="off", log_config=None)
+def connected(transport: Transport, state: ServerState, app: Any = _hello) -> Connection:
+    config = Config(app, lifespan="off", log_config=None)
     config.load()
     connection = Connection(config, state, {})
     connection.connection_made(transport)  # type: ignore[arg-type]
@@ -193,3 +193,69 @@ def test_a_client_that_takes_its_answers_gets_all(clock: Clock) -> None:
         connection.timeout_keep_alive_handler()
 
     asyncio.run(run())
+
+
+async def _echo(scope: Any, receive: Any, send: Any) -> None:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    kept = [value for name, value in scope["headers"] if name == b"x-kept"]
+    text = b"<%s %s %s %s>" % (scope["method"].encode(), scope["raw_path"], b"".join(kept), body)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
+    await send({"type": "http.response.body", "body": text})
+
+
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\nx-kept: \xfc\r\n"
+LENGTH = b"POST /a%20b HTTP/1.1\r\nHost: x\r\n" + OFFER + b"Content-Length: 5\r\n\r\nimage"
+CHUNKS = b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + OFFER + b"\r\n5\r\nimage\r\n0\r\n\r\n"
+BODILESS = b"GET /g HTTP/1.1\r\nHost: x\r\n" + OFFER + b"\r\n"
+PLAIN = b"POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 22\r\n\r\n\r\nUpgrade: body\r\n\r\nx\r\n"
+
+
+def answered(*pieces: bytes) -> bytes:
+    transport = Transport()
+
+    async def run() -> None:
+        connection = connected(transport, ServerState(), _echo)
+        for piece in pieces:
+            connection.data_received(piece)
+            await asyncio.sleep(0)
+        for _ in range(40):
+            await asyncio.sleep(0)
+        connection.timeout_keep_alive_handler()
+
+    asyncio.run(run())
+    return b"".join(piece[piece.index(b"<") :] for piece in transport.sent)
+
+
+def test_a_request_that_offers_another_protocol_is_answered_wherever_it_is_split() -> None:
+    for request, answer in (
+        (LENGTH, b"<POST /a%20b \xfc image>"), (CHUNKS, b"<POST /c \xfc image>"), (BODILESS, b"<GET /g \xfc >"),
+        (PLAIN, b"<POST /p  \r\nUpgrade: body\r\n\r\nx\r\n>"),
+        (LENGTH.replace(b": Upgrade,", b": close, upgrade,"), b"<POST /a%20b \xfc image>"),
+        (CHUNKS.replace(OFFER, b"").removesuffix(b"\r\n") + OFFER.replace(b"x-kept", b"x") + b"\r\n", b"<POST /c  image>"),
+    ):  # fmt: skip
+        for place in range(1, len(request) + 1):
+            assert answered(request[:place], request[place:]) == answer, (place, request)
+        assert answered(*(request[i : i + 1] for i in range(len(request)))) == answer
+
+
+def test_requests_that_offer_another_protocol_may_follow_one_another() -> None:
+    together = b"<POST /a%20b \xfc image><GET /g \xfc ><POST /p  \r\nUpgrade: body\r\n\r\nx\r\n><POST /c \xfc image>"
+    assert answered(LENGTH + BODILESS + PLAIN + CHUNKS) == together
+    assert answered(GET + LENGTH[:70], LENGTH[70:]) == b"<GET /  ><POST /a%20b \xfc image>"
+
+
+@pytest.mark.parametrize("upgrades", [True, False])
+def test_a_page_may_offer_a_web_socket(monkeypatch: pytest.MonkeyPatch, upgrades: bool) -> None:
+    begun: list[bytes] = []
+    monkeypatch.setattr(Connection, "upgrades", upgrades)
+    monkeypatch.setattr(
+        Connection, "_should_upgrade", lambda self: self.upgrades and self._get_upgrade() == b"websocket"
+    )
+    monkeypatch.setattr(Connection, "handle_websocket_upgrade", lambda self: begun.append(self.url))
+    request = b"GET /feed HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n"
+    for place in range(1, len(request)):
+        assert answered(request[:place], request[place:]) == (b"" if upgrades else b"<GET /feed  >")
+    assert begun == ([b"/feed"] * (len(request) - 1) if upgrades else [])

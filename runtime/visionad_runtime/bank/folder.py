@@ -45,6 +45,51 @@ IMAGES = "images"
 FOLDERS = (SUPPORTS, IMAGES, MASKS, HISTORY)
 
 
+def make_folders(folder: Path, manifest: BankManifest) -> None:
+    """Make the folders that a change of a bank writes to. The bank's own is made for its first version only.
+
+    Args:
+        folder: folder of the bank.
+        manifest: version in memory.
+
+    Raises:
+        BankError: The bank is gone, or the folder cannot be written.
+    """
+    check_there(folder, manifest)
+    try:
+        if not manifest.version:
+            folder.mkdir(parents=True, exist_ok=True)
+        for name in (SUPPORTS, HISTORY):
+            (folder / name).mkdir(exist_ok=True)
+    except OSError as exc:
+        raise BankError(
+            f"cannot write to {folder}: {exc.strerror}; choose another folder or fix its permissions"
+        ) from None
+
+
+def check_there(folder: Path, manifest: BankManifest) -> None:
+    """Check that the folder of a bank still holds it: a share may be unmounted, a folder moved away.
+
+    A change writes a manifest that names files which only the lost folder has, so it would be a damaged bank.
+
+    Args:
+        folder: folder of the bank.
+        manifest: version in memory. A bank that was never written (version 0) needs no folder yet.
+
+    Raises:
+        BankError: There is no manifest, and the version in memory is not the newest in the history.
+    """
+    try:
+        there = not manifest.version or (folder / MANIFEST).exists() or newest_manifest(folder) == manifest
+    except OSError:  # such as a share whose server is away
+        there = False
+    if not there:
+        raise BankError(
+            f"bank {folder} is gone: expected version {manifest.version}, found no {MANIFEST} and no history that ends with this "
+            "version; nothing was changed; mount the folder or restore it, then try again"
+        )
+
+
 def next_manifest(old: BankManifest, change: str, classes: dict[str, ClassEntry]) -> BankManifest:
     """Return the manifest of the version after ``old``.
 
@@ -247,7 +292,10 @@ def write_support(folder: Path, tokens: SupportTokens) -> str:
 def write_once(path: Path, data: bytes, digest: str) -> None:
     """Write a file that is named by its digest, unless it is there and whole."""
     if not path.exists() or path.stat().st_size != len(data) or sha256_file(path) != digest:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(exist_ok=True)  # without the bank's folder, which may be gone: half a bank would arise
+        except OSError as exc:
+            raise BankError(f"cannot write {path}: {exc.strerror}; nothing was changed") from None
         atomic_write(path, data)
 
 

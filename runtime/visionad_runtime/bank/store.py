@@ -31,10 +31,11 @@ from ..preprocess import encoding_names
 from .folder import (
     FOLDERS,
     IMAGES,
-    SUPPORTS,
     check_defect,
     check_identity,
     check_support_shapes,
+    check_there,
+    make_folders,
     newest_manifest,
     next_manifest,
     read_class,
@@ -419,16 +420,10 @@ class Bank:
             raise BankError(
                 f"bank {self.folder} was opened at version {self.manifest.version}; open it without one to change it"
             )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for folder in (SUPPORTS, HISTORY):
-                (self.folder / folder).mkdir(exist_ok=True)
-        except OSError as exc:
-            raise BankError(
-                f"cannot write to {self.folder}: {exc.strerror}; choose another folder or fix its permissions"
-            ) from None
+        make_folders(self.folder, self.manifest)
         with writer_lock(self.folder):
             self.refresh()
+            check_there(self.folder, self.manifest)  # it may have gone while another writer held the lock
             yield
 
     def revision(self) -> tuple[int, ...] | None:
@@ -481,6 +476,7 @@ class Bank:
         if keep is not None:
             manifest = manifest.model_copy(update={"keep": keep})
         with self._replacing:
+            check_there(self.folder, self.manifest)  # calibrating takes its time
             write_version(self.folder, manifest)
             self.snapshot = Snapshot(manifest, converted)
 

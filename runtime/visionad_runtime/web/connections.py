@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import json
-import re
 import time
 from http import HTTPStatus
 from typing import Any, cast
 
+from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_SECONDS = 10.0
@@ -20,10 +21,10 @@ KEEP_ALIVE_SECONDS = 75
 """Between requests of a connection. Clients that ask once a minute keep theirs."""
 DRAIN_SECONDS = 5.0
 """For the rest of a body that nobody reads, so that the client reads the answer before the connection ends."""
+TAKE_SECONDS = 30.0
+"""For a client to take what was answered before the answer to its next request."""
 CLOSE_SECONDS = 30.0
 """For a client to take the answer after which its connection ends."""
-_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
-_WEBSOCKET = re.compile(rb"\r\nupgrade: *websocket", re.IGNORECASE)
 
 
 class Phase(enum.Enum):
@@ -31,6 +32,7 @@ class Phase(enum.Enum):
 
     HEAD = "expects a request's head"
     BUSY = "a request is received or answered"
+    TAKING = "a request is answered, and the client does not take what was sent before"
     DRAIN = "the answer is sent, the body still arrives"
     IDLE = "between two requests"
     CLOSING = "ends once the answer is sent"
@@ -39,6 +41,7 @@ class Phase(enum.Enum):
 LIMITS: dict[Phase, float | None] = {
     Phase.HEAD: HEAD_SECONDS,
     Phase.BUSY: None,  # bodies have a limit of their own
+    Phase.TAKING: TAKE_SECONDS,
     Phase.DRAIN: DRAIN_SECONDS,
     Phase.IDLE: KEEP_ALIVE_SECONDS,
     Phase.CLOSING: CLOSE_SECONDS,
@@ -74,6 +77,35 @@ class _Joined:
             self._transport.write(b"".join(waiting))
 
 
+class _Parser:
+    """uvicorn's parser, which goes on where a client offers a protocol that the service does not speak.
+
+    Java's client offers HTTP/2 with a request. The parser ends such a request with its head, and drops the body. So another parser
+    begins the request anew, without the offer.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._parser = connection, connection.parser
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                self._parser.feed_data(rest)
+                break
+            except HttpParserUpgrade as exc:
+                if not self._connection.declines():
+                    raise
+                rest, head = rest[exc.args[0] :], self._connection.head_without_offer()
+                self._parser = HttpRequestParser(self._connection)
+                with contextlib.suppress(AttributeError):  # as uvicorn's: older ones have no such setting
+                    self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self._parser.feed_data(head)
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, with a phase. :class:`Acceptor` ends those that are in one for too long."""
 
@@ -83,8 +115,10 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.phase, self.since = Phase.HEAD, time.monotonic()
+        self._paused_since = self.since
         self._head_bytes = 0
         self._in_head = self._in_body = False
+        self.parser = cast(HttpRequestParser, _Parser(self))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a client."""
@@ -92,6 +126,8 @@ class Connection(HttpToolsProtocol):
 
     def _enter(self, phase: Phase) -> None:
         self.phase, self.since = phase, time.monotonic()
+        if phase is Phase.BUSY and self.flow.write_paused:  # for as long, whatever else the client asks meanwhile
+            self.phase, self.since = Phase.TAKING, self._paused_since
 
     @property
     def receiving(self) -> bool:
@@ -105,7 +141,7 @@ class Connection(HttpToolsProtocol):
 
     def expire(self) -> None:
         """End it: with an answer where a request had begun."""
-        if self.phase is Phase.CLOSING:
+        if self.phase in (Phase.CLOSING, Phase.TAKING):
             self.transport.abort()
         elif self.phase is Phase.HEAD and self._head_bytes:
             self.refuse(408, f"expected the request's head within {HEAD_SECONDS:g} s; send it again")
@@ -132,10 +168,6 @@ class Connection(HttpToolsProtocol):
         """Take bytes of the client."""
         if self.phase is Phase.IDLE:
             self._enter(Phase.HEAD)
-        if self.phase is Phase.HEAD and _UPGRADE.search(data) and not (self.upgrades and _WEBSOCKET.search(data)):
-            # Java's client offers HTTP/2 so. There is none here, and where the parser sees the offer, it drops the body.
-            head, blank, rest = data.partition(b"\r\n\r\n")
-            data = _UPGRADE.sub(b"\r\nx-upgrade:", head) + blank + rest
         super().data_received(data)
         if self.phase is Phase.HEAD:
             self._head_bytes += len(data)
@@ -149,6 +181,31 @@ class Connection(HttpToolsProtocol):
         self.cycle.keep_alive = False
         return True
 
+    def pause_writing(self) -> None:
+        """Wait for a client that does not take what was sent. No answer is written meanwhile."""
+        super().pause_writing()
+        self._paused_since = time.monotonic()
+        if self.phase is Phase.BUSY:
+            self._enter(Phase.BUSY)
+
+    def resume_writing(self) -> None:
+        """Go on answering: the client took most of what was sent."""
+        super().resume_writing()
+        if self.phase is Phase.TAKING:
+            self._enter(Phase.BUSY)
+
+    def declines(self) -> bool:
+        """Whether the request at hand offers another protocol, which the service does not speak."""
+        offers = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        return offers and not (self.upgrades and self._get_upgrade() == b"websocket")
+
+    def head_without_offer(self) -> bytes:
+        """Head of the request at hand, as it came, without what it offers."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._in_head = True
@@ -156,6 +213,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin what follows a request's head."""
+        if self.declines():  # it comes once more
+            return
         self._in_head, self._in_body, self._head_bytes = False, True, 0
         self._enter(Phase.BUSY)
         if self.url == b"*":
@@ -164,6 +223,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request."""
+        if self.declines():
+            return
         self._in_body = False
         super().on_message_complete()
         if self.phase is Phase.DRAIN:

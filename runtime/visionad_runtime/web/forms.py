@@ -109,11 +109,20 @@ def _parse(body: bytes, content_type: str) -> tuple[list[_Part], bool]:
 
 
 def _parameter(header: str, name: str) -> str | None:
-    """A parameter of a header, quoted, or encoded by RFC 2231 (``filename*=UTF-8''M%C3%BCller.png``)."""
+    """A parameter of a header, quoted, or encoded by RFC 2231 (``filename*=UTF-8''M%C3%BCller.png``).
+
+    Raises:
+        ImageError: it is encoded in another way.
+    """
     message = Message()
     message["header"] = " ".join(header.split())
-    value = message.get_param(name, header="header")
-    return None if value is None else collapse_rfc2231_value(value)
+    try:
+        value = message.get_param(name, header="header")
+        return None if value is None else collapse_rfc2231_value(value)
+    except (TypeError, ValueError):  # parts that are numbered amiss; text that its character set does not hold
+        raise ImageError(
+            f"the form's parameter {name} cannot be read in {header[:80]!r}; expected {name}=\"…\" or {name}*=UTF-8''…"
+        ) from None
 
 
 def check_encoding(content_encoding: str) -> None:

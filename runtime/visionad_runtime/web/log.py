@@ -36,9 +36,13 @@ class RateLimit(logging.Filter):
         if now - since < PERIOD:
             self._seen[key] = since, left_out + 1
             return False
+        self._seen.pop(key, None)
         self._seen = {k: v for k, v in self._seen.items() if now - v[0] < PERIOD or v[1]}
         if len(self._seen) >= MAX_MESSAGES:
-            return False
+            oldest = min(self._seen, key=lambda k: self._seen[k][0])
+            if now - self._seen[oldest][0] < PERIOD:
+                return False
+            del self._seen[oldest]  # with its count: clients may choose messages that never come again
         self._seen[key] = now, 0
         if left_out:
             record.msg, record.args = f"{record.getMessage()} ({left_out} more since the last such line)", ()

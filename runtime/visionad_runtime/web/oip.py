@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..images.decode import decode
 from ..images.pixels import RGB8
 from ..result import Result
 from .answers import error_responses
+from .forms import check_encoding
 from .queue import RequestError, UploadedImage
 from .service import InspectionService
 from .uploads import receive
@@ -113,14 +115,16 @@ def add_oip_endpoints(app: FastAPI, service: InspectionService) -> None:
     async def infer(request: Request) -> Response:
         """Inspect images in tensors. Outputs are those of `/inspect`."""
         service.check_queue()
+        check_encoding(request.headers.get("content-encoding", ""))
         body = await receive(request, service)
         asked = await asyncio.to_thread(parse_request, body, request.headers.get(HEADER))
-        images = await asyncio.to_thread(_images, asked.inputs)
+        images = _images(asked.inputs)
         classes = _classes(asked.inputs, len(images))
         results = []
-        for rgb, name in zip(images, classes, strict=True):
-            with service.place():
-                results.append(await service.inspect(UploadedImage(rgb, "", b""), name))
+        for decoded, name in zip(images, classes, strict=True):
+            with service.place():  # decoded too: small files may hold large images
+                upload = UploadedImage(await asyncio.to_thread(decoded), "", b"")
+                results.append(await service.inspect(upload, name))
         return answer(asked, results)
 
     for prefix in versions:
@@ -197,22 +201,24 @@ def _tensor(one: Mapping[str, Any], rest: memoryview) -> tuple[str, Tensor, int]
     kinds = {name: kind for name, kind, _ in INPUTS}
     name, kind, shape = one.get("name"), one.get("datatype"), one.get("shape")
     if not isinstance(name, str) or name not in kinds:
-        raise RequestError(400, f"input {str(name)[:60]!r}: expected one of {', '.join(kinds)}")
+        raise RequestError(400, f"input {repr(name)[:60]}: expected one of {', '.join(kinds)}")
     if kind != kinds[name]:
-        raise RequestError(400, f"input {name}: expected datatype {kinds[name]}, got {str(kind)[:20]!r}")
+        raise RequestError(400, f"input {name}: expected datatype {kinds[name]}, got {repr(kind)[:20]}")
     if (
         not isinstance(shape, list)
         or not 1 <= len(shape) <= 4
         or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= 1 << 20 for n in shape)
     ):
-        raise RequestError(400, f"input {name}: expected a shape of one to four whole numbers, got {str(shape)[:60]}")
+        raise RequestError(400, f"input {name}: expected a shape of one to four whole numbers, got {repr(shape)[:60]}")
     count = int(np.prod(np.array(shape, dtype=object))) if shape else 0
     parameters = one.get("parameters") or {}
     size = parameters.get(BINARY_SIZE) if isinstance(parameters, dict) else None
     if size is None:
         return name, Tensor(tuple(shape), _from_json(name, kind, count, one.get("data"))), 0
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest):
-        raise RequestError(400, f"input {name}: expected at most {len(rest)} bytes, got {BINARY_SIZE} {str(size)[:20]}")
+        raise RequestError(
+            400, f"input {name}: expected at most {len(rest)} bytes, got {BINARY_SIZE} {repr(size)[:20]}"
+        )
     data = rest[:size]
     if kind == "UINT8":
         if size != count:
@@ -259,12 +265,11 @@ def _split(name: str, data: memoryview, count: int) -> list[bytes]:
     return values
 
 
-def _images(inputs: Mapping[str, Tensor]) -> list[RGB8]:
-    """Return the images of a request.
+def _images(inputs: Mapping[str, Tensor]) -> list[Callable[[], RGB8]]:
+    """Return what decodes the images of a request, one each. It raises :class:`ImageError` where a file cannot be decoded.
 
     Raises:
         RequestError: 400, there is not exactly one of ``image`` and ``file``, or a shape is wrong.
-        ImageError: A file cannot be decoded.
     """
     if ("image" in inputs) == ("file" in inputs):
         raise RequestError(400, "expected one of the inputs image and file")
@@ -272,13 +277,13 @@ def _images(inputs: Mapping[str, Tensor]) -> list[RGB8]:
         files = inputs["file"].values
         _check_count(len(files))
         assert isinstance(files, list)
-        return [decode(file, "file") for file in files]
+        return [partial(decode, file, "file") for file in files]
     shape, values = inputs["image"]
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3) or 0 in shape:
         raise RequestError(400, f"input image: expected shape (n, h, w, 3) RGB or (n, h, w), got {shape}")
     _check_count(shape[0])
     assert isinstance(values, np.ndarray)
-    return [from_array(one, "rgb") for one in values.reshape(shape)]
+    return [partial(from_array, one, "rgb") for one in values.reshape(shape)]
 
 
 def _check_count(count: int) -> None:
@@ -328,7 +333,10 @@ def answer(request: InferRequest, results: Sequence[Result]) -> Response:
             one["data"] = plain
         outputs.append(one)
     facts = {"model_name": MODEL, "model_version": VERSION, "outputs": outputs}
-    head = json.dumps({**facts, "id": request.id} if request.id else facts, ensure_ascii=False).encode()
+    if request.id:
+        facts["id"] = request.id
+    # Lone surrogates, which JSON's escapes can make, have no UTF-8. Written as they came, they are such an escape again.
+    head = json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace")
     if not binary:
         return Response(head, media_type="application/json")
     return Response(head + binary, media_type="application/octet-stream", headers={HEADER: str(len(head))})

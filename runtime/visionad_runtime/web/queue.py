@@ -24,7 +24,10 @@ class RequestError(Exception):
 
 
 class UploadedImage(NamedTuple):
-    """An image that was sent, what its sender calls it, the bytes that it was sent as, and the bit depth that was stated."""
+    """An image that was sent, what its sender calls it, its file, and the bit depth that was stated for that.
+
+    The file is empty where bare pixels were sent: without their size they are no image.
+    """
 
     rgb: RGB8
     name: str

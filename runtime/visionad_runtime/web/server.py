@@ -25,7 +25,7 @@ SWEEP_SECONDS = 0.5
 YOUNG_SECONDS = 0.25
 """A connection that is this young is not ended for another one: its request may be on its way."""
 SLOW_SECONDS = 5.0
-"""A body that arrives for so long may be given up for another connection."""
+"""A body that arrives for so long, or an answer that is not taken for so long, may be given up for another connection."""
 RETRY_SECONDS = 1.0
 GRACE_SECONDS = 10.0
 """For requests under way when the service is stopped."""
@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
 
     asyncio accepts all that come. Where the process may open no more files, it logs a traceback for each, and tries again. Here
     a full server ends the connection that least deserves its place: one that never asked, then one that is idle, then one whose
-    body is slow. Where all are busy, clients wait in the system's queue.
+    body is slow, or whose client does not take its answers. Where all are busy, clients wait in the system's queue.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -128,6 +128,8 @@ class Server(uvicorn.Server):
             age = now - one.since
             if one.phase in (Phase.HEAD, Phase.IDLE) and age < YOUNG_SECONDS:
                 return None
+            if one.phase is Phase.TAKING:
+                return 3 if age > SLOW_SECONDS else None
             if one.phase is Phase.BUSY:
                 return 3 if one.receiving and age > SLOW_SECONDS else None
             return {Phase.HEAD: 0, Phase.DRAIN: 1, Phase.CLOSING: 1, Phase.IDLE: 2}[one.phase]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..bank.memory_bank import Snapshot
-from ..bank.supports import check_new, read_kept, support_record
+from ..bank.supports import check_new, png_file, read_kept, support_record
 from ..inspector import Inspector
 from ..result import Result
 from ..station.judging.judge import Judge
@@ -50,9 +50,12 @@ class InspectionService(UploadQueue):
 
         def work() -> int:
             source = upload.name or "sent to visionad serve"
-            support = support_record(upload.body, upload.rgb, source, upload.bit_depth)
+            file, suffix = upload.body, Path(upload.name).suffix
+            if not file:  # bare pixels, which nobody could read from the bank
+                file, suffix = png_file(upload.rgb), ".png"
+            support = support_record(file, upload.rgb, source, upload.bit_depth)
             check_new(self.bank().classes, class_name, [support])  # before the image is encoded
-            return self.inspector.enroll_image(class_name, support, upload.rgb, upload.body, Path(upload.name).suffix)
+            return self.inspector.enroll_image(class_name, support, upload.rgb, file, suffix)
 
         return await self._turn(work)
 

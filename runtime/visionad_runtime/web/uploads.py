@@ -105,9 +105,9 @@ def _decoded(
         raise ImageError(f"{label}: width and height go with bare pixels; say which: {', '.join(CHANNELS)}")
     if pixels is not None and (width is None or height is None or bit_depth is not None):
         raise ImageError(f"{label}: bare pixels have 8 bits and need width and height")
+    if pixels is not None and width is not None and height is not None:
+        return UploadedImage(_from_pixels(body, label, pixels, width, height), name, b"")
     try:
-        if pixels is not None and width is not None and height is not None:
-            return UploadedImage(_from_pixels(body, label, pixels, width, height), name, body)
         return UploadedImage(decode(body, label, bit_depth), name, body, bit_depth)
     except ImageError as exc:
         explanation = hint(body, content_type)

@@ -22,13 +22,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from visionad_runtime.bank import lock
-from visionad_runtime.bank.folder import restorable_versions, support_file
+from visionad_runtime.bank.folder import restorable_versions, support_file, write_support
 from visionad_runtime.bank.history import remove_offline, undo, verify
-from visionad_runtime.bank.memory_bank import SupportTokens
+from visionad_runtime.bank.memory_bank import ClassBank, SupportTokens
 from visionad_runtime.bank.store import Bank
 from visionad_runtime.bank.supports import NewSupport
 from visionad_runtime.errors import BankError, VisionADError
-from visionad_runtime.formats.manifest import FeatureIdentity, PreprocessSpec, SupportImage
+from visionad_runtime.formats.manifest import ClassEntry, FeatureIdentity, PreprocessSpec, SupportImage
 from visionad_runtime.preprocess import encoding_names
 
 from tests.data import ROOT
@@ -498,6 +498,68 @@ def test_a_lost_manifest_without_a_history_is_said(bank: Bank) -> None:
         path.unlink()
     with pytest.raises(BankError, match="is no bank: it has no manifest"):
         undo(bank.folder)
+
+
+CHANGES: dict[str, Callable[[Bank], object]] = {
+    "add": lambda bank: add(bank, "nut", 9),
+    "replace": lambda bank: bank.replace("bolt", [image(9)], None, change="rebuild"),
+    "remove": lambda bank: bank.remove("bolt", f"{1:064x}"),
+    "update": lambda bank: bank.update("bolt", "set", lambda held: held.entry),
+    "remember": lambda bank: bank.remember(
+        "bolt", unit(np.random.default_rng(0), len(bank.manifest.blocks), 1, 8), lambda held, _: held.entry, change="x"
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("left", ["no folder", "an empty folder", "a folder with a lock"])
+def test_a_bank_whose_folder_is_gone_is_not_begun_anew(bank: Bank, change: str, left: str) -> None:
+    """Such as a share that is not mounted: the new folder would name supports that it does not hold."""
+    add(bank, "bolt", 1, 2)
+    away = bank.folder.rename(bank.folder.with_name("away"))
+    if left != "no folder":
+        bank.folder.mkdir()
+    if left == "a folder with a lock":
+        (bank.folder / ".lock").touch()
+    before = sorted(bank.folder.parent.rglob("*"))
+    with pytest.raises(BankError, match=r"is gone: expected version 1, found no manifest.json.*nothing was changed"):
+        CHANGES[change](bank)
+    assert sorted(bank.folder.parent.rglob("*")) == before
+    assert content(bank) == {"bolt": [1, 2]}  # it judges on
+    if left != "no folder":
+        shutil.rmtree(bank.folder)
+    away.rename(bank.folder)
+    CHANGES[change](bank)
+    assert Bank.open(bank.folder).manifest == bank.manifest
+    verify(bank.folder)
+
+
+def test_a_bank_that_goes_while_it_is_changed_is_not_begun_anew(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    away = bank.folder.with_name("away")
+
+    def calibrate(held: ClassBank, _: ClassEntry | None) -> ClassEntry:
+        bank.folder.rename(away)
+        return held.entry
+
+    with pytest.raises(BankError, match="is gone"):
+        bank.add("bolt", [image(2)], calibrate=calibrate)
+    assert not bank.folder.exists()
+    with pytest.raises(BankError, match="nothing was changed"):
+        write_support(bank.folder, image(3).tokens)
+    assert not bank.folder.exists()
+    assert content(bank) == {"bolt": [1]} == content(Bank.open(away))
+
+
+def test_a_version_that_only_the_history_holds_is_not_overwritten(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    add(Bank.open(bank.folder), "nut", 2)
+    (bank.folder / "manifest.json").unlink()
+    with pytest.raises(BankError, match="no history that ends with this version"):
+        add(bank, "bolt", 3)
+    undo(bank.folder)
+    add(bank, "bolt", 3)
+    assert content(Bank.open(bank.folder)) == {"bolt": [1, 3], "nut": [2]}
 
 
 def test_two_writers_lose_nothing(bank: Bank) -> None:

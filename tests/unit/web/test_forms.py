@@ -43,6 +43,57 @@ def test_any_body_is_read_or_refused(body: bytes, content_type: str) -> None:
         hint(data, content_type)
 
 
+def form(parameter: str) -> bytes:
+    head = f'--b\r\nContent-Disposition: form-data; name="f"; {parameter}\r\n\r\n'
+    return head.encode("utf-8", "surrogatepass") + b"x\r\n--b--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "name"),
+    [
+        ("filename*=UTF-8''M%C3%BCller.png", "Müller.png"), ("filename*=iso-8859-1'en'M%FCller.png", "Müller.png"),
+        ("filename*0*=UTF-8''M%C3%BC; filename*1=ller.png", "Müller.png"), ("filename*=other''a.png", "a.png"),
+    ],
+)  # fmt: skip
+def test_names_may_be_encoded(parameter: str, name: str) -> None:
+    assert form_file(form(parameter), "multipart/form-data; boundary=b").name == name
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["*=idna''a.png", "*=undefined''a", "*=punycode''%ff", "*=a%00b''a", "*0=a; {0}*=b", f"*{'9' * 5000}=a"],
+    ids=["idna", "undefined", "punycode", "nul", "numbered and not", "a long number"],
+)  # fmt: skip
+def test_parameters_that_are_encoded_amiss_are_refused(value: str) -> None:
+    with pytest.raises(
+        ImageError, match=r"parameter filename cannot be read in 'form-data; .*UTF-8''|header size exceeded"
+    ):
+        form_file(form("filename" + value.format("filename")), "multipart/form-data; boundary=b")
+    with pytest.raises(ImageError, match="parameter boundary cannot be read"):
+        form_file(form('filename="a.png"'), "multipart/form-data; boundary" + value.format("boundary"))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", "*", "*0", "*0*", "*1", "*1*", "*²", "*-1"]),
+            st.text("abu%0f'\";=*-8\\ü \0", max_size=12),
+        ),
+        max_size=4,
+    )
+)
+def test_any_parameter_is_read_or_refused(values: list[tuple[str, str]]) -> None:
+    text = "; ".join(f"filename{mark}={value}" for mark, value in values)
+    for body, content_type in (
+        (form(text), "multipart/form-data; boundary=b"),
+        (b"", text.replace("filename", "boundary")),
+    ):
+        try:
+            form_file(body, content_type)
+        except ImageError as exc:
+            assert str(exc)
+
+
 @given(st.binary(min_size=40, max_size=300))
 def test_wrappings_are_named(data: bytes) -> None:
     text = base64.b64encode(data)

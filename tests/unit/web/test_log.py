@@ -47,6 +47,21 @@ def test_many_different_messages_are_bounded() -> None:
         clock.now += PERIOD
 
 
+def test_messages_that_never_come_again_silence_no_other_one() -> None:
+    clock = Clock()
+    limit = RateLimit(clock)
+    for i in range(2 * MAX_MESSAGES):
+        for _ in range(2):
+            limit.filter(record("%s", f"cannot take part {chr(0x4E00 + i)}"))
+    assert not limit.filter(record("out of files"))
+    clock.now += PERIOD
+    assert limit.filter(record("out of files"))
+    last = record("%s", f"cannot take part {chr(0x4E00 + MAX_MESSAGES - 1)}")
+    assert limit.filter(last) and last.getMessage().endswith("(1 more since the last such line)")
+    new = [limit.filter(record("%s", f"no place for {chr(0x4E00 + i)}")) for i in range(2 * MAX_MESSAGES)]
+    assert new == [True] * (MAX_MESSAGES - 2) + [False] * (MAX_MESSAGES + 2)
+
+
 def test_libraries_are_heard_without_tracebacks(caplog: pytest.LogCaptureFixture) -> None:
     with bounded_log(), caplog.at_level(logging.WARNING):
         for _ in range(100):

@@ -141,6 +141,10 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
+_UNWRITABLE = {getattr(errno, name, None) for name in ("ENOSPC", "EFBIG", "EDQUOT", "EIO", "EROFS")} - {None}
+"""Errors of an output that is a file: Python's own names no file."""
+
+
 def run(args: Sequence[str]) -> int:
     """Run one command line.
 
@@ -177,9 +181,9 @@ def run(args: Sequence[str]) -> int:
             return complain(import_error_message(exc))
         if isinstance(exc, OSError) and exc.filename:
             return complain(f"{exc.filename}: {exc.strerror}")
-        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+        if isinstance(exc, OSError) and exc.errno in _UNWRITABLE:
             drop_stdout()
-            return complain("the output could not be written: no space left where it goes; free some and run again")
+            return complain(f"the output could not be written: {exc.strerror}; free space where it goes, and run again")
         raise
     if status == INTERRUPTED:
         return complain(INTERRUPTION, INTERRUPTED)

@@ -171,14 +171,19 @@ def check_names(names: Sequence[Path]) -> None:
 
 
 def check_targets(images: Sequence[ImageFile], outputs: Sequence[tuple[Path | None, str]]) -> None:
-    """Results go into folders, and no result may be written over an image that is inspected."""
+    """Results go into folders, and no result may be written over an image: one that is inspected, or one that lies beside it."""
     inputs = {os.path.realpath(f.path) for f in images}
+    beside = {str(Path(path).parent) for path in inputs}
     for folder, suffix in outputs:
         if folder is not None:
             check_folder(folder)
         for target in [folder / f.name.with_suffix(suffix) for f in images] if folder else []:
             if os.path.realpath(target) in inputs:
                 raise VisionADError(f"{target} is an image to inspect and would be written over; choose another folder")
+            if os.path.realpath(target.parent) in beside and os.path.lexists(target):
+                raise VisionADError(
+                    f"{target} lies beside the images to inspect and would be written over; choose another folder"
+                )
 
 
 def check_folder(folder: Path) -> None:

@@ -342,10 +342,14 @@ def _comparable(name: str, value: Any, recorded: Any = None) -> Any:
     ]
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
 def _parsed(line: bytes) -> Facts | None:
     """Return the fields of a line, or ``None`` if it is no record: one has an image, and an error or a verdict."""
     try:
-        facts = json.loads(line)
+        facts = json.loads(line, parse_constant=_refuse)  # NaN is no JSON, and no score
     except (ValueError, RecursionError):
         return None
     if not isinstance(facts, dict) or not isinstance(facts.get("image"), str):

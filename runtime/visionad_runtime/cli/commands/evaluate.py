@@ -16,6 +16,7 @@ from ...errors import VisionADError
 from ...scoring.catalog import preset_help
 from ...shards import WHOLE, parse_shard
 from ..options import DeviceOption, PrecisionOption, ShardOption
+from ..outputs import check_output_folder, check_outputs
 from ..rois import RoiOption, parse_rois
 
 if TYPE_CHECKING:
@@ -135,8 +136,9 @@ def eval_command(
         require_jinja()
     data = open_dataset(dataset, root)
     _check_targets(files, data)
-    for file in files:  # fails now, not after hours of work
-        _check_place(file)
+    check_outputs((("--json", json_file), ("--markdown", markdown_file), ("--html", html_file)))
+    if work is not None:
+        check_output_folder("--work", work)
     if work is None and json_file is not None:
         work = json_file.with_name(f"{json_file.name}.work")
     evaluation = evaluate(
@@ -218,14 +220,12 @@ def _seeds(value: str) -> list[int]:
 
 
 def _check_targets(files: Sequence[Path], data: Dataset) -> None:
-    """Check that no result overwrites another, or an image or mask of the data set.
+    """Check that no result overwrites an image or mask of the data set.
 
     Raises:
         VisionADError: one would.
     """
     targets = [os.path.realpath(file) for file in files]
-    if len(set(targets)) < len(targets):
-        raise VisionADError("--json, --markdown and --html name the same file; give each its own name")
     inputs: set[Path] = set()
     for name in data.classes:
         inputs.update(data.train(name), data.validation(name))
@@ -234,12 +234,3 @@ def _check_targets(files: Sequence[Path], data: Dataset) -> None:
     for file, target in zip(files, targets, strict=True):
         if file.exists() and target in {os.path.realpath(path) for path in inputs}:
             raise VisionADError(f"{file} belongs to the data set and would be overwritten; choose another name")
-
-
-def _check_place(file: Path) -> None:
-    if file.is_dir():
-        raise VisionADError(f"{file}: expected a file to write, got a folder; choose another name")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise VisionADError(f"cannot create the folder {file.parent}: {exc.strerror}; choose another place") from None

@@ -91,11 +91,14 @@ def bank_pull(
     as_json: JsonFlag = False,
 ) -> None:
     """Bring a bank to a revision, merged with what was enrolled here. Whatever fails, the version in force stays."""
+    from ...fleet.store.golden import golden_parts
     from ...fleet.store.pull import PullOptions, pull_bank
     from ...fleet.store.revisions import parse_target, read_keys
 
     if take not in (None, "local", "remote"):
         raise VisionADError(f"--take {take}: expected local or remote")
+    if check is not None:
+        golden_parts(check)  # also where nothing is new
     options = PullOptions(read_keys(pub or ()), check, model, take, discard_local)  # type: ignore[arg-type]
     where = parse_target(target)
     pulled = pull_bank(where, bank, options)

@@ -27,6 +27,9 @@ from ..options import (
 )
 from ..results import json_line, one_line, require_bank
 
+MAX_UNREADABLE = 10
+"""Lines that are no record and are named; a wrong file has thousands."""
+
 if TYPE_CHECKING:
     from ...teaching.replay import Replayed
 
@@ -147,8 +150,10 @@ class _Report:
         """Count a line, and say how it differs."""
         if item.skipped is not None:
             self._skipped[item.skipped] += 1
-            if item.skipped == "unreadable":
-                complain(f"line {item.line} is no record: expected a line of a journal or of --json")
+            count = self._skipped["unreadable"]
+            if item.skipped == "unreadable" and count <= MAX_UNREADABLE:
+                more = "; further ones are counted" if count == MAX_UNREADABLE else ""
+                complain(f"line {item.line} is no record: expected a line of a journal or of --json{more}")
             return
         difference = item.difference
         if difference is None:

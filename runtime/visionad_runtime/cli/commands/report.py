@@ -10,6 +10,7 @@ import typer
 
 from ..console import complain, say
 from ..options import JsonFlag
+from ..outputs import check_outputs
 
 
 def report(
@@ -36,6 +37,7 @@ def report(
     from ...station.settings import StationFileError
     from ...visualization.html import require_jinja
 
+    check_outputs((("--csv", csv), ("--html", html)))
     if html is not None:
         require_jinja()
     try:

@@ -12,6 +12,7 @@ import typer
 from ...errors import VisionADError
 from ..console import complain, say
 from ..options import BitDepth, JsonFlag, ThreadsOption
+from ..outputs import check_output_folder
 
 if TYPE_CHECKING:
     from ...formats.manifest import Precision
@@ -68,6 +69,7 @@ def tune(
     from ...visualization.html import require_jinja
 
     require_jinja()
+    check_output_folder("--out", out)
     train, test_good, bads = _read(root, good, bad)
     asked = [_precision(name) for name in (_names("--precisions", precisions) if precisions else ())]
     preset_names = _names("--presets", presets)

@@ -10,13 +10,13 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import VisionADError
+from ...formats.files import atomic_write
 
 KEY_ALGORITHM, PREHASHED, LEGACY = b"Ed", b"ED", b"Ed"
 NO_KDF, CHECKSUM = b"\0\0", b"B2"
@@ -87,12 +87,11 @@ def generate(secret_file: Path, public_file: Path) -> SecretKey:
         if path.exists():
             raise VisionADError(f"{path} exists already; choose another folder with --out, or delete it")
     try:
-        with open(os.open(secret_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(secret)
-        with open(public_file, "x") as file:
-            file.write(opened)
-    except OSError as exc:
-        raise VisionADError(f"cannot write {exc.filename}: {exc.strerror}; choose another folder with --out") from None
+        for path, text in ((secret_file, secret), (public_file, opened)):
+            atomic_write(path, text.encode(), private=path == secret_file)
+    except VisionADError:
+        secret_file.unlink(missing_ok=True)  # neither stands alone
+        raise
     return key
 
 

@@ -204,6 +204,7 @@ class StationSettings(_Part):
         deadline_ms: from the trigger to the result; a later result is not decidable.
         ack_ms: how long a result waits for its acknowledgement before the station is ready again.
         trigger: ``line``: a sink triggers; ``hardware``: the camera is triggered from outside; ``free``: each frame is inspected.
+        skew_ms: by how much the frames of one part may be apart, for ``trigger`` ``free`` and ``hardware`` with several cameras.
         cameras: name → settings of the camera, by its ``kind``.
         recipes: number → recipe.
         checks: checks beside the verdict.
@@ -226,6 +227,7 @@ class StationSettings(_Part):
     deadline_ms: float = Field(default=500, gt=0)
     ack_ms: float = Field(default=2000, gt=0)
     trigger: Literal["line", "hardware", "free"] = "line"
+    skew_ms: float = Field(default=50, gt=0, le=3_600_000)
     cameras: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$")], dict[str, Any]] = Field(
         min_length=1
     )

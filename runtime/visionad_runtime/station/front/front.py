@@ -23,6 +23,7 @@ from ..worker.golden import GoldenSchedule
 from . import cycle as cycles
 from .alarms import Alarms
 from .cycle import Cycle, Effect, Job, Late, Note, Prepare, Publish, Take
+from .frame_starts import FrameStarts
 from .health import station_health
 from .housekeeping import audit_settings, keep_house
 from .questions import Questions
@@ -93,7 +94,7 @@ class Front:
         self._questions = Questions(self._supervisor, "the worker")
         self._is_announced = False
         self._frame = 0  # number of the frame that began the part in hand; 0 where a trigger did
-        self._held: tuple[int, str] | None = None  # a stored frame that waits until the station is ready, and its part
+        self._starts = FrameStarts(self._cycle, self._trigger, self._note)
         self._prepared_since = 0.0
         self.page = PageLink(self, say) if settings.web is not None else None
         if interrupted:
@@ -359,9 +360,8 @@ class Front:
     def _show(self) -> None:
         self._sinks.show()
         self._tell_watchers("state", self.state)
-        if self._held is not None and self._cycle.ready:
-            (frame, part), self._held = self._held, None
-            self._trigger(self._cycle.acquisition + 1, part, self._cycle.control, frame)
+        if self._cycle.ready:
+            self._starts.begin_held()
 
     def _tell_watchers(self, kind: str, value: Any) -> None:
         self._observe(kind, value)
@@ -381,7 +381,7 @@ class Front:
 
     def _on_worker_lost(self, why: str) -> None:
         self._questions.give_up()
-        self._held = None  # the next worker has it
+        self._starts.forget()
         self._do(self._cycle.worker_lost(why, time.monotonic()))
 
     def _on_worker_alive(self, alive: bool) -> None:
@@ -446,7 +446,8 @@ class Front:
                 self.alarms.clear("camera", name)
                 self._note("camera-open", f"camera {name}: {facts['name']}, {facts['format']}")
         elif kind == "frame":
-            self._on_frame(*rest)
+            self._starts.taken(*rest)
+            self._show()
         elif kind == "archived":
             self._writer.run(lambda: self.records.add_archived(*rest))
         elif kind == "alarm":
@@ -486,15 +487,3 @@ class Front:
         new = {"recipe": recipe, "images": count, "wrong": golden.wrong}
         self._writer.run(lambda: self.records.audit(who, "golden parts", None, new))
         self._look_at_golden()
-
-    def _on_frame(self, frame: int, lost: int, waits: bool, part: str) -> None:
-        """A camera that starts the cycle has taken a frame. Frames that were lost are parts that nobody looked at."""
-        if lost:
-            self._cycle.missed += lost
-            self._note("frames-lost", f"{lost} frames were lost: nobody looked at their parts; reject them")
-            self._do([])
-        if frame and waits:
-            self._held = frame, part
-            self._show()
-        elif frame:
-            self._trigger(self._cycle.acquisition + 1, part, self._cycle.control, frame)

@@ -244,14 +244,19 @@ class StationSettings(_Part):
     @model_validator(mode="after")
     def _named(self) -> StationSettings:
         for number, recipe in self.recipes.items():
-            named = {*(recipe.cameras or ()), *(recipe.class_name if isinstance(recipe.class_name, dict) else ())}
-            if recipe.code is not None and recipe.code.camera is not None:
-                named.add(recipe.code.camera)
             if recipe.cameras == ():
                 raise ValueError(f"recipe {number}: expected one camera or more")
-            for camera in sorted(named - set(self.cameras)):
+            used = set(self.cameras if recipe.cameras is None else recipe.cameras)
+            named = set(recipe.class_name) if isinstance(recipe.class_name, dict) else set()
+            if recipe.code is not None and recipe.code.camera is not None:
+                named.add(recipe.code.camera)
+            for camera in sorted((used | named) - set(self.cameras)):
                 raise ValueError(
                     f"recipe {number} names camera {camera!r}; the station has {', '.join(sorted(self.cameras))}"
+                )
+            for camera in sorted(named - used):
+                raise ValueError(
+                    f"recipe {number} names camera {camera!r}, which it does not use; its cameras are {', '.join(sorted(used))}"
                 )
         return self
 

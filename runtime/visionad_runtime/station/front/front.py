@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -16,7 +17,8 @@ from typing import Any
 from ..page.link import PageLink
 from ..plain_text import plain
 from ..records.record_writer import RecordWriter
-from ..records.records import Records, utc_now
+from ..records.records import utc_now
+from ..records.unusable import records_unusable
 from ..settings import Station
 from ..sink import Control, Outcome, StationState
 from ..worker.golden import GoldenSchedule
@@ -27,6 +29,7 @@ from .frame_starts import FrameStarts
 from .health import station_health
 from .housekeeping import audit_settings, keep_house
 from .questions import Questions
+from .record_start import start_records
 from .sink_runner import SinkRunner
 from .supervisor import WorkerSupervisor
 from .systemd import notify
@@ -58,8 +61,8 @@ class Front:
     ) -> None:
         self.station, self._say, self._observe = station, say, observe
         settings = station.settings
-        self.records = Records(settings.records)
-        interrupted = self.records.finish_interrupted()
+        self._started = started = start_records(settings.records)
+        self.records = started.records
         self._cycle = Cycle(
             cycles.Settings(
                 deadline_s=settings.deadline_ms / 1e3,
@@ -68,7 +71,7 @@ class Front:
                 deadlines={n: r.deadline_ms / 1e3 for n, r in settings.recipes.items() if r.deadline_ms is not None},
                 acknowledges=any(sink.live for sink in station.sinks.values()),
             ),
-            self.records.last_id() + 1,
+            started.last_id + 1,
         )
         self.alarms = Alarms(self._on_alarm)
         self.facts: dict[str, Any] = {}
@@ -97,20 +100,13 @@ class Front:
         self._starts = FrameStarts(self._cycle, self._trigger, self._note)
         self._prepared_since = 0.0
         self.page = PageLink(self, say) if settings.web is not None else None
-        if interrupted:
+        if started.interrupted:
             self._note(
                 "interrupted",
-                f"{interrupted} parts were in hand when the station was killed: recorded as not decidable",
+                f"{started.interrupted} parts were in hand when the station was killed: recorded as not decidable",
             )
         golden = settings.checks.golden
-        passed = self.records.last_event("golden-passed")
-        self._golden = (
-            None
-            if golden is None
-            else GoldenSchedule(
-                golden, settings.shifts, None if passed is None else datetime.fromisoformat(passed["time_utc"])
-            )
-        )
+        self._golden = None if golden is None else GoldenSchedule(golden, settings.shifts, started.golden_passed)
         self._cycle.check_blocks = golden is not None and golden.overdue == "not_ready"
 
     # -- Line ---------------------------------------------------------------------------------------------------------
@@ -257,7 +253,11 @@ class Front:
         for name in ("SIGINT", "SIGTERM"):
             with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
                 self._loop.add_signal_handler(getattr(signal, name), self._stop)
-        await audit_settings(self._writer, self.station.settings)
+        try:
+            await audit_settings(self._writer, self.station.settings)
+        except sqlite3.Error as exc:
+            self._close_records()
+            raise records_unusable(self.station.settings.records, exc) from None
         self._supervisor.start()
         self._tasks = [
             self._loop.create_task(self._supervisor.watch()),
@@ -298,7 +298,11 @@ class Front:
         if self._timer is not None:
             self._timer.cancel()
         await self._supervisor.end()
+        self._close_records()
+
+    def _close_records(self) -> None:
         self._writer.close()
+        self._started.unlock()
 
     # -- effects ------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections import OrderedDict, deque
@@ -141,7 +142,10 @@ class ArrivalsCamera:
                 if self._source.retry(one.file):  # its writer may not have let go of it
                     continue
                 self._count(one.file)
-                self.recorded(self._id)  # with this error
+                if os.path.lexists(one.file.image.path):
+                    self.recorded(self._id)  # with this error
+                else:  # it, or its folder, was moved away: it is inspected when it comes back
+                    self._unrecorded.pop(self._id, None)
                 raise LostFrame(f"camera {self._name}: {exc}") from None
             self._count(one.file)
             return Frame(pixels, self._id, one.taken, name=str(one.file.image.path))

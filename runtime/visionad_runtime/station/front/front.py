@@ -243,14 +243,17 @@ class Front:
     # -- running ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Run until :meth:`stop`, SIGINT or SIGTERM.
+        """Run until :meth:`stop`, SIGINT, SIGTERM or SIGHUP.
 
         Raises:
             SinkError: A sink could not start.
         """
         self._loop = asyncio.get_running_loop()
         self._writer.start()
-        for name in ("SIGINT", "SIGTERM"):
+        names = ["SIGINT", "SIGTERM"]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+            names.append("SIGHUP")
+        for name in names:
             with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
                 self._loop.add_signal_handler(getattr(signal, name), self._stop)
         try:

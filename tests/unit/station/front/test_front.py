@@ -205,3 +205,29 @@ def test_records_that_turn_out_damaged_at_the_start_are_one_line(
     started = start_records(station_file.parent / "records.sqlite")  # it was let go
     started.records.close()
     started.unlock()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_the_end_of_the_terminal_stops_after_the_part_in_hand(station_file: Path) -> None:
+    text = station_file.read_text().replace("kind: folder, path: images", "kind: folder, path: images, delay_ms: 300")
+    station_file.write_text(text)
+
+    async def play() -> None:
+        front = Front(read_station(station_file))
+        running = asyncio.ensure_future(front.run())
+        await until(lambda: front.state.ready)
+        assert front.worker_pid is not None and front.trigger(1, "SN-1") is not None
+        os.kill(front.worker_pid, signal.SIGHUP)  # all processes of the terminal get it
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.wait_for(running, 30)
+
+    def ended(*_: object) -> None:
+        raise AssertionError("the front leaves the signal to its default, which ends the process at once")
+
+    old = signal.signal(signal.SIGHUP, ended)
+    try:
+        asyncio.run(play())
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    ((part, evaluation),) = [(row["part"], row["evaluation"]) for row in rows_of(station_file)]
+    assert (part, evaluation) == ("SN-1", 1)

@@ -51,7 +51,7 @@ class ArrivalsSettings(LeafSettings):
     settle_ms: float = Field(default=200.0, ge=0, le=3_600_000)
     exclude: tuple[str, ...] = ()
     bit_depth: int | None = Field(default=None, ge=9, le=16)
-    latency_ms: float = Field(default=0.0, ge=0)
+    latency_ms: float = Field(default=0.0, ge=0, le=3_600_000)
 
 
 class _Arrived(NamedTuple):

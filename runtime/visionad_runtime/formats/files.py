@@ -130,3 +130,23 @@ else:
         except BlockingIOError:
             return False
         return True
+
+
+def lock_beside(path: Path) -> BinaryIO | None:
+    """Lock a file for this process, without waiting, by a lock file beside it: ``.NAME.lock``. Others may still open the file.
+
+    Returns:
+        The lock file, which holds the lock until it is closed; ``None`` if another process holds it.
+
+    Raises:
+        OSError: it cannot be locked; some file systems have no locks.
+    """
+    real = Path(os.path.realpath(path))
+    file = real.with_name(fit_name(f".{real.name}", ".lock")).open("a+b")
+    free = False
+    try:
+        free = try_lock(file.fileno())
+    finally:
+        if not free:
+            file.close()
+    return file if free else None

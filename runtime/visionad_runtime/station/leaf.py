@@ -16,7 +16,7 @@ from ..errors import VisionADError
 class LeafSettings(BaseModel):
     """Settings of a leaf. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str
 

@@ -23,7 +23,9 @@ def begin_process(role: str, path: str, simulate: bool) -> Station:
     """
     with suppress(OSError):
         Path("/proc/self/comm").write_text(f"visionad-{role}")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the front's business
+    for name in ("SIGINT", "SIGHUP"):  # the terminal's Ctrl-C and its end are the front's business
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     station = read_station(Path(path), simulate=simulate)
     start_logging(station.settings.log, role)
     return station

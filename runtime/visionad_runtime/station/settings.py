@@ -20,7 +20,7 @@ from .yaml_places import Loader, Places
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CodeReading(_Part):
@@ -47,7 +47,7 @@ class Alignment(_Part):
     """
 
     min_correlation: float = Field(default=0.8, gt=0, le=1)
-    max_shift_px: float = Field(default=20, gt=0)
+    max_shift_px: float = Field(default=20, gt=0, le=1_000_000)
     max_rotation_deg: float = Field(default=5, gt=0, le=180)
 
 
@@ -69,7 +69,7 @@ class Recipe(_Part):
     class_name: str | dict[str, str] | None = Field(default=None, alias="class")
     cameras: tuple[str, ...] | None = None
     bank_version: int | None = Field(default=None, ge=1)
-    deadline_ms: float | None = Field(default=None, gt=0)
+    deadline_ms: float | None = Field(default=None, gt=0, le=3_600_000)
     combine: Literal["worst"] = "worst"
     code: CodeReading | None = None
     alignment: Alignment | None = None
@@ -111,7 +111,7 @@ class Checks(_Part):
     """
 
     light: str = Field(default="alarm", pattern=r"^(off|alarm|fault_after_[1-9]\d{0,3})$")
-    rejects_in_a_row: int = Field(default=5, ge=0)
+    rejects_in_a_row: int = Field(default=5, ge=0, le=1_000_000)
     golden: GoldenParts | None = None
     alignment: Alignment | None = None
 
@@ -169,9 +169,9 @@ class Archive(_Part):
 
     folder: Path
     keep: KeepRule = KeepRule()
-    days: float = Field(default=30, gt=0)
-    max_gb: float = Field(default=100, gt=0)
-    min_free_gb: float = Field(default=5, ge=0)
+    days: float = Field(default=30, gt=0, le=36500)
+    max_gb: float = Field(default=100, gt=0, le=1_000_000)
+    min_free_gb: float = Field(default=5, ge=0, le=1_000_000)
 
 
 class Web(_Part):
@@ -204,6 +204,7 @@ class StationSettings(_Part):
         deadline_ms: from the trigger to the result; a later result is not decidable.
         ack_ms: how long a result waits for its acknowledgement before the station is ready again.
         trigger: ``line``: a sink triggers; ``hardware``: the camera is triggered from outside; ``free``: each frame is inspected.
+        skew_ms: by how much the frames of one part may be apart, for ``trigger`` ``free`` and ``hardware`` with several cameras.
         cameras: name → settings of the camera, by its ``kind``.
         recipes: number → recipe.
         checks: checks beside the verdict.
@@ -222,10 +223,11 @@ class StationSettings(_Part):
     backend: str = "auto"
     precision: str | None = None
     preset: str | None = None
-    threads: int | None = Field(default=None, ge=1)
-    deadline_ms: float = Field(default=500, gt=0)
-    ack_ms: float = Field(default=2000, gt=0)
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    deadline_ms: float = Field(default=500, gt=0, le=3_600_000)
+    ack_ms: float = Field(default=2000, gt=0, le=3_600_000)
     trigger: Literal["line", "hardware", "free"] = "line"
+    skew_ms: float = Field(default=50, gt=0, le=3_600_000)
     cameras: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$")], dict[str, Any]] = Field(
         min_length=1
     )
@@ -236,20 +238,25 @@ class StationSettings(_Part):
     archive: Archive | None = None
     records: Path = Path("records.sqlite")
     log: Path | None = None
-    retention_days: float | None = Field(default=None, gt=0)
+    retention_days: float | None = Field(default=None, gt=0, le=36500)
     web: Web | None = None
 
     @model_validator(mode="after")
     def _named(self) -> StationSettings:
         for number, recipe in self.recipes.items():
-            named = {*(recipe.cameras or ()), *(recipe.class_name if isinstance(recipe.class_name, dict) else ())}
-            if recipe.code is not None and recipe.code.camera is not None:
-                named.add(recipe.code.camera)
             if recipe.cameras == ():
                 raise ValueError(f"recipe {number}: expected one camera or more")
-            for camera in sorted(named - set(self.cameras)):
+            used = set(self.cameras if recipe.cameras is None else recipe.cameras)
+            named = set(recipe.class_name) if isinstance(recipe.class_name, dict) else set()
+            if recipe.code is not None and recipe.code.camera is not None:
+                named.add(recipe.code.camera)
+            for camera in sorted((used | named) - set(self.cameras)):
                 raise ValueError(
                     f"recipe {number} names camera {camera!r}; the station has {', '.join(sorted(self.cameras))}"
+                )
+            for camera in sorted(named - used):
+                raise ValueError(
+                    f"recipe {number} names camera {camera!r}, which it does not use; its cameras are {', '.join(sorted(used))}"
                 )
         return self
 

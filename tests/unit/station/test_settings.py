@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from visionad_runtime.errors import VisionADError
+from visionad_runtime.station.leaf import LeafSettings
 from visionad_runtime.station.settings import StationFileError, read_station
 from visionad_runtime.station.template import TEMPLATE
 
@@ -61,6 +63,9 @@ def test_the_template_is_a_good_file(tmp_path: Path) -> None:
         ("kind: tcp", "kind: tpc", "did you mean 'tcp'?"),
         ("{kind: folder, path: images}\n  side", "{path: images}\n  side", "cameras.top: expected a kind, one of arrivals, folder"),
         ("cameras: [top]", "cameras: [bottom]", "recipe 2 names camera 'bottom'; the station has side, top"),
+        ("class: {top: bolt}", "class: {side: bolt}", "recipe 2 names camera 'side', which it does not use; its cameras are top"),
+        ("cameras: [top],", "cameras: [top], code: {camera: side},", "recipe 2 names camera 'side', which it does not use"),
+        ("class: gear}", "class: gear, code: {camera: bottom}}", "recipe 1 names camera 'bottom'; the station has side, top"),
         ("station: press-3\n", "", "station.yaml:1: station: missing; it is required"),
         ("station: press-3", "station: press-3\nstation: b", "station.yaml:2: not YAML: key 'station' is given twice"),
         ("port: 5020", "port: !env NO_SUCH_NAME", "station.yaml:11: not YAML: environment variable NO_SUCH_NAME is not set"),
@@ -75,6 +80,45 @@ def test_mistakes(tmp_path: Path, old: str, new: str, said: str) -> None:
     with pytest.raises(VisionADError) as caught:
         read(tmp_path, GOOD.replace(old, new, 1))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1.0e+30"])
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("sinks:", "deadline_ms: VALUE\nsinks:", "deadline_ms"),
+        ("sinks:", "ack_ms: VALUE\nsinks:", "ack_ms"),
+        ("sinks:", "skew_ms: VALUE\nsinks:", "skew_ms"),
+        ("sinks:", "retention_days: VALUE\nsinks:", "retention_days"),
+        ("sinks:", "archive: {folder: a, days: VALUE}\nsinks:", "archive.days"),
+        ("sinks:", "archive: {folder: a, max_gb: VALUE}\nsinks:", "archive.max_gb"),
+        ("deadline_ms: 90", "deadline_ms: VALUE", "recipes.2.deadline_ms"),
+        ("path: images}", "path: images, delay_ms: VALUE}", "cameras.top.delay_ms"),
+        ("kind: folder, path: images}", "kind: arrivals, path: a, journal: b, latency_ms: VALUE}", "cameras.top.latency_ms"),
+        ("kind: folder, path: images}", "kind: stream, source: 0, max_age_ms: VALUE}", "cameras.top.max_age_ms"),
+        ("kind: folder, path: images}", "kind: gige, address: 10.0.0.7, exposure_us: VALUE}", "cameras.top.exposure_us"),
+        ("{kind: tcp, port: 5020}", "{kind: modbus, heartbeat_s: VALUE}", "sinks.0.heartbeat_s"),
+        ("{kind: tcp, port: 5020}", "{kind: mqtt, host: a, topic: b, timeout_s: VALUE}", "sinks.0.timeout_s"),
+        ("{kind: tcp, port: 5020}", "{kind: webhook, url: 'http://a', timeout_s: VALUE}", "sinks.0.timeout_s"),
+    ],
+)  # fmt: skip
+def test_times_and_sizes_that_are_no_numbers_or_absurd(
+    tmp_path: Path, old: str, new: str, key: str, value: str
+) -> None:
+    assert old in GOOD
+    with pytest.raises(StationFileError) as caught:
+        read(tmp_path, GOOD.replace(old, new.replace("VALUE", value), 1))
+    (line,) = caught.value.problems
+    assert f"{key}: Input should be " in line
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_no_leaf_takes_a_number_that_is_none(value: str) -> None:
+    class Settings(LeafSettings):
+        gain_db: float
+
+    with pytest.raises(ValidationError, match="finite number"):
+        Settings(kind="theirs", gain_db=float(value))
 
 
 def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections import OrderedDict, deque
@@ -50,7 +51,7 @@ class ArrivalsSettings(LeafSettings):
     settle_ms: float = Field(default=200.0, ge=0, le=3_600_000)
     exclude: tuple[str, ...] = ()
     bit_depth: int | None = Field(default=None, ge=9, le=16)
-    latency_ms: float = Field(default=0.0, ge=0)
+    latency_ms: float = Field(default=0.0, ge=0, le=3_600_000)
 
 
 class _Arrived(NamedTuple):
@@ -141,7 +142,10 @@ class ArrivalsCamera:
                 if self._source.retry(one.file):  # its writer may not have let go of it
                     continue
                 self._count(one.file)
-                self.recorded(self._id)  # with this error
+                if os.path.lexists(one.file.image.path):
+                    self.recorded(self._id)  # with this error
+                else:  # it, or its folder, was moved away: it is inspected when it comes back
+                    self._unrecorded.pop(self._id, None)
                 raise LostFrame(f"camera {self._name}: {exc}") from None
             self._count(one.file)
             return Frame(pixels, self._id, one.taken, name=str(one.file.image.path))

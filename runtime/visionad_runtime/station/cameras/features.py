@@ -32,11 +32,11 @@ class GenicamSettings(LeafSettings):
     """
 
     format: str | None = None
-    width: int | None = Field(default=None, ge=1)
-    height: int | None = Field(default=None, ge=1)
-    offset_x: int | None = Field(default=None, ge=0)
-    offset_y: int | None = Field(default=None, ge=0)
-    exposure_us: float | None = Field(default=None, gt=0)
+    width: int | None = Field(default=None, ge=1, le=1_000_000)
+    height: int | None = Field(default=None, ge=1, le=1_000_000)
+    offset_x: int | None = Field(default=None, ge=0, le=1_000_000)
+    offset_y: int | None = Field(default=None, ge=0, le=1_000_000)
+    exposure_us: float | None = Field(default=None, gt=0, le=3_600_000_000)
     gain_db: float | None = None
     user_set: str | None = None
     trigger: Literal["software", "hardware", "free"] = "software"

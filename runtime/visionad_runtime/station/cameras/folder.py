@@ -28,8 +28,8 @@ class FolderSettings(LeafSettings):
 
     path: Path
     loop: bool = True
-    delay_ms: float = Field(default=0.0, ge=0)
-    interval_ms: float | None = Field(default=None, gt=0)
+    delay_ms: float = Field(default=0.0, ge=0, le=3_600_000)
+    interval_ms: float | None = Field(default=None, gt=0, le=3_600_000)
     bit_depth: int | None = Field(default=None, ge=9, le=16)
 
 

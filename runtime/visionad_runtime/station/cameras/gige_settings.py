@@ -28,4 +28,4 @@ class GigeSettings(GenicamSettings):
     library: Literal["auto", "viva", "aravis"] = "auto"
     interface: str | None = None
     packet_size: int | None = Field(default=None, ge=220, le=16404)
-    packet_delay_us: float | None = Field(default=None, ge=0)
+    packet_delay_us: float | None = Field(default=None, ge=0, le=1_000_000)

@@ -28,8 +28,8 @@ class HttpSettings(LeafSettings):
     """
 
     bit_depth: int | None = Field(default=None, ge=9, le=16)
-    max_age_ms: float = Field(default=5000.0, gt=0)
-    max_bytes: int = Field(default=64 * 2**20, ge=1)
+    max_age_ms: float = Field(default=5000.0, gt=0, le=3_600_000)
+    max_bytes: int = Field(default=64 * 2**20, ge=1, le=2**30)
     token: SecretStr | None = None
 
     @field_validator("token")

@@ -80,13 +80,13 @@ class StreamSettings(LeafSettings):
     """
 
     source: str | int
-    latency_ms: float = Field(default=0.0, ge=0)
-    max_age_ms: float = Field(default=500.0, gt=0)
-    open_timeout_ms: int = Field(default=5000, ge=100)
-    read_timeout_ms: int = Field(default=1500, ge=100)
-    width: int | None = Field(default=None, ge=1)
-    height: int | None = Field(default=None, ge=1)
-    fps: float | None = Field(default=None, gt=0)
+    latency_ms: float = Field(default=0.0, ge=0, le=3_600_000)
+    max_age_ms: float = Field(default=500.0, gt=0, le=3_600_000)
+    open_timeout_ms: int = Field(default=5000, ge=100, le=3_600_000)
+    read_timeout_ms: int = Field(default=1500, ge=100, le=3_600_000)
+    width: int | None = Field(default=None, ge=1, le=1_000_000)
+    height: int | None = Field(default=None, ge=1, le=1_000_000)
+    fps: float | None = Field(default=None, gt=0, le=1_000_000)
 
 
 class StreamCamera:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -16,16 +17,19 @@ from typing import Any
 from ..page.link import PageLink
 from ..plain_text import plain
 from ..records.record_writer import RecordWriter
-from ..records.records import Records, utc_now
+from ..records.records import utc_now
+from ..records.unusable import records_unusable
 from ..settings import Station
 from ..sink import Control, Outcome, StationState
 from ..worker.golden import GoldenSchedule
 from . import cycle as cycles
 from .alarms import Alarms
 from .cycle import Cycle, Effect, Job, Late, Note, Prepare, Publish, Take
+from .frame_starts import FrameStarts
 from .health import station_health
 from .housekeeping import audit_settings, keep_house
 from .questions import Questions
+from .record_start import start_records
 from .sink_runner import SinkRunner
 from .supervisor import WorkerSupervisor
 from .systemd import notify
@@ -57,8 +61,8 @@ class Front:
     ) -> None:
         self.station, self._say, self._observe = station, say, observe
         settings = station.settings
-        self.records = Records(settings.records)
-        interrupted = self.records.finish_interrupted()
+        self._started = started = start_records(settings.records)
+        self.records = started.records
         self._cycle = Cycle(
             cycles.Settings(
                 deadline_s=settings.deadline_ms / 1e3,
@@ -67,7 +71,7 @@ class Front:
                 deadlines={n: r.deadline_ms / 1e3 for n, r in settings.recipes.items() if r.deadline_ms is not None},
                 acknowledges=any(sink.live for sink in station.sinks.values()),
             ),
-            self.records.last_id() + 1,
+            started.last_id + 1,
         )
         self.alarms = Alarms(self._on_alarm)
         self.facts: dict[str, Any] = {}
@@ -93,23 +97,16 @@ class Front:
         self._questions = Questions(self._supervisor, "the worker")
         self._is_announced = False
         self._frame = 0  # number of the frame that began the part in hand; 0 where a trigger did
-        self._held: tuple[int, str] | None = None  # a stored frame that waits until the station is ready, and its part
+        self._starts = FrameStarts(self._cycle, self._trigger, self._note)
         self._prepared_since = 0.0
         self.page = PageLink(self, say) if settings.web is not None else None
-        if interrupted:
+        if started.interrupted:
             self._note(
                 "interrupted",
-                f"{interrupted} parts were in hand when the station was killed: recorded as not decidable",
+                f"{started.interrupted} parts were in hand when the station was killed: recorded as not decidable",
             )
         golden = settings.checks.golden
-        passed = self.records.last_event("golden-passed")
-        self._golden = (
-            None
-            if golden is None
-            else GoldenSchedule(
-                golden, settings.shifts, None if passed is None else datetime.fromisoformat(passed["time_utc"])
-            )
-        )
+        self._golden = None if golden is None else GoldenSchedule(golden, settings.shifts, started.golden_passed)
         self._cycle.check_blocks = golden is not None and golden.overdue == "not_ready"
 
     # -- Line ---------------------------------------------------------------------------------------------------------
@@ -246,17 +243,24 @@ class Front:
     # -- running ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Run until :meth:`stop`, SIGINT or SIGTERM.
+        """Run until :meth:`stop`, SIGINT, SIGTERM or SIGHUP.
 
         Raises:
             SinkError: A sink could not start.
         """
         self._loop = asyncio.get_running_loop()
         self._writer.start()
-        for name in ("SIGINT", "SIGTERM"):
+        names = ["SIGINT", "SIGTERM"]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+            names.append("SIGHUP")
+        for name in names:
             with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
                 self._loop.add_signal_handler(getattr(signal, name), self._stop)
-        await audit_settings(self._writer, self.station.settings)
+        try:
+            await audit_settings(self._writer, self.station.settings)
+        except sqlite3.Error as exc:
+            self._close_records()
+            raise records_unusable(self.station.settings.records, exc) from None
         self._supervisor.start()
         self._tasks = [
             self._loop.create_task(self._supervisor.watch()),
@@ -297,7 +301,11 @@ class Front:
         if self._timer is not None:
             self._timer.cancel()
         await self._supervisor.end()
+        self._close_records()
+
+    def _close_records(self) -> None:
         self._writer.close()
+        self._started.unlock()
 
     # -- effects ------------------------------------------------------------------------------------------------------
 
@@ -359,9 +367,8 @@ class Front:
     def _show(self) -> None:
         self._sinks.show()
         self._tell_watchers("state", self.state)
-        if self._held is not None and self._cycle.ready:
-            (frame, part), self._held = self._held, None
-            self._trigger(self._cycle.acquisition + 1, part, self._cycle.control, frame)
+        if self._cycle.ready:
+            self._starts.begin_held()
 
     def _tell_watchers(self, kind: str, value: Any) -> None:
         self._observe(kind, value)
@@ -381,7 +388,7 @@ class Front:
 
     def _on_worker_lost(self, why: str) -> None:
         self._questions.give_up()
-        self._held = None  # the next worker has it
+        self._starts.forget()
         self._do(self._cycle.worker_lost(why, time.monotonic()))
 
     def _on_worker_alive(self, alive: bool) -> None:
@@ -446,7 +453,8 @@ class Front:
                 self.alarms.clear("camera", name)
                 self._note("camera-open", f"camera {name}: {facts['name']}, {facts['format']}")
         elif kind == "frame":
-            self._on_frame(*rest)
+            self._starts.taken(*rest)
+            self._show()
         elif kind == "archived":
             self._writer.run(lambda: self.records.add_archived(*rest))
         elif kind == "alarm":
@@ -486,15 +494,3 @@ class Front:
         new = {"recipe": recipe, "images": count, "wrong": golden.wrong}
         self._writer.run(lambda: self.records.audit(who, "golden parts", None, new))
         self._look_at_golden()
-
-    def _on_frame(self, frame: int, lost: int, waits: bool, part: str) -> None:
-        """A camera that starts the cycle has taken a frame. Frames that were lost are parts that nobody looked at."""
-        if lost:
-            self._cycle.missed += lost
-            self._note("frames-lost", f"{lost} frames were lost: nobody looked at their parts; reject them")
-            self._do([])
-        if frame and waits:
-            self._held = frame, part
-            self._show()
-        elif frame:
-            self._trigger(self._cycle.acquisition + 1, part, self._cycle.control, frame)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 from ..records.record_writer import RecordWriter
 from ..settings import StationSettings
@@ -38,14 +39,24 @@ async def audit_settings(writer: RecordWriter, settings: StationSettings) -> Non
 
 
 async def keep_house(writer: RecordWriter, alarms: Alarms, retention_days: float | None) -> None:
-    """Every minute, forget records that are too old, and look at the clock. It ends when it is cancelled.
+    """Every minute, forget records that are too old, and look at their file and at the clock. It ends when it is cancelled.
 
     Args:
         writer: the records.
-        alarms: raised if the clock is not synchronized.
+        alarms: raised if the file of the records was deleted or replaced, or if the clock is not synchronized.
         retention_days: age of the oldest records; ``None`` keeps all.
     """
+    path = writer.records.path
+    opened = _identity(path)
     while True:
+        if _identity(path) != opened:  # what is written to it now is lost with the last process that has it open
+            alarms.set(
+                "disk",
+                f"records {path} were deleted or replaced while the station runs; stop it, and put them back",
+                key="file",
+            )
+        else:
+            alarms.clear("disk", "file")
         if retention_days is not None:
             before = (datetime.now(UTC) - timedelta(days=retention_days)).isoformat(timespec="milliseconds")
             writer.run(partial(writer.records.forget, before))
@@ -54,3 +65,12 @@ async def keep_house(writer: RecordWriter, alarms: Alarms, retention_days: float
         else:
             alarms.clear("clock")
         await asyncio.sleep(HOUSE_SECONDS)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one under the same name; ``None`` if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

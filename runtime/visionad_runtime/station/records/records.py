@@ -20,6 +20,7 @@ from ...errors import VisionADError
 from ..front.cycle import NOT_DECIDABLE, Job
 from ..plain_text import plain
 from ..sink import Outcome
+from .unusable import records_unusable
 
 SCHEMA_VERSION = 2
 _SCHEMA = """
@@ -131,9 +132,7 @@ class Records:
             self._db.execute("PRAGMA synchronous=FULL")
             self._migrate()
         except (sqlite3.Error, OSError) as exc:
-            raise VisionADError(
-                f"records {path} cannot be used: {exc}; free space, mend its permissions, or choose another place"
-            ) from None
+            raise records_unusable(path, exc) from None
 
     def close(self) -> None:
         """Close the database. A second call does nothing."""

@@ -35,7 +35,7 @@ class GpioSettings(LeafSettings):
     chip: Path = Path("/dev/gpiochip0")
     lines: dict[str, int]
     active_low: tuple[str, ...] = ()
-    acknowledge_after_ms: float | None = Field(default=None, gt=0)
+    acknowledge_after_ms: float | None = Field(default=None, gt=0, le=3_600_000)
 
     @model_validator(mode="after")
     def _known(self) -> GpioSettings:

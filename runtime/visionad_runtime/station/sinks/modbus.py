@@ -29,7 +29,7 @@ class ModbusSettings(LeafSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=502, ge=1, le=65535)
-    heartbeat_s: float | None = Field(default=None, gt=0)
+    heartbeat_s: float | None = Field(default=None, gt=0, le=3600)
 
 
 class ModbusSink:

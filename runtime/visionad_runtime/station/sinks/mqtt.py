@@ -63,8 +63,8 @@ class MqttSettings(LeafSettings):
     certificate: Path | None = None
     key: Path | None = None
     keep_alive_s: int = Field(default=15, ge=2, le=3600)
-    timeout_s: float = Field(default=10.0, gt=0)
-    reconnect_max_s: int = Field(default=30, ge=1)
+    timeout_s: float = Field(default=10.0, gt=0, le=3600)
+    reconnect_max_s: int = Field(default=30, ge=1, le=3600)
 
     @field_validator("topic")
     @classmethod

@@ -43,7 +43,7 @@ class WebhookSettings(LeafSettings):
     token: str | None = Field(default=None, repr=False, pattern=r"^[\x21-\x7e]+$")
     secret: str | None = Field(default=None, repr=False, min_length=1)
     ca: Path | None = None
-    timeout_s: float = Field(default=10.0, gt=0)
+    timeout_s: float = Field(default=10.0, gt=0, le=3600)
 
     @field_validator("url")
     @classmethod

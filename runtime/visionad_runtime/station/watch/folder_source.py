@@ -124,10 +124,13 @@ class FolderSource:
         """Hand an image that could not be read over once more.
 
         Returns:
-            Whether it will be: not if it is gone, or has been as it is for :data:`RETRY_TIMEOUT`.
+            Whether it will be: not if it is gone, or has been as it is for :data:`RETRY_TIMEOUT`. One that is gone is handed over
+            when it comes back.
         """
         file, now = self._files.get(str(one.image.name)), self._clock()
         gone = file is None or not os.path.lexists(one.image.path)
+        if gone and file is not None and file.stamp == one.stamp:  # also if its whole folder is away and comes back
+            file.due = now + RETRY_SECONDS
         if file is None or gone or file.stamp != one.stamp or now - file.since >= RETRY_TIMEOUT:
             return False
         file.due = now + RETRY_SECONDS

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ...errors import VisionADError
-from ...formats.files import atomic_write, fit_name, fsync_folder, try_lock
+from ...formats.files import atomic_write, fsync_folder, lock_beside
 from .detected import DetectedFile, FileStamp, content_digest
 
 log = logging.getLogger("visionad")
@@ -145,16 +145,13 @@ class Journal:
 
     def _locked(self) -> BinaryIO | None:
         """The lock file, held until it is closed; ``None`` where the file system has no locks."""
-        real = Path(os.path.realpath(self.path))
         try:
-            file = real.with_name(fit_name(f".{real.name}", ".lock")).open("a+b")
-            free = try_lock(file.fileno())
+            lock = lock_beside(self.path)
         except OSError as exc:
             log.warning("journal %s cannot be locked: %s; let only one process use it", self.path, exc.strerror)
             return None
-        if free:
-            return file
-        file.close()
+        if lock is not None:
+            return lock
         self._file.close()
         raise VisionADError(
             f"journal {self.path} is in use by another `visionad watch` or station; stop that one, or choose another journal"

@@ -21,8 +21,6 @@ PAUSE_SECONDS = 0.02
 """Pause after a camera gave none."""
 MAX_PART = 100
 """Characters of a part's name."""
-SKEW_SECONDS = 0.05
-"""By so much may the frame of another camera be older than that of the first one, and still show the same part."""
 
 
 class Grabber(Protocol):
@@ -50,12 +48,17 @@ class FrameWatch:
     Args:
         cameras: name → camera. Frames of the first one begin a part.
         tell: told of each frame of the first camera: its number, or 0 for one that is damaged, how many frames were lost,
-            whether the frame waits until the line is ready, and the part that it is of: the file's name without its ending,
-            of a stored frame.
+            whether the frame waits until the line is ready, the part that it is of (the file's name without its ending, of a
+            stored frame), and the camera's words for one that is damaged. Of another camera it is told of damaged frames alone,
+            with no lost ones: the part tells by itself that it has no frame.
+        skew: by so many seconds may the frame of another camera be older or newer than that of the first one, and still show the
+            same part.
     """
 
-    def __init__(self, cameras: Mapping[str, Grabber], tell: Callable[[int, int, bool, str], object]) -> None:
-        self._cameras, self._tell = cameras, tell
+    def __init__(
+        self, cameras: Mapping[str, Grabber], tell: Callable[[int, int, bool, str, str], object], skew: float
+    ) -> None:
+        self._cameras, self._tell, self._skew = cameras, tell, skew
         self._first = next(iter(cameras))
         self._frames: dict[str, OrderedDict[int, Frame]] = {name: OrderedDict() for name in cameras}
         self._newest: dict[str, Frame] = {}
@@ -99,19 +102,26 @@ class FrameWatch:
             return self._newest.get(name)
 
     def _beside(self, name: str, taken: float, deadline: float) -> Frame:
-        """Return the first frame of a camera that is not older than the part."""
+        """Return a camera's frame of the part that was taken at ``taken``. One that is newer stays, for a later part.
+
+        Raises:
+            NoFrame: None came by the deadline, or a newer one came first.
+        """
         with self._changed:
             while True:
                 frames = self._frames[name]
-                for number in [number for number, frame in frames.items() if frame.taken < taken - SKEW_SECONDS]:
+                for number in [number for number, frame in frames.items() if frame.taken < taken - self._skew]:
                     del frames[number]
                     self._changed.notify_all()
-                if frames:
+                number, frame = next(iter(frames.items()), (0, None))
+                if frame is not None and frame.taken <= taken + self._skew:
                     self._changed.notify_all()
-                    return frames.popitem(last=False)[1]
+                    return frames.pop(number)
                 left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
-                    raise NoFrame(f"camera {name}: no frame beside that of camera {self._first}")
+                if frame is not None or left <= 0 or not self._changed.wait(left):
+                    raise NoFrame(
+                        f"camera {name}: no frame within {self._skew * 1e3:g} ms of that of camera {self._first} (skew_ms)"
+                    )
 
     def _watch(self, name: str) -> None:
         camera, last = self._cameras[name], 0
@@ -126,7 +136,7 @@ class FrameWatch:
                     return
                 camera.note(exc)
                 if isinstance(exc, LostFrame):
-                    self._say(name, 0, 1)
+                    self._say(name, 0, 1, why=str(exc))
                 else:
                     last = 0  # a camera that is opened again counts from one
                 self._ended.wait(PAUSE_SECONDS)
@@ -144,13 +154,14 @@ class FrameWatch:
                     while frame.id in frames and not self._ended.is_set():
                         self._changed.wait(POLL_SECONDS)
 
-    def _say(self, name: str, number: int, lost: int, file: str = "") -> None:
-        if name == self._first:
-            try:
-                stored = self._cameras[name].is_stored
-                self._tell(number, lost, stored, _part_of(file) if stored else "")
-            except OSError:  # the front is gone
-                self._ended.set()
+    def _say(self, name: str, number: int, lost: int, file: str = "", why: str = "") -> None:
+        is_first, stored = name == self._first, self._cameras[name].is_stored
+        if not is_first and not why:
+            return
+        try:
+            self._tell(number, lost if is_first else 0, stored, _part_of(file) if stored else "", why)
+        except OSError:  # the front is gone
+            self._ended.set()
 
 
 def _part_of(file: str) -> str:

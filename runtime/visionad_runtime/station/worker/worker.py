@@ -101,7 +101,8 @@ class Worker:
         self._archive = None if settings.archive is None else ArchiveWriter(settings.archive, self._say)
         self._in_a_row = RejectsInARow(settings.checks.rejects_in_a_row)
         own_start = settings.trigger != "line"
-        self._watch = FrameWatch(self._cameras, partial(self._say, "frame")) if own_start else None
+        tell = partial(self._say, "frame")
+        self._watch = FrameWatch(self._cameras, tell, settings.skew_ms / 1e3) if own_start else None
         self._images = KeptImages(self._say) if settings.web is not None else None
         self._golden: GoldenRun | None = None
         self._stored: list[tuple[int, str, int]] = []

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from visionad_runtime.images import decode
 from visionad_runtime.station.camera import CAMERAS, CameraGone, LostFrame, NoFrame, StoredCamera, sight_of
 from visionad_runtime.station.cameras.arrivals import ArrivalsCamera, ArrivalsSettings
 from visionad_runtime.station.watch.folder_source import FolderSource
@@ -142,6 +143,34 @@ def test_an_image_that_is_moved_away_is_lost(folder: Folder) -> None:
     path.unlink()
     with pytest.raises(LostFrame, match=r"gone\.png"):
         grab(camera)
+    folder.put("next.png", 2)
+    assert grab(camera) == (2, 2)
+    camera.recorded(1)
+    camera.close()
+    assert folder.noted() == [], "nobody looked at it"
+
+
+def test_an_image_whose_folder_is_moved_away_is_inspected_when_it_comes_back(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera, load = folder.camera(), decode.load
+    folder.put("1.png", 1)
+
+    def load_late(path: Path, bit_depth: int | None = None) -> object:
+        folder.path.rename(tmp_path / "away")
+        return load(path, bit_depth)
+
+    monkeypatch.setattr(decode, "load", load_late)
+    with pytest.raises(LostFrame, match=r"1\.png"):
+        grab(camera)
+    monkeypatch.undo()
+    (tmp_path / "away").rename(folder.path)
+    until(lambda: camera._waiting)
+    until(lambda: not camera._source.is_away)  # type: ignore[union-attr]
+    assert grab(camera) == (2, 1)
+    camera.close()
+    assert folder.noted() == []
+    assert grab(folder.camera()) == (1, 1)
 
 
 def test_after_a_trigger_only_newer_images_count(folder: Folder) -> None:

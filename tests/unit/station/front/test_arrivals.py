@@ -129,13 +129,16 @@ def test_a_damaged_image_is_a_part_that_nobody_looked_at(
     (line.new / "damaged.png").write_bytes(cv2.imencode(".png", part(1))[1].tobytes()[:300])
     os.utime(line.new / "damaged.png", ns=(0, 0))
     line.write(2)
+    said: list[str] = []
 
     async def play(front: Front) -> None:
         await until(lambda: front.state.missed == 1)
         await until(lambda: front.state.acquisition == line.written and front.state.ready)
+        said.extend(one["text"] for one in front.records.events() if one["code"] == "frames-lost")
 
     run(line.file, play)
     assert line.judged() == line.expected()
+    assert len(said) == 1 and "damaged.png" in said[0], "the event names the file"
     assert "damaged.png" in (tmp_path / "new.jsonl").read_text()
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 from pathlib import Path
 
 import cv2
 import pytest
 from visionad_runtime import Inspector
+from visionad_runtime.errors import VisionADError
 from visionad_runtime.station.front.front import Front
+from visionad_runtime.station.front.record_start import start_records
 from visionad_runtime.station.plc import SimulatedPlc
+from visionad_runtime.station.records.records import Records
 from visionad_runtime.station.settings import read_station
 
 from tests.data import part
@@ -183,3 +187,47 @@ def test_a_recipe_with_a_pinned_version_is_judged_by_that_version(station_file: 
     ((number, offered),) = results
     assert offered is not None and (offered.id, offered.bank_version, offered.evaluation) == (number, 1, 1)
     assert offered.cameras["top"]["promise"]["normals"] == 4  # before the confirmed parts
+
+
+def test_records_that_turn_out_damaged_at_the_start_are_one_line(
+    station_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Records, limit: int) -> object:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    monkeypatch.setattr(Records, "audit_rows", broken)
+    front = Front(read_station(station_file))
+    with pytest.raises(VisionADError, match="are damaged: database disk image is malformed; put the file aside"):
+        asyncio.run(front.run())
+    monkeypatch.undo()
+    started = start_records(station_file.parent / "records.sqlite")  # it was let go
+    started.records.close()
+    started.unlock()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_the_end_of_the_terminal_stops_after_the_part_in_hand(station_file: Path) -> None:
+    text = station_file.read_text().replace("kind: folder, path: images", "kind: folder, path: images, delay_ms: 300")
+    station_file.write_text(text)
+
+    async def play() -> None:
+        front = Front(read_station(station_file))
+        running = asyncio.ensure_future(front.run())
+        await until(lambda: front.state.ready)
+        assert front.worker_pid is not None and front.trigger(1, "SN-1") is not None
+        os.kill(front.worker_pid, signal.SIGHUP)  # all processes of the terminal get it
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.wait_for(running, 30)
+
+    def ended(*_: object) -> None:
+        raise AssertionError("the front leaves the signal to its default, which ends the process at once")
+
+    old = signal.signal(signal.SIGHUP, ended)
+    try:
+        asyncio.run(play())
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    ((part, evaluation),) = [(row["part"], row["evaluation"]) for row in rows_of(station_file)]
+    assert (part, evaluation) == ("SN-1", 1)

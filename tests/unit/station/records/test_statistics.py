@@ -88,7 +88,7 @@ def test_missed_triggers_and_lost_frames_are_counted_in_their_shift(records: Rec
     with records._changing() as db:
         for hour, code, text in (
             ("05:00", "trigger-missed", "trigger 3 'a' was missed: the station is busy"),
-            ("05:30", "frames-lost", "camera top: 12 frames before frame 40 were lost; reject their parts"),
+            ("05:30", "frames-lost", "12 frames were lost: nobody looked at their parts; reject them"),
             ("13:30", "trigger-missed", "trigger 4 'b' was missed: the station is busy"),
             ("05:31", "overrun", "result 3 was not acknowledged in 2 s"),
         ):

@@ -129,7 +129,7 @@ def test_a_file_system_without_locks_is_said(
     def none(_: int) -> bool:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("visionad_runtime.station.watch.journal.try_lock", none)
+    monkeypatch.setattr("visionad_runtime.formats.files.try_lock", none)
     Journal(tmp_path / "journal").close()
     assert "cannot be locked: No locks available" in caplog.text
 

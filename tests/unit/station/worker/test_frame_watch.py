@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from visionad_runtime.station.camera import CameraError, CameraGone, Frame, LostFrame, NoFrame
-from visionad_runtime.station.worker.frame_watch import KEPT, SKEW_SECONDS, FrameWatch
+from visionad_runtime.station.worker.frame_watch import KEPT, FrameWatch
 
+SKEW_SECONDS = 0.05
 PIXELS = np.zeros((2, 2), np.uint8)
 
 
@@ -44,12 +45,12 @@ class Line:
 
     def __init__(self, is_stored: bool = False) -> None:
         self.top, self.side = Source(is_stored), Source(is_stored)
-        self.told: queue.Queue[tuple[int, int, bool, str]] = queue.Queue()
-        self.watch = FrameWatch({"top": self.top, "side": self.side}, lambda *said: self.told.put(said))
+        self.told: queue.Queue[tuple[int, int, bool, str, str]] = queue.Queue()
+        self.watch = FrameWatch({"top": self.top, "side": self.side}, lambda *said: self.told.put(said), SKEW_SECONDS)
         self.watch.start()
 
     def next(self) -> tuple[int, int]:
-        number, lost, waits, part = self.told.get(timeout=5)
+        number, lost, waits, part, self.why = self.told.get(timeout=5)
         assert waits == self.top.is_stored and part == (f"SN-{number}" if waits and number else "")
         return number, lost
 
@@ -89,15 +90,36 @@ def test_a_camera_that_stays_away_is_no_frame(line: Line) -> None:
     line.next()
     futures = line.watch.take(["top", "side"], 1, time.monotonic() + 0.1)
     assert futures["top"].result(0).id == 1
-    with pytest.raises(NoFrame, match="camera side: no frame beside that of camera top"):
+    with pytest.raises(NoFrame, match=r"camera side: no frame within 50 ms of that of camera top \(skew_ms\)"):
         futures["side"].result(0)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_the_frame_of_a_later_part_stays_for_that_part(is_stored: bool) -> None:
+    line = Line(is_stored)
+    try:
+        for number in (1, 2, 3):
+            line.top.put(number, taken=float(number))
+            if number != 2:  # the other camera did not see part 2
+                line.side.put(10 + number, taken=number + SKEW_SECONDS / 2)
+        assert line.next() == (1, 0) and line.ids(1) == [1, 11]
+        assert line.next() == (2, 0)
+        begun = time.monotonic()
+        with pytest.raises(NoFrame, match="camera side"):
+            line.ids(2, seconds=20)
+        assert time.monotonic() - begun < 10, "at once, not at the deadline"
+        assert line.next() == (3, 0) and line.ids(3) == [3, 13]
+    finally:
+        line.watch.close()
 
 
 def test_lost_and_damaged_frames_are_told(line: Line) -> None:
     line.top.put(4, lost=3)
     assert line.next() == (4, 3)
     line.top.waiting.put(LostFrame("incomplete"))
-    assert line.next() == (0, 1)
+    assert line.next() == (0, 1) and line.why == "incomplete"
+    line.side.waiting.put(LostFrame("camera side: torn"))
+    assert line.next() == (0, 0) and line.why == "camera side: torn"  # its part is told as one without a frame
     line.top.waiting.put(CameraGone("unplugged"))
     line.top.put(1)  # counts from one when it is back
     assert line.next() == (1, 0)

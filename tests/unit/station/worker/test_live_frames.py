@@ -226,7 +226,7 @@ def test_where_cameras_start_the_cycle_their_newest_frame_is_shown() -> None:
             except queue.Empty:
                 raise NoFrame("none") from None
 
-    watch = FrameWatch({"top": Source()}, lambda number, *_: told.put(number))
+    watch = FrameWatch({"top": Source()}, lambda number, *_: told.put(number), 0.05)
     worker = Worker(watch)
     watch.start()
     try:

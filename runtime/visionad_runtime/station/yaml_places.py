@@ -11,6 +11,36 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from ..errors import VisionADError
+
+_NOT_A_VALUE = (ValueError, ArithmeticError, LookupError, AttributeError)
+"""What PyYAML's constructors raise for text that only looks like a date, a number or what its tag says."""
+
+
+def read_yaml(path: Path, text: str) -> tuple[yaml.Node | None, Any]:
+    """Return the node of a YAML document and its value; ``None`` and ``None`` of an empty one.
+
+    Args:
+        path: of the file, for messages.
+        text: what it holds.
+
+    Raises:
+        VisionADError: It is not YAML, or a value in it cannot be read; one line, with file and line.
+    """
+    try:
+        node = yaml.compose(text, Loader=Loader)
+        return node, None if node is None else Loader.construct(node)
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        where = f":{mark.line + 1}" if mark is not None else ""
+        why = " ".join(str(exc.problem or exc.context).split())
+    except yaml.reader.ReaderError as exc:
+        where = f":{text.count(chr(10), 0, exc.position) + 1}"
+        why = f"the character U+{ord(text[exc.position]):04X} is not allowed; delete it"
+    except RecursionError:
+        where, why = "", "lists and keys are nested too deeply"
+    raise VisionADError(f"{path}{where}: not YAML: {why}")
+
 
 class Places:
     """Lines of a YAML document by the path of keys to them."""
@@ -84,9 +114,23 @@ class Loader(yaml.SafeLoader):
         finally:
             loader.dispose()
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except _NOT_A_VALUE:
+            given = node.value if isinstance(node.value, str) else node.tag
+            shown = repr(given if len(given) <= 40 else f"{given[:37]}...")
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shown} is no number or date that can be read; put text in quotes", node.start_mark
+            ) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "expected a key that is one word or number, got a list or a mapping", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)

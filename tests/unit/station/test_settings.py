@@ -66,6 +66,15 @@ def test_the_template_is_a_good_file(tmp_path: Path) -> None:
         ("port: 5020", "port: !env NO_SUCH_NAME", "station.yaml:11: not YAML: environment variable NO_SUCH_NAME is not set"),
         ("port: 5020", "port: 99999", "station.yaml:11: sinks.0.port: Input should be less than or equal to 65535"),
         ("recipes:", "recipes: [", "not YAML"),
+        ("press-3", "press\x00", "station.yaml:1: not YAML: the character U+0000 is not allowed"),
+        ("bank: bank", "bank: ba\x07nk", "station.yaml:3: not YAML: the character U+0007 is not allowed"),
+        ("recipes:", "? [a, b]\n: 1\nrecipes:", "station.yaml:7: not YAML: expected a key that is one word or number"),
+        ("recipes:", "{a: 1}: 3\nrecipes:", "station.yaml:7: not YAML: expected a key that is one word or number"),
+        ("bank: bank", "bank: 2026-13-45", "station.yaml:3: not YAML: '2026-13-45' is no number or date that can be read"),
+        ("bank: bank", "bank: !!timestamp x", "station.yaml:3: not YAML: 'x' is no number or date that can be read"),
+        ("deadline_ms: 90", f"deadline_ms: {'9' * 5000}", f"station.yaml:9: not YAML: '{'9' * 37}...' is no number or date"),
+        ("deadline_ms: 90", f"deadline_ms: {'9' * 4000}", "station.yaml:9: recipes.2.deadline_ms: "),
+        ("bank: bank", "bank: " + "[" * 3000 + "]" * 3000, "not YAML: lists and keys are nested too deeply"),
         ("{kind: folder, path: images}\n  side", "{kind: http}\n  side", "cameras.top: its images come to the page's address"),
         ("{kind: folder, path: images}\n  side", "{kind: http, token: a}\n  side", "top.token: expected 16 characters or more"),
     ],
@@ -74,7 +83,7 @@ def test_mistakes(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert old in GOOD
     with pytest.raises(VisionADError) as caught:
         read(tmp_path, GOOD.replace(old, new, 1))
-    assert said in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:

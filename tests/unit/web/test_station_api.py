@@ -113,3 +113,34 @@ def test_the_largest_number_of_the_records_is_asked_for(page: Page) -> None:
     assert ask(page, "GET", f"/api/1/records/{2**63 - 1}").status == 404
     assert ask(page, "GET", f"/api/1/records?before={2**63 - 1}&recipe={2**63 - 1}").status == 200
     assert ask(page, "GET", f"/api/1/audit?before={2**63 - 1}").status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "said"),
+    [
+        ("POST", "/inspect?Class=pcb", "/inspect: no parameter 'Class'; did you mean 'class'? (it has class, name, "),
+        ("POST", "/overlay?bitdepth=12", "did you mean 'bit_depth'"),
+        ("POST", "/inspect?class=a&class=b", "expected parameter 'class' once, got it 2 times"),
+        ("POST", "/cameras/top/frame?nosuch=1", "it has none"),
+        ("GET", "/health?nosuch=1", "/health: no parameter 'nosuch' (it has none)"),
+        ("GET", "/metrics?nosuch=1", "it has none"),
+        ("GET", "/classes?nosuch=1", "it has none"),
+        ("GET", "/openapi.json?nosuch=1", "it has none"),
+        ("GET", "/api/1/records?befor=7", "did you mean 'before'?"),
+        ("GET", "/api/1/export.csv?seperator=;", "did you mean 'separator'?"),
+        ("GET", "/api/1/records?part=M%FCller", "the query is not UTF-8"),
+        ("POST", "/api/1/seen?id=1", "it has none"),
+    ],
+)
+def test_misspelt_parameters(page: Page, method: str, target: str, said: str) -> None:
+    got = ask(page, method, target)
+    facts = json.loads(got.text)
+    assert (got.status, facts["code"]) == (400, "request") and said in facts["error"], got
+    assert not page.link.asked
+
+
+def test_the_page_and_its_files_take_any_parameter(page: Page) -> None:
+    assert ask(page, "GET", "/static/main.js?v=3").status == 200
+    assert "no parameter" not in ask(page, "GET", "/?language=de").text
+    assert ask(page, "GET", "/api/1/records?before=3&part=M%C3%BCller&from=2026-11-30T00:00:00Z").status == 200
+    assert ask(page, "GET", "/health").status == 200

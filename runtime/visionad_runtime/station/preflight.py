@@ -9,7 +9,7 @@ from pathlib import Path
 from ..bank.folder import check_identity, restorable_versions
 from ..bank.names import normalize_class_name
 from ..errors import VisionADError
-from ..formats.manifest import BankManifest, read_manifest
+from ..formats.manifest import BankManifest, ModelManifest, read_manifest
 from ..formats.model_folder import read_model
 from .front.cycle import MAX_WAITING
 from .page.link import page_missing
@@ -26,11 +26,16 @@ def problems_of(station: Station) -> list[str]:
     """
     problems: list[str] = []
     settings = station.settings
+    model: ModelManifest | None = None
     manifest: BankManifest | None = None
     try:
         model = read_model(settings.model)
+    except VisionADError as exc:
+        problems.append(str(exc))
+    try:
         manifest = read_manifest(settings.bank, BankManifest)
-        check_identity(settings.bank, manifest.identity, model.identity)
+        if model is not None:
+            check_identity(settings.bank, manifest.identity, model.identity)
     except VisionADError as exc:
         problems.append(str(exc))
     if manifest is not None:

@@ -9,7 +9,7 @@ from visionad_runtime.station.preflight import problems_of
 from visionad_runtime.station.settings import read_station
 
 from tests.line.components import free_port
-from tests.stations import teach, write_station
+from tests.stations import teach, write_images, write_station
 
 CAMERA = "  top: {kind: folder, path: images}"
 GPIO = "  - {kind: gpio, chip: /dev/gpiochip0, lines: {pass: 27, reject: 22}%s}"
@@ -37,3 +37,10 @@ def test_somebody_must_trigger_and_acknowledge(
     path = write_station(tmp_path, tiny_model, CAMERA, sinks.replace("PORT", port), more.replace("PORT", port))
     found = problems_of(read_station(path))
     assert len(found) == bool(problem) and all(problem in line for line in found)
+
+
+def test_model_and_bank_are_both_looked_at(tmp_path: Path) -> None:
+    path = write_station(tmp_path, tmp_path / "nosuch", CAMERA, f"  - {{kind: tcp, port: {free_port()}}}")
+    write_images(tmp_path / "images")
+    model, bank = problems_of(read_station(path))
+    assert str(tmp_path / "nosuch") in model and str(tmp_path / "bank") in bank

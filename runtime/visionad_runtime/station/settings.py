@@ -312,6 +312,12 @@ def _read(path: Path) -> tuple[StationSettings, Places]:
         settings = StationSettings.model_validate(raw)
     except ValidationError as exc:
         raise StationFileError([places.describe(error, StationSettings) for error in exc.errors()]) from None
+    problems = places.numbers(raw, settings)
+    if len(settings.recipes) < len(raw["recipes"]):
+        keys = ", ".join(repr(key) for key in raw["recipes"])
+        problems.append(f"{places.at(('recipes',))}: recipes: expected each number once, got {keys}")
+    if problems:
+        raise StationFileError(problems)
     return _resolve(settings, path.parent), places
 
 
@@ -374,7 +380,9 @@ def _leaf(
         if not isinstance(kind, str):
             raise VisionADError(f"expected a kind, one of {', '.join(registry.kinds())}")
         leaf = registry.load(kind)
-        settings = leaf.Settings.model_validate(_absolute(leaf.Settings, facts, base))
+        given = _absolute(leaf.Settings, facts, base)
+        settings = leaf.Settings.model_validate(given)
+        problems += places.numbers(given, settings, where)
         return leaf(name, settings)
     except ValidationError as exc:
         problems += [places.describe(error, leaf.Settings, where) for error in exc.errors()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 from ..errors import VisionADError
 
+_NOT_CONSTRUCTED = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
+"""Keys ``<<`` and ``=``, which are no values."""
 _NOT_A_VALUE = (ValueError, ArithmeticError, LookupError, AttributeError)
 """What PyYAML's constructors raise for text that only looks like a date, a number or what its tag says."""
 
@@ -42,6 +44,30 @@ def read_yaml(path: Path, text: str) -> tuple[yaml.Node | None, Any]:
     raise VisionADError(f"{path}{where}: not YAML: {why}")
 
 
+def booleans_as_numbers(raw: Any, value: Any, where: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the place of each boolean that a model took for a number.
+
+    Args:
+        raw: what was given.
+        value: what the model made of it.
+        where: place of both.
+    """
+    if isinstance(raw, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield where
+    elif isinstance(value, BaseModel) and isinstance(raw, dict):
+        for name, field in type(value).model_fields.items():
+            key = field.alias or name
+            if key in raw:
+                yield from booleans_as_numbers(raw[key], getattr(value, name), (*where, key))
+    elif isinstance(value, dict) and isinstance(raw, dict):
+        for (key, given), taken in zip(raw.items(), value.values(), strict=False):
+            yield from booleans_as_numbers(given, taken, (*where, key))
+    elif isinstance(value, list | tuple) and isinstance(raw, list | tuple):
+        for index, (given, taken) in enumerate(zip(raw, value, strict=False)):
+            yield from booleans_as_numbers(given, taken, (*where, index))
+
+
 class Places:
     """Lines of a YAML document by the path of keys to them."""
 
@@ -57,6 +83,13 @@ class Places:
                 break
             line, node = found
         return f"{self._path}:{line}"
+
+    def numbers(self, raw: Any, value: BaseModel, base: tuple[str | int, ...] = ()) -> list[str]:
+        """Return one line for each boolean that a model took for a number."""
+        found = [(*base, *where) for where in booleans_as_numbers(raw, value)]
+        return [
+            f"{self.at(where)}: {'.'.join(map(str, where))}: expected a number, got true or false" for where in found
+        ]
 
     def describe(self, error: Any, model: type[BaseModel], base: tuple[str | int, ...] = ()) -> str:
         """Return one line for a mistake."""
@@ -76,7 +109,7 @@ class Places:
 def _child(node: yaml.Node, key: str | int) -> tuple[int, yaml.Node] | None:
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
-            if name.value == str(key):
+            if name.value == str(key) or (isinstance(key, int) and Loader.construct(name) == key):  # as 01 is 1
                 return name.start_mark.line + 1, value
     elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
         value = node.value[key]
@@ -120,30 +153,31 @@ class Loader(yaml.SafeLoader):
         except _NOT_A_VALUE:
             given = node.value if isinstance(node.value, str) else node.tag
             shown = repr(given if len(given) <= 40 else f"{given[:37]}...")
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{shown} is no number or date that can be read; put text in quotes", node.start_mark
-            ) from None
+            raise _mistake(f"{shown} is no number or date that can be read; put text in quotes", node) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        seen: set[Any] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "expected a key that is one word or number, got a list or a mapping", key.start_mark
-                )
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
+                raise _mistake("expected a key that is one word or number, got a list or a mapping", key)
+            value = key.value if key.tag in _NOT_CONSTRUCTED else self.construct_object(key)
+            if isinstance(value, bool):
+                raise _mistake(f"key {key.value!r} means {str(value).lower()}; put a name in quotes", key)
+            if key.value in seen or value in seen:
+                raise _mistake(f"key {key.value!r} is given twice", key)
+            seen |= {key.value, value}
         return super().construct_mapping(node, deep=deep)
+
+
+def _mistake(text: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
 
 
 def _environment(loader: Loader, node: yaml.ScalarNode) -> str:
     name = str(loader.construct_scalar(node))
     value = os.environ.get(name)
     if value is None:
-        raise yaml.constructor.ConstructorError(
-            None, None, f"environment variable {name} is not set; set it, or write the value", node.start_mark
-        )
+        raise _mistake(f"environment variable {name} is not set; set it, or write the value", node)
     return value
 
 

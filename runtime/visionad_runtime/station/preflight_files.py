@@ -84,7 +84,8 @@ def _camera_problems(station: Station) -> list[str]:
                 find_images([own.path], notes=[])
             except VisionADError as exc:
                 problems.append(f"camera {name}: {exc}; put images there, or name another folder")
-        if station.settings.trigger != "line" and own.interval_ms is None:
+        is_own = station.settings.cameras[name].get("kind") == "folder"  # and does not stand for another, by --simulate
+        if is_own and station.settings.trigger != "line" and own.interval_ms is None:
             problems.append(
                 f"camera {name}: with `trigger: {station.settings.trigger}` it gives no image; set its interval_ms, such as 1000"
             )

@@ -68,6 +68,13 @@ def test_files_and_folders(tmp_path: Path, cameras: str, sinks: str, more: str, 
     assert len(found) == bool(problem) and all(problem in line for line in found), found
 
 
+def test_a_folder_that_stands_for_a_camera_needs_no_interval(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    cameras = "  top: {kind: gige, address: 10.0.0.7, simulate: images}"
+    path = write_station(tmp_path, Path("model"), cameras, TCP, "trigger: hardware")
+    assert file_problems(read_station(path, simulate=True)) == []
+
+
 def _sound(path: Path) -> None:
     records = Records(path)
     for number in range(400):

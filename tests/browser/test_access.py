@@ -91,7 +91,7 @@ TABLE: list[tuple[str, str, Any, dict[str, int]]] = [
     ("POST", "/api/1/draft?class=%20", {}, {**TEACHING, SETTER: 400}),
     ("POST", "/api/1/draft/discard?class=none", {"version": 1}, TEACHING),
     ("POST", "/api/1/draft/parts?class=none", {"version": 1, "record": 99999}, TEACHING),
-    ("POST", "/api/1/draft/parts?class=none&live", {"version": 1, "frame": 99999}, TEACHING),
+    ("POST", "/api/1/draft/parts?class=none2", {"version": 1, "frame": 99999}, TEACHING),
     ("POST", "/api/1/draft/files?class=none&version=1", PNG, TEACHING),
     ("POST", f"/api/1/draft/parts/{DIGEST}/remove?class=none", {"version": 1}, TEACHING),
     ("POST", f"/api/1/draft/parts/{DIGEST}/decide?class=none", {"version": 1, "reason": "x"}, TEACHING),

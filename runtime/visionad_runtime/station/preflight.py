@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from ..bank.folder import check_identity, restorable_versions
 from ..bank.names import normalize_class_name
+from ..engine.registry import AUTO, backend_spec
 from ..errors import VisionADError
-from ..formats.manifest import BankManifest, read_manifest
+from ..formats.manifest import BankManifest, ModelManifest, parse_precision, read_manifest
 from ..formats.model_folder import read_model
+from ..scoring.preset import load_preset
 from .front.cycle import MAX_WAITING
 from .page.link import page_missing
-from .settings import Station
+from .preflight_files import file_problems
+from .settings import Station, StationSettings
 from .worker.alignment import first_reference, unalignable
 from .worker.golden import golden_images
 
@@ -26,13 +30,19 @@ def problems_of(station: Station) -> list[str]:
     """
     problems: list[str] = []
     settings = station.settings
+    model: ModelManifest | None = None
     manifest: BankManifest | None = None
     try:
         model = read_model(settings.model)
-        manifest = read_manifest(settings.bank, BankManifest)
-        check_identity(settings.bank, manifest.identity, model.identity)
     except VisionADError as exc:
         problems.append(str(exc))
+    try:
+        manifest = read_manifest(settings.bank, BankManifest)
+        if model is not None:
+            check_identity(settings.bank, manifest.identity, model.identity)
+    except VisionADError as exc:
+        problems.append(str(exc))
+    problems += _engine_problems(settings, model)
     if manifest is not None:
         problems += _recipe_problems(station, manifest)
     if settings.checks.golden is not None:
@@ -76,6 +86,24 @@ def problems_of(station: Station) -> list[str]:
         trouble = _folder_trouble(folder)
         if trouble:
             problems.append(trouble)
+    return problems + file_problems(station)
+
+
+def _engine_problems(settings: StationSettings, model: ModelManifest | None) -> list[str]:
+    def check_preset() -> None:
+        preset = None if settings.preset is None else load_preset(settings.preset)
+        if preset is not None and model is not None:
+            preset.check_size(model)
+
+    looks: list[Callable[[], object]] = [lambda: parse_precision(settings.precision), check_preset]
+    if settings.backend != AUTO:
+        looks.insert(0, lambda: backend_spec(settings.backend))
+    problems = []
+    for look in looks:
+        try:
+            look()
+        except VisionADError as exc:
+            problems.append(str(exc))
     return problems
 
 

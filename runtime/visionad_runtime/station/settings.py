@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import VisionADError
 from .camera import CAMERAS, Camera, PushedCamera
 from .leaf import LeafRegistry, LeafSettings
 from .sink import SINKS, Sink
-from .yaml_places import Loader, Places
+from .yaml_places import Places, read_yaml
 
 
 class _Part(BaseModel):
@@ -310,13 +309,7 @@ def _read(path: Path) -> tuple[StationSettings, Places]:
         raise VisionADError(
             f"station file {path} cannot be read: {why}; `visionad station init {path}` writes one"
         ) from None
-    try:
-        node = yaml.compose(text, Loader=Loader)
-        raw = None if node is None else Loader.construct(node)
-    except yaml.MarkedYAMLError as exc:
-        mark = exc.problem_mark or exc.context_mark
-        where = f":{mark.line + 1}" if mark is not None else ""
-        raise VisionADError(f"{path}{where}: not YAML: {exc.problem or exc.context}") from None
+    node, raw = read_yaml(path, text)
     if node is None or not isinstance(raw, dict):
         raise VisionADError(
             f"{path}: expected keys such as station, model, bank and cameras; `visionad station init` writes a file"
@@ -326,6 +319,12 @@ def _read(path: Path) -> tuple[StationSettings, Places]:
         settings = StationSettings.model_validate(raw)
     except ValidationError as exc:
         raise StationFileError([places.describe(error, StationSettings) for error in exc.errors()]) from None
+    problems = places.numbers(raw, settings)
+    if len(settings.recipes) < len(raw["recipes"]):
+        keys = ", ".join(repr(key) for key in raw["recipes"])
+        problems.append(f"{places.at(('recipes',))}: recipes: expected each number once, got {keys}")
+    if problems:
+        raise StationFileError(problems)
     return _resolve(settings, path.parent), places
 
 
@@ -388,7 +387,9 @@ def _leaf(
         if not isinstance(kind, str):
             raise VisionADError(f"expected a kind, one of {', '.join(registry.kinds())}")
         leaf = registry.load(kind)
-        settings = leaf.Settings.model_validate(_absolute(leaf.Settings, facts, base))
+        given = _absolute(leaf.Settings, facts, base)
+        settings = leaf.Settings.model_validate(given)
+        problems += places.numbers(given, settings, where)
         return leaf(name, settings)
     except ValidationError as exc:
         problems += [places.describe(error, leaf.Settings, where) for error in exc.errors()]

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import logging
-import re
 import traceback
-from collections import Counter
 from collections.abc import Mapping
-from urllib.parse import parse_qsl, unquote_to_bytes
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
@@ -22,30 +17,25 @@ from starlette.types import Message, Receive, Scope, Send
 from .access import AccessPolicy
 from .connections import DRAIN_SECONDS
 from .metrics import Metrics
+from .parameters import Parameters, decoded
 from .queue import RequestError
 from .service import InspectionService
 
 log = logging.getLogger("visionad.web")
-HOW_TO_ENCODE = "percent-encode names as UTF-8, such as M%C3%BCller for Müller and %25 for %"
-_BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 class Gate:
     """An ASGI application around the service's.
 
     Args:
-        app: the endpoints. A query may hold only parameters that its OpenAPI description names.
+        app: the endpoints. A query may hold only parameters that they have.
         service: for the metrics.
         access: hosts and origins that are let in.
     """
 
     def __init__(self, app: FastAPI, service: InspectionService, access: AccessPolicy) -> None:
         self.app, self.service, self.access = app, service, access
-        self._parameters = {
-            (path, method.upper()): tuple(p["name"] for p in facts.get("parameters", ()) if p["in"] == "query")
-            for path, methods in app.openapi()["paths"].items()
-            for method, facts in methods.items()
-        }
+        self._parameters = Parameters(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; whatever happens, with one response."""
@@ -95,31 +85,9 @@ class Gate:
         """
         local = scope.get("server")
         self.access.check(scope["method"], scope["http_version"], Headers(scope=scope), local[0] if local else None)
-        path = _decoded("path", scope.get("raw_path") or scope["path"].encode())
-        _decoded("query", scope["query_string"])
-        scope = {**scope, "path": path}
-        self._check_parameters(scope)
+        scope = {**scope, "path": decoded("path", scope.get("raw_path") or scope["path"].encode())}
+        self._parameters.check(scope)
         return scope
-
-    def _check_parameters(self, scope: Scope) -> None:
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        if method == "OPTIONS":
-            return
-        for route in self.app.routes:
-            if route.matches({**scope, "method": method})[0] is Match.FULL:
-                known = self._parameters.get((route.path_format, method), ()) if isinstance(route, APIRoute) else ()
-                break
-        else:
-            return
-        given = Counter(name for name, _ in parse_qsl(scope["query_string"].decode("ascii"), keep_blank_values=True))
-        for name, count in given.items():
-            if name not in known:
-                near = difflib.get_close_matches(name.lower(), known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                names = f"it has {', '.join(known)}" if known else "it has none"
-                raise RequestError(400, f"{scope['path']}: no parameter {name!r}{hint} ({names})")
-            if count > 1:
-                raise RequestError(400, f"{scope['path']}: expected parameter {name!r} once, got it {count} times")
 
     def _methods(self, scope: Scope) -> list[str]:
         everywhere = scope["path"] in ("*", "/")
@@ -165,15 +133,3 @@ async def _drain(receive: Receive) -> None:
 
 async def _say_methods(methods: list[str], scope: Scope, receive: Receive, send: Send) -> None:
     await Response(status_code=200, headers={"Allow": ", ".join(methods)})(scope, receive, send)
-
-
-def _decoded(part: str, raw: bytes) -> str:
-    broken = _BAD_PERCENT.search(raw)
-    if broken is not None:
-        got = raw[broken.start() : broken.start() + 3].decode("latin-1")
-        raise RequestError(400, f"the {part} holds {got!r}, which is no percent-encoding; {HOW_TO_ENCODE}")
-    try:
-        raw.decode("ascii")
-        return unquote_to_bytes(raw).decode("utf-8")
-    except UnicodeDecodeError:
-        raise RequestError(400, f"the {part} is not UTF-8; {HOW_TO_ENCODE}") from None

@@ -71,6 +71,26 @@ def test_the_template_is_a_good_file(tmp_path: Path) -> None:
         ("port: 5020", "port: !env NO_SUCH_NAME", "station.yaml:11: not YAML: environment variable NO_SUCH_NAME is not set"),
         ("port: 5020", "port: 99999", "station.yaml:11: sinks.0.port: Input should be less than or equal to 65535"),
         ("recipes:", "recipes: [", "not YAML"),
+        ("deadline_ms: 90", "deadline_ms: true", "station.yaml:9: recipes.2.deadline_ms: expected a number, got true or false"),
+        ("port: 5020", "port: yes", "station.yaml:11: sinks.0.port: expected a number, got true or false"),
+        ("recipes:", "archive: {folder: a, max_gb: on}\nrecipes:", "station.yaml:7: archive.max_gb: expected a number"),
+        ("path: images}\n  side", "path: images, delay_ms: no}\n  side", "station.yaml:5: cameras.top.delay_ms: expected a number"),
+        ("  1: {", "  true: {", "station.yaml:8: not YAML: key 'true' means true; put a name in quotes"),
+        ("  side:", "  off:", "station.yaml:6: not YAML: key 'off' means false; put a name in quotes"),
+        ("  2: {", "  01: {", "station.yaml:9: not YAML: key '01' is given twice"),
+        ("  2: {", "  0x1: {", "station.yaml:9: not YAML: key '0x1' is given twice"),
+        ("  2: {", "  1.0: {", "station.yaml:9: not YAML: key '1.0' is given twice"),
+        ("  2: {", "  '01': {", "station.yaml:7: recipes: expected each number once, got 1, '01'"),
+        ("  2: {name: bolt", "  02: {nam: bolt", "station.yaml:9: recipes.2.name: missing"),
+        ("press-3", "press\x00", "station.yaml:1: not YAML: the character U+0000 is not allowed"),
+        ("bank: bank", "bank: ba\x07nk", "station.yaml:3: not YAML: the character U+0007 is not allowed"),
+        ("recipes:", "? [a, b]\n: 1\nrecipes:", "station.yaml:7: not YAML: expected a key that is one word or number"),
+        ("recipes:", "{a: 1}: 3\nrecipes:", "station.yaml:7: not YAML: expected a key that is one word or number"),
+        ("bank: bank", "bank: 2026-13-45", "station.yaml:3: not YAML: '2026-13-45' is no number or date that can be read"),
+        ("bank: bank", "bank: !!timestamp x", "station.yaml:3: not YAML: 'x' is no number or date that can be read"),
+        ("deadline_ms: 90", f"deadline_ms: {'9' * 5000}", f"station.yaml:9: not YAML: '{'9' * 37}...' is no number or date"),
+        ("deadline_ms: 90", f"deadline_ms: {'9' * 4000}", "station.yaml:9: recipes.2.deadline_ms: "),
+        ("bank: bank", "bank: " + "[" * 3000 + "]" * 3000, "not YAML: lists and keys are nested too deeply"),
         ("{kind: folder, path: images}\n  side", "{kind: http}\n  side", "cameras.top: its images come to the page's address"),
         ("{kind: folder, path: images}\n  side", "{kind: http, token: a}\n  side", "top.token: expected 16 characters or more"),
     ],
@@ -79,7 +99,7 @@ def test_mistakes(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert old in GOOD
     with pytest.raises(VisionADError) as caught:
         read(tmp_path, GOOD.replace(old, new, 1))
-    assert said in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1.0e+30"])
@@ -133,6 +153,14 @@ def test_simulate_replaces_cameras_by_their_folders(tmp_path: Path) -> None:
     text = GOOD.replace("top: {kind: folder, path: images}", "top: {kind: gige, address: 10.0.0.7, simulate: images}")
     station = read(tmp_path, text, simulate=True)
     assert station.cameras["top"]._settings.kind == "folder"  # type: ignore[attr-defined]
+
+
+def test_keys_that_only_look_alike(tmp_path: Path) -> None:
+    text = GOOD.replace("  side:", "  '1': {kind: folder, path: images}\n  '01':").replace("  1: {", "  1: &gear {")
+    text = text.replace("  2: {", "  3: {<<: *gear, name: other}\n  2: {")
+    station = read(tmp_path, text)
+    assert list(station.cameras) == ["top", "1", "01"]  # type: ignore[attr-defined]
+    assert station.settings.recipes[3].class_name == "gear"  # type: ignore[attr-defined]
 
 
 def test_no_file_and_an_empty_one(tmp_path: Path) -> None:

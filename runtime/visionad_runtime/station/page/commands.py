@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from ...errors import VisionADError
 from ..front.alarms import Alarms
 from ..records.records import Records
 from ..settings import Station
@@ -142,10 +143,12 @@ class PageCommands:
                 raise Refused("busy", "a part is in hand; try again")
             return {"control": to}
         if command == "review":
-            await front.write(
-                lambda: front.records.add_review(int(m["id"]), who, bool(m["good"]), str(m.get("note") or "")[:500])
-            )
-            return {"id": int(m["id"]), "good": bool(m["good"]), "who": who}
+            good, note = bool(m["good"]), str(m.get("note") or "")[:500]
+            try:
+                await front.write(lambda: front.records.add_review(int(m["id"]), who, good, note))
+            except VisionADError:
+                raise Refused("no_part", f"there is no part {int(m['id'])}") from None
+            return {"id": int(m["id"]), "good": good, "who": who}
         if command in ("user_add", "user_remove"):
             return await self._change_users(command, m, who)
         if command == "keep":

@@ -2,13 +2,15 @@
 
 ``TRIGGER seq [part]`` → ``RESULT seq evaluation score threshold recipe class part`` · ``RECIPE n`` → ``RECIPE n`` ·
 ``ACK seq`` → ``ACK seq`` · ``STATE`` → ``STATE phase ready recipe waiting missed`` · anything else → ``ERROR code text``.
-Lines end by CR, LF or both. The next ``TRIGGER`` of the connection that was sent a result acknowledges it.
+Lines end by CR, LF or both, and have at most 1024 characters; a longer one is answered with one ``ERROR``.
+The next ``TRIGGER`` of the connection that was sent a result acknowledges it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -21,6 +23,8 @@ MAX_LINE = 1024
 MAX_CLIENTS = 16
 PREPARE_SECONDS = 60.0
 ERRORS = {1: "not understood", 2: "missed", 3: "recipe", 4: "nothing to acknowledge", 5: "too many clients"}
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+"""What no answer holds: a client would take it for an end of the line."""
 
 
 class TcpSettings(LeafSettings):
@@ -103,21 +107,27 @@ class TcpSink:
             return
         self._clients.add(writer)
         sent: int | None = None
-        rest = b""
+        rest, passed_over = b"", False
         try:
             while True:
                 data = await reader.read(MAX_LINE)
                 if not data:
                     return
                 *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
-                if len(rest) > MAX_LINE:
-                    _write(writer, _error(1, f"a line has at most {MAX_LINE} characters"))
-                    rest = b""
+                if passed_over and lines:  # the end of a line that was answered already
+                    del lines[0]
+                    passed_over = False
                 for raw in filter(None, lines):
                     words = raw.decode("ascii", "replace").split()
-                    if words:
+                    if len(raw) > MAX_LINE:
+                        _write(writer, _TOO_LONG)
+                    elif words:
                         answer, sent = await self._answer(line, words, sent)
                         _write(writer, answer)
+                if len(rest) > MAX_LINE and not passed_over:
+                    _write(writer, _TOO_LONG)
+                    passed_over = True
+                rest = b"" if passed_over else rest
                 await writer.drain()
         except (ConnectionError, TimeoutError):
             return
@@ -150,7 +160,7 @@ class TcpSink:
             line.acknowledge(sent)
         number = line.trigger(sequence, part)
         if number is None:
-            return _error(2, f"trigger {sequence} was missed: the station is {line.state.phase}"), None
+            return _error(2, f"trigger {sequence} was missed: {_why_missed(line.state)}"), None
         outcome = await self._wait(lambda: _offered(line, number), None)
         assert outcome is not None
         return result_line(outcome), number
@@ -189,10 +199,24 @@ def _offered(line: Line, number: int) -> Outcome | None:
     return next((one for one in line.state.unacknowledged if one.id == number), None)
 
 
+def _why_missed(state: StationState) -> str:
+    if state.control != "line":
+        return f"control is with the {state.control}"
+    if state.phase != "ready":
+        return f"the station is {state.phase}"
+    if state.ready:
+        return "the cameras start the cycle"
+    return "the station is not ready" if state.alive else "the station is waiting for its worker"
+
+
 def _error(code: int, text: str) -> str:
     return f"ERROR {code} {text}"
 
 
 def _write(writer: asyncio.StreamWriter, text: str) -> None:
+    line = _CONTROL.sub(b"?", text.encode("ascii", "replace"))
     with contextlib.suppress(OSError, RuntimeError):
-        writer.write(text.encode("ascii", "replace") + b"\r\n")
+        writer.write(line + b"\r\n")
+
+
+_TOO_LONG = _error(1, f"a line has at most {MAX_LINE} characters")

@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+MAX_NUMBER = 2**63 - 1
+"""Largest number of a part: SQLite has none above."""
+
 
 class Body(BaseModel):
     """Body of a command. Unknown keys are refused."""
@@ -218,7 +221,7 @@ class OfVersion(Body):
 class SeenPart(OfVersion):
     """An image that was seen: that of a part of the line, from memory or the archive, or a live frame."""
 
-    record: int | None = Field(default=None, ge=1, description="number of the part")
+    record: int | None = Field(default=None, ge=1, le=MAX_NUMBER, description="number of the part")
     camera: str = Field(default="", max_length=100, description="of the part")
     frame: int | None = Field(default=None, ge=1, description="number of the live frame, as its event has it")
 

@@ -36,7 +36,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         503: "the station does not answer",
     }.items()
 }
-PartNumber = Annotated[int, InPath(ge=1)]
+PartNumber = Annotated[int, InPath(ge=1, le=answers.MAX_NUMBER)]
 API = "/api/1"
 MAX_TIME = timedelta(days=366)
 """Longest time of which statistics are made at once."""
@@ -127,9 +127,11 @@ def _add_commands(app: FastAPI) -> None:
 
 
 def _filter(
-    before: Annotated[int, Query(ge=0, description="only parts with smaller numbers; 0: the newest")] = 0,
+    before: Annotated[
+        int, Query(ge=0, le=answers.MAX_NUMBER, description="only parts with smaller numbers; 0: the newest")
+    ] = 0,
     verdict: Annotated[Literal["", "ok", "reject", "undecided", "not_ok"], Query()] = "",
-    recipe: Annotated[int, Query(ge=0)] = 0,
+    recipe: Annotated[int, Query(ge=0, le=answers.MAX_NUMBER)] = 0,
     part: Annotated[str, Query(max_length=100, description="what the part's text begins with")] = "",
     start: Annotated[datetime | None, Query(alias="from")] = None,
     end: Annotated[datetime | None, Query(alias="to")] = None,
@@ -215,7 +217,7 @@ def _add_records(app: FastAPI) -> None:
         return Response(await _report(request, start, end, "html"), media_type="text/html", headers=headers)
 
     @app.get(f"{API}/audit", response_model=answers.AuditPage, responses=ERRORS)
-    async def audit(_: Reader, before: Annotated[int, Query(ge=0)] = 0) -> Response:
+    async def audit(_: Reader, before: Annotated[int, Query(ge=0, le=answers.MAX_NUMBER)] = 0) -> Response:
         """A hundred changes, newest first, and each row at which the chain is broken."""
         entries = await asyncio.to_thread(history.audit, before)
         problems = await asyncio.to_thread(verify_audit, history.path)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from ..errors import BankError, LostManifestError, ModelError, VisionADError
+from .plain_text import plain
 from .roi import RoiSpec
 from .strict import Compatible, Strict
 
@@ -434,7 +435,9 @@ def read_manifest(folder: Path, kind: type[M]) -> M:
 
 def to_json(manifest: BaseModel) -> bytes:
     """Return a manifest as indented JSON in UTF-8, with a newline at the end."""
-    return (json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+    return (
+        plain(json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False), is_json=True) + "\n"
+    ).encode()
 
 
 def as_dict(manifest: BaseModel) -> dict[str, Any]:

@@ -111,9 +111,12 @@ def test_the_command(inspector: Inspector, tmp_path: Path, capsys: pytest.Captur
     _, out, _ = told("threshold", bank, "--class", "disc", "--set", "0.2", "--reason", "deep scratches passed")
     assert "threshold 0.2000, bank version 2" in out and "by hand, no guarantee" in out
     assert "(deep scratches passed)" in told("info", bank)[1]
+    assert told("threshold", bank, "--class", "disc", "--set", "0.2", "--reason", "no \udcff utf-8")[0] == 0
+    assert r"(no \udcff utf-8)" in told("info", bank)[1]
+    assert told("undo", bank)[0] == 0
     _, out, _ = told("threshold", bank, "--class", "disc", "--calibrated", "--json")
     assert json.loads(out) == {
-        "class": "disc", "threshold": calibrated, "review_threshold": None, "by_hand": None, "bank_version": 3,
+        "class": "disc", "threshold": calibrated, "review_threshold": None, "by_hand": None, "bank_version": 5,
     }  # fmt: skip
     for wrong, says in (
         (["--set", "0.2"], "expected a reason"),

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from ...formats.plain_text import plain
 from ..page.link import PageLink
-from ..plain_text import plain
 from ..records.record_writer import RecordWriter
 from ..records.records import utc_now
 from ..records.unusable import records_unusable

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import VisionADError
+from ...formats.plain_text import plain
 from ..front.cycle import NOT_DECIDABLE, Job
-from ..plain_text import plain
 from ..sink import Outcome
 from .unusable import records_unusable
 

@@ -6,8 +6,8 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from ...formats.plain_text import plain
 from ..camera import Camera, CameraError, CameraFacts, CameraGone, Frame, SeenCamera, SettingRefused, StoredCamera
-from ..plain_text import plain
 
 REOPEN_SECONDS = 1.0
 """Pause between attempts to open a camera that is gone."""

@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
+from ...formats.plain_text import plain
 from ..camera import CameraError, Frame, LostFrame, NoFrame
-from ..plain_text import plain
 
 KEPT = 8
 """Frames of a camera that wait for their part. The front accepts one part at a time, so more would be parts that were missed."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ...bank.store import Bank
 from ...errors import ImageError, VisionADError
+from ...formats.plain_text import plain
 from ...inspector import Inspector
 from ...inspector.inspection import Inspection
 from ...result import Result
@@ -30,7 +31,6 @@ from ..camera import CameraError, CameraGone, Frame, PushedCamera
 from ..front.cycle import ANOMALOUS, NOT_DECIDABLE, OK, Job
 from ..judging.judge import Judge
 from ..page.images import KeptImages
-from ..plain_text import plain
 from ..process import begin_process
 from ..settings import Recipe, Station
 from .archive import ArchiveWriter

@@ -127,7 +127,7 @@ def test_the_command(inspector: Inspector, tmp_path: Path, capsys: pytest.Captur
     ):
         status, _, problem = told("threshold", bank, "--class", "disc", *wrong)
         assert status == 2 and says in problem and problem.count("\n") == 1
-    assert Bank.open(bank).manifest.version == 3
+    assert Bank.open(bank).manifest.version == 5
 
 
 def test_a_command_that_takes_it_away_says_so(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,12 +78,15 @@ class Source:
         return set() if self.classes is None else set(self.classes.unique().drop_null().to_pylist())
 
     def digest(self) -> str:
-        """Return the sha256 of names, classes and block size. It does not depend on the files' content."""
+        """Return the sha256 of names, classes and block size. It does not depend on the files' content.
+
+        A relative path counts with its place: elsewhere, the same name is another image.
+        """
         found = hashlib.sha256(f"{len(self)} {self.block}\n".encode())
         for number in range(self.blocks):
             block = self.read_block(number)
             for image, name in zip(block.images, block.classes, strict=True):
-                found.update(f"{len(image)} {image}\n{name}\n".encode("utf-8", "surrogatepass"))
+                found.update(f"{len(image)} {image}\n{name}\n{_place(image)}".encode("utf-8", "surrogatepass"))
         return found.hexdigest()
 
 
@@ -118,6 +122,13 @@ def default_block(images: int, *, slow: bool) -> int:
         slow: whether an image takes a second or more.
     """
     return min(MAX_SLOW_BLOCK if slow else MAX_BLOCK, max(MIN_BLOCK, -(-images // BLOCKS)))
+
+
+def _place(image: str) -> str:
+    """Return where a relative path leads, as a line; nothing for what says so itself."""
+    if "://" in image or (path := Path(image)).is_absolute():
+        return ""
+    return f"{os.path.normpath(path.absolute())}\n"
 
 
 def _strings(values: list[str]) -> pa.ChunkedArray:

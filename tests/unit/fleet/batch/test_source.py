@@ -1,0 +1,48 @@
+"""What names a source, and what a list of files may look like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from visionad_runtime.fleet.batch.source import Source, read_source
+
+
+def days(folder: Path) -> list[Path]:
+    """Return two folders that hold images of the same names, and lists of them."""
+    made = [folder / "day1", folder / "day2"]
+    for day in made:
+        (day / "in").mkdir(parents=True)
+        (day / "in" / "p1.png").write_bytes(b"")
+        (day / "list.txt").write_text("in/p1.png\n")
+    return made
+
+
+@pytest.mark.parametrize("text", ["in", "in/p1.png", "list.txt"])
+def test_a_relative_path_elsewhere_is_another_image(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for day in days(tmp_path):
+        monkeypatch.chdir(day)
+        digests.append(read_source(text, 16).digest())
+    assert digests[0] != digests[1]
+    monkeypatch.chdir(tmp_path / "day1")
+    assert read_source(text, 16).digest() == digests[0]
+
+
+def test_one_place_is_one_source_wherever_it_is_named_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    day, other = days(tmp_path)
+    urls = tmp_path / "urls.txt"
+    urls.write_text("s3://line/in/p1.png\n")
+    found = set()
+    for where in (day, other, day / "in"):
+        monkeypatch.chdir(where)
+        found.add((read_source(str(day / "in"), 16).digest(), read_source(str(urls), 16).digest()))
+    monkeypatch.chdir(day)
+    from_day = read_source("../day1/in", 16)
+    monkeypatch.chdir(other)
+    assert len(found) == 1 and digest_of(from_day, day, monkeypatch) == digest_of(from_day, other, monkeypatch)
+
+
+def digest_of(source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(folder)
+    return source.digest()

@@ -1,4 +1,4 @@
-"""A batch run: the blocks of a shard that have no part file yet, over worker processes or Ray."""
+"""A batch run: the blocks of a shard that are not finished yet, over worker processes or Ray."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from ...engine.registry import backend_spec
 from ...errors import VisionADError
 from ...shards import WHOLE, Shard
 from ...system import package_version
-from ..storage import Storage, open_storage
+from ..storage import FileMissingError, Storage, open_storage
+from .rows import errors_of
 from .source import Source, default_block
 from .worker import Settings, Worker, part_name, start_process, total, write_in_process
 
@@ -41,7 +42,7 @@ class Summary:
         images: number of images of the shard.
         blocks: number of blocks of the shard.
         kept: blocks that were finished before.
-        counts: images by verdict that were inspected now; ``error`` for those that could not be read.
+        counts: images by verdict of the other blocks; ``error`` for those that could not be read.
     """
 
     url: str
@@ -65,7 +66,8 @@ def run_batch(
     """Inspect a source and write its results as Parquet below ``out``.
 
     A part file holds one block. Finished parts are kept, so a run that was stopped or killed goes on where it was, and shards, or
-    two runs at once, never write a row twice.
+    two runs at once, never write a row twice. A block is finished if its part file is whole and no row has an error. Of another
+    one, the images without a verdict are inspected again.
 
     Args:
         settings: how to inspect.
@@ -97,7 +99,7 @@ def run_batch(
         _write_record(storage, {"run": digest, **record})
         done = set(storage.list(""))
         mine = [number for number in range(source.blocks) if shard.holds(number)]
-        left = [number for number in mine if part_name(number) not in done]
+        left = [number for number in mine if part_name(number) not in done or not _is_finished(storage, number)]
         count = min(workers or available_cpus(), max(1, len(left)))
         counts: list[dict[str, int]] = []
         with progress("inspecting", len(left)) as step:
@@ -161,6 +163,13 @@ def _digest(record: dict[str, Any]) -> str:
 def _write_record(storage: Storage, record: dict[str, Any]) -> None:
     if storage.size(RUN_FILE) is None:
         storage.write(RUN_FILE, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _is_finished(storage: Storage, number: int) -> bool:
+    try:
+        return errors_of(storage.read(part_name(number))) == 0
+    except FileMissingError:
+        return False
 
 
 def _in_processes(

@@ -151,14 +151,20 @@ def _is_odd(value: str) -> bool:
 
 def _read_list(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()  # editors of Windows begin a file with a mark
     except OSError as exc:
         raise VisionADError(
             f"{path} cannot be read: {exc.strerror}; expected a folder, a list of files, or Parquet"
         ) from None
     except UnicodeDecodeError:
         raise VisionADError(f"{path}: expected a text file with a path a line, in UTF-8, or Parquet") from None
-    return [line for line in lines if line.strip()]
+    return [_without_blanks(line) for line in lines if line.strip()]
+
+
+def _without_blanks(line: str) -> str:
+    """Return a path or URL without blanks at its end, unless a file's name ends in them."""
+    bare = line.rstrip()
+    return line if bare != line and "://" not in line and os.path.lexists(line) else bare
 
 
 def _parquet_files(text: str) -> Iterator[bytes]:

@@ -11,11 +11,12 @@ import cv2
 import pytest
 from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
-from visionad_runtime.fleet.batch.rows import errors_of
 
 from tests.data import part
 
 pytest.importorskip("pyarrow", reason="batch runs take the batch extra")
+
+from visionad_runtime.fleet.batch.rows import errors_of
 
 
 class Archive:

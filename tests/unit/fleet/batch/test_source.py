@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("pyarrow", reason="batch runs take the batch extra")
+
 from visionad_runtime.fleet.batch.source import Source, read_source
 
 
@@ -46,3 +50,20 @@ def test_one_place_is_one_source_wherever_it_is_named_from(tmp_path: Path, monke
 def digest_of(source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(folder)
     return source.digest()
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["", "mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \n", " \t\r\n"], ids=["unix", "windows", "blank", "both"])
+def test_a_list_may_come_from_any_editor(start: str, end: str, tmp_path: Path) -> None:
+    names = [f"{tmp_path}/a b.png", "s3://line/b.png", "in/\ufeffc.png"]
+    file = tmp_path / "list.txt"
+    file.write_bytes((start + end.join([*names, "", " "])).encode())
+    assert read_source(str(file)).images.to_pylist() == names
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows drops blanks at the end of a name")
+def test_a_name_that_ends_in_blanks_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.png ").write_bytes(b"")
+    file = tmp_path / "list.txt"
+    file.write_text(f"{tmp_path}/a.png \n")
+    assert read_source(str(file)).images.to_pylist() == [f"{tmp_path}/a.png "]

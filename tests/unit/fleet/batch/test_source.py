@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="batch runs take the batch extra")
 
+from visionad_runtime.cli.main import run
 from visionad_runtime.fleet.batch.source import Source, read_source
 
 
@@ -67,3 +68,11 @@ def test_a_name_that_ends_in_blanks_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
     file.write_text(f"{tmp_path}/a.png \n")
     assert read_source(str(file)).images.to_pylist() == [f"{tmp_path}/a.png "]
+
+
+def test_a_block_has_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bank").mkdir()
+    arguments = ["batch", tmp_path / "model", tmp_path / "bank", tmp_path, "--out", tmp_path / "out"]
+    assert run([*map(str, arguments), "--block", "99999999999999999999999"]) == 2
+    err = capsys.readouterr().err
+    assert "--block" in err and "10000000" in err and len(err.splitlines()) == 1

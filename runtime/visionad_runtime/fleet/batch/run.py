@@ -23,11 +23,11 @@ from ...errors import VisionADError
 from ...shards import WHOLE, Shard
 from ...system import package_version
 from ..storage import FileMissingError, Storage, open_storage
+from .record import FORMAT, SCHEMA_VERSION, write_record
 from .rows import errors_of
 from .source import Source, default_block
 from .worker import Settings, Worker, part_name, start_process, total, write_in_process
 
-RUN_FILE = "run.json"
 Step = Callable[[], None]
 Progress = Callable[[str, int], AbstractContextManager[Step]]
 
@@ -82,7 +82,8 @@ def run_batch(
         What was done.
 
     Raises:
-        VisionADError: As for ``Inspector.open``, a class is unknown, the folder cannot be written, or a worker died.
+        VisionADError: As for ``Inspector.open``, a class is unknown, the folder cannot be written or its record is damaged, or a
+            worker died.
     """
     first = Worker(settings, out)
     with closing(first):
@@ -96,7 +97,7 @@ def run_batch(
         digest = _digest(record)
         url = f"{out.rstrip('/')}/run={digest[:16]}"
         first.storage = storage = open_storage(url)
-        _write_record(storage, {"run": digest, **record})
+        write_record(storage, {"run": digest, **record})
         done = set(storage.list(""))
         mine = [number for number in range(source.blocks) if shard.holds(number)]
         left = [number for number in mine if part_name(number) not in done or not _is_finished(storage, number)]
@@ -132,8 +133,8 @@ def _record(settings: Settings, source: Source, worker: Worker) -> dict[str, Any
             f"{source.text}: class {unknown[0]!r} is not enrolled; the bank has {', '.join(inspector.bank.classes)}"
         )
     return {
-        "format": "visionad-run",
-        "schema_version": 1,
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
         "model": inspector.digest,
         "bank": inspector.bank.snapshot.digest,
         "bank_version": inspector.bank.manifest.version,
@@ -158,11 +159,6 @@ def _digest(record: dict[str, Any]) -> str:
     parts = {k: v for k, v in record.items() if k not in ("source", "versions", "bank_version")}
     parts["version"] = record["versions"]["visionad"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _write_record(storage: Storage, record: dict[str, Any]) -> None:
-    if storage.size(RUN_FILE) is None:
-        storage.write(RUN_FILE, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _is_finished(storage: Storage, number: int) -> bool:

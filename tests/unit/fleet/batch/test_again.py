@@ -118,3 +118,13 @@ def test_a_part_without_the_columns_is_written_again(archive: Archive) -> None:
     archive.parts[1].write_bytes(to_parquet(pa.table({"image": ["a"]})))
     archive.run("--workers", "1")
     assert [row["id"] for row in archive.rows()] == list(range(5))
+
+
+def test_a_run_beside_a_damaged_record_is_refused(archive: Archive) -> None:
+    archive.run("--workers", "1")
+    (record,) = archive.out.glob("run=*/run.json")
+    record.write_text("[]")
+    arguments = ["batch", archive.model, archive.bank, archive.images, "--out", archive.out, "--block", "3"]
+    assert run(list(map(str, arguments))) == 2
+    err = archive.capsys.readouterr().err
+    assert "run.json" in err and len(err.splitlines()) == 1

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -181,6 +182,8 @@ def run(args: Sequence[str]) -> int:
             return complain(import_error_message(exc))
         if isinstance(exc, OSError) and exc.filename:
             return complain(f"{exc.filename}: {exc.strerror}")
+        if isinstance(exc, FileNotFoundError) and _is_adrift():
+            return complain("the working folder was deleted; go to one that exists, and run again")
         if isinstance(exc, OSError) and exc.errno in _UNWRITABLE:
             drop_stdout()
             return complain(f"the output could not be written: {exc.strerror}; free space where it goes, and run again")
@@ -188,6 +191,15 @@ def run(args: Sequence[str]) -> int:
     if status == INTERRUPTED:
         return complain(INTERRUPTION, INTERRUPTED)
     return status if isinstance(status, int) else 0
+
+
+def _is_adrift() -> bool:
+    """Return whether the working folder is gone, so that no relative path leads anywhere."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def drop_stdout() -> None:

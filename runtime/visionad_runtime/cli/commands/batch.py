@@ -50,7 +50,9 @@ def batch(
     ] = None,
     block: Annotated[
         int | None,
-        typer.Option("--block", min=1, metavar="N", help="images a part file [default: about a minute of work]"),
+        typer.Option(
+            "--block", min=1, max=10_000_000, metavar="N", help="images a part file [default: about a minute of work]"
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, metavar="N", help="processes [default: one a CPU]")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import pyarrow as pa
 from ...errors import VisionADError
 from ..parquet import read_parquet
 from ..storage import FileMissingError, open_storage
-from .run import RUN_FILE
+from .record import RUN_FILE, read_record
 
 TOLERANCE = 1e-5
 """Differences of scores up to this are those of CPUs, GPUs and numbers of threads."""
@@ -129,19 +128,17 @@ def read_run(url: str) -> tuple[dict[str, Any], dict[str, Row]]:
     """Return the record of a run and its rows by image. A row that stands twice counts once.
 
     Raises:
-        VisionADError: There is no run, a part is damaged, or blocks are missing.
+        VisionADError: There is no run, its record or a part is damaged, or blocks are missing.
     """
     storage = open_storage(url)
     try:
-        record = json.loads(storage.read(RUN_FILE))
+        record = read_record(storage)
     except FileMissingError:
         names = [name.partition("/")[0] for name in storage.list("") if name.endswith(f"/{RUN_FILE}")]
         if len(names) != 1:
             listed = f"it has {', '.join(names)}" if names else "it has none"
             raise VisionADError(f"{url}: expected one run of `visionad batch`; {listed}") from None
         return read_run(f"{url.rstrip('/')}/{names[0]}")
-    except ValueError:
-        raise VisionADError(f"{url}/{RUN_FILE} is damaged: not JSON") from None
     parts = sorted(name for name in storage.list("") if name.startswith("part-") and name.endswith(".parquet"))
     if len(parts) != record["blocks"]:
         raise VisionADError(

@@ -1,4 +1,4 @@
-"""Blocks of a batch run on Ray Data. The part files are the truth: a block that has one is never given out again.
+"""Blocks of a batch run on Ray Data. The part files are the truth: a block that is finished is never given out again.
 
 Ray's own checkpoint is not used. It keeps all ids in memory and filters only what is read; here a unit of work is a block, and a
 finished block is a file. An actor reads, decodes and inspects, because paths are small and pixels are not. With a GPU an actor

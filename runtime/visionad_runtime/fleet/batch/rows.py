@@ -80,6 +80,25 @@ def facts_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def errors_of(part: bytes) -> int | None:
+    """Return how many rows of a part file have an error, or ``None`` if it is not a whole part file."""
+    try:
+        column = parquet.read_parquet(part, ("error",))["error"]
+    except (pa.ArrowException, KeyError, OSError, ValueError):
+        return None
+    return len(column) - int(column.null_count)
+
+
+def inspected(part: bytes) -> dict[int, dict[str, Any]]:
+    """Return the rows of a part file that have no error, by the image's id; none of a file that is damaged."""
+    try:
+        table = parquet.read_parquet(part)
+        rows = table.to_pylist() if table.schema.equals(SCHEMA) else []
+    except (pa.ArrowException, OSError, ValueError):
+        return {}
+    return {row["id"]: row for row in rows if row["error"] is None}
+
+
 def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Return rows as a Parquet file, compressed with zstd."""
     return parquet.to_parquet(pa.Table.from_pylist(list(rows), schema=SCHEMA))

@@ -1,4 +1,4 @@
-"""A batch run: the blocks of a shard that have no part file yet, over worker processes or Ray."""
+"""A batch run: the blocks of a shard that are not finished yet, over worker processes or Ray."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from ...engine.registry import backend_spec
 from ...errors import VisionADError
 from ...shards import WHOLE, Shard
 from ...system import package_version
-from ..storage import Storage, open_storage
+from ..storage import FileMissingError, Storage, open_storage
+from .record import FORMAT, SCHEMA_VERSION, write_record
+from .rows import errors_of
 from .source import Source, default_block
 from .worker import Settings, Worker, part_name, start_process, total, write_in_process
 
-RUN_FILE = "run.json"
 Step = Callable[[], None]
 Progress = Callable[[str, int], AbstractContextManager[Step]]
 
@@ -41,7 +42,7 @@ class Summary:
         images: number of images of the shard.
         blocks: number of blocks of the shard.
         kept: blocks that were finished before.
-        counts: images by verdict that were inspected now; ``error`` for those that could not be read.
+        counts: images by verdict of the other blocks; ``error`` for those that could not be read.
     """
 
     url: str
@@ -65,7 +66,8 @@ def run_batch(
     """Inspect a source and write its results as Parquet below ``out``.
 
     A part file holds one block. Finished parts are kept, so a run that was stopped or killed goes on where it was, and shards, or
-    two runs at once, never write a row twice.
+    two runs at once, never write a row twice. A block is finished if its part file is whole and no row has an error. Of another
+    one, the images without a verdict are inspected again.
 
     Args:
         settings: how to inspect.
@@ -80,7 +82,8 @@ def run_batch(
         What was done.
 
     Raises:
-        VisionADError: As for ``Inspector.open``, a class is unknown, the folder cannot be written, or a worker died.
+        VisionADError: As for ``Inspector.open``, a class is unknown, the folder cannot be written or its record is damaged, or a
+            worker died.
     """
     first = Worker(settings, out)
     with closing(first):
@@ -94,10 +97,10 @@ def run_batch(
         digest = _digest(record)
         url = f"{out.rstrip('/')}/run={digest[:16]}"
         first.storage = storage = open_storage(url)
-        _write_record(storage, {"run": digest, **record})
+        write_record(storage, {"run": digest, **record})
         done = set(storage.list(""))
         mine = [number for number in range(source.blocks) if shard.holds(number)]
-        left = [number for number in mine if part_name(number) not in done]
+        left = [number for number in mine if part_name(number) not in done or not _is_finished(storage, number)]
         count = min(workers or available_cpus(), max(1, len(left)))
         counts: list[dict[str, int]] = []
         with progress("inspecting", len(left)) as step:
@@ -130,8 +133,8 @@ def _record(settings: Settings, source: Source, worker: Worker) -> dict[str, Any
             f"{source.text}: class {unknown[0]!r} is not enrolled; the bank has {', '.join(inspector.bank.classes)}"
         )
     return {
-        "format": "visionad-run",
-        "schema_version": 1,
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
         "model": inspector.digest,
         "bank": inspector.bank.snapshot.digest,
         "bank_version": inspector.bank.manifest.version,
@@ -158,9 +161,11 @@ def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _write_record(storage: Storage, record: dict[str, Any]) -> None:
-    if storage.size(RUN_FILE) is None:
-        storage.write(RUN_FILE, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+def _is_finished(storage: Storage, number: int) -> bool:
+    try:
+        return errors_of(storage.read(part_name(number))) == 0
+    except FileMissingError:
+        return False
 
 
 def _in_processes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,12 +78,15 @@ class Source:
         return set() if self.classes is None else set(self.classes.unique().drop_null().to_pylist())
 
     def digest(self) -> str:
-        """Return the sha256 of names, classes and block size. It does not depend on the files' content."""
+        """Return the sha256 of names, classes and block size. It does not depend on the files' content.
+
+        A relative path counts with its place: elsewhere, the same name is another image.
+        """
         found = hashlib.sha256(f"{len(self)} {self.block}\n".encode())
         for number in range(self.blocks):
             block = self.read_block(number)
             for image, name in zip(block.images, block.classes, strict=True):
-                found.update(f"{len(image)} {image}\n{name}\n".encode("utf-8", "surrogatepass"))
+                found.update(f"{len(image)} {image}\n{name}\n{_place(image)}".encode("utf-8", "surrogatepass"))
         return found.hexdigest()
 
 
@@ -120,6 +124,13 @@ def default_block(images: int, *, slow: bool) -> int:
     return min(MAX_SLOW_BLOCK if slow else MAX_BLOCK, max(MIN_BLOCK, -(-images // BLOCKS)))
 
 
+def _place(image: str) -> str:
+    """Return where a relative path leads, as a line; nothing for what says so itself."""
+    if "://" in image or (path := Path(image)).is_absolute():
+        return ""
+    return f"{os.path.normpath(path.absolute())}\n"
+
+
 def _strings(values: list[str]) -> pa.ChunkedArray:
     try:
         return pa.chunked_array([values], pa.large_string())
@@ -140,14 +151,20 @@ def _is_odd(value: str) -> bool:
 
 def _read_list(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()  # editors of Windows begin a file with a mark
     except OSError as exc:
         raise VisionADError(
             f"{path} cannot be read: {exc.strerror}; expected a folder, a list of files, or Parquet"
         ) from None
     except UnicodeDecodeError:
         raise VisionADError(f"{path}: expected a text file with a path a line, in UTF-8, or Parquet") from None
-    return [line for line in lines if line.strip()]
+    return [_without_blanks(line) for line in lines if line.strip()]
+
+
+def _without_blanks(line: str) -> str:
+    """Return a path or URL without blanks at its end, unless a file's name ends in them."""
+    bare = line.rstrip()
+    return line if bare != line and "://" not in line and os.path.lexists(line) else bare
 
 
 def _parquet_files(text: str) -> Iterator[bytes]:

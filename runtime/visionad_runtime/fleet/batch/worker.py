@@ -14,7 +14,7 @@ from ...errors import ImageError, VisionADError
 from ...images import decode
 from ...inspector import Inspector
 from ..storage import FileMissingError, open_storage
-from .rows import row_of, to_parquet
+from .rows import inspected, row_of, to_parquet
 from .source import Block
 
 
@@ -92,19 +92,33 @@ class Worker:
     def write_block(self, block: Block) -> dict[str, int]:
         """Inspect a block and write its part file, whole or not at all. A repeat writes the same results.
 
+        If it has a part file, only the images that this one has no verdict for are inspected.
+
         Returns:
-            Images by verdict, and ``error`` for those without one.
+            Images of the block by verdict, and ``error`` for those without one.
         """
-        rows = self.rows(block)
+        rows = self.rows(block, self._inspected(block))
         self.storage.write(part_name(block.number), to_parquet(rows))
         return dict(Counter(row.get("verdict", "error") for row in rows))
 
-    def rows(self, block: Block) -> list[dict[str, Any]]:
-        """Return the rows of a block. An image that cannot be read has an ``error``; the others go on."""
+    def rows(self, block: Block, known: Mapping[int, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+        """Return the rows of a block. An image that cannot be read has an ``error``; the others go on.
+
+        Args:
+            block: the images.
+            known: rows that are known, by the image's id.
+        """
+        known = known or {}
         return [
-            row_of(self._inspect(image, name), block.first + i)
-            for i, (image, name) in enumerate(zip(block.images, block.classes, strict=True))
+            known.get(i) or row_of(self._inspect(image, name), i)
+            for i, (image, name) in enumerate(zip(block.images, block.classes, strict=True), block.first)
         ]
+
+    def _inspected(self, block: Block) -> dict[int, dict[str, Any]]:
+        try:
+            return inspected(self.storage.read(part_name(block.number)))
+        except FileMissingError:
+            return {}
 
     def _inspect(self, image: str, class_name: str | None) -> Mapping[str, Any]:
         start = time.perf_counter()

@@ -32,6 +32,7 @@ from ..formats.manifest import (
     Precision,
     ScoreOrigin,
     SupportImage,
+    path_text,
 )
 from ..scoring.conformal import CONFIDENCE, Limits, conformal_limits
 from ..scoring.regions import heatmap_range
@@ -202,7 +203,7 @@ def other_scores(scores: Iterable[GoodScore], given: Iterable[GoodScore]) -> lis
     """
     given = list(given)
     digests = {digest for one in given for digest in one.digests}
-    sources = {one.source for one in given}
+    sources = {path_text(one.source) for one in given}
     return [s for s in scores if (digests.isdisjoint(s.digests) if s.digests else s.source not in sources)]
 
 

@@ -395,3 +395,13 @@ def test_images_of_an_earlier_calibration_are_known_by_path(station: Path, calib
     shutil.copytree(station / "good", tmp_path / "good")
     fresh, left_out = fresh_images(old, read_inputs(tmp_path / "good").good)
     assert (len(fresh), left_out) == (6, {"enrolled": 0, "calibration": 5})  # confirmed parts have records of their own
+
+
+@pytest.mark.slow(group="acceptance")
+def test_no_report_without_its_page(
+    station: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "qualification.html").mkdir()  # it cannot be replaced
+    assert run(command(station, tiny_model, "--defects", "0", "--out", str(tmp_path))) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert not (tmp_path / "qualification.json").exists()

@@ -6,8 +6,8 @@ import hashlib
 import os
 import secrets
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,6 +61,25 @@ def atomic_write(path: Path, data: bytes, private: bool = False) -> None:
     """:func:`atomic_file` for bytes at hand."""
     with atomic_file(path, private) as f:
         f.write(data)
+
+
+def atomic_write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files of which none shall stand without those before it.
+
+    All are written in full beside their places before the first is renamed. They are renamed in the order given.
+
+    Args:
+        files: path → content.
+
+    Raises:
+        VisionADError: a folder cannot be written or the disk is full. The file that is named and those after it are as they were.
+    """
+    with ExitStack() as stack:
+        for path, data in reversed(list(files.items())):
+            f = stack.enter_context(atomic_file(path))
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
 
 
 def _private_opener(path: str, flags: int) -> int:

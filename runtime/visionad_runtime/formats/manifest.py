@@ -221,6 +221,8 @@ class Calibration(Compatible):
         bound_false_reject: upper bound of this threshold's own rate, at ``confidence``.
         normals: number of scores.
         origins: origin of each score. Calibrations of earlier releases lack it.
+        digests: of each score's image, as ``SupportImage.sha256``; ``None`` if unknown. Calibrations of earlier releases lack it.
+        pixels: the same, as ``SupportImage.pixels``.
         review_rate: tolerated rate of good parts that are not ok.
         guaranteed_review: rate that the review threshold guarantees; ``None`` without one.
         bit_depth: as stated for the images; ``None`` for 8-bit files.
@@ -230,7 +232,9 @@ class Calibration(Compatible):
         by_hand: the threshold in force, if a person typed it. The other fields then say what the scores would promise without it.
     """
 
-    added_fields = frozenset({"bit_depth", "origins", "review_rate", "guaranteed_review", "automatic", "by_hand"})
+    added_fields = frozenset(
+        {"bit_depth", "origins", "digests", "pixels", "review_rate", "guaranteed_review", "automatic", "by_hand"}
+    )
 
     method: CalibrationMethod
     max_false_reject: float
@@ -241,6 +245,8 @@ class Calibration(Compatible):
     scores: tuple[float, ...]
     sources: tuple[PathText, ...]
     origins: tuple[ScoreOrigin, ...] | None = None
+    digests: tuple[str | None, ...] | None = None
+    pixels: tuple[str | None, ...] | None = None
     review_rate: float | None = None
     guaranteed_review: float | None = None
     views: tuple[ViewName, ...]
@@ -253,19 +259,23 @@ class Calibration(Compatible):
     created: str
 
 
-class Confirmation(Strict):
+class Confirmation(Compatible):
     """A part that a person judged.
 
     Attributes:
         sha256: digest of its file, or of its pixels if it was given as an array.
+        pixels: ``images.pixels.pixel_digest``: the same however the image is stored. Banks of earlier releases lack it.
         good: whether the part is good.
         selection: ``all`` if the parts were chosen regardless of their verdict, ``accepted`` if only accepted ones were looked at.
         score: its score when it was confirmed.
         counted: whether the score counts towards the promise.
     """
 
+    added_fields = frozenset({"pixels"})
+
     sha256: str
     source: PathText
+    pixels: str | None = None
     good: bool
     selection: Literal["all", "accepted"]
     score: float

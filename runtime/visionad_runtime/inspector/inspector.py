@@ -21,7 +21,7 @@ from ..errors import BankError, ImageError
 from ..formats.manifest import ClassEntry, Confirmation, SupportImage
 from ..formats.roi import RoiSpec, tile_counts
 from ..images import arrays, discover, pixels
-from ..pipeline.calibration import AutomaticCalibration, GoodScore, Rates, recorded_scores, with_limits
+from ..pipeline.calibration import AutomaticCalibration, GoodScore, Rates, other_scores, recorded_scores, with_limits
 from ..pipeline.leave_one_out import leave_one_out
 from ..preprocess import prepare, support_encodings
 from .inspection import Inspection
@@ -293,8 +293,8 @@ class Inspector(Inspection):
         counted = good and selection == "all"
         confirmations = tuple(
             Confirmation(
-                sha256=record.sha256, source=record.source, good=good, selection=selection, score=result.score,
-                counted=counted, created=now,
+                sha256=record.sha256, source=record.source, pixels=record.pixels, good=good, selection=selection,
+                score=result.score, counted=counted, created=now,
             )
             for (record, _), result in zip(images, results, strict=True)
         )  # fmt: skip
@@ -309,20 +309,20 @@ class Inspector(Inspection):
             entry = current.entry.model_copy(
                 update={"confirmations": (*(current.entry.confirmations or ()), *confirmations)}
             )
-            new = [GoodScore(c.score, c.source, "confirmed") for c in confirmations]
+            new = [GoodScore.of(c.score, c, "confirmed") for c in confirmations]
             return self._with_scores(current, entry, new) if counted else entry
 
         what = f"{'good' if good else 'defective'} parts" + ("" if selection == "all" else ", accepted ones only")
         return bank.update(name, f"confirm {name}: {len(images)} {what}", changed)
 
     def _with_scores(self, current: ClassBank, entry: ClassEntry, new: Sequence[GoodScore]) -> ClassEntry:
-        """Return the entry with thresholds from the scores that it has and new ones."""
+        """Return the entry with thresholds from the scores that it has of other images, and new ones."""
         record = entry.calibration
         if record is not None and self.holds(current.entry):
-            scores = recorded_scores(entry)
+            scores = other_scores(recorded_scores(entry), new)
         else:
             left_out = leave_one_out(current, self.scoring, threads=self._threads) if len(entry.images) > 1 else ()
-            scores = [GoodScore(s.score, entry.images[s.support].source, "leave-one-out") for s in left_out]
+            scores = [GoodScore.of(s.score, entry.images[s.support], "leave-one-out") for s in left_out]
         level = entry.map_scale[0] if entry.map_scale else 0.0
         return with_limits(
             entry, [*scores, *new], Rates.of(record), self.scoring, self.engine.precision, level,
@@ -332,9 +332,9 @@ class Inspector(Inspection):
 
     def _check_unconfirmed(self, bank: ClassBank, name: str, records: Sequence[SupportImage]) -> None:
         check_new({name: bank}, name, records)
-        known = {c.sha256 for c in bank.entry.confirmations or ()}
+        known = {digest for c in bank.entry.confirmations or () for digest in (c.sha256, c.pixels)} - {None}
         for record in records:
-            if record.sha256 in known:
+            if not known.isdisjoint((record.sha256, record.pixels)):
                 raise BankError(
                     f"class {name!r}: {record.source} was confirmed before (sha256 {record.sha256[:12]}); `visionad bank undo` "
                     "takes the last change back"

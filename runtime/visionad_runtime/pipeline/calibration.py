@@ -13,7 +13,7 @@ A person may type a threshold instead. It promises nothing, holds while scores c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -23,7 +23,17 @@ import numpy as np
 from ..bank.memory_bank import ClassBank
 from ..bank.store import NO_LIMITS
 from ..errors import BankError, VisionADError
-from ..formats.manifest import ByHand, Calibration, CalibrationMethod, ClassEntry, Precision, ScoreOrigin
+from ..formats.manifest import (
+    ByHand,
+    Calibration,
+    CalibrationMethod,
+    ClassEntry,
+    Confirmation,
+    Precision,
+    ScoreOrigin,
+    SupportImage,
+    path_text,
+)
 from ..scoring.conformal import CONFIDENCE, Limits, conformal_limits
 from ..scoring.regions import heatmap_range
 from ..scoring.spec import ScoringSpec
@@ -45,11 +55,25 @@ class GoodScore(NamedTuple):
         score: the score.
         source: where the image came from.
         origin: how the score came about.
+        sha256: digest of the image's file; ``None`` if an earlier release did not record it.
+        pixels: ``images.pixels.pixel_digest`` of the image; ``None`` likewise.
     """
 
     score: float
     source: str
     origin: ScoreOrigin
+    sha256: str | None = None
+    pixels: str | None = None
+
+    @classmethod
+    def of(cls, score: float, image: SupportImage | Confirmation, origin: ScoreOrigin) -> GoodScore:
+        """Return the score of a recorded image."""
+        return cls(score, image.source, origin, image.sha256, image.pixels)
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """What tells its image from others, wherever that lies; empty if unknown."""
+        return frozenset({self.sha256, self.pixels} - {None})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -107,8 +131,8 @@ class AutomaticCalibration:
                 return entry
             supports = [round(i) for i in np.linspace(0, len(supports) - 1, MAX_AUTOMATIC)]
         left_out = leave_one_out(changed, self.spec, supports, self.threads) if len(supports) > 1 else []
-        scores = [GoodScore(s.score, entry.images[s.support].source, "leave-one-out") for s in left_out]
-        scores += [s for s in kept if s.origin != "leave-one-out"]
+        scores = [GoodScore.of(s.score, entry.images[s.support], "leave-one-out") for s in left_out]
+        scores += other_scores([s for s in kept if s.origin != "leave-one-out"], scores)
         if not scores:
             return entry.model_copy(update=NO_LIMITS)
         levels = [s.normal_level for s in left_out]
@@ -137,7 +161,10 @@ def recalibrate(changed: ClassBank, old: ClassEntry | None) -> ClassEntry:
 
 
 def recorded_scores(entry: ClassEntry) -> list[GoodScore]:
-    """Return the scores that the thresholds of a class come from."""
+    """Return the scores that the thresholds of a class come from.
+
+    A calibration of an earlier release records no digests. Those of supports and confirmed parts are then taken from their records.
+    """
     record = entry.calibration
     if record is None:
         return []
@@ -146,7 +173,38 @@ def recorded_scores(entry: ClassEntry) -> list[GoodScore]:
         "held-out" if record.method == "held-out" or source not in enrolled else "leave-one-out"
         for source in record.sources
     )
-    return [GoodScore(*score) for score in zip(record.scores, record.sources, origins, strict=True)]
+    unknown = (None,) * len(record.scores)
+    rows = zip(record.scores, record.sources, origins, record.digests or unknown, record.pixels or unknown, strict=True)
+    scores = [GoodScore(*row) for row in rows]
+    return scores if record.digests is not None else _with_digests(entry, scores)
+
+
+def _with_digests(entry: ClassEntry, scores: Sequence[GoodScore]) -> list[GoodScore]:
+    sources = [image.source for image in entry.images]
+    supports = {image.source: image for image in entry.images if sources.count(image.source) == 1}
+    confirmed = list(entry.confirmations or ())
+    found = []
+    for one in scores:
+        image: SupportImage | Confirmation | None = None
+        if one.origin == "leave-one-out":
+            image = supports.get(one.source)
+        elif one.origin == "confirmed":
+            image = next((c for c in confirmed if c.counted and (c.source, c.score) == (one.source, one.score)), None)
+            if image is not None:
+                confirmed.remove(image)
+        found.append(one if image is None else GoodScore.of(one.score, image, one.origin))
+    return found
+
+
+def other_scores(scores: Iterable[GoodScore], given: Iterable[GoodScore]) -> list[GoodScore]:
+    """Return those of ``scores`` whose images are none of ``given``, so that no image counts twice.
+
+    Images are compared by content. A score whose image has no recorded digest is compared by source.
+    """
+    given = list(given)
+    digests = {digest for one in given for digest in one.digests}
+    sources = {path_text(one.source) for one in given}
+    return [s for s in scores if (digests.isdisjoint(s.digests) if s.digests else s.source not in sources)]
 
 
 def with_limits(
@@ -179,6 +237,7 @@ def with_limits(
     """
     limits = conformal_limits([s.score for s in scores], rates.max_false_reject, rates.review)
     origins = tuple(s.origin for s in scores)
+    digests, pixels = tuple(s.sha256 for s in scores), tuple(s.pixels for s in scores)
     record = Calibration(
         method=_method(origins),
         max_false_reject=rates.max_false_reject,
@@ -189,6 +248,8 @@ def with_limits(
         scores=tuple(s.score for s in scores),
         sources=tuple(s.source for s in scores),
         origins=origins,
+        digests=digests if any(digests) else None,
+        pixels=pixels if any(pixels) else None,
         review_rate=rates.review,
         guaranteed_review=None if limits.review is None else limits.review.mean_bound,
         **spec.fields(),

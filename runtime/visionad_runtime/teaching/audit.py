@@ -58,11 +58,22 @@ def leave_one_out_scores(bank: ClassBank, spec: ScoringSpec, recorded: bool = Fa
     images = bank.entry.images
     if len(images) < MIN_SUPPORTS:
         return []
-    known = [s.score for s in recorded_scores(bank.entry) if s.origin == "leave-one-out"] if recorded else []
-    scores = known if len(known) == len(images) else [one.score for one in leave_one_out(bank, spec)]
+    scores = _recorded(bank) if recorded else None
+    if scores is None:
+        scores = [one.score for one in leave_one_out(bank, spec)]
     rows = []
     for k, image in enumerate(images):
         median = float(np.median([score for i, score in enumerate(scores) if i != k]))
         ratio = scores[k] / median if median > 0 else 1.0
         rows.append(LeaveOneOutScore(image, scores[k], ratio, ratio > OUTLIER_RATIO))
     return rows
+
+
+def _recorded(bank: ClassBank) -> list[float] | None:
+    """Return the recorded scores of all supports in the bank's order; ``None`` if one is missing."""
+    known = {
+        digest: s.score for s in recorded_scores(bank.entry) if s.origin == "leave-one-out" for digest in s.digests
+    }
+    found = [known.get(image.sha256, known.get(image.pixels or "")) for image in bank.entry.images]
+    scores = [score for score in found if score is not None]
+    return scores if len(scores) == len(found) else None

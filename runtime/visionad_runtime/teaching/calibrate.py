@@ -24,7 +24,15 @@ from ..formats.files import sha256_file
 from ..formats.manifest import Calibration, ClassEntry, ScoreOrigin
 from ..images.pixels import RGB8, pixel_digest
 from ..inspector import Inspector
-from ..pipeline.calibration import MAX_FALSE_REJECT, REVIEW_RATE, GoodScore, Rates, recorded_scores, with_limits
+from ..pipeline.calibration import (
+    MAX_FALSE_REJECT,
+    REVIEW_RATE,
+    GoodScore,
+    Rates,
+    other_scores,
+    recorded_scores,
+    with_limits,
+)
 from ..pipeline.leave_one_out import leave_one_out
 from ..result import FileResult, Result
 from ..scoring.conformal import Limits, Threshold, conformal_limits, conformal_rank
@@ -65,7 +73,7 @@ def calibrate_class(
     """Set a class's thresholds from good images, and store them in the bank with their provenance.
 
     No image is compared with itself. An image that is a support (the same file, or the same pixels in another file) is scored
-    leave-one-out. If it is the only support, it is skipped. Scores of confirmed parts count too.
+    leave-one-out. If it is the only support, it is skipped. Scores of confirmed parts count too, unless their images are given.
 
     Args:
         inspector: inspector with a bank that holds the class. The thresholds hold for its scoring and its engine's precision.
@@ -89,15 +97,16 @@ def calibrate_class(
     rates = Rates(MAX_FALSE_REJECT if max_false_reject is None else max_false_reject, review_rate)
     recorded = [score for score in recorded_scores(entry) if inspector.holds(entry)]
     if paths:
-        known = {str(path.absolute()) for path in paths}
-        recorded = [score for score in recorded if score.origin == "confirmed" and score.source not in known]
+        images = _by_digest(paths)
+        given = [GoodScore(0.0, str(path.absolute()), "held-out", digest) for digest, path in images.items()]
+        recorded = other_scores([score for score in recorded if score.origin == "confirmed"], given)
         scored = _score_images(
-            inspector, name, paths, bit_depth, step, rates if max_false_reject else None, len(recorded)
+            inspector, name, images, bit_depth, step, rates if max_false_reject else None, len(recorded)
         )
     else:
         recorded = [score for score in recorded if score.origin != "leave-one-out"]
         scored = _score_supports(inspector, held, step)
-    scores = [*scored.scores, *recorded]
+    scores = [*scored.scores, *other_scores(recorded, scored.scores)]
     if max_false_reject is not None:
         conformal_rank(
             len(scores), max_false_reject
@@ -134,7 +143,7 @@ def _score_supports(inspector: Inspector, held: ClassBank, step: Callable[[], No
     scores, levels = [], []
     for k in range(count if count > 1 else 0):
         (one,) = leave_one_out(held, inspector.scoring, [k], inspector.threads)
-        scores.append(GoodScore(one.score, held.entry.images[k].source, "leave-one-out"))
+        scores.append(GoodScore.of(one.score, held.entry.images[k], "leave-one-out"))
         levels.append(one.normal_level)
         step()
     return _ScoredImages(scores, levels)
@@ -143,16 +152,15 @@ def _score_supports(inspector: Inspector, held: ClassBank, step: Callable[[], No
 def _score_images(
     inspector: Inspector,
     name: str,
-    paths: Sequence[Path],
+    images: Mapping[str, Path],
     bit_depth: int | None,
     step: Callable[[], None],
     required: Rates | None,
     recorded: int,
 ) -> _ScoredImages:
-    """Score good images; supports among them leave-one-out."""
+    """Score good images, given by sha256; supports among them leave-one-out."""
     bank = inspector.require_class(name)
     supports = _Supports(bank.classes, name)
-    images = _by_digest(paths)
     known = {digest: k for digest in images if (k := supports.place(digest, images[digest])) is not None}
     skipped = [images[digest] for digest in known if len(supports) == 1]
     if required is not None:  # fail before minutes of scoring
@@ -175,11 +183,12 @@ def _score_images(
             origin = "leave-one-out"
             one = _read(next(inspector.inspect_files([path], class_name=name, bit_depth=bit_depth, leave_out=place)))
         if one is not None:
-            twin = pixels.setdefault(pixel_digest(one.rgb), path)
+            of_pixels = pixel_digest(one.rgb)
+            twin = pixels.setdefault(of_pixels, path)
             if twin != path:
                 raise VisionADError(f"calibration: {path} and {twin} are the same image; give each once")
             if path not in skipped:
-                scored[path] = GoodScore(one.result.score, str(path.absolute()), origin)
+                scored[path] = GoodScore(one.result.score, str(path.absolute()), origin, digest, of_pixels)
                 levels.append(float(np.median(one.result.anomaly_map)))
         step()
     return _ScoredImages(list(scored.values()), levels, tuple(map(str, skipped)))

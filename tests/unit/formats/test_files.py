@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 from visionad_runtime import VisionADError
-from visionad_runtime.formats.files import MAX_NAME_BYTES, atomic_write, fit_name
+from visionad_runtime.formats.files import MAX_NAME_BYTES, atomic_write, atomic_write_together, fit_name
 from visionad_runtime.formats.manifest import SupportImage, path_text
 
 NAMES = [
@@ -51,3 +52,33 @@ def test_sources_of_any_bytes_are_text() -> None:
     record = SupportImage(sha256="0", source=os.fsdecode(b"\xff"))
     assert SupportImage.model_validate_json(record.model_dump_json()) == record
     assert record.model_dump() == {"sha256": "0", "source": "\\xff"}  # as earlier releases wrote it
+
+
+@pytest.mark.parametrize("full", [1, 2])
+def test_of_files_that_belong_together_none_is_changed_if_one_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int
+) -> None:
+    page, report = tmp_path / "page.html", tmp_path / "report.json"
+    synced, fsync = [], os.fsync
+
+    def no_space(fd: int) -> None:
+        synced.append(fd)
+        if len(synced) == full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(fd)
+
+    with monkeypatch.context() as context, pytest.raises(VisionADError, match=r"No space left.*nothing was changed"):
+        context.setattr(os, "fsync", no_space)
+        atomic_write_together({page: b"page", report: b"report"})
+    assert list(tmp_path.iterdir()) == []
+    atomic_write_together({page: b"page", report: b"report"})
+    assert (page.read_bytes(), report.read_bytes()) == (b"page", b"report")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_last_of_files_that_belong_together_never_stands_alone(tmp_path: Path) -> None:
+    page, report = tmp_path / "page.html", tmp_path / "report.json"
+    page.mkdir()
+    with pytest.raises(VisionADError, match=r"cannot write .*page\.html"):
+        atomic_write_together({page: b"page", report: b"report"})
+    assert list(tmp_path.iterdir()) == [page]

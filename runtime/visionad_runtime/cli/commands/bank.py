@@ -197,7 +197,7 @@ def bank_confirm(
 ) -> None:
     """Record parts that a person judged. Good ones, chosen regardless of their verdict, tighten the promise."""
     from ...bank.names import normalize_class_name
-    from ...formats.files import sha256_file
+    from ...bank.supports import read_supports
     from ...images.discover import find_images
     from ...inspector import Inspector
     from ...scoring.conformal import promise_in_words
@@ -228,8 +228,9 @@ def bank_confirm(
         if remember is not None:  # first: with a wrong mask nothing is stored
             version = remember_file(inspector, class_name, images[0], remember, bit_depth)
             held = inspector.require_class(class_name).classes[normalize_class_name(class_name)].entry
-            known = {c.sha256 for c in held.confirmations or ()}
-            judged = [path for path in images if sha256_file(path) not in known]
+            known = {digest for c in held.confirmations or () for digest in (c.sha256, c.pixels)} - {None}
+            (image,) = read_supports(images, bit_depth)
+            judged = images if known.isdisjoint((image.sha256, image.pixels)) else []
         if judged:
             version = inspector.confirm_files(
                 class_name, judged, good=good, selection=chosen, bit_depth=bit_depth, step=step

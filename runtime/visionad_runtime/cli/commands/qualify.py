@@ -69,7 +69,7 @@ def qualify(
 
     The report is one HTML page and one JSON file in --out. A stopped run resumes.
     """
-    from ...formats.files import atomic_write
+    from ...formats.files import atomic_write, atomic_write_together
     from ...inspector import Inspector
     from ...tools.qualification.daily import daily_check, read_report
     from ...tools.qualification.inputs import read_inputs
@@ -113,18 +113,19 @@ def qualify(
         report = run(inspector, settings, inputs, folder, progress)
     from ...tools.qualification.page import html_page, summary
 
-    atomic_write(folder / REPORT, encoded(report))
-    atomic_write(folder / "qualification.html", html_page(report).encode())
+    # --daily reads the report, so it comes last: it is never without its page.
+    atomic_write_together({folder / PAGE: html_page(report).encode(), folder / REPORT: encoded(report)})
     if as_json:
         say(json.dumps(report, ensure_ascii=False))
         return 0
     for line in summary(report):
         say(line)
-    say(f"written to {folder / 'qualification.html'} and {folder / REPORT}")
+    say(f"written to {folder / PAGE} and {folder / REPORT}")
     return 0
 
 
 REPORT = "qualification.json"
+PAGE = "qualification.html"
 
 
 def encoded(report: object) -> bytes:

@@ -62,7 +62,7 @@ def tune(
 
     The report is tune.html and tune.json in --out. A stopped run resumes. Exit status 1 if nothing stays within --budget-ms.
     """
-    from ...formats.files import atomic_write
+    from ...formats.files import atomic_write_together
     from ...tools.qualification.tune import Choices, choose_images
     from ...tools.qualification.tune import tune as run
     from ...tools.qualification.tune_page import tune_page
@@ -100,8 +100,7 @@ def tune(
 
     report = run(_with_models(choices, models), chosen, out, step)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    atomic_write(out / "tune.json", text.encode())
-    atomic_write(out / "tune.html", tune_page(report).encode())
+    atomic_write_together({out / "tune.html": tune_page(report).encode(), out / "tune.json": text.encode()})
     if as_json:
         say(json.dumps(report, ensure_ascii=False))
     else:

@@ -11,8 +11,11 @@ from typing import Any
 
 from ...bank.names import normalize_class_name
 from ...errors import VisionADError
-from ...formats.manifest import ClassEntry
+from ...formats.manifest import ClassEntry, path_text
+from ...images.decode import load
+from ...images.pixels import pixel_digest
 from ...inspector import Inspector
+from ...pipeline.calibration import recorded_scores
 from ...pipeline.self_test import read_golden, self_test
 from ...system import environment
 from ...teaching.audit import MIN_SUPPORTS, OUTLIER_RATIO, leave_one_out_scores
@@ -92,7 +95,7 @@ def qualify(
     """
     name = normalize_class_name(settings.class_name)
     entry = calibrated_entry(inspector, name)
-    fresh, left_out = fresh_images(entry, inputs.good)
+    fresh, left_out = fresh_images(entry, inputs.good, settings.bit_depth)
     with closing(Scorer(inspector, name, out / WORK, settings.bit_depth)) as scorer:
         outcomes = score_all(scorer, inputs, fresh, progress)
         assert entry.threshold is not None and entry.calibration is not None
@@ -156,29 +159,40 @@ def calibrated_entry(inspector: Inspector, name: str) -> ClassEntry:
     return entry
 
 
-def fresh_images(entry: ClassEntry, good: Sequence[Labeled]) -> tuple[list[Labeled], dict[str, int]]:
+def fresh_images(
+    entry: ClassEntry, good: Sequence[Labeled], bit_depth: int | None = None
+) -> tuple[list[Labeled], dict[str, int]]:
     """Return the good images that neither are enrolled nor set the threshold, and how many were left out for either reason.
 
-    An image that set the threshold says nothing about the realised rate: it was counted when the threshold was chosen.
+    An image that set the threshold says nothing about the realised rate: it was counted when the threshold was chosen. Images are
+    compared by content: files first, then pixels. Held-out images of an earlier release's calibration are known by path only.
 
     Args:
         entry: the class.
         good: good images.
+        bit_depth: bits that the camera fills in 16-bit files.
 
     Raises:
-        VisionADError: None is left.
+        VisionADError: None is left, or an image cannot be read.
     """
-    enrolled = {image.sha256 for image in entry.images}
-    sources = set(entry.calibration.sources) if entry.calibration is not None else set()
-    confirmed = {c.sha256 for c in entry.confirmations or () if c.counted}
+    scores = recorded_scores(entry)
+    confirmed = [c for c in entry.confirmations or () if c.counted]
+    known = dict.fromkeys((d for s in scores for d in s.digests), "calibration")
+    known |= dict.fromkeys((d for c in confirmed for d in (c.sha256, c.pixels) if d is not None), "calibration")
+    known |= dict.fromkeys(
+        (d for image in entry.images for d in (image.sha256, image.pixels) if d is not None), "enrolled"
+    )
+    sources = {s.source for s in scores if not s.digests}
     fresh, left_out = [], {"enrolled": 0, "calibration": 0}
     for one in good:
-        if one.sha256 in enrolled:
-            left_out["enrolled"] += 1
-        elif one.sha256 in confirmed or str(one.path.absolute()) in sources:
-            left_out["calibration"] += 1
-        else:
+        why = known.get(one.sha256)
+        if why is None and path_text(str(one.path.absolute())) in sources:
+            why = "calibration"
+        why = why or known.get(pixel_digest(load(one.path, bit_depth)))
+        if why is None:
             fresh.append(one)
+        else:
+            left_out[why] += 1
     if not fresh:
         raise VisionADError(
             f"--good: expected good images that are neither enrolled nor set the threshold, but all {len(good)} are "

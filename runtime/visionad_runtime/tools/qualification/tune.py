@@ -130,9 +130,9 @@ def choose_images(
         VisionADError: There are too few good images, or an image cannot be read.
     """
     most = max(choices.shots)
-    if len(train) + len(good) < most + 2:
+    if (count := len({one.sha256 for one in (*train, *good)})) < most + 2:
         raise VisionADError(
-            f"--good: expected {most + 2} good images or more for {most} shots and 2 to measure on, got {len(train) + len(good)}; "
+            f"--good: expected {most + 2} good images or more for {most} shots and 2 to measure on, got {count}; "
             "give more images or a lower --shots"
         )
     order = [train[i] for i in sample_support(len(train), len(train), choices.seed)] if train else []
@@ -143,7 +143,8 @@ def choose_images(
     known = {one.sha256 for one in supports}
     others = [one for one in good if one.sha256 not in known]
     drawn = [others[i] for i in rng.permutation(len(others))][: choices.max_images]
-    drawn += rest[: max(0, choices.max_images - len(drawn))]
+    known |= {one.sha256 for one in others}  # a copy counts once
+    drawn += [one for one in rest if one.sha256 not in known][: max(0, choices.max_images - len(drawn))]
     bads = [bad[i] for i in rng.permutation(len(bad))][: choices.max_images]
     images = Images(supports, drawn, bads)
     shapes = {load(one.path, choices.bit_depth).shape[:2] for one in (*supports, *drawn, *bads)}

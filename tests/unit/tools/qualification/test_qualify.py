@@ -11,13 +11,16 @@ import cv2
 import numpy as np
 import pytest
 from visionad_runtime import Inspector
+from visionad_runtime.bank.store import Bank
 from visionad_runtime.cli.main import run
+from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.roi import make_spec, parse_roi
 from visionad_runtime.scoring.intervals import clopper_pearson
+from visionad_runtime.teaching.calibrate import calibrate_class
 from visionad_runtime.tools.qualification.inputs import read_inputs
 from visionad_runtime.tools.qualification.limits import Canvases, detection_limit, inspected_mask
 from visionad_runtime.tools.qualification.page import html_page, summary
-from visionad_runtime.tools.qualification.qualify import Settings, qualify
+from visionad_runtime.tools.qualification.qualify import Settings, fresh_images, qualify
 from visionad_runtime.tools.qualification.scorer import Scored, Scorer
 
 from tests.data import part
@@ -352,3 +355,53 @@ def test_defects_of_a_class_with_regions_lie_in_them(station: Path, tiny_model: 
     assert mask[:, :64].any()
     assert not mask[:, 64:].any()
     assert "left (sha256" in html_page(report)
+
+
+@pytest.fixture(scope="module")
+def calibrated(station: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank whose threshold comes from held-out and confirmed images of the station."""
+    bank = tmp_path_factory.mktemp("calibrated") / "bank"
+    shutil.copytree(station / "bank", bank)
+    with Inspector.open(tiny_model, bank, threads=1) as inspector:
+        calibrate_class(inspector, "disc", sorted((station / "good" / "mon").iterdir()))
+        inspector.confirm_files("disc", sorted((station / "good" / "tue").iterdir()))
+    return bank
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_images_that_set_the_threshold_are_not_fresh_wherever_they_lie(
+    station: Path, calibrated: Path, tmp_path: Path, suffix: str
+) -> None:
+    entry = Bank.open(calibrated, lazy=True).classes["disc"].entry
+    for folder in ("good", "supports"):
+        for file in (station / folder).rglob("*.png"):
+            target = (tmp_path / file.relative_to(station)).with_suffix(suffix)
+            write(target.parent, {target.name: cv2.imread(str(file))})
+    with pytest.raises(VisionADError, match=r"all 17 are \(6 enrolled, 11 of the calibration\)"):
+        fresh_images(entry, read_inputs(tmp_path).good)
+    write(tmp_path, {"other.png": part(400)})
+    fresh, left_out = fresh_images(entry, read_inputs(tmp_path).good)
+    assert ([one.name for one in fresh], left_out) == (["other.png"], {"enrolled": 6, "calibration": 11})
+
+
+def test_images_of_an_earlier_calibration_are_known_by_path(station: Path, calibrated: Path, tmp_path: Path) -> None:
+    entry = Bank.open(calibrated, lazy=True).classes["disc"].entry
+    assert entry.calibration is not None
+    old = entry.model_copy(
+        update={"calibration": entry.calibration.model_copy(update={"digests": None, "pixels": None})}
+    )
+    with pytest.raises(VisionADError, match="6 of the calibration"):
+        fresh_images(old, read_inputs(station / "good" / "mon").good)
+    shutil.copytree(station / "good", tmp_path / "good")
+    fresh, left_out = fresh_images(old, read_inputs(tmp_path / "good").good)
+    assert (len(fresh), left_out) == (6, {"enrolled": 0, "calibration": 5})  # confirmed parts have records of their own
+
+
+@pytest.mark.slow(group="acceptance")
+def test_no_report_without_its_page(
+    station: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "qualification.html").mkdir()  # it cannot be replaced
+    assert run(command(station, tiny_model, "--defects", "0", "--out", str(tmp_path))) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert not (tmp_path / "qualification.json").exists()

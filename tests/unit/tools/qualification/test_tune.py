@@ -319,3 +319,15 @@ def test_images_to_measure_on_are_never_enrolled(root: Path) -> None:
     assert (len(chosen.supports), len(chosen.good)) == (2, 2)
     with pytest.raises(VisionADError, match="expected 5 good images or more"):
         choose_images(inputs.good, (), (), Choices({}, shots=(3,)))
+
+
+def test_a_copy_of_an_image_is_measured_once(root: Path) -> None:
+    for file in (root / "train" / "good").iterdir():
+        (root / "test" / "good" / f"copy-{file.name}").write_bytes(file.read_bytes())
+    train, test = read_inputs(root / "train" / "good"), read_inputs(root / "test" / "good", root / "test")
+    choices = Choices({}, ["paper"], ["onnxruntime-cpu"], shots=(1, 2))
+    images = choose_images(train.good, test.good, test.bad, choices)
+    digests = [one.sha256 for one in (*images.supports, *images.good)]
+    assert len(digests) == len(set(digests)) == 2 + 2 + 5
+    with pytest.raises(VisionADError, match="expected 6 good images or more for 4 shots and 2 to measure on, got 4"):
+        choose_images(train.good, train.good, (), Choices({}, ["paper"], ["onnxruntime-cpu"], shots=(4,)))

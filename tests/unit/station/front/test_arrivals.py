@@ -83,8 +83,10 @@ def test_images_wait_for_a_line_that_does_not_acknowledge(tiny_model: Path, tmp_
         for _ in range(line.written):
             await until(lambda: front.state.waiting)
             assert front.acknowledge()
-        await until(lambda: front.state.ready)
-        assert front.state.acquisition == line.written and front.state.missed == 0
+        await until(
+            lambda: front.state.ready and front.state.acquisition == line.written
+        )  # it shows once it is on disk
+        assert front.state.missed == 0
 
     run(line.file, play)
     assert line.judged() == line.expected()
@@ -134,7 +136,11 @@ def test_a_damaged_image_is_a_part_that_nobody_looked_at(
     async def play(front: Front) -> None:
         await until(lambda: front.state.missed == 1)
         await until(lambda: front.state.acquisition == line.written and front.state.ready)
-        said.extend(one["text"] for one in front.records.events() if one["code"] == "frames-lost")
+        await until(lambda: told(front))
+        said.extend(told(front))
+
+    def told(front: Front) -> list[str]:
+        return [one["text"] for one in front.records.events() if one["code"] == "frames-lost"]
 
     run(line.file, play)
     assert line.judged() == line.expected()

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import TextIO
 
 import cv2
 import pytest
@@ -211,23 +216,44 @@ def test_records_that_turn_out_damaged_at_the_start_are_one_line(
 def test_the_end_of_the_terminal_stops_after_the_part_in_hand(station_file: Path) -> None:
     text = station_file.read_text().replace("kind: folder, path: images", "kind: folder, path: images, delay_ms: 300")
     station_file.write_text(text)
-
-    async def play() -> None:
-        front = Front(read_station(station_file))
-        running = asyncio.ensure_future(front.run())
-        await until(lambda: front.state.ready)
-        assert front.worker_pid is not None and front.trigger(1, "SN-1") is not None
-        os.kill(front.worker_pid, signal.SIGHUP)  # all processes of the terminal get it
-        os.kill(os.getpid(), signal.SIGHUP)
-        await asyncio.wait_for(running, 30)
-
-    def ended(*_: object) -> None:
-        raise AssertionError("the front leaves the signal to its default, which ends the process at once")
-
-    old = signal.signal(signal.SIGHUP, ended)
+    code = "from visionad_runtime.cli.entry import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "station", str(station_file)], stdout=subprocess.DEVNULL, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
+    )  # fmt: skip
     try:
-        asyncio.run(play())
+        line = connected(port_of(station_file, "tcp"))
+        with line, line.makefile("rw") as words:
+            deadline = time.monotonic() + 60
+            while asked(words, "STATE").split()[1:3] != ["ready", "1"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            words.write("TRIGGER 1 SN-1\n")
+            words.flush()
+            time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGHUP)  # all processes of the terminal get it
+            assert process.wait(30) == 0
     finally:
-        signal.signal(signal.SIGHUP, old)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     ((part, evaluation),) = [(row["part"], row["evaluation"]) for row in rows_of(station_file)]
     assert (part, evaluation) == ("SN-1", 1)
+
+
+def connected(port: int, seconds: float = 60.0) -> socket.socket:
+    """Return a connection to a server, once it listens."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=seconds)
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def asked(words: TextIO, command: str) -> str:
+    """Return the answer to a command of the TCP sink."""
+    words.write(f"{command}\n")
+    words.flush()
+    return words.readline()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -33,21 +32,8 @@ ViewName = Literal["original", "flip", "clamp"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def path_text(path: str) -> str:
-    """A path as text that UTF-8 can hold: bytes of a name that are no UTF-8 become ``\\xNN``."""
-
-    def escape(found: re.Match[str]) -> str:
-        code = ord(found[0])
-        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
-
-    return _SURROGATE.sub(escape, path)
-
-
-PathText = Annotated[str, BeforeValidator(lambda value: path_text(value) if isinstance(value, str) else value)]
-"""Where something came from, for people. File names hold any bytes."""
+PlainText = Annotated[str, BeforeValidator(lambda value: plain(value) if isinstance(value, str) else value)]
+"""Text for people, such as where something came from. File names and arguments hold any bytes."""
 
 
 class PreprocessSpec(Strict):
@@ -78,7 +64,7 @@ class WeightsRecord(Strict):
     """
 
     sha256: str
-    source: PathText
+    source: PlainText
 
 
 class FeatureIdentity(Strict):
@@ -184,7 +170,7 @@ class SupportImage(Compatible):
     added_fields = frozenset({"pixels", "bit_depth", "tokens", "kept", "size"})
 
     sha256: str
-    source: PathText
+    source: PlainText
     pixels: str | None = None
     bit_depth: int | None = None
     tokens: str | None = None
@@ -207,8 +193,8 @@ class ByHand(Strict):
     """
 
     value: float
-    who: str
-    reason: str
+    who: PlainText
+    reason: PlainText
     created: str
 
 
@@ -243,7 +229,7 @@ class Calibration(Compatible):
     bound_false_reject: float
     normals: int
     scores: tuple[float, ...]
-    sources: tuple[PathText, ...]
+    sources: tuple[PlainText, ...]
     origins: tuple[ScoreOrigin, ...] | None = None
     digests: tuple[str | None, ...] | None = None
     pixels: tuple[str | None, ...] | None = None
@@ -274,7 +260,7 @@ class Confirmation(Compatible):
     added_fields = frozenset({"pixels"})
 
     sha256: str
-    source: PathText
+    source: PlainText
     pixels: str | None = None
     good: bool
     selection: Literal["all", "accepted"]
@@ -293,7 +279,7 @@ class KnownDefect(Strict):
     """
 
     sha256: str
-    source: PathText
+    source: PlainText
     tokens: str
     cells: int
     created: str
@@ -445,9 +431,7 @@ def read_manifest(folder: Path, kind: type[M]) -> M:
 
 def to_json(manifest: BaseModel) -> bytes:
     """Return a manifest as indented JSON in UTF-8, with a newline at the end."""
-    return (
-        plain(json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False), is_json=True) + "\n"
-    ).encode()
+    return (json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def as_dict(manifest: BaseModel) -> dict[str, Any]:

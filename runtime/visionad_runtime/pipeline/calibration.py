@@ -32,8 +32,8 @@ from ..formats.manifest import (
     Precision,
     ScoreOrigin,
     SupportImage,
-    path_text,
 )
+from ..formats.plain_text import plain
 from ..scoring.conformal import CONFIDENCE, Limits, conformal_limits
 from ..scoring.regions import heatmap_range
 from ..scoring.spec import ScoringSpec
@@ -203,7 +203,7 @@ def other_scores(scores: Iterable[GoodScore], given: Iterable[GoodScore]) -> lis
     """
     given = list(given)
     digests = {digest for one in given for digest in one.digests}
-    sources = {path_text(one.source) for one in given}
+    sources = {plain(one.source) for one in given}
     return [s for s in scores if (digests.isdisjoint(s.digests) if s.digests else s.source not in sources)]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from visionad_runtime import VisionADError
 from visionad_runtime.formats.files import MAX_NAME_BYTES, atomic_write, atomic_write_together, fit_name
-from visionad_runtime.formats.manifest import SupportImage, path_text
+from visionad_runtime.formats.manifest import SupportImage
+from visionad_runtime.formats.plain_text import plain
 
 NAMES = [
     "a.png",
@@ -46,9 +47,9 @@ def test_a_name_is_made_to_fit(stem: str) -> None:
 
 
 def test_sources_of_any_bytes_are_text() -> None:
-    assert path_text("Müller.png") == "Müller.png"
-    assert path_text(os.fsdecode(b"M\xfcller.png")) == "M\\xfcller.png"
-    assert path_text("\ud800") == "\\ud800"
+    assert plain("Müller.png") == "Müller.png"
+    assert plain(os.fsdecode(b"M\xfcller.png")) == "M\\xfcller.png"
+    assert plain("\ud800") == "\\ud800"
     record = SupportImage(sha256="0", source=os.fsdecode(b"\xff"))
     assert SupportImage.model_validate_json(record.model_dump_json()) == record
     assert record.model_dump() == {"sha256": "0", "source": "\\xff"}  # as earlier releases wrote it

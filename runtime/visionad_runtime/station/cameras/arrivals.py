@@ -27,8 +27,11 @@ LOOK_SECONDS = 0.5
 """Between two questions whether the folder is still there, while an image is waited for."""
 END_SECONDS = 5.0
 """For a look at the folder and for lines of the journal, when the camera is closed."""
+MAX_OPEN, OPEN_SECONDS = 2, 5.0
+"""Files that were handed out and are not in the journal: more would be inspected again after a power cut. If that takes longer, as
+where a diagnosis took one, the next file is handed out all the same."""
 MAX_UNRECORDED = 1000
-"""Files that were handed out and are not on record. A station has a few; a diagnosis and a look leave theirs."""
+"""Files that are remembered until they are on record."""
 
 
 class ArrivalsSettings(LeafSettings):
@@ -86,6 +89,7 @@ class ArrivalsCamera:
         self._to_note: deque[tuple[int, DetectedFile]] = deque()
         self._newest: _Arrived | None = None
         self._id = self._arrived = 0
+        self._handed_out = -math.inf
         self._not_before = -math.inf
 
     def missing(self) -> str | None:
@@ -187,9 +191,10 @@ class ArrivalsCamera:
         with self._changed:
             while True:
                 self._raise_if_gone()
-                while self._waiting:
+                while self._waiting and self._may_hand_out():
                     one = self._waiting.popleft()
                     if one.taken >= self._not_before:
+                        self._handed_out = time.monotonic()
                         return one
                 rest = deadline - time.monotonic()
                 if rest <= 0:
@@ -197,6 +202,10 @@ class ArrivalsCamera:
                         f"camera {self._name}: no image arrived in {self._settings.path} in time; check the program that writes"
                     )
                 self._changed.wait(min(rest, LOOK_SECONDS))
+
+    def _may_hand_out(self) -> bool:
+        is_open = len(self._unrecorded) + len(self._to_note) >= MAX_OPEN
+        return not is_open or time.monotonic() - self._handed_out > OPEN_SECONDS
 
     def _count(self, file: DetectedFile) -> None:
         """Give a file its frame's number."""
@@ -251,5 +260,8 @@ class ArrivalsCamera:
 
     def _write_notes(self) -> None:
         while self._to_note:
-            number, file = self._to_note.popleft()
+            number, file = self._to_note[0]
             self._journal.append(file, {"camera": self._name, "frame": number})
+            with self._changed:
+                self._to_note.popleft()
+                self._changed.notify_all()

@@ -96,6 +96,12 @@ class FrameWatch:
                 future.set_exception(exc)
         return futures
 
+    def drop(self, number: int) -> None:
+        """Forget the frame that began a part which cannot be judged."""
+        with self._changed:
+            self._frames[self._first].pop(number, None)
+            self._changed.notify_all()
+
     def newest(self, name: str) -> Frame | None:
         """Return the newest frame of a camera, whether its part was judged or not; ``None`` if there was none yet."""
         with self._changed:

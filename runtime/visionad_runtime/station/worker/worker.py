@@ -213,6 +213,8 @@ class Worker:
             judged = {name: self._judge(name, frames[name], job, recipe, checked) for name in names}
         except Exception as exc:  # the part is not decidable, and the next one may be
             log.exception("part %d", job.id)
+            if self._watch is not None:
+                self._watch.drop(frame)  # or a stored camera would wait for its part for ever
             judged = {
                 "": Judged(NOT_DECIDABLE, "internal", {"error": f"{type(exc).__name__}: {exc}"}, alarms=("internal",))
             }

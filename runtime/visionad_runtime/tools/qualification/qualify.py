@@ -11,7 +11,8 @@ from typing import Any
 
 from ...bank.names import normalize_class_name
 from ...errors import VisionADError
-from ...formats.manifest import ClassEntry, path_text
+from ...formats.manifest import ClassEntry
+from ...formats.plain_text import plain
 from ...images.decode import load
 from ...images.pixels import pixel_digest
 from ...inspector import Inspector
@@ -186,7 +187,7 @@ def fresh_images(
     fresh, left_out = [], {"enrolled": 0, "calibration": 0}
     for one in good:
         why = known.get(one.sha256)
-        if why is None and path_text(str(one.path.absolute())) in sources:
+        if why is None and plain(str(one.path.absolute())) in sources:
             why = "calibration"
         why = why or known.get(pixel_digest(load(one.path, bit_depth)))
         if why is None:

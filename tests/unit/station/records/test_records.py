@@ -178,7 +178,7 @@ def test_text_that_is_no_utf8_keeps_no_record_from_being_written(tmp_path: Path)
     """A file name of undecodable bytes once kept all results after it in memory."""
     records = Records(tmp_path / "records.sqlite")
     odd = "caf\udcff\u00e9"
-    plain = r"caf\udcff" + "\u00e9"
+    plain = r"caf\xff" + "\u00e9"
     records.accept(job(1)._replace(part=odd))
     facts = {"top": {"image": odd, "verdict": "ok"}}
     records.complete([replace(outcome(1), part=odd, cameras=facts), outcome(2)])

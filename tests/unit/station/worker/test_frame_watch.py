@@ -147,3 +147,15 @@ def test_a_stored_frame_waits_until_the_part_before_it_has_its_own() -> None:
             assert line.ids(number) == [number, 10 + number]
     finally:
         line.watch.close()
+
+
+def test_a_part_that_cannot_be_judged_does_not_hold_a_stored_camera_up() -> None:
+    line = Line(is_stored=True)
+    try:
+        line.top.put(1)
+        line.top.put(2)
+        assert line.next() == (1, 0)
+        line.watch.drop(1)
+        assert line.next() == (2, 0)
+    finally:
+        line.watch.close()

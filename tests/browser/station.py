@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from visionad_runtime import Inspector
 
 from tests.data import part
+from tests.ports import free_port
 
 BITS, CELL = 10, 8
 """Bits of the number that is drawn into an image, and the side of the cell of each, in pixels."""
@@ -44,12 +45,6 @@ DRAWN_NUMBER = f"""const [left, top, scale] = canvas.dataset.drawn.split(',').ma
     if (context.getImageData(x, y, 1, 1).data[1] > 127) number += 1 << bit;
   }}"""
 """Lines of a script that read the number of :func:`numbered` from an image that is drawn into ``canvas``."""
-
-
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
 
 
 class RunningStation:

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from tests.browser.conftest import Watched, browser, chromium_path
-from tests.browser.station import RunningStation, free_port, numbered
+from tests.browser.station import RunningStation, numbered
 from tests.line.components import note
+from tests.ports import free_port
 
 Tabs = Callable[..., Watched]
 pytestmark = pytest.mark.slow(group="browser")

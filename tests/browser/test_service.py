@@ -15,8 +15,9 @@ import pytest
 from visionad_runtime import Inspector
 
 from tests.browser.conftest import Watched
-from tests.browser.station import free_port, numbered
+from tests.browser.station import numbered
 from tests.browser.test_screens import OVERFLOW, violations
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow(group="browser")
 

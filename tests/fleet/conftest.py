@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,17 +16,13 @@ from visionad_runtime import Inspector
 
 from tests.data import part
 from tests.fleet.components import begin, module
+from tests.ports import free_port
 
 
-def free_port() -> int:
-    """Return a port of loopback that nobody listens at now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def wait_for(url: str, process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
-    """Wait until a server answers, with any status."""
+def wait_for(
+    url: str, process: subprocess.Popen[str] | None = None, seconds: float = 60, log: Path | None = None
+) -> None:
+    """Wait until a server answers, with any status. A failure ends with the last lines of ``log``."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -36,8 +31,9 @@ def wait_for(url: str, process: subprocess.Popen[str] | None = None, seconds: fl
         except urllib.error.HTTPError:
             return
         except OSError:
-            assert process is None or process.poll() is None, "the server has ended"
-            assert time.monotonic() < end, f"nothing answers at {url}"
+            said = log.read_text(errors="replace")[-3000:] if log else ""
+            assert process is None or process.poll() is None, f"the server has ended\n{said}"
+            assert time.monotonic() < end, f"nothing answers at {url}\n{said}"
             time.sleep(0.1)
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from tests.fleet.archives import COMMAND, predicted, write_images, written
 from tests.fleet.components import missing, module, note, program, releases
-from tests.fleet.conftest import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow(group="fleet")
 

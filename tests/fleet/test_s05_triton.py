@@ -1,8 +1,8 @@
 """S5: the shipped model repository in the real Triton server (of nvidia-pytriton), asked by gRPC clients.
 
-``VISIONAD_TRITON`` names a virtual environment of the system's Python with nvidia-pytriton, tritonclient[grpc] and this project.
-``.ci/fleet_components`` makes it. nvidia-pytriton forces an old NumPy, so it stays apart. Triton finds packages by PATH's Python,
-not by PYTHONPATH.
+``VISIONAD_TRITON`` names a virtual environment of the system's Python with nvidia-pytriton, tritonclient[grpc] and what this
+project needs; ``.ci/fleet_components`` makes it. nvidia-pytriton forces an old NumPy, so it stays apart. Triton finds packages by
+PATH's Python, not by PYTHONPATH: the test makes one that has this checkout first, whatever copy the environment has.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import pytest
 
 from tests.data import ROOT, part
 from tests.fleet.components import environment, note, releases
-from tests.fleet.conftest import free_port, wait_for
+from tests.fleet.conftest import wait_for
 from tests.fleet.servers import inspected, png, serving, untimed
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow(group="fleet")
 
@@ -51,9 +52,19 @@ print(json.dumps({"results": results, "error": error}))
 """
 
 
+def with_checkout(python: Path, folder: Path) -> Path:
+    """Make an environment that has the packages of this checkout, then those of another one; return its folder of programs."""
+    asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    subprocess.run([python.resolve(), "-m", "venv", "--without-pip", folder], check=True)
+    own = next(folder.glob("lib/python3*/site-packages"))
+    (own / "checkout.pth").write_text(f"{ROOT / 'runtime'}\n{packages}\n")
+    return folder / "bin"
+
+
 def test_s5_triton(tiny_model: Path, filled_bank: Path, tmp_path: Path) -> None:
     python = environment("triton")
-    home = python.parent.parent
+    programs = with_checkout(python, tmp_path / "environment")
     place = subprocess.run(
         [python, "-c", "import pytriton, os; print(os.path.dirname(pytriton.__file__))"],
         capture_output=True,
@@ -70,7 +81,7 @@ def test_s5_triton(tiny_model: Path, filled_bank: Path, tmp_path: Path) -> None:
     ports = [free_port() for _ in range(3)]
     variables = {
         **os.environ,
-        "PATH": f"{home}/bin:{os.environ['PATH']}",
+        "PATH": f"{programs}:{os.environ['PATH']}",
         "LD_LIBRARY_PATH": f"{Path(place).parent / 'nvidia_pytriton.libs'}",
         "VISIONAD_MODEL": str(tiny_model),
         "VISIONAD_BANK": str(filled_bank),
@@ -87,7 +98,7 @@ def test_s5_triton(tiny_model: Path, filled_bank: Path, tmp_path: Path) -> None:
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, text=True)
     try:
-        wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready", process)
+        wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready", process, log=tmp_path / "log")
         done = subprocess.run(
             [python, "-c", CLIENT, f"127.0.0.1:{ports[1]}", images], capture_output=True, text=True, timeout=300
         )

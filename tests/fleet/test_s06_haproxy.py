@@ -14,8 +14,9 @@ import pytest
 
 from tests.data import ROOT, part
 from tests.fleet.components import note, program, releases
-from tests.fleet.conftest import free_port, wait_for
+from tests.fleet.conftest import wait_for
 from tests.fleet.servers import Service, inspected
+from tests.ports import free_port
 
 pytest.importorskip("fastapi", reason="serving takes the serve extra")
 COUNT, CLIENTS = 500, 8

@@ -18,8 +18,9 @@ from visionad_runtime.bank.store import Bank
 
 from tests.data import ROOT, part
 from tests.fleet.components import note, program, releases
-from tests.fleet.conftest import free_port, wait_for
+from tests.fleet.conftest import wait_for
 from tests.fleet.servers import Service, inspected
+from tests.ports import free_port
 
 pytest.importorskip("fastapi", reason="serving takes the serve extra")
 RULES = ROOT / "deploy/prometheus"

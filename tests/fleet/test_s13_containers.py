@@ -16,8 +16,8 @@ import yaml
 
 from tests.data import ROOT, part
 from tests.fleet.components import missing, note, program, releases
-from tests.fleet.conftest import free_port
 from tests.fleet.servers import ask, inspected, serving
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow(group="fleet")
 

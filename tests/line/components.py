@@ -103,14 +103,6 @@ def note(name: str, figures: dict[str, Any]) -> None:
     keep("VISIONAD_LINE_RESULTS", name, figures)
 
 
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def wait_for_port(port: int, process: subprocess.Popen[Any] | None = None, seconds: float = 15) -> None:
     """Return once something listens on a port of the loopback.
 

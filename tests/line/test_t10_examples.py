@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.data import ROOT
-from tests.line.components import CPPPO_FOLDER, ended, free_port, need, wait_for_port
+from tests.line.components import CPPPO_FOLDER, ended, need, wait_for_port
+from tests.ports import free_port
 
 STATION = """
 import asyncio, json, sys

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.data import ROOT
-from tests.line.components import free_port, need, note
+from tests.line.components import need, note
+from tests.ports import free_port
 from tests.stations import teach, write_images, write_station
 
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]  # serial: a watchdog is a matter of time

@@ -14,7 +14,8 @@ import pytest
 from visionad_runtime.station.front.front import Front
 from visionad_runtime.station.plc import SimulatedPlc
 
-from tests.line.components import NPM_FOLDER, free_port, need, path_of
+from tests.line.components import NPM_FOLDER, need, path_of
+from tests.ports import free_port
 from tests.stations import CYCLE, EVALUATIONS, rows_of, run, teach, until, write_images, write_station
 
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]

@@ -16,7 +16,7 @@ from visionad_runtime.errors import VisionADError
 from visionad_runtime.station.front.front import Front
 from visionad_runtime.station.plc import SimulatedPlc
 
-from tests.line.components import free_port
+from tests.ports import free_port
 from tests.stations import CYCLE, EVALUATIONS, rows_of, run, teach, until, write_images, write_station
 
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]

@@ -15,8 +15,9 @@ from queue import Queue
 import pytest
 from visionad_runtime.station.camera import CAMERAS, Camera, CameraGone, Frame, NoFrame, SeenCamera
 
-from tests.line.components import RTSP_PYTHON, free_port, need
+from tests.line.components import RTSP_PYTHON, need
 from tests.line.servers import Server
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]
 SCRIPT = Path(__file__).parents[1] / "fakes" / "rtsp_server.py"

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.fakes.line import FakeLine
-from tests.line.components import INSTALL, free_port, need
+from tests.line.components import INSTALL, need
+from tests.ports import free_port
 
 MV = "http://opcfoundation.org/UA/MachineVision"
 OWN = "urn:visionad:station"

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.fakes.line import FakeLine
-from tests.line.components import NPM_FOLDER, free_port, need
+from tests.line.components import NPM_FOLDER, need
 from tests.line.test_t6_opcua import Vision, need_server, running
+from tests.ports import free_port
 
 PASSWORD = "right"
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.line.components import free_port, note
+from tests.line.components import note
 from tests.line.test_t6_opcua import Events, Vision, need_server
 from tests.line.test_t6_opcua_secured import PASSWORD, make_certificate, secured
+from tests.ports import free_port
 from tests.stations import CYCLE, EVALUATIONS, rows_of, teach, write_images, write_station
 
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]

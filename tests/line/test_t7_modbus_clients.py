@@ -13,7 +13,8 @@ from visionad_runtime.station.front.front import Front
 from visionad_runtime.station.plc import SimulatedPlc
 from visionad_runtime.station.sinks import modbus_map
 
-from tests.line.components import free_port, need, path_of
+from tests.line.components import need, path_of
+from tests.ports import free_port
 from tests.stations import run, teach, until, write_images, write_station
 
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]

@@ -16,7 +16,8 @@ import pytest
 from visionad_runtime.station.front.front import Front
 
 from tests.data import ROOT
-from tests.line.components import NPM_FOLDER, free_port, need, note, path_of
+from tests.line.components import NPM_FOLDER, need, note, path_of
+from tests.ports import free_port
 from tests.stations import CYCLE, EVALUATIONS, rows_of, run, teach, until, write_images, write_station
 
 pytestmark = [pytest.mark.slow(group="line"), pytest.mark.serial]

@@ -19,7 +19,8 @@ import pytest
 
 from tests.data import ROOT
 from tests.fakes.line import FakeLine
-from tests.line.components import ended, free_port, need, path_of, wait_for_port
+from tests.line.components import ended, need, path_of, wait_for_port
+from tests.ports import free_port
 
 TOPIC = "plant/line1/press-3"
 LOSSLESS = (

@@ -19,6 +19,8 @@ from visionad_runtime.station.settings import read_station
 from visionad_runtime.station.sink import SinkError
 from visionad_runtime.station.worker.camera_holder import CameraHolder
 
+from tests.ports import free_port
+
 
 class Camera:
     """A camera that fails at one step."""
@@ -81,12 +83,6 @@ def test_a_camera_that_came_back_has_no_image_yet() -> None:
     holder.open(again=False)
     assert holder.steps()[-1] == ("image", None, "no image since the start: trigger a part")
     holder.close()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture

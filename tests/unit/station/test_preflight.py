@@ -8,7 +8,7 @@ import pytest
 from visionad_runtime.station.preflight import problems_of
 from visionad_runtime.station.settings import read_station
 
-from tests.line.components import free_port
+from tests.ports import free_port
 from tests.stations import teach, write_images, write_station
 
 CAMERA = "  top: {kind: folder, path: images, interval_ms: 100}"

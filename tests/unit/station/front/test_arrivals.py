@@ -16,7 +16,7 @@ from visionad_runtime.station.front.cycle import MAX_WAITING
 from visionad_runtime.station.front.front import Front
 
 from tests.data import part
-from tests.line.components import free_port
+from tests.ports import free_port
 from tests.stations import EVALUATIONS, rows_of, run, teach, until, write_images, write_station
 
 CAMERA = "  top: {kind: arrivals, path: new, journal: new.jsonl, settle_ms: 30}"

@@ -24,7 +24,7 @@ from visionad_runtime.station.records.records import Records
 from visionad_runtime.station.settings import read_station
 
 from tests.data import part
-from tests.line.components import free_port
+from tests.ports import free_port
 from tests.stations import rows_of, run, until
 
 PARTS = {"00-good": part(20), "01-bad": part(21, defect=True), "02-good": part(22)}

@@ -11,7 +11,7 @@ import pytest
 from visionad_runtime.station.sinks.tcp import TcpSettings, TcpSink
 
 from tests.fakes.line import FakeLine, outcome
-from tests.line.components import free_port
+from tests.ports import free_port
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 TOO_LONG = b"ERROR 1 a line has at most 1024 characters\r\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -97,4 +98,7 @@ class ArrivalLoop:
         self._failures = 0
         if outcome.error is not None and self._source.retry(file):
             return None
-        return output.add(outcome, file.image.name)
+        said = output.add(outcome, file.image.name)
+        if outcome.error is not None and not os.path.lexists(path):  # moved away: it is inspected when it comes back
+            return None
+        return said

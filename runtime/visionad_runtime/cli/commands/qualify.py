@@ -86,7 +86,9 @@ def qualify(
     if daily and (repeat is not None or masks is not None):
         raise VisionADError("--daily compares --good and --bad only; leave out --repeat and --masks")
     notes: list[str] = []
-    inputs = read_inputs(good, bad, repeat, masks, group_by_folder=group_by is not None, note=notes.append)
+    inputs = read_inputs(
+        good, bad, repeat, masks, group_by_folder=group_by is not None, bit_depth=bit_depth, note=notes.append
+    )
     for line in notes:
         complain(line)
     settings = Settings(

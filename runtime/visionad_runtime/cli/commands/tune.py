@@ -70,7 +70,7 @@ def tune(
 
     require_jinja()
     check_output_folder("--out", out)
-    train, test_good, bads = _read(root, good, bad)
+    train, test_good, bads = _read(root, good, bad, bit_depth)
     asked = [_precision(name) for name in (_names("--precisions", precisions) if precisions else ())]
     preset_names = _names("--presets", presets)
     choices = Choices(
@@ -120,7 +120,7 @@ def _with_models(choices: Any, models: dict[str, Path]) -> Any:
 
 
 def _read(
-    root: Path | None, good: Path | None, bad: Path | None
+    root: Path | None, good: Path | None, bad: Path | None, bit_depth: int | None
 ) -> tuple[Sequence[Labeled], Sequence[Labeled], Sequence[Labeled]]:
     """Return good images to enroll from, further good images, and bad ones."""
     from ...tools.qualification.inputs import read_inputs
@@ -134,12 +134,16 @@ def _read(
         train, test = root / "train" / "good", root / "test"
         if not train.is_dir():
             raise VisionADError(f"--root {root}: expected train/good with good images; give --good DIR otherwise")
-        trained = read_inputs(train, note=notes.append)
-        tested = read_inputs(test / "good", test, note=notes.append) if (test / "good").is_dir() else None
+        trained = read_inputs(train, bit_depth=bit_depth, note=notes.append)
+        tested = (
+            read_inputs(test / "good", test, bit_depth=bit_depth, note=notes.append)
+            if (test / "good").is_dir()
+            else None
+        )
         found = (trained.good, tested.good if tested else (), tested.bad if tested else ())
     else:
         assert good is not None
-        inputs = read_inputs(good, bad, note=notes.append)
+        inputs = read_inputs(good, bad, bit_depth=bit_depth, note=notes.append)
         found = (inputs.good, (), inputs.bad)
     for line in notes:
         complain(line)

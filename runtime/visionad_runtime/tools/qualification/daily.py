@@ -80,7 +80,7 @@ def daily_check(
     """
     name = normalize_class_name(settings.class_name)
     entry = calibrated_entry(inspector, name)
-    fresh, left_out = fresh_images(entry, inputs.good, settings.bit_depth)
+    fresh, left_out = fresh_images(entry, inputs.good)
     work.unlink(missing_ok=True)
     with closing(Scorer(inspector, name, work, settings.bit_depth)) as scorer:
         outcomes = score_all(scorer, inputs, fresh, progress)

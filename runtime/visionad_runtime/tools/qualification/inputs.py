@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ...errors import VisionADError
 from ...formats.files import sha256_file
+from ...images.decode import load
 from ...images.discover import find_images
+from ...images.pixels import pixel_digest
 
 ALL = "all"
 
@@ -22,12 +24,14 @@ class Labeled:
         name: path below its folder, for reports.
         group: group of a good image, or type of a defect.
         sha256: digest of the file.
+        pixels: digest of the decoded image; empty for repeats, which are measurements.
     """
 
     path: Path
     name: str
     group: str
     sha256: str
+    pixels: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def read_inputs(
     masks: Path | None = None,
     *,
     group_by_folder: bool = False,
+    bit_depth: int | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
     """Find the images of a qualification.
@@ -70,26 +75,28 @@ def read_inputs(
         repeat: folder with a folder of images for each part, or a folder of such folders for each station or day.
         masks: folder with the masks of ``bad`` at the same paths, named as the image or with ``_mask`` before the ending.
         group_by_folder: whether subfolders of ``good`` are groups, such as days or shifts.
-        note: receives a line for each folder with entries that are passed over.
+        bit_depth: bits that the camera fills in 16-bit files.
+        note: receives a line for each folder with entries that are passed over, and for each image that is there twice.
 
     Raises:
-        VisionADError: A folder is missing or holds no image, an image occurs as good and as bad, or no mask fits.
+        VisionADError: A folder is missing or holds no image, an image cannot be read or occurs as good and as bad, or no mask fits.
+            Images are the same if their pixels are.
     """
-    goods = _labeled("--good", good, note, _first_folder if group_by_folder else lambda _: ALL)
+    goods = _labeled("--good", good, note, _first_folder if group_by_folder else lambda _: ALL, bit_depth)
     if group_by_folder and {one.group for one in goods} == {ALL}:
         raise VisionADError(
             f"--group-by folder: {good} has no subfolder; make one for each day, shift, light or camera"
         )
-    bads = () if bad is None else _labeled("--bad", bad, note, lambda name: _first_folder(name, "defect"))
+    bads = () if bad is None else _labeled("--bad", bad, note, lambda name: _first_folder(name, "defect"), bit_depth)
     inside = good.resolve()
     bads = tuple(one for one in bads if not one.path.resolve().is_relative_to(inside))  # layouts with test/good
     if bad is not None and not bads:
         raise VisionADError(f"--bad {bad}: expected images of defects, got only those of --good {good}")
-    by_digest = {one.sha256: one for one in goods}
+    by_pixels = {one.pixels: one for one in goods}
     for one in bads:
-        if one.sha256 in by_digest:
+        if one.pixels in by_pixels:
             raise VisionADError(
-                f"{one.path} and {by_digest[one.sha256].path} are the same image, once bad and once good; take one away"
+                f"{one.path} and {by_pixels[one.pixels].path} are the same image, once bad and once good; take one away"
             )
     if masks is not None and bad is None:
         raise VisionADError("--masks: expected the masks of the images in --bad, which is missing; give --bad DIR too")
@@ -98,7 +105,7 @@ def read_inputs(
 
 
 def _labeled(
-    option: str, folder: Path, note: Callable[[str], None], group: Callable[[Path], str]
+    option: str, folder: Path, note: Callable[[str], None], group: Callable[[Path], str], bit_depth: int | None
 ) -> tuple[Labeled, ...]:
     if not folder.is_dir():
         raise VisionADError(f"{option} {folder}: expected a folder of images")
@@ -112,10 +119,11 @@ def _labeled(
             digest = sha256_file(file.path)
         except OSError as exc:
             raise VisionADError(f"{file.path}: cannot be read: {exc.strerror or exc}") from None
-        if digest in rows:
-            note(f"{file.path} is the same image as {rows[digest].path}; it counts once")
+        pixels = pixel_digest(load(file.path, bit_depth))
+        if pixels in rows:
+            note(f"{file.path} is the same image as {rows[pixels].path}; it counts once")
             continue
-        rows[digest] = Labeled(file.path, file.name.as_posix(), group(file.name), digest)
+        rows[pixels] = Labeled(file.path, file.name.as_posix(), group(file.name), digest, pixels)
     return tuple(rows.values())
 
 

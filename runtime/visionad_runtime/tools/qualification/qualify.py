@@ -13,8 +13,6 @@ from ...bank.names import normalize_class_name
 from ...errors import VisionADError
 from ...formats.manifest import ClassEntry
 from ...formats.plain_text import plain
-from ...images.decode import load
-from ...images.pixels import pixel_digest
 from ...inspector import Inspector
 from ...pipeline.calibration import recorded_scores
 from ...pipeline.self_test import read_golden, self_test
@@ -96,7 +94,7 @@ def qualify(
     """
     name = normalize_class_name(settings.class_name)
     entry = calibrated_entry(inspector, name)
-    fresh, left_out = fresh_images(entry, inputs.good, settings.bit_depth)
+    fresh, left_out = fresh_images(entry, inputs.good)
     with closing(Scorer(inspector, name, out / WORK, settings.bit_depth)) as scorer:
         outcomes = score_all(scorer, inputs, fresh, progress)
         assert entry.threshold is not None and entry.calibration is not None
@@ -160,9 +158,7 @@ def calibrated_entry(inspector: Inspector, name: str) -> ClassEntry:
     return entry
 
 
-def fresh_images(
-    entry: ClassEntry, good: Sequence[Labeled], bit_depth: int | None = None
-) -> tuple[list[Labeled], dict[str, int]]:
+def fresh_images(entry: ClassEntry, good: Sequence[Labeled]) -> tuple[list[Labeled], dict[str, int]]:
     """Return the good images that neither are enrolled nor set the threshold, and how many were left out for either reason.
 
     An image that set the threshold says nothing about the realised rate: it was counted when the threshold was chosen. Images are
@@ -171,10 +167,9 @@ def fresh_images(
     Args:
         entry: the class.
         good: good images.
-        bit_depth: bits that the camera fills in 16-bit files.
 
     Raises:
-        VisionADError: None is left, or an image cannot be read.
+        VisionADError: None is left.
     """
     scores = recorded_scores(entry)
     confirmed = [c for c in entry.confirmations or () if c.counted]
@@ -189,7 +184,7 @@ def fresh_images(
         why = known.get(one.sha256)
         if why is None and plain(str(one.path.absolute())) in sources:
             why = "calibration"
-        why = why or known.get(pixel_digest(load(one.path, bit_depth)))
+        why = why or known.get(one.pixels)
         if why is None:
             fresh.append(one)
         else:

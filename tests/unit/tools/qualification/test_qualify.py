@@ -384,6 +384,16 @@ def test_images_that_set_the_threshold_are_not_fresh_wherever_they_lie(
     assert ([one.name for one in fresh], left_out) == (["other.png"], {"enrolled": 6, "calibration": 11})
 
 
+def test_images_are_the_same_if_their_pixels_are(tmp_path: Path) -> None:
+    write(tmp_path / "good", {"0.png": part(500), "1.bmp": part(500), "2.png": part(501)})
+    notes: list[str] = []
+    assert [one.name for one in read_inputs(tmp_path / "good", note=notes.append).good] == ["0.png", "2.png"]
+    assert ["1.bmp is the same image as" in line for line in notes] == [True]
+    write(tmp_path / "bad", {"0.bmp": part(501)})
+    with pytest.raises(VisionADError, match="once bad and once good"):
+        read_inputs(tmp_path / "good", tmp_path / "bad")
+
+
 def test_images_of_an_earlier_calibration_are_known_by_path(station: Path, calibrated: Path, tmp_path: Path) -> None:
     entry = Bank.open(calibrated, lazy=True).classes["disc"].entry
     assert entry.calibration is not None

@@ -39,7 +39,9 @@ class FrameStarts:
         if lost:
             self._cycle.missed += lost
             reason = f" ({why})" if why else ""
-            self._note("frames-lost", f"{lost} frames were lost{reason}: nobody looked at their parts; reject them")
+            what = "1 frame was lost" if lost == 1 else f"{lost} frames were lost"
+            parts = "its part; reject it" if lost == 1 else "their parts; reject them"
+            self._note("frames-lost", f"{what}{reason}: nobody looked at {parts}")
         elif why:
             self._note("frame-damaged", why)
         if frame and waits:

@@ -21,7 +21,7 @@ CELL = 128
 """Side in pixels of the cells that regions without an ROI are counted in."""
 CONFIDENCE = 0.95
 """Confidence of the intervals of a :class:`Share`."""
-_LOST = re.compile(r"^(\d+) frames were lost")
+_LOST = re.compile(r"^(\d+) frames? (?:were|was) lost")
 
 
 class Share(NamedTuple):

@@ -48,7 +48,7 @@ def test_what_is_lost_is_counted_and_said_in_the_words_of_the_camera(front: Fron
         ("frames-lost", "3 frames were lost: nobody looked at their parts; reject them"),
         (
             "frames-lost",
-            "1 frames were lost (camera top: in/p3.png: no image): nobody looked at their parts; reject them",
+            "1 frame was lost (camera top: in/p3.png: no image): nobody looked at its part; reject it",
         ),
         ("frame-damaged", "camera side: in/p4.png: no image"),
     ]

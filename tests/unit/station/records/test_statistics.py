@@ -89,13 +89,14 @@ def test_missed_triggers_and_lost_frames_are_counted_in_their_shift(records: Rec
         for hour, code, text in (
             ("05:00", "trigger-missed", "trigger 3 'a' was missed: the station is busy"),
             ("05:30", "frames-lost", "12 frames were lost: nobody looked at their parts; reject them"),
+            ("13:29", "frames-lost", "1 frame was lost: nobody looked at its part; reject it"),
             ("13:30", "trigger-missed", "trigger 4 'b' was missed: the station is busy"),
             ("05:31", "overrun", "result 3 was not acknowledged in 2 s"),
         ):
             time_utc = f"2026-11-30T{hour}:00.000+00:00"
             db.execute("INSERT INTO events (time_utc, code, text) VALUES (?, ?, ?)", (time_utc, code, text))
     missed = {name: one.missed for name, one in of(records).items()}
-    assert missed == {"2026-11-29 22:00": 0, "2026-11-30 06:00": 13, "2026-11-30 14:00": 1}
+    assert missed == {"2026-11-29 22:00": 0, "2026-11-30 06:00": 13, "2026-11-30 14:00": 2}
 
 
 def test_false_rejects_come_from_reviews_alone(records: Records) -> None:

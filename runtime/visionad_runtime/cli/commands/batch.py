@@ -78,7 +78,7 @@ def batch(
     # Nodes of a cluster have working folders of their own.
     settings = Settings(
         str(model.absolute()), str(bank.absolute()), class_name, backend, precision, device, preset,
-        None if views is None else tuple(views.split(",")), bit_depth=bit_depth,
+        None if views is None else tuple(views.split(",")), bit_depth=bit_depth, folder=str(Path.cwd()),
     )  # fmt: skip
     target = out if "://" in out else str(Path(out).absolute())
     summary = run_batch(settings, index, target, shard=part, workers=workers, ray=ray, progress=progress)

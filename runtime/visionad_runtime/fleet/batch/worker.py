@@ -30,6 +30,7 @@ class Settings:
         threads: threads of a worker. One thread a process does the least work for an image.
         bit_depth: bits that the camera fills in 16-bit files.
         digests: content digests of model and bank that a worker must find; ``None`` before they are known.
+        folder: that relative paths of images are below. A worker on another node has another working folder.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Settings:
     threads: int = 1
     bit_depth: int | None = None
     digests: tuple[str, str] | None = None
+    folder: str = ""
 
     def open(self) -> Inspector:
         """Open the inspector.
@@ -123,7 +125,7 @@ class Worker:
     def _inspect(self, image: str, class_name: str | None) -> Mapping[str, Any]:
         start = time.perf_counter()
         try:
-            rgb = decode.decode(_read(image), image, self.settings.bit_depth)
+            rgb = decode.decode(_read(image, self.settings.folder), image, self.settings.bit_depth)
         except ImageError as exc:
             return {"image": image, "error": str(exc)}
         decode_ms = (time.perf_counter() - start) * 1e3
@@ -136,14 +138,14 @@ class Worker:
         return replace(result, timings=timings).to_dict(image)
 
 
-def _read(image: str) -> bytes:
-    """Return the bytes of an image at a path or URL.
+def _read(image: str, folder: str) -> bytes:
+    """Return the bytes of an image at a path, below ``folder`` if it is relative, or at a URL.
 
     Raises:
         ImageError: It cannot be read.
     """
     if "://" not in image:
-        return decode.read_bytes(Path(image))
+        return decode.read_bytes(Path(folder, image))
     folder, _, name = image.rpartition("/")
     try:
         return open_storage(folder).read(name)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 from visionad_runtime.bank.store import Bank
 from visionad_runtime.bank.supports import read_kept
@@ -18,7 +19,7 @@ from tests.browser.conftest import Watched
 from tests.browser.station import DRAWN_NUMBER, RunningStation, numbered
 from tests.browser.test_pushed import png, push, station_of
 from tests.browser.test_screens import OVERFLOW, violations
-from tests.browser.test_teach import SETTER, call, draft, number_of, open_draft, said
+from tests.browser.test_teach import SETTER, call, draft, number_of, open_draft, place, said
 
 Tabs = Callable[..., Watched]
 pytestmark = pytest.mark.slow(group="browser")
@@ -194,6 +195,65 @@ def test_what_is_not_live_is_not_taken(station: RunningStation, pushing: Pushing
         assert frames and not any(frames), how  # beats, and no image
         tab.page.evaluate(back)
         tab.until(f"() => ({SEEN})() !== null", 20)
+
+
+ON_REGIONS = """() => {
+  const canvas = document.getElementById('region-image');
+  if (!canvas?.dataset.place || !canvas.dataset.frame) return null;
+  const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  let sum = 0;
+  for (let i = 0; i < pixels.length; i += 4) sum = (sum * 31 + pixels[i]) % 1000000007;
+  return {sum, frame: Number(canvas.dataset.frame), caption: document.getElementById('live-caption').textContent};
+}"""
+"""Reads the image that regions are drawn on, and its frame's number."""
+
+
+def test_regions_are_drawn_on_the_live_image(station: RunningStation, pushing: Pushing, tabs: Tabs) -> None:
+    """A drag moves the point that it began at, under a magnifier. A frozen image, and one of another size, say so."""
+    tab = open_draft(station, tabs, "regions")
+    tab.until("() => document.getElementById('region-image')?.dataset.place", 20)
+    assert tab.page.locator("#live-caption").count() == 0  # the taught part, until somebody asks
+    tab.page.click("#see-live")
+    tab.until(f"() => ({ON_REGIONS})()?.frame > 0", 20)
+    first = tab.page.evaluate(ON_REGIONS)
+    tab.until(f"first => {{ const now = ({ON_REGIONS})(); return now.frame > first.frame && now.sum !== first.sum; }}",
+              20, first)  # fmt: skip
+    assert tab.page.evaluate(ON_REGIONS)["caption"].startswith("camera top · live · ")
+
+    tab.page.click("#ignore-rectangle")
+    for corner in ((30, 40), (60, 70)):
+        tab.page.mouse.click(*place(tab, *corner))
+    tab.until("() => document.querySelectorAll('.points tr').length === 4", 8)
+    start, end = place(tab, 60, 70), place(tab, 90, 80)
+    tab.page.mouse.move(*start)
+    tab.page.mouse.down()
+    tab.page.mouse.move(*end, steps=4)
+    lens = """([x, y]) => { const box = document.getElementById('region-image').getBoundingClientRect();
+      const up = y - box.top - 2 * 56 > 0 ? -1 : 1;
+      return [...document.getElementById('region-image').getContext('2d')
+        .getImageData(Math.round(x - box.left), Math.round(y - box.top + up * 1.6 * 56), 1, 1).data]; }"""
+    cross = tab.page.evaluate(lens, end)
+    assert min(cross) > 200
+    tab.page.mouse.up()
+    tab.until(
+        "([script, end, cross]) => eval(script)(end).some((one, i) => Math.abs(one - cross[i]) > 40)",
+        8,
+        [lens, end, cross],
+    )
+    tab.until("() => document.querySelector(\"[data-point='2x']\").value === '90'", 8)
+    assert tab.page.input_value("[data-point='2y']") == "80"
+    assert tab.page.input_value("[data-point='0x']") == "30"
+
+    pushing.goes_on.clear()
+    said(tab, "camera top · frozen, no new image comes · ", 10)
+    assert tab.page.get_attribute(".view", "data-frozen") == "true"
+    larger = cv2.resize(numbered(1), None, fx=2, fy=2)
+    assert push(station, bytes(cv2.imencode(".png", larger)[1]))[0] == 200
+    said(tab, "it is not shown", 10)
+    tab.page.click("#see-taught")
+    tab.until("() => !document.getElementById('live-caption')", 8)
+    assert tab.page.get_attribute(".view", "data-frozen") == "false"
+    assert [text for text in tab.complaints if "Canvas2D" not in text] == []  # the test reads the canvas, not the page
 
 
 def test_a_camera_that_waits_for_the_plc_is_left_alone(tmp_path: Path, model: Path, tabs: Tabs) -> None:

@@ -1,7 +1,6 @@
 // Live images of a camera, without a part: asked for one by one, at most five a second, while somebody looks. They carry no outline.
 import { live as feed, look, station } from './feed.js';
 import { count, percent, t } from './i18n.js';
-import { draw } from './images.js';
 import { page } from './main.js';
 import { problem } from './words.js';
 
@@ -14,6 +13,7 @@ const FADING = 0.995; // the best sharpness is forgotten slowly: the scene may b
 /** frame: the image on the screen; trouble: why there is none. */
 export const live = { frame: null, trouble: '' };
 let wanted = () => null;
+let shown = () => {}; // draws a frame's image on the screen's canvas
 let of = ''; // what the frame was asked for
 let asked = 0; // when the question on its way was asked; 0: there is none
 let number = 0; // of the question: an answer to another one would look younger than it is
@@ -26,9 +26,10 @@ let wasFrozen = false;
 const age = () => live.frame.age_s + (performance.now() - live.frame.asked) / 1000;
 export const frozen = () => Boolean(live.frame) && age() > FROZEN_S;
 
-/** Show live images as long as a function returns what to look at: { camera, name } of the class; null ends it. */
-export function follow(what) {
+/** Show live images as long as a function returns what to look at: { camera, name } of the class; null ends it. Another one draws them. */
+export function follow(what, show) {
   wanted = what;
+  shown = show;
   timer ??= setInterval(tick, 100);
   tick();
 }
@@ -84,20 +85,21 @@ feed.take = (event) => {
 
 /** Draw the frame and say how old it is. The screen's template leaves these places empty. */
 export function paint(isNew = false) {
-  const canvas = document.getElementById('teach-image');
+  const canvas = document.querySelector('#teach-image, #region-image');
   const caption = document.getElementById('live-caption');
   if (!canvas || !caption || !live.frame) return;
   if (isNew || canvas.dataset.frame !== String(live.frame.frame)) {
-    draw(canvas, live.frame.images[0], [], { heat: false, outline: false });
+    shown(canvas, live.frame.images[0]);
     canvas.dataset.frame = live.frame.frame;
   }
   const values = { camera: live.frame.camera, age: count(Math.round(age() * 10) / 10) };
   const now = frozen();
   caption.textContent = now ? t('camera {camera} · frozen, no new image comes · {age} s old', values) : t('camera {camera} · live · {age} s old', values);
-  const share = best ? live.frame.sharpness / best : 0;
   const bar = document.getElementById('sharpness');
-  bar.value = share;
-  bar.title = t('{share} of the sharpest image so far', { share: percent(share) });
+  if (bar) {
+    bar.value = best ? live.frame.sharpness / best : 0;
+    bar.title = t('{share} of the sharpest image so far', { share: percent(bar.value) });
+  }
   if (now !== wasFrozen) {
     wasFrozen = now;
     page.update();

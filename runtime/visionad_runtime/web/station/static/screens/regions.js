@@ -2,12 +2,16 @@
 import { html, nothing } from '../lit-html.js';
 import { ApiError } from '../api.js';
 import * as draft from '../draft.js';
+import { station } from '../feed.js';
 import { count, percent, t } from '../i18n.js';
+import { frozen, live as looking } from '../live.js';
 import { page } from '../main.js';
 import { problem } from '../words.js';
 
 const { work } = draft;
 const REACH = 24; // CSS pixels within which a tap chooses a point
+const SLIP = 6; // CSS pixels that a finger moves in a tap
+const LENS = 56; // radius of the magnifier in CSS pixels
 let spec = null; // { image_size, rois: [{ name, box | polygon, grid }], ignore: [polygon], mask }
 let of = ''; // what the station has; the drawing begins from it
 let drawing = null; // { kind: 'inspect' | 'ignore', shape: 'polygon' | 'rectangle', points }
@@ -17,6 +21,15 @@ let future = [];
 let found = null;
 let trouble = '';
 let place = { left: 0, top: 0, scale: 1 };
+let picked = 'part'; // what is shown: a taught part, or what the camera sees now
+let held = null; // { at, client, point }: where a finger or button came down, and the point that lies there
+let finger = null; // where it is now, in pixels of the image
+
+/** Whether the screen shows what the camera sees. */
+export const seesLive = () => picked === 'live' && page.is('setter');
+const liveImage = () => looking.frame?.images[0] ?? null;
+// An image of another size would lie about where a region is.
+const fits = (image) => image.width === spec.image_size[0] && image.height === spec.image_size[1];
 
 const copy = (value) => JSON.parse(JSON.stringify(value));
 
@@ -72,6 +85,17 @@ function step(from, to) {
 const inside = ([x, y]) => [Math.max(0, Math.min(spec.image_size[0] - 1, Math.round(x))), Math.max(0, Math.min(spec.image_size[1] - 1, Math.round(y)))];
 const corners = ([x, y, width, height]) => [[x, y], [x + width - 1, y], [x + width - 1, y + height - 1], [x, y + height - 1]];
 const outline = (list, index) => (list === 'ignore' ? spec.ignore[index] : spec.rois[index].polygon ?? corners(spec.rois[index].box));
+// The outline while a point of it is dragged.
+function preview(list, index) {
+  const { list: of_, index: at, point } = held?.point ?? {};
+  if (!finger || of_ !== list || at !== index) return outline(list, index);
+  const own = spec;
+  spec = copy(spec);
+  movePoint(list, index, point, finger);
+  const points = outline(list, index);
+  spec = own;
+  return points;
+}
 const shapes = () => [...spec.rois.map((_, index) => ['rois', index]), ...spec.ignore.map((_, index) => ['ignore', index])];
 
 function boxOf(points) {
@@ -140,10 +164,43 @@ function pixelAt(event) {
   return [((event.clientX - box.left) * ratio - place.left) / place.scale, ((event.clientY - box.top) * ratio - place.top) / place.scale];
 }
 
-// A tap sets a point of what is being drawn, chooses a point, or moves the chosen one. The same by mouse, pen and finger.
+function pointNear(at) {
+  let best = null;
+  for (const [list, index] of shapes()) {
+    outline(list, index).forEach(([x, y], point) => {
+      const distance = Math.hypot(x - at[0], y - at[1]) * place.scale;
+      if (distance < REACH && distance < (best?.distance ?? Infinity)) best = { list, index, point, distance };
+    });
+  }
+  return best && { list: best.list, index: best.index, point: best.point };
+}
+
+// A tap sets a point of what is being drawn, chooses a point, or moves the chosen one; a drag moves the point that it began at. The same
+// by mouse, pen and finger, and a magnifier shows what lies under the finger until it is lifted.
+function press(event) {
+  if (!spec) return;
+  const at = pixelAt(event);
+  held = { client: [event.clientX, event.clientY], point: drawing ? null : pointNear(at) };
+  finger = event.pointerType === 'mouse' ? null : at;
+  if (finger) drawn();
+}
+
+function slide(event) {
+  if (!held || !event.buttons) return;
+  finger = pixelAt(event);
+  drawn();
+}
+
+function lift() {
+  if (finger) { finger = null; drawn(); }
+}
+
 function tap(event) {
   if (!spec) return;
   const at = pixelAt(event);
+  const { client = [event.clientX, event.clientY], point = null } = held ?? {};
+  const dragged = Math.hypot(event.clientX - client[0], event.clientY - client[1]) > SLIP;
+  held = finger = null;
   if (drawing) {
     const [first] = drawing.points;
     const near = first && Math.hypot(first[0] - at[0], first[1] - at[1]) * place.scale < REACH;
@@ -153,14 +210,9 @@ function tap(event) {
     page.update();
     return;
   }
-  let best = null;
-  for (const [list, index] of shapes()) {
-    outline(list, index).forEach(([x, y], point) => {
-      const distance = Math.hypot(x - at[0], y - at[1]) * place.scale;
-      if (distance < REACH && distance < (best?.distance ?? Infinity)) best = { list, index, point, distance };
-    });
-  }
-  if (best) chosen = { list: best.list, index: best.index, point: best.point };
+  const other = dragged ? null : pointNear(at);
+  if (dragged && point) chosen = point;
+  if (other) chosen = other;
   else if (chosen) edit(() => movePoint(chosen.list, chosen.index, chosen.point, at));
   page.update();
 }
@@ -196,16 +248,33 @@ async function use() {
   if (answer) entered();
 }
 
-export function screen(mayTeach) {
+// Below the image: what is shown. Regions are the same on both.
+function sight() {
+  const { frame, trouble: why } = looking;
+  const image = liveImage();
+  return html`<div class="sight">
+    <div class="row" role="group" aria-label=${t('What is shown')}>
+      <button class="plain" id="see-taught" aria-pressed=${!seesLive()} @click=${() => { picked = 'part'; page.update(); }}>${t('Taught part')}</button>
+      <button class="plain" id="see-live" aria-pressed=${seesLive()} @click=${() => { picked = 'live'; page.update(); }}>${t('Live')}</button></div>
+    ${seesLive() && frame ? html`<b id="live-caption"></b>` : nothing}
+    ${seesLive() && image && !fits(image) ? html`<span class="problem">${t('The camera’s image has {width} × {height} pixels, the taught part has {own}: it is not shown.', { width: image.width, height: image.height, own: spec.image_size.join(' × ') })}</span>` : nothing}
+    ${seesLive() && why ? html`<span>${why}</span>` : nothing}
+  </div>`;
+}
+
+export function screen(mayTeach, cameras) {
   if (!work.facts.parts.length) return html`<p class="empty">${t('Take a good part first: regions are drawn on its image.')}</p>`;
   if (!spec) entered();
   const share = found?.share ?? 1;
   return html`
-    <section class="view" aria-label=${t('Image')}>
+    <section class="view" data-off=${seesLive() && (!looking.frame || station.stale)} data-frozen=${Boolean(seesLive() && frozen())} aria-label=${t('Image')}>
       <p class="caption">${drawing ? (drawing.shape === 'rectangle' ? t('Tap two opposite corners.') : t('Tap the corners; tap the first one again, or press Enter, to close.')) : t('Gray: not inspected')}</p>
-      <canvas id="region-image" role="application" tabindex="0" aria-label=${t('Image with regions')} @click=${tap}></canvas>
+      <canvas id="region-image" role="application" tabindex="0" aria-label=${t('Image with regions')}
+        @click=${tap} @pointerdown=${press} @pointermove=${slide} @pointerup=${lift} @pointercancel=${() => { held = null; lift(); }} @pointerleave=${lift}></canvas>
+      ${page.is('setter') ? sight() : nothing}
     </section>
     <section class="side" aria-label=${t('Regions')} tabindex="0">
+      ${seesLive() ? cameras : nothing}
       <div class="row">
         <button class="plain" id="inspect-rectangle" aria-pressed=${drawing?.kind === 'inspect' && drawing.shape === 'rectangle'} @click=${() => begin('inspect', 'rectangle')}>${t('Inspect: rectangle')}</button>
         <button class="plain" id="inspect-polygon" aria-pressed=${drawing?.kind === 'inspect' && drawing.shape === 'polygon'} @click=${() => begin('inspect', 'polygon')}>${t('Inspect: polygon')}</button>
@@ -233,7 +302,8 @@ export function screen(mayTeach) {
 export function drawn() {
   const canvas = document.getElementById('region-image');
   if (!canvas || !spec) return;
-  const image = draft.image(work.facts.parts[0]?.support)?.images[0];
+  const newest = seesLive() && !station.stale ? liveImage() : null;
+  const image = seesLive() ? newest && fits(newest) && newest : draft.image(work.facts.parts[0]?.support)?.images[0];
   const box = canvas.getBoundingClientRect();
   const ratio = Math.min(devicePixelRatio || 1, 2);
   canvas.width = Math.max(1, Math.round(box.width * ratio));
@@ -247,8 +317,37 @@ export function drawn() {
   context.fillRect(0, 0, canvas.width, canvas.height);
   if (image?.bitmap) context.drawImage(image.bitmap, place.left, place.top, width * scale, height * scale);
   if (found) context.drawImage(veil(canvas), 0, 0);
-  for (const [list, index] of shapes()) stroke(context, outline(list, index), true, list === 'ignore' ? '#ffb000' : '#ffffff', chosen?.list === list && chosen.index === index ? chosen.point : null, ratio);
+  for (const [list, index] of shapes()) stroke(context, preview(list, index), true, list === 'ignore' ? '#ffb000' : '#ffffff', chosen?.list === list && chosen.index === index ? chosen.point : null, ratio);
   if (drawing) stroke(context, drawing.points, false, '#5fd0ff', drawing.points.length - 1, ratio);
+  if (finger) magnify(canvas, context, ratio);
+}
+
+// What lies under the finger, three times as large, above it; below it where there is no room.
+function magnify(canvas, context, ratio) {
+  const x = place.left + finger[0] * place.scale;
+  const y = place.top + finger[1] * place.scale;
+  const radius = LENS * ratio;
+  const reach = radius / 3;
+  const lens = new OffscreenCanvas(2 * radius, 2 * radius);
+  lens.getContext('2d').drawImage(canvas, x - reach, y - reach, 2 * reach, 2 * reach, 0, 0, 2 * radius, 2 * radius);
+  const middle = [Math.max(radius, Math.min(canvas.width - radius, x)), y - 2 * radius > 0 ? y - 1.6 * radius : y + 1.6 * radius];
+  context.save();
+  context.beginPath();
+  context.arc(...middle, radius, 0, 7);
+  context.fillStyle = '#12161c';
+  context.fill();
+  context.clip();
+  context.drawImage(lens, middle[0] - radius, middle[1] - radius);
+  context.restore();
+  context.lineWidth = 2 * ratio;
+  context.strokeStyle = '#fff';
+  context.beginPath();
+  context.arc(...middle, radius, 0, 7);
+  context.moveTo(middle[0] - radius / 4, middle[1]);
+  context.lineTo(middle[0] + radius / 4, middle[1]);
+  context.moveTo(middle[0], middle[1] - radius / 4);
+  context.lineTo(middle[0], middle[1] + radius / 4);
+  context.stroke();
 }
 
 // Gray over everything but the patches that are scored.

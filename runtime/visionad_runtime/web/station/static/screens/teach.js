@@ -120,12 +120,12 @@ const atCamera = () => {
   const names = Object.keys(station.state.cameras ?? {});
   return names.includes(camera) ? camera : names[0];
 };
-const toFollow = () => (location.hash.startsWith('#/teach') && step() === 'parts' && work.facts && !chosen && seesLive() && atCamera()
-  ? { camera: atCamera(), name: work.name } : null);
+const isFollowed = () => (step() === 'parts' ? !chosen && seesLive() : step() === 'regions' && regions.seesLive());
+const toFollow = () => (location.hash.startsWith('#/teach') && work.facts && isFollowed() && atCamera() ? { camera: atCamera(), name: work.name } : null);
 
-function cameras() {
-  const names = seesLive() ? Object.keys(station.state.cameras ?? {}) : (station.outcome?.images ?? []).map((image) => image.camera);
-  const now = seesLive() ? atCamera() : newest()?.camera;
+function cameras(live = seesLive()) {
+  const names = live ? Object.keys(station.state.cameras ?? {}) : (station.outcome?.images ?? []).map((image) => image.camera);
+  const now = live ? atCamera() : newest()?.camera;
   return names.length < 2 ? nothing : html`<div class="row" role="group" aria-label=${t('Camera')}>${names.map((name) => html`
     <button class="plain" aria-pressed=${name === now} @click=${() => { camera = name; chosen = ''; page.update(); }}>${name}</button>`)}</div>`;
 }
@@ -261,7 +261,7 @@ export function screen() {
     return work.trouble ? html`<p class="empty problem">${work.trouble}</p>` : work.list ? start() : html`<p class="empty">${t('The drafts are read.')}</p>`;
   }
   if (!work.facts) return html`<p class="empty ${work.trouble ? 'problem' : ''}">${work.trouble || t('The draft is opened: the model is loaded.')} <a href="#/teach">${t('All drafts')}</a></p>`;
-  const body = { parts, regions: () => regions.screen(mayTeach()), threshold: () => threshold.screen(mayTeach()), live }[step()];
+  const body = { parts, regions: () => regions.screen(mayTeach(), cameras(regions.seesLive())), threshold: () => threshold.screen(mayTeach()), live }[step()];
   return html`${heading(work.facts)}${body()}`;
 }
 
@@ -278,9 +278,12 @@ export function drawn() {
     else draw(canvas, station.stale || seesLive() ? null : newest(), [], { heat: false, outline: false });
     canvas.dataset.part = looked || seesLive() ? '' : station.outcome?.id ?? '';
     canvas.dataset.frame = '';
-    if (toFollow()) { follow(toFollow); paint(true); }
+    if (toFollow()) { follow(toFollow, (on, image) => draw(on, image, [], { heat: false, outline: false })); paint(true); }
   }
-  if (step() === 'regions') regions.drawn();
+  if (step() === 'regions') {
+    regions.drawn();
+    if (toFollow()) { follow(toFollow, regions.drawn); paint(); }
+  }
   if (step() === 'threshold') threshold.drawn();
 }
 

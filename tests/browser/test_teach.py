@@ -228,6 +228,30 @@ def place(tab: Watched, x: float, y: float) -> tuple[float, float]:
     return box["x"] + left + (x + 0.25) * scale, box["y"] + top + (y + 0.25) * scale
 
 
+def test_regions_say_which_known_defects_they_would_hide(station: RunningStation, tabs: Tabs) -> None:
+    """A part that a person called bad, whose worst place would be ignored, is named and drawn; taken back, it is not."""
+    for _ in range(5):  # the fifth has a defect
+        answer = station.inspect()
+    assert answer.split()[2] == "2"
+    _, page = call(station, SETTER, "records", method="GET")
+    number = page["records"][0]["id"]
+    body = {"good": False}
+    assert call(station, SETTER, f"records/{number}/review", body)[0] == 200
+    tab = open_draft(station, tabs, "regions")
+    tab.until("() => document.getElementById('share')?.textContent", 30)
+    assert tab.page.locator("#hidden-defects").count() == 0
+    _, full = call(station, SETTER, f"records/{number}", method="GET")
+    x, y, width, height = max(full["cameras"]["top"]["regions"], key=lambda one: one["score"])["bbox"]
+    tab.page.click("#ignore-rectangle")
+    for corner in ((x, y), (x + width - 1, y + height - 1)):
+        tab.page.mouse.click(*place(tab, *corner))
+    said(tab, "Called bad, and not found again with these regions:", 8)
+    link = tab.page.locator("#hidden-defects a")
+    assert (link.inner_text(), link.get_attribute("href")) == ("SN-0005", f"#/history?id={number}")
+    tab.page.click("text=Undo")
+    tab.until("() => !document.getElementById('hidden-defects')", 8)
+
+
 VEIL = """() => {
   const canvas = document.getElementById('region-image');
   const ratio = Math.min(devicePixelRatio || 1, 2);

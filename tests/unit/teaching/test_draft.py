@@ -27,7 +27,7 @@ from visionad_runtime.teaching.draft_state import (
     draft_folder,
     drafts_in,
 )
-from visionad_runtime.teaching.raster import raster
+from visionad_runtime.teaching.raster import KnownDefect, raster
 
 from tests.data import part
 
@@ -291,6 +291,11 @@ def test_the_raster_says_what_the_search_leaves_out(opened: Draft, tiny_model: P
     (tile,) = found["tiles"]
     assert tile["side"] ** 2 == found["cells"] == len(tile["ignored"])
     assert found["inspected"] == tile["ignored"].count("0") and 0 < found["share"] < 0.5
+    seen, ignored, beyond = (
+        KnownDefect(i, f"SN-{i}", [(x, 30), (x + 8, 30), (x + 8, 40), (x, 40)]) for i, x in enumerate((40, 10, 124))
+    )
+    hidden = raster("disc", spec, identity, [seen, ignored, beyond])["hidden"]
+    assert ignored._asdict() in hidden and seen._asdict() not in hidden and beyond._asdict() not in hidden
     opened.set_regions(spec, "a")
     layout = opened._inspector.layout_of("disc")
     assert layout is not None and layout.tiles[0].cells is not None

@@ -16,8 +16,9 @@ from ...bank.names import check_class_name
 from ...errors import VisionADError
 from ...images import decode
 from ...teaching.draft_state import drafts_in
+from ...teaching.raster import KnownDefect
 from ..records.image_names import by_camera
-from ..records.records import Records
+from ..records.records import NEWEST_REVIEW, Records
 from ..sink import Outcome, SinkError
 from ..teacher.teacher import drafts_folder
 from .commands import FrontSide
@@ -27,6 +28,8 @@ from .users import Refused
 
 EFFECT_PARTS = 500
 """Newest kept parts on which a draft is tried."""
+DEFECTS = 200
+"""Newest parts called bad that regions are compared with."""
 _VERDICTS = {1: "ok", 2: "anomalous", 3: "undecided"}
 
 Audit = Callable[[str, str, object, object], Awaitable[None]]
@@ -64,7 +67,8 @@ class Drafting:
             blobs = [shown.pop("jpeg"), shown.pop("heat")]
             return shown, blobs
         if command == "draft_raster":
-            return await self._teacher.ask("raster", name, m.get("regions")), []
+            defects = await self._front.write(lambda: _known_defects(self._front.records, name))
+            return await self._teacher.ask("raster", name, m.get("regions"), defects), []
         if command == "draft_what_if":
             return await self._teacher.ask("what_if", name, float(m["threshold"])), []
         facts = await self._teacher.ask("facts", name)
@@ -249,6 +253,19 @@ def _name(m: Mapping[str, Any]) -> str:
 
 def _facts(m: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: m.get(name) for name in names}
+
+
+def _known_defects(records: Records, name: str) -> list[KnownDefect]:
+    """Return what differed most in the newest parts of a class that a person called bad. A defect that was missed has no place."""
+    found = []
+    for row in records.newest(DEFECTS, f"id IN (SELECT part FROM reviews WHERE was_good = 0) AND {NEWEST_REVIEW} = 0"):
+        for facts in json.loads(row["cameras"]).values():
+            regions = facts.get("regions") or ()
+            if facts.get("class") == name and regions:
+                worst = max(regions, key=lambda region: float(region["score"]))
+                corners = [(int(x), int(y)) for x, y in worst["polygon"]]
+                found.append(KnownDefect(int(row["id"]), str(row["part"]), corners))
+    return found
 
 
 def _kept_parts(records: Records, name: str) -> list[tuple[int, str, str, bool | None]]:

@@ -23,6 +23,7 @@ from ..sink import Outcome
 from .unusable import records_unusable
 
 SCHEMA_VERSION = 2
+NEWEST_REVIEW = "(SELECT was_good FROM reviews WHERE part = parts.id ORDER BY reviews.id DESC LIMIT 1)"
 _SCHEMA = """
 CREATE TABLE parts (
   id INTEGER PRIMARY KEY,

@@ -28,7 +28,7 @@ from ...formats.roi import RoiSpec, spec_from_json
 from ...inspector import Inspector
 from ...teaching.draft import Draft
 from ...teaching.draft_state import BANK, STATE, DraftChangedError, NotReadyError, begin_draft, draft_folder, read_state
-from ...teaching.raster import raster
+from ...teaching.raster import KnownDefect, raster
 from ...teaching.replay import Replay, Replayed
 from ..page.images import shown_image
 from ..process import begin_process
@@ -161,12 +161,14 @@ class Teacher:
         draft.set_regions(None if regions is None else spec_from_json(regions), who)
         return self._facts(draft)
 
-    def do_raster(self, name: str, regions: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return what regions would inspect; nothing is changed."""
+    def do_raster(
+        self, name: str, regions: Mapping[str, Any] | None, defects: Sequence[KnownDefect] = ()
+    ) -> dict[str, Any]:
+        """Return what regions would inspect, and which known defects they would hide; nothing is changed."""
         draft = self._open(name)
         assert self._inspector is not None
         spec = RoiSpec(image_size=draft.image_size) if regions is None else spec_from_json(regions)
-        return raster(name, spec, self._inspector.manifest.identity)
+        return raster(name, spec, self._inspector.manifest.identity, defects)
 
     def do_collect(self, name: str, version: int, on: bool, who: str) -> dict[str, Any]:
         """Begin or end to collect the line's parts."""

@@ -303,6 +303,7 @@ class Raster(BaseModel):
     inspected: int
     share: float = Field(description="of the image's area that is inspected")
     digest: str
+    hidden: list[dict[str, Any]] = Field(description="parts called bad whose worst place would not be inspected")
 
 
 class Replay(BaseModel):

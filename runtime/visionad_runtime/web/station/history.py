@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...station.records.image_names import by_camera
-from ...station.records.records import deciding_camera
+from ...station.records.records import NEWEST_REVIEW, deciding_camera
 
 PAGE = 100
 """Parts of one page."""
 CSV_ROWS = 200
 """Parts that an export holds in memory at a time."""
 _EVALUATIONS = {"ok": 1, "reject": 2, "undecided": 3}
-_REVIEW = "(SELECT was_good FROM reviews WHERE part = parts.id ORDER BY reviews.id DESC LIMIT 1)"
 _COLUMNS = (
     "id, time_utc, sequence, part, recipe, evaluation, reason, latency_ms, bank_version, score, threshold, simulated, "
-    f"alarms, cameras, archived, late, {_REVIEW} AS was_good"
+    f"alarms, cameras, archived, late, {NEWEST_REVIEW} AS was_good"
 )
 
 
@@ -156,9 +155,9 @@ def _condition(wanted: Filter) -> tuple[str, tuple[Any, ...]]:
     if wanted.end:
         add("time_utc < ?", wanted.end)
     if wanted.review == "none":
-        add(f"{_REVIEW} IS NULL")
+        add(f"{NEWEST_REVIEW} IS NULL")
     elif wanted.review:
-        add(f"{_REVIEW} = ?", int(wanted.review == "good"))
+        add(f"{NEWEST_REVIEW} = ?", int(wanted.review == "good"))
     return " AND ".join(terms), tuple(values)
 
 

@@ -286,6 +286,8 @@ export function screen(mayTeach, cameras) {
       </div>
       <p id="share">${found ? t('Inspected: {share} of the image, {inspected} of {cells} patches', { share: percent(share), inspected: count(found.inspected), cells: count(found.cells) }) : ''}</p>
       ${found && share < 0.05 ? html`<p class="problem">${t('Less than 5 % of the image is inspected.')}</p>` : nothing}
+      ${found?.hidden.length ? html`<p class="problem" id="hidden-defects">▲ ${t('Called bad, and not found again with these regions:')}
+        ${found.hidden.map((one) => html` <a href="#/history?id=${one.part}">${one.name || one.part}</a>`)}</p>` : nothing}
       ${trouble ? html`<p class="problem">${trouble}</p>` : nothing}
       <ul class="chips">${shapes().map(([list, index]) => html`<li><button class="plain" aria-pressed=${chosen?.list === list && chosen.index === index} @click=${() => { chosen = { list, index, point: 0 }; page.update(); }}>
         ${list === 'rois' ? `${spec.rois[index].name} ${spec.rois[index].grid.join(' × ') === '1 × 1' ? '' : spec.rois[index].grid.join(' × ')}` : t('Ignore {number}', { number: index + 1 })}</button></li>`)}</ul>
@@ -317,6 +319,7 @@ export function drawn() {
   context.fillRect(0, 0, canvas.width, canvas.height);
   if (image?.bitmap) context.drawImage(image.bitmap, place.left, place.top, width * scale, height * scale);
   if (found) context.drawImage(veil(canvas), 0, 0);
+  for (const one of found?.hidden ?? []) stroke(context, one.polygon, true, '#ff7a70', null, ratio, true);
   for (const [list, index] of shapes()) stroke(context, preview(list, index), true, list === 'ignore' ? '#ffb000' : '#ffffff', chosen?.list === list && chosen.index === index ? chosen.point : null, ratio);
   if (drawing) stroke(context, drawing.points, false, '#5fd0ff', drawing.points.length - 1, ratio);
   if (finger) magnify(canvas, context, ratio);
@@ -372,7 +375,7 @@ function veil(canvas) {
   return cover;
 }
 
-function stroke(context, points, closed, colour, marked, ratio) {
+function stroke(context, points, closed, colour, marked, ratio, bare = false) {
   for (const [style, size] of [['#000000d0', 6], [colour, 3]]) {
     context.beginPath();
     points.forEach(([x, y], index) => context[index ? 'lineTo' : 'moveTo'](place.left + x * place.scale, place.top + y * place.scale));
@@ -381,6 +384,7 @@ function stroke(context, points, closed, colour, marked, ratio) {
     context.strokeStyle = style;
     context.stroke();
   }
+  if (bare) return;
   points.forEach(([x, y], index) => {
     context.beginPath();
     context.arc(place.left + x * place.scale, place.top + y * place.scale, (index === marked ? 10 : 6) * ratio, 0, 7);

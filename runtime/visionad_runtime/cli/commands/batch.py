@@ -78,7 +78,7 @@ def batch(
     # Nodes of a cluster have working folders of their own.
     settings = Settings(
         str(model.absolute()), str(bank.absolute()), class_name, backend, precision, device, preset,
-        None if views is None else tuple(views.split(",")), bit_depth=bit_depth, folder=str(Path.cwd()),
+        None if views is None else tuple(views.split(",")), bit_depth=bit_depth, folder=_working_folder(),
     )  # fmt: skip
     target = out if "://" in out else str(Path(out).absolute())
     summary = run_batch(settings, index, target, shard=part, workers=workers, ray=ray, progress=progress)
@@ -127,6 +127,14 @@ def _print(found: Comparison, worst: int) -> None:
                 for row in (change.before, change.after)
             ]
             say(f"  {change.image}: {scores[0]} -> {scores[1]}")
+
+
+def _working_folder() -> str:
+    """Return the working folder; empty if it was deleted, when relative paths name nothing."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return ""
 
 
 def _ray_address(on: str | None) -> str | None:

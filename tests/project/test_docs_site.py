@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -69,6 +70,47 @@ def test_links(page: Path) -> None:
         if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
             broken.append(f"{target}#{anchor}")
     assert broken == []
+
+
+def test_the_front_page_links_every_page() -> None:
+    docs = ROOT / "docs"
+    pages = {path.relative_to(ROOT).as_posix() for path in docs.rglob("*.md")} | set(GENERATED)
+    linked = {f"docs/{target}" for target, _ in LINK.findall((docs / "index.md").read_text())}
+    assert pages - {"docs/index.md"} == linked
+
+
+def test_the_readme_has_every_command() -> None:
+    from visionad_runtime.cli.main import app
+
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 130
+    rows = re.findall(r"^\| (`visionad .*?`) \| ", text, re.MULTILINE)
+    words = {word for row in rows for word in re.findall(r"[a-z]+", row)}
+    assert set(typer.main.get_command(app).commands) <= words  # type: ignore[attr-defined]
+
+
+def test_the_layers_are_those_that_are_checked() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = " > ".join(next(one["layers"] for one in settings if one["type"] == "layers"))
+    for name in ("CONTRIBUTING.md", "docs/architecture.md"):
+        assert layers in " ".join((ROOT / name).read_text().split()), name
+
+
+def test_the_guide_has_every_metric_of_the_service() -> None:
+    code = (ROOT / "runtime" / "visionad_runtime" / "web" / "metrics.py").read_text()
+    metrics = set(re.findall(r'"(visionad_\w+)"', code))
+    guide = (ROOT / "docs" / "guides" / "line.md").read_text()
+    assert len(metrics) >= 8
+    assert [name for name in sorted(metrics) if f"`{name}" not in guide] == []
+
+
+def test_the_api_page_has_every_module_that_guides_and_examples_import() -> None:
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.py")]
+    pattern = re.compile(r"^from (visionad_runtime\.[\w.]+) import", re.MULTILINE)
+    modules = {name for page in pages for name in pattern.findall(page.read_text(encoding="utf-8"))}
+    text = (ROOT / "docs" / "reference" / "api.md").read_text()
+    assert len(modules) >= 6
+    assert [name for name in sorted(modules) if f"`{name}`" not in text] == []
 
 
 def anchors(page: Path) -> set[str]:

@@ -26,6 +26,13 @@ ALLOWED = {
     '["enrol': "a field of result files",
 }
 """Allowed text that has a banned word → the reason."""
+BRITISH = re.compile(
+    r"\b\w*(?:colour|grey|centre|neighbour|behaviour|favour|licence"
+    r"|(?:normal|recogn|real|organ|initial|optim|summar|serial|synchron|minim|maxim)is(?:e|ed|es|ing|ation)\b)\w*",
+    re.IGNORECASE,
+)
+CODE = re.compile(r"^ *```.*?^ *```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+"""Code in Markdown. Names in it stay as they are: the spelling is that of prose."""
 EXCEPT = {
     "CONTRIBUTING.md": "names the words that are not used",
     "CHANGELOG.md": "names what was renamed",
@@ -65,6 +72,21 @@ def test_no_banned_word() -> None:
         text = path.read_text(encoding="utf-8", errors="ignore")
         lines += [f"{path.relative_to(ROOT)}:{line}" for line in violations(text)]
     assert not lines, f"{len(lines)} lines, the first:\n" + "\n".join(lines[:40])
+
+
+def test_documents_are_in_american_english() -> None:
+    pages = [path for path in tracked() if path.suffix == ".md"] + [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+    words = {
+        f"{path.relative_to(ROOT)}: {word}"
+        for path in pages
+        for word in BRITISH.findall(CODE.sub("", path.read_text(encoding="utf-8")))
+    }
+    assert not words
+
+
+def test_british_words_are_seen_outside_of_code() -> None:
+    text = "the realised colour, normalised\n`colour`\n```python\ngrey = 1\n```\nrealistic, organism"
+    assert BRITISH.findall(CODE.sub("", text)) == ["realised", "colour", "normalised"]
 
 
 @pytest.mark.parametrize(

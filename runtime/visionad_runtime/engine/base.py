@@ -45,7 +45,7 @@ class Engine(Protocol):
         name: The backend's name.
         batch_size: Rows that the device computes together. 1: each row alone. See :func:`registry.open_engine`.
         precision: The precision in which the products are computed. It decides the tolerances of the self-test.
-        info: Versions, devices, realised precision, why the backend was chosen. For people.
+        info: Versions, devices, realized precision, why the backend was chosen. For people.
         requires_device_pipeline: Whether the whole pipeline must run on the device. If it is false and the pipeline on the device
             fails its test, preprocessing, search and map run on the host.
         device_engine: Makes the engine's form for work in place on an NVIDIA GPU, with memory of its own. ``None``: the engine

@@ -3,7 +3,7 @@
 Importing this module does not import OpenVINO.
 
 OpenVINO's default is the fastest precision of the device: bf16 on a CPU with AVX512_BF16 or AMX. Here the default is the model's
-precision. The realised precision is read back from the compiled model: its property, and the type of each executed product.
+precision. The realized precision is read back from the compiled model: its property, and the type of each executed product.
 
 In half precision the convolutions next to the image stay in fp32: the patch embedding of a ViT, the stem and the first block of a
 CNN. Rounding their factors moves tokens more than rounding all others, and they are little work. OpenVINO 2026.4 has a mark that
@@ -39,9 +39,8 @@ INSTALL = f"pip install 'visionad[{EXTRA}]'"
 FP32_CONVOLUTIONS = 5
 """Convolutions that stay in fp32 if the rest is in half precision, counted from the image.
 
-A ViT has one. EfficientNet-Lite0 has five before the image is a quarter of its size. In bf16, the worst patch token of six images
-of bottles has a cosine to fp32 of 0.9995 instead of 0.9898 (EfficientNet-Lite0), and 0.994 instead of 0.981 (DeiT-Tiny), in the
-same time.
+A ViT has one. EfficientNet-Lite0 has five before the image is a quarter of its size. They are little work. In bf16 they cause
+most of the worst token's error with DeiT-Tiny (``docs/guides/openvino.md``).
 """
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -152,8 +151,8 @@ class OpenVINOEngine:
             config |= {"NUM_STREAMS": "1", "ENABLE_CPU_PINNING": "NO"}
             config |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
         models, products, kept = _compile(core, folder / ONNX_FILE, manifest, where, config, self.precision)
-        hint, types = _realised_hint(models), _realised_types(models, products)
-        check_realised(types, hint, self.precision, where)
+        hint, types = _realized_hint(models), _realized_types(models, products)
+        check_realized(types, hint, self.precision, where)
         self.info = {
             "openvino": _version(),
             "device": f"{where}, {core.get_property(where, 'FULL_DEVICE_NAME')}".strip(" ,"),
@@ -251,7 +250,7 @@ def _precisions(capabilities: Iterable[str]) -> list[str]:
     return [name for name in _HINTS if name.upper() in listed]
 
 
-def check_realised(types: Counter[str], hint: str | None, precision: Precision, device: str) -> None:
+def check_realized(types: Counter[str], hint: str | None, precision: Precision, device: str) -> None:
     """Check that a compiled model computes in the requested precision.
 
     Args:
@@ -266,11 +265,11 @@ def check_realised(types: Counter[str], hint: str | None, precision: Precision, 
     foreign = set(types) - {precision, "fp32"}
     few = bool(types) and types[precision] * 2 < types.total()
     if foreign or few or (hint is not None and hint != precision) or (not types and hint is None):
-        realised = (
+        realized = (
             f"products in {_counted(types) or 'unknown types'}, and the compiled model states {hint or 'nothing'}"
         )
         raise ModelError(
-            f"realised precision is not {precision}: OpenVINO {_version()} on {device} has {realised}; "
+            f"realized precision is not {precision}: OpenVINO {_version()} on {device} has {realized}; "
             "use another OpenVINO release or another --backend"
         )
 
@@ -413,7 +412,7 @@ def _split(model: Any) -> list[Any]:
     return [ov.Model([patch, *sources], images, "patch tokens"), ov.Model([cls], parameters, "class token")]
 
 
-def _realised_hint(models: Sequence[Any]) -> str | None:
+def _realized_hint(models: Sequence[Any]) -> str | None:
     """Return the precision that compiled models state; ``None`` if they state none."""
     try:
         (hint,) = {str(model.get_property("INFERENCE_PRECISION_HINT").get_type_name()) for model in models}
@@ -422,7 +421,7 @@ def _realised_hint(models: Sequence[Any]) -> str | None:
     return _NAMES.get(hint, hint)
 
 
-def _realised_types(models: Sequence[Any], products: set[str]) -> Counter[str]:
+def _realized_types(models: Sequence[Any], products: set[str]) -> Counter[str]:
     """Count the executed operations that contain a product, by their precision; empty if a device does not list them."""
     types: Counter[str] = Counter()
     for model in models:

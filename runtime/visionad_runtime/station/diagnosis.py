@@ -111,7 +111,10 @@ def try_sink(sink: Sink, recipes: Iterable[int]) -> list[Step]:
     if missing is not None:
         return [*steps, Step("connected", None)]
     if not sink.live:
-        return [*steps, Step("connected", None, "the running station tells: Settings on the page, or GET /health")]
+        return [
+            *steps,
+            Step("connected", None, "the running station tells: Settings on the page, or GET /health with a session"),
+        ]
     settings: Any = getattr(sink, "_settings", None)
     server = (settings.host, settings.port) if getattr(settings, "kind", "") == "modbus" else None
     return [*steps, *asyncio.run(_rehearse(sink, server, min(recipes, default=1)))]

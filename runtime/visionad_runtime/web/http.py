@@ -1,6 +1,6 @@
 """``visionad serve``: inspect over HTTP. The only package that needs the extra ``serve``.
 
-Images of all clients are inspected in the order in which they came, as many at once as the chain has cameras. Each response is
+Images of all clients are inspected in the order in which they came, as many at once as the pipeline has slots. Each response is
 what ``visionad predict --json`` says of that image.
 """
 

@@ -89,7 +89,7 @@ def test_names_of_types(text: str, type_: str) -> None:
 
 @pytest.mark.parametrize("text", ["not json", "{}", '{"Layers": ["a", "b"]}', '{"Layers": [{"Name": "a"}]}'])
 def test_an_engine_without_details_is_refused(text: str) -> None:
-    with pytest.raises(ModelError, match="realised precision is unknown"):
+    with pytest.raises(ModelError, match="realized precision is unknown"):
         layers_from_inspector(text)
 
 
@@ -158,7 +158,7 @@ def engine(*layers: tuple[str, str]) -> inspection.EngineSummary:
         ),  # in part
         ("fp16", {"fp16": 4}, [("fp16", ""), ("fp32", "")], "built 1 in fp16, 1 in fp32"),
         ("fp32", {"fp32": 4}, [("fp32", ""), ("fp16", "")], "built 1 in fp32, 1 in fp16"),
-        ("bf16", {"bf16": 4}, [("fp16", "")], "realised precision is not bf16"),
+        ("bf16", {"bf16": 4}, [("fp16", "")], "realized precision is not bf16"),
         ("fp32", {"fp32": 4}, [("fp32", "sm80_xmma_gemm_tf32f32_tf32f32")], "1 layers use TF32"),
         ("fp16", {"fp16": 4}, [], "no matrix layer"),
     ],

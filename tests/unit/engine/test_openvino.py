@@ -1,4 +1,4 @@
-"""OpenVINO: what is asked for is realised or refused in words, rows are independent, nothing is sent anywhere.
+"""OpenVINO: what is asked for is realized or refused in words, rows are independent, nothing is sent anywhere.
 
 Everything runs in fp32 on any CPU. What needs bf16 instructions is skipped, with that reason, where the CPU has none; the refusal
 is tested everywhere, with a CPU that is said to have none.
@@ -21,7 +21,7 @@ from visionad_runtime import Inspector
 from visionad_runtime.cli.main import run
 from visionad_runtime.engine import openvino as module
 from visionad_runtime.engine.base import CPU
-from visionad_runtime.engine.openvino import OpenVINOEngine, check_capability, check_realised, choose_device
+from visionad_runtime.engine.openvino import OpenVINOEngine, check_capability, check_realized, choose_device
 from visionad_runtime.engine.registry import auto_backends, backends
 from visionad_runtime.errors import ModelError, VisionADError
 from visionad_runtime.formats.manifest import BankManifest, ModelManifest, Precision, read_manifest
@@ -138,7 +138,7 @@ def test_a_closed_engine_refuses_work(tiny_model: Path, manifest: ModelManifest)
 
 
 @needs_bf16
-def test_bf16_is_realised_but_for_the_convolution_that_reads_the_image(
+def test_bf16_is_realized_but_for_the_convolution_that_reads_the_image(
     tiny_model: Path, manifest: ModelManifest
 ) -> None:
     engine = open_engine(tiny_model, manifest, "openvino", precision="bf16")
@@ -163,7 +163,7 @@ def test_keeping_the_first_convolutions_in_fp32_brings_tokens_nearer(
 
 
 @needs_bf16
-def test_the_self_test_is_of_the_realised_precision(tiny_model: Path, manifest: ModelManifest) -> None:
+def test_the_self_test_is_of_the_realized_precision(tiny_model: Path, manifest: ModelManifest) -> None:
     golden = read_golden(tiny_model)
     found = self_test(OpenVINOEngine(tiny_model, manifest, 1, "bf16"), manifest, golden)
     assert RMS_TOLERANCE["fp32"] < found["rms"] < RMS_TOLERANCE["bf16"]
@@ -221,9 +221,9 @@ def test_capabilities_decide() -> None:
         ({}, None, "fp16"),  # nothing says so
     ],
 )
-def test_another_realised_precision_is_refused(types: dict[str, int], hint: str | None, asked: Precision) -> None:
-    with pytest.raises(ModelError, match=rf"realised precision is not {asked}: OpenVINO .* on CPU has products in"):
-        check_realised(Counter(types), hint, asked, "CPU")
+def test_another_realized_precision_is_refused(types: dict[str, int], hint: str | None, asked: Precision) -> None:
+    with pytest.raises(ModelError, match=rf"realized precision is not {asked}: OpenVINO .* on CPU has products in"):
+        check_realized(Counter(types), hint, asked, "CPU")
 
 
 @pytest.mark.parametrize(
@@ -235,8 +235,8 @@ def test_another_realised_precision_is_refused(types: dict[str, int], hint: str 
         ({"fp16": 9}, None, "fp16"),
     ],
 )
-def test_the_realised_precision_passes(types: dict[str, int], hint: str | None, asked: Precision) -> None:
-    check_realised(Counter(types), hint, asked, "CPU")
+def test_the_realized_precision_passes(types: dict[str, int], hint: str | None, asked: Precision) -> None:
+    check_realized(Counter(types), hint, asked, "CPU")
 
 
 def test_a_compiled_model_of_another_precision_is_caught(
@@ -246,7 +246,7 @@ def test_a_compiled_model_of_another_precision_is_caught(
     if "BF16" not in capabilities():
         pytest.skip("this CPU has no bf16 instructions")
     monkeypatch.setitem(module._HINTS, "fp32", "bf16")
-    with pytest.raises(ModelError, match=r"realised precision is not fp32.*products in bf16 in"):
+    with pytest.raises(ModelError, match=r"realized precision is not fp32.*products in bf16 in"):
         OpenVINOEngine(tiny_model, manifest, 1)
 
 

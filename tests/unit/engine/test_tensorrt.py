@@ -202,7 +202,7 @@ def test_precision_is_the_graphs_and_read_back(
         fake_tensorrt.DataType.BF16: fake_tensorrt.DataType.FLOAT,
     }
     with pytest.raises(
-        ModelError, match=f"realised precision is not {precision}.*layer by layer: .*refused.log"
+        ModelError, match=f"realized precision is not {precision}.*layer by layer: .*refused.log"
     ) as said:
         build(tmp_path / "typed", manifest, BACKEND[flavour], rebuild=True)
     assert EngineCache(tmp_path / "typed").has_engine_for(BACKEND[flavour]) is False  # not kept

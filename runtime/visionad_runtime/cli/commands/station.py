@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -88,7 +89,23 @@ def station(
     return 0
 
 
+def _check_demo_packages(pages: bool) -> None:
+    """Check what the demo of a station needs, before any of it runs.
+
+    Raises:
+        VisionADError: A package is missing. The message names all that are, and the command that installs them.
+    """
+    needed = {"yaml": ("pyyaml", "station"), "pymodbus": ("pymodbus", "modbus")}
+    if pages:
+        needed |= {name: (name, "page") for name in ("fastapi", "uvicorn", "httptools", "websockets")}
+    missing = [needed[name] for name in needed if find_spec(name) is None]
+    if missing:
+        packages, extras = (", ".join(name for name, _ in missing), ",".join(dict.fromkeys(of for _, of in missing)))
+        raise VisionADError(f"the demo of a station needs {packages}: pip install 'visionad[{extras}]'")
+
+
 def _demo(out: Path, parts: int, port: int | None) -> int:
+    _check_demo_packages(port is not None)
     from ...tools.demo.run import run_demo
     from ...tools.demo.station import run_station_demo
     from .demo import export_for_demo

@@ -90,7 +90,7 @@ def build(
 
     Raises:
         VisionADError: The library, the driver or memory is missing.
-        ModelError: The graph's or the realised precision is not the manifest's. Then no engine is stored, only a report on it.
+        ModelError: The graph's or the realized precision is not the manifest's. Then no engine is stored, only a report on it.
     """
     api = load_api(backend)
     cancelled = threading.Event()
@@ -315,7 +315,7 @@ def _build_log(
 ) -> str:
     lines = [f"{key['backend']} {key['builder']} engine, built in {facts['seconds']} s", ""]
     lines += [f"{name:<12} {value}" for name, value in key.items()]
-    lines += ["", "realised"]
+    lines += ["", "realized"]
     lines += [f"  {name:<16} {value}" for name, value in facts.items() if name != "seconds"]
     lines += ["", "phases (steps)"]
     lines += [f"  {name} ({steps})" for name, steps in progress.finished]

@@ -142,7 +142,7 @@ def layers_from_inspector(text: str) -> list[Layer]:
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(
-            "TensorRT's engine inspector gave no layer details, so the realised precision is unknown; build the engine again with "
+            "TensorRT's engine inspector gave no layer details, so the realized precision is unknown; build the engine again with "
             "`visionad build` (another program's engine, or a TensorRT release that visionad does not know)"
         ) from None
 
@@ -251,14 +251,14 @@ def check_engine(built: EngineSummary, graph_types: Mapping[str, int], precision
     expected = GRAPH_TYPE[precision]
     foreign = {t: n for t, n in built.matrix_types.items() if t != expected and n > graph_types.get(t, 0)}
     if expected not in built.matrix_types or foreign:
-        realised = _counted(built.matrix_types) or "no matrix layer"
+        realized = _counted(built.matrix_types) or "no matrix layer"
         raise ModelError(
-            f"realised precision is not {precision}: the graph has {_counted(graph_types)}, TensorRT built {realised}; "
+            f"realized precision is not {precision}: the graph has {_counted(graph_types)}, TensorRT built {realized}; "
             "this engine was not kept. Use another TensorRT release or export another precision"
         )
     if precision == "fp32" and built.tf32_kernels:
         raise ModelError(
-            f"realised precision is not fp32: {built.tf32_kernels} layers use TF32 kernels; "
+            f"realized precision is not fp32: {built.tf32_kernels} layers use TF32 kernels; "
             "this engine was not kept. Use another TensorRT release, or choose TF32 with `visionad export --precision tf32`"
         )
 

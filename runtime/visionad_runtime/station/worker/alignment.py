@@ -34,7 +34,7 @@ _BLUR = 5
 _CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)
 _FLAT = 2.0
 """Standard deviation of gray levels below which an image has no texture that could be aligned."""
-_LEAST = 64
+_MIN_PIXELS = 64
 """Pixels that count, below which there is nothing to align."""
 
 
@@ -186,7 +186,7 @@ class _Size:
 
     def _is_flat(self, gray: NDArray[np.uint8]) -> bool:
         counting = gray[self._mask > 0]
-        return counting.size < _LEAST or float(counting.std()) < _FLAT
+        return counting.size < _MIN_PIXELS or float(counting.std()) < _FLAT
 
 
 def _half_pixel(warp: NDArray[np.float32]) -> NDArray[np.float32]:

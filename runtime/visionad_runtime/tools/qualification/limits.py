@@ -284,9 +284,9 @@ def compare_with_real(
 
 
 def real_report(real: Sequence[Mapping[str, Any]], painted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return predicted and realised detection by type of defect.
+    """Return predicted and realized detection by type of defect.
 
-    ``agrees`` is whether the prediction lies in the exact interval of the realised share. ``factor`` is the ratio of the real and
+    ``agrees`` is whether the prediction lies in the exact interval of the realized share. ``factor`` is the ratio of the real and
     the painted a50 at the real defects' median contrast, where real defects were both found and missed.
     """
     known = [row for row in painted if row["measured_size"] is not None]

@@ -47,7 +47,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     lines = [
         f"class {report['class']}: at most {percent(promise['guaranteed_false_reject'])} false rejects promised from "
         f"{promise['normals']} good parts",
-        f"realised: {count(rejects['anomalous'])} fresh good images rejected, {interval(rejects['anomalous'])} at 95 %"
+        f"realized: {count(rejects['anomalous'])} fresh good images rejected, {interval(rejects['anomalous'])} at 95 %"
         + ("; the promise is broken" if rejects["broken"] else ""),
     ]
     for name, row in report["false_rejects"]["groups"].items():
@@ -132,7 +132,7 @@ def _promise(report: Mapping[str, Any]) -> dict[str, Any]:
     )
     rows = [row("all", section["all"]), *(row(name, one) for name, one in section["groups"].items())]
     head = ["good images", "rejected", "95 % interval", "not ok", "median score", "more to halve it", "promise"]
-    return _table("Promise and realised false rejects", said, head, rows)
+    return _table("Promise and realized false rejects", said, head, rows)
 
 
 def _misses(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,7 +293,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     left = report["left_out"]
     notes = [
         f"{left['enrolled']} good images are enrolled and {left['calibration']} set the threshold. They were left out: they say "
-        "nothing about the realised rate.",
+        "nothing about the realized rate.",
         "Intervals are exact (Clopper and Pearson) at 95 %, for images that are independent of each other.",
     ]
     if report["why_no_limit"]:

@@ -161,7 +161,7 @@ def calibrated_entry(inspector: Inspector, name: str) -> ClassEntry:
 def fresh_images(entry: ClassEntry, good: Sequence[Labeled]) -> tuple[list[Labeled], dict[str, int]]:
     """Return the good images that neither are enrolled nor set the threshold, and how many were left out for either reason.
 
-    An image that set the threshold says nothing about the realised rate: it was counted when the threshold was chosen. Images are
+    An image that set the threshold says nothing about the realized rate: it was counted when the threshold was chosen. Images are
     compared by content: files first, then pixels. Held-out images of an earlier release's calibration are known by path only.
 
     Args:

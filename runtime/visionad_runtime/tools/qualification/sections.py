@@ -45,7 +45,7 @@ def promise(entry: ClassEntry) -> dict[str, Any]:
 
 
 def false_rejects(good: Sequence[Labeled], outcomes: Outcomes, bound: float) -> dict[str, Any]:
-    """Return the realised false rejects of fresh good images, of all and by group.
+    """Return the realized false rejects of fresh good images, of all and by group.
 
     Args:
         good: good images that neither are enrolled nor set the thresholds.

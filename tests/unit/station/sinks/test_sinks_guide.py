@@ -65,7 +65,7 @@ def test_the_station_file_lines_are_valid() -> None:
     loader = type("Loader", (yaml.SafeLoader,), {})
     loader.add_constructor("!env", lambda _loader, node: node.value)  # type: ignore[attr-defined]
     entries = [one for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL) for one in yaml.load(block, loader)]
-    assert {one["kind"] for one in entries} == {"mqtt", "webhook", "files", "opcua", "gpio"}
+    assert {one["kind"] for one in entries} == {"tcp", "mqtt", "webhook", "files", "opcua", "gpio"}
     for one in entries:
         SINKS.load(one["kind"]).Settings.model_validate(one)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from visionad_runtime.station.sinks.tcp import TcpSettings, TcpSink
+from visionad_runtime.station.sinks.tcp import ERRORS, MAX_CLIENTS, MAX_LINE, TcpSettings, TcpSink
 
+from tests.data import ROOT
 from tests.fakes.line import FakeLine, outcome
 from tests.ports import free_port
 
@@ -18,15 +20,26 @@ TOO_LONG = b"ERROR 1 a line has at most 1024 characters\r\n"
 STATE = b"STATE ready 1 1 0 0\r\n"
 
 
+class FullLine(FakeLine):
+    """A line that also says which results wait."""
+
+    def show(self, **fields: Any) -> None:
+        if "offered" in fields:
+            fields["unacknowledged"] = () if fields["offered"] is None else (fields["offered"],)
+        super().show(**fields)
+
+
 def talk(
-    play: Callable[[FakeLine, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **settings: Any
+    play: Callable[[FakeLine, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    line_type: type[FakeLine] = FakeLine,
+    **settings: Any,
 ) -> None:
     """Play a client of a sink whose line is ready."""
 
     async def main() -> None:
         port = free_port()
         sink = TcpSink("tcp", TcpSettings(kind="tcp", port=port, **settings))
-        line = FakeLine()
+        line = line_type()
         line.sinks.append(sink)
         running = asyncio.create_task(sink.run(line))
         for _ in range(100):
@@ -102,3 +115,38 @@ def test_no_control_character_leaves_in_an_answer() -> None:
         assert await reader.readline() == b"RESULT 9 1 0.2 0.402 1 gear SN??RESULT 1 1??x\r\n"
 
     talk(play, unsolicited=True)
+
+
+def guide() -> str:
+    return (ROOT / "docs" / "guides" / "sinks.md").read_text(encoding="utf-8").split("\n## TCP\n")[1].split("\n## ")[0]
+
+
+def test_the_conversation_of_the_guide_takes_place() -> None:
+    talked = re.search(r"```text\n(.*?)```", guide(), re.DOTALL)
+    assert talked is not None
+    lines = talked[1].splitlines()
+    assert len(lines) >= 16
+    assert {line.split()[1] for line in lines} >= {"STATE", "TRIGGER", "RESULT", "ACK", "RECIPE", "ERROR"}
+
+    async def play(line: FakeLine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for said, answer in zip(lines[::2], lines[1::2], strict=True):
+            writer.write(said.removeprefix("> ").encode() + b"\n")
+            assert b"< " + await reader.readline() == answer.encode() + b"\r\n", said
+
+    talk(play, FullLine)
+
+
+def test_the_guide_has_every_error_and_limit() -> None:
+    numbers = re.findall(r"^\| (\d+) \|", guide(), re.MULTILINE)
+    assert [int(number) for number in numbers] == list(ERRORS)
+    assert f"longer than {MAX_LINE} characters" in guide()
+    assert f"{MAX_CLIENTS} clients are connected already" in guide()
+
+
+def test_every_result_is_sent_if_the_file_says_so() -> None:
+    async def play(line: FakeLine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"TRIGGER 7 a\nACK 7\n")
+        told = [await reader.readline() for _ in range(3)]
+        assert [one.split()[0] for one in told] == [b"RESULT", b"RESULT", b"ACK"]
+
+    talk(play, FullLine, unsolicited=True)

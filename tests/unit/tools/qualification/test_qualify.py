@@ -216,7 +216,7 @@ def test_the_page_says_what_the_report_says(report: dict[str, Any]) -> None:
     assert "http" not in page.replace("http-equiv", "")
     events = report["false_rejects"]["all"]["anomalous"]
     assert f"{events['events']} of {events['trials']}" in page
-    assert any("realised" in line for line in summary(report))
+    assert any("realized" in line for line in summary(report))
 
 
 def command(station: Path, model: Path, *more: str) -> list[str]:

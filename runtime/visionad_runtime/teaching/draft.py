@@ -35,6 +35,7 @@ from .draft_state import (
     DraftChangedError,
     NotReadyError,
     read_state,
+    remove_draft,
     write_state,
 )
 from .rebuild import change_roi, image_size
@@ -322,7 +323,7 @@ class Draft:
             )
         what = f"draft of {self.name} by {who}: {len(entry.images)} parts"
         manifest = adopt_class(self.folder / BANK, live, self.name, what, expected=self.state.base)
-        shutil.rmtree(self.folder)
+        remove_draft(self.folder)
         return manifest.version
 
     def try_on(self, part: int, path: Path, was: str, was_good: bool | None) -> None:

@@ -109,7 +109,7 @@ class BankMachine(RuleBasedStateMachine):
         if self.bank.manifest.version:
             self.states.append(content(self.bank))
 
-    @rule(name=st.sampled_from(["bolt", "nut", "Schraube/ä 1", ".."]), count=st.integers(1, 2))
+    @rule(name=st.sampled_from(["bolt", "nut", "Schraube/ä 1", "..\\x"]), count=st.integers(1, 2))
     def add(self, name: str, count: int) -> None:
         self.remember()
         add(self.bank, name, *range(self.next, self.next + count))

@@ -26,6 +26,7 @@ from visionad_runtime.teaching.draft_state import (
     begin_draft,
     draft_folder,
     drafts_in,
+    remove_draft,
 )
 from visionad_runtime.teaching.raster import KnownDefect, raster
 
@@ -219,6 +220,21 @@ def test_two_setters_and_a_draft_that_outlives_its_process(opened: Draft, tmp_pa
     assert found == opened.state
     (opened.folder / "draft.json").write_text("{")
     assert list(drafts_in(tmp_path / "drafts")) == []
+
+
+@pytest.mark.parametrize("name", [".", "..", "../..", "../bank", "..."])
+def test_no_name_reaches_beyond_the_drafts(name: str, live: Path, tmp_path: Path) -> None:
+    drafts = tmp_path / "drafts"
+    begin_draft(draft_folder(drafts, "disc"), live, "disc", "setter 1")
+    before = sorted(tmp_path.rglob("*"))
+    assert draft_folder(drafts, name).parent == drafts and draft_folder(drafts, name).name not in (".", "..")
+    if not name.strip("."):
+        with pytest.raises(BankError, match="dots"):
+            begin_draft(draft_folder(drafts, name), live, name, "setter 2")
+    for folder in (drafts / ".", drafts / ".."):  # whatever a caller makes of a name
+        with pytest.raises(VisionADError, match="expected the folder of a draft"):
+            remove_draft(folder)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_kept_parts_are_tried_with_the_scores_of_an_inspection(opened: Draft, tmp_path: Path, tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -320,6 +321,21 @@ def test_a_damaged_bank_is_named(bank: Bank, damage: object, message: str) -> No
             read()
         assert "\n" not in str(info.value)
         assert str(bank.folder) in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "bad"),
+    [("x", {"map_scale": (0.0, math.inf)}), ("x", {"threshold": math.nan}), ("\ud800", {})],
+)
+def test_what_no_reader_would_take_is_not_written(bank: Bank, phrase: str, bad: dict[str, object]) -> None:
+    add(bank, "bolt", 1)
+    before = {path: path.read_bytes() for path in bank.folder.rglob("*.json")}
+    with pytest.raises(BankError, match="would be damaged"):
+        bank.update("bolt", phrase, lambda held: held.entry.model_copy(update=bad))
+    assert {path: path.read_bytes() for path in bank.folder.rglob("*.json")} == before
+    add(bank, "bolt", 2)
+    verify(bank.folder)
+    assert content(Bank.open(bank.folder, IDENTITY)) == {"bolt": [1, 2]}
 
 
 def support_path(bank: Bank, name: str) -> Path:

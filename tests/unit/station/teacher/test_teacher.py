@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from visionad_runtime.station.settings import read_station
 from visionad_runtime.station.teacher.teacher import Teacher
+from visionad_runtime.teaching.draft_state import drafts_in
 
 from tests.data import part
 from tests.stations import teach, write_station
@@ -46,3 +47,52 @@ def test_what_cannot_be_done_has_a_code(teacher: Teacher) -> None:
     code, _, values = teacher._answer("collect", ["new", 7, True, "setter 2"])[1:]
     assert (code, values) == ("changed", {"who": "setter 1", "version": 1})
     assert teacher._answer("raster", ["new", {"image_size": [128, 96], "rois": [{"name": "x"}]}])[1] == "input"
+
+
+def forget(teacher: Teacher) -> None:
+    """Let go of the open draft, as a new process does."""
+    teacher.close()
+    teacher._inspector = teacher._draft = None
+
+
+@pytest.mark.parametrize("what", ["draft.json", "bank/manifest.json", "bank/supports", "bank/images", "bank"])
+def test_a_damaged_draft_can_be_begun_anew_and_discarded(teacher: Teacher, tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "drafts" / "disc"
+
+    def damage() -> None:
+        forget(teacher)
+        for path in [folder / what] if (folder / what).is_file() else sorted((folder / what).rglob("*")):
+            if path.is_file():
+                path.write_bytes(b"{") if what != "bank" else path.unlink()
+
+    version = teacher.do_begin("disc", "setter 1")["version"]
+    damage()
+    facts, code, *_ = teacher._answer("begin", ["disc", "setter 2"])
+    assert not code and facts["version"] == 1 and facts["who"] == "setter 2" and len(facts["parts"]) == 4
+    assert len(list((tmp_path / "drafts").glob("disc.damaged-*"))) == 1
+    assert [one.who for one in drafts_in(tmp_path / "drafts")] == ["setter 2"]
+    damage()
+    if what != "draft.json":
+        assert teacher._answer("discard", ["disc", version + 7])[1] == "changed"
+    assert teacher._answer("discard", ["disc", version]) == ({"class": "disc"}, "", "", {})
+    assert not folder.exists()
+    assert teacher._answer("discard", ["disc", version])[1] == "no_draft"
+    assert [entry.name for entry in (tmp_path / "drafts").iterdir() if "damaged" not in entry.name] == []
+
+
+def test_a_damaged_bank_of_the_line_costs_no_draft(teacher: Teacher, tmp_path: Path) -> None:
+    teacher.do_begin("disc", "setter 1")
+    forget(teacher)
+    (tmp_path / "bank" / "manifest.json").write_text("{")
+    assert teacher._answer("begin", ["disc", "setter 1"])[1] == "input"
+    assert [entry.name for entry in (tmp_path / "drafts").iterdir()] == ["disc"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "../..", "..."])
+def test_no_class_name_reaches_beyond_the_drafts(teacher: Teacher, tmp_path: Path, name: str) -> None:
+    teacher.do_begin("disc", "setter 1")
+    before = sorted(tmp_path.rglob("*"))
+    for command, values in (("begin", [name, "setter 2"]), ("discard", [name, 1]), ("facts", [name])):
+        if command != "begin" or not name.strip("."):
+            assert teacher._answer(command, values)[1] in ("input", "no_draft")
+    assert sorted(tmp_path.rglob("*")) == before

@@ -265,7 +265,7 @@ class Draft:
             VisionADError: There are too few parts for the rate, or the highest ones were not looked at.
         """
         counted = [one for one in self.state.collected if not one.struck]
-        unseen = [one for one in sorted(counted, key=lambda one: -one.score)[:HIGHEST] if not one.looked]
+        unseen = [one for one in self._highest() if not one.looked]
         if unseen:
             raise NotReadyError("not_looked", f"look at the {len(unseen)} highest parts first, and strike out bad ones")
         paths = [self.folder / COLLECTED / f"{one.pixels}.png" for one in counted]
@@ -359,7 +359,7 @@ class Draft:
             "promise": None,
             "collected": [one.model_dump(mode="json") for one in state.collected],
             "counted": len(counted),
-            "look_first": [one.pixels for one in sorted(state.collected, key=lambda one: -one.score)[:HIGHEST]],
+            "look_first": [one.pixels for one in self._highest()],
             "regions": None if entry is None or entry.roi is None else entry.roi.model_dump(mode="json"),
             "image_size": None,
             "effect": self.effect_facts(None if entry is None else entry.threshold),
@@ -420,6 +420,11 @@ class Draft:
         raise VisionADError(f"the draft has no part {which[:12]}")
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _highest(self) -> list[CollectedPart]:
+        """Return the parts that must be looked at: the highest that count."""
+        counted = [one for one in self.state.collected if not one.struck]
+        return sorted(counted, key=lambda one: -one.score)[:HIGHEST]
 
     def _parts(self, entry: ClassEntry) -> list[dict[str, Any]]:
         bank = self._inspector.bank

@@ -18,7 +18,7 @@ from visionad_runtime.formats.manifest import BankManifest, read_manifest
 from visionad_runtime.formats.roi import RoiSpec, spec_from_json
 from visionad_runtime.images.pixels import pixel_digest
 from visionad_runtime.teaching.calibrate import calibrate_class
-from visionad_runtime.teaching.draft import MAX_PARTS, Draft
+from visionad_runtime.teaching.draft import HIGHEST, MAX_PARTS, Draft
 from visionad_runtime.teaching.draft_state import (
     BANK,
     DraftChangedError,
@@ -181,6 +181,9 @@ def test_collected_parts_give_the_threshold_of_calibrate(opened: Draft, tiny_mod
         opened.look(next(iter(bad)), True, "", "setter 1")
     for pixels in bad:
         opened.look(pixels, True, "scratch", "setter 1")
+        assert pixels not in opened.facts()["look_first"]
+    counted = sorted((one for one in opened.state.collected if not one.struck), key=lambda one: -one.score)
+    assert opened.facts()["look_first"] == [one.pixels for one in counted[:HIGHEST]]
     for one in sorted(opened.state.collected, key=lambda one: -one.score)[:8]:
         if not one.struck:
             opened.look(one.pixels, False, "", "setter 1")

@@ -83,6 +83,9 @@ class Teacher:
         self._inspector: Inspector | None = None
         self._waiting: deque[tuple[int, Path, str, bool | None]] = deque()
         self._of, self._planned, self._unreadable = "", 0, 0
+        self._line: dict[
+            str, tuple[int, str]
+        ] = {}  # class -> bank version of its last collected part, digest at the beginning
 
     def run(self) -> None:
         """Answer the front, and try kept parts on a draft while nothing is asked."""
@@ -193,11 +196,16 @@ class Teacher:
         """Begin or end to collect the line's parts."""
         draft = self._checked(name, version)
         draft.collect(on, who)
+        self._line[name] = 0, self._live_digest(name)
         return self._facts(draft)
 
-    def do_take(self, name: str, part: int, text: str, camera: str, rgb: NDArray[np.uint8] | None) -> dict[str, Any]:
-        """Score a part of the line."""
+    def do_take(
+        self, name: str, part: int, text: str, camera: str, rgb: NDArray[np.uint8] | None, bank_version: int
+    ) -> dict[str, Any]:
+        """Score a part of the line, unless the line's class was changed since collecting began."""
         draft = self._open(name)
+        if draft.state.collecting and self._line_changed(draft, bank_version):
+            draft.end_collecting("the line's class was changed")
         draft.take(part, text, camera, rgb)
         return {"collected": len(draft.state.collected)}
 
@@ -298,6 +306,17 @@ class Teacher:
         self._inspector = self._opened(folder / BANK)
         self._draft = Draft(folder, self._inspector)
         return self._draft
+
+    def _live_digest(self, name: str) -> str:
+        return entry_digest(read_manifest(self._settings.bank, BankManifest).classes.get(name))
+
+    def _line_changed(self, draft: Draft, bank_version: int) -> bool:
+        """Return whether the line's class is another than at the beginning. Its bank is read where a part names another version."""
+        version, digest = self._line.get(draft.name, (0, draft.state.base))
+        if bank_version == version:
+            return False
+        self._line[draft.name] = bank_version, digest
+        return self._live_digest(draft.name) != digest
 
     def _damage(self, name: str) -> str:
         """Return why a draft cannot be worked on, since its own files are damaged; empty if they are not."""

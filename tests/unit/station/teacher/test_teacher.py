@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from visionad_runtime import Inspector
+from visionad_runtime.formats.manifest import BankManifest, read_manifest
 from visionad_runtime.station.settings import read_station
 from visionad_runtime.station.teacher.teacher import Teacher
 from visionad_runtime.teaching.draft_state import drafts_in
@@ -96,3 +98,25 @@ def test_no_class_name_reaches_beyond_the_drafts(teacher: Teacher, tmp_path: Pat
         if command != "begin" or not name.strip("."):
             assert teacher._answer(command, values)[1] in ("input", "no_draft")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_change_of_the_lines_class_ends_collecting(teacher: Teacher, tmp_path: Path) -> None:
+    version = teacher.do_begin("disc", "setter 1")["version"]
+    teacher.do_begin("other", "setter 2")
+    version = teacher.do_collect("disc", version, True, "setter 1")["version"]
+    in_force = read_manifest(tmp_path / "bank", BankManifest).version
+
+    def take(part_number: int, bank_version: int) -> tuple[int, str]:
+        rgb = np.ascontiguousarray(part(part_number)[..., ::-1])
+        teacher.do_take("disc", part_number, "", "top", rgb, bank_version)
+        state = next(one for one in drafts_in(tmp_path / "drafts") if one.class_name == "disc")
+        return len(state.collected), state.why_ended
+
+    assert take(100, in_force) == (1, "")
+    settings = teacher._settings
+    with Inspector.open(settings.model, settings.bank, threads=1) as inspector:
+        other = inspector.enroll("grid", [part(1, kind="grid")])
+        assert take(101, other) == (2, "")  # another class
+        changed = inspector.enroll("disc", [part(50)])
+    assert take(102, other) == (3, "")  # the line has not loaded it yet
+    assert take(103, changed) == (3, "the line's class was changed")

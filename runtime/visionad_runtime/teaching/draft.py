@@ -47,7 +47,7 @@ HIGHEST = 5
 
 
 class Flip(NamedTuple):
-    """A kept part, and its score with the draft.
+    """An image of a kept part, or the part itself, and its score with the draft.
 
     Attributes:
         part: number in the records.
@@ -375,24 +375,20 @@ class Draft:
 
     def effect_facts(self, threshold: float | None) -> dict[str, Any]:
         """Return what a threshold would have done with the parts that were tried: counts, and the parts that differ."""
-        rejected = [] if threshold is None else [one for one in self.effect if one.score > threshold]
-        ids = {one.part for one in rejected}
-        more = [one.part for one in rejected if one.was == "ok"]
-        fewer = [one.part for one in self.effect if one.was == "anomalous" and one.part not in ids]
-        good = [one for one in self.effect if one.was_good is True]
-        bad = [one for one in self.effect if one.was_good is False]
+        tried = self._tried_parts()
+        ids = set() if threshold is None else {one.part for one in tried if one.score > threshold}
+        good = [one for one in tried if one.was_good is True]
+        bad = [one for one in tried if one.was_good is False]
         return {
-            "tried": len(self.effect),
+            "tried": len(tried),
             "threshold": threshold,
-            "more": more,
-            "fewer": fewer,
+            "more": [one.part for one in tried if one.was == "ok" and one.part in ids],
+            "fewer": [one.part for one in tried if one.was == "anomalous" and one.part not in ids],
             "good": len(good),
             "good_rejected": sum(one.part in ids for one in good),
             "bad": len(bad),
             "bad_caught": sum(one.part in ids for one in bad),
-            "scores": [
-                {"part": one.part, "score": one.score, "was": one.was, "was_good": one.was_good} for one in self.effect
-            ],
+            "scores": [one._asdict() for one in tried],
         }
 
     def image(self, which: str) -> tuple[RGB8, Result | None]:
@@ -425,6 +421,15 @@ class Draft:
         """Return the parts that must be looked at: the highest that count."""
         counted = [one for one in self.state.collected if not one.struck]
         return sorted(counted, key=lambda one: -one.score)[:HIGHEST]
+
+    def _tried_parts(self) -> list[Flip]:
+        """Return the parts that were tried, in their order: each is as bad as the worst of its images of the class."""
+        parts: dict[int, Flip] = {}
+        for one in self.effect:
+            held = parts.get(one.part, one)
+            worst = min(held.was, one.was, key=lambda was: {"anomalous": 0, "ok": 2}.get(was, 1))
+            parts[one.part] = one._replace(score=max(held.score, one.score), was=worst)
+        return list(parts.values())
 
     def _parts(self, entry: ClassEntry) -> list[dict[str, Any]]:
         bank = self._inspector.bank

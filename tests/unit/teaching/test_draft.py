@@ -18,7 +18,7 @@ from visionad_runtime.formats.manifest import BankManifest, read_manifest
 from visionad_runtime.formats.roi import RoiSpec, spec_from_json
 from visionad_runtime.images.pixels import pixel_digest
 from visionad_runtime.teaching.calibrate import calibrate_class
-from visionad_runtime.teaching.draft import HIGHEST, MAX_PARTS, Draft
+from visionad_runtime.teaching.draft import HIGHEST, MAX_PARTS, Draft, Flip
 from visionad_runtime.teaching.draft_state import (
     BANK,
     DraftChangedError,
@@ -260,6 +260,20 @@ def test_kept_parts_are_tried_with_the_scores_of_an_inspection(opened: Draft, tm
         assert facts["bad_caught"] == len({105, 108} & over)
     with pytest.raises(ImageError):
         opened.try_on(1, folder / "missing.png", "ok", None)
+
+
+def test_a_part_that_was_tried_is_as_bad_as_its_worst_image(opened: Draft) -> None:
+    opened.effect = [
+        Flip(1, 0.1, "ok", True), Flip(1, 0.9, "anomalous", True), Flip(1, 0.2, "unknown", True),  # three cameras
+        Flip(2, 0.9, "ok", False), Flip(2, 0.1, "ok", False),
+        Flip(3, 0.1, "review", None), Flip(3, 0.9, "ok", None),
+    ]  # fmt: skip
+    facts = opened.effect_facts(0.5)
+    assert facts["tried"] == 3 and [one["score"] for one in facts["scores"]] == [0.9, 0.9, 0.9]
+    assert [one["was"] for one in facts["scores"]] == ["anomalous", "ok", "review"]
+    assert (facts["more"], facts["fewer"]) == ([2], [])
+    assert (facts["good"], facts["good_rejected"], facts["bad"], facts["bad_caught"]) == (1, 1, 1, 1)
+    assert opened.effect_facts(0.95)["fewer"] == [1] and opened.effect_facts(None)["more"] == []
 
 
 def test_the_image_of_a_part_is_scored_without_itself(opened: Draft) -> None:

@@ -100,6 +100,19 @@ class Draft:
         assert self._inspector.bank is not None
         return image_size(self._inspector.bank, self.name)
 
+    def check_size(self, roi: RoiSpec) -> None:
+        """Check that regions were drawn on images of this size.
+
+        Raises:
+            NotReadyError: There is no part yet.
+            ImageError: They were not.
+        """
+        (width, height), drawn = self.image_size, roi.image_size
+        if drawn != (width, height):
+            raise ImageError(
+                f"regions of interest: expected them drawn on images of {width}x{height} pixels, got {drawn[0]}x{drawn[1]}"
+            )
+
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def check(self, version: int) -> None:
@@ -177,8 +190,9 @@ class Draft:
         Raises:
             VisionADError: There is no part yet, or the regions do not fit the images.
         """
-        if self.entry is None:
-            raise NotReadyError("no_parts", "take a good part first: regions are drawn on its image")
+        self.check_size(
+            RoiSpec(image_size=self.image_size) if roi is None else roi
+        )  # before masks of that size are made
         mask = None
         if roi is not None and roi.mask is not None:
             try:

@@ -190,6 +190,7 @@ class Teacher:
         draft = self._open(name)
         assert self._inspector is not None
         spec = RoiSpec(image_size=draft.image_size) if regions is None else spec_from_json(regions)
+        draft.check_size(spec)
         return raster(name, spec, self._inspector.manifest.identity, defects)
 
     def do_collect(self, name: str, version: int, on: bool, who: str) -> dict[str, Any]:

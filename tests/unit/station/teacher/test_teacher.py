@@ -49,6 +49,14 @@ def test_what_cannot_be_done_has_a_code(teacher: Teacher) -> None:
     code, _, values = teacher._answer("collect", ["new", 7, True, "setter 2"])[1:]
     assert (code, values) == ("changed", {"who": "setter 1", "version": 1})
     assert teacher._answer("raster", ["new", {"image_size": [128, 96], "rois": [{"name": "x"}]}])[1] == "input"
+    version = teacher.do_add("new", 1, np.ascontiguousarray(part(20)[..., ::-1]), "part 20", "setter 1")["version"]
+    for size in ([128, 95], [64, 48], [2**30, 2**30]):  # of another camera
+        for command, values in (
+            ("raster", ["new", {"image_size": size}]),
+            ("regions", ["new", version, {"image_size": size}, "a"]),
+        ):
+            _, code, message, _ = teacher._answer(command, values)
+            assert code == "input" and f"128x96 pixels, got {size[0]}x{size[1]}" in message
 
 
 def forget(teacher: Teacher) -> None:

@@ -338,6 +338,20 @@ def test_what_no_reader_would_take_is_not_written(bank: Bank, phrase: str, bad: 
     assert content(Bank.open(bank.folder, IDENTITY)) == {"bolt": [1, 2]}
 
 
+def test_a_class_that_an_earlier_release_named_by_dots_is_still_there(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    with pytest.raises(BankError, match="more than dots"):
+        add(bank, "..", 2)
+    _edit(bank.folder, lambda m: m["classes"].update({"..": m["classes"].pop("bolt")}))
+    again = Bank.open(bank.folder, IDENTITY)
+    assert content(again) == {"..": [1]}
+    verify(bank.folder)
+    again.update("..", "x", lambda held: held.entry)
+    add(again, "bolt", 2)
+    again.remove("..")
+    assert content(Bank.open(bank.folder, IDENTITY)) == {"bolt": [2]}
+
+
 def support_path(bank: Bank, name: str) -> Path:
     """Token file of a class's newest support."""
     return support_file(bank.folder, bank.classes[name].entry.images[-1].tokens)

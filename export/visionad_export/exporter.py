@@ -43,8 +43,8 @@ from visionad_runtime.formats.manifest import (
     Precision,
     PreprocessSpec,
     WeightsRecord,
+    checked_json,
     read_manifest,
-    to_json,
 )
 from visionad_runtime.scoring.spec import PAPER, ScoringSpec
 
@@ -137,7 +137,7 @@ def export_model(
             (folder / GOLDEN_FILE).write_bytes(save(golden))  # `save_file` would make it unreadable for other users
             dims = golden["patch_tokens"].shape[1], len(golden["class_token"])
             manifest = _manifest(reference, preprocess, scoring, dims, graph, sorted(folder.iterdir()))
-            (folder / MANIFEST).write_bytes(to_json(manifest))
+            (folder / MANIFEST).write_bytes(checked_json(manifest))
             size = sum(path.stat().st_size for path in folder.iterdir())
     except OSError as exc:
         raise ModelError(f"cannot write {out}: {exc.strerror or exc}; nothing was changed") from None

@@ -29,7 +29,7 @@ from ..formats.manifest import (
     FeatureIdentity,
     KnownDefect,
     SupportImage,
-    to_json,
+    checked_json,
 )
 from ..formats.roi import tile_counts
 from ..preprocess import encoding_names
@@ -395,8 +395,11 @@ def write_version(folder: Path, manifest: BankManifest) -> None:
     Args:
         folder: folder of the bank. The caller holds its lock.
         manifest: version to commit. Its class files exist already.
+
+    Raises:
+        BankError: It holds what no reader would take. Nothing was changed.
     """
-    data = to_json(manifest)
+    data = checked_json(manifest)
     atomic_write(history_file(folder, manifest.version), data)
     atomic_write(folder / MANIFEST, data)
     with contextlib.suppress(OSError, ValueError):  # the version is committed, whether or not files can be deleted

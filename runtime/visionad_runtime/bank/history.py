@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import BankError, LostManifestError
 from ..formats.files import atomic_write, sha256_file
-from ..formats.manifest import MANIFEST, BankManifest, read_manifest, to_json
+from ..formats.manifest import MANIFEST, BankManifest, checked_json, read_manifest
 from .folder import (
     IMAGES,
     SUPPORTS,
@@ -55,7 +55,7 @@ def undo(folder: Path, to: int | None = None) -> BankManifest:
         except LostManifestError:
             newest = newest_manifest(folder)
             assert newest is not None  # LostManifestError says that the history holds one
-            atomic_write(folder / MANIFEST, to_json(newest))
+            atomic_write(folder / MANIFEST, checked_json(newest))
             if to in (None, newest.version):
                 return newest
             current = newest

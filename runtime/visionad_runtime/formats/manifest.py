@@ -434,6 +434,27 @@ def to_json(manifest: BaseModel) -> bytes:
     return (json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
 
 
+def checked_json(manifest: ModelManifest | BankManifest) -> bytes:
+    """Return a manifest as :func:`to_json` does, after checking that :func:`read_manifest` takes it. What is written is this.
+
+    Raises:
+        ModelError: A value of a model's manifest is none that may be stored, such as a number that is not finite.
+        BankError: The same, for a bank.
+    """
+    error = ModelError if isinstance(manifest, ModelManifest) else BankError
+    try:
+        data = to_json(manifest)
+        type(manifest).model_validate(manifest.model_dump())  # in JSON, a threshold that is not finite were none
+        type(manifest).model_validate(json.loads(data))
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise error(f"{MANIFEST} would be damaged: field {field}: {first['msg']}; nothing was changed") from None
+    except ValueError as exc:  # text that UTF-8 cannot hold
+        raise error(f"{MANIFEST} would be damaged: {exc}; nothing was changed") from None
+    return data
+
+
 def as_dict(manifest: BaseModel) -> dict[str, Any]:
     """Return a manifest as plain JSON types."""
     return manifest.model_dump(mode="json")

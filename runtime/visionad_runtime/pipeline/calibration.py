@@ -12,7 +12,6 @@ A person may type a threshold instead. It promises nothing, holds while scores c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +42,8 @@ MAX_FALSE_REJECT = 0.01
 """Default rate of good parts that may be anomalous."""
 REVIEW_RATE = 0.05
 """Default rate of good parts that may be for review or anomalous."""
+MAX_BY_HAND = 1e30
+"""Largest threshold that a person may type. No score comes near it, and twice of it is a float32 number."""
 MAX_AUTOMATIC = 16
 """Supports up to which a change scores all of them anew. It takes a search of each against all others: seconds here, minutes with
 more. `visionad calibrate` without images does it for any number."""
@@ -267,16 +268,16 @@ def type_threshold(entry: ClassEntry, value: float, who: str, reason: str) -> Cl
 
     Args:
         entry: the class.
-        value: scores above it are anomalous; positive and finite.
+        value: scores above it are anomalous; positive, and at most :data:`MAX_BY_HAND`.
         who: the person.
         reason: why, in words.
 
     Raises:
-        VisionADError: The value is not positive and finite, or there is no reason.
+        VisionADError: The value is not positive or too large, or there is no reason.
         BankError: No score of a good part is recorded.
     """
-    if not 0 < value < math.inf:
-        raise VisionADError(f"threshold: expected a positive number, got {value:g}")
+    if not 0 < value <= MAX_BY_HAND:
+        raise VisionADError(f"threshold: expected a positive number of at most {MAX_BY_HAND:g}, got {value:g}")
     if not reason.strip():
         raise VisionADError("threshold by hand: expected a reason in words, got none")
     if entry.calibration is None:

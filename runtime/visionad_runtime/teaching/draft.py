@@ -35,6 +35,7 @@ from .draft_state import (
     DraftChangedError,
     NotReadyError,
     read_state,
+    remove_draft,
     write_state,
 )
 from .rebuild import change_roi, image_size
@@ -46,7 +47,7 @@ HIGHEST = 5
 
 
 class Flip(NamedTuple):
-    """A kept part, and its score with the draft.
+    """An image of a kept part, or the part itself, and its score with the draft.
 
     Attributes:
         part: number in the records.
@@ -98,6 +99,19 @@ class Draft:
             raise NotReadyError("no_parts", "take a good part first: regions are drawn on its image")
         assert self._inspector.bank is not None
         return image_size(self._inspector.bank, self.name)
+
+    def check_size(self, roi: RoiSpec) -> None:
+        """Check that regions were drawn on images of this size.
+
+        Raises:
+            NotReadyError: There is no part yet.
+            ImageError: They were not.
+        """
+        (width, height), drawn = self.image_size, roi.image_size
+        if drawn != (width, height):
+            raise ImageError(
+                f"regions of interest: expected them drawn on images of {width}x{height} pixels, got {drawn[0]}x{drawn[1]}"
+            )
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
@@ -176,8 +190,9 @@ class Draft:
         Raises:
             VisionADError: There is no part yet, or the regions do not fit the images.
         """
-        if self.entry is None:
-            raise NotReadyError("no_parts", "take a good part first: regions are drawn on its image")
+        self.check_size(
+            RoiSpec(image_size=self.image_size) if roi is None else roi
+        )  # before masks of that size are made
         mask = None
         if roi is not None and roi.mask is not None:
             try:
@@ -264,7 +279,7 @@ class Draft:
             VisionADError: There are too few parts for the rate, or the highest ones were not looked at.
         """
         counted = [one for one in self.state.collected if not one.struck]
-        unseen = [one for one in sorted(counted, key=lambda one: -one.score)[:HIGHEST] if not one.looked]
+        unseen = [one for one in self._highest() if not one.looked]
         if unseen:
             raise NotReadyError("not_looked", f"look at the {len(unseen)} highest parts first, and strike out bad ones")
         paths = [self.folder / COLLECTED / f"{one.pixels}.png" for one in counted]
@@ -322,7 +337,7 @@ class Draft:
             )
         what = f"draft of {self.name} by {who}: {len(entry.images)} parts"
         manifest = adopt_class(self.folder / BANK, live, self.name, what, expected=self.state.base)
-        shutil.rmtree(self.folder)
+        remove_draft(self.folder)
         return manifest.version
 
     def try_on(self, part: int, path: Path, was: str, was_good: bool | None) -> None:
@@ -358,7 +373,7 @@ class Draft:
             "promise": None,
             "collected": [one.model_dump(mode="json") for one in state.collected],
             "counted": len(counted),
-            "look_first": [one.pixels for one in sorted(state.collected, key=lambda one: -one.score)[:HIGHEST]],
+            "look_first": [one.pixels for one in self._highest()],
             "regions": None if entry is None or entry.roi is None else entry.roi.model_dump(mode="json"),
             "image_size": None,
             "effect": self.effect_facts(None if entry is None else entry.threshold),
@@ -374,24 +389,20 @@ class Draft:
 
     def effect_facts(self, threshold: float | None) -> dict[str, Any]:
         """Return what a threshold would have done with the parts that were tried: counts, and the parts that differ."""
-        rejected = [] if threshold is None else [one for one in self.effect if one.score > threshold]
-        ids = {one.part for one in rejected}
-        more = [one.part for one in rejected if one.was == "ok"]
-        fewer = [one.part for one in self.effect if one.was == "anomalous" and one.part not in ids]
-        good = [one for one in self.effect if one.was_good is True]
-        bad = [one for one in self.effect if one.was_good is False]
+        tried = self._tried_parts()
+        ids = set() if threshold is None else {one.part for one in tried if one.score > threshold}
+        good = [one for one in tried if one.was_good is True]
+        bad = [one for one in tried if one.was_good is False]
         return {
-            "tried": len(self.effect),
+            "tried": len(tried),
             "threshold": threshold,
-            "more": more,
-            "fewer": fewer,
+            "more": [one.part for one in tried if one.was == "ok" and one.part in ids],
+            "fewer": [one.part for one in tried if one.was == "anomalous" and one.part not in ids],
             "good": len(good),
             "good_rejected": sum(one.part in ids for one in good),
             "bad": len(bad),
             "bad_caught": sum(one.part in ids for one in bad),
-            "scores": [
-                {"part": one.part, "score": one.score, "was": one.was, "was_good": one.was_good} for one in self.effect
-            ],
+            "scores": [one._asdict() for one in tried],
         }
 
     def image(self, which: str) -> tuple[RGB8, Result | None]:
@@ -419,6 +430,20 @@ class Draft:
         raise VisionADError(f"the draft has no part {which[:12]}")
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _highest(self) -> list[CollectedPart]:
+        """Return the parts that must be looked at: the highest that count."""
+        counted = [one for one in self.state.collected if not one.struck]
+        return sorted(counted, key=lambda one: -one.score)[:HIGHEST]
+
+    def _tried_parts(self) -> list[Flip]:
+        """Return the parts that were tried, in their order: each is as bad as the worst of its images of the class."""
+        parts: dict[int, Flip] = {}
+        for one in self.effect:
+            held = parts.get(one.part, one)
+            worst = min(held.was, one.was, key=lambda was: {"anomalous": 0, "ok": 2}.get(was, 1))
+            parts[one.part] = one._replace(score=max(held.score, one.score), was=worst)
+        return list(parts.values())
 
     def _parts(self, entry: ClassEntry) -> list[dict[str, Any]]:
         bank = self._inspector.bank

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
 from ..bank.adopt import begin_bank, entry_digest
-from ..bank.names import check_class_name
+from ..bank.names import check_class_name, folder_name
 from ..errors import VisionADError
 from ..formats.files import atomic_write
 from ..formats.strict import Strict
@@ -102,14 +101,34 @@ def drafts_in(folder: Path) -> Iterator[DraftState]:
     """Yield the drafts of a folder, in the order of their names. A damaged one is passed over: it can be begun anew."""
     for path in sorted(folder.glob(f"*/{STATE}")):
         try:
-            yield DraftState.model_validate_json(path.read_bytes())
+            state = DraftState.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
             continue
+        if path.parent.name == folder_name(state.class_name):  # another one was put aside
+            yield state
 
 
 def draft_folder(folder: Path, name: str) -> Path:
-    """Return the folder of a class's draft."""
-    return folder / quote(check_class_name(name), safe=" ")
+    """Return the folder of a class's draft: one plain name directly below the folder of all drafts."""
+    return folder / folder_name(name)
+
+
+def remove_draft(folder: Path) -> None:
+    """Delete the folder of a draft, if it is there.
+
+    Args:
+        folder: as :func:`draft_folder` returns it.
+
+    Raises:
+        VisionADError: It is not one plain name below another folder, holds drafts itself, or cannot be deleted.
+    """
+    if folder.name in ("", ".", "..") or folder.is_symlink() or any(folder.glob(f"*/{STATE}")):
+        raise VisionADError(f"{folder}: expected the folder of a draft; nothing was deleted")
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as exc:
+        raise VisionADError(f"{folder} cannot be deleted: {exc.strerror}") from None
 
 
 def begin_draft(folder: Path, live: Path, name: str, who: str) -> DraftState:
@@ -124,9 +143,8 @@ def begin_draft(folder: Path, live: Path, name: str, who: str) -> DraftState:
     Raises:
         BankError: The name is invalid, or the bank cannot be read.
     """
-    if folder.exists():  # what a kill has left: without its state it is no draft
-        shutil.rmtree(folder)
     name = check_class_name(name)
+    remove_draft(folder)  # what a kill has left: without its state it is no draft
     manifest = begin_bank(live, folder / BANK, name)
     state = DraftState(
         class_name=name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -109,7 +110,7 @@ class BankMachine(RuleBasedStateMachine):
         if self.bank.manifest.version:
             self.states.append(content(self.bank))
 
-    @rule(name=st.sampled_from(["bolt", "nut", "Schraube/ä 1", ".."]), count=st.integers(1, 2))
+    @rule(name=st.sampled_from(["bolt", "nut", "Schraube/ä 1", "..\\x"]), count=st.integers(1, 2))
     def add(self, name: str, count: int) -> None:
         self.remember()
         add(self.bank, name, *range(self.next, self.next + count))
@@ -320,6 +321,35 @@ def test_a_damaged_bank_is_named(bank: Bank, damage: object, message: str) -> No
             read()
         assert "\n" not in str(info.value)
         assert str(bank.folder) in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "bad"),
+    [("x", {"map_scale": (0.0, math.inf)}), ("x", {"threshold": math.nan}), ("\ud800", {})],
+)
+def test_what_no_reader_would_take_is_not_written(bank: Bank, phrase: str, bad: dict[str, object]) -> None:
+    add(bank, "bolt", 1)
+    before = {path: path.read_bytes() for path in bank.folder.rglob("*.json")}
+    with pytest.raises(BankError, match="would be damaged"):
+        bank.update("bolt", phrase, lambda held: held.entry.model_copy(update=bad))
+    assert {path: path.read_bytes() for path in bank.folder.rglob("*.json")} == before
+    add(bank, "bolt", 2)
+    verify(bank.folder)
+    assert content(Bank.open(bank.folder, IDENTITY)) == {"bolt": [1, 2]}
+
+
+def test_a_class_that_an_earlier_release_named_by_dots_is_still_there(bank: Bank) -> None:
+    add(bank, "bolt", 1)
+    with pytest.raises(BankError, match="more than dots"):
+        add(bank, "..", 2)
+    _edit(bank.folder, lambda m: m["classes"].update({"..": m["classes"].pop("bolt")}))
+    again = Bank.open(bank.folder, IDENTITY)
+    assert content(again) == {"..": [1]}
+    verify(bank.folder)
+    again.update("..", "x", lambda held: held.entry)
+    add(again, "bolt", 2)
+    again.remove("..")
+    assert content(Bank.open(bank.folder, IDENTITY)) == {"bolt": [2]}
 
 
 def support_path(bank: Bank, name: str) -> Path:

@@ -121,6 +121,7 @@ def test_the_command(inspector: Inspector, tmp_path: Path, capsys: pytest.Captur
     for wrong, says in (
         (["--set", "0.2"], "expected a reason"),
         (["--set", "nan", "--reason", "x"], "expected a positive number"),
+        (["--set", "1e308", "--reason", "x"], "expected a positive number"),
         (["--calibrated"], "nothing to take back"),
         ([], "expected --set SCORE or --calibrated"),
         (["--set", "1", "--calibrated"], "expected --set SCORE or --calibrated"),

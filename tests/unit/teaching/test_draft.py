@@ -18,7 +18,7 @@ from visionad_runtime.formats.manifest import BankManifest, read_manifest
 from visionad_runtime.formats.roi import RoiSpec, spec_from_json
 from visionad_runtime.images.pixels import pixel_digest
 from visionad_runtime.teaching.calibrate import calibrate_class
-from visionad_runtime.teaching.draft import MAX_PARTS, Draft
+from visionad_runtime.teaching.draft import HIGHEST, MAX_PARTS, Draft, Flip
 from visionad_runtime.teaching.draft_state import (
     BANK,
     DraftChangedError,
@@ -26,6 +26,7 @@ from visionad_runtime.teaching.draft_state import (
     begin_draft,
     draft_folder,
     drafts_in,
+    remove_draft,
 )
 from visionad_runtime.teaching.raster import KnownDefect, raster
 
@@ -180,6 +181,9 @@ def test_collected_parts_give_the_threshold_of_calibrate(opened: Draft, tiny_mod
         opened.look(next(iter(bad)), True, "", "setter 1")
     for pixels in bad:
         opened.look(pixels, True, "scratch", "setter 1")
+        assert pixels not in opened.facts()["look_first"]
+    counted = sorted((one for one in opened.state.collected if not one.struck), key=lambda one: -one.score)
+    assert opened.facts()["look_first"] == [one.pixels for one in counted[:HIGHEST]]
     for one in sorted(opened.state.collected, key=lambda one: -one.score)[:8]:
         if not one.struck:
             opened.look(one.pixels, False, "", "setter 1")
@@ -221,6 +225,21 @@ def test_two_setters_and_a_draft_that_outlives_its_process(opened: Draft, tmp_pa
     assert list(drafts_in(tmp_path / "drafts")) == []
 
 
+@pytest.mark.parametrize("name", [".", "..", "../..", "../bank", "..."])
+def test_no_name_reaches_beyond_the_drafts(name: str, live: Path, tmp_path: Path) -> None:
+    drafts = tmp_path / "drafts"
+    begin_draft(draft_folder(drafts, "disc"), live, "disc", "setter 1")
+    before = sorted(tmp_path.rglob("*"))
+    assert draft_folder(drafts, name).parent == drafts and draft_folder(drafts, name).name not in (".", "..")
+    if not name.strip("."):
+        with pytest.raises(BankError, match="dots"):
+            begin_draft(draft_folder(drafts, name), live, name, "setter 2")
+    for folder in (drafts / ".", drafts / ".."):  # whatever a caller makes of a name
+        with pytest.raises(VisionADError, match="expected the folder of a draft"):
+            remove_draft(folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_kept_parts_are_tried_with_the_scores_of_an_inspection(opened: Draft, tmp_path: Path, tiny_model: Path) -> None:
     """Scenario 14: what-if at five thresholds equals inspecting the stored images again."""
     folder = tmp_path / "archive"
@@ -241,6 +260,20 @@ def test_kept_parts_are_tried_with_the_scores_of_an_inspection(opened: Draft, tm
         assert facts["bad_caught"] == len({105, 108} & over)
     with pytest.raises(ImageError):
         opened.try_on(1, folder / "missing.png", "ok", None)
+
+
+def test_a_part_that_was_tried_is_as_bad_as_its_worst_image(opened: Draft) -> None:
+    opened.effect = [
+        Flip(1, 0.1, "ok", True), Flip(1, 0.9, "anomalous", True), Flip(1, 0.2, "unknown", True),  # three cameras
+        Flip(2, 0.9, "ok", False), Flip(2, 0.1, "ok", False),
+        Flip(3, 0.1, "review", None), Flip(3, 0.9, "ok", None),
+    ]  # fmt: skip
+    facts = opened.effect_facts(0.5)
+    assert facts["tried"] == 3 and [one["score"] for one in facts["scores"]] == [0.9, 0.9, 0.9]
+    assert [one["was"] for one in facts["scores"]] == ["anomalous", "ok", "review"]
+    assert (facts["more"], facts["fewer"]) == ([2], [])
+    assert (facts["good"], facts["good_rejected"], facts["bad"], facts["bad_caught"]) == (1, 1, 1, 1)
+    assert opened.effect_facts(0.95)["fewer"] == [1] and opened.effect_facts(None)["more"] == []
 
 
 def test_the_image_of_a_part_is_scored_without_itself(opened: Draft) -> None:

@@ -144,3 +144,26 @@ def test_the_page_and_its_files_take_any_parameter(page: Page) -> None:
     assert "no parameter" not in ask(page, "GET", "/?language=de").text
     assert ask(page, "GET", "/api/1/records?before=3&part=M%C3%BCller&from=2026-11-30T00:00:00Z").status == 200
     assert ask(page, "GET", "/health").status == 200
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan", "1e400"])
+def test_a_threshold_to_try_is_a_finite_number(page: Page, number: str) -> None:
+    got = ask(page, "GET", f"/api/1/draft/what-if?class=gear&threshold={number}")
+    assert got.status == 400 and "threshold" in json.loads(got.text)["error"]
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("threshold/by-hand", '{"version": 1, "reason": "x", "value": %s}'),
+        ("threshold", '{"version": 1, "max_false_reject": %s}'),
+        ("regions", '{"version": 1, "regions": {"image_size": [9, 9], "rois": [{"name": "x", "overlap": %s}]}}'),
+        ("raster", '{"regions": {"image_size": [9, 9], "ignore": [[[0, 0], [%s, 0], [0, 9]]]}}'),
+        ("raster", '{"regions": {"image_size": [9, 9], "mask": "%s"}}'),
+    ],
+)
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e400", "../\\u0000"])
+def test_numbers_of_a_draft_are_finite(page: Page, target: str, body: str, number: str) -> None:
+    got = ask(page, "POST", f"/api/1/draft/{target}?class=gear", (body % number).encode())
+    assert got.status == 400, got
+    assert json.loads(got.text)["error"] and not [one for one, _ in page.link.asked if one.startswith("draft")]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...errors import VisionADError
 from ...formats.files import atomic_write
-from ...formats.manifest import MANIFEST, BankManifest, ModelManifest, read_manifest, to_json
+from ...formats.manifest import MANIFEST, BankManifest, ModelManifest, checked_json, read_manifest
 from ...images.discover import ImageFile, find_images
 from ...inspector import Inspector
 
@@ -61,7 +61,7 @@ def check_golden(model: Path, folder: Path, manifest: BankManifest, files: Mappi
         candidate = Path(place) / "bank"
         for name, path in files.items():
             _link(path, candidate / name)
-        atomic_write(candidate / MANIFEST, to_json(manifest))
+        atomic_write(candidate / MANIFEST, checked_json(manifest))
         wrong = []
         with Inspector.open(model, candidate) as inspector:
             for class_name in dict.fromkeys(name for _, name, _ in parts):

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from ...errors import ModelError, VisionADError
@@ -60,7 +60,8 @@ def pull_model(
     if revision.kind != "model":
         raise VisionADError(f"{target.url} holds a {revision.kind}: use `visionad bank pull`")
     manifest = ModelManifest.model_validate(revision.manifest)
-    if manifest.content_digest() != revision.digest or any("/" in name for name in revision.files):
+    plain = all(PureWindowsPath(name).parts == (name,) and name != ".." for name in revision.files)  # on any system
+    if manifest.content_digest() != revision.digest or not plain:
         raise VisionADError(f"{target.url}: the revision's digest is not that of its model; nothing was changed")
     with pulling(folder.with_name(f"{folder.name}.incoming")):
         incoming, previous = folder.with_name(f"{folder.name}.incoming"), folder.with_name(f"{folder.name}.previous")

@@ -246,7 +246,11 @@ def _current(folder: Path) -> BankManifest | None:
 
 
 def _names(folder: Path, manifest: BankManifest) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in files_of(folder, manifest))
+    paths = files_of(folder, manifest)
+    for path in paths:
+        if ".." in path.parts[len(folder.parts) :] or not path.is_relative_to(folder):
+            raise BankError(f"the bank names the file {path}, which is not in its folder; nothing was changed")
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _missing(folder: Path, manifest: BankManifest, signed: Signed) -> list[str]:

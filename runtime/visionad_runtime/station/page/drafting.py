@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,26 @@ from ...teaching.draft_state import drafts_in
 from ...teaching.raster import KnownDefect
 from ..records.image_names import by_camera
 from ..records.records import NEWEST_REVIEW, Records
-from ..sink import Outcome, SinkError
+from ..sink import SinkError
 from ..teacher.teacher import drafts_folder
+from .collecting import Collecting
 from .commands import FrontSide
 from .live import live_pixels
 from .teacher_process import TeacherProcess
 from .users import Refused
 
 EFFECT_PARTS = 500
-"""Newest kept parts on which a draft is tried."""
+"""Newest kept parts of a class on which a draft is tried."""
+READ_AT_ONCE = 500
+"""Kept parts that are looked through in one go. The line's own records wait for it."""
+MAX_READ = 50_000
+"""Kept parts that are looked through in all: a class that comes rarely must not let the page wait."""
 DEFECTS = 200
 """Newest parts called bad that regions are compared with."""
 _VERDICTS = {1: "ok", 2: "anomalous", 3: "undecided"}
 
+Kept = tuple[int, str, str, bool | None]
+"""An archived image: number of its part, path, verdict then, and what a person said of the part."""
 Audit = Callable[[str, str, object, object], Awaitable[None]]
 
 
@@ -46,8 +55,12 @@ class Drafting:
 
     def __init__(self, front: FrontSide, teacher: TeacherProcess, audit: Audit) -> None:
         self._front, self._teacher, self._audit = front, teacher, audit
-        self._collecting: dict[str, int] = {}  # class -> recipe during which its parts are collected
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._collecting = Collecting(front, teacher)
+        self.on_state, self.on_outcome, self.close = (
+            self._collecting.on_state,
+            self._collecting.on_outcome,
+            self._collecting.close,
+        )
 
     async def read(self, command: str, m: Mapping[str, Any]) -> tuple[Any, list[bytes]]:
         """Answer what changes nothing. Return the value, and bytes of images."""
@@ -71,10 +84,7 @@ class Drafting:
             return await self._teacher.ask("raster", name, m.get("regions"), defects), []
         if command == "draft_what_if":
             return await self._teacher.ask("what_if", name, float(m["threshold"])), []
-        facts = await self._teacher.ask("facts", name)
-        if facts["collecting"] and name not in self._collecting:
-            await self._teacher.ask("ended", name, "the station was started again")
-            facts = await self._teacher.ask("facts", name)
+        facts = await self._collecting.settled(name, await self._teacher.ask("facts", name))
         return self._with_line(facts), []
 
     async def change(self, command: str, m: Mapping[str, Any], who: str, blobs: list[bytes]) -> Any:
@@ -91,10 +101,10 @@ class Drafting:
             facts = await ask("begin", name, who)
             if facts["version"] == 1:
                 await self._audit(who, "draft begun", None, {"class": name, "of version": facts["base_version"]})
-            return self._with_line(facts)
+            return self._with_line(await self._collecting.settled(name, facts))
         if command == "draft_discard":
-            self._collecting.pop(name, None)
             found = await ask("discard", name, version)
+            self._collecting.stop(name)
             await self._audit(who, "draft discarded", None, {"class": name})
             return found
         if command == "draft_add":
@@ -109,6 +119,10 @@ class Drafting:
             facts = await ask("regions", name, version, m.get("regions"), who)
         elif command == "draft_collect":
             facts = await ask("collect", name, version, bool(m["on"]), who)
+            if m["on"]:
+                self._collecting.begin(name)
+            else:
+                self._collecting.stop(name)
         elif command == "draft_look":
             facts = await ask(
                 "look", name, version, str(m["pixels"]), bool(m["strike"]), str(m.get("reason") or ""), who
@@ -127,47 +141,35 @@ class Drafting:
             facts = await ask("by_hand", name, version, float(m["value"]), str(m["reason"]), who)
             await self._audit(who, "threshold by hand, no guarantee", None, _facts(m, "class", "value", "reason"))
         elif command == "draft_effect":
-            parts = await self._front.write(lambda: _kept_parts(self._front.records, name))
-            facts = await ask("effect", name, version, parts)
+            facts = await ask("effect", name, version, await self._kept_parts(name))
         else:
             return await self._put_live(command, name, version, who)
-        if facts["collecting"]:
-            self._collecting.setdefault(name, self._front.state.recipe)
-        else:
-            self._collecting.pop(name, None)
-        return self._with_line(facts)
-
-    def on_outcome(self, outcome: Outcome) -> None:
-        """Collect a part of the line: all of them, whatever their verdict. What changes the line ends it."""
-        for name, recipe in list(self._collecting.items()):
-            why = ""
-            if outcome.recipe != recipe:
-                why = "the recipe was changed"
-            elif "light" in outcome.alarms:
-                why = "the light is not that of the good parts"
-            if why:
-                del self._collecting[name]
-                self._start(self._teacher.ask("ended", name, why))
-            else:
-                self._start(self._collect(name, outcome))
-
-    def close(self) -> None:
-        """Stop what is under way."""
-        for task in self._tasks:
-            task.cancel()
+        return self._with_line(await self._collecting.settled(name, facts))
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
     async def _put_live(self, command: str, name: str, version: int, who: str) -> Any:
-        before = self._front.facts.get("bank_version")
         if command == "version_back":
-            found = await self._teacher.ask("version_back", name, version, who)
-            await self._audit(who, "version brought back", {"version": before}, {**found, "as in version": version})
+            what, as_in = "version brought back", {"as in version": version}
+            found = dict(await self._teacher.ask("version_back", name, version, who))
         else:
-            self._collecting.pop(name, None)
-            found = await self._teacher.ask("live", name, version, who)
-            await self._audit(who, "draft put live", {"version": before}, found)
+            what, as_in = "draft put live", dict[str, int]()
+            found = dict(await self._teacher.ask("live", name, version, who))
+            self._collecting.stop(name)
+        before = int(found["version"]) - 1  # a version follows the one in force, of which the station may not know yet
+        await self._audit(who, what, {"version": before}, {**found, **as_in})
         return found
+
+    async def _kept_parts(self, name: str) -> list[Kept]:
+        """Return the images of the newest archived parts of a class, oldest part first."""
+        found: list[list[Kept]] = []
+        before = sys.maxsize
+        for _ in range(MAX_READ // READ_AT_ONCE):
+            if not before or len(found) >= EFFECT_PARTS:
+                break
+            before, more = await self._front.write(partial(_kept_before, self._front.records, name, before))
+            found += more
+        return [image for part in reversed(found[:EFFECT_PARTS]) for image in part]
 
     def _with_line(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Add what the line does now: whether a draft of this class would reach it."""
@@ -222,27 +224,6 @@ class Drafting:
             raise Refused("image_gone", f"the image of part {part} was not kept in the archive, or it had no result")
         return found
 
-    async def _collect(self, name: str, outcome: Outcome) -> None:
-        pixels: dict[str, NDArray[np.uint8]] = {}
-        with suppress(Refused, TimeoutError):
-            pixels = await self._front.ask_worker("pixels", outcome.id)
-        recipe = self._front.station.settings.recipes[outcome.recipe]
-        for camera in recipe.cameras or self._front.station.cameras:
-            given = recipe.class_of(camera) or (outcome.cameras.get(camera) or {}).get("class")
-            if given == name:
-                await self._teacher.ask("take", name, outcome.id, outcome.part, camera, pixels.get(camera))
-
-    def _start(self, work: Awaitable[Any]) -> None:
-        async def quietly() -> None:
-            with suppress(
-                Refused, SinkError, TimeoutError
-            ):  # the draft is gone, or its process: the line does not mind
-                await work
-
-        task = asyncio.get_running_loop().create_task(quietly())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
 
 def _name(m: Mapping[str, Any]) -> str:
     try:
@@ -268,16 +249,23 @@ def _known_defects(records: Records, name: str) -> list[KnownDefect]:
     return found
 
 
-def _kept_parts(records: Records, name: str) -> list[tuple[int, str, str, bool | None]]:
-    """Return the newest archived images of a class: number, path, verdict then, and what a person said, oldest first."""
-    rows = records.newest(EFFECT_PARTS, "archived IS NOT NULL")
+def _kept_before(records: Records, name: str, before: int) -> tuple[int, list[list[Kept]]]:
+    """Look through the newest archived parts below a number. Return their lowest number, 0 at the end; and images by part."""
+    rows = records.newest(READ_AT_ONCE, "archived IS NOT NULL AND id < ?", (before,))
     reviews = records.reviews_of(rows[-1]["id"], rows[0]["id"]) if rows else {}
     found = []
-    for row in reversed(rows):
+    for row in rows:
         paths = by_camera(json.loads(row["archived"]))
-        for camera, facts in json.loads(row["cameras"]).items():
-            path = paths.get(camera)
-            if facts.get("class") == name and path is not None:
-                verdict = str(facts.get("verdict") or _VERDICTS[row["evaluation"]])
-                found.append((int(row["id"]), str(path), verdict, reviews.get(row["id"])))
-    return found
+        images = [
+            (
+                int(row["id"]),
+                paths[camera],
+                str(facts.get("verdict") or _VERDICTS[row["evaluation"]]),
+                reviews.get(row["id"]),
+            )
+            for camera, facts in json.loads(row["cameras"]).items()
+            if facts.get("class") == name and camera in paths
+        ]
+        if images:
+            found.append(images)
+    return (int(rows[-1]["id"]) if len(rows) == READ_AT_ONCE else 0), found

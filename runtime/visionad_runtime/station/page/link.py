@@ -96,6 +96,7 @@ class PageLink:
                 self._front.tell_worker("watch", self._watched)
             self._send_state()
         else:
+            self._drafting.on_state()
             self._send_state()
 
     def on_images(self, part: int, shown: list[dict[str, Any]]) -> None:

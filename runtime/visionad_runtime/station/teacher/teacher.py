@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import sys
 import tempfile
 from collections import deque
@@ -22,12 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bank.adopt import ClassChangedError, adopt_class, entry_digest
-from ...errors import VisionADError
+from ...errors import BankError, ImageError, VisionADError
 from ...formats.manifest import BankManifest, read_manifest
 from ...formats.roi import RoiSpec, spec_from_json
 from ...inspector import Inspector
 from ...teaching.draft import Draft
-from ...teaching.draft_state import BANK, STATE, DraftChangedError, NotReadyError, begin_draft, draft_folder, read_state
+from ...teaching.draft_state import (
+    BANK,
+    STATE,
+    DraftChangedError,
+    NotReadyError,
+    begin_draft,
+    draft_folder,
+    read_state,
+    remove_draft,
+)
 from ...teaching.raster import KnownDefect, raster
 from ...teaching.replay import Replay, Replayed
 from ..page.images import shown_image
@@ -75,6 +83,9 @@ class Teacher:
         self._inspector: Inspector | None = None
         self._waiting: deque[tuple[int, Path, str, bool | None]] = deque()
         self._of, self._planned, self._unreadable = "", 0, 0
+        self._line: dict[
+            str, tuple[int, str]
+        ] = {}  # class -> bank version of its last collected part, digest at the beginning
 
     def run(self) -> None:
         """Answer the front, and try kept parts on a draft while nothing is asked."""
@@ -114,13 +125,14 @@ class Teacher:
     def do_begin(self, name: str, who: str) -> dict[str, Any]:
         """Begin a draft, or go on with the one that there is. A damaged one is put aside, with its images."""
         folder = draft_folder(self._folder, name)
-        if (folder / STATE).is_file():
+        read_manifest(self._settings.bank, BankManifest)  # without it no other draft can be begun
+        if (folder / STATE).is_file() and (why := self._damage(name)):
+            log.warning("draft of %s is put aside: %s", name, why)
+            self._close_draft()
             try:
-                read_state(folder)
-            except VisionADError as exc:
-                log.warning("%s", exc)
-                self._close_draft()
                 folder.rename(folder.with_name(f"{folder.name}.damaged-{secrets.token_hex(4)}"))
+            except OSError as exc:
+                raise VisionADError(f"{folder} is damaged, and cannot be put aside: {exc.strerror}") from None
         if not (folder / STATE).is_file():
             self._close_draft()
             begin_draft(folder, self._settings.bank, name, who)
@@ -131,10 +143,20 @@ class Teacher:
         return self._facts(self._open(name))
 
     def do_discard(self, name: str, version: int) -> dict[str, Any]:
-        """Give a draft up."""
-        self._open(name).check(version)
-        self._close_draft()
-        shutil.rmtree(draft_folder(self._folder, name))
+        """Give a draft up, whatever state it is in: its bank is not read. A damaged state has no version to compare."""
+        folder = draft_folder(self._folder, name)
+        if not folder.is_dir():
+            raise _no_draft(name)
+        try:
+            state = read_state(folder)
+        except VisionADError as exc:
+            log.warning("%s", exc)
+        else:
+            if version != state.version:
+                raise DraftChangedError(state.who, state.version)
+        if self._draft is not None and self._draft.folder == folder:
+            self._close_draft()
+        remove_draft(folder)
         return {"class": name}
 
     def do_add(self, name: str, version: int, rgb: NDArray[np.uint8], source: str, who: str) -> dict[str, Any]:
@@ -168,17 +190,23 @@ class Teacher:
         draft = self._open(name)
         assert self._inspector is not None
         spec = RoiSpec(image_size=draft.image_size) if regions is None else spec_from_json(regions)
+        draft.check_size(spec)
         return raster(name, spec, self._inspector.manifest.identity, defects)
 
     def do_collect(self, name: str, version: int, on: bool, who: str) -> dict[str, Any]:
         """Begin or end to collect the line's parts."""
         draft = self._checked(name, version)
         draft.collect(on, who)
+        self._line[name] = 0, self._live_digest(name)
         return self._facts(draft)
 
-    def do_take(self, name: str, part: int, text: str, camera: str, rgb: NDArray[np.uint8] | None) -> dict[str, Any]:
-        """Score a part of the line."""
+    def do_take(
+        self, name: str, part: int, text: str, camera: str, rgb: NDArray[np.uint8] | None, bank_version: int
+    ) -> dict[str, Any]:
+        """Score a part of the line, unless the line's class was changed since collecting began."""
         draft = self._open(name)
+        if draft.state.collecting and self._line_changed(draft, bank_version):
+            draft.end_collecting("the line's class was changed")
         draft.take(part, text, camera, rgb)
         return {"collected": len(draft.state.collected)}
 
@@ -273,11 +301,35 @@ class Teacher:
             return self._draft
         folder = draft_folder(self._folder, name)
         if not (folder / STATE).is_file():
-            raise NotReadyError("no_draft", f"there is no draft of {name}; begin one")
+            raise _no_draft(name)
         self._close_draft()
+        read_manifest(folder / BANK, BankManifest)  # an inspector begins a new bank where there is none
         self._inspector = self._opened(folder / BANK)
         self._draft = Draft(folder, self._inspector)
         return self._draft
+
+    def _live_digest(self, name: str) -> str:
+        return entry_digest(read_manifest(self._settings.bank, BankManifest).classes.get(name))
+
+    def _line_changed(self, draft: Draft, bank_version: int) -> bool:
+        """Return whether the line's class is another than at the beginning. Its bank is read where a part names another version."""
+        version, digest = self._line.get(draft.name, (0, draft.state.base))
+        if bank_version == version:
+            return False
+        self._line[draft.name] = bank_version, digest
+        return self._live_digest(draft.name) != digest
+
+    def _damage(self, name: str) -> str:
+        """Return why a draft cannot be worked on, since its own files are damaged; empty if they are not."""
+        try:
+            read_state(draft_folder(self._folder, name))
+        except VisionADError as exc:
+            return str(exc)
+        try:
+            self._open(name).facts()
+        except (BankError, ImageError) as exc:
+            return str(exc)
+        return ""
 
     def _checked(self, name: str, version: int) -> Draft:
         draft = self._open(name)
@@ -309,6 +361,10 @@ class Teacher:
         except VisionADError as exc:
             self._unreadable += 1
             log.warning("draft of %s: %s", self._of, exc)
+
+
+def _no_draft(name: str) -> NotReadyError:
+    return NotReadyError("no_draft", f"there is no draft of {name}; begin one")
 
 
 def _told(one: Replayed) -> dict[str, Any]:

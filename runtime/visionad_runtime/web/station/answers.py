@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -254,7 +254,7 @@ class Looked(OfVersion):
 class WantedRate(OfVersion):
     """The tolerated rate of good parts that are rejected."""
 
-    max_false_reject: float = Field(gt=0, lt=1)
+    max_false_reject: float = Field(gt=0, lt=1, allow_inf_nan=False)
 
 
 class TypedThreshold(OfVersion):
@@ -264,6 +264,10 @@ class TypedThreshold(OfVersion):
     reason: str = Field(min_length=1, max_length=500)
 
 
+Pixel = Annotated[int, Field(ge=-(2**30), le=2**30)]
+"""A corner may lie beyond the image."""
+
+
 class Region(Body):
     """A region of interest: a box or a polygon, in pixels, and the tiles that it is cut into."""
 
@@ -271,7 +275,7 @@ class Region(Body):
     box: tuple[int, int, int, int] | None = Field(default=None, description="x, y, width, height")
     polygon: list[tuple[int, int]] | None = None
     grid: tuple[int, int] = Field(default=(1, 1), description="rows and columns")
-    overlap: float = 0.2
+    overlap: float = Field(default=0.2, allow_inf_nan=False)
 
 
 class RegionSpec(Body):
@@ -279,8 +283,10 @@ class RegionSpec(Body):
 
     image_size: tuple[int, int]
     rois: list[Region] = Field(default_factory=list, max_length=20)
-    ignore: list[list[tuple[int, int]]] = Field(default_factory=list, max_length=100)
-    mask: str | None = Field(default=None, description="sha256 of the mask that the class has")
+    ignore: list[list[tuple[Pixel, Pixel]]] = Field(default_factory=list, max_length=100)
+    mask: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$", description="sha256 of the mask that the class has"
+    )
 
 
 class Regions(Body):

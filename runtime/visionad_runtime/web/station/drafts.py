@@ -59,7 +59,9 @@ def _add_reading(app: FastAPI) -> None:
         return Response(binary(header, answer.blobs), media_type="application/octet-stream")
 
     @app.get(f"{API}/draft/what-if", response_model=answers.Done, responses=ERRORS)
-    async def what_if(caller: Anyone, class_name: Class, threshold: Annotated[float, Query(ge=0)]) -> Response:
+    async def what_if(
+        caller: Anyone, class_name: Class, threshold: Annotated[float, Query(ge=0, allow_inf_nan=False)]
+    ) -> Response:
         """What a threshold would have done with the kept parts that were tried on the draft."""
         return await _asked(caller, "draft_what_if", {"class": class_name, "threshold": threshold})
 

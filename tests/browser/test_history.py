@@ -62,6 +62,40 @@ def test_s19_review_a_part(station: RunningStation, tabs: Tabs) -> None:
     assert reviews == 2
 
 
+SLOW = """path => {
+  const plain = window.fetch;
+  window.fetch = async (...asked) => {
+    const answer = await plain(...asked);
+    if (String(asked[0]).endsWith(path)) await new Promise((done) => setTimeout(done, 800));
+    return answer;
+  };
+}"""
+"""Answers of a path come late, as with a slow disk."""
+
+
+def test_a_late_answer_changes_no_other_part(station: RunningStation, tabs: Tabs) -> None:
+    """The next part is chosen before the review's answer: it keeps its own image, and gets no other part's review."""
+    tab = tabs(station)
+    tab.page.goto(f"{station.url}/?language=en#/history?id=32")
+    tab.until("() => document.querySelector('.detail h2')?.textContent.includes('SN-0032')", 8)
+    tab.page.evaluate(SLOW, "/records/32/review")
+    tab.page.evaluate(SLOW, "/records/30")
+    tab.page.keyboard.press("g")
+    tab.page.keyboard.press("ArrowDown")
+    tab.until("() => document.querySelector('.detail h2').textContent.includes('SN-0031')", 8)
+    tab.until("() => document.getElementById('notice').textContent.includes('SN-0032 was good')", 8)
+    assert "id=31" in tab.page.url and "SN-0031" in tab.page.inner_text(".detail h2")
+    assert tab.page.inner_text("tr[aria-selected=true] th") == "SN-0031"
+    tab.page.keyboard.press("ArrowDown")
+    tab.until("() => document.querySelector('tr[aria-selected=true] th').textContent === 'SN-0030'", 8)
+    assert "SN-0031" in tab.page.inner_text(".detail h2")  # its answer is on its way: nothing can be said of it yet
+    assert tab.page.is_disabled("#good")
+    tab.page.keyboard.press("b")
+    tab.until("() => document.querySelector('.detail h2').textContent.includes('SN-0030')", 8)
+    with sqlite3.connect(station.folder / "records.sqlite") as db:
+        assert db.execute("SELECT part FROM reviews WHERE part BETWEEN 30 AND 32").fetchall() == [(32,)]
+
+
 def test_s19_a_spreadsheet_opens_no_formula(station: RunningStation) -> None:
     cookie = station.login(panel=station.panel_token())
     status, content, headers = station.request("GET", "/api/1/export.csv?verdict=reject", headers={"Cookie": cookie})

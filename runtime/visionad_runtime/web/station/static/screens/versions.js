@@ -21,8 +21,9 @@ export async function entered() {
 }
 
 async function older() {
-  const more = await get(`versions?before=${found.versions.at(-1).version}`);
-  found = { ...more, versions: [...found.versions, ...more.versions] };
+  const shown = found;
+  const more = await get(`versions?before=${shown.versions.at(-1).version}`);
+  if (found === shown) found = { ...more, versions: [...shown.versions, ...more.versions] }; // else the list was read anew
   page.update();
 }
 

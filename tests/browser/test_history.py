@@ -96,6 +96,20 @@ def test_a_late_answer_changes_no_other_part(station: RunningStation, tabs: Tabs
         assert db.execute("SELECT part FROM reviews WHERE part BETWEEN 30 AND 32").fetchall() == [(32,)]
 
 
+def test_statistics_that_are_opened_directly_are_of_the_shift(station: RunningStation, tabs: Tabs) -> None:
+    """The shift's begin comes from the station after the page: table, report and CSV wait for it."""
+    tab = tabs(station)
+    tab.page.add_init_script("""const Own = WebSocket; window.WebSocket = class extends Own {
+      set onmessage(take) { super.onmessage = (message) => setTimeout(take, 700, message); } };""")
+    tab.page.goto(f"{station.url}/?language=en#/statistics")
+    tab.until("() => document.querySelector('a[href*=report]') !== null", 8)
+    since = tab.page.evaluate(
+        "async () => (await import('/static/feed.js')).station.counts.since.replace('+00:00', 'Z')"
+    )
+    links = tab.page.evaluate("() => [...document.querySelectorAll('a[download]')].map(one => one.href)")
+    assert len(links) == 2 and all(f"from={since.replace(':', '%3A')}" in link for link in links), (since, links)
+
+
 def test_s19_a_spreadsheet_opens_no_formula(station: RunningStation) -> None:
     cookie = station.login(panel=station.panel_token())
     status, content, headers = station.request("GET", "/api/1/export.csv?verdict=reject", headers={"Cookie": cookie})

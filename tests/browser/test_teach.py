@@ -74,6 +74,20 @@ def open_draft(station: RunningStation, tabs: Tabs, step: str = "parts", name: s
     return tab
 
 
+def test_the_list_names_each_draft_and_opens_it(station: RunningStation, tabs: Tabs) -> None:
+    for name in ("disc", "gear"):
+        assert call(station, SETTER, f"draft?class={name}")[0] == 200
+    tab = tabs(station, SETTER)
+    tab.page.goto(f"{station.url}/?language=en#/teach")
+    tab.until("() => document.querySelectorAll('.choices button').length > 0", 15)
+    texts = tab.page.evaluate(
+        "() => [...document.querySelectorAll('.choices button')].map(one => one.textContent.trim())"
+    )
+    assert [text.split(" · ")[0] for text in texts] == ["disc", "gear"], texts  # and none to begin: both are begun
+    tab.page.click("text=gear ·")
+    tab.until("() => document.querySelector('.steps h2')?.textContent.includes('gear')", 30)
+
+
 def shown_part(tab: Watched) -> None:
     tab.until("() => document.getElementById('teach-image')?.dataset.drawn", 8)
 
@@ -458,6 +472,9 @@ def test_s15_two_setters(station: RunningStation, tabs: Tabs, model: Path) -> No
     status, problem = call(station, SETTER, "draft/live?class=disc", {"version": draft(station)["version"]})
     assert status == 412 and problem["code"] == "live_changed" and version
     assert len(live(station).classes["disc"].entry.images) == 5
+    second.page.reload()
+    second.until("() => document.querySelector('.steps')?.innerText.includes('class was changed since')", 30)
+    assert "unchanged" not in second.page.inner_text(".steps")
 
 
 def test_s19_a_version_is_brought_back(station: RunningStation, tabs: Tabs, model: Path) -> None:

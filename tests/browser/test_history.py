@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,3 +166,23 @@ def test_a_part_is_computed_again_with_the_same_bits(station: RunningStation, ta
     status, answer, _ = station.request("POST", "/api/1/records/25/replay", {}, headers)
     assert status == 200 and not answer["cameras"]["top"]["same"] and answer["cameras"]["top"]["stage"]
     assert station.request("POST", "/api/1/records/2/replay", {}, headers)[0] == 404  # a good part: it was not kept
+
+
+def test_an_image_is_called_kept_only_if_it_is(station: RunningStation) -> None:
+    """The newest parts are in the worker's memory, until it is replaced; the audit has what was kept, and nothing else."""
+    headers = {"Cookie": station.login(panel=station.panel_token())}
+
+    def keep(part: int) -> tuple[int, str]:
+        status, answer, _ = station.request("POST", f"/api/1/records/{part}/keep", {}, headers)
+        return status, answer.get("code", "")
+
+    assert keep(44) == (200, "")
+    assert station.request("GET", "/api/1/records/44/archived/0", headers=headers)[0] == 200
+    assert keep(9_999_999) == (404, "no_part")
+    assert keep(2) == (404, "not_in_memory")  # 43 others came since
+    station.signal(station.process("worker"), signal.SIGKILL)
+    station.until(lambda: not station.ready())
+    station.until(station.ready, 60)
+    assert keep(43) == (404, "not_in_memory")
+    with sqlite3.connect(station.folder / "records.sqlite") as db:
+        assert db.execute("SELECT new FROM audit WHERE what = 'keep image'").fetchall() == [('{"part": 44}',)]

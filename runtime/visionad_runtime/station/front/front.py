@@ -216,7 +216,7 @@ class Front:
         return await self._writer.ask(work)
 
     async def ask_worker(self, command: str, *values: Any) -> Any:
-        """Ask the worker for something beside the line's parts: ``inspect``, ``overlay``, ``push`` or ``pixels``.
+        """Ask the worker for something beside the line's parts: ``inspect``, ``overlay``, ``push``, ``keep`` or ``pixels``.
 
         Raises:
             Refused: The worker says why not.

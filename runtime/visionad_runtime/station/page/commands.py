@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import VisionADError
@@ -152,12 +154,7 @@ class PageCommands:
         if command in ("user_add", "user_remove"):
             return await self._change_users(command, m, who)
         if command == "keep":
-            if front.station.settings.archive is None:
-                raise Refused("no_archive", "the station file has no archive: add the key `archive`")
-            if not front.tell_worker("keep", int(m["id"])):
-                raise Refused("unavailable", "the worker is not there; try again in a moment")
-            await self.audit(who, "keep image", None, {"part": int(m["id"])})
-            return {"id": int(m["id"])}
+            return await self._keep(int(m["id"]), who)
         if command == "restart_worker":
             await self.audit(who, "restart worker")
             front.restart_worker(f"{who} restarts it")
@@ -186,6 +183,26 @@ class PageCommands:
         if number_or_none is None:
             raise Refused("not_ready", "the station is not ready", phase=front.state.phase)
         return {"id": number_or_none}
+
+    async def _keep(self, part: int, who: str) -> Any:
+        """Keep the images of a part. Only what lies in the archive is called kept."""
+        front = self._front
+        if front.station.settings.archive is None:
+            raise Refused("no_archive", "the station file has no archive: add the key `archive`")
+        try:
+            await front.ask_worker("keep", part)
+        except Refused as exc:
+            if exc.code != "not_in_memory":
+                raise
+            rows = await front.write(lambda: front.records.newest(1, "id = ?", (part,)))
+            if not rows:
+                raise Refused("no_part", f"there is no part {part}") from None
+            paths = json.loads(rows[0]["archived"] or "[]")
+            if not paths or not all(Path(path).is_file() for path in paths):
+                raise
+            return {"id": part}  # it was kept before
+        await self.audit(who, "keep image", None, {"part": part})
+        return {"id": part}
 
     async def _change_users(self, command: str, m: Mapping[str, Any], who: str) -> Any:
         loop, name = asyncio.get_running_loop(), str(m.get("name") or "").strip()

@@ -115,7 +115,7 @@ def _add_commands(app: FastAPI) -> None:
 
     @app.post(f"{API}/records/{{number}}/keep", response_model=answers.Done, **CHANGE)
     async def keep(number: PartNumber, body: answers.Nothing, caller: Anyone) -> Response:
-        """Write the images of one of the newest parts to the archive."""
+        """Write the images of one of the newest parts to the archive. The answer comes when they lie there."""
         del body
         return JSONResponse((await caller.ask("keep", id=number)).value)
 

@@ -59,6 +59,7 @@ const ERRORS = {
   image_gone: (values) => (values.frame ? t('The frame is gone: take again.') : t('The image of this part is not kept any more: take another part.')),
   not_in_memory: () => t('The image of this part is not in memory any more: it cannot be kept.'),
   not_kept: () => t('The image could not be kept: the archive cannot be written.'),
+  key_reused: () => t('This request was sent before with other values: load the page again.'),
   line_trigger: () => t('The camera waits for the PLC’s trigger: take control to see live images.'),
   own_trigger: () => t('The camera takes an image at its own trigger only: look at the newest part.'),
   no_frame: () => t('The camera gives no image: Settings says why.'),

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import pytest
 
@@ -65,9 +66,9 @@ def ask(page: Page, method: str, target: str, body: bytes = b"{}") -> Got:
     """Send a request, and return the answer."""
     path, _, query = target.partition("?")
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http", "path": path,
-        "raw_path": path.encode(), "query_string": query.encode("latin-1"), "root_path": "", "server": ("127.0.0.1", 8000),
-        "client": ("127.0.0.1", 9), "headers": [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json")],
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http", "root_path": "",
+        "path": unquote(path), "raw_path": path.encode(), "query_string": query.encode("latin-1"), "client": ("127.0.0.1", 9),
+        "server": ("127.0.0.1", 8000), "headers": [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json")],
     }  # fmt: skip
     sent: list[dict[str, Any]] = []
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
@@ -144,3 +145,10 @@ def test_the_page_and_its_files_take_any_parameter(page: Page) -> None:
     assert "no parameter" not in ask(page, "GET", "/?language=de").text
     assert ask(page, "GET", "/api/1/records?before=3&part=M%C3%BCller&from=2026-11-30T00:00:00Z").status == 200
     assert ask(page, "GET", "/health").status == 200
+
+
+@pytest.mark.parametrize("name", ["a/b", "a%2Fb", "anna", "%C3%84nne%20M."])
+def test_a_user_is_removed_whatever_the_name(page: Page, name: str) -> None:
+    """Older releases took a slash in a name."""
+    ask(page, "POST", f"/api/1/users/{name}/remove")
+    assert page.link.asked[-1] == ("user_remove", {"name": unquote(name), "session": "", "key": ""})

@@ -102,9 +102,9 @@ def _add_commands(app: FastAPI) -> None:
     command("worker/restart", "restart_worker", answers.Nothing, "Replace the worker process.")
     command("users", "user_add", answers.NewUser, "Add a user, or change one's password or role.")
 
-    @app.post(f"{API}/users/{{name}}/remove", response_model=answers.UserList, **CHANGE)
+    @app.post(f"{API}/users/{{name:path}}/remove", response_model=answers.UserList, **CHANGE)
     async def remove(name: str, body: answers.Nothing, caller: Anyone) -> Response:
-        """Remove a user. The last admin stays."""
+        """Remove a user. The last admin stays. A name of an older release may hold a slash."""
         del body
         return JSONResponse((await caller.ask("user_remove", name=name)).value)
 

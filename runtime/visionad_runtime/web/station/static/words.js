@@ -48,6 +48,7 @@ const ERRORS = {
   busy: () => t('A part is in hand: try again.'),
   not_ready: () => t('The station is not ready.'),
   no_archive: () => t('The station file has no archive.'),
+  user_name: () => t('A name has 1 to 60 signs and no /; panel, station, . and .. are no names.'),
   last_admin: () => t('The last administrator stays: add another one first.'),
   short_password: (values) => t('The password needs {least} signs or more.', values),
   still_fault: () => t('The cause of the fault is not gone.'),

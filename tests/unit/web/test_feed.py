@@ -155,3 +155,13 @@ def test_a_persons_hand_on_a_tab_renews_its_session() -> None:
         return tab
 
     assert asyncio.run(play()).link.told == [("session", {"session": "key", "touch": True})]
+
+
+def test_what_no_part_tells_of_is_counted_anew() -> None:
+    """A trigger that is missed, and a result that comes late, make no part."""
+    feed = Feed(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    states = ({"missed": 0, "late": 0}, {"missed": 0, "late": 0, "ready": True}, {"missed": 1, "late": 0})
+    for state, is_new in zip(states, (True, False, True), strict=True):
+        feed._dirty.clear()
+        feed.on_event({"event": "state", **state}, [])
+        assert feed._dirty.is_set() is is_new

@@ -142,6 +142,8 @@ class Feed:
             self.hello = event
             self._dirty.set()
         elif kind == "state":
+            if any(event.get(name) != self.state.get(name) for name in ("missed", "late")):
+                self._dirty.set()  # no part tells of these
             self.state = event
         elif kind == "outcome":
             again = self._last is not None and self._last[0]["id"] == event["id"]  # with its images now: they were late

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,11 +112,12 @@ class PageCommands:
         front: the station.
         users: of the page.
         show: called when the state that pages show has changed.
+        unseen: such parts from before this start.
     """
 
-    def __init__(self, front: FrontSide, users: Users, show: Callable[[], object]) -> None:
+    def __init__(self, front: FrontSide, users: Users, show: Callable[[], object], unseen: Sequence[int] = ()) -> None:
         self._front, self._users, self._show = front, users, show
-        self.unseen: list[int] = []
+        self.unseen = list(unseen)
 
     async def change(self, command: str, m: Mapping[str, Any], session: Session) -> Any:
         """Do a command whose role was checked, and audit it.

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -58,9 +58,10 @@ class PageLink:
     Args:
         front: the station.
         say: told of each event in words, for the console.
+        unseen: numbers of parts that were not ok and that nobody has seen, from before this start.
     """
 
-    def __init__(self, front: FrontSide, say: Callable[[str], object]) -> None:
+    def __init__(self, front: FrontSide, say: Callable[[str], object], unseen: Sequence[int] = ()) -> None:
         self._front, self._say = front, say
         self.users = Users(front.station.settings.records.parent)
         self.boot, self.started = secrets.token_hex(8), utc_now()
@@ -70,7 +71,7 @@ class PageLink:
         self._pending: dict[int, tuple[Outcome, asyncio.TimerHandle]] = {}
         self._asked: dict[int, list[asyncio.Future[Any]]] = {}
         self._repetition = Repetition()
-        self._commands = PageCommands(front, self.users, self._send_state)
+        self._commands = PageCommands(front, self.users, self._send_state, unseen)
         self._live = LiveView(front, self.users)
         self._teacher = TeacherProcess(front.station.path, front.simulate)
         self._drafting = Drafting(front, self._teacher, self._commands.audit)

@@ -494,6 +494,28 @@ def test_s19_a_version_is_brought_back(station: RunningStation, tabs: Tabs, mode
     said(tab, "version brought back")
 
 
+def test_a_version_without_threshold_is_brought_back_knowingly(
+    station: RunningStation, tabs: Tabs, model: Path
+) -> None:
+    """The dialog and the API say before what it means."""
+    with Inspector.open(model, station.folder / "bank", threads=1) as inspector:
+        inspector.enroll("nut", [numbered(500)])  # one good part: nothing to compare it with
+        inspector.enroll("nut", [numbered(501)])
+    versions = {
+        one["version"]: one["classes"] for one in call(station, SETTER, "versions", method="GET")[1]["versions"]
+    }
+    newest = max(versions)
+    assert versions[newest]["nut"]["warning"] == ""
+    assert "every part is undecided" in versions[newest - 1]["nut"]["warning"]
+    tab = tabs(station, SETTER)
+    tab.page.goto(f"{station.url}/?language=en#/audit")
+    tab.page.reload()
+    selector = f"[data-back='{newest - 1} nut']"
+    tab.until("selector => document.querySelector(selector) !== null", 10, selector)
+    tab.page.click(selector)
+    said(tab, f"In version {newest - 1}, nut has no threshold: every part will be undecided")
+
+
 def test_files_are_taken_if_they_are_of_this_camera(station: RunningStation, tabs: Tabs, tmp_path: Path) -> None:
     tab = open_draft(station, tabs)
     good, small = tmp_path / "good.png", tmp_path / "small.png"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +16,7 @@ pytest.importorskip("fastapi", reason="the page needs the extra page")
 from visionad_runtime.station.records.records import Records
 from visionad_runtime.station.records.statistics import shift_statistics
 from visionad_runtime.station.settings import Shifts
-from visionad_runtime.web.station.history import History
+from visionad_runtime.web.station.history import Filter, History
 
 from tests.fakes.line import outcome
 
@@ -42,3 +44,14 @@ def test_the_counts_of_the_shift_are_those_of_the_statistics(records: Records) -
     shifts = list(shift_statistics(records, Shifts(), START, END))
     assert sum(one.missed for one in shifts) == counts["missed"]
     assert sum(one.total.late for one in shifts) == counts["late"]
+
+
+@pytest.mark.parametrize(("separator", "score"), [(",", "0.2"), (";", "0,2")])
+def test_numbers_of_an_export_are_read_by_the_spreadsheet_that_expects_its_separator(
+    records: Records, separator: str, score: str
+) -> None:
+    records.complete([outcome(1, "0.5")])
+    text = b"".join(History(records.path).csv(Filter(), separator)).decode("utf-8-sig")
+    (row,) = csv.DictReader(io.StringIO(text), delimiter=separator)
+    assert (row["score"], row["part"], row["id"]) == (score, "0.5", "1")
+    assert row["latency_ms"] == "12.5".replace(".", score[1])

@@ -152,3 +152,22 @@ def test_a_user_is_removed_whatever_the_name(page: Page, name: str) -> None:
     """Older releases took a slash in a name."""
     ask(page, "POST", f"/api/1/users/{name}/remove")
     assert page.link.asked[-1] == ("user_remove", {"name": unquote(name), "session": "", "key": ""})
+
+
+@pytest.mark.parametrize(
+    "target", ["records?", "export.csv?", "statistics?to=2026-12-01T00:00:00Z&", "report.html?to=2026-12-01T00:00:00Z&"]
+)
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        ("2026-11-30T06:00:00", "timezone"),
+        ("1700000000", "expected a time such as"),
+        ("2026", "expected a time such as"),
+        ("1.5", "expected a time such as"),
+        ("0001-01-01T00:00:00%2B05:00", "expected a time from 1970 to 8999"),
+        ("9999-12-31T23:59:59-05:00", "expected a time from 1970 to 8999"),
+    ],
+)
+def test_times_are_moments(page: Page, target: str, moment: str, said: str) -> None:
+    got = ask(page, "GET", f"/api/1/{target}from={moment}")
+    assert (got.status, json.loads(got.text)["code"]) == (400, "request") and said in json.loads(got.text)["error"], got

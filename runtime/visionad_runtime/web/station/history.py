@@ -113,7 +113,12 @@ class History:
         }
 
     def csv(self, wanted: Filter, separator: str) -> Iterator[bytes]:
-        """Yield parts as CSV, oldest first, some at a time: UTF-8 with BOM. No cell is a formula."""
+        """Yield parts as CSV, oldest first, some at a time: UTF-8 with BOM. No cell is a formula.
+
+        Args:
+            wanted: which parts.
+            separator: of cells; with ``;``, numbers have a decimal comma.
+        """
         names = (
             "id", "time_utc", "sequence", "part", "recipe", "evaluation", "reason", "class", "score", "threshold", "latency_ms",
             "bank_version", "was_good", "simulated",
@@ -183,14 +188,16 @@ def _record(row: sqlite3.Row) -> dict[str, Any]:
 
 def _line(cells: Sequence[Any], separator: str) -> bytes:
     text = io.StringIO()
-    csv.writer(text, delimiter=separator, lineterminator="\r\n").writerow([_cell(cell) for cell in cells])
+    csv.writer(text, delimiter=separator, lineterminator="\r\n").writerow([_cell(cell, separator) for cell in cells])
     return text.getvalue().encode()
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Any, separator: str) -> Any:
     """Return a cell that no spreadsheet takes for a formula."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return int(value)
+    if isinstance(value, float) and separator == ";":  # a German spreadsheet takes 12.5 for a day in May
+        return str(value).replace(".", ",")
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and value else value

@@ -88,6 +88,29 @@ def test_the_list_names_each_draft_and_opens_it(station: RunningStation, tabs: T
     tab.until("() => document.querySelector('.steps h2')?.textContent.includes('gear')", 30)
 
 
+def test_a_draft_that_comes_late_is_not_shown_as_another(station: RunningStation, tabs: Tabs) -> None:
+    """Who opens a second draft before the first one is there gets the second one, and changes it."""
+    for name in ("disc", "gear"):
+        assert call(station, SETTER, f"draft?class={name}")[0] == 200
+    tab = tabs(station, SETTER)
+    tab.page.goto(f"{station.url}/?language=en#/teach")
+    tab.until("() => document.querySelectorAll('.choices button').length > 0", 15)
+    tab.page.evaluate("""() => {
+      const plain = window.fetch;
+      window.fetch = async (...asked) => {
+        const answer = await plain(...asked);
+        if (asked[0].endsWith('draft?class=disc')) { await new Promise((done) => setTimeout(done, 1500)); window.late = true; }
+        return answer;
+      };
+    }""")
+    tab.page.click("text=disc ·")
+    tab.page.evaluate("() => { location.hash = '#/teach?class=gear&step=parts'; }")
+    tab.until("() => window.late && document.querySelector('.steps h2')?.textContent.includes('gear')", 30)
+    time.sleep(0.3)
+    assert tab.page.evaluate("async () => (await import('/static/draft.js')).work.facts.class_name") == "gear"
+    assert tab.page.evaluate("() => document.querySelectorAll('.parts > li').length") == 0
+
+
 def shown_part(tab: Watched) -> None:
     tab.until("() => document.getElementById('teach-image')?.dataset.drawn", 8)
 

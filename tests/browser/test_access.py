@@ -66,7 +66,7 @@ TABLE: list[tuple[str, str, Any, dict[str, int]]] = [
     ("POST", "/api/1/fault/clear", {}, HANDS),
     ("POST", "/api/1/records/1/review", {"good": True}, READING),
     ("POST", "/api/1/records/1/replay", {}, {**READING, **dict.fromkeys((OPERATOR, VIEWER, SETTER, ADMIN), 404)}),
-    ("POST", "/api/1/records/99999/keep", {}, HANDS),
+    ("POST", "/api/1/records/99999/keep", {}, {**HANDS, **dict.fromkeys((OPERATOR, SETTER, ADMIN), 404)}),
     ("POST", "/api/1/users", {"name": "x", "password": "1234", "role": "viewer"}, {**FOR_ADMIN, ADMIN: 400}),
     ("GET", "/api/1/drafts", None, READING),
     ("GET", "/api/1/draft?class=none", None, {**READING, **dict.fromkeys((OPERATOR, VIEWER, SETTER, ADMIN), 404)}),

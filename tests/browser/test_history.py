@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +63,54 @@ def test_s19_review_a_part(station: RunningStation, tabs: Tabs) -> None:
     assert reviews == 2
 
 
+SLOW = """path => {
+  const plain = window.fetch;
+  window.fetch = async (...asked) => {
+    const answer = await plain(...asked);
+    if (String(asked[0]).endsWith(path)) await new Promise((done) => setTimeout(done, 800));
+    return answer;
+  };
+}"""
+"""Answers of a path come late, as with a slow disk."""
+
+
+def test_a_late_answer_changes_no_other_part(station: RunningStation, tabs: Tabs) -> None:
+    """The next part is chosen before the review's answer: it keeps its own image, and gets no other part's review."""
+    tab = tabs(station)
+    tab.page.goto(f"{station.url}/?language=en#/history?id=32")
+    tab.until("() => document.querySelector('.detail h2')?.textContent.includes('SN-0032')", 8)
+    tab.page.evaluate(SLOW, "/records/32/review")
+    tab.page.evaluate(SLOW, "/records/30")
+    tab.page.keyboard.press("g")
+    tab.page.keyboard.press("ArrowDown")
+    tab.until("() => document.querySelector('.detail h2').textContent.includes('SN-0031')", 8)
+    tab.until("() => document.getElementById('notice').textContent.includes('SN-0032 was good')", 8)
+    assert "id=31" in tab.page.url and "SN-0031" in tab.page.inner_text(".detail h2")
+    assert tab.page.inner_text("tr[aria-selected=true] th") == "SN-0031"
+    tab.page.keyboard.press("ArrowDown")
+    tab.until("() => document.querySelector('tr[aria-selected=true] th').textContent === 'SN-0030'", 8)
+    assert "SN-0031" in tab.page.inner_text(".detail h2")  # its answer is on its way: nothing can be said of it yet
+    assert tab.page.is_disabled("#good")
+    tab.page.keyboard.press("b")
+    tab.until("() => document.querySelector('.detail h2').textContent.includes('SN-0030')", 8)
+    with sqlite3.connect(station.folder / "records.sqlite") as db:
+        assert db.execute("SELECT part FROM reviews WHERE part BETWEEN 30 AND 32").fetchall() == [(32,)]
+
+
+def test_statistics_that_are_opened_directly_are_of_the_shift(station: RunningStation, tabs: Tabs) -> None:
+    """The shift's begin comes from the station after the page: table, report and CSV wait for it."""
+    tab = tabs(station)
+    tab.page.add_init_script("""const Own = WebSocket; window.WebSocket = class extends Own {
+      set onmessage(take) { super.onmessage = (message) => setTimeout(take, 700, message); } };""")
+    tab.page.goto(f"{station.url}/?language=en#/statistics")
+    tab.until("() => document.querySelector('a[href*=report]') !== null", 8)
+    since = tab.page.evaluate(
+        "async () => (await import('/static/feed.js')).station.counts.since.replace('+00:00', 'Z')"
+    )
+    links = tab.page.evaluate("() => [...document.querySelectorAll('a[download]')].map(one => one.href)")
+    assert len(links) == 2 and all(f"from={since.replace(':', '%3A')}" in link for link in links), (since, links)
+
+
 def test_s19_a_spreadsheet_opens_no_formula(station: RunningStation) -> None:
     cookie = station.login(panel=station.panel_token())
     status, content, headers = station.request("GET", "/api/1/export.csv?verdict=reject", headers={"Cookie": cookie})
@@ -117,3 +166,23 @@ def test_a_part_is_computed_again_with_the_same_bits(station: RunningStation, ta
     status, answer, _ = station.request("POST", "/api/1/records/25/replay", {}, headers)
     assert status == 200 and not answer["cameras"]["top"]["same"] and answer["cameras"]["top"]["stage"]
     assert station.request("POST", "/api/1/records/2/replay", {}, headers)[0] == 404  # a good part: it was not kept
+
+
+def test_an_image_is_called_kept_only_if_it_is(station: RunningStation) -> None:
+    """The newest parts are in the worker's memory, until it is replaced; the audit has what was kept, and nothing else."""
+    headers = {"Cookie": station.login(panel=station.panel_token())}
+
+    def keep(part: int) -> tuple[int, str]:
+        status, answer, _ = station.request("POST", f"/api/1/records/{part}/keep", {}, headers)
+        return status, answer.get("code", "")
+
+    assert keep(44) == (200, "")
+    assert station.request("GET", "/api/1/records/44/archived/0", headers=headers)[0] == 200
+    assert keep(9_999_999) == (404, "no_part")
+    assert keep(2) == (404, "not_in_memory")  # 43 others came since
+    station.signal(station.process("worker"), signal.SIGKILL)
+    station.until(lambda: not station.ready())
+    station.until(station.ready, 60)
+    assert keep(43) == (404, "not_in_memory")
+    with sqlite3.connect(station.folder / "records.sqlite") as db:
+        assert db.execute("SELECT new FROM audit WHERE what = 'keep image'").fetchall() == [('{"part": 44}',)]

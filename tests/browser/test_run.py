@@ -70,6 +70,24 @@ def test_s02_number_image_and_outline_belong_together(station: RunningStation, t
     assert len({found["id"] for found in seen}) >= 8  # rejects stay for two seconds
 
 
+def test_the_counts_of_the_shift_outlive_a_cleared_fault(station: RunningStation, tabs: Tabs) -> None:
+    """The PLC's own counts are cleared with it; those of the shift are the records'."""
+    tab = tabs(station)
+    headers = {"Cookie": station.login(panel=station.panel_token())}
+
+    def do(path: str, **body: str) -> None:
+        assert station.request("POST", f"/api/1/{path}", body, headers)[0] == 200
+
+    do("control", to="page")
+    assert station.inspect().startswith("ERROR")
+    do("control", to="line")
+    tab.until("() => document.getElementById('count-missed')?.textContent === '1'", 8)
+    do("fault/clear")
+    tab.until("async () => (await import('/static/feed.js')).station.state.missed === 0", 8)
+    tab.page.reload()
+    tab.until("() => document.getElementById('count-missed')?.textContent === '1'", 8)
+
+
 @pytest.mark.parametrize("which", ["worker", "front", "page"])
 def test_s03_stopped_process(station: RunningStation, tabs: Tabs, which: str) -> None:
     tab = tabs(station)

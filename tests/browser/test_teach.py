@@ -74,6 +74,43 @@ def open_draft(station: RunningStation, tabs: Tabs, step: str = "parts", name: s
     return tab
 
 
+def test_the_list_names_each_draft_and_opens_it(station: RunningStation, tabs: Tabs) -> None:
+    for name in ("disc", "gear"):
+        assert call(station, SETTER, f"draft?class={name}")[0] == 200
+    tab = tabs(station, SETTER)
+    tab.page.goto(f"{station.url}/?language=en#/teach")
+    tab.until("() => document.querySelectorAll('.choices button').length > 0", 15)
+    texts = tab.page.evaluate(
+        "() => [...document.querySelectorAll('.choices button')].map(one => one.textContent.trim())"
+    )
+    assert [text.split(" · ")[0] for text in texts] == ["disc", "gear"], texts  # and none to begin: both are begun
+    tab.page.click("text=gear ·")
+    tab.until("() => document.querySelector('.steps h2')?.textContent.includes('gear')", 30)
+
+
+def test_a_draft_that_comes_late_is_not_shown_as_another(station: RunningStation, tabs: Tabs) -> None:
+    """Who opens a second draft before the first one is there gets the second one, and changes it."""
+    for name in ("disc", "gear"):
+        assert call(station, SETTER, f"draft?class={name}")[0] == 200
+    tab = tabs(station, SETTER)
+    tab.page.goto(f"{station.url}/?language=en#/teach")
+    tab.until("() => document.querySelectorAll('.choices button').length > 0", 15)
+    tab.page.evaluate("""() => {
+      const plain = window.fetch;
+      window.fetch = async (...asked) => {
+        const answer = await plain(...asked);
+        if (asked[0].endsWith('draft?class=disc')) { await new Promise((done) => setTimeout(done, 1500)); window.late = true; }
+        return answer;
+      };
+    }""")
+    tab.page.click("text=disc ·")
+    tab.page.evaluate("() => { location.hash = '#/teach?class=gear&step=parts'; }")
+    tab.until("() => window.late && document.querySelector('.steps h2')?.textContent.includes('gear')", 30)
+    time.sleep(0.3)
+    assert tab.page.evaluate("async () => (await import('/static/draft.js')).work.facts.class_name") == "gear"
+    assert tab.page.evaluate("() => document.querySelectorAll('.parts > li').length") == 0
+
+
 def shown_part(tab: Watched) -> None:
     tab.until("() => document.getElementById('teach-image')?.dataset.drawn", 8)
 
@@ -458,6 +495,9 @@ def test_s15_two_setters(station: RunningStation, tabs: Tabs, model: Path) -> No
     status, problem = call(station, SETTER, "draft/live?class=disc", {"version": draft(station)["version"]})
     assert status == 412 and problem["code"] == "live_changed" and version
     assert len(live(station).classes["disc"].entry.images) == 5
+    second.page.reload()
+    second.until("() => document.querySelector('.steps')?.innerText.includes('class was changed since')", 30)
+    assert "unchanged" not in second.page.inner_text(".steps")
 
 
 def test_s19_a_version_is_brought_back(station: RunningStation, tabs: Tabs, model: Path) -> None:
@@ -475,6 +515,28 @@ def test_s19_a_version_is_brought_back(station: RunningStation, tabs: Tabs, mode
     said(tab, f"Version {before.manifest.version + 2} is live.", 30)
     assert live(station).classes["disc"].entry == before.classes["disc"].entry
     said(tab, "version brought back")
+
+
+def test_a_version_without_threshold_is_brought_back_knowingly(
+    station: RunningStation, tabs: Tabs, model: Path
+) -> None:
+    """The dialog and the API say before what it means."""
+    with Inspector.open(model, station.folder / "bank", threads=1) as inspector:
+        inspector.enroll("nut", [numbered(500)])  # one good part: nothing to compare it with
+        inspector.enroll("nut", [numbered(501)])
+    versions = {
+        one["version"]: one["classes"] for one in call(station, SETTER, "versions", method="GET")[1]["versions"]
+    }
+    newest = max(versions)
+    assert versions[newest]["nut"]["warning"] == ""
+    assert "every part is undecided" in versions[newest - 1]["nut"]["warning"]
+    tab = tabs(station, SETTER)
+    tab.page.goto(f"{station.url}/?language=en#/audit")
+    tab.page.reload()
+    selector = f"[data-back='{newest - 1} nut']"
+    tab.until("selector => document.querySelector(selector) !== null", 10, selector)
+    tab.page.click(selector)
+    said(tab, f"In version {newest - 1}, nut has no threshold: every part will be undecided")
 
 
 def test_files_are_taken_if_they_are_of_this_camera(station: RunningStation, tabs: Tabs, tmp_path: Path) -> None:

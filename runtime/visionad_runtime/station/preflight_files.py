@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import VisionADError
 from ..images.discover import SUFFIXES, find_images
-from .records.records import SCHEMA_VERSION
+from .records.schema import SCHEMA_VERSION
 from .settings import Station
 
 LOOK_SECONDS = 2.0

@@ -45,6 +45,10 @@ class Link:
         self.asked: list[tuple[float, dict[str, Any]]] = []
         self.seconds = 0.0
         self.refusal: CommandError | None = None
+        self.told: list[tuple[str, dict[str, Any]]] = []
+
+    def tell(self, command: str, **values: Any) -> None:
+        self.told.append((command, values))
 
     async def ask(self, command: str, **values: Any) -> Answer:
         assert command == "look"
@@ -134,3 +138,30 @@ def test_a_tab_that_is_hidden_gets_no_frame_that_was_under_way() -> None:
         return tab
 
     assert asyncio.run(play()).socket.got == []
+
+
+def test_a_persons_hand_on_a_tab_renews_its_session() -> None:
+    """Nothing else that a tab sends does."""
+
+    async def play() -> Tab:
+        tab = Tab()
+        for one in ("shown", "alive", "used"):
+            tab.socket.questions.put_nowait(json.dumps({"send": one}))
+        deadline = time.monotonic() + 20
+        while not tab.link.told:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.005)
+        tab.end()
+        return tab
+
+    assert asyncio.run(play()).link.told == [("session", {"session": "key", "touch": True})]
+
+
+def test_what_no_part_tells_of_is_counted_anew() -> None:
+    """A trigger that is missed, and a result that comes late, make no part."""
+    feed = Feed(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    states = ({"missed": 0, "late": 0}, {"missed": 0, "late": 0, "ready": True}, {"missed": 1, "late": 0})
+    for state, is_new in zip(states, (True, False, True), strict=True):
+        feed._dirty.clear()
+        feed.on_event({"event": "state", **state}, [])
+        assert feed._dirty.is_set() is is_new

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import pytest
 
@@ -65,9 +66,9 @@ def ask(page: Page, method: str, target: str, body: bytes = b"{}") -> Got:
     """Send a request, and return the answer."""
     path, _, query = target.partition("?")
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http", "path": path,
-        "raw_path": path.encode(), "query_string": query.encode("latin-1"), "root_path": "", "server": ("127.0.0.1", 8000),
-        "client": ("127.0.0.1", 9), "headers": [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json")],
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http", "root_path": "",
+        "path": unquote(path), "raw_path": path.encode(), "query_string": query.encode("latin-1"), "client": ("127.0.0.1", 9),
+        "server": ("127.0.0.1", 8000), "headers": [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json")],
     }  # fmt: skip
     sent: list[dict[str, Any]] = []
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
@@ -167,3 +168,29 @@ def test_numbers_of_a_draft_are_finite(page: Page, target: str, body: str, numbe
     got = ask(page, "POST", f"/api/1/draft/{target}?class=gear", (body % number).encode())
     assert got.status == 400, got
     assert json.loads(got.text)["error"] and not [one for one, _ in page.link.asked if one.startswith("draft")]
+
+
+@pytest.mark.parametrize("name", ["a/b", "a%2Fb", "anna", "%C3%84nne%20M."])
+def test_a_user_is_removed_whatever_the_name(page: Page, name: str) -> None:
+    """Older releases took a slash in a name."""
+    ask(page, "POST", f"/api/1/users/{name}/remove")
+    assert page.link.asked[-1] == ("user_remove", {"name": unquote(name), "session": "", "key": ""})
+
+
+@pytest.mark.parametrize(
+    "target", ["records?", "export.csv?", "statistics?to=2026-12-01T00:00:00Z&", "report.html?to=2026-12-01T00:00:00Z&"]
+)
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        ("2026-11-30T06:00:00", "timezone"),
+        ("1700000000", "expected a time such as"),
+        ("2026", "expected a time such as"),
+        ("1.5", "expected a time such as"),
+        ("0001-01-01T00:00:00%2B05:00", "expected a time from 1970 to 8999"),
+        ("9999-12-31T23:59:59-05:00", "expected a time from 1970 to 8999"),
+    ],
+)
+def test_times_are_moments(page: Page, target: str, moment: str, said: str) -> None:
+    got = ask(page, "GET", f"/api/1/{target}from={moment}")
+    assert (got.status, json.loads(got.text)["code"]) == (400, "request") and said in json.loads(got.text)["error"], got

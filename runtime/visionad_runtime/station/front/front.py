@@ -99,7 +99,7 @@ class Front:
         self._frame = 0  # number of the frame that began the part in hand; 0 where a trigger did
         self._starts = FrameStarts(self._cycle, self._trigger, self._note)
         self._prepared_since = 0.0
-        self.page = PageLink(self, say) if settings.web is not None else None
+        self.page = PageLink(self, say, started.unseen) if settings.web is not None else None
         if started.interrupted:
             self._note(
                 "interrupted",
@@ -216,7 +216,7 @@ class Front:
         return await self._writer.ask(work)
 
     async def ask_worker(self, command: str, *values: Any) -> Any:
-        """Ask the worker for something beside the line's parts: ``inspect``, ``overlay``, ``push`` or ``pixels``.
+        """Ask the worker for something beside the line's parts: ``inspect``, ``overlay``, ``push``, ``keep`` or ``pixels``.
 
         Raises:
             Refused: The worker says why not.
@@ -332,7 +332,7 @@ class Front:
 
     def _take(self, job: Job) -> None:
         self._supervisor.send("take", tuple(job), self._frame)
-        self._writer.accept(job, partial(self._acknowledge_job, job.id))
+        self._writer.accept(job, self._cycle.simulated, partial(self._acknowledge_job, job.id))
 
     def _acknowledge_job(self, job_id: int) -> None:
         self._acknowledged = max(self._acknowledged, job_id)

@@ -24,6 +24,7 @@ class StartedRecords(NamedTuple):
         lock: held until it is closed, so that no other station writes them; ``None`` where the file system has no locks.
         interrupted: number of parts that were in hand when the station was killed, recorded as not decidable.
         last_id: largest number of a part; 0 without one.
+        unseen: numbers of parts that were not ok and that nobody has seen yet, oldest first.
         golden_passed: when golden parts passed last; ``None`` if they never did.
     """
 
@@ -31,6 +32,7 @@ class StartedRecords(NamedTuple):
     lock: BinaryIO | None
     interrupted: int
     last_id: int
+    unseen: list[int]
     golden_passed: datetime | None
 
     def unlock(self) -> None:
@@ -55,7 +57,7 @@ def start_records(path: Path) -> StartedRecords:
         interrupted = records.finish_interrupted()
         passed = records.last_event("golden-passed")
         when = None if passed is None else datetime.fromisoformat(passed["time_utc"])
-        return StartedRecords(records, lock, interrupted, records.last_id(), when)
+        return StartedRecords(records, lock, interrupted, records.last_id(), records.unseen(), when)
     except BaseException as exc:
         if records is not None:
             records.close()

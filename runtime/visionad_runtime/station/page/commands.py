@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import VisionADError
@@ -110,11 +112,12 @@ class PageCommands:
         front: the station.
         users: of the page.
         show: called when the state that pages show has changed.
+        unseen: such parts from before this start.
     """
 
-    def __init__(self, front: FrontSide, users: Users, show: Callable[[], object]) -> None:
+    def __init__(self, front: FrontSide, users: Users, show: Callable[[], object], unseen: Sequence[int] = ()) -> None:
         self._front, self._users, self._show = front, users, show
-        self.unseen: list[int] = []
+        self.unseen = list(unseen)
 
     async def change(self, command: str, m: Mapping[str, Any], session: Session) -> Any:
         """Do a command whose role was checked, and audit it.
@@ -152,12 +155,7 @@ class PageCommands:
         if command in ("user_add", "user_remove"):
             return await self._change_users(command, m, who)
         if command == "keep":
-            if front.station.settings.archive is None:
-                raise Refused("no_archive", "the station file has no archive: add the key `archive`")
-            if not front.tell_worker("keep", int(m["id"])):
-                raise Refused("unavailable", "the worker is not there; try again in a moment")
-            await self.audit(who, "keep image", None, {"part": int(m["id"])})
-            return {"id": int(m["id"])}
+            return await self._keep(int(m["id"]), who)
         if command == "restart_worker":
             await self.audit(who, "restart worker")
             front.restart_worker(f"{who} restarts it")
@@ -186,6 +184,26 @@ class PageCommands:
         if number_or_none is None:
             raise Refused("not_ready", "the station is not ready", phase=front.state.phase)
         return {"id": number_or_none}
+
+    async def _keep(self, part: int, who: str) -> Any:
+        """Keep the images of a part. Only what lies in the archive is called kept."""
+        front = self._front
+        if front.station.settings.archive is None:
+            raise Refused("no_archive", "the station file has no archive: add the key `archive`")
+        try:
+            await front.ask_worker("keep", part)
+        except Refused as exc:
+            if exc.code != "not_in_memory":
+                raise
+            rows = await front.write(lambda: front.records.newest(1, "id = ?", (part,)))
+            if not rows:
+                raise Refused("no_part", f"there is no part {part}") from None
+            paths = json.loads(rows[0]["archived"] or "[]")
+            if not paths or not all(Path(path).is_file() for path in paths):
+                raise
+            return {"id": part}  # it was kept before
+        await self.audit(who, "keep image", None, {"part": part})
+        return {"id": part}
 
     async def _change_users(self, command: str, m: Mapping[str, Any], who: str) -> Any:
         loop, name = asyncio.get_running_loop(), str(m.get("name") or "").strip()

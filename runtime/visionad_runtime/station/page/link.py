@@ -15,8 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -30,6 +29,7 @@ from ..sink import Outcome, SinkError
 from .commands import READING, ROLES_OF, FrontSide, PageCommands
 from .drafting import Drafting
 from .live import LiveView
+from .repetition import Repetition
 from .teacher_process import TeacherProcess
 from .users import Refused, Users, may
 from .wire import packed, receive
@@ -46,9 +46,6 @@ START_SECONDS = 60.0
 RESTART_SECONDS = (0.2, 0.5, 2.0, 5.0)
 MAX_BUFFER = 8 << 20
 """Bytes that wait for a page process that does not read. Beyond that, results go without images, then not at all."""
-KEPT_REPLIES = 256
-"""Answers that are kept, so that a command that is sent twice is done once."""
-
 SMALL_HEAP = {"MALLOC_ARENA_MAX": "2"}
 """Variables of the page process: glibc keeps a heap for each thread, and the page has many that do little."""
 
@@ -61,9 +58,10 @@ class PageLink:
     Args:
         front: the station.
         say: told of each event in words, for the console.
+        unseen: numbers of parts that were not ok and that nobody has seen, from before this start.
     """
 
-    def __init__(self, front: FrontSide, say: Callable[[str], object]) -> None:
+    def __init__(self, front: FrontSide, say: Callable[[str], object], unseen: Sequence[int] = ()) -> None:
         self._front, self._say = front, say
         self.users = Users(front.station.settings.records.parent)
         self.boot, self.started = secrets.token_hex(8), utc_now()
@@ -72,9 +70,8 @@ class PageLink:
         self._watched = False
         self._pending: dict[int, tuple[Outcome, asyncio.TimerHandle]] = {}
         self._asked: dict[int, list[asyncio.Future[Any]]] = {}
-        self._replies: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
-        self._doing: set[tuple[str, str]] = set()
-        self._commands = PageCommands(front, self.users, self._send_state)
+        self._repetition = Repetition()
+        self._commands = PageCommands(front, self.users, self._send_state, unseen)
         self._live = LiveView(front, self.users)
         self._teacher = TeacherProcess(front.station.path, front.simulate)
         self._drafting = Drafting(front, self._teacher, self._commands.audit)
@@ -399,29 +396,17 @@ class PageLink:
         session = self.users.session(str(m.get("session") or ""))
         may(session, ROLES_OF, command)
         assert session is not None
-        session.used = time.monotonic()
-        if command in READING:
+        if command in READING:  # a page reads by itself too: a person's hand on it is told by `session`
             return await self._read_command(command, m)
-        key = (session.name, str(m["key"])) if m.get("key") else None
-        if key is not None and key in self._replies:
-            return self._replies[key]
-        if key is not None and key in self._doing:
-            raise Refused("being_done", "it is being done already")
-        if key is not None:
-            self._doing.add(key)
-        try:
+        session.used = time.monotonic()
+        name = session.name
+
+        async def work() -> Any:
             if command.startswith(("draft_", "version_")):
-                value = await self._drafting.change(command, m, session.name, blobs)
-            else:
-                value = await self._commands.change(command, m, session)
-        finally:
-            if key is not None:
-                self._doing.discard(key)
-        if key is not None:
-            self._replies[key] = value
-            while len(self._replies) > KEPT_REPLIES:
-                self._replies.popitem(last=False)
-        return value
+                return await self._drafting.change(command, m, name, blobs)
+            return await self._commands.change(command, m, session)
+
+        return await self._repetition.once(name, m, work)
 
     async def _read_command(self, command: str, m: Mapping[str, Any]) -> Any:
         if command.startswith("draft"):

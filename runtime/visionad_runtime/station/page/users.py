@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import secrets
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ PANEL_IDLE_S, IDLE_S = 15 * 60.0, 8 * 3600.0
 MAX_SESSIONS = 200
 _FREE_ATTEMPTS, _MAX_PAUSE_S = 3, 60.0
 MIN_PASSWORD = 8
+_NO_NAMES = ("panel", "station", ".", "..")
+"""The first two are no persons; the others, and a slash, cannot be part of an address."""
 
 
 class Refused(Exception):
@@ -61,6 +64,7 @@ class Users:
 
     def __init__(self, folder: Path) -> None:
         self._path, self._token_path = folder / "users.json", folder / "panel-token"
+        self._lock = threading.Lock()  # what is checked is what is written: hashing takes long, and is done before
         self._users: dict[str, dict[str, str]] = {}
         if self._path.is_file():
             try:
@@ -118,12 +122,13 @@ class Users:
             Refused: There is a user already, the code is another one, or name or password are not accepted.
         """
         self._check_pause("code", "")
-        if not self.code or not hmac.compare_digest(code.strip().lower().encode(), self.code.encode()):
-            self._note_failure("code", "")
-            raise Refused("first_code", "the code is wrong, or a user was made already; it stands in the station's log")
-        self.add(name, password, "admin")
-        self.code = ""
-        return self._open(Session(name, "admin", False))
+        self._check_code(code)
+        user = _new_user(name, password, "admin")
+        with self._lock:
+            self._check_code(code)  # another one may have been first
+            self._put(name, user)
+            self.code = ""
+            return self._open(Session(name, "admin", False))
 
     def login(self, name: str, password: str, address: str, key: str = "") -> str:
         """Open a session of a user. It takes 0.1 s.
@@ -145,9 +150,12 @@ class Users:
             self._note_failure(name, address)
             raise Refused("password", "name or password are wrong")
         self._failures.pop((name, address), None)
-        before = self._sessions.pop(_digest(key), None) if key else None
-        panel = before is not None and before.panel
-        return self._open(Session(name, user["role"], panel))  # type: ignore[arg-type]
+        with self._lock:
+            if self._users.get(name) is not user:
+                raise Refused("password", "name or password are wrong")  # since a moment ago
+            before = self._sessions.pop(_digest(key), None) if key else None
+            panel = before is not None and before.panel
+            return self._open(Session(name, user["role"], panel))  # type: ignore[arg-type]
 
     def logout(self, key: str) -> None:
         """End a session. The panel falls back to its operator."""
@@ -171,18 +179,11 @@ class Users:
         Raises:
             Refused: Name, password or role are not accepted, or it would take the last admin away.
         """
-        if not 1 <= len(name) <= 60 or name in ("panel", "station") or not name.isprintable():
-            raise Refused("user_name", "expected a name of 1 to 60 letters, and neither panel nor station")
-        if len(password) < MIN_PASSWORD:
-            raise Refused("short_password", f"expected a password of at least {MIN_PASSWORD} signs", least=MIN_PASSWORD)
-        if role not in ROLES:
-            raise Refused("role", f"expected a role, one of {', '.join(ROLES)}, got {role!r}")
-        if role != "admin":
-            self._keep_an_admin(name)
-        salt = secrets.token_hex(16)
-        self._users[name] = {"role": role, "salt": salt, "hash": _hash(password, salt)}
-        self._end_sessions(name)
-        self._save()
+        user = _new_user(name, password, role)
+        with self._lock:
+            if role != "admin":
+                self._keep_an_admin(name)
+            self._put(name, user)
 
     def remove(self, name: str) -> None:
         """Delete a user and end their sessions.
@@ -190,14 +191,25 @@ class Users:
         Raises:
             Refused: There is no such user, or it is the last admin.
         """
-        if name not in self._users:
-            raise Refused("no_user", f"there is no user {name!r}")
-        self._keep_an_admin(name)
-        del self._users[name]
-        self._end_sessions(name)
-        self._save()
+        with self._lock:
+            if name not in self._users:
+                raise Refused("no_user", f"there is no user {name!r}")
+            self._keep_an_admin(name)
+            del self._users[name]
+            self._end_sessions(name)
+            self._save()
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _check_code(self, code: str) -> None:
+        if not self.code or not hmac.compare_digest(code.strip().lower().encode(), self.code.encode()):
+            self._note_failure("code", "")
+            raise Refused("first_code", "the code is wrong, or a user was made already; it stands in the station's log")
+
+    def _put(self, name: str, user: dict[str, str]) -> None:
+        self._users[name] = user
+        self._end_sessions(name)
+        self._save()
 
     def _keep_an_admin(self, name: str) -> None:
         others = [n for n, user in self._users.items() if user["role"] == "admin" and n != name]
@@ -257,6 +269,23 @@ def may(session: Session | None, roles: Mapping[str, tuple[str, ...]], command: 
             "role_missing", f"{command} needs one of the roles {', '.join(allowed)}; this is {session.role}",
             role=session.role, needs=list(allowed),
         )  # fmt: skip
+
+
+def _new_user(name: str, password: str, role: str) -> dict[str, str]:
+    """Return what is kept of a user. It takes 0.1 s.
+
+    Raises:
+        Refused: Name, password or role are not accepted.
+    """
+    if not 1 <= len(name) <= 60 or not name.isprintable() or "/" in name or name in _NO_NAMES:
+        no_names = ", ".join(_NO_NAMES)
+        raise Refused("user_name", f"expected a name of 1 to 60 signs without /, and none of {no_names}; got {name!r}")
+    if len(password) < MIN_PASSWORD:
+        raise Refused("short_password", f"expected a password of at least {MIN_PASSWORD} signs", least=MIN_PASSWORD)
+    if role not in ROLES:
+        raise Refused("role", f"expected a role, one of {', '.join(ROLES)}, got {role!r}")
+    salt = secrets.token_hex(16)
+    return {"role": role, "salt": salt, "hash": _hash(password, salt)}
 
 
 def _digest(key: str) -> str:

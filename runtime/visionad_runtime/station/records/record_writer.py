@@ -58,9 +58,9 @@ class RecordWriter:
         """Use the running event loop from now on."""
         self._loop = asyncio.get_running_loop()
 
-    def accept(self, job: Job, then: Callable[[], object]) -> None:
+    def accept(self, job: Job, simulated: bool, then: Callable[[], object]) -> None:
         """Note that a trigger was accepted, then call ``then``, also if it cannot be written."""
-        self._submit(lambda: self.records.accept(job), then, lambda _: then())
+        self._submit(lambda: self.records.accept(job, simulated), then, lambda _: then())
 
     def complete(self, outcome: Outcome) -> None:
         """Note a result. It waits in memory until it is on disk."""

@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,61 +20,10 @@ from ...errors import VisionADError
 from ...formats.plain_text import plain
 from ..front.cycle import NOT_DECIDABLE, Job
 from ..sink import Outcome
+from .schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from .unusable import records_unusable
 
-SCHEMA_VERSION = 2
 NEWEST_REVIEW = "(SELECT was_good FROM reviews WHERE part = parts.id ORDER BY reviews.id DESC LIMIT 1)"
-_SCHEMA = """
-CREATE TABLE parts (
-  id INTEGER PRIMARY KEY,
-  time_utc TEXT NOT NULL,
-  sequence INTEGER NOT NULL,
-  part TEXT NOT NULL,
-  recipe INTEGER NOT NULL,
-  evaluation INTEGER NOT NULL,
-  reason TEXT NOT NULL,
-  latency_ms REAL,
-  bank_version INTEGER,
-  score REAL,
-  threshold REAL,
-  simulated INTEGER NOT NULL DEFAULT 0,
-  recipe_digest TEXT NOT NULL DEFAULT '',
-  alarms TEXT NOT NULL DEFAULT '[]',
-  cameras TEXT NOT NULL DEFAULT '{}',
-  late TEXT,
-  archived TEXT,
-  delivery INTEGER UNIQUE
-);
-CREATE INDEX parts_time ON parts (time_utc);
-CREATE TABLE events (id INTEGER PRIMARY KEY, time_utc TEXT NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL);
-CREATE TABLE audit (
-  id INTEGER PRIMARY KEY,
-  time_utc TEXT NOT NULL,
-  who TEXT NOT NULL,
-  what TEXT NOT NULL,
-  old TEXT NOT NULL,
-  new TEXT NOT NULL,
-  previous TEXT NOT NULL,
-  hash TEXT NOT NULL
-);
-CREATE TABLE cursors (sink TEXT PRIMARY KEY, delivery INTEGER NOT NULL);
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
-_MIGRATIONS = {
-    2: """
-CREATE TABLE reviews (
-  id INTEGER PRIMARY KEY,
-  part INTEGER NOT NULL,
-  who TEXT NOT NULL,
-  was_good INTEGER NOT NULL,
-  time_utc TEXT NOT NULL,
-  note TEXT NOT NULL DEFAULT ''
-);
-CREATE INDEX reviews_part ON reviews (part);
-CREATE INDEX events_time ON events (time_utc);
-""",
-}
-"""Version → statements that make it from the version before. A new database runs the first schema and all of them."""
 GENESIS = "0" * 64
 """``previous`` of the first row of the audit."""
 
@@ -147,17 +96,21 @@ class Records:
         with self._lock:
             return int(self._db.execute("SELECT coalesce(max(id), 0) FROM parts").fetchone()[0])
 
-    def accept(self, job: Job) -> None:
+    def accept(self, job: Job, simulated: bool = False) -> None:
         """Note that a trigger was accepted.
+
+        Args:
+            job: the part.
+            simulated: whether an image does not come from a lens.
 
         Raises:
             sqlite3.Error: It cannot be written, such as for a full disk.
         """
         with self._changing() as db:
             db.execute(
-                "INSERT OR IGNORE INTO parts (id, time_utc, sequence, part, recipe, evaluation, reason) "
-                "VALUES (?, ?, ?, ?, ?, 0, 'none')",
-                (job.id, job.time_utc, job.sequence, job.part, job.recipe),
+                "INSERT OR IGNORE INTO parts (id, time_utc, sequence, part, recipe, evaluation, reason, simulated) "
+                "VALUES (?, ?, ?, ?, ?, 0, 'none', ?)",
+                (job.id, job.time_utc, job.sequence, job.part, job.recipe, int(simulated)),
             )
 
     def complete(self, outcomes: Sequence[Outcome]) -> None:
@@ -201,7 +154,7 @@ class Records:
             [
                 Outcome(
                     row["id"], row["time_utc"], row["sequence"], row["part"], row["recipe"], NOT_DECIDABLE, "internal", None, None,
-                    0.0, 0, {}, ("interrupted",),
+                    0.0, 0, {}, ("interrupted",), bool(row["simulated"]),
                 )
                 for row in rows
             ]
@@ -219,6 +172,18 @@ class Records:
         condition = f"AND ({where})" if where else ""
         query = f"SELECT * FROM parts WHERE delivery IS NOT NULL {condition} ORDER BY id DESC LIMIT ?"
         return self._rows(query, (*values, limit))
+
+    def unseen(self, limit: int = 1000) -> list[int]:
+        """Return the newest parts that were not ok and that no person has seen, as the audit has it; oldest first."""
+        seen = self._rows("SELECT new FROM audit WHERE what = 'seen' ORDER BY id DESC LIMIT 1", ())
+        last = 0
+        with suppress(ValueError, TypeError, KeyError):  # a row that was changed: better too many than too few
+            last = int(json.loads(seen[0]["new"])["to"]) if seen else 0
+        rows = self._rows(
+            "SELECT id FROM parts WHERE id > ? AND evaluation != 1 AND delivery IS NOT NULL ORDER BY id DESC LIMIT ?",
+            (last, limit),
+        )
+        return [row["id"] for row in reversed(rows)]
 
     def between(self, start_utc: str, end_utc: str) -> Iterator[dict[str, Any]]:
         """Yield parts with ``start_utc <= time_utc < end_utc``, oldest first, a thousand at a time."""
@@ -384,8 +349,8 @@ class Records:
                     f"records {self.path}: expected schema {SCHEMA_VERSION} or older, got {version}; use the visionad release that "
                     "wrote it"
                 )
-            first = [_SCHEMA] if version == 0 else []
-            steps = first + [_MIGRATIONS[v] for v in range(max(version, 1) + 1, SCHEMA_VERSION + 1)]
+            first = [SCHEMA] if version == 0 else []
+            steps = first + [MIGRATIONS[v] for v in range(max(version, 1) + 1, SCHEMA_VERSION + 1)]
             for step in steps:
                 for statement in filter(str.strip, step.split(";")):
                     db.execute(statement)

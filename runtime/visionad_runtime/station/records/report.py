@@ -16,7 +16,7 @@ from ...errors import VisionADError
 from ..front.cycle import REASONS
 from ..settings import Shifts
 from .records import Records
-from .shifts import Shift
+from .shifts import YEARS, Shift
 from .statistics import CELL, Counts, Share, ShiftStatistics, shift_statistics, utc_text
 
 UNDECIDED = tuple(reason for reason in REASONS if reason not in ("none", "anomalous", "review"))
@@ -90,8 +90,11 @@ def make_report(source: Source, start: datetime, end: datetime) -> Report:
         end: with a time zone, not included.
 
     Raises:
-        VisionADError: The end is not after the start, or the records cannot be read.
+        VisionADError: The end is not after the start, a time is not in :data:`YEARS`, or the records cannot be read.
     """
+    for moment in (start, end):
+        if moment.year not in YEARS:
+            raise VisionADError(f"report: expected times from {YEARS[0]} to {YEARS[-1]}, got {moment.isoformat()}")
     if end <= start:
         raise VisionADError(f"report: expected --to after --from, got {utc_text(start)} to {utc_text(end)}")
     records = Records(source.records)
@@ -122,9 +125,9 @@ def parse_time(text: str, zone: str, *, is_end: bool = False) -> datetime:
             day = date.fromisoformat(text) + timedelta(days=is_end)
             return datetime.combine(day, clock_time(), ZoneInfo(zone)).astimezone(UTC)
         moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(zone))).astimezone(UTC)
     except (ValueError, OverflowError):
         raise VisionADError(f"expected a time such as 2026-11-30 or '2026-11-30 06:00', got {text!r}") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(zone))).astimezone(UTC)
 
 
 def as_lines(report: Report) -> list[str]:

@@ -10,6 +10,9 @@ from zoneinfo import ZoneInfo
 
 from ..settings import Shifts
 
+YEARS = range(1970, 9000)
+"""Years of which shifts are known. The calendar's own ends are not far from where it cannot be converted any more."""
+
 
 class Shift(NamedTuple):
     """One shift.

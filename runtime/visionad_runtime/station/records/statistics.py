@@ -7,7 +7,7 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ CELL = 128
 """Side in pixels of the cells that regions without an ROI are counted in."""
 CONFIDENCE = 0.95
 """Confidence of the intervals of a :class:`Share`."""
+MISSED = ("trigger-missed", "frames-lost")
+"""Codes of events that say that parts were missed."""
 _LOST = re.compile(r"^(\d+) frames? (?:were|was) lost")
 
 
@@ -211,11 +213,21 @@ def _one_shift(records: Records, shift: Shift) -> ShiftStatistics:
             count()
     if page:
         count()
+    missed = missed_in(records.events_between(start, end, MISSED))
+    return ShiftStatistics(shift, dict(sorted(recipes.items())), total, missed)
+
+
+def missed_in(events: Iterable[Mapping[str, Any]]) -> int:
+    """Return how many parts were missed: triggers that were not accepted, and frames that were lost.
+
+    Args:
+        events: of the codes :data:`MISSED`, with ``code`` and ``text``.
+    """
     missed = 0
-    for event in records.events_between(start, end, ("trigger-missed", "frames-lost")):
+    for event in events:
         lost = _LOST.search(event["text"]) if event["code"] == "frames-lost" else None
         missed += 1 if lost is None else int(lost[1])
-    return ShiftStatistics(shift, dict(sorted(recipes.items())), total, missed)
+    return missed
 
 
 def utc_text(moment: datetime) -> str:

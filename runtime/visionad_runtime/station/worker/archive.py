@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -43,6 +43,13 @@ class JudgedCamera(Protocol):
     def rgb(self) -> NDArray[np.uint8] | None: ...
 
 
+class _Wish(NamedTuple):
+    job: Job
+    images: Mapping[str, NDArray[np.uint8]]
+    good: bool
+    then: Callable[[str], object]
+
+
 class ArchiveWriter:
     """Writes images of parts below ``folder/YYYY-MM-DD``.
 
@@ -53,7 +60,7 @@ class ArchiveWriter:
 
     def __init__(self, settings: Archive, say: Callable[..., object]) -> None:
         self._settings, self._say = settings, say
-        self._queue: queue.Queue[tuple[Job, Mapping[str, NDArray[np.uint8]], bool] | None] = queue.Queue()
+        self._queue: queue.Queue[_Wish | None] = queue.Queue()
         self._counts = {"ok": 0, "not_ok": 0}
         self.dropped = 0
         self._failing = False
@@ -61,23 +68,38 @@ class ArchiveWriter:
         self._thread = threading.Thread(target=self._work, name="visionad-archive", daemon=True)
         self._thread.start()
 
-    def add(self, job: Job, judged: Mapping[str, JudgedCamera], always: bool = False) -> None:
-        """Queue the images of a part, if a rule says so, or ``always``. Returns at once."""
-        good = all(one.evaluation == OK for one in judged.values())
-        images = {name: one.rgb for name, one in judged.items() if one.rgb is not None}
-        if not images or not (always or self._wanted("ok" if good else "not_ok")):
-            return
-        size = self._queue.qsize()
-        if size >= (MAX_QUEUE // 2 if good else MAX_QUEUE):
-            self.dropped += 1
+    def add(self, job: Job, judged: Mapping[str, JudgedCamera]) -> None:
+        """Queue the images of a part, if a rule says so. Returns at once."""
+        good, images = _images(judged)
+        if images and self._wanted("ok" if good else "not_ok") and not self._queued(_Wish(job, images, good, _nothing)):
             self._say("archive-dropped", self.dropped)
-            return
-        self._queue.put((job, images, good))
+
+    def keep(self, job: Job, judged: Mapping[str, JudgedCamera], then: Callable[[str], object]) -> None:
+        """Queue the images of a part, whatever the rules say. Returns at once.
+
+        Args:
+            job: of the part.
+            judged: its cameras.
+            then: called once with an empty text when all images lie in the archive, else with why they do not.
+        """
+        good, images = _images(judged)
+        if not images:
+            then(f"no camera gave an image of part {job.id}")
+        elif not self._queued(_Wish(job, images, good, then)):
+            then("too many images wait to be written")
 
     def close(self) -> None:
         """Write what waits, for a second at most."""
         self._queue.put(None)
         self._thread.join(1.0)
+
+    def _queued(self, wish: _Wish) -> bool:
+        is_full = self._queue.qsize() >= (MAX_QUEUE // 2 if wish.good else MAX_QUEUE)
+        if is_full:
+            self.dropped += 1
+        else:
+            self._queue.put(wish)
+        return not is_full
 
     def _wanted(self, kind: str) -> bool:
         rule = self._settings.keep.ok if kind == "ok" else self._settings.keep.not_ok
@@ -87,20 +109,24 @@ class ArchiveWriter:
         return self._counts[kind] % int(rule.rpartition(" ")[2]) == 1 or rule == "1 of 1"
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            job, images, good = item
+        while (wish := self._queue.get()) is not None:
+            why = ""
             try:
                 self._clean()
-                paths = [self._write(job, camera, rgb, good) for camera, rgb in images.items()]
+                paths = [self._write(wish.job, camera, rgb, wish.good) for camera, rgb in wish.images.items()]
                 self._failing = False
-                self._say("archived", job.id, [str(path) for path in paths])
+                self._say("archived", wish.job.id, [str(path) for path in paths])
             except (OSError, VisionADError) as exc:
+                why = str(exc)
                 self.dropped += 1
                 if not self._failing:
                     self._failing = True
                     self._try_say("alarm", "disk", f"images cannot be archived: {exc}")
-            except Exception:
+            except Exception as exc:
+                why = f"{type(exc).__name__}: {exc}"
                 log.exception("archive")
+            with suppress(OSError):  # the front is gone
+                wish.then(why)
 
     def _try_say(self, *message: Any) -> None:
         with suppress(OSError):
@@ -123,6 +149,15 @@ class ArchiveWriter:
             return
         self._cleaned = time.monotonic()
         clean(self._settings, datetime.now().timestamp())
+
+
+def _images(judged: Mapping[str, JudgedCamera]) -> tuple[bool, dict[str, NDArray[np.uint8]]]:
+    """Return whether a part is ok, and the images that there are of it."""
+    good = all(one.evaluation == OK for one in judged.values())
+    return good, {name: one.rgb for name, one in judged.items() if one.rgb is not None}
+
+
+def _nothing(_: str) -> None: ...
 
 
 def clean(settings: Archive, now: float) -> int:

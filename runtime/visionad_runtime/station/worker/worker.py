@@ -113,7 +113,7 @@ class Worker:
         self._inbox = Inbox(
             pipe,
             {
-                "push": self._push, "pixels": self._send_pixels, "diagnose": self._diagnose,
+                "push": self._push, "pixels": self._send_pixels, "keep": self._keep, "diagnose": self._diagnose,
                 "look": self._live.look, "frame_pixels": self._live.send_pixels,
             },
         )  # fmt: skip
@@ -229,15 +229,11 @@ class Worker:
             self._archive.add(job, judged)
 
     def _serve_page(self, images: KeptImages, command: str, *values: Any) -> None:
-        """Do what the page asks for: ``watch`` yes or no, ``images`` of a part, ``keep`` a part's images in the archive."""
+        """Do what the page asks for: ``watch`` yes or no, ``images`` of a part."""
         if command == "watch":
             images.watch(values[0])
         elif command == "images":
             images.send(values[0])
-        elif command == "keep" and self._archive is not None:
-            found = images.kept(values[0])
-            if found is not None:
-                self._archive.add(*found, always=True)
 
     def _inspect_upload(
         self, command: str, ticket: int, rgb: NDArray[np.uint8], class_name: str | None, name: str
@@ -269,6 +265,17 @@ class Worker:
         found = None if self._images is None else self._images.kept(part)
         judged = {} if found is None else found[1]
         self._answer(ticket, {name: one.rgb for name, one in judged.items() if one.rgb is not None})
+
+    def _keep(self, ticket: int, part: int) -> None:
+        """Write the images of one of the newest parts to the archive. The answer follows when they lie there, or cannot."""
+        found = None if self._images is None else self._images.kept(part)
+        if found is None or self._archive is None:
+            self._answer(ticket, None, "not_in_memory", f"the images of part {part} are not in memory any more")
+            return
+        failed = "the images of part {} were not kept: {}".format
+        self._archive.keep(
+            *found, lambda why: self._answer(ticket, None if why else True, "not_kept", failed(part, why))
+        )
 
     def _diagnose(self, ticket: int) -> None:
         """Say of each camera which steps to an image work. Nothing is triggered: the line goes on meanwhile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from pydantic import AwareDatetime
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
 from ...station.records.records import verify_audit
+from ...station.records.shifts import YEARS
 from ..queue import RequestError
 from . import answers
 from .answers import Problem
@@ -102,9 +104,9 @@ def _add_commands(app: FastAPI) -> None:
     command("worker/restart", "restart_worker", answers.Nothing, "Replace the worker process.")
     command("users", "user_add", answers.NewUser, "Add a user, or change one's password or role.")
 
-    @app.post(f"{API}/users/{{name}}/remove", response_model=answers.UserList, **CHANGE)
+    @app.post(f"{API}/users/{{name:path}}/remove", response_model=answers.UserList, **CHANGE)
     async def remove(name: str, body: answers.Nothing, caller: Anyone) -> Response:
-        """Remove a user. The last admin stays."""
+        """Remove a user. The last admin stays. A name of an older release may hold a slash."""
         del body
         return JSONResponse((await caller.ask("user_remove", name=name)).value)
 
@@ -115,7 +117,7 @@ def _add_commands(app: FastAPI) -> None:
 
     @app.post(f"{API}/records/{{number}}/keep", response_model=answers.Done, **CHANGE)
     async def keep(number: PartNumber, body: answers.Nothing, caller: Anyone) -> Response:
-        """Write the images of one of the newest parts to the archive."""
+        """Write the images of one of the newest parts to the archive. The answer comes when they lie there."""
         del body
         return JSONResponse((await caller.ask("keep", id=number)).value)
 
@@ -126,6 +128,23 @@ def _add_commands(app: FastAPI) -> None:
         return JSONResponse((await caller.ask("draft_replay", record=number)).value)
 
 
+def _time(value: object) -> object:
+    """Refuse a bare number: it could be seconds, milliseconds or a year."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d*\.?\d*\s*", value):
+        raise ValueError(f"expected a time such as 2026-11-30T06:00:00Z, got {value!r}")
+    return value
+
+
+def _known(moment: datetime) -> datetime:
+    if moment.year not in YEARS:
+        raise ValueError(f"expected a time from {YEARS[0]} to {YEARS[-1]}, got {moment.isoformat()}")
+    return moment
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_time), AfterValidator(_known)]
+"""A time with an offset: without one, it would mean another moment in each zone."""
+
+
 def _filter(
     before: Annotated[
         int, Query(ge=0, le=answers.MAX_NUMBER, description="only parts with smaller numbers; 0: the newest")
@@ -133,8 +152,8 @@ def _filter(
     verdict: Annotated[Literal["", "ok", "reject", "undecided", "not_ok"], Query()] = "",
     recipe: Annotated[int, Query(ge=0, le=answers.MAX_NUMBER)] = 0,
     part: Annotated[str, Query(max_length=100, description="what the part's text begins with")] = "",
-    start: Annotated[datetime | None, Query(alias="from")] = None,
-    end: Annotated[datetime | None, Query(alias="to")] = None,
+    start: Annotated[Moment | None, Query(alias="from", description="included, with an offset")] = None,
+    end: Annotated[Moment | None, Query(alias="to", description="not included, with an offset")] = None,
     review: Annotated[Literal["", "none", "good", "bad"], Query()] = "",
 ) -> Filter:
     first, last = (utc_text(moment) if moment else "" for moment in (start, end))
@@ -142,8 +161,8 @@ def _filter(
 
 
 Filters = Annotated[Filter, Depends(_filter)]
-Start = Annotated[AwareDatetime, Query(alias="from", description="included, with an offset")]
-End = Annotated[AwareDatetime, Query(alias="to", description="not included, with an offset")]
+Start = Annotated[Moment, Query(alias="from", description="included, with an offset")]
+End = Annotated[Moment, Query(alias="to", description="not included, with an offset")]
 
 
 def _add_records(app: FastAPI) -> None:
@@ -193,7 +212,10 @@ def _add_records(app: FastAPI) -> None:
 
     @app.get(f"{API}/export.csv", response_model=None, response_class=Response, responses=ERRORS)
     async def export(_: Reader, wanted: Filters, separator: Annotated[Literal[",", ";"], Query()] = ",") -> Response:
-        """The parts that fit the filter, oldest first, as CSV in UTF-8 with BOM."""
+        """The parts that fit the filter, oldest first, as CSV in UTF-8 with BOM.
+
+        With the separator `;`, numbers have a decimal comma: spreadsheets that expect the one expect the other.
+        """
         headers = {"content-disposition": 'attachment; filename="parts.csv"'}
         blocks = reports.export(wanted, separator)
         first = await anext(blocks)  # what is wrong is an answer in words, not half a file

@@ -47,6 +47,7 @@ STATUS = {
     "input": 400,
     "no_draft": 404,
     "image_gone": 404,
+    "not_in_memory": 404,
     "live_changed": 412,
     "user_name": 400,
     "short_password": 400,

@@ -28,6 +28,11 @@ VERSIONS = 100
 """Versions of one answer."""
 
 
+_NO_THRESHOLD = (
+    "it has no threshold: brought back, every part is undecided until a new one is calibrated or set by hand"
+)
+
+
 def add_drafts(app: FastAPI) -> None:
     """Add the endpoints."""
     _add_reading(app)
@@ -143,14 +148,19 @@ def _add_versions(app: FastAPI) -> None:
     async def versions(
         _: Reader, before: Annotated[int, Query(ge=0, description="only older ones; 0: the newest")] = 0
     ) -> Response:
-        """Versions of the line's bank, newest first, with each class's parts, threshold and regions."""
+        """Versions of the line's bank, newest first: each class's parts, threshold and regions, and what to know before it is
+        brought back.
+        """
         return JSONResponse(await asyncio.to_thread(_versions, bank, before))
 
     @app.post(f"{API}/versions/{{number}}/back", response_model=answers.Done, **CHANGE)
     async def back(
         number: Annotated[int, InPath(ge=1)], body: answers.Nothing, caller: Anyone, class_name: Class
     ) -> Response:
-        """Bring a class of an older version back: its parts, regions and threshold become a new version."""
+        """Bring a class of an older version back: its parts, regions and threshold become a new version.
+
+        A class that had no threshold then makes every part undecided. `GET versions` says so under `warning`.
+        """
         del body
         return await _asked(caller, "version_back", {"class": class_name, "version": number})
 
@@ -179,6 +189,7 @@ def _class(entry: ClassEntry) -> dict[str, Any]:
     return {
         "parts": len(entry.images),
         "threshold": entry.threshold,
+        "warning": _NO_THRESHOLD if entry.threshold is None else "",
         "rate": None if record is None else record.guaranteed_false_reject,
         "normals": None if record is None else record.normals,
         "by_hand": None if entry.by_hand is None else entry.by_hand.model_dump(mode="json"),

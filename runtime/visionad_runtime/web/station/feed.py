@@ -142,6 +142,8 @@ class Feed:
             self.hello = event
             self._dirty.set()
         elif kind == "state":
+            if any(event.get(name) != self.state.get(name) for name in ("missed", "late")):
+                self._dirty.set()  # no part tells of these
             self.state = event
         elif kind == "outcome":
             again = self._last is not None and self._last[0]["id"] == event["id"]  # with its images now: they were late
@@ -193,7 +195,7 @@ class Feed:
             key: of its session.
         """
         await socket.accept()
-        session = await self._session(key, touch=True)
+        session = await self._session(key)
         if session is None:
             await socket.close(4401, "log in first")
             return
@@ -229,6 +231,8 @@ class Feed:
             client.heard = time.monotonic()
             if message.get("send") == "shown":
                 client.shown()
+            elif message.get("send") == "used":
+                self.link.tell("session", session=client.key, touch=True)
             elif message.get("send") == "look":
                 if client.look is not None:
                     client.look.cancel()  # the newest question counts
@@ -282,8 +286,8 @@ class Feed:
                     client.session = session
                     client.put({"event": "user", **session})
 
-    async def _session(self, key: str, touch: bool = False) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = (await self.link.ask("session", session=key, touch=touch)).value
+    async def _session(self, key: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = (await self.link.ask("session", session=key)).value
         return found
 
     def _watch(self) -> None:

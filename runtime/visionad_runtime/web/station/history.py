@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ...station.records.image_names import by_camera
 from ...station.records.records import NEWEST_REVIEW, deciding_camera
+from ...station.records.statistics import MISSED, missed_in
 
 PAGE = 100
 """Parts of one page."""
@@ -59,13 +60,19 @@ class History:
         self._uri = f"{path.resolve().as_uri()}?mode=ro"
 
     def counts(self, start_utc: str) -> dict[str, int]:
-        """Return parts by evaluation since a time."""
+        """Return parts by evaluation since a time, and how many were late or missed, as the statistics count them."""
         rows = self._rows(
-            "SELECT evaluation, count(*) AS n FROM parts WHERE time_utc >= ? AND delivery IS NOT NULL GROUP BY evaluation",
+            "SELECT evaluation, count(*) AS n, count(late) AS late FROM parts WHERE time_utc >= ? AND delivery IS NOT NULL "
+            "GROUP BY evaluation",
             (start_utc,),
         )
         found = {row["evaluation"]: row["n"] for row in rows}
-        return {name: found.get(number, 0) for name, number in _EVALUATIONS.items()}
+        marks = ",".join("?" * len(MISSED))
+        events = self._rows(
+            f"SELECT code, text FROM events WHERE time_utc >= ? AND code IN ({marks})", (start_utc, *MISSED)
+        )
+        counts = {name: found.get(number, 0) for name, number in _EVALUATIONS.items()}
+        return {**counts, "late": sum(row["late"] for row in rows), "missed": missed_in([dict(one) for one in events])}
 
     def newest(self, start_utc: str, limit: int) -> list[dict[str, Any]]:
         """Return the newest parts since a time, oldest first: number, text, time, evaluation, reason, score, threshold."""
@@ -106,7 +113,12 @@ class History:
         }
 
     def csv(self, wanted: Filter, separator: str) -> Iterator[bytes]:
-        """Yield parts as CSV, oldest first, some at a time: UTF-8 with BOM. No cell is a formula."""
+        """Yield parts as CSV, oldest first, some at a time: UTF-8 with BOM. No cell is a formula.
+
+        Args:
+            wanted: which parts.
+            separator: of cells; with ``;``, numbers have a decimal comma.
+        """
         names = (
             "id", "time_utc", "sequence", "part", "recipe", "evaluation", "reason", "class", "score", "threshold", "latency_ms",
             "bank_version", "was_good", "simulated",
@@ -176,14 +188,16 @@ def _record(row: sqlite3.Row) -> dict[str, Any]:
 
 def _line(cells: Sequence[Any], separator: str) -> bytes:
     text = io.StringIO()
-    csv.writer(text, delimiter=separator, lineterminator="\r\n").writerow([_cell(cell) for cell in cells])
+    csv.writer(text, delimiter=separator, lineterminator="\r\n").writerow([_cell(cell, separator) for cell in cells])
     return text.getvalue().encode()
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Any, separator: str) -> Any:
     """Return a cell that no spreadsheet takes for a formula."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return int(value)
+    if isinstance(value, float) and separator == ";":  # a German spreadsheet takes 12.5 for a day in May
+        return str(value).replace(".", ",")
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and value else value

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from visionad_runtime.errors import VisionADError
 from visionad_runtime.station.front.cycle import Job
 from visionad_runtime.station.front.record_start import start_records
+from visionad_runtime.station.page.commands import PageCommands
 from visionad_runtime.station.records.records import Records, verify_audit
+
+from tests.fakes.line import outcome
 
 UTC = "2026-11-30T06:00:00.000+00:00"
 PAGE = 4096
@@ -50,6 +57,32 @@ def test_parts_that_a_kill_interrupted_are_completed(tmp_path: Path) -> None:
     assert [row["reason"] for row in started.records.parts()] == ["internal"] * 2
     started.records.close()
     started.unlock()
+
+
+def test_what_nobody_has_seen_outlives_the_station(tmp_path: Path) -> None:
+    """Also a part that the kill interrupted, which is as simulated as it was when it was accepted."""
+    records = Records(tmp_path / "records.sqlite")
+    records.complete([outcome(number, part) for number, part in enumerate(("bad", "ok", "odd", "bad"), 1)])
+    records.accept(Job(5, 5, "SN-5", 1, 0.0, 1.0, UTC), simulated=True)
+    records.accept(Job(6, 6, "SN-6", 1, 0.0, 1.0, UTC))
+    records.close()
+    started = start_records(records.path)
+    assert started.unseen == [1, 3, 4, 5, 6]
+    assert [row["simulated"] for row in started.records.parts(after=4)] == [1, 0]
+
+    async def write(work: Callable[[], Any]) -> Any:
+        return work()
+
+    front: Any = SimpleNamespace(records=started.records, write=write)
+    commands = PageCommands(front, SimpleNamespace(), lambda: None, started.unseen)  # type: ignore[arg-type]
+    assert asyncio.run(commands.change("seen", {"id": 4}, SimpleNamespace(name="anna"))) == {"seen": 3}  # type: ignore[arg-type]
+    assert commands.unseen == [5, 6]
+    started.records.close()
+    started.unlock()
+    again = start_records(records.path)
+    assert again.unseen == [5, 6] and again.records.unseen(limit=1) == [6]
+    again.records.close()
+    again.unlock()
 
 
 def test_damaged_records_are_said_in_one_line_and_let_go(tmp_path: Path) -> None:

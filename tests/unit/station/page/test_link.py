@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from visionad_runtime.station.page import link
+from visionad_runtime.station.page import link, users
 from visionad_runtime.station.page.link import PageLink
 from visionad_runtime.station.sink import Outcome
 
@@ -130,6 +130,76 @@ def test_a_late_image_is_not_that_of_the_next_part(side: Side) -> None:
 
     asyncio.run(line())
     assert side.shown() == [(1, b""), (1, b"1"), (2, b"2")]
+
+
+class Someone:
+    """A setter at the panel, and what the station was told to do for them."""
+
+    def __init__(self, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        self.now = 1000.0
+        self.link = side.link
+        monkeypatch.setattr(users.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(users, "_SCRYPT", {"n": 16, "r": 8, "p": 1})
+        link_users = side.link.users
+        link_users.add("anna", "correct horse", "setter")
+        self.key = link_users.login(
+            "anna", "correct horse", "127.0.0.1", link_users.login_panel(link_users.panel_token)
+        )
+
+        async def change(command: str, m: Any, session: Any) -> Any:
+            self.done.append(command)
+            return {"did": command}
+
+        async def read(command: str, m: Any) -> Any:
+            return {}, []
+
+        monkeypatch.setattr(side.link._commands, "change", change)
+        monkeypatch.setattr(side.link._drafting, "read", read)
+
+    def ask(self, command: str, **values: Any) -> Any:
+        return asyncio.run(self.link._command(command, {"do": command, "ask": 1, "session": self.key, **values}, []))
+
+    def tell(self, **values: Any) -> Any:
+        return asyncio.run(self.link._open_command("session", {"session": self.key, **values}, []))
+
+
+@pytest.fixture
+def someone(side: Side, monkeypatch: pytest.MonkeyPatch) -> Someone:
+    return Someone(side, monkeypatch)
+
+
+def test_a_page_that_reads_by_itself_keeps_nobody_logged_in(someone: Someone) -> None:
+    """A draft that collects is read each second. The panel falls back all the same, 15 minutes after a person's last action."""
+    someone.now += users.PANEL_IDLE_S - 10
+    someone.tell(touch=True)  # a hand on the page
+    for _ in range(90):
+        someone.now += 10
+        someone.ask("draft_facts", **{"class": "disc"})
+    assert someone.tell()["role"] == "setter"
+    someone.now += 1
+    assert someone.tell()["role"] == "operator"
+
+
+def test_a_change_is_an_action(someone: Someone) -> None:
+    someone.now += users.PANEL_IDLE_S - 10
+    someone.ask("recipe", number=1)
+    someone.now += users.PANEL_IDLE_S - 10
+    assert someone.tell()["role"] == "setter"
+
+
+def test_a_key_is_good_for_one_command(someone: Someone) -> None:
+    assert someone.ask("recipe", number=1, key="k") == someone.ask("recipe", number=1, key="k") == {"did": "recipe"}
+    for command, values in (
+        ("recipe", {"number": 2}),
+        ("control", {"to": "page"}),
+        ("recipe", {"number": 1, "content": ["00"]}),
+    ):
+        with pytest.raises(users.Refused) as refused:
+            someone.ask(command, key="k", **values)
+        assert refused.value.code == "key_reused"
+    assert someone.ask("control", to="page", key="other") == {"did": "control"}
+    assert someone.done == ["recipe", "control"]
 
 
 def test_parts_go_out_in_their_order(side: Side) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,7 +76,8 @@ def test_failures_are_slowed_by_name_and_address(users: Users, clock: list[float
 @pytest.mark.parametrize(
     ("name", "password", "role", "code"),
     [("", PASSWORD, "admin", "user_name"), ("panel", PASSWORD, "admin", "user_name"), ("a", "short", "admin", "short_password"),
-     ("a", PASSWORD, "god", "role"), ("a\n", PASSWORD, "admin", "user_name")],
+     ("a", PASSWORD, "god", "role"), ("a\n", PASSWORD, "admin", "user_name"), ("a/b", PASSWORD, "admin", "user_name"),
+     ("..", PASSWORD, "admin", "user_name")],
 )  # fmt: skip
 def test_what_no_user_may_be(users: Users, name: str, password: str, role: str, code: str) -> None:
     with pytest.raises(Refused) as refused:
@@ -91,6 +95,65 @@ def test_the_last_admin_stays(users: Users) -> None:
     key = users.login("anna", PASSWORD, "10.0.0.1")
     users.remove("anna")
     assert users.session(key) is None
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Calls two functions at once: each waits in its hashing for the other's. Returns the codes of refusals."""
+
+    def call(*work: Callable[[], object]) -> list[str]:
+        meet, hashed = threading.Barrier(len(work), timeout=20), page_users._hash
+
+        def slowly(password: str, salt: str) -> str:
+            meet.wait()
+            return hashed(password, salt)
+
+        monkeypatch.setattr(page_users, "_hash", slowly)
+
+        def code_of(one: Callable[[], object]) -> str:
+            try:
+                one()
+            except Refused as exc:
+                return exc.code
+            return ""
+
+        with ThreadPoolExecutor(len(work)) as pool:
+            codes = sorted(pool.map(code_of, work))
+        monkeypatch.setattr(page_users, "_hash", hashed)
+        return codes
+
+    return call
+
+
+def test_two_admins_cannot_demote_each_other(users: Users, together: Callable[..., list[str]]) -> None:
+    for name in ("anna", "bert"):
+        users.add(name, PASSWORD, "admin")
+    codes = together(*(lambda name=name: users.add(name, PASSWORD, "viewer") for name in ("anna", "bert")))
+    assert codes == ["", "last_admin"]
+    assert sorted(user["role"] for user in users.all()) == ["admin", "viewer"]
+
+
+def test_the_code_makes_one_user(users: Users, together: Callable[..., list[str]]) -> None:
+    code = users.code
+    assert together(*(lambda name=name: users.login_code(code, name, PASSWORD) for name in ("anna", "eve"))) == [
+        "",
+        "first_code",
+    ]
+    assert len(users.all()) == 1
+
+
+def test_who_is_removed_while_logging_in_is_not_let_in(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("anna", "bert"):
+        users.add(name, PASSWORD, "admin")
+    hashed = page_users._hash
+
+    def meanwhile(password: str, salt: str) -> str:
+        users.remove("anna")
+        return hashed(password, salt)
+
+    monkeypatch.setattr(page_users, "_hash", meanwhile)
+    with pytest.raises(Refused, match="wrong"):
+        users.login("anna", PASSWORD, "10.0.0.1")
 
 
 def test_a_broken_file_says_what_mends_it(tmp_path: Path) -> None:

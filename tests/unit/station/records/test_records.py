@@ -133,7 +133,7 @@ def test_a_published_head_finds_an_end_that_was_cut_with_care(records: Records) 
 
 
 def test_records_of_version_1_are_migrated(tmp_path: Path) -> None:
-    from visionad_runtime.station.records import records as module
+    from visionad_runtime.station.records import schema as module
 
     path = tmp_path / "r.sqlite"
     records = Records(path)

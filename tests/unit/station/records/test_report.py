@@ -109,6 +109,10 @@ def test_an_empty_time(station: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (["--from", "yesterday"], "expected a time such as 2026-11-30"),
         (["--from", "2026-11-30", "--to", "2026-11-01"], "expected --to after --from"),
+        (["--from", "0001-01-01"], "expected "),
+        (["--from", "0001-01-01 00:00+05:00"], "expected a time such as"),
+        (["--from", "0001-01-02"], "expected times from 1970 to 8999"),
+        (["--from", "2026-11-30", "--to", "9999-12-30"], "expected times from 1970 to 8999"),
     ],
 )
 def test_wrong_times(station: Path, args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,12 @@ export const work = { name: '', facts: null, list: null, trouble: '', busy: fals
 const images = new Map();
 let timer = null;
 
-const at = (path) => `draft${path}?class=${encodeURIComponent(work.name)}`;
+let changes = 0; // that were answered: what was read before one is older than its answer
 
-function took(facts) {
+const at = (path, name = work.name) => `draft${path}?class=${encodeURIComponent(name)}`;
+
+function took(facts, name) {
+  if (work.name !== name) return; // another draft is shown by now
   work.facts = facts;
   work.trouble = '';
   clearTimeout(timer);
@@ -28,12 +31,12 @@ export async function open(name) {
   work.facts = null;
   images.clear();
   try {
-    if (name) took(await get(at('')));
+    if (name) took(await get(at('', name)), name);
     else work.list = await get('drafts');
-    work.trouble = '';
+    if (work.name === name) work.trouble = '';
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    work.trouble = problem(error);
+    if (work.name === name) work.trouble = problem(error);
   }
   page.update();
 }
@@ -41,11 +44,15 @@ export async function open(name) {
 /** Read the draft again, such as while parts are collected. */
 export async function refresh() {
   clearTimeout(timer);
-  if (!work.name || !location.hash.startsWith('#/teach')) return;
+  const { name } = work;
+  if (!name || !location.hash.startsWith('#/teach')) return;
+  const before = changes;
   try {
-    took(await get(at('')));
+    const facts = await get(at('', name));
+    if (changes === before) took(facts, name);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
+    if (work.name !== name) return;
     work.trouble = problem(error);
     page.update();
   }
@@ -70,9 +77,11 @@ async function doing(act) {
 
 /** Change the draft. Returns what the station answers, or null. */
 export async function change(path, body = {}, done = '') {
+  const { name } = work;
   return doing(async () => {
-    const answer = await post(at(path), { version: work.facts?.version, ...body });
-    if (answer.parts) took(answer);
+    const answer = await post(at(path, name), { version: work.facts?.version, ...body });
+    changes += 1;
+    if (answer.parts) took(answer, name);
     if (done) page.say(done);
     return answer;
   });
@@ -85,10 +94,13 @@ export async function begin(name) {
 
 /** Take image files as good parts, one after the other. */
 export async function files(list) {
+  const { name } = work;
   for (const file of list) {
-    const answer = await doing(() => send(`${at('/files')}&version=${work.facts.version}&name=${encodeURIComponent(file.name)}`, file));
+    if (work.name !== name || !work.facts) return; // another draft is shown by now: it gets none of these files
+    const answer = await doing(() => send(`${at('/files', name)}&version=${work.facts.version}&name=${encodeURIComponent(file.name)}`, file));
     if (!answer) return;
-    took(answer);
+    changes += 1;
+    took(answer, name);
   }
 }
 
@@ -101,7 +113,7 @@ const scoredWith = () => `${work.facts?.parts.map((part) => part.support).join()
 /** The image of a part with heat and regions; it is fetched once. Returns null until it is there. */
 export function image(which) {
   if (!which) return null;
-  const key = `${which} ${scoredWith()}`;
+  const key = `${work.name} ${which} ${scoredWith()}`;
   if (!images.has(key)) {
     images.set(key, null);
     bytes(`${at(`/images/${which}`)}`).then(parsed).then((found) => { images.set(key, found); page.update(); }, (error) => {

@@ -2,6 +2,7 @@
 import { parsed } from './images.js';
 
 const STALE_MS = 1500;
+const USED_MS = 10000; // between two tellings that a person uses the page
 const RETRY_MS = [250, 500, 1000, 2000];
 
 /**
@@ -67,6 +68,14 @@ function subscribe() {
 }
 
 export const shown = () => tell({ send: 'shown' });
+
+/** A person's hand is on the page: the session goes on. What the page asks by itself does not renew it. */
+export function used() {
+  if (Date.now() < used.told + USED_MS) return;
+  used.told = Date.now();
+  tell({ send: 'used' });
+}
+used.told = 0;
 
 /** Ask for a live image of a camera; `live.take` gets it, or why there is none. */
 export const look = (camera, name, n) => tell({ send: 'look', camera, class: name, n });

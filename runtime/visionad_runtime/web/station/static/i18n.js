@@ -7,8 +7,10 @@ export let language = 'en';
 
 /** Load a catalogue. An unknown language is English. */
 export async function setLanguage(name) {
-  language = Object.hasOwn(LANGUAGES, name) ? name : 'en';
-  const found = language === 'en' || language === 'pseudo' ? {} : await (await fetch(`/static/i18n/${language}.json`)).json();
+  const own = Object.hasOwn(LANGUAGES, name) ? name : 'en';
+  language = own;
+  const found = own === 'en' || own === 'pseudo' ? {} : await (await fetch(`/static/i18n/${own}.json`)).json();
+  if (language !== own) return; // another one was chosen meanwhile
   catalogue = found;
   document.documentElement.lang = language === 'pseudo' ? 'en' : language;
   try { localStorage.setItem('language', language); } catch { /* private mode */ }

@@ -1,7 +1,7 @@
 // The page: one screen at a time, chosen by the address, drawn anew whenever something changes.
 import { html, nothing, render } from './lit-html.js';
 import { ApiError, post } from './api.js';
-import { reconnect, start, station } from './feed.js';
+import { reconnect, start, station, used } from './feed.js';
 import { clock, firstLanguage, language, LANGUAGES, setLanguage, setZone, t } from './i18n.js';
 import * as run from './screens/run.js';
 import * as login from './screens/login.js';
@@ -145,6 +145,7 @@ function draw() {
 }
 
 addEventListener('hashchange', enter);
+for (const hand of ['pointerdown', 'wheel', 'keydown']) addEventListener(hand, used, { passive: true });
 addEventListener('resize', () => page.update());
 addEventListener('keydown', (event) => {
   if (event.target.closest('input, textarea, select, dialog') || event.ctrlKey || event.metaKey || event.altKey || !keysOn) return;

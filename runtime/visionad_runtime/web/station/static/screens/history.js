@@ -13,6 +13,7 @@ let trouble = '';
 let loading = false;
 let slow = false;
 let chosen = null;
+let wanted = 0; // number of the part to show: an answer about another one comes too late
 let image = null;
 let imageNote = '';
 let show = { heat: false, outline: true };
@@ -32,6 +33,7 @@ function go(changes) {
 
 /** The address changed: read the list, and the part that it names. */
 export async function entered() {
+  const address = location.hash;
   const found = filter();
   const id = Number(found.get('id'));
   found.delete('id');
@@ -40,59 +42,78 @@ export async function entered() {
     entered.query = query;
     entered.at = Date.now();
     await read(query);
+    if (location.hash !== address) return;
   }
-  if (id && chosen?.id !== id) await choose(id);
+  if (id && (wanted !== id || !chosen)) await choose(id);
   else if (!id && list?.records.length) await choose(list.records[0].id);
 }
 
 async function read(query) {
   loading = true;
   setTimeout(() => { slow = loading; page.update(); }, 300);
+  let answer = null;
+  let why = '';
   try {
-    list = await get(`records?${query}`);
-    newestSeen = Math.max(newestSeen, list.records[0]?.id ?? 0);
-    trouble = '';
+    answer = await get(`records?${query}`);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    trouble = words.problem(error);
-  } finally {
-    loading = slow = false;
-    page.update();
+    why = words.problem(error);
   }
+  if (entered.query !== query) return; // another list is read by now
+  if (answer) {
+    list = answer;
+    newestSeen = Math.max(newestSeen, list.records[0]?.id ?? 0);
+  }
+  trouble = why;
+  loading = slow = false;
+  page.update();
 }
 
+// Until the part is there, the one before stays whole: its verdict, outlines and image are of one part.
 async function choose(id) {
-  image = null;
-  imageNote = t('The image is fetched.');
+  wanted = id;
+  let part = null;
+  let note = t('The image is fetched.');
+  page.update();
   try {
-    chosen = await get(`records/${id}`);
+    part = await get(`records/${id}`);
   } catch (error) {
-    chosen = null;
-    imageNote = words.problem(error);
-    page.update();
-    return;
+    note = words.problem(error);
   }
+  if (wanted !== id) return;
+  chosen = part;
+  image = null;
+  imageNote = note;
   page.update();
-  await fetchImage(id);
-  page.update();
+  if (part) await fetchImage(part);
 }
+
+// Whether the part that is shown is the one that was chosen: only then it may be reviewed.
+const isShown = () => Boolean(chosen) && chosen.id === wanted;
 
 // The newest parts are in the station's memory, with their heat; older ones in the archive, if they were kept.
-async function fetchImage(id) {
+async function fetchImage(part) {
+  const found = await inMemory(part) ?? await inArchive(part);
+  if (chosen?.id !== part.id) return;
+  image = found;
+  imageNote = found ? '' : t('The image of this part was not kept.');
+  page.update();
+}
+
+async function inMemory({ id, camera }) {
   try {
-    const part = await parsed(await bytes(`records/${id}/images`));
-    if (chosen?.id !== id) return;
-    image = part.images.find((one) => one.camera === chosen.camera) ?? part.images[0];
-    imageNote = '';
-    return;
-  } catch { /* not in memory any more */ }
+    const { images } = await parsed(await bytes(`records/${id}/images`));
+    return images.find((one) => one.camera === camera) ?? images[0] ?? null;
+  } catch { return null; /* not any more */ }
+}
+
+async function inArchive({ id, camera, archived_cameras: cameras }) {
+  const place = cameras.indexOf(camera);
+  if (place < 0) return null;
   try {
-    const place = chosen.archived_cameras.indexOf(chosen.camera);
-    if (place < 0) throw new ApiError(404, 'image_gone', '', {});
     const own = await bitmap(await bytes(`records/${id}/archived/${place}`), 'image/png');
-    if (chosen?.id === id) image = { camera: chosen.camera, width: own.width, height: own.height, crop: null, bitmap: own, heat: null };
-    imageNote = '';
-  } catch { if (chosen?.id === id) imageNote = t('The image of this part was not kept.'); }
+    return { camera, width: own.width, height: own.height, crop: null, bitmap: own, heat: null };
+  } catch { return null; }
 }
 
 const option = (value, text, now) => html`<option value=${value} ?selected=${value === now}>${text}</option>`;
@@ -130,7 +151,7 @@ const reviewWord = (good) => (good === null ? '–' : good ? t('was good') : t('
 function row(one) {
   const { word, shape } = words.verdict(one.evaluation);
   return html`
-    <tr data-kind=${shape} aria-selected=${chosen?.id === one.id} @click=${() => go({ id: one.id })}>
+    <tr data-kind=${shape} aria-selected=${wanted === one.id} @click=${() => go({ id: one.id })}>
       <td>${clock(one.time_utc)}</td><th scope="row"><a href="#/history?${withId(one.id)}">${one.part || one.id}</a></th>
       <td><svg class="shape" viewBox="0 0 100 100" aria-hidden="true"><use href="/static/shapes.svg#${shape}"></use></svg> ${word}</td>
       <td class="number">${score(one.score)}</td><td>${one.recipe}</td><td>v${one.bank_version}</td><td>${reviewWord(one.was_good)}</td>
@@ -179,15 +200,15 @@ function detail() {
       <div class="row">
         <button class="plain" aria-pressed=${show.outline} @click=${() => { show.outline = !show.outline; page.update(); }}>${t('Outline')}</button>
         <button class="plain" aria-pressed=${show.heat} ?disabled=${!image?.heat} @click=${() => { show.heat = !show.heat; page.update(); }}>${t('Heat')}</button>
-        <button class="plain" id="replay" ?disabled=${station.stale || replaying || !chosen.archived.length} @click=${replay}>${replaying ? t('It is computed again …') : t('Replay')}</button>
+        <button class="plain" id="replay" ?disabled=${station.stale || replaying || !chosen.archived.length || !isShown()} @click=${replay}>${replaying ? t('It is computed again …') : t('Replay')}</button>
         <span class="small">${t('score {score} · limit then {limit} · version {version}', { score: score(chosen.score), limit: score(chosen.threshold), version: chosen.bank_version })}</span>
       </div>
       <p class="small">${promise(own)}</p>
       ${chosen.reviews.map((one) => html`<p class="small">${dayAndClock(one.time_utc)} · ${one.who}: <b>${reviewWord(one.was_good)}</b> ${one.note}</p>`)}
       <div class="row">
-        <button class="big plain" id="good" aria-pressed=${chosen.was_good === true} ?disabled=${station.stale} @click=${() => review(true)}><kbd>G</kbd> ${t('was good')}</button>
-        <button class="big plain" id="bad" aria-pressed=${chosen.was_good === false} ?disabled=${station.stale} @click=${() => review(false)}><kbd>B</kbd> ${t('was bad')}</button>
-        ${page.is('setter') && chosen.class ? html`<button class="big plain" id="add-to-draft" ?disabled=${station.stale || draft.work.busy} @click=${addToDraft}>${t('Teach it as good')}</button>` : nothing}
+        <button class="big plain" id="good" aria-pressed=${chosen.was_good === true} ?disabled=${station.stale || !isShown()} @click=${() => review(true)}><kbd>G</kbd> ${t('was good')}</button>
+        <button class="big plain" id="bad" aria-pressed=${chosen.was_good === false} ?disabled=${station.stale || !isShown()} @click=${() => review(false)}><kbd>B</kbd> ${t('was bad')}</button>
+        ${page.is('setter') && chosen.class ? html`<button class="big plain" id="add-to-draft" ?disabled=${station.stale || draft.work.busy || !isShown()} @click=${addToDraft}>${t('Teach it as good')}</button>` : nothing}
         <button class="big plain" @click=${next}>${t('Next not reviewed')}</button>
       </div>
       <p class="small">${t('A review changes no limit and no good part. It is counted, and kept in the audit.')}</p>
@@ -201,13 +222,14 @@ const promise = (own) => (own.promise
 
 // Compute the part again with the bank version of then: the same bits, or the first stage that differs.
 async function replay() {
+  const { id, part } = chosen;
   replaying = true;
   page.update();
-  const answer = await page.change(`records/${chosen.id}/replay`);
+  const answer = await page.change(`records/${id}/replay`);
   replaying = false;
   const [differs] = Object.values(answer?.cameras ?? {}).filter((one) => !one.same);
-  if (differs) page.say(t('It differs at {stage}: expected {expected}, got {got}.', differs), true);
-  else if (answer) page.say(t('Computed again with the version of then: every bit is the same.'));
+  if (differs) page.say(`${part || id}: ${t('It differs at {stage}: expected {expected}, got {got}.', differs)}`, true);
+  else if (answer) page.say(`${part || id}: ${t('Computed again with the version of then: every bit is the same.')}`);
   page.update();
 }
 
@@ -217,19 +239,22 @@ async function addToDraft() {
   const name = chosen.class;
   if (!await draft.begin(name)) return;
   await draft.open(name);
+  if (draft.work.name !== name) return; // another draft was opened meanwhile
   if (await draft.change('/parts', { record: id, camera }, t('Part {part} is taken.', { part: part || id }))) {
     location.hash = `#/teach?${new URLSearchParams({ class: name, step: 'parts' })}`;
   }
 }
 
 async function review(good) {
+  if (!isShown()) return;
   const { id } = chosen;
   try {
     await post(`records/${id}/review`, { good, note: '' });
-    chosen = await get(`records/${id}`);
-    list.records = list.records.map((one) => (one.id === id ? { ...one, was_good: chosen.was_good } : one));
-    if (!good && chosen.evaluation === 1) page.say(t('Noted: {part} was bad, and it passed. More good parts cannot mend that: look at threshold and regions under Teach.', { part: chosen.part || id }), true);
-    else page.say(good ? t('Noted: {part} was good.', { part: chosen.part || id }) : t('Noted: {part} was bad.', { part: chosen.part || id }));
+    const found = await get(`records/${id}`);
+    if (chosen?.id === id) chosen = found; // else another part is shown by now
+    if (list) list.records = list.records.map((one) => (one.id === id ? { ...one, was_good: found.was_good } : one));
+    if (!good && found.evaluation === 1) page.say(t('Noted: {part} was bad, and it passed. More good parts cannot mend that: look at threshold and regions under Teach.', { part: found.part || id }), true);
+    else page.say(good ? t('Noted: {part} was good.', { part: found.part || id }) : t('Noted: {part} was bad.', { part: found.part || id }));
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     page.say(words.problem(error), true);
@@ -237,7 +262,7 @@ async function review(good) {
 }
 
 function next() {
-  const at = list.records.findIndex((one) => one.id === chosen.id);
+  const at = list.records.findIndex((one) => one.id === wanted);
   const found = [...list.records.slice(at + 1), ...list.records.slice(0, at)].find((one) => one.was_good === null);
   if (found) go({ id: found.id });
   else page.say(t('All parts of this list are reviewed.'));
@@ -255,7 +280,7 @@ export function key(event) {
   else if (event.key === 'g' && chosen) review(true);
   else if (event.key === 'b' && chosen) review(false);
   else if (event.key === 'ArrowDown' || event.key === 'ArrowUp') {
-    const at = list?.records.findIndex((one) => one.id === chosen?.id) ?? -1;
+    const at = list?.records.findIndex((one) => one.id === wanted) ?? -1;
     const found = list?.records[at + (event.key === 'ArrowDown' ? 1 : -1)];
     if (found) go({ id: found.id });
   } else return false;

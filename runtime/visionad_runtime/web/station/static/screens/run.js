@@ -75,7 +75,7 @@ function meter(outcome) {
 }
 
 function facts() {
-  const { outcome, counts, strip, state } = station;
+  const { outcome, counts, strip } = station;
   return html`
     <section class="numbers" aria-label=${t('Numbers')}>
       <div class="card">
@@ -94,8 +94,8 @@ function facts() {
           <div><dt>${t('OK')}</dt><dd id="count-ok">${count(counts?.ok)}</dd></div>
           <div><dt>${t('Reject')}</dt><dd id="count-reject">${count(counts?.reject)}</dd></div>
           <div><dt>${t('Undecided')}</dt><dd id="count-undecided">${count(counts?.undecided)}</dd></div>
-          <div><dt>${t('Missed')}</dt><dd>${count(state.missed)}</dd></div>
-          <div><dt>${t('Late')}</dt><dd>${count(state.late)}</dd></div>
+          <div><dt>${t('Missed')}</dt><dd id="count-missed">${count(counts?.missed)}</dd></div>
+          <div><dt>${t('Late')}</dt><dd id="count-late">${count(counts?.late)}</dd></div>
         </dl>
       </div>
       <div class="alarms">${alarms()}</div>

@@ -76,8 +76,8 @@ async function add(event) {
 }
 
 async function remove(name) {
-  const answer = await page.change(`users/${encodeURIComponent(name)}/remove`);
   page.close();
+  const answer = await page.change(`users/${encodeURIComponent(name)}/remove`);
   if (answer) users = answer.users;
   page.update();
 }

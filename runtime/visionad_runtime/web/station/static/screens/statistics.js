@@ -10,26 +10,43 @@ const PERIODS = { shift: () => t('This shift'), day: () => t('24 hours'), week: 
 const HOURS = { day: 24, week: 168 };
 let found = null;
 let trouble = '';
-let query = '';
+let query = ''; // of what is shown and can be downloaded; empty until the station's time is known
+let of = ''; // the period of what is shown
+let waits = false;
 
 const period = () => {
   const name = new URLSearchParams(location.hash.split('?')[1] ?? '').get('period');
   return Object.hasOwn(PERIODS, name) ? name : 'shift';
 };
 
+/** Read the statistics of the period. The station says what time it is and when its shift began. */
 export async function entered() {
   const name = period();
-  const now = new Date(station.now ?? Date.now());
-  const start = name === 'shift' && station.counts ? new Date(station.counts.since) : new Date(now - (HOURS[name] ?? 8) * 3600e3);
-  query = new URLSearchParams({ from: start.toISOString(), to: new Date(+now + 1000).toISOString() }).toString();
+  waits = !station.now || (name === 'shift' && !station.counts);
+  if (of !== name) found = null;
+  of = name;
+  trouble = query = '';
+  if (waits) return;
+  const now = new Date(station.now);
+  const start = name === 'shift' ? new Date(station.counts.since) : new Date(now - HOURS[name] * 3600e3);
+  const own = new URLSearchParams({ from: start.toISOString(), to: new Date(+now + 1000).toISOString() }).toString();
+  query = own;
+  let answer = null;
+  let why = '';
   try {
-    found = await get(`statistics?${query}`);
-    trouble = '';
+    answer = await get(`statistics?${own}`);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    trouble = problem(error);
+    why = problem(error);
   }
+  if (query !== own) return; // another time was chosen meanwhile
+  found = answer;
+  trouble = why;
   page.update();
+}
+
+export function drawn() {
+  if (waits && station.now && (period() !== 'shift' || station.counts)) entered();
 }
 
 const share = (one) => (one.reviewed
@@ -87,8 +104,8 @@ export function screen() {
       <label>${t('Time')}<select @change=${(event) => { location.hash = `#/statistics?period=${event.target.value}`; }}>
         ${Object.entries(PERIODS).map(([name, text]) => html`<option value=${name} ?selected=${name === period()}>${text()}</option>`)}</select></label>
       <button class="plain" @click=${entered}>${t('Look again')}</button>
-      <a class="button" href="/api/1/report.html?${query}" download>${t('Report to print')}</a>
-      <a class="button" href="/api/1/export.csv?${query}&separator=${document.documentElement.lang === 'de' ? ';' : ','}" download>${t('CSV')}</a>
+      ${query ? html`<a class="button" href="/api/1/report.html?${query}" download>${t('Report to print')}</a>
+      <a class="button" href="/api/1/export.csv?${query}&separator=${document.documentElement.lang === 'de' ? ';' : ','}" download>${t('CSV')}</a>` : nothing}
     </div>
     <section class="list wide" aria-label=${t('Statistics')} tabindex="0">
       ${trouble ? html`<p class="empty problem">${trouble}</p>` : nothing}

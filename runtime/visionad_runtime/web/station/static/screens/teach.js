@@ -30,7 +30,7 @@ export async function entered() {
   chosen = '';
   if (name !== work.name || !name || !work.facts) await draft.open(name);
   else await draft.refresh();
-  if (step() === 'regions') regions.entered();
+  if (work.name === name && step() === 'regions') regions.entered();
 }
 
 async function begin(name) {
@@ -39,12 +39,12 @@ async function begin(name) {
 
 function start() {
   const { drafts, classes } = work.list ?? { drafts: [], classes: {} };
-  const begun = new Set(drafts.map((one) => one.class_name));
+  const begun = new Set(drafts.map((one) => one.class));
   return html`
     <section class="list wide" tabindex="0" aria-label=${t('Teach')}>
       <div class="card"><h2>${t('Drafts')}</h2>
-        ${drafts.length ? html`<ul class="choices">${drafts.map((one) => html`<li><button class="big plain" @click=${() => go(one.class_name)}>
-          ${one.class_name} · ${t('last change by {who}', one)}</button></li>`)}</ul>` : html`<p>${t('No draft: begin one below. The line goes on meanwhile.')}</p>`}
+        ${drafts.length ? html`<ul class="choices">${drafts.map((one) => html`<li><button class="big plain" @click=${() => go(one.class)}>
+          ${one.class} · ${t('last change by {who}', one)}</button></li>`)}</ul>` : html`<p>${t('No draft: begin one below. The line goes on meanwhile.')}</p>`}
       </div>
       <div class="card"><h2>${t('Classes of the line')}</h2>
         <ul class="choices">${Object.entries(classes).filter(([name]) => !begun.has(name)).map(([name, parts]) => html`
@@ -65,8 +65,8 @@ function heading(facts) {
       <h2>${t('Teach {name} · draft, not live', { name: work.name })}</h2>
       <nav aria-label=${t('Steps')}>${Object.entries(STEPS).map(([name, word], index) => html`
         <a href="#/teach?${new URLSearchParams({ class: work.name, step: name })}" aria-current=${name === now ? 'step' : 'false'}>${index + 1} ${word()}</a>`)}</nav>
-      <p class="small">${facts.is_new ? t('The line does not know this class yet.') : t('Live now: version {version}, unchanged.', { version: facts.live_version })}
-        ${facts.live_changed ? html`<b class="problem">${t('The line’s class was changed since: discard this draft and begin anew.')}</b>` : nothing}</p>
+      <p class="small">${facts.live_changed ? html`<b class="problem">${t('The line’s class was changed since: discard this draft and begin anew.')}</b>`
+    : facts.is_new ? t('The line does not know this class yet.') : t('Live now: version {version}, unchanged.', { version: facts.live_version })}</p>
       <a class="button" href="#/teach">${t('All drafts')}</a>
     </div>`;
 }
@@ -93,7 +93,7 @@ function partCard(part, index) {
 const takeOut = (support) => { chosen = ''; draft.change(`/parts/${support}/remove`, {}, t('The part is out of the draft.')); };
 
 async function keep(support, reason) {
-  if (await draft.change(`/parts/${support}/decide`, { reason }, t('Noted.'))) chosen = '';
+  if (await draft.change(`/parts/${support}/decide`, { reason }, t('Noted.')) && chosen === support) chosen = '';
   page.update();
 }
 

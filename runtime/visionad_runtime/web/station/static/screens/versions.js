@@ -21,8 +21,9 @@ export async function entered() {
 }
 
 async function older() {
-  const more = await get(`versions?before=${found.versions.at(-1).version}`);
-  found = { ...more, versions: [...found.versions, ...more.versions] };
+  const shown = found;
+  const more = await get(`versions?before=${shown.versions.at(-1).version}`);
+  if (found === shown) found = { ...more, versions: [...shown.versions, ...more.versions] }; // else the list was read anew
   page.update();
 }
 
@@ -38,12 +39,17 @@ function differences(index) {
     .filter((name) => JSON.stringify(before[name]) !== JSON.stringify(now[name])).map((name) => [name, before[name], now[name]]);
 }
 
+const then = (version, name) => found.versions.find((one) => one.version === version)?.classes[name];
+const warning = (version, name) => (then(version, name)?.threshold === null ? html`
+    <p class="alarm" data-level="bad" id="no-threshold"><strong>${t('In version {version}, {name} has no threshold: every part will be undecided until there is a new one.', { version, name })}</strong></p>` : nothing);
+
 const backDialog = (version, name) => () => {
   const newest = found.versions[0];
   return html`
     <h2>${t('Bring {name} back as in version {version}?', { name, version })}</h2>
     <dl class="facts"><dt>${t('Now')}</dt><dd>${words(newest.classes[name])}</dd>
-      <dt>${t('Then')}</dt><dd>${words(found.versions.find((one) => one.version === version)?.classes[name])}</dd></dl>
+      <dt>${t('Then')}</dt><dd>${words(then(version, name))}</dd></dl>
+    ${warning(version, name)}
     <p>${t('Parts, regions and threshold of then become a new version. Nothing is deleted.')}</p>
     <button class="big warn" id="confirm-back" @click=${async () => {
     page.close();

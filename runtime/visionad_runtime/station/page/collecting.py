@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from .commands import FrontSide
 from .teacher_process import TeacherProcess
 from .users import Refused
 
-MAX_WAITING = 16
+MAX_WAITING = 500
 """Parts of a draft that wait to be scored."""
-MAX_BYTES = 256 << 20
+MAX_BYTES = 512 << 20
 """Bytes of their images; one part may have more."""
 RESTARTED = "the station was started again"
 RECIPE = "the recipe was changed"
@@ -35,11 +35,13 @@ class _Run:
         recipe: during which parts are collected; 0 until one is prepared.
         waiting: parts that wait to be scored.
         size: bytes of their images.
+        turn: held by the part that is being scored. The others wait here, where a person's questions pass them.
     """
 
     recipe: int
     waiting: int = 0
     size: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Collecting:
@@ -127,15 +129,22 @@ class Collecting:
                 return
             size = sum(one.nbytes for one in pixels.values())
             run.size += size
-            for camera in self._cameras(name, outcome):
-                if self._runs.get(name) is run:  # else it was ended, or begun anew
-                    shown = pixels.get(camera)
-                    await self._teacher.ask("take", name, outcome.id, outcome.part, camera, shown, outcome.bank_version)
+            async with run.turn:
+                for camera in self._cameras(name, outcome):
+                    if self._runs.get(name) is run:  # else it was ended, or begun anew
+                        shown = pixels.get(camera)
+                        await self._take(name, outcome.id, outcome.part, camera, shown, outcome.bank_version)
         except (Refused, SinkError, TimeoutError):  # all consecutive parts are collected, or it ends
             self._end(name, LOST, run)
         finally:
             run.waiting -= 1
             run.size -= size
+
+    async def _take(self, *values: Any) -> None:
+        try:
+            await self._teacher.ask("take", *values)
+        except SinkError:  # the process ended; the next one counts the same image once
+            await self._teacher.ask("take", *values)
 
     def _cameras(self, name: str, outcome: Outcome) -> list[str]:
         """Return the cameras whose images of a part are of the class."""

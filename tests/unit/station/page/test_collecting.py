@@ -53,7 +53,7 @@ class Line:
         await self.settle()
 
     async def settle(self) -> None:
-        for _ in range(20):
+        for _ in range(200):
             await asyncio.sleep(0)
 
     async def recipe(self, number: int) -> None:
@@ -117,12 +117,14 @@ def test_the_light_ends_it() -> None:
     run(test)
 
 
-def test_a_stuck_teaching_process_does_not_let_the_front_grow() -> None:
+def test_a_stuck_teaching_process_does_not_let_the_front_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "MAX_WAITING", 16)
+
     async def test(line: Line) -> None:
         line.collecting.begin("gear")
         line.free.clear()
         await line.judge(*map(outcome, range(1, 101)))
-        assert len(line.pixels) == collecting.MAX_WAITING
+        assert len(line.pixels) == 16
         line.free.set()
         await line.settle()
         assert line.taken == [] or line.taken == list(range(1, len(line.taken) + 1))
@@ -157,6 +159,24 @@ def test_a_part_that_is_lost_ends_it_with_a_reason(trouble: Exception) -> None:
         line.trouble = None
         await line.judge(outcome(3))
         assert line.taken == [1] and line.ended == ["a part could not be scored"]
+
+    run(test)
+
+
+def test_a_part_is_offered_to_the_next_process_if_one_ended() -> None:
+    async def test(line: Line) -> None:
+        line.collecting.begin("gear")
+        heard, asked = line.ask, list[int]()
+
+        async def ends_once(command: str, *values: Any) -> Any:
+            asked.append(values[1])
+            if len(asked) == 2:
+                raise SinkError("the process that teaches was ended")
+            return await heard(command, *values)
+
+        line.ask = ends_once  # type: ignore[method-assign]
+        await line.judge(*(outcome(number) for number in range(1, 4)))
+        assert asked == [1, 2, 2, 3] and line.taken == [1, 2, 3] and line.ended == []  # one after the other
 
     run(test)
 

@@ -37,7 +37,7 @@ def upload(storage: Storage, folder: Path, files: Mapping[str, Blob], held: set[
         storage: the store.
         folder: folder of the files.
         files: path in the folder → digest and size.
-        held: digests that the newest revision names, which therefore are there.
+        held: digests that the newest revision names: no prune deletes them.
         step: called after each file.
 
     Returns:
@@ -46,8 +46,7 @@ def upload(storage: Storage, folder: Path, files: Mapping[str, Blob], held: set[
     written = 0
     for path, blob in files.items():
         name = blob_name(blob.sha256)
-        size = None if blob.sha256 in held else storage.size(name)
-        is_safe = blob.sha256 in held or (size == blob.size and (storage.age(name) or 0) < FRESH_SECONDS)
+        is_safe = storage.size(name) == blob.size and (blob.sha256 in held or (storage.age(name) or 0) < FRESH_SECONDS)
         if not is_safe:
             storage.upload(name, folder / path)
             written += blob.size
@@ -91,7 +90,8 @@ def download(storage: Storage, blob: Blob, incoming: Path) -> Path:
         if resumed:  # what was there before may be what is wrong
             return download(storage, blob, incoming)
         raise VisionADError(
-            f"{storage.url}/{blob_name(blob.sha256)} is damaged: its sha256 is not its name; nothing was changed; push it again"
+            f"{storage.url}/{blob_name(blob.sha256)} is damaged: its sha256 is not its name; nothing was changed; delete it there, "
+            "then push it again"
         )
     half.replace(target)
     fsync_folder(incoming)

@@ -20,6 +20,7 @@ from ...errors import VisionADError
 from ...formats.plain_text import plain
 from ..front.cycle import NOT_DECIDABLE, Job
 from ..sink import Outcome
+from .identity import note_identity
 from .unusable import records_unusable
 
 SCHEMA_VERSION = 2
@@ -389,6 +390,7 @@ class Records:
             for step in steps:
                 for statement in filter(str.strip, step.split(";")):
                     db.execute(statement)
+            note_identity(db)
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import VisionADError
 from ...formats.files import fsync_folder, sha256_file, try_lock
-from ..storage import FileMissingError, Storage
+from ..storage import FileMissingError, LocalStorage, Storage
 from .revisions import Blob, blob_name
 
 INCOMING = "incoming"
@@ -44,9 +44,14 @@ def upload(storage: Storage, folder: Path, files: Mapping[str, Blob], held: set[
         Number of bytes written.
     """
     written = 0
+    # Elsewhere a request for each would move more than the push. A push with nothing new looks there for what was lost.
+    can_look = isinstance(storage, LocalStorage)
     for path, blob in files.items():
         name = blob_name(blob.sha256)
-        is_safe = storage.size(name) == blob.size and (blob.sha256 in held or (storage.age(name) or 0) < FRESH_SECONDS)
+        is_held = blob.sha256 in held
+        is_safe = (is_held and not can_look) or (
+            storage.size(name) == blob.size and (is_held or (storage.age(name) or 0) < FRESH_SECONDS)
+        )
         if not is_safe:
             storage.upload(name, folder / path)
             written += blob.size

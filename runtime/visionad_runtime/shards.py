@@ -11,7 +11,8 @@ from .errors import VisionADError
 
 KUBERNETES = "JOB_COMPLETION_INDEX"
 """Variable with the index of a pod in an Indexed Job, from 0."""
-SLURM_INDEX, SLURM_FIRST, SLURM_COUNT = "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT"
+SLURM_INDEX, SLURM_COUNT = "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"
+SLURM_FIRST, SLURM_LAST, SLURM_STEP = "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP"
 """Variables of a task in a job array."""
 _SHARD = re.compile(r"(?:(?P<index>\d{1,9})|auto)/(?P<count>\d{1,9})")
 HOW = "expected --shard I/N, such as 3/8, or auto/N in an Indexed Job or a job array"
@@ -66,28 +67,40 @@ def parse_shard(text: str | None, environment: Mapping[str, str] | None = None) 
     if match is None:
         raise VisionADError(f"--shard {text}: {HOW}")
     count = int(match["count"])
-    if match["index"] is not None:
-        index = int(match["index"])
-        if index > count:
-            raise VisionADError(f"--shard {text}: expected an index of at most {count}; {HOW}")
-        return _checked(index, count, text)
-    return _checked(_scheduled(variables)[0], count, text)
+    if match["index"] is None:
+        return _checked(_scheduled(variables)[0], count, text)
+    index = int(match["index"])
+    if count < 1 or index > count:
+        raise VisionADError(f"--shard {text}: got index {index} of {count} shards; {HOW}")
+    return Shard(index % count, count)
 
 
 def _scheduled(variables: Mapping[str, str]) -> tuple[int, int]:
-    """Return the index that the scheduler gives, and its number of tasks or 0."""
+    """Return the index that the scheduler gives, from 0, and its number of tasks or 0."""
     try:
         if KUBERNETES in variables:
             return int(variables[KUBERNETES]), 0
         if SLURM_INDEX in variables:
-            first = int(variables.get(SLURM_FIRST, "0"))
-            return int(variables[SLURM_INDEX]) - first, int(variables.get(SLURM_COUNT, "0"))
+            return _slurm(variables)
     except ValueError:
         raise VisionADError(f"{KUBERNETES} or {SLURM_INDEX} is no whole number; {HOW}") from None
     raise VisionADError(f"--shard auto: neither {KUBERNETES} nor {SLURM_INDEX} is set; {HOW}")
 
 
+def _slurm(variables: Mapping[str, str]) -> tuple[int, int]:
+    task, first = int(variables[SLURM_INDEX]), int(variables.get(SLURM_FIRST, "0"))
+    count, step = int(variables.get(SLURM_COUNT, "0")), int(variables.get(SLURM_STEP, "1")) or 1
+    last = int(variables.get(SLURM_LAST, str(first + (count - 1) * step)))
+    index, rest = divmod(task - first, step)
+    if rest or (count and last != first + (count - 1) * step):  # such as --array=1,3
+        raise VisionADError(
+            f"{SLURM_INDEX} is {task} of {count} tasks from {first} to {last}, which are not evenly spaced, so that their shards "
+            f"are not known; say which with --shard I/N, or number the tasks from 0"
+        )
+    return index, count
+
+
 def _checked(index: int, count: int, text: str | None) -> Shard:
-    if count < 1 or not 0 <= index <= count:
+    if count < 1 or not 0 <= index < count:
         raise VisionADError(f"--shard {text or 'from the job array'}: got index {index} of {count} shards; {HOW}")
-    return Shard(index % count, count)
+    return Shard(index, count)

@@ -103,8 +103,12 @@ def test_a_model_is_replaced_whole(released: Released, tmp_path: Path, tiny_mode
     assert released.pull("small", other) == 2
     assert released.pull("small", other, "--replace") == 0
     assert read_model(other) == read_model(tiny_model)
-    other.rename(tmp_path / "model.previous")  # as a kill between the two renames leaves it
+    work = tmp_path / ".model.visionad-pull"
+    work.mkdir()
+    inode = (other / "manifest.json").stat().st_ino
+    other.rename(work / "previous")  # as a kill between the two renames leaves it
     assert released.pull("small", other) == 0
+    assert (other / "manifest.json").stat().st_ino == inode and not work.exists()
     assert read_model(other) == read_model(tiny_model)
 
 

@@ -58,6 +58,17 @@ def test_s7_one_enrollment_moves_one_support(
     assert (pulled.bytes, digest(other)) == (second.bytes, digest(station))
 
 
+def test_s7_a_push_brings_back_what_the_store_lost(root: str, station: Path, tmp_path: Path, key: SecretKey) -> None:
+    target, storage = parse_target(f"{root}/line3"), open_storage(root)
+    push_bank(station, target, key)
+    lost = storage.list("blobs")[0]
+    storage.delete(f"blobs/{lost}")
+    with pytest.raises(VisionADError, match="push it again"):
+        pull(f"{root}/line3", tmp_path / "other", key.public)
+    assert push_bank(station, target, key).bytes > 0
+    assert pull(f"{root}/line3", tmp_path / "other", key.public) == digest(station)
+
+
 def test_s7_eight_pushes_at_once_have_one_winner(root: str, station: Path, tmp_path: Path, key: SecretKey) -> None:
     push_bank(station, parse_target(f"{root}/line3"), key)
     names = NamedRevisions(parse_target(f"{root}/line3"))

@@ -201,6 +201,36 @@ def test_s11_migrations_go_up_and_down(postgres: str) -> None:
     engine.dispose()
 
 
+def test_s11_databases_are_kept_apart_and_old_rows_stay(postgres: str, tmp_path: Path) -> None:
+    import sqlalchemy as sa
+    from visionad_runtime.fleet.sync.database import migrate, open_engine
+
+    engine = open_engine(postgres)
+    migrate(engine, "base")
+    migrate(engine, "0001")
+    write_records(tmp_path / "records.sqlite", 1, 100)
+    with engine.begin() as connection:  # as an earlier release took the first 60
+        for number in range(1, 61):
+            time_utc = f"2026-11-30T00:{number // 60:02d}:{number % 60:02d}.500+00:00"
+            row = f"'line3', {number}, '{time_utc}', {number}, 'P{number}', 1, {2 if number % 10 == 0 else 1}, 'none'"
+            connection.exec_driver_sql(
+                f"INSERT INTO visionad_parts (station, id, time_utc, sequence, part, recipe, evaluation, reason) VALUES ({row})"
+            )
+        connection.exec_driver_sql("INSERT INTO visionad_cursors VALUES ('line3', 60)")
+    write_records(tmp_path / "new.sqlite", 2, 40)
+    with sqlite3.connect(tmp_path / "new.sqlite") as database:
+        database.execute("UPDATE parts SET time_utc = replace(time_utc, '2026-11-30', '2026-12-01')")
+    database.close()
+    for name, count in (("records", 40), ("new", 40), ("records", 0), ("new", 0)):
+        process = start(tmp_path / f"{name}.sqlite", postgres)
+        said, errors = process.communicate(timeout=120)
+        assert process.returncode == 0 and said.startswith(f"{count} parts"), errors
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM visionad_parts")).scalar() == 140
+    migrate(engine, "base")
+    engine.dispose()
+
+
 def test_s11_only_what_is_not_ok(postgres: str, tmp_path: Path) -> None:
     import sqlalchemy as sa
     from visionad_runtime.fleet.sync.database import migrate, open_engine

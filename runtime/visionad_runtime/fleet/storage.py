@@ -29,6 +29,10 @@ class FileMissingError(Exception):
     """There is no such file."""
 
 
+class ForbiddenError(VisionADError):
+    """The store does not let a file be read, or does not say that it is missing."""
+
+
 class Storage(Protocol):
     """Files below a URL. Names are relative, with forward slashes."""
 
@@ -73,14 +77,20 @@ def open_storage(url: str) -> Storage:
     Raises:
         VisionADError: The URL's scheme is unknown or its driver is not installed.
     """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return LocalStorage(Path(url))
-    if scheme in ("file", "local"):
-        return LocalStorage(Path(urllib.parse.unquote(rest)))
+    folder, scheme = local_folder(url), url.partition("://")[0]
+    if folder is not None:
+        return LocalStorage(folder)
     if scheme in ("http", "https"):
         return HttpStorage(url)
     return FsspecStorage(url)
+
+
+def local_folder(url: str) -> Path | None:
+    """Return the folder of this machine that a URL names; ``None`` for another URL."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return Path(url)
+    return Path(urllib.parse.unquote(rest)) if scheme in ("file", "local") else None
 
 
 class LocalStorage:
@@ -197,7 +207,8 @@ class HttpStorage:
                 raise FileMissingError(address) from None
             if exc.code == 416 and start:  # nothing is left after `start`
                 return None
-            raise VisionADError(f"{address}: expected a file, got HTTP status {exc.code} {exc.reason}") from None
+            error = ForbiddenError if exc.code in (401, 403) else VisionADError
+            raise error(f"{address}: expected a file, got HTTP status {exc.code} {exc.reason}") from None
         except (OSError, ValueError) as exc:
             raise _failed(self.url, "read", name, exc) from None
 
@@ -345,4 +356,5 @@ class FsspecStorage:
 
 def _failed(url: str, what: str, name: str, exc: BaseException) -> VisionADError:
     reason = " ".join((getattr(exc, "strerror", None) or str(exc) or type(exc).__name__).split())
-    return VisionADError(f"cannot {what} {url}/{name}: {reason}")
+    error = ForbiddenError if isinstance(exc, PermissionError) else VisionADError
+    return error(f"cannot {what} {url}/{name}: {reason}")

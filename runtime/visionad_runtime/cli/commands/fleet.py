@@ -67,7 +67,8 @@ def _print_push(url: str, pushed: Any, as_json: bool) -> None:
     elif pushed.is_new:
         say(f"pushed {url}@{pushed.revision} ({pushed.bytes / 1e6:.1f} MB sent)")
     else:
-        say(f"nothing to push: {url}@{pushed.revision} is the same")
+        sent = f" ({pushed.bytes / 1e6:.1f} MB that the store had lost sent)" if pushed.bytes else ""
+        say(f"nothing to push: {url}@{pushed.revision} is the same{sent}")
 
 
 def bank_pull(

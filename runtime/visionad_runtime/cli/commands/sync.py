@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ...errors import VisionADError
-from ..console import say
+from ..console import complain, say
 
 
 def sync(
@@ -36,11 +36,13 @@ def sync(
             from ...fleet.sync.parquet import sync_parquet
         except ModuleNotFoundError as exc:
             raise VisionADError(f"Parquet takes {exc.name}: pip install 'visionad[sql]'") from None
-        count = sync_parquet(source, target, name)
+        count = sync_parquet(source, target, name, note=complain)
     elif "://" in target:
         from ...fleet.sync.database import sync_database
 
-        count = sync_database(source, target, name, not_ok=not_ok)
+        count = sync_database(source, target, name, not_ok=not_ok, note=complain)
     else:
         raise VisionADError(f"{target}: expected postgresql://… or a folder that ends in .parquet")
+    if source.damaged:
+        complain(f"{records}: {source.damaged} rows are damaged and were left out")
     say(f"{count} parts of station {name} brought to {target.rpartition('@')[2]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -92,7 +93,7 @@ class Comparison:
 
 
 def compare(first: str, second: str, tolerance: float = TOLERANCE, keep: int = 100) -> Comparison:
-    """Compare two runs image by image, by the image's name.
+    """Compare two runs image by image, by the image's name; those that stand there several times by class, then by order.
 
     Args:
         first: URL of a run's folder, or of a folder with one run.
@@ -104,13 +105,13 @@ def compare(first: str, second: str, tolerance: float = TOLERANCE, keep: int = 1
         VisionADError: A run is missing, damaged or not complete, or no image is in both.
     """
     (record_a, a), (record_b, b) = read_run(first), read_run(second)
-    both = a.keys() & b.keys()
-    if not both:
+    pairs = [(image, *pair) for image in sorted(a.keys() & b.keys()) for pair in _pair(a[image], b[image])]
+    if not pairs:
         raise VisionADError(f"{first} and {second} have no image in common; compare runs over the same source")
     flips: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     flipped, moves = [], []
-    for image in sorted(both):
-        change = Change(image, a[image], b[image])
+    for pair in pairs:
+        change = Change(*pair)
         if change.before.verdict != change.after.verdict:
             name = change.after.class_name or change.before.class_name or ""
             flips[name][change.before.verdict, change.after.verdict] += 1
@@ -119,13 +120,25 @@ def compare(first: str, second: str, tolerance: float = TOLERANCE, keep: int = 1
             moves.append(change)
     flipped.sort(key=lambda change: -abs(change.move))
     moves.sort(key=lambda change: -abs(change.move))
-    only = (len(a) - len(both), len(b) - len(both))
+    only = (sum(map(len, a.values())) - len(pairs), sum(map(len, b.values())) - len(pairs))
     kinds = {name: dict(counts) for name, counts in flips.items()}
-    return Comparison(len(both), only, kinds, flipped, len(moves), moves[:keep], (record_a, record_b))
+    return Comparison(len(pairs), only, kinds, flipped, len(moves), moves[:keep], (record_a, record_b))
 
 
-def read_run(url: str) -> tuple[dict[str, Any], dict[str, Row]]:
-    """Return the record of a run and its rows by image. A row that stands twice counts once.
+def _pair(a: Sequence[Row], b: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
+    """Yield the rows of an image that belong together: those of one class, then the others, in order."""
+    left: tuple[list[Row], list[Row]] = ([], list(b))
+    for row in a:
+        same = next((i for i, other in enumerate(left[1]) if other.class_name == row.class_name), None)
+        if same is None:
+            left[0].append(row)
+        else:
+            yield row, left[1].pop(same)
+    yield from zip(*left, strict=False)
+
+
+def read_run(url: str) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+    """Return the record of a run and the rows of each image, in the source's order. A row that stands twice counts once.
 
     Raises:
         VisionADError: There is no run, its record or a part is damaged, or blocks are missing.
@@ -144,7 +157,7 @@ def read_run(url: str) -> tuple[dict[str, Any], dict[str, Row]]:
         raise VisionADError(
             f"{url}: {len(parts)} of {record['blocks']} blocks are finished; run `visionad batch` again to the end"
         )
-    rows: dict[str, Row] = {}
+    rows: dict[int, tuple[str, Row]] = {}
     for part in parts:
         try:
             table = read_parquet(storage.read(part), COLUMNS).select(COLUMNS)
@@ -152,5 +165,8 @@ def read_run(url: str) -> tuple[dict[str, Any], dict[str, Row]]:
             raise VisionADError(f"{url}/{part} is damaged ({exc}); delete it and run `visionad batch` again") from None
         for row in table.to_pylist():
             verdict = ERROR if row["error"] is not None else row["verdict"]
-            rows[row["image"]] = Row(row["class"], row["score"], row["threshold"], verdict)
-    return record, rows
+            rows[row["id"]] = row["image"], Row(row["class"], row["score"], row["threshold"], verdict)
+    images: dict[str, list[Row]] = defaultdict(list)
+    for _, (image, one) in sorted(rows.items()):
+        images[image].append(one)
+    return record, images

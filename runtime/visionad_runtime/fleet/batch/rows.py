@@ -80,13 +80,13 @@ def facts_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def errors_of(part: bytes) -> int | None:
-    """Return how many rows of a part file have an error, or ``None`` if it is not a whole part file."""
+def errors_of(part: bytes, count: int) -> int | None:
+    """Return how many rows of a part file have an error, or ``None`` if it is not a whole part file of ``count`` rows."""
     try:
         column = parquet.read_parquet(part, ("error",))["error"]
     except (pa.ArrowException, KeyError, OSError, ValueError):
         return None
-    return len(column) - int(column.null_count)
+    return len(column) - int(column.null_count) if len(column) == count else None
 
 
 def inspected(part: bytes) -> dict[int, dict[str, Any]]:

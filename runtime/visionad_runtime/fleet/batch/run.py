@@ -100,7 +100,7 @@ def run_batch(
         write_record(storage, {"run": digest, **record})
         done = set(storage.list(""))
         mine = [number for number in range(source.blocks) if shard.holds(number)]
-        left = [number for number in mine if part_name(number) not in done or not _is_finished(storage, number)]
+        left = [number for number in mine if part_name(number) not in done or not _is_finished(storage, source, number)]
         count = min(workers or available_cpus(), max(1, len(left)))
         counts: list[dict[str, int]] = []
         with progress("inspecting", len(left)) as step:
@@ -118,7 +118,7 @@ def run_batch(
             for one in outcomes if left else ():
                 counts.append(one)
                 step()
-    images = sum(min(source.block, len(source) - number * source.block) for number in mine)
+    images = sum(map(source.size_of, mine))
     return Summary(url, digest, images, len(mine), len(mine) - len(left), total(counts))
 
 
@@ -161,9 +161,9 @@ def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _is_finished(storage: Storage, number: int) -> bool:
+def _is_finished(storage: Storage, source: Source, number: int) -> bool:
     try:
-        return errors_of(storage.read(part_name(number))) == 0
+        return errors_of(storage.read(part_name(number)), source.size_of(number)) == 0
     except FileMissingError:
         return False
 

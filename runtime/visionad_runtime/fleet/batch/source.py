@@ -13,7 +13,9 @@ import pyarrow as pa
 
 from ...errors import VisionADError
 from ...images.discover import SUFFIXES, find_images
+from ...images.scan import scan
 from ..parquet import column_names, read_parquet
+from .record import RUN_FILE
 
 MAX_BLOCK, MAX_SLOW_BLOCK = 1000, 50
 """Images a block: about a minute of work, on a GPU or of a small backbone, and of a vision transformer on one core."""
@@ -64,6 +66,10 @@ class Source:
         """Number of blocks."""
         return -(-len(self) // self.block)
 
+    def size_of(self, number: int) -> int:
+        """Return how many images a block has."""
+        return min(self.block, len(self) - number * self.block)
+
     def read_block(self, number: int) -> Block:
         """Return a block."""
         first = number * self.block
@@ -103,7 +109,12 @@ def read_source(text: str, block: int | None = None, exclude: Sequence[str] = ()
         VisionADError: There is no such source, or it names no image.
     """
     path, classes = Path(text), None
-    if "://" in text or path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+    table = next(iter(sorted(path.glob("*.parquet"))), None) if path.is_dir() else None
+    if table is not None and _has_images(path, exclude):
+        raise VisionADError(
+            f"{text} holds images and Parquet, so what is meant is not known; name {table}, or move one kind away"
+        )
+    if "://" in text or path.suffix == ".parquet" or table is not None:
         images, classes = _read_parquet(text)
     elif path.is_dir() or path.suffix.lower() in SUFFIXES:
         images = _strings([str(file.path) for file in find_images([path], exclude)])
@@ -112,6 +123,10 @@ def read_source(text: str, block: int | None = None, exclude: Sequence[str] = ()
     if len(images) == 0:
         raise VisionADError(f"{text}: names no image")
     return Source(text, images, classes, block or 0)
+
+
+def _has_images(folder: Path, exclude: Sequence[str]) -> bool:
+    return bool(scan(folder, SUFFIXES, exclude).images)
 
 
 def default_block(images: int, *, slow: bool) -> int:
@@ -172,13 +187,20 @@ def _parquet_files(text: str) -> Iterator[bytes]:
     if "://" not in text:
         path = Path(text)
         for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
-            yield file.read_bytes()
+            if (
+                file.parent == path or not (file.parent / RUN_FILE).exists()
+            ):  # results of a run below the source are none
+                yield file.read_bytes()
         return
     import fsspec
 
     filesystem, name = fsspec.core.url_to_fs(text)
-    for file in sorted(filesystem.glob(f"{name}/**/*.parquet")) if filesystem.isdir(name) else [name]:
-        yield filesystem.cat_file(file)
+    found = sorted(filesystem.glob(f"{name}/**/*.parquet")) if filesystem.isdir(name) else [name]
+    folders = {file.rpartition("/")[0] for file in found}
+    runs = {folder for folder in folders if folder != name and filesystem.exists(f"{folder}/{RUN_FILE}")}
+    for file in found:
+        if file.rpartition("/")[0] not in runs:
+            yield filesystem.cat_file(file)
 
 
 def _read_parquet(text: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:

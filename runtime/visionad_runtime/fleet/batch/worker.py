@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ...errors import ImageError, VisionADError
 from ...images import decode
@@ -138,6 +139,10 @@ class Worker:
         return replace(result, timings=timings).to_dict(image)
 
 
+ENCODED = ("http", "https", "file", "local")
+"""Schemes whose URLs are percent-encoded. Keys of object stores are not."""
+
+
 def _read(image: str, folder: str) -> bytes:
     """Return the bytes of an image at a path, below ``folder`` if it is relative, or at a URL.
 
@@ -147,6 +152,8 @@ def _read(image: str, folder: str) -> bytes:
     if "://" not in image:
         return decode.read_bytes(Path(folder, image))
     folder, _, name = image.rpartition("/")
+    if image.partition("://")[0] in ENCODED:
+        name = unquote(name)
     try:
         return open_storage(folder).read(name)
     except FileMissingError:

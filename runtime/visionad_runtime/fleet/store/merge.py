@@ -1,21 +1,22 @@
 """Three-way merge of banks, class by class.
 
-What one side changed is taken. If both added or removed supports, the class gets the union of what was added without what was
-removed, and loses its thresholds: they were computed for other supports. Thresholds against thresholds are no merge: a person
-decides.
+What one side changed is taken. If both added or removed supports or remembered defects, the class gets the union of what was added
+without what was removed, and loses its thresholds: they were computed for others. Thresholds against thresholds are no merge: a
+person decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from ...bank.store import NO_LIMITS
 from ...errors import BankError
-from ...formats.manifest import ClassEntry, Confirmation, SupportImage
+from ...formats.manifest import ClassEntry, Confirmation, KnownDefect, SupportImage
 
 Take = Literal["local", "remote"]
 Classes = Mapping[str, ClassEntry]
+T = TypeVar("T")
 
 
 class Merged(NamedTuple):
@@ -72,8 +73,8 @@ def _merge_class(
         return _decide(
             name, "changed on both sides, in the bank format of an older release", local, remote, take, notes
         )
-    held = _keys(local.images), _keys(remote.images)
-    if set(held[0]) == set(held[1]):
+    held, known = (_keys(local.images), _keys(remote.images)), (_defects(local), _defects(remote))
+    if set(held[0]) == set(held[1]) and set(known[0]) == set(known[1]):
         confirmed = _confirmations(local, remote)
         if _limits(local) == _limits(remote):
             return local.model_copy(update={"confirmations": confirmed})
@@ -81,11 +82,15 @@ def _merge_class(
     images = _union(() if base is None else base.images, local.images, remote.images)
     if not images:
         return _decide(name, "all supports removed, some on each side", local, remote, take, notes)
+    before = {} if base is None else _defects(base)
+    defects = tuple(_union_of(before, *known)) or None
+    remembered = f" and {len(defects)} remembered defects" if defects else ""
     notes.append(
-        f"class {name}: supports of both sides are merged, {len(images)} in all; its thresholds are dropped, so every part is "
-        f"`review` until `visionad calibrate --class {name}`"
+        f"class {name}: supports of both sides are merged, {len(images)}{remembered} in all; its thresholds are dropped, so every "
+        f"part is `review` until `visionad calibrate --class {name}`"
     )
-    return local.model_copy(update={**NO_LIMITS, "images": images, "confirmations": _confirmations(local, remote)})
+    confirmed = _confirmations(local, remote)
+    return local.model_copy(update={**NO_LIMITS, "images": images, "confirmations": confirmed, "defects": defects})
 
 
 def _decide(
@@ -109,10 +114,17 @@ def _keys(images: tuple[SupportImage, ...]) -> dict[str, SupportImage]:
 def _union(
     base: tuple[SupportImage, ...], local: tuple[SupportImage, ...], remote: tuple[SupportImage, ...]
 ) -> tuple[SupportImage, ...]:
+    return tuple(_union_of(_keys(base), _keys(local), _keys(remote)))
+
+
+def _union_of(before: Mapping[str, T], here: Mapping[str, T], there: Mapping[str, T]) -> list[T]:
     """Return what was added on either side and removed on none: first by the remote's order, so that all stations agree."""
-    before, here, there = _keys(base), _keys(local), _keys(remote)
     removed = {key for key in before if key not in here or key not in there}
-    return tuple(image for key, image in {**there, **here}.items() if key not in removed)
+    return [one for key, one in {**there, **here}.items() if key not in removed]
+
+
+def _defects(entry: ClassEntry) -> dict[str, KnownDefect]:
+    return {defect.tokens: defect for defect in entry.defects or ()}
 
 
 def _limits(entry: ClassEntry) -> tuple[object, ...]:

@@ -13,7 +13,9 @@ from ...errors import ModelError, VisionADError
 from ...formats.manifest import ModelManifest, read_manifest
 from ...formats.model_folder import read_model
 from ..storage import FileMissingError, open_storage
+from .choose import choose
 from .minisign import PublicKey, verify
+from .origin import Seen, find_seen, read_seen, write_seen
 from .revisions import NamedRevisions, Target, parse_target
 from .transfer import download, pulling
 
@@ -51,24 +53,25 @@ def pull_model(
         VisionADError: A signature or digest is wrong, or the folder holds something else. It stays as it is.
     """
     folder = folder.absolute()
-    names = NamedRevisions(target)
-    number = target.revision or names.newest()
-    if not number:
-        raise VisionADError(f"{target.url}: nothing was pushed to this name")
-    signed = names.read(number, keys)
-    revision = signed.revision
-    if revision.kind != "model":
-        raise VisionADError(f"{target.url} holds a {revision.kind}: use `visionad bank pull`")
+    incoming = folder.with_name(f".{folder.name}.visionad-pull")  # beside the folder: a rename needs one file system
+    previous = incoming / "previous"
+    names, known = NamedRevisions(target), read_seen(folder if folder.exists() else previous)
+    before = find_seen(known, target)
+    signed = choose(names, before, keys, "model")
+    revision, number = signed.revision, signed.revision.revision
+    seen = Seen(revision=number, envelope=signed.sha256, highest=max(number, 0 if before is None else before.highest))
     manifest = ModelManifest.model_validate(revision.manifest)
     plain = all(PureWindowsPath(name).parts == (name,) and name != ".." for name in revision.files)  # on any system
     if manifest.content_digest() != revision.digest or not plain:
         raise VisionADError(f"{target.url}: the revision's digest is not that of its model; nothing was changed")
-    with pulling(folder.with_name(f"{folder.name}.incoming")):
-        incoming, previous = folder.with_name(f"{folder.name}.incoming"), folder.with_name(f"{folder.name}.previous")
+    with pulling(incoming):
         if not folder.exists() and previous.exists():  # a kill came between the two renames
             previous.rename(folder)
         if folder.exists():
-            if _is(folder, revision.digest):
+            if _is(folder, manifest):
+                if before != seen:
+                    write_seen(folder, known, target, seen)
+                shutil.rmtree(incoming, ignore_errors=True)
                 return PulledModel(number, revision.digest, False)
             _check_replaceable(folder, replace)
         ready = incoming / "model"
@@ -77,8 +80,9 @@ def pull_model(
         for name, blob in revision.files.items():
             os.link(download(names.storage, blob, incoming), ready / name)
             step()
-        if read_model(ready).content_digest() != revision.digest:
+        if not _is(ready, manifest):
             raise VisionADError(f"{target.url}: the files are not those of its model; nothing was changed")
+        write_seen(ready, known, target, seen)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(previous, ignore_errors=True)
@@ -89,18 +93,21 @@ def pull_model(
             raise ModelError(
                 f"cannot write {folder}: {exc.strerror}; mend the permissions of {folder.parent}"
             ) from None
-        shutil.rmtree(previous, ignore_errors=True)
-        for left in incoming.glob("[0-9a-f]*"):
-            left.unlink()
     shutil.rmtree(incoming, ignore_errors=True)
     return PulledModel(number, revision.digest, True)
 
 
-def _is(folder: Path, digest: str) -> bool:
+def _is(folder: Path, manifest: ModelManifest) -> bool:
+    """Return whether a folder holds a model: what decides a token, and the scoring that it is opened with."""
     try:
-        return read_model(folder).content_digest() == digest
+        held = read_model(folder)
+        return _content(held) == _content(manifest)
     except ModelError:
         return False
+
+
+def _content(manifest: ModelManifest) -> tuple[object, ...]:
+    return manifest.content_digest(), manifest.views, manifest.top_share, manifest.rarity
 
 
 def _check_replaceable(folder: Path, replace: bool) -> None:

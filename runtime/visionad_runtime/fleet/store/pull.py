@@ -15,14 +15,20 @@ from pathlib import Path
 from ...bank.folder import check_identity, files_of, next_manifest, restorable_versions, write_version
 from ...bank.lock import writer_lock
 from ...errors import BankError, VisionADError
-from ...formats.files import fsync_folder
+from ...formats.files import fsync_folder, sha256_file
 from ...formats.manifest import MANIFEST, BankManifest, ModelManifest, read_manifest
+from .choose import choose
 from .golden import check_golden, find_model
 from .merge import Take, merge
 from .minisign import PublicKey
-from .origin import Origin, read_origins, write_origin
-from .revisions import NamedRevisions, Signed, Target
+from .origin import Origin, read_origin, write_origin
+from .revisions import Blob, NamedRevisions, Signed, Target
 from .transfer import INCOMING, download, pulling
+
+AHEAD = (
+    "this bank has changes that the store lacks, such as a version that was undone; `visionad bank push` publishes them, "
+    "`visionad bank pull --discard-local` drops them"
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,13 @@ class _Plan:
     manifest: BankManifest | None
     notes: tuple[str, ...]
 
+    @property
+    def wanted(self) -> BankManifest:
+        """The version in force after the pull."""
+        wanted = self.manifest or self.current
+        assert wanted is not None  # a folder without a bank gets one
+        return wanted
+
 
 def pull_bank(target: Target, folder: Path, options: PullOptions, step: Callable[[], None] = lambda: None) -> Pulled:
     """Bring a bank to a revision, merged with what was changed here.
@@ -105,8 +118,8 @@ def pull_bank(target: Target, folder: Path, options: PullOptions, step: Callable
 def _pull(
     names: NamedRevisions, target: Target, folder: Path, options: PullOptions, step: Callable[[], None]
 ) -> Pulled:
-    origin = read_origins(folder).origins.get(target.url)
-    signed = _choose(names, target, origin, options.keys)
+    origin = read_origin(folder, target)
+    signed = choose(names, origin, options.keys, "bank")
     remote = BankManifest.model_validate(signed.revision.manifest)
     if remote.content_digest() != signed.revision.digest:
         raise VisionADError(f"{target.url}: the revision's digest is not that of its bank; nothing was changed")
@@ -115,63 +128,32 @@ def _pull(
     incoming, moved = folder / INCOMING, 0
     while True:
         plan = _plan(folder, target, origin, signed, remote, options)
-        if plan.manifest is None:
-            return _unchanged(folder, target, origin, signed, remote, plan)
-        missing = _missing(folder, plan.manifest, signed)
+        wanted = plan.wanted
+        missing = _missing(folder, wanted, signed)
         for blob_path in missing:
             blob = signed.revision.files[blob_path]
             moved += 0 if (incoming / blob.sha256).exists() else blob.size
             download(names.storage, blob, incoming)
             step()
         if options.check is not None:
-            local = {p: folder / p for p in _names(folder, plan.manifest)}
+            local = {p: folder / p for p in _names(folder, wanted)}
             local |= {p: incoming / signed.revision.files[p].sha256 for p in missing}
-            model = options.model or find_model(folder, plan.manifest)
-            check_golden(model, options.check, plan.manifest, local)
+            model = options.model or find_model(folder, wanted)
+            check_golden(model, options.check, wanted, local)
+        if plan.manifest is None and not missing and origin is not None and origin.envelope == signed.sha256:
+            return _pulled(signed, plan, moved)
         with writer_lock(folder):
             if _current(folder) != plan.current:
                 continue  # somebody enrolled meanwhile: merge with that
             for path in missing:
                 _place(incoming / signed.revision.files[path].sha256, folder / path)
-            (folder / "history").mkdir(exist_ok=True)
-            write_version(folder, plan.manifest)
-            write_origin(folder, target.url, _new_origin(signed, remote, origin))
+            if plan.manifest is not None:
+                (folder / "history").mkdir(exist_ok=True)
+                write_version(folder, plan.manifest)
+            write_origin(folder, target, _new_origin(signed, remote, origin))
         for left in incoming.glob("[0-9a-f]*"):
             left.unlink(missing_ok=True)
-        return Pulled(
-            signed.revision.revision, plan.manifest.content_digest(), plan.manifest.version, True, moved, plan.notes
-        )
-
-
-def _choose(names: NamedRevisions, target: Target, origin: Origin | None, keys: Sequence[PublicKey]) -> Signed:
-    """Return the revision to pull.
-
-    Raises:
-        VisionADError: There is none, or the newest is older than one that was seen.
-    """
-    if target.revision is not None:
-        signed = names.read(target.revision, keys)
-    else:
-        number = names.newest()
-        if not number:
-            raise VisionADError(f"{target.url}: nothing was pushed to this name")
-        if origin is not None and number < origin.highest:
-            raise VisionADError(
-                f"{target.url} offers revision {number}, and revision {origin.highest} was seen before: an old bank may be "
-                f"replayed; nothing was changed; `{target.url}@{number}` takes it nevertheless"
-            )
-        signed = names.read(number, keys)
-        if origin is not None and number == origin.revision and signed.sha256 != origin.envelope:
-            raise VisionADError(
-                f"{target.url}: revision {number} is another one than was seen before; nothing was changed"
-            )
-        if origin is not None and number == origin.revision + 1 and signed.revision.previous != origin.envelope:
-            raise VisionADError(
-                f"{target.url}: revision {number} does not follow the one that was seen: history was rewritten; nothing was changed"
-            )
-    if signed.revision.kind != "bank":
-        raise VisionADError(f"{target.url} holds a {signed.revision.kind}: use `visionad model pull`")
-    return signed
+        return _pulled(signed, plan, moved, mended=missing if plan.manifest is None else ())
 
 
 def _plan(
@@ -190,12 +172,18 @@ def _plan(
         return _Plan(None, remote.model_copy(update=update), ())
     check_identity(folder, current.identity, remote.identity)
     is_rollback = target.revision is not None and origin is not None and target.revision < origin.revision
+    other_views = (current.views, current.blocks) != (remote.views, remote.blocks)
+    if other_views and not options.discard_local:  # no version can hold tokens of both
+        raise BankError(
+            f"{folder} holds tokens of views {', '.join(current.views)}, revision {signed.revision.revision} of "
+            f"{', '.join(remote.views)}; nothing was changed; pull into a new folder, or replace this bank with --discard-local"
+        )
     if origin is not None and origin.envelope == signed.sha256 and not options.discard_local:
-        return _Plan(current, None, ())
+        return _Plan(current, None, () if current.classes == remote.classes else (AHEAD,))
     base = {} if origin is None else origin.base.classes
     if options.discard_local:
         classes, notes = dict(remote.classes), []
-        if current.classes not in (base, remote.classes):
+        if current.classes not in (base, remote.classes) or other_views:
             notes = ["changes that were never pushed are dropped; `visionad bank undo` brings them back"]
     elif is_rollback and current.classes == base:
         classes, notes = dict(remote.classes), []
@@ -207,22 +195,21 @@ def _plan(
     else:
         classes, notes = merge(base, current.classes, remote.classes, options.take)
         if classes != remote.classes:
-            notes.append("this bank has changes that the store lacks; `visionad bank push` publishes them")
-    if classes == current.classes:
+            notes.append(AHEAD)
+    if classes == current.classes and not other_views:
         return _Plan(current, None, tuple(notes))
-    manifest = next_manifest(current, change, classes)
+    manifest = next_manifest(current, change, classes).model_copy(
+        update={"views": remote.views, "blocks": remote.blocks}
+    )
     return _Plan(current, manifest, tuple(notes))
 
 
-def _unchanged(
-    folder: Path, target: Target, origin: Origin | None, signed: Signed, remote: BankManifest, plan: _Plan
-) -> Pulled:
-    assert plan.current is not None
-    if origin is None or origin.envelope != signed.sha256:
-        with writer_lock(folder):
-            write_origin(folder, target.url, _new_origin(signed, remote, origin))
+def _pulled(signed: Signed, plan: _Plan, moved: int, mended: Sequence[str] = ()) -> Pulled:
+    notes, wanted = list(plan.notes), plan.wanted
+    if mended:
+        notes.append(f"{len(mended)} files of the version in force were missing or damaged; the store's are in place")
     number = signed.revision.revision
-    return Pulled(number, plan.current.content_digest(), plan.current.version, False, 0, plan.notes)
+    return Pulled(number, wanted.content_digest(), wanted.version, plan.manifest is not None, moved, tuple(notes))
 
 
 def _new_origin(signed: Signed, remote: BankManifest, before: Origin | None) -> Origin:
@@ -260,14 +247,24 @@ def _missing(folder: Path, manifest: BankManifest, signed: Signed) -> list[str]:
         VisionADError: One is neither here nor there.
     """
     missing = []
+    own = {entry.file: entry.sha256 for entry in manifest.classes.values() if entry.file is not None}
     for name in _names(folder, manifest):
         blob, path = signed.revision.files.get(name), folder / name
-        if path.exists() and (blob is None or path.stat().st_size == blob.size):
+        if blob is not None and own.get(name, blob.sha256) != blob.sha256:  # another file of this name
+            blob = None
+        if path.exists() and (blob is None or _is_whole(path, blob)):
             continue
         if blob is None:
             raise VisionADError(f"{path} is missing, and the revision does not hold it; restore it from a backup")
         missing.append(name)
     return missing
+
+
+def _is_whole(path: Path, blob: Blob) -> bool:
+    try:
+        return path.stat().st_size == blob.size and sha256_file(path) == blob.sha256
+    except OSError:
+        return False
 
 
 def _place(source: Path, target: Path) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...bank.folder import files_of
+from ...bank.history import verify
 from ...bank.lock import writer_lock
 from ...errors import VisionADError
 from ...formats.manifest import MANIFEST, BankManifest, as_dict, read_manifest
 from ...formats.model_folder import read_model
 from .minisign import SecretKey
-from .origin import Origin, read_origins, write_origin
-from .revisions import Blob, NamedRevisions, Signed, Target, new_revision
+from .origin import Origin, read_origin, write_origin
+from .revisions import Blob, NamedRevisions, Signed, Target, blob_name, new_revision
 from .transfer import describe, upload
 
 
@@ -47,22 +48,23 @@ def push_bank(folder: Path, target: Target, key: SecretKey, step: Callable[[], N
     names = NamedRevisions(target)
     with writer_lock(folder):
         manifest = read_manifest(folder, BankManifest)
-        origin = read_origins(folder).origins.get(target.url)
+        origin = read_origin(folder, target)
         number = names.newest(0 if origin is None else origin.revision)
         previous = names.read(number, [key.public] if origin is None else None) if number else None
         if previous is not None:
             _check_kind(previous, "bank", target)
             theirs = BankManifest.model_validate(previous.revision.manifest)
-            if theirs.classes == manifest.classes and theirs.identity == manifest.identity:
-                write_origin(folder, target.url, _origin(previous, theirs, origin))
-                return Pushed(number, False, 0)
+            if _content(theirs) == _content(manifest):
+                written = _mend(names, folder, previous, step)
+                write_origin(folder, target, _origin(previous, theirs, origin))
+                return Pushed(number, False, written)
             if origin is None or origin.envelope != previous.sha256:
                 based = "not from there" if origin is None else f"based on revision {origin.revision}"
                 raise _behind(f"{target.url} is at revision {number}, this bank is {based}", folder, target)
         files = {path.relative_to(folder).as_posix(): describe(path) for path in sorted(files_of(folder, manifest))}
         _check_names(folder, files)
-        held = set() if previous is None else {blob.sha256 for blob in previous.revision.files.values()}
-        written = upload(names.storage, folder, files, held, step)
+        verify(folder)
+        written = upload(names.storage, folder, files, _held(previous), step)
         revision = new_revision(
             "bank", target, previous, manifest.content_digest(), manifest.change, files, as_dict(manifest)
         )
@@ -70,7 +72,7 @@ def push_bank(folder: Path, target: Target, key: SecretKey, step: Callable[[], N
             signed = names.publish(revision, key)
         except FileExistsError:
             raise _behind(f"another push to {target.url} was faster", folder, target) from None
-        write_origin(folder, target.url, _origin(signed, manifest, origin))
+        write_origin(folder, target, _origin(signed, manifest, origin))
     return Pushed(revision.revision, True, written)
 
 
@@ -84,9 +86,8 @@ def push_model(folder: Path, target: Target, key: SecretKey, step: Callable[[], 
     if previous is not None:
         _check_kind(previous, "model", target)
         if previous.revision.files == files:
-            return Pushed(number, False, 0)
-    held = set() if previous is None else {blob.sha256 for blob in previous.revision.files.values()}
-    written = upload(names.storage, folder, files, held, step)
+            return Pushed(number, False, _mend(names, folder, previous, step))
+    written = upload(names.storage, folder, files, _held(previous), step)
     change = manifest.identity.describe()
     revision = new_revision("model", target, previous, manifest.content_digest(), change, files, as_dict(manifest))
     try:
@@ -94,6 +95,25 @@ def push_model(folder: Path, target: Target, key: SecretKey, step: Callable[[], 
     except FileExistsError:
         raise VisionADError(f"another push to {target.url} was faster; push again") from None
     return Pushed(revision.revision, True, written)
+
+
+def _content(manifest: BankManifest) -> tuple[object, ...]:
+    """Return what a revision is made for."""
+    return manifest.identity, manifest.views, manifest.blocks, manifest.classes
+
+
+def _held(previous: Signed | None) -> set[str]:
+    return set() if previous is None else {blob.sha256 for blob in previous.revision.files.values()}
+
+
+def _mend(names: NamedRevisions, folder: Path, newest: Signed, step: Callable[[], None]) -> int:
+    """Write files of the newest revision that the store has lost, as far as the folder holds them. Return their bytes."""
+    files, own = newest.revision.files, {}
+    for path, blob in files.items():
+        is_lost = names.storage.size(blob_name(blob.sha256)) != blob.size
+        if is_lost and (folder / path).is_file() and describe(folder / path) == blob:
+            own[path] = blob
+    return upload(names.storage, folder, own, set(), step)
 
 
 def _origin(signed: Signed, manifest: BankManifest, before: Origin | None) -> Origin:

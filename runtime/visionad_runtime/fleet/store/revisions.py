@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import re
 import secrets
 import socket
@@ -21,7 +22,7 @@ from ...bank.folder import utc_now
 from ...errors import VisionADError
 from ...formats.files import sha256_bytes
 from ...formats.strict import Strict
-from ..storage import FileMissingError, Storage, open_storage
+from ..storage import FileMissingError, ForbiddenError, Storage, local_folder, open_storage
 from .minisign import PublicKey, SecretKey, SignatureError, sign, verify
 
 NAMES, BLOBS, LATEST, SIGNATURES = "names", "blobs", "latest", "signatures"
@@ -78,6 +79,17 @@ class Target(NamedTuple):
     def url(self) -> str:
         """URL without the revision."""
         return f"{self.root}/{self.name}"
+
+    @property
+    def place(self) -> str:
+        """The same, however a folder is spelled."""
+        return place_of(self.url)
+
+
+def place_of(url: str) -> str:
+    """Return a URL as it is, and a folder of this machine as an absolute path."""
+    folder = local_folder(url)
+    return url if folder is None else os.path.normpath(folder.absolute())
 
 
 class Signed(NamedTuple):
@@ -142,9 +154,29 @@ class NamedRevisions:
         if not number:
             numbers = self._listed()
             number = numbers[-1] if numbers else 0
-        while self.storage.size(self._file(number + 1)) is not None:
+        first = number
+        while self._has(number + 1, denied=number > 0):
+            if number == first and self._has(0, denied=True):  # revisions begin at 1
+                raise VisionADError(
+                    f"{self.storage.url} has an answer for files that do not exist, so its newest revision cannot be found; have "
+                    "the server answer 404 there, or name a revision"
+                )
             number += 1
         return number
+
+    def _has(self, number: int, *, denied: bool) -> bool:
+        """Return whether there is a revision.
+
+        Args:
+            number: its number.
+            denied: whether a file that must not be read counts as missing. S3 says so of missing files to whoever may not list.
+        """
+        try:
+            return self.storage.size(self._file(number)) is not None
+        except ForbiddenError:
+            if denied:
+                return False
+            raise
 
     def _hint(self) -> int:
         try:
@@ -152,7 +184,7 @@ class NamedRevisions:
         except FileMissingError:
             return 0
         number = int(text) if text.isdecimal() and len(text) < 10 else 0
-        return number if number and self.storage.size(self._file(number)) is not None else 0
+        return number if number and self._has(number, denied=True) else 0
 
     def _listed(self) -> list[int]:
         try:
@@ -167,7 +199,7 @@ class NamedRevisions:
         try:
             return self._listed() if self.storage.list(self._folder) else []
         except VisionADError:
-            return [n for n in range(1, newest + 1) if self.storage.size(self._file(n)) is not None]
+            return [n for n in range(1, newest + 1) if self._has(n, denied=n < newest)]
 
     def read(self, number: int, keys: Sequence[PublicKey] | None) -> Signed:
         """Return a revision.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import VisionADError
 from ...formats.files import fsync_folder, sha256_file, try_lock
-from ..storage import FileMissingError, Storage
+from ..storage import FileMissingError, LocalStorage, Storage
 from .revisions import Blob, blob_name
 
 INCOMING = "incoming"
@@ -37,17 +37,21 @@ def upload(storage: Storage, folder: Path, files: Mapping[str, Blob], held: set[
         storage: the store.
         folder: folder of the files.
         files: path in the folder → digest and size.
-        held: digests that the newest revision names, which therefore are there.
+        held: digests that the newest revision names: no prune deletes them.
         step: called after each file.
 
     Returns:
         Number of bytes written.
     """
     written = 0
+    # Elsewhere a request for each would move more than the push. A push with nothing new looks there for what was lost.
+    can_look = isinstance(storage, LocalStorage)
     for path, blob in files.items():
         name = blob_name(blob.sha256)
-        size = None if blob.sha256 in held else storage.size(name)
-        is_safe = blob.sha256 in held or (size == blob.size and (storage.age(name) or 0) < FRESH_SECONDS)
+        is_held = blob.sha256 in held
+        is_safe = (is_held and not can_look) or (
+            storage.size(name) == blob.size and (is_held or (storage.age(name) or 0) < FRESH_SECONDS)
+        )
         if not is_safe:
             storage.upload(name, folder / path)
             written += blob.size
@@ -91,7 +95,8 @@ def download(storage: Storage, blob: Blob, incoming: Path) -> Path:
         if resumed:  # what was there before may be what is wrong
             return download(storage, blob, incoming)
         raise VisionADError(
-            f"{storage.url}/{blob_name(blob.sha256)} is damaged: its sha256 is not its name; nothing was changed; push it again"
+            f"{storage.url}/{blob_name(blob.sha256)} is damaged: its sha256 is not its name; nothing was changed; delete it there, "
+            "then push it again"
         )
     half.replace(target)
     fsync_folder(incoming)

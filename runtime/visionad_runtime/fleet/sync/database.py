@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ...errors import VisionADError
-from .records import OK, StationRecords
+from .records import OK, StationRecords, Taken, as_time, two_stations
 
 MIGRATIONS = Path(__file__).with_name("migrations")
+UNNAMED = ""
+"""Record database of rows that an earlier release took."""
 
 
 def sync_database(
-    records: StationRecords, url: str, station: str, *, not_ok: bool, step: Callable[[int], None] = lambda _: None
+    records: StationRecords,
+    url: str,
+    station: str,
+    *,
+    not_ok: bool,
+    step: Callable[[int], None] = lambda _: None,
+    note: Callable[[str], object] = lambda _: None,
 ) -> int:
     """Bring the parts that a database lacks into it. A repeat changes nothing.
 
@@ -25,6 +33,7 @@ def sync_database(
         station: name of the station, unique in the database.
         not_ok: whether rows of good parts are left out. All parts are counted by hour in ``visionad_hours``.
         step: called with the number of parts of each transaction.
+        note: called with what a person must know, in a line.
 
     Returns:
         Number of parts that were taken.
@@ -38,6 +47,7 @@ def sync_database(
     except ModuleNotFoundError as exc:
         raise VisionADError(f"{url} takes {exc.name}: pip install 'visionad[sql]'") from None
     engine = open_engine(url)
+    shown = engine.url.render_as_string(hide_password=True)
     count = 0
     try:
         migrate(engine)
@@ -46,35 +56,82 @@ def sync_database(
         parts, hours, cursors = (tables.tables[f"visionad_{name}"] for name in ("parts", "hours", "cursors"))
         insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
         with engine.begin() as connection:
-            connection.execute(insert(cursors).values(station=station, position=0).on_conflict_do_nothing())
-        query = sa.select(cursors.c.position).where(cursors.c.station == station)
-        with engine.connect() as connection:
-            after = int(connection.execute(query).scalar_one())
-        if after > records.last():  # the station began a new database
-            after = 0
-        for batch in records.batches(after):
+            held = {
+                row.database: Taken(int(row.position), as_time(row.newest))
+                for row in connection.execute(sa.select(cursors).where(cursors.c.station == station))
+            }
+            database = records.identity(held)
+            if database is None:
+                return 0
+            others = [taken.newest for name, taken in held.items() if name != database]
+            if said := two_stations(station, shown, others, records.first_time()):
+                note(said)
+            taken = held.get(database)
+            if taken is None:
+                taken = _of_earlier_release(connection, parts, records, station, held.get(UNNAMED), not_ok=not_ok)
+                row = {
+                    "station": station,
+                    "database": database,
+                    "position": taken.position,
+                    "newest": _text(taken.newest),
+                }
+                connection.execute(insert(cursors).values(row).on_conflict_do_nothing())
+        mine = sa.and_(cursors.c.station == station, cursors.c.database == database)
+        query = sa.select(cursors.c.position).where(mine)
+        position, newest = taken
+        for batch in records.batches(records.resume(taken)):
             with engine.begin() as connection:
                 # The lock makes a second sync of the station wait; it then finds that the batch was taken.
-                held = int(connection.execute(query.with_for_update()).scalar_one())
-                if held != after:
+                if int(connection.execute(query.with_for_update()).scalar_one()) != position:
                     raise VisionADError(f"station {station} is being synced by another process; run one at a time")
-                rows = [_row(station, row) for row in batch if not (not_ok and row["evaluation"] == OK)]
+                rows = [_row(station, database, row) for row in batch.rows if not (not_ok and row["evaluation"] == OK)]
                 if rows:
                     connection.execute(insert(parts).on_conflict_do_nothing(), rows)
-                _count(connection, insert, hours, station, batch)
-                after = int(batch[-1]["cursor"])
-                change = sa.update(cursors).where(cursors.c.station == station).values(position=after)
+                if batch.rows:
+                    _count(connection, insert, hours, station, batch.rows)
+                position = batch.end
+                newest = max((time for time in (newest, batch.newest) if time is not None), default=None)
+                change = sa.update(cursors).where(mine).values(position=position, newest=_text(newest))
                 connection.execute(change)
-            count += len(batch)
-            step(len(batch))
+            count += len(batch.rows)
+            step(len(batch.rows))
     except sa.exc.SQLAlchemyError as exc:
         raise VisionADError(
-            f"{engine.url.render_as_string(hide_password=True)}: {' '.join(str(exc.__cause__ or exc).split())[:300]}; what was "
-            "committed stays: run again"
+            f"{shown}: {' '.join(str(exc.__cause__ or exc).split())[:300]}; what was committed stays: run again"
         ) from None
     finally:
         engine.dispose()
     return count
+
+
+def _of_earlier_release(
+    connection: Any, parts: Any, records: StationRecords, station: str, taken: Taken | None, *, not_ok: bool
+) -> Taken:
+    """Return how far an earlier release took these records: it did not name the database that it took.
+
+    Args:
+        connection: to the database.
+        parts: its table.
+        records: of the station.
+        station: its name.
+        taken: how far some records of this name were taken; ``None`` for none.
+        not_ok: whether rows of good parts are left out.
+    """
+    import sqlalchemy as sa
+
+    if taken is None or not taken.position:
+        return Taken(0, None)
+    sample, last = records.sample(taken.position, not_ok=not_ok), records.last()
+    query = sa.select(parts.c.id, parts.c.time_utc).where(
+        parts.c.station == station, parts.c.database == UNNAMED, parts.c.id.in_([number for number, _ in sample])
+    )
+    there = {(row.id, as_time(row.time_utc)) for row in connection.execute(query)}
+    matched = [time for number, time in sample if (number, time) in there]
+    if matched and taken.position > last:  # a restored copy
+        return Taken(taken.position, max(matched))
+    if matched or (not sample and taken.position <= last):
+        return Taken(taken.position, max((time for _, time in sample), default=None))
+    return Taken(0, None)
 
 
 def open_engine(url: str) -> Any:
@@ -89,11 +146,18 @@ def open_engine(url: str) -> Any:
     if scheme in ("postgres", "postgresql"):
         url = f"postgresql+psycopg{separator}{rest}"
     try:
-        return sa.create_engine(url)
+        parsed = sa.make_url(url)
+        memory = parsed.get_backend_name() == "sqlite" and (
+            not parsed.database or ":memory:" in parsed.database or parsed.query.get("mode") == "memory"
+        )
+        engine = None if memory else sa.create_engine(parsed)
     except (sa.exc.ArgumentError, ModuleNotFoundError) as exc:
         raise VisionADError(
             f"{scheme}://…: expected the URL of a database: {' '.join(str(exc).split())[:200]}"
         ) from None
+    if engine is None:
+        raise VisionADError(f"{url}: expected a database that stays, got one in memory; such as sqlite:///parts.sqlite")
+    return engine
 
 
 def migrate(engine: Any, revision: str = "head") -> None:
@@ -111,6 +175,8 @@ def migrate(engine: Any, revision: str = "head") -> None:
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":  # one process migrates, the others wait
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7262026)")
+        elif engine.dialect.name == "sqlite":  # the driver begins no transaction for tables
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
         config.attributes["connection"] = connection
         if revision == "base":
             command.downgrade(config, revision)
@@ -118,21 +184,17 @@ def migrate(engine: Any, revision: str = "head") -> None:
             command.upgrade(config, revision)
 
 
-def _row(station: str, row: dict[str, Any]) -> dict[str, Any]:
-    values = {name: value for name, value in row.items() if name != "cursor"}
-    return {**values, "station": station, "time_utc": as_time(row["time_utc"])}
+def _row(station: str, database: str, row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "cursor"} | {"station": station, "database": database}
 
 
-def as_time(text: str) -> datetime:
-    """Return a record's time, in UTC."""
-    time = datetime.fromisoformat(text)
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+def _text(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
 
 
 def _count(connection: Any, insert: Any, hours: Any, station: str, batch: Sequence[dict[str, Any]]) -> None:
     sums = Counter(
-        (as_time(row["time_utc"]).replace(minute=0, second=0, microsecond=0), row["recipe"], row["evaluation"])
-        for row in batch
+        (row["time_utc"].replace(minute=0, second=0, microsecond=0), row["recipe"], row["evaluation"]) for row in batch
     )
     values = [
         {"station": station, "hour": hour, "recipe": recipe, "evaluation": evaluation, "parts": n}

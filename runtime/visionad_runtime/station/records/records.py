@@ -20,6 +20,7 @@ from ...errors import VisionADError
 from ...formats.plain_text import plain
 from ..front.cycle import NOT_DECIDABLE, Job
 from ..sink import Outcome
+from .identity import note_identity
 from .schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from .unusable import records_unusable
 
@@ -354,6 +355,7 @@ class Records:
             for step in steps:
                 for statement in filter(str.strip, step.split(";")):
                     db.execute(statement)
+            note_identity(db)
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
 

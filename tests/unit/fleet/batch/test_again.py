@@ -101,13 +101,24 @@ def test_a_damaged_part_is_written_again(data: bytes, archive: Archive) -> None:
     archive.run("--workers", "1")
     before = archive.rows()
     archive.parts[1].write_bytes(data)
-    assert errors_of(data) is None
+    assert errors_of(data, 1) is None
     archive.run("--workers", "1")
 
     def facts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{k: v for k, v in row.items() if k != "timings_ms"} for row in rows]
 
     assert facts(archive.rows()) == facts(before)
+
+
+def test_a_part_that_was_cut_is_written_again(archive: Archive) -> None:
+    import pyarrow.parquet as pq
+    from visionad_runtime.fleet.parquet import to_parquet
+
+    archive.run("--workers", "1")
+    archive.parts[1].write_bytes(to_parquet(pq.ParquetFile(archive.parts[1]).read().slice(0, 1)))
+    again, _ = archive.run("--workers", "1")
+    assert again["kept"] == 0
+    assert [row["id"] for row in archive.rows()] == list(range(5))
 
 
 def test_a_part_without_the_columns_is_written_again(archive: Archive) -> None:

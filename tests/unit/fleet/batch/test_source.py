@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("pyarrow", reason="batch runs take the batch extra")
 
 from visionad_runtime.cli.main import run
+from visionad_runtime.errors import VisionADError
 from visionad_runtime.fleet.batch.source import Source, read_source
 
 
@@ -76,3 +77,32 @@ def test_a_block_has_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run([*map(str, arguments), "--block", "99999999999999999999999"]) == 2
     err = capsys.readouterr().err
     assert "--block" in err and "10000000" in err and len(err.splitlines()) == 1
+
+
+def table(path: Path, *images: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": list(images)}), path)
+
+
+@pytest.mark.parametrize("where", ["a.png", "disc/a.png"])
+def test_images_beside_parquet_are_not_passed_over(where: str, tmp_path: Path) -> None:
+    (tmp_path / where).parent.mkdir(exist_ok=True)
+    (tmp_path / where).write_bytes(b"")
+    table(tmp_path / "index.parquet", "b.png")
+    with pytest.raises(VisionADError, match=f"name {tmp_path}/index.parquet"):
+        read_source(str(tmp_path))
+    assert read_source(str(tmp_path / "index.parquet")).images.to_pylist() == ["b.png"]
+
+
+@pytest.mark.parametrize("url", ["{}", "file://{}"])
+def test_results_below_a_source_are_no_source(url: str, tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet", "a.png")
+    table(tmp_path / "deep" / "b.parquet", "b.png")
+    table(tmp_path / "out" / "run=12" / "part-00000000.parquet", "a.png")
+    (tmp_path / "out" / "run=12" / "run.json").write_text("{}")
+    assert read_source(url.format(tmp_path)).images.to_pylist() == ["a.png", "b.png"]
+    results = tmp_path / "out" / "run=12"
+    assert read_source(url.format(results)).images.to_pylist() == ["a.png"]  # of a run that is named

@@ -12,7 +12,19 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the tables."""
+    """Make the tables. A first sync into SQLite that an earlier release began, and was killed, has left some of them."""
+    there = sa.inspect(op.get_bind()).get_table_names()
+    if "visionad_parts" not in there:
+        _make_parts()
+    elif not sa.inspect(op.get_bind()).get_indexes("visionad_parts"):
+        op.create_index("visionad_parts_time", "visionad_parts", ["time_utc"])
+    if "visionad_hours" not in there:
+        _make_hours()
+    if "visionad_cursors" not in there:
+        _make_cursors()
+
+
+def _make_parts() -> None:
     op.create_table(
         "visionad_parts",
         sa.Column("station", sa.Text, primary_key=True),
@@ -32,6 +44,9 @@ def upgrade() -> None:
         sa.Column("model", sa.Text),
     )
     op.create_index("visionad_parts_time", "visionad_parts", ["time_utc"])
+
+
+def _make_hours() -> None:
     op.create_table(
         "visionad_hours",
         sa.Column("station", sa.Text, primary_key=True),
@@ -40,6 +55,9 @@ def upgrade() -> None:
         sa.Column("evaluation", sa.SmallInteger, primary_key=True, autoincrement=False),
         sa.Column("parts", sa.BigInteger, nullable=False),
     )
+
+
+def _make_cursors() -> None:
     op.create_table(
         "visionad_cursors",
         sa.Column("station", sa.Text, primary_key=True),

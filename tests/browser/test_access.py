@@ -250,7 +250,10 @@ def test_inspect_as_serve_does(station: RunningStation) -> None:
     assert (status, facts["verdict"], facts["class"]) == (200, "anomalous", "disc")
     status, png, headers = station.request("POST", "/overlay?class=disc", image)
     assert status == 200 and headers["content-type"] == "image/png" and png[:4] == b"\x89PNG"
-    assert "visionad_info{" in station.request("GET", "/metrics")[1].decode()
+    text = station.request("GET", "/metrics")[1].decode()
+    assert f'bank="{facts["bank"]}"' in text and f'model="{facts["model"]}"' in text
+    assert 'visionad_pictures_total{class_name="disc",verdict="ok"}' in text  # of the line
+    assert "process_resident_memory_bytes" in text
     assert set(station.request("GET", "/health")[1]) == {"ready", "phase"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -17,11 +18,27 @@ from visionad_runtime.station.records.report import Source
 from visionad_runtime.station.settings import Shifts
 from visionad_runtime.web.access import AccessPolicy
 from visionad_runtime.web.station.app import make_app
+from visionad_runtime.web.station.feed import Feed
 from visionad_runtime.web.station.gate import PageGate
 from visionad_runtime.web.station.history import History
 from visionad_runtime.web.station.link import Answer, CommandError
 
 TOO_LARGE = (2**63, 10**30)
+READY = {
+    "ready": True,
+    "phase": "ready",
+    "missed": 0,
+    "late": 0,
+    "overrun": 0,
+    "alarms": [],
+    "unwritten": 0,
+    "waiting": 0,
+}
+FACTS = {
+    "pid": os.getpid(), "model": "tiny", "model_digest": "cd" * 32, "backend": "onnxruntime-cpu", "precision": "fp32",
+    "bank_version": 4, "bank_digest": "ab" * 32, "classes": {"gear": 4}, "warnings": [],
+}  # fmt: skip
+"""What the worker says when it is ready."""
 
 
 class Link:
@@ -35,7 +52,7 @@ class Link:
         if command == "session":
             return Answer({"name": "anna", "role": "admin", "panel": False}, [])
         if command == "ready":
-            return Answer({"ready": True, "phase": "ready", "facts": {"bank_version": 1, "classes": {}}}, [])
+            return Answer({**READY, "facts": FACTS}, [])
         raise CommandError("no_part", "there is no such part")
 
 
@@ -49,16 +66,21 @@ class Got(NamedTuple):
     text: str
 
 
+def make_page(folder: Path, feed: Feed) -> Page:
+    """A page with records in a folder, and a front that does nothing."""
+    records = folder / "records.sqlite"
+    link: Any = Link()
+    settings: Any = SimpleNamespace(archive=None, bank=folder / "bank", log=None, station="press-3")
+    source = Source("press-3", records, Shifts(), {1: "gear"})
+    app = make_app(feed, link, History(records), source, folder / "station.yaml", settings, AccessPolicy())
+    return Page(app, link)
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
     records = tmp_path / "records.sqlite"
     Records(records).close()
-    link: Any = Link()
-    feed: Any = SimpleNamespace(state={}, counts={}, hello={}, clients=[])
-    settings: Any = SimpleNamespace(archive=None, bank=tmp_path / "bank", log=None, station="press-3")
-    source = Source("press-3", records, Shifts(), {1: "gear"})
-    app = make_app(feed, link, History(records), source, tmp_path / "station.yaml", settings, AccessPolicy())
-    return Page(app, link)
+    return make_page(tmp_path, Feed(History(records), Shifts()))
 
 
 def ask(page: Page, method: str, target: str, body: bytes = b"{}") -> Got:

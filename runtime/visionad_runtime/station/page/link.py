@@ -28,6 +28,7 @@ from ..front.alarms import clock_is_synchronized
 from ..records.records import deciding_camera, utc_now
 from ..sink import Outcome, SinkError
 from .commands import READING, ROLES_OF, FrontSide, PageCommands
+from .counted import counted
 from .drafting import Drafting
 from .live import LiveView
 from .teacher_process import TeacherProcess
@@ -255,6 +256,7 @@ class PageLink:
     def _on_outcome(self, outcome: Outcome) -> None:
         self._last = outcome
         self._drafting.on_outcome(outcome)
+        self._send({"event": "inspected", "images": counted(outcome)})
         if outcome.evaluation != 1:
             self._commands.unseen.append(outcome.id)
             del self._commands.unseen[:-1000]

@@ -81,7 +81,7 @@ def make_app(
         access: hosts and origins that are let in.
     """
     app = FastAPI(title="VisionAD station", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.service = UploadQueue()
+    app.state.service = UploadQueue(feed.metrics.waiting.set, feed.metrics.receiving.set)
     app.state.link, app.state.feed, app.state.history, app.state.reports = link, feed, history, Reports(source)
     archive = settings.archive
     app.state.file, app.state.settings, app.state.bank = file, settings, settings.bank

@@ -7,15 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from ..._release import __version__
 from ..answers import Inspection
 from ..forms import check_encoding, form_file, is_multipart
 from ..queue import UploadedImage
 from ..uploads import REQUEST_BODY, read_upload, receive
 from .answers import ClassCounts, Problem, PushedFrame, StationHealth
+from .feed import Feed
 from .link import FrontLink
 from .sessions import Anyone
 
@@ -104,7 +103,9 @@ def add_inspection(app: FastAPI) -> None:
     @app.get("/metrics", response_model=None, response_class=Response)
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(_metrics((await link.ask("ready")).value, app), media_type=CONTENT_TYPE_LATEST)
+        feed: Feed = app.state.feed
+        text = feed.metrics.text((await link.ask("ready")).value, feed.counts, len(feed.clients))
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 def _is_local(request: Request) -> bool:
@@ -115,32 +116,3 @@ def _is_local(request: Request) -> bool:
         return ip_address(host).is_loopback and not passed_on
     except ValueError:
         return False
-
-
-def _metrics(found: dict[str, Any], app: FastAPI) -> bytes:
-    registry = CollectorRegistry()
-    facts = found["facts"]
-    labels = {
-        "version": __version__,
-        "backend": facts.get("backend", ""),
-        "precision": facts.get("precision", ""),
-        "model_digest": facts.get("model_digest", ""),
-        "bank_digest": facts.get("bank_digest", ""),
-    }
-    Gauge("visionad_info", "what inspects", list(labels), registry=registry).labels(**labels).set(1)
-    values = {
-        "visionad_ready": ("whether a trigger is accepted", found["ready"]),
-        "visionad_bank_version": ("version of the bank in force", facts.get("bank_version") or 0),
-        "visionad_missed": ("triggers that were not accepted, since start", found["missed"]),
-        "visionad_late": ("results after their deadline, since start", found["late"]),
-        "visionad_overrun": ("results that were not acknowledged in time, since start", found["overrun"]),
-        "visionad_alarms": ("alarms that stand", len(found["alarms"])),
-        "visionad_unwritten": ("results that wait for the disk", found["unwritten"]),
-        "visionad_pages": ("browsers that are connected", len(app.state.feed.clients)),
-    }
-    for name, (text, value) in values.items():
-        Gauge(name, text, registry=registry).set(float(value))
-    shift = Gauge("visionad_shift_parts", "parts of this shift", ["evaluation"], registry=registry)
-    for name in ("ok", "reject", "undecided"):
-        shift.labels(name).set(app.state.feed.counts.get(name, 0))
-    return generate_latest(registry)

@@ -129,6 +129,8 @@ class Drafting:
         elif command == "draft_effect":
             parts = await self._front.write(lambda: _kept_parts(self._front.records, name))
             facts = await ask("effect", name, version, parts)
+        elif command == "version_add":
+            return await self._enroll(name, m, who, blobs)
         else:
             return await self._put_live(command, name, version, who)
         if facts["collecting"]:
@@ -167,6 +169,13 @@ class Drafting:
             self._collecting.pop(name, None)
             found = await self._teacher.ask("live", name, version, who)
             await self._audit(who, "draft put live", {"version": before}, found)
+        return found
+
+    async def _enroll(self, name: str, m: Mapping[str, Any], who: str, blobs: list[bytes]) -> Any:
+        before = self._front.facts.get("bank_version")
+        rgb, source = await self._image_of(m, blobs)
+        found = await self._teacher.ask("enroll", name, rgb, source)
+        await self._audit(who, "part enrolled", {"version": before}, {**found, "source": source})
         return found
 
     def _with_line(self, facts: dict[str, Any]) -> dict[str, Any]:

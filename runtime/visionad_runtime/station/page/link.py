@@ -356,8 +356,7 @@ class PageLink:
             import numpy as np
 
             rgb = np.frombuffer(blobs[0], np.uint8).reshape(m["shape"])
-            value = await self._front.ask_worker(command, rgb, m.get("class"), m["name"])
-            return _WithBlobs({}, [value]) if command == "overlay" else value
+            return _WithBlobs(*await self._front.ask_worker(command, rgb, m.get("class"), m["name"]))
         elif command == "look":
             return _WithBlobs(*await self._live.look(m))
         elif command == "push":

@@ -242,13 +242,15 @@ class Worker:
     def _inspect_upload(
         self, command: str, ticket: int, rgb: NDArray[np.uint8], class_name: str | None, name: str
     ) -> None:
-        """Inspect an image that was sent to the page or the API; for ``overlay``, answer with a PNG."""
+        """Inspect an image that was sent to the page or the API. Answer with facts and map; for ``overlay``, with a PNG."""
         code = "unavailable"
         try:
             judge = self._following(None)
             code = "input"
             result = judge.look(rgb, class_name)
-            self._answer(ticket, overlay_png(rgb, result) if command == "overlay" else result.to_dict(name))
+            overlay = command == "overlay"
+            shown = overlay_png(rgb, result) if overlay else np.ascontiguousarray(result.anomaly_map).tobytes()
+            self._answer(ticket, ({} if overlay else result.to_dict(name), [shown]))
         except VisionADError as exc:
             self._answer(ticket, None, code, str(exc))
 
@@ -399,6 +401,7 @@ def _bank_facts(inspection: Inspection) -> dict[str, Any]:
         "bank_version": inspection.bank.manifest.version,
         "bank_digest": inspection.bank.snapshot.digest,
         "classes": {name: len(bank.entry.images) for name, bank in inspection.bank.classes.items()},
+        "thresholds": {name: bank.entry.threshold for name, bank in inspection.bank.classes.items()},
         "warnings": inspection.calibration_warnings(),
     }
 

@@ -54,4 +54,7 @@ def test_a_new_bank_is_told_whatever_notices_it(worker: tuple[Worker, Pipe], fol
     opened._inspect_upload("inspect", 2, part(50), "disc", "a.png")
     told = [message[1] for message in pipe.sent if message[0] == "bank"]
     assert [(one["bank_version"], one["bank_digest"]) for one in told] == [(version, digest)]
-    assert pipe.sent[-1][2]["bank"] == digest
+    facts, (anomaly_map,) = pipe.sent[-1][2]
+    assert (facts["bank"], len(anomaly_map)) == (digest, 4 * 256 * 256)
+    assert set(told[0]["thresholds"]) == set(told[0]["classes"]) == {"disc"}
+    assert told[0]["thresholds"]["disc"] == facts["threshold"] is not None

@@ -351,3 +351,21 @@ def test_the_support_bundle_has_what_support_asks_for(
             b"press-3" in bundle.read("station.yaml") and json.loads(bundle.read("records.jsonl").splitlines()[0])["id"]
         )
         assert not any(name.endswith("users.json") or "token" in name for name in names)
+
+
+def test_a_setter_enrolls_as_serve_does(station: RunningStation, sessions: dict[str, dict[str, str]]) -> None:
+    before = station.request("GET", "/classes")[1]
+    for role, status in ((NOBODY, 401), (ADMIN, 403), (SETTER, 201)):
+        got, facts, _ = station.request("POST", "/classes/more?name=new.png", PNG, sessions[role])
+        assert got == status, facts
+    assert facts == {"class": "more", "bank_version": before["bank_version"] + 1}
+    inspected = station.request("POST", "/inspect?class=more", PNG)[1]  # the worker takes the version that it finds
+    assert inspected["bank_version"] == facts["bank_version"]
+    after = station.request("GET", "/classes")[1]
+    assert after["classes"] == {**before["classes"], "more": {"shots": 1, "threshold": None}}
+    health = station.request("GET", "/health", headers=sessions[VIEWER])[1]
+    assert (health["bank_digest"], health["bank_version"]) == (inspected["bank"], facts["bank_version"])
+    row = station.request("GET", "/api/1/audit", headers=sessions[ADMIN])[1]["entries"][0]
+    assert (row["who"], row["what"], row["new"]["class"], row["new"]["source"]) == (
+        SETTER, "part enrolled", "more", "file new.png",
+    )  # fmt: skip

@@ -38,6 +38,14 @@ TABLE: list[tuple[str, str, Any, dict[str, int]]] = [
     ("GET", "/metrics", None, PUBLIC),
     ("GET", "/openapi.json", None, PUBLIC),
     ("GET", "/classes", None, PUBLIC),
+    ("POST", "/classes/%20", PNG, {**TEACHING, SETTER: 400}),
+    ("GET", "/v2", None, PUBLIC),
+    ("GET", "/v2/health/live", None, PUBLIC),
+    ("GET", "/v2/health/ready", None, PUBLIC),
+    ("GET", "/v2/models/visionad", None, PUBLIC),
+    ("GET", "/v2/models/visionad/ready", None, PUBLIC),
+    ("GET", "/v2/models/visionad/versions/1", None, PUBLIC),
+    ("GET", "/v2/models/visionad/versions/1/ready", None, PUBLIC),
     ("GET", "/api/1/session", None, READING),
     ("GET", "/api/1/state", None, READING),
     ("GET", "/api/1/records", None, READING),
@@ -134,7 +142,14 @@ def test_s17_each_endpoint_by_role(station: RunningStation, sessions: dict[str, 
 
 def _filled(path: str) -> str:
     """A path of the description with the values that the table has."""
-    values = {"number": "1", "name": "nobody%20such", "which": DIGEST, "support": DIGEST, "pixels": DIGEST}
+    values = {
+        "class_name": "%20",
+        "number": "1",
+        "name": "nobody%20such",
+        "which": DIGEST,
+        "support": DIGEST,
+        "pixels": DIGEST,
+    }
     for name, value in values.items():
         path = path.replace(f"{{{name}}}", value)
     return path
@@ -146,12 +161,14 @@ def test_s17_the_table_is_complete(station: RunningStation) -> None:
         "/inspect", "/overlay", "/api/1/login", "/api/1/logout", "/api/1/worker/restart",
         "/api/1/records/{number}/archived/{place}",
         "/cameras/nobody%20such/frame",
+        "/v2/models/visionad/infer", "/v2/models/visionad/versions/1/infer",
     }  # fmt: skip
     shapes = {_filled(path) for path in described}
     assert shapes - known - {"/api/1/records/1/archived/{place}"} == set()
     for path, methods in described.items():
         for method, facts in methods.items():
-            content = facts["responses"].get("200", {}).get("content", {})
+            answers = facts["responses"]
+            content = answers.get("200", answers.get("201", {})).get("content", {})
             assert path == "/openapi.json" or content or method == "get", path
 
 
@@ -248,9 +265,23 @@ def test_inspect_as_serve_does(station: RunningStation) -> None:
     image = cv2.imencode(".png", numbered(5, defect=True))[1].tobytes()
     status, facts, _ = station.request("POST", "/inspect?class=disc", image)
     assert (status, facts["verdict"], facts["class"]) == (200, "anomalous", "disc")
+    tensor = {"name": "file", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(image) + 4}}
+    names = {"name": "class", "datatype": "BYTES", "shape": [1], "data": ["disc"]}
+    outputs = [{"name": "result"}, {"name": "anomaly_map"}]
+    asked = json.dumps({"inputs": [names, tensor], "outputs": outputs}).encode()
+    length = {"Inference-Header-Content-Length": str(len(asked))}
+    body = asked + struct.pack("<I", len(image)) + image
+    status, found, _ = station.request("POST", "/v2/models/visionad/infer", body, length)
+    result, anomaly_map = (output["data"] for output in found["outputs"])
+    same = {"image": "", "timings_ms": 0}
+    assert status == 200 and {**json.loads(result[0]), **same} == {**facts, **same}
+    assert len(anomaly_map) == 256 * 256 and max(anomaly_map) >= facts["score"]
     status, png, headers = station.request("POST", "/overlay?class=disc", image)
     assert status == 200 and headers["content-type"] == "image/png" and png[:4] == b"\x89PNG"
-    assert "visionad_info{" in station.request("GET", "/metrics")[1].decode()
+    text = station.request("GET", "/metrics")[1].decode()
+    assert f'bank="{facts["bank"]}"' in text and f'model="{facts["model"]}"' in text
+    assert 'visionad_pictures_total{class_name="disc",verdict="ok"}' in text  # of the line
+    assert "process_resident_memory_bytes" in text
     assert set(station.request("GET", "/health")[1]) == {"ready", "phase"}
 
 
@@ -320,3 +351,21 @@ def test_the_support_bundle_has_what_support_asks_for(
             b"press-3" in bundle.read("station.yaml") and json.loads(bundle.read("records.jsonl").splitlines()[0])["id"]
         )
         assert not any(name.endswith("users.json") or "token" in name for name in names)
+
+
+def test_a_setter_enrolls_as_serve_does(station: RunningStation, sessions: dict[str, dict[str, str]]) -> None:
+    before = station.request("GET", "/classes")[1]
+    for role, status in ((NOBODY, 401), (ADMIN, 403), (SETTER, 201)):
+        got, facts, _ = station.request("POST", "/classes/more?name=new.png", PNG, sessions[role])
+        assert got == status, facts
+    assert facts == {"class": "more", "bank_version": before["bank_version"] + 1}
+    inspected = station.request("POST", "/inspect?class=more", PNG)[1]  # the worker takes the version that it finds
+    assert inspected["bank_version"] == facts["bank_version"]
+    after = station.request("GET", "/classes")[1]
+    assert after["classes"] == {**before["classes"], "more": {"shots": 1, "threshold": None}}
+    health = station.request("GET", "/health", headers=sessions[VIEWER])[1]
+    assert (health["bank_digest"], health["bank_version"]) == (inspected["bank"], facts["bank_version"])
+    row = station.request("GET", "/api/1/audit", headers=sessions[ADMIN])[1]["entries"][0]
+    assert (row["who"], row["what"], row["new"]["class"], row["new"]["source"]) == (
+        SETTER, "part enrolled", "more", "file new.png",
+    )  # fmt: skip

@@ -97,7 +97,8 @@ def test_the_layers_are_those_that_are_checked() -> None:
 
 
 def test_the_guide_has_every_metric_of_the_service() -> None:
-    code = (ROOT / "runtime" / "visionad_runtime" / "web" / "metrics.py").read_text()
+    web = ROOT / "runtime" / "visionad_runtime" / "web"
+    code = "".join((web / name).read_text() for name in ("metrics.py", "image_metrics.py"))
     metrics = set(re.findall(r'"(visionad_\w+)"', code))
     guide = (ROOT / "docs" / "guides" / "line.md").read_text()
     assert len(metrics) >= 8

@@ -43,6 +43,25 @@ def same(a: Result, b: Result) -> bool:
     )
 
 
+def test_the_class_of_a_part_is_named_alike_in_every_method(inspector: Inspector, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), part(40))
+    cv2.imwrite(str(tmp_path / "b.png"), part(41))
+    first = inspector.enroll(class_name="disc", images=[part(42)])
+    versions = [
+        inspector.enroll_files(class_name="disc", paths=[tmp_path / "a.png"]),
+        inspector.confirm(class_name="disc", images=[part(43)], good=True, selection="all"),
+        inspector.confirm("disc", [part(44)], True, "accepted"),
+        inspector.confirm("disc", [part(45, defect=True)], False),
+        inspector.confirm_files("disc", [tmp_path / "b.png"], True, "all"),
+    ]
+    assert versions == list(range(first + 1, first + 6))
+    assert inspector.inspect(part(46), class_name="disc").class_name == "disc"
+    confirmed = inspector.bank and inspector.bank.classes["disc"].entry.confirmations
+    assert [(c.good, c.selection) for c in confirmed or ()] == [
+        (True, "all"), (True, "accepted"), (False, "all"), (True, "all"),
+    ]  # fmt: skip
+
+
 def test_result_does_not_depend_on_batch_or_order(inspector: Inspector) -> None:
     images = [part(i, defect=i % 2 == 1, kind="grid" if i % 3 == 0 else "disc") for i in range(7)]
     alone = [inspector.inspect(p) for p in images]

@@ -67,19 +67,19 @@ class Inspector(Inspection):
         return SupportTokens(split_tiles(patches, tile_counts(layout.spec)), whole.cls)
 
     def encode_class(
-        self, name: str, support: SupportImage, rgb: pixels.RGB8, layout: Layout | None = None
+        self, class_name: str, support: SupportImage, rgb: pixels.RGB8, layout: Layout | None = None
     ) -> ClassBank:
         """Return a class whose only support is this image, without enrolling it. ``layout`` is for a class that is new."""
-        layout = layout or self.layout_of(name)
+        layout = layout or self.layout_of(class_name)
         tokens = self.encode_support(rgb, layout)
         entry = ClassEntry(images=(support,), roi=None if layout is None else layout.spec)
-        return ClassBank(name, entry, self._require_bank().manifest.blocks, [tokens], layout)
+        return ClassBank(class_name, entry, self._require_bank().manifest.blocks, [tokens], layout)
 
-    def layout_of(self, name: str, roi: RoiSpec | None = None, mask: bytes | None = None) -> Layout | None:
+    def layout_of(self, class_name: str, roi: RoiSpec | None = None, mask: bytes | None = None) -> Layout | None:
         """Return what is inspected of a class: as the bank holds it, or, for a new class, as given. ``None`` for whole images.
 
         Args:
-            name: the class.
+            class_name: the class.
             roi: regions for a new class, or those that an existing class must have; ``None`` for those that it has.
             mask: PNG file of ``roi.mask``.
 
@@ -87,20 +87,20 @@ class Inspector(Inspection):
             BankError: The class has other ROIs, or nothing is left to inspect.
             ImageError: The mask has another size than the images, or is no PNG file.
         """
-        name = normalize_class_name(name)
-        held = self._require_bank().classes.get(name)
+        class_name = normalize_class_name(class_name)
+        held = self._require_bank().classes.get(class_name)
         if held is None:
-            return new_layout(name, roi, self.manifest.identity, mask)
+            return new_layout(class_name, roi, self.manifest.identity, mask)
         if roi is not None and roi != held.entry.roi:
             raise BankError(
-                f"class {name!r} has {'other ROIs' if held.entry.roi else 'no ROIs'}; `visionad bank roi` changes them for all of "
-                "its supports"
+                f"class {class_name!r} has {'other ROIs' if held.entry.roi else 'no ROIs'}; `visionad bank roi` changes them for "
+                "all of its supports"
             )
         return held.layout
 
     def enroll(
         self,
-        name: str,
+        class_name: str,
         images: Sequence[NDArray[np.uint8]],
         *,
         colour: str = "bgr",
@@ -114,7 +114,7 @@ class Inspector(Inspection):
         has a threshold, at the best rate that so many images can promise.
 
         Args:
-            name: the class.
+            class_name: the class.
             images: uint8 (H, W, 3) arrays in ``colour`` order, or gray (H, W).
             colour: ``"bgr"`` as OpenCV returns it, or ``"rgb"``.
             color: same as ``colour``, and overrides it.
@@ -130,16 +130,16 @@ class Inspector(Inspection):
         """
         decoded = arrays.from_arrays(images, colour if color is None else color)
         rgbs = [pixels.to_rgb(image) if image.ndim == 2 else image for image in decoded]  # gray and RGB give one digest
-        layout = self.layout_of(name, roi, mask)
+        layout = self.layout_of(class_name, roi, mask)
         supports = [
             self.new_support(record, rgb, png_file(rgb), ".png", layout)
             for record, rgb in zip(array_supports(rgbs), rgbs, strict=True)
         ]
-        return self.enroll_supports(name, supports, layout=layout)
+        return self.enroll_supports(class_name, supports, layout=layout)
 
     def enroll_files(
         self,
-        name: str,
+        class_name: str,
         paths: Sequence[Path | str],
         *,
         bit_depth: int | None = None,
@@ -153,7 +153,7 @@ class Inspector(Inspection):
         """Enroll image files: all or none.
 
         Args:
-            name: the class.
+            class_name: the class.
             paths: files of good images.
             bit_depth: bits that the camera fills in 16-bit files.
             keep_images: whether the bank keeps a copy of each file, to show it and to encode it anew.
@@ -174,8 +174,8 @@ class Inspector(Inspection):
         files = list(discover.as_paths(paths))
         records = read_supports(files, bit_depth)
         # fail before minutes of encoding; the bank checks again when it commits
-        check_new(self._require_bank().classes, name, records)
-        layout, supports = self.layout_of(name, roi, mask), []
+        check_new(self._require_bank().classes, class_name, records)
+        layout, supports = self.layout_of(class_name, roi, mask), []
         for path, record in zip(files, records, strict=True):
             data, rgb = load_support(path, record, bit_depth)
             try:
@@ -183,7 +183,7 @@ class Inspector(Inspection):
             except ImageError as exc:
                 raise ImageError(f"{path}: {exc}") from None
             step()
-        return self.enroll_supports(name, supports, keep_versions, calibrate, layout=layout)
+        return self.enroll_supports(class_name, supports, keep_versions, calibrate, layout=layout)
 
     def new_support(
         self, record: SupportImage, rgb: pixels.RGB8, file: bytes | None, suffix: str, layout: Layout | None
@@ -201,7 +201,7 @@ class Inspector(Inspection):
 
     def enroll_supports(
         self,
-        name: str,
+        class_name: str,
         supports: Sequence[NewSupport],
         keep_versions: int | None = None,
         calibrate: bool = True,
@@ -212,16 +212,16 @@ class Inspector(Inspection):
         with self._lifetime.in_use():
             bank = self._require_bank()
             if not supports:
-                raise BankError(f"class {name!r}: no image given")
+                raise BankError(f"class {class_name!r}: no image given")
             roi, mask = (None, None) if layout is None else (layout.spec, layout.mask)
             automatic = self.automatic_calibration() if calibrate else None
-            return bank.add(name, supports, roi=roi, mask=mask, calibrate=automatic, keep=keep_versions)
+            return bank.add(class_name, supports, roi=roi, mask=mask, calibrate=automatic, keep=keep_versions)
 
-    def enroll_image(self, name: str, record: SupportImage, rgb: pixels.RGB8, file: bytes, suffix: str) -> int:
+    def enroll_image(self, class_name: str, record: SupportImage, rgb: pixels.RGB8, file: bytes, suffix: str) -> int:
         """Enroll one decoded image with its record. Return and errors are those of :meth:`enroll`."""
-        check_new(self._require_bank().classes, name, [record])  # before it is encoded
-        layout = self.layout_of(name)
-        return self.enroll_supports(name, [self.new_support(record, rgb, file, suffix, layout)], layout=layout)
+        check_new(self._require_bank().classes, class_name, [record])  # before it is encoded
+        layout = self.layout_of(class_name)
+        return self.enroll_supports(class_name, [self.new_support(record, rgb, file, suffix, layout)], layout=layout)
 
     def automatic_calibration(self) -> AutomaticCalibration:
         """Return what calibrates a class when its supports change, for this inspector's scoring and precision."""
@@ -229,11 +229,11 @@ class Inspector(Inspection):
 
     def confirm(
         self,
-        name: str,
+        class_name: str,
         images: Sequence[NDArray[np.uint8]],
-        *,
         good: bool = True,
         selection: Selection = "all",
+        *,
         colour: str = "bgr",
         color: str | None = None,
     ) -> int:
@@ -243,7 +243,7 @@ class Inspector(Inspection):
         accepted: a threshold from them would reject more good parts than it promises. They are recorded, and do not count.
 
         Args:
-            name: the class.
+            class_name: the class.
             images: uint8 (H, W, 3) arrays in ``colour`` order, or gray (H, W).
             good: whether the parts are good.
             selection: ``all`` for consecutive parts whatever their verdict, ``accepted`` for parts with the verdict ok only.
@@ -259,15 +259,15 @@ class Inspector(Inspection):
         """
         rgbs = arrays.from_arrays(images, colour if color is None else color)
         full = [pixels.to_rgb(image) if image.ndim == 2 else image for image in rgbs]
-        return self.confirm_images(name, list(zip(array_supports(full), full, strict=True)), good, selection)
+        return self.confirm_images(class_name, list(zip(array_supports(full), full, strict=True)), good, selection)
 
     def confirm_files(
         self,
-        name: str,
+        class_name: str,
         paths: Sequence[Path | str],
-        *,
         good: bool = True,
         selection: Selection = "all",
+        *,
         bit_depth: int | None = None,
         step: Callable[[], None] = lambda: None,
     ) -> int:
@@ -278,17 +278,17 @@ class Inspector(Inspection):
         for path, record in zip(files, records, strict=True):
             judged.append((record, load_support(path, record, bit_depth)[1]))
             step()
-        return self.confirm_images(name, judged, good, selection)
+        return self.confirm_images(class_name, judged, good, selection)
 
     def confirm_images(
-        self, name: str, images: Sequence[tuple[SupportImage, pixels.RGB8]], good: bool, selection: Selection
+        self, class_name: str, images: Sequence[tuple[SupportImage, pixels.RGB8]], good: bool, selection: Selection
     ) -> int:
         """Record judged images with their records. See :meth:`confirm`."""
-        name = normalize_class_name(name)
-        bank = self.require_class(name)
-        self._check_unconfirmed(bank.classes[name], name, [record for record, _ in images])
-        results = [result for result, _ in self.trace_batch([rgb for _, rgb in images], name, trace=False)]
-        scored_with = bank.classes[name].entry
+        class_name = normalize_class_name(class_name)
+        bank = self.require_class(class_name)
+        self._check_unconfirmed(bank.classes[class_name], class_name, [record for record, _ in images])
+        results = [result for result, _ in self.trace_batch([rgb for _, rgb in images], class_name, trace=False)]
+        scored_with = bank.classes[class_name].entry
         now = datetime.now(UTC).isoformat(timespec="seconds")
         counted = good and selection == "all"
         confirmations = tuple(
@@ -300,11 +300,11 @@ class Inspector(Inspection):
         )  # fmt: skip
 
         def changed(current: ClassBank) -> ClassEntry:
-            self._check_unconfirmed(current, name, [record for record, _ in images])
+            self._check_unconfirmed(current, class_name, [record for record, _ in images])
             if not same_supports(current.entry, scored_with):
                 raise BankError(
-                    f"class {name!r} of bank {bank.folder} was changed while the parts were scored; nothing was stored, confirm "
-                    "them again"
+                    f"class {class_name!r} of bank {bank.folder} was changed while the parts were scored; nothing was stored, "
+                    "confirm them again"
                 )
             entry = current.entry.model_copy(
                 update={"confirmations": (*(current.entry.confirmations or ()), *confirmations)}
@@ -313,7 +313,7 @@ class Inspector(Inspection):
             return self._with_scores(current, entry, new) if counted else entry
 
         what = f"{'good' if good else 'defective'} parts" + ("" if selection == "all" else ", accepted ones only")
-        return bank.update(name, f"confirm {name}: {len(images)} {what}", changed)
+        return bank.update(class_name, f"confirm {class_name}: {len(images)} {what}", changed)
 
     def _with_scores(self, current: ClassBank, entry: ClassEntry, new: Sequence[GoodScore]) -> ClassEntry:
         """Return the entry with thresholds from the scores that it has of other images, and new ones."""

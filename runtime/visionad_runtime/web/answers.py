@@ -119,4 +119,6 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         500: "the service failed",
         503: "too many images wait, or the service stops",
     }
-    return {status: {"model": Error, "description": meaning[status]} for status in sorted({400, 403, 500, *statuses})}
+    return {
+        status: {"model": Error, "description": meaning[status]} for status in sorted({400, 403, 500, 503, *statuses})
+    }

@@ -25,8 +25,9 @@ from ..bank.names import check_class_name
 from ..errors import BankError, ImageError, VisionADError
 from ..inspector import Inspector
 from .access import AccessPolicy
-from .answers import Classes, Enrolled, Health, Inspection, error_responses
+from .answers import Classes, Enrolled, Error, Health, Inspection, error_responses
 from .connections import KEEP_ALIVE_SECONDS, Connection
+from .described import OTHERS, DescribedApp
 from .gate import Gate, error_answer, with_implied
 from .log import bounded_log
 from .oip import add_oip_endpoints
@@ -41,7 +42,7 @@ ClassQuery = Annotated[str | None, Query(alias="class", description="class of th
 Upload = Annotated[UploadedImage, Depends(read_upload)]
 
 
-UPLOAD_ERRORS = error_responses(408, 409, 413, 503)
+UPLOAD_ERRORS = error_responses(408, 409, 413)
 
 
 def make_app(service: InspectionService, *, read_only: bool = False, access: AccessPolicy | None = None) -> Gate:
@@ -53,12 +54,14 @@ def make_app(service: InspectionService, *, read_only: bool = False, access: Acc
         access: hosts and origins that are let in; without it, those of a service that listens on loopback.
     """
     # FastAPI's own pages load their scripts from the internet.
-    app = FastAPI(title="VisionAD", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = DescribedApp(
+        title="VisionAD", description=OTHERS, version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.state.service = service
     _add_error_handlers(app, service)
     _add_image_endpoints(app, service, read_only)
     _add_state_endpoints(app, service)
-    add_oip_endpoints(app, service)
+    add_oip_endpoints(app, service, error_responses)
     add_pages(app)
     return Gate(app, service, access or AccessPolicy())
 
@@ -134,7 +137,7 @@ def _add_image_endpoints(app: FastAPI, service: InspectionService, read_only: bo
         dependencies=[Depends(may_enroll)],
     )
     async def enroll(class_name: str, upload: Upload) -> Response:
-        """Enroll the good part in the body in a class, new or existing. Its threshold is dropped: calibrate again."""
+        """Enroll the good part in the body in a class, new or existing. From the second part on the class has a threshold."""
         class_name = check_class_name(class_name)
         version = await service.enroll(class_name, upload)
         return JSONResponse({"class": class_name, "bank_version": version}, 201)
@@ -154,7 +157,7 @@ def _add_state_endpoints(app: FastAPI, service: InspectionService) -> None:
         return JSONResponse({"bank_version": snapshot.manifest.version, "classes": facts})
 
     unready: dict[int | str, dict[str, Any]] = {
-        503: {"model": Health, "description": "no class is enrolled, or the queue is full"}
+        503: {"model": Health | Error, "description": "no class is enrolled, the queue is full, or the service stops"}
     }
 
     @app.get("/health", response_model=Health, responses={**error_responses(), **unready})

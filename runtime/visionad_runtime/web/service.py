@@ -45,6 +45,10 @@ class InspectionService(UploadQueue):
         self.metrics.add(result)
         return result
 
+    async def is_ready(self) -> bool:
+        """Return whether a class is enrolled and there is a place for an image."""
+        return bool((await asyncio.to_thread(self.bank)).classes) and not self.full
+
     async def enroll(self, class_name: str, upload: UploadedImage) -> int:
         """Enroll a good part; the bank's new version."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from fastapi import Query, Request
 from starlette.requests import ClientDisconnect
@@ -43,6 +44,13 @@ REQUEST_BODY: dict[str, Any] = {
 """For ``/openapi.json``."""
 
 
+class Receiving(Protocol):
+    """What counts bodies that are being received."""
+
+    def receiving(self) -> AbstractContextManager[Callable[[int], None]]:
+        """Count a body. Yields the function that counts its bytes."""
+
+
 Size = Annotated[int | None, Query(ge=1, le=1 << 20, description="of bare pixels")]
 
 
@@ -66,7 +74,7 @@ async def read_upload(
         yield await asyncio.to_thread(_decoded, body, content_type, name, pixels, width, height, bit_depth)
 
 
-async def receive(request: Request, service: UploadQueue) -> bytes:
+async def receive(request: Request, service: Receiving) -> bytes:
     """Read a body. It takes no place in the queue, so that slow senders keep nobody waiting."""
     body = bytearray()
     try:

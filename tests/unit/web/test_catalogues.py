@@ -12,6 +12,7 @@ from visionad_runtime.station.worker.checks import ALARMS
 
 STATIC = Path(visionad_runtime.__file__).parent / "web/station/static"
 TEXT = re.compile(r"\bt\(\s*'((?:[^'\\]|\\.)*)'")
+AUDITED = re.compile(r'audit\(\s*who,\s*"([^"]+)"')
 VERDICTS = ("OK", "REJECT", "UNDECIDED", "OFFLINE", "FAULT", "NO PART")
 
 
@@ -30,6 +31,14 @@ def test_every_text_is_translated_with_its_values(language: str) -> None:
     assert sorted(texts() - catalogue.keys()) == []
     for text, translated in catalogue.items():
         assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", translated)), text
+
+
+@pytest.mark.parametrize("language", ["de", "zh"])
+def test_what_the_audit_says_is_translated(language: str) -> None:
+    catalogue = json.loads((STATIC / f"i18n/{language}.json").read_text(encoding="utf-8"))
+    sources = Path(visionad_runtime.__file__).parent.glob("station/page/*.py")
+    said = {what for path in sources for what in AUDITED.findall(path.read_text(encoding="utf-8"))}
+    assert {"draft put live", "part enrolled"} <= said and sorted(said - catalogue.keys()) == []
 
 
 @pytest.mark.parametrize("language", ["en", "de", "zh"])

@@ -16,8 +16,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from visionad_runtime.errors import ImageError
 from visionad_runtime.result import Result
-from visionad_runtime.web import oip
-from visionad_runtime.web.oip import add_oip_endpoints, answer, parse_request
+from visionad_runtime.web import oip_tensors
+from visionad_runtime.web.answers import error_responses
+from visionad_runtime.web.oip import add_oip_endpoints
+from visionad_runtime.web.oip_tensors import answer, parse_request
 from visionad_runtime.web.queue import RequestError, UploadedImage, UploadQueue
 from visionad_runtime.web.service import InspectionService
 
@@ -83,7 +85,7 @@ class Service(UploadQueue):
 def infer(service: Service, inputs: list[dict[str, Any]], **headers: str) -> tuple[int, dict[str, Any]]:
     """Status and JSON of an answer, without sockets."""
     app = FastAPI()
-    add_oip_endpoints(app, cast(InspectionService, service))
+    add_oip_endpoints(app, cast(InspectionService, service), error_responses)
 
     @app.exception_handler(RequestError)
     @app.exception_handler(ImageError)
@@ -113,7 +115,7 @@ def files(*texts: str) -> dict[str, Any]:
 def test_each_image_is_decoded_when_its_turn_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them at once may fill the memory: a small file may hold a large image."""
     service = Service()
-    monkeypatch.setattr(oip, "decode", service.decode)
+    monkeypatch.setattr(oip_tensors, "decode", service.decode)
     names = {"name": "class", "datatype": "BYTES", "shape": [3], "data": ["a", "", "c"]}
     status, body = infer(service, [files("1", "2", "3"), names])
     assert status == 200 and body["outputs"][0]["data"] == pytest.approx([0.1, 0.2, 0.3])
@@ -125,7 +127,7 @@ def test_each_image_is_decoded_when_its_turn_comes(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_wrong_is_said_and_leaves_no_place_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service()
-    monkeypatch.setattr(oip, "decode", service.decode)
+    monkeypatch.setattr(oip_tensors, "decode", service.decode)
     assert infer(service, [files("1", "bad", "3")]) == (400, {"error": "file: damaged"})
     assert service.steps == [("decode 1", 1), ("inspect 1 None", 1), ("decode bad", 1)] and service.waiting == 0
     status, body = infer(

@@ -51,6 +51,7 @@ ROLES_OF = {
     "draft_effect": TEACHES,
     "draft_live": TEACHES,
     "version_back": TEACHES,
+    "version_add": TEACHES,
     "users": ("admin",),
     "support": ("admin",),
     "user_add": ("admin",),

@@ -142,6 +142,8 @@ class Drafting:
             await self._audit(who, "threshold by hand, no guarantee", None, _facts(m, "class", "value", "reason"))
         elif command == "draft_effect":
             facts = await ask("effect", name, version, await self._kept_parts(name))
+        elif command == "version_add":
+            return await self._enroll(name, m, who, blobs)
         else:
             return await self._put_live(command, name, version, who)
         return self._with_line(await self._collecting.settled(name, facts))
@@ -150,14 +152,12 @@ class Drafting:
 
     async def _put_live(self, command: str, name: str, version: int, who: str) -> Any:
         if command == "version_back":
-            what, as_in = "version brought back", {"as in version": version}
             found = dict(await self._teacher.ask("version_back", name, version, who))
+            await self._audit(who, "version brought back", _before(found), {**found, "as in version": version})
         else:
-            what, as_in = "draft put live", dict[str, int]()
             found = dict(await self._teacher.ask("live", name, version, who))
             self._collecting.stop(name)
-        before = int(found["version"]) - 1  # a version follows the one in force, of which the station may not know yet
-        await self._audit(who, what, {"version": before}, {**found, **as_in})
+            await self._audit(who, "draft put live", _before(found), found)
         return found
 
     async def _kept_parts(self, name: str) -> list[Kept]:
@@ -170,6 +170,12 @@ class Drafting:
             before, more = await self._front.write(partial(_kept_before, self._front.records, name, before))
             found += more
         return [image for part in reversed(found[:EFFECT_PARTS]) for image in part]
+
+    async def _enroll(self, name: str, m: Mapping[str, Any], who: str, blobs: list[bytes]) -> Any:
+        rgb, source = await self._image_of(m, blobs)
+        found = await self._teacher.ask("enroll", name, rgb, source)
+        await self._audit(who, "part enrolled", _before(found), {**found, "source": source})
+        return found
 
     def _with_line(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Add what the line does now: whether a draft of this class would reach it."""
@@ -230,6 +236,11 @@ def _name(m: Mapping[str, Any]) -> str:
         return check_class_name(str(m["class"]))
     except VisionADError as exc:
         raise Refused("input", str(exc)) from None
+
+
+def _before(found: Mapping[str, Any]) -> dict[str, int]:
+    """Return the version that a new one follows. The station may not know of it yet."""
+    return {"version": int(found["version"]) - 1}
 
 
 def _facts(m: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ..front.alarms import clock_is_synchronized
 from ..records.records import deciding_camera, utc_now
 from ..sink import Outcome, SinkError
 from .commands import READING, ROLES_OF, FrontSide, PageCommands
+from .counted import counted
 from .drafting import Drafting
 from .live import LiveView
 from .repetition import Repetition
@@ -253,6 +254,7 @@ class PageLink:
     def _on_outcome(self, outcome: Outcome) -> None:
         self._last = outcome
         self._drafting.on_outcome(outcome)
+        self._send({"event": "inspected", "images": counted(outcome)})
         if outcome.evaluation != 1:
             self._commands.unseen.append(outcome.id)
             del self._commands.unseen[:-1000]
@@ -352,8 +354,7 @@ class PageLink:
             import numpy as np
 
             rgb = np.frombuffer(blobs[0], np.uint8).reshape(m["shape"])
-            value = await self._front.ask_worker(command, rgb, m.get("class"), m["name"])
-            return _WithBlobs({}, [value]) if command == "overlay" else value
+            return _WithBlobs(*await self._front.ask_worker(command, rgb, m.get("class"), m["name"]))
         elif command == "look":
             return _WithBlobs(*await self._live.look(m))
         elif command == "push":

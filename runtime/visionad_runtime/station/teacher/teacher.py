@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bank.adopt import ClassChangedError, adopt_class, entry_digest
+from ...bank.supports import png_file, support_record
 from ...errors import BankError, ImageError, VisionADError
 from ...formats.manifest import BankManifest, read_manifest
 from ...formats.roi import RoiSpec, spec_from_json
+from ...images.pixels import to_rgb
 from ...inspector import Inspector
 from ...teaching.draft import Draft
 from ...teaching.draft_state import (
@@ -266,6 +268,16 @@ class Teacher:
         manifest = adopt_class(bank, bank, name, f"{name} as in version {version}, by {who}", version=version)
         return {"version": manifest.version, "class": name}
 
+    def do_enroll(self, name: str, rgb: NDArray[np.uint8], source: str) -> dict[str, Any]:
+        """Enroll a good part in the line's bank, as one version. A draft that is open stays open."""
+        if self._draft is not None:
+            with self._opened(self._settings.bank, lazy=True) as inspector:
+                return _enrolled(inspector, name, rgb, source)
+        if self._inspector is None:
+            self._inspector = self._opened(self._settings.bank, lazy=True)
+        self._inspector.refresh()
+        return _enrolled(self._inspector, name, rgb, source)
+
     def do_replay(self, cameras: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
         """Compute an archived part again with the bank version that its record names, bit by bit.
 
@@ -304,8 +316,13 @@ class Teacher:
             raise _no_draft(name)
         self._close_draft()
         read_manifest(folder / BANK, BankManifest)  # an inspector begins a new bank where there is none
-        self._inspector = self._opened(folder / BANK)
-        self._draft = Draft(folder, self._inspector)
+        inspector = self._opened(folder / BANK)
+        try:
+            self._draft = Draft(folder, inspector)
+        except BaseException:
+            inspector.close()  # or it would be taken for that of the line's bank
+            raise
+        self._inspector = inspector
         return self._draft
 
     def _live_digest(self, name: str) -> str:
@@ -365,6 +382,13 @@ class Teacher:
 
 def _no_draft(name: str) -> NotReadyError:
     return NotReadyError("no_draft", f"there is no draft of {name}; begin one")
+
+
+def _enrolled(inspector: Inspector, name: str, rgb: NDArray[np.uint8], source: str) -> dict[str, Any]:
+    full = to_rgb(rgb) if rgb.ndim == 2 else rgb
+    data = png_file(full)
+    version = inspector.enroll_image(name, support_record(data, full, source), full, data, ".png")
+    return {"version": version, "class": name}
 
 
 def _told(one: Replayed) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class Worker:
         self._say(
             "ready",
             {
+                "pid": os.getpid(),
                 "cameras": facts,
                 "gone": gone,
                 "model": inspector.manifest.identity.describe(),
@@ -206,9 +207,8 @@ class Worker:
         recipe = self._station.settings.recipes[job.recipe]
         names = self._names(recipe)
         try:
+            self._following(recipe.bank_version)
             checked = self._checked(recipe.bank_version)
-            if checked.judge.refresh():
-                self._say("bank", _bank_facts(checked.judge.inspection))
             frames = self._frames(job, names, frame)
             judged = {name: self._judge(name, frames[name], job, recipe, checked) for name in names}
         except Exception as exc:  # the part is not decidable, and the next one may be
@@ -238,14 +238,15 @@ class Worker:
     def _inspect_upload(
         self, command: str, ticket: int, rgb: NDArray[np.uint8], class_name: str | None, name: str
     ) -> None:
-        """Inspect an image that was sent to the page or the API; for ``overlay``, answer with a PNG."""
+        """Inspect an image that was sent to the page or the API. Answer with facts and map; for ``overlay``, with a PNG."""
         code = "unavailable"
         try:
-            judge = self._checked(None).judge
-            judge.refresh()
+            judge = self._following(None)
             code = "input"
             result = judge.look(rgb, class_name)
-            self._answer(ticket, overlay_png(rgb, result) if command == "overlay" else result.to_dict(name))
+            overlay = command == "overlay"
+            shown = overlay_png(rgb, result) if overlay else np.ascontiguousarray(result.anomaly_map).tobytes()
+            self._answer(ticket, ({} if overlay else result.to_dict(name), [shown]))
         except VisionADError as exc:
             self._answer(ticket, None, code, str(exc))
 
@@ -308,9 +309,7 @@ class Worker:
 
     def _evaluate_golden(self, number: int, camera: str, rgb: NDArray[np.uint8]) -> tuple[int, str]:
         recipe = self._station.settings.recipes[number]
-        judge = self._checked(recipe.bank_version).judge
-        judge.refresh()
-        return evaluate(judge.look(rgb, recipe.class_of(camera)))
+        return evaluate(self._following(recipe.bank_version).look(rgb, recipe.class_of(camera)))
 
     # -- frames -------------------------------------------------------------------------------------------------------
 
@@ -387,6 +386,13 @@ class Worker:
             self._inspections[version] = _Checked(Judge(inspection), ImageChecks(settings.checks, inspection))
         return self._inspections[version]
 
+    def _following(self, version: int | None) -> Judge:
+        """Return what judges with a bank version, with what is on disk. The front is told of a newer one, whoever notices it."""
+        judge = self._checked(version).judge
+        if judge.refresh():
+            self._say("bank", _bank_facts(judge.inspection))
+        return judge
+
     def _names(self, recipe: Recipe) -> list[str]:
         return list(recipe.cameras or self._cameras)
 
@@ -402,6 +408,7 @@ def _bank_facts(inspection: Inspection) -> dict[str, Any]:
         "bank_version": inspection.bank.manifest.version,
         "bank_digest": inspection.bank.snapshot.digest,
         "classes": {name: len(bank.entry.images) for name, bank in inspection.bank.classes.items()},
+        "thresholds": {name: bank.entry.threshold for name, bank in inspection.bank.classes.items()},
         "warnings": inspection.calibration_warnings(),
     }
 

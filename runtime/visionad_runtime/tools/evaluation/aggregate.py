@@ -75,8 +75,8 @@ class Evaluation:
             name: spread_over_seeds([averageable(r) for r in results if r["class"] == name]) for name in self.classes
         }
         return {
-            "model": self.manifest.identity.describe(),
-            "model_digest": self.manifest.identity.digest(),
+            "model": self.manifest.content_digest(),
+            "model_name": self.manifest.identity.describe(),
             "dataset": self.dataset,
             "root": str(self.root),
             "shots": self.shots,

@@ -24,6 +24,30 @@ class Problem(BaseModel):
     values: dict[str, Any] = Field(description="fill the page's sentence")
 
 
+MEANINGS = {
+    400: "the image, a value or the request is invalid",
+    401: "nobody is logged in, or name or password are wrong",
+    403: "the role may not, or host, origin or sender are not allowed",
+    404: "there is no such thing",
+    408: "the image was not complete in time",
+    409: "the station's state does not allow it",
+    412: "somebody else has changed it meanwhile",
+    413: "the image is too large",
+    423: "the PLC has control, or the cameras start the cycle",
+    429: "tried too often",
+    500: "the page or the station failed",
+    503: "the station does not answer, or is not ready for it",
+}
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the statuses that an endpoint may answer with, and those of every endpoint."""
+    return {
+        status: {"model": Problem, "description": MEANINGS[status]}
+        for status in sorted({400, 403, 500, 503, *statuses})
+    }
+
+
 class Login(Body):
     """Either ``panel``; or ``name`` and ``password``, with ``code`` for the first user."""
 
@@ -352,10 +376,3 @@ class PushedFrame(BaseModel):
 
     camera: str
     frame: int = Field(description="its number, which counts up by one")
-
-
-class ClassCounts(BaseModel):
-    """Classes of the bank in force, with their number of supports."""
-
-    bank_version: int
-    classes: dict[str, int]

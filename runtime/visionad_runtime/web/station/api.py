@@ -18,26 +18,13 @@ from ...station.records.records import verify_audit
 from ...station.records.shifts import YEARS
 from ..queue import RequestError
 from . import answers
-from .answers import Problem
 from .feed import Feed, binary, utc_text
 from .history import Filter, History
 from .link import CommandError
 from .report_process import Form, Reports
 from .sessions import COOKIE, Anyone, Reader
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text}
-    for status, text in {
-        400: "a value is invalid",
-        401: "nobody is logged in, or name or password are wrong",
-        403: "the role may not, or host or origin are not allowed",
-        404: "there is no such thing",
-        409: "the station's state does not allow it",
-        423: "the PLC has control",
-        429: "tried too often",
-        503: "the station does not answer",
-    }.items()
-}
+ERRORS = answers.problem_responses(401, 404, 409, 412, 423, 429)
 PartNumber = Annotated[int, InPath(ge=1, le=answers.MAX_NUMBER)]
 API = "/api/1"
 MAX_TIME = timedelta(days=366)

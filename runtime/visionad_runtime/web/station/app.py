@@ -16,7 +16,8 @@ from ...errors import ImageError, VisionADError
 from ...station.records.report import Source
 from ...station.settings import StationSettings
 from ..access import AccessPolicy
-from ..queue import RequestError, UploadQueue
+from ..described import OTHERS, DescribedApp
+from ..queue import RequestError
 from .api import add_api
 from .bundle import missing_bundle
 from .drafts import add_drafts
@@ -26,6 +27,7 @@ from .history import History
 from .inspection import add_inspection
 from .link import CommandError, FrontLink
 from .report_process import Reports
+from .service import StationService
 from .sessions import session_key
 from .support import add_support
 
@@ -81,8 +83,11 @@ def make_app(
         settings: what it says.
         access: hosts and origins that are let in.
     """
-    app = FastAPI(title="VisionAD station", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.service = UploadQueue()
+    app = DescribedApp(
+        title="VisionAD station", description=OTHERS, version=__version__, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
+    )  # fmt: skip
+    app.state.service = StationService(link, feed.metrics)
     app.state.link, app.state.feed, app.state.history, app.state.reports = link, feed, history, Reports(source)
     archive = settings.archive
     app.state.file, app.state.settings, app.state.bank = file, settings, settings.bank

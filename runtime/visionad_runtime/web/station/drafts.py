@@ -20,6 +20,7 @@ from .feed import binary
 from .inspection import Upload
 from .sessions import Anyone, Caller, Reader
 
+FILE_ERRORS = {**ERRORS, **answers.problem_responses(408, 413)}
 Class = Annotated[str, Query(alias="class", min_length=1, max_length=100, description="the class of the draft")]
 Digest = Annotated[str, InPath(pattern="^[0-9a-f]{64}$")]
 Version = Annotated[int, Query(ge=1, description="of the draft, as it was seen; another one is refused")]
@@ -112,7 +113,9 @@ def _add_changes(app: FastAPI) -> None:
         "/live", "draft_live", answers.OfVersion, "Put parts, regions and threshold live, as one version of the bank."
     )
 
-    @app.post(f"{API}/draft/files", response_model=answers.DraftFacts, responses=ERRORS, openapi_extra=REQUEST_BODY)
+    @app.post(
+        f"{API}/draft/files", response_model=answers.DraftFacts, responses=FILE_ERRORS, openapi_extra=REQUEST_BODY
+    )
     async def file(caller: Anyone, class_name: Class, version: Version, upload: Upload) -> Response:
         """Take the image file in the body as a good part."""
         rgb = upload.rgb

@@ -17,6 +17,7 @@ from ...station.records.shifts import shift_of
 from ...station.settings import Shifts
 from .history import History
 from .link import CommandError, FrontLink
+from .metrics import StationMetrics
 
 STRIP = 12
 """Parts of the strip."""
@@ -121,11 +122,15 @@ class Feed:
     Args:
         history: the records.
         shifts: of the station file.
+
+    Attributes:
+        metrics: counts of the line's images.
     """
 
     def __init__(self, history: History, shifts: Shifts) -> None:
         self._history, self._shifts = history, shifts
         self.link: FrontLink
+        self.metrics = StationMetrics()
         self.clients: set[Client] = set()
         self.hello: dict[str, Any] = {}
         self.state: dict[str, Any] = {}
@@ -138,6 +143,9 @@ class Feed:
     def on_event(self, event: dict[str, Any], blobs: list[bytes]) -> None:
         """Take an event of the front."""
         kind = event["event"]
+        if kind == "inspected":
+            self.metrics.add(event["images"])
+            return
         if kind == "hello":
             self.hello = event
             self._dirty.set()

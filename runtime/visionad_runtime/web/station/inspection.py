@@ -7,46 +7,34 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from ..._release import __version__
-from ..answers import Inspection
+from ..answers import Classes, Enrolled, Inspection
 from ..forms import check_encoding, form_file, is_multipart
+from ..oip import add_oip_endpoints
 from ..queue import UploadedImage
 from ..uploads import REQUEST_BODY, read_upload, receive
-from .answers import ClassCounts, Problem, PushedFrame, StationHealth
+from .answers import Problem, PushedFrame, StationHealth, problem_responses
+from .feed import Feed
 from .link import FrontLink
+from .service import StationService
 from .sessions import Anyone
 
 Upload = Annotated[UploadedImage, Depends(read_upload)]
 ClassQuery = Annotated[str | None, Query(alias="class", description="class of the part; skips routing")]
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text}
-    for status, text in {
-        400: "the image or a parameter is invalid",
-        403: "the host or origin is not allowed",
-        408: "the image was not complete in time",
-        413: "the image is too large",
-        503: "the station is not ready for it",
-    }.items()
-}
+UPLOAD_ERRORS = problem_responses(408, 413)
 
 
 def add_inspection(app: FastAPI) -> None:
-    """Add ``/inspect``, ``/overlay``, ``/cameras/NAME/frame``, ``/classes``, ``/health`` and ``/metrics``."""
+    """Add ``/inspect``, ``/overlay``, ``/v2``, ``/cameras/NAME/frame``, ``/classes``, ``/health`` and ``/metrics``."""
     link: FrontLink = app.state.link
+    service: StationService = app.state.service
 
-    async def worker(command: str, upload: UploadedImage, class_name: str | None) -> Any:
-        answer = await link.ask(
-            command, (upload.rgb.tobytes(),), shape=list(upload.rgb.shape), name=upload.name, **{"class": class_name}
-        )
-        return answer.blobs[0] if command == "overlay" else answer.value
-
-    @app.post("/inspect", response_model=Inspection, responses=ERRORS, openapi_extra=REQUEST_BODY)
+    @app.post("/inspect", response_model=Inspection, responses=UPLOAD_ERRORS, openapi_extra=REQUEST_BODY)
     async def inspect(upload: Upload, class_name: ClassQuery = None) -> Response:
         """Score, verdict and regions of the image in the body, as ``visionad predict --json`` prints them."""
-        return JSONResponse(await worker("inspect", upload, class_name))
+        return JSONResponse((await service.inspect(upload, class_name)).to_dict(upload.name))
 
     png = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
@@ -54,57 +42,83 @@ def add_inspection(app: FastAPI) -> None:
         "/overlay",
         response_model=None,
         response_class=Response,
-        responses={200: png, **ERRORS},
+        responses={200: png, **UPLOAD_ERRORS},
         openapi_extra=REQUEST_BODY,
     )
     async def overlay(upload: Upload, class_name: ClassQuery = None) -> Response:
         """The image in the body with heat, regions and verdict drawn on it, as PNG."""
-        return Response(await worker("overlay", upload, class_name), media_type="image/png")
-
-    refusals: dict[int | str, dict[str, Any]] = {
-        403: {"model": Problem, "description": "the sender is not let in"},
-        404: {"model": Problem, "description": "there is no such camera whose images are pushed"},
-    }
+        return Response(await service.overlay(upload, class_name), media_type="image/png")
 
     @app.post(
         "/cameras/{name}/frame",
         response_model=PushedFrame,
-        responses={**ERRORS, **refusals},
+        responses=problem_responses(404, 408, 413),
         openapi_extra=REQUEST_BODY,
     )
     async def frame(request: Request, name: str) -> Response:
         """The image file in the body becomes the next frame of a camera of kind ``http``."""
         check_encoding(request.headers.get("content-encoding", ""))
-        body, content_type = await receive(request, app.state.service), request.headers.get("content-type", "")
+        body, content_type = await receive(request, service), request.headers.get("content-type", "")
         if is_multipart(content_type):
             body, _ = form_file(body, content_type)
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         facts = {"camera": name, "local": _is_local(request), "token": token if scheme.lower() == "bearer" else ""}
         return JSONResponse((await link.ask("push", (body,), **facts)).value)
 
-    @app.get("/classes", response_model=ClassCounts, responses=ERRORS)
+    add_oip_endpoints(app, service, problem_responses)
+
+    @app.get("/classes", response_model=Classes, responses=problem_responses())
     async def classes() -> Response:
         """What is enrolled."""
         facts = (await link.ask("ready")).value["facts"]
-        return JSONResponse({"bank_version": facts.get("bank_version", 0), "classes": facts.get("classes", {})})
+        thresholds = facts.get("thresholds", {})
+        enrolled = {
+            name: {"shots": shots, "threshold": thresholds.get(name)}
+            for name, shots in facts.get("classes", {}).items()
+        }
+        return JSONResponse({"bank_version": facts.get("bank_version", 0), "classes": enrolled})
+
+    @app.post(
+        "/classes/{class_name:path}",
+        response_model=Enrolled,
+        status_code=201,
+        responses=problem_responses(401, 408, 409, 413),
+        openapi_extra=REQUEST_BODY,
+    )
+    async def enroll(class_name: str, caller: Anyone, upload: Upload) -> Response:
+        """Enroll the good part in the body in a class of the line's bank, as one version. It takes a session of a setter."""
+        values = {"class": class_name, "shape": list(upload.rgb.shape), "name": upload.name}
+        found = (await caller.send("version_add", values, (upload.rgb.tobytes(),))).value
+        return JSONResponse({"class": found["class"], "bank_version": found["version"]}, 201)
 
     unready: dict[int | str, dict[str, Any]] = {
-        503: {"model": StationHealth, "description": "no part can be judged now"}
+        503: {
+            "model": StationHealth | Problem,
+            "description": "no part can be judged now, or the station does not answer",
+        }
     }
 
-    @app.get("/health", response_model=StationHealth, responses=unready)
+    @app.get("/health", response_model=StationHealth, responses={**problem_responses(), **unready})
     async def health(caller: Anyone) -> Response:
         """Status 200 if a part can be judged, else 503. Who has a session gets every detail."""
         known = (await link.ask("session", session=caller.key)).value
         found = (await link.ask("ready")).value
         ready = found["ready"] or found["phase"] in ("busy", "valid")
-        facts = {**found, "ready": ready} if known else {"ready": ready, "phase": found["phase"]}
-        return JSONResponse(facts, 200 if ready else 503)
+        facts = {"ready": ready, "phase": found["phase"]}
+        return JSONResponse({**_as_serve(found["facts"]), **found, **facts} if known else facts, 200 if ready else 503)
 
-    @app.get("/metrics", response_model=None, response_class=Response)
+    @app.get("/metrics", response_model=None, response_class=Response, responses=problem_responses())
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(_metrics((await link.ask("ready")).value, app), media_type=CONTENT_TYPE_LATEST)
+        feed: Feed = app.state.feed
+        text = feed.metrics.text((await link.ask("ready")).value, feed.counts, len(feed.clients))
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def _as_serve(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``GET /health`` of ``visionad serve`` says of model and bank, as far as the worker has said it."""
+    known = {key: facts.get(key) for key in ("model", "backend", "bank_version", "model_digest", "bank_digest")}
+    return {"version": __version__, **known, "notes": facts.get("warnings", [])}
 
 
 def _is_local(request: Request) -> bool:
@@ -115,32 +129,3 @@ def _is_local(request: Request) -> bool:
         return ip_address(host).is_loopback and not passed_on
     except ValueError:
         return False
-
-
-def _metrics(found: dict[str, Any], app: FastAPI) -> bytes:
-    registry = CollectorRegistry()
-    facts = found["facts"]
-    labels = {
-        "version": __version__,
-        "backend": facts.get("backend", ""),
-        "precision": facts.get("precision", ""),
-        "model_digest": facts.get("model_digest", ""),
-        "bank_digest": facts.get("bank_digest", ""),
-    }
-    Gauge("visionad_info", "what inspects", list(labels), registry=registry).labels(**labels).set(1)
-    values = {
-        "visionad_ready": ("whether a trigger is accepted", found["ready"]),
-        "visionad_bank_version": ("version of the bank in force", facts.get("bank_version") or 0),
-        "visionad_missed": ("triggers that were not accepted, since start", found["missed"]),
-        "visionad_late": ("results after their deadline, since start", found["late"]),
-        "visionad_overrun": ("results that were not acknowledged in time, since start", found["overrun"]),
-        "visionad_alarms": ("alarms that stand", len(found["alarms"])),
-        "visionad_unwritten": ("results that wait for the disk", found["unwritten"]),
-        "visionad_pages": ("browsers that are connected", len(app.state.feed.clients)),
-    }
-    for name, (text, value) in values.items():
-        Gauge(name, text, registry=registry).set(float(value))
-    shift = Gauge("visionad_shift_parts", "parts of this shift", ["evaluation"], registry=registry)
-    for name in ("ok", "reject", "undecided"):
-        shift.labels(name).set(app.state.feed.counts.get(name, 0))
-    return generate_latest(registry)

@@ -1,4 +1,4 @@
-"""What the page asks of drafts: the kept parts that they are tried on, and what the audit says of versions."""
+"""Changes of what the line judges by, as the front does them for the page: on which parts, who may, and what is audited."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from visionad_runtime.station.page import drafting
+from visionad_runtime.station.page.commands import ROLES_OF
 from visionad_runtime.station.page.drafting import Drafting
 from visionad_runtime.station.records.image_names import image_name
 from visionad_runtime.station.records.records import Records
@@ -86,3 +88,27 @@ def test_the_audit_names_the_version_that_was_in_force(records: Records) -> None
     side.change("draft_live", **{"class": "gear", "version": 1})
     assert [(old["version"], new["version"]) for _, _, old, new in side.audited] == [(7, 8), (8, 9), (9, 10)]
     assert [new.get("as in version") for *_, new in side.audited] == [3, 2, None]
+
+
+def test_a_part_that_is_sent_is_enrolled_and_audited(tmp_path: Path) -> None:
+    asked: list[tuple[Any, ...]] = []
+    audited: list[tuple[Any, ...]] = []
+
+    async def ask(*values: Any) -> Any:
+        asked.append(values)
+        return {"version": 5, "class": "gear"}
+
+    async def audit(*values: Any) -> None:
+        audited.append(values)
+
+    front: Any = SimpleNamespace(facts={"bank_version": 4})
+    teacher: Any = SimpleNamespace(ask=ask)
+    changes = Drafting(front, teacher, audit)
+    rgb = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    sent = {"class": "gear", "shape": [2, 3, 3], "name": "a.png"}
+    assert asyncio.run(changes.change("version_add", sent, "anna", [rgb.tobytes()])) == {"version": 5, "class": "gear"}
+    ((command, name, pixels, source),) = asked
+    assert (command, name, source) == ("enroll", "gear", "file a.png") and np.array_equal(pixels, rgb)
+    new = {"version": 5, "class": "gear", "source": "file a.png"}
+    assert audited == [("anna", "part enrolled", {"version": 4}, new)]
+    assert ROLES_OF["version_add"] == ("setter",)

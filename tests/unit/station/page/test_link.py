@@ -19,7 +19,7 @@ def image(part: int) -> dict[str, Any]:
 
 
 def outcome(part: int) -> Outcome:
-    cameras = {"top": {"class": "disc", "evaluation": 1, "regions": []}}
+    cameras = {"top": {"class": "disc", "verdict": "ok", "regions": []}}
     return Outcome(part, "2026-01-01T00:00:00.000+00:00", part, f"SN-{part}", 1, 1, "none", 0.5, 1.0, 5.0, 1, cameras)
 
 
@@ -36,7 +36,14 @@ class Side:
         )  # fmt: skip
         self.link = PageLink(front, lambda text: None)
         self.link._writer = SimpleNamespace()  # type: ignore[assignment]
-        self.link._send = lambda header, blobs=None: self.sent.append((dict(header), blobs or []))  # type: ignore[method-assign]
+        self.counted: list[list[dict[str, Any]]] = []
+        self.link._send = self.take  # type: ignore[method-assign]
+
+    def take(self, header: Any, blobs: list[bytes] | None = None) -> None:
+        if header["event"] == "inspected":
+            self.counted.append(header["images"])
+        else:
+            self.sent.append((dict(header), blobs or []))
 
     def shown(self) -> list[tuple[int, bytes]]:
         """The parts that were sent, each with its image."""
@@ -74,6 +81,7 @@ def test_a_late_image_follows_its_part(side: Side) -> None:
     asyncio.run(line())
     assert side.shown() == [(1, b""), (1, b"1")]
     assert ("images", 1) not in side.told  # it came by itself
+    assert [[image["verdict"] for image in images] for images in side.counted] == [["ok"]]  # once, though sent twice
 
 
 def test_an_image_that_does_not_come_is_asked_for_once(side: Side) -> None:

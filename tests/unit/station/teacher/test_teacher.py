@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from visionad_runtime import Inspector
+from visionad_runtime.errors import VisionADError
 from visionad_runtime.formats.manifest import BankManifest, read_manifest
 from visionad_runtime.station.settings import read_station
 from visionad_runtime.station.teacher.teacher import Teacher
@@ -128,3 +129,37 @@ def test_a_change_of_the_lines_class_ends_collecting(teacher: Teacher, tmp_path:
         changed = inspector.enroll("disc", [part(50)])
     assert take(102, other) == (3, "")  # the line has not loaded it yet
     assert take(103, changed) == (3, "the line's class was changed")
+
+
+def test_a_part_is_enrolled_in_the_lines_bank_as_one_version(teacher: Teacher, tmp_path: Path) -> None:
+    before = live(tmp_path)
+    draft = teacher.do_begin("disc", "setter 1")
+    for number, name in ((30, "disc"), (31, "new"), (32, "new")):
+        rgb = np.ascontiguousarray(part(number)[..., ::-1])
+        version = live(tmp_path).version
+        assert teacher.do_enroll(name, rgb, f"file {number}.png") == {"version": version + 1, "class": name}
+        assert live(tmp_path).version == version + 1
+        if number == 31:
+            teacher._close_draft()  # the next one has a model to itself
+    after = live(tmp_path)
+    assert len(after.classes["disc"].images) == len(before.classes["disc"].images) + 1
+    assert [image.source for image in after.classes["new"].images] == ["file 31.png", "file 32.png"]
+    assert len(teacher.do_facts("disc")["parts"]) == len(draft["parts"])  # the draft is as it was
+    assert teacher._answer("enroll", ["new", rgb, "again"])[1] == "input"
+
+
+def test_a_draft_that_cannot_be_opened_leaves_no_model(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a part for the line's bank would go into the draft's."""
+    teacher.do_begin("disc", "setter 1")
+    teacher._close_draft()
+
+    def broken(*_: object) -> None:
+        raise VisionADError("it is damaged")
+
+    monkeypatch.setattr("visionad_runtime.station.teacher.teacher.Draft", broken)
+    assert teacher._answer("facts", ["disc"])[1:3] == ("input", "it is damaged")
+    assert teacher._inspector is None
+
+
+def live(folder: Path) -> BankManifest:
+    return read_manifest(folder / "bank", BankManifest)

@@ -132,6 +132,8 @@ def test_means_and_spread(tiny_model: Path, root: Path) -> None:
         assert (disc["mean"], disc["std"]) == pytest.approx((grid[:, 0].mean(), grid[:, 0].std(ddof=1)))
         assert [s[metric] for s in found["per_seed"]] == pytest.approx(grid.mean(axis=1))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+    with Inspector.open(tiny_model, threads=1) as inspector:  # the name that each result of `predict --json` has
+        assert found["model"] == inspector.digest and found["model_name"] == inspector.manifest.identity.describe()
 
 
 def test_one_for_all_against_separate(tiny_model: Path, root: Path) -> None:

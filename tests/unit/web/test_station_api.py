@@ -260,7 +260,7 @@ def test_a_good_part_is_enrolled_by_who_has_a_session(page: Page) -> None:
     assert (got.status, json.loads(got.text)) == (201, {"class": "M8/long", "bank_version": 5})
     command, values = page.link.asked[-1]
     assert (command, values["class"], values["shape"], values["name"]) == ("version_add", "M8/long", [4, 6, 3], "a.png")
-    for code, status in (("no_session", 401), ("role_missing", 403), ("input", 400)):
+    for code, status in (("no_session", 401), ("role_missing", 403), ("input", 400), ("not_enrolled", 409)):
         page.link.refuses = code
         assert ask(page, "POST", "/classes/gear", png()).status == status
 

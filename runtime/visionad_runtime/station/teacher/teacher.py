@@ -387,7 +387,12 @@ def _no_draft(name: str) -> NotReadyError:
 def _enrolled(inspector: Inspector, name: str, rgb: NDArray[np.uint8], source: str) -> dict[str, Any]:
     full = to_rgb(rgb) if rgb.ndim == 2 else rgb
     data = png_file(full)
-    version = inspector.enroll_image(name, support_record(data, full, source), full, data, ".png")
+    try:
+        version = inspector.enroll_image(name, support_record(data, full, source), full, data, ".png")
+    except ImageError:
+        raise
+    except VisionADError as exc:  # as `visionad serve` tells an image from a bank that does not allow it
+        raise NotReadyError("not_enrolled", str(exc)) from None
     return {"version": version, "class": name}
 
 

@@ -145,7 +145,7 @@ def test_a_part_is_enrolled_in_the_lines_bank_as_one_version(teacher: Teacher, t
     assert len(after.classes["disc"].images) == len(before.classes["disc"].images) + 1
     assert [image.source for image in after.classes["new"].images] == ["file 31.png", "file 32.png"]
     assert len(teacher.do_facts("disc")["parts"]) == len(draft["parts"])  # the draft is as it was
-    assert teacher._answer("enroll", ["new", rgb, "again"])[1] == "input"
+    assert teacher._answer("enroll", ["new", rgb, "again"])[1] == "not_enrolled"
 
 
 def test_a_draft_that_cannot_be_opened_leaves_no_model(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,31 @@ from ..bank.layout import Layout, new_layout
 from ..bank.memory_bank import ClassBank, SupportTokens
 from ..bank.names import normalize_class_name
 from ..bank.store import same_supports
-from ..bank.supports import NewSupport, array_supports, check_new, kept_suffix, load_support, png_file, read_supports
+from ..bank.supports import (
+    NewSupport,
+    array_supports,
+    check_new,
+    check_not_defective,
+    check_not_enrolled,
+    kept_suffix,
+    load_support,
+    png_file,
+    read_supports,
+)
 from ..engine.base import Tokens
 from ..errors import BankError, ImageError
 from ..formats.manifest import ClassEntry, Confirmation, SupportImage
 from ..formats.roi import RoiSpec, tile_counts
 from ..images import arrays, discover, pixels
-from ..pipeline.calibration import AutomaticCalibration, GoodScore, Rates, other_scores, recorded_scores, with_limits
+from ..pipeline.calibration import (
+    AutomaticCalibration,
+    GoodScore,
+    Rates,
+    other_scores,
+    recorded_scores,
+    with_limits,
+    without_defective,
+)
 from ..pipeline.leave_one_out import leave_one_out
 from ..preprocess import prepare, support_encodings
 from .inspection import Inspection
@@ -237,7 +255,7 @@ class Inspector(Inspection):
         colour: str = "bgr",
         color: str | None = None,
     ) -> int:
-        """Record parts that a person judged. Scores of good parts tighten the promise.
+        """Record parts that a person judged. Scores of good parts tighten the promise; those that defective parts gave are dropped.
 
         Only parts that were chosen regardless of their verdict count. Accepted parts alone have low scores because they were
         accepted: a threshold from them would reject more good parts than it promises. They are recorded, and do not count.
@@ -286,7 +304,7 @@ class Inspector(Inspection):
         """Record judged images with their records. See :meth:`confirm`."""
         name = normalize_class_name(name)
         bank = self.require_class(name)
-        self._check_unconfirmed(bank.classes[name], name, [record for record, _ in images])
+        self._check_unconfirmed(bank.classes[name], name, [record for record, _ in images], good)
         results = [result for result, _ in self.trace_batch([rgb for _, rgb in images], name, trace=False)]
         scored_with = bank.classes[name].entry
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -300,7 +318,7 @@ class Inspector(Inspection):
         )  # fmt: skip
 
         def changed(current: ClassBank) -> ClassEntry:
-            self._check_unconfirmed(current, name, [record for record, _ in images])
+            self._check_unconfirmed(current, name, [record for record, _ in images], good)
             if not same_supports(current.entry, scored_with):
                 raise BankError(
                     f"class {name!r} of bank {bank.folder} was changed while the parts were scored; nothing was stored, confirm "
@@ -310,7 +328,7 @@ class Inspector(Inspection):
                 update={"confirmations": (*(current.entry.confirmations or ()), *confirmations)}
             )
             new = [GoodScore.of(c.score, c, "confirmed") for c in confirmations]
-            return self._with_scores(current, entry, new) if counted else entry
+            return self._with_scores(current, entry, new) if counted else without_defective(entry)
 
         what = f"{'good' if good else 'defective'} parts" + ("" if selection == "all" else ", accepted ones only")
         return bank.update(name, f"confirm {name}: {len(images)} {what}", changed)
@@ -330,8 +348,8 @@ class Inspector(Inspection):
             by_hand=record.by_hand if record is not None and self.holds(current.entry) else None,
         )  # fmt: skip
 
-    def _check_unconfirmed(self, bank: ClassBank, name: str, records: Sequence[SupportImage]) -> None:
-        check_new({name: bank}, name, records)
+    def _check_unconfirmed(self, bank: ClassBank, name: str, records: Sequence[SupportImage], good: bool) -> None:
+        check_not_enrolled({name: bank}, name, records)
         known = {digest for c in bank.entry.confirmations or () for digest in (c.sha256, c.pixels)} - {None}
         for record in records:
             if not known.isdisjoint((record.sha256, record.pixels)):
@@ -339,3 +357,5 @@ class Inspector(Inspection):
                     f"class {name!r}: {record.source} was confirmed before (sha256 {record.sha256[:12]}); `visionad bank undo` "
                     "takes the last change back"
                 )
+            if good:
+                check_not_defective(bank.entry, name, record.source, *(d for d in (record.sha256, record.pixels) if d))

@@ -19,6 +19,7 @@ import numpy as np
 from ..bank.memory_bank import ClassBank
 from ..bank.names import normalize_class_name
 from ..bank.store import NO_LIMITS, same_supports
+from ..bank.supports import check_not_defective
 from ..errors import BankError, ImageError, VisionADError
 from ..formats.files import sha256_file
 from ..formats.manifest import Calibration, ClassEntry, ScoreOrigin
@@ -88,7 +89,7 @@ def calibrate_class(
     Raises:
         VisionADError: An image cannot be read or is given twice, there are too few images, or the class changed meanwhile. Nothing
             is stored.
-        BankError: An image is enrolled in another class.
+        BankError: An image is enrolled in another class, or recorded as defective.
     """
     name = normalize_class_name(name)
     bank = inspector.require_class(name)
@@ -117,7 +118,7 @@ def calibrate_class(
     )
 
     def store(current: ClassBank) -> ClassEntry:
-        if not same_supports(current.entry, entry):
+        if not same_supports(current.entry, entry) or current.entry.defective != entry.defective:
             raise BankError(
                 f"class {name!r} of bank {bank.folder} was changed while it was being calibrated; nothing was stored, "
                 "calibrate again"
@@ -199,6 +200,7 @@ class _Supports:
 
     def __init__(self, classes: Mapping[str, ClassBank], name: str) -> None:
         self._name = name
+        self._entry = classes[name].entry
         self._count = len(classes[name].entry.images)
         self._places: dict[str, tuple[str, int]] = {}
         for owner in (
@@ -215,8 +217,9 @@ class _Supports:
         """The support's number; ``None`` if it is none.
 
         Raises:
-            BankError: it is one of another class.
+            BankError: it is one of another class, or recorded as defective.
         """
+        check_not_defective(self._entry, self._name, str(path), digest)
         owner, k = self._places.get(digest, (self._name, None))
         if owner != self._name:
             raise BankError(

@@ -23,7 +23,7 @@ from ..options import (
 )
 from ..results import require_bank
 from ..rois import IgnoreOption, RoiOption, describe, parse_rois, read_spec
-from .bank_threshold import tell_if_replaced
+from .bank_threshold import tell_if_dropped, tell_if_replaced
 
 if TYPE_CHECKING:
     from ...formats.manifest import ClassEntry
@@ -239,6 +239,8 @@ def bank_confirm(
             version = inspector.enroll_files(class_name, images, bit_depth=bit_depth)
         entry = inspector.require_class(class_name).classes[class_name].entry
     tell_if_replaced(class_name, before, entry)
+    if remember is None:
+        tell_if_dropped(class_name, before, entry)
     record = entry.promising
     counted = len(images) if good and selection == "all" else 0
     if as_json:

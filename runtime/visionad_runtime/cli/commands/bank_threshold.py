@@ -28,6 +28,21 @@ def tell_if_replaced(class_name: str, before: ClassEntry | None, after: ClassEnt
     )
 
 
+def tell_if_dropped(class_name: str, before: ClassEntry | None, after: ClassEntry) -> None:
+    """Say that a change of the class dropped scores of images beside its supports."""
+    from ...pipeline.calibration import lost_scores, not_defective
+
+    lost = [] if before is None else lost_scores(before, after)
+    if not lost:
+        return
+    if not not_defective(lost, after):
+        why = "they were found defective"
+    else:
+        why = "they do not hold any more; `visionad calibrate` with good images scores them anew"
+    now = "no threshold" if after.threshold is None else f"threshold {after.threshold:.4f}"
+    complain(f"class {class_name}: scores of {len(lost)} held-out or confirmed parts were dropped: {why}; {now} now")
+
+
 def bank_threshold(
     bank: BankArg,
     class_name: ClassOption,

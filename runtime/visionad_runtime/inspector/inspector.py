@@ -196,12 +196,17 @@ class Inspector(Inspection):
         layout, supports = self.layout_of(name, roi, mask), []
         for path, record in zip(files, records, strict=True):
             data, rgb = load_support(path, record, bit_depth)
-            try:
-                supports.append(self.new_support(record, rgb, data if keep_images else None, path.suffix, layout))
-            except ImageError as exc:
-                raise ImageError(f"{path}: {exc}") from None
+            supports.append(self._file_support(path, record, rgb, data if keep_images else None, layout))
             step()
         return self.enroll_supports(name, supports, keep_versions, calibrate, layout=layout)
+
+    def _file_support(
+        self, path: Path, record: SupportImage, rgb: pixels.RGB8, file: bytes | None, layout: Layout | None
+    ) -> NewSupport:
+        try:
+            return self.new_support(record, rgb, file, path.suffix, layout)
+        except ImageError as exc:
+            raise ImageError(f"{path}: {exc}") from None
 
     def new_support(
         self, record: SupportImage, rgb: pixels.RGB8, file: bytes | None, suffix: str, layout: Layout | None
@@ -225,15 +230,19 @@ class Inspector(Inspection):
         calibrate: bool = True,
         *,
         layout: Layout | None = None,
+        judged: Callable[[ClassBank], ClassEntry] | None = None,
     ) -> int:
-        """Enroll images that :meth:`new_support` has encoded with ``layout``. Return and errors are those of :meth:`enroll`."""
+        """Enroll images that :meth:`new_support` has encoded with ``layout``. Return and errors are those of :meth:`enroll`.
+
+        ``judged`` is what :meth:`judged` returned, if the images are confirmed as well, in the same version.
+        """
         with self._lifetime.in_use():
             bank = self._require_bank()
             if not supports:
                 raise BankError(f"class {name!r}: no image given")
             roi, mask = (None, None) if layout is None else (layout.spec, layout.mask)
             automatic = self.automatic_calibration() if calibrate else None
-            return bank.add(name, supports, roi=roi, mask=mask, calibrate=automatic, keep=keep_versions)
+            return bank.add(name, supports, roi=roi, mask=mask, calibrate=automatic, keep=keep_versions, judged=judged)
 
     def enroll_image(self, name: str, record: SupportImage, rgb: pixels.RGB8, file: bytes, suffix: str) -> int:
         """Enroll one decoded image with its record. Return and errors are those of :meth:`enroll`."""
@@ -286,22 +295,45 @@ class Inspector(Inspection):
         *,
         good: bool = True,
         selection: Selection = "all",
+        enroll: bool = False,
         bit_depth: int | None = None,
         step: Callable[[], None] = lambda: None,
     ) -> int:
-        """Record image files that a person judged. See :meth:`confirm`."""
+        """Record image files that a person judged. See :meth:`confirm`.
+
+        ``enroll`` enrolls good parts as well, in the same version, with the errors of :meth:`enroll_files`.
+        """
+        if enroll and not good:
+            raise BankError(f"class {name!r}: only good parts can be enrolled")
         files = list(discover.as_paths(paths))
         records = read_supports(files, bit_depth)
-        judged = []
+        held = self.require_class(name).classes[normalize_class_name(name)]
+        self._check_unconfirmed(held, name, records, good)  # fail before minutes of encoding
+        layout, judged, supports = self.layout_of(name), [], []
         for path, record in zip(files, records, strict=True):
-            judged.append((record, load_support(path, record, bit_depth)[1]))
+            data, rgb = load_support(path, record, bit_depth)
+            judged.append((record, rgb))
+            if enroll:
+                supports.append(self._file_support(path, record, rgb, data, layout))
             step()
+        if enroll:
+            change = self.judged(name, judged, good, selection)
+            return self.enroll_supports(name, supports, layout=layout, judged=change)
         return self.confirm_images(name, judged, good, selection)
 
     def confirm_images(
         self, name: str, images: Sequence[tuple[SupportImage, pixels.RGB8]], good: bool, selection: Selection
     ) -> int:
         """Record judged images with their records. See :meth:`confirm`."""
+        name = normalize_class_name(name)
+        what = f"{'good' if good else 'defective'} parts" + ("" if selection == "all" else ", accepted ones only")
+        change = self.judged(name, images, good, selection)
+        return self.require_class(name).update(name, f"confirm {name}: {len(images)} {what}", change)
+
+    def judged(
+        self, name: str, images: Sequence[tuple[SupportImage, pixels.RGB8]], good: bool, selection: Selection
+    ) -> Callable[[ClassBank], ClassEntry]:
+        """Score images that a person judged. Return the change that records them, for ``Bank.update``. See :meth:`confirm`."""
         name = normalize_class_name(name)
         bank = self.require_class(name)
         self._check_unconfirmed(bank.classes[name], name, [record for record, _ in images], good)
@@ -330,8 +362,7 @@ class Inspector(Inspection):
             new = [GoodScore.of(c.score, c, "confirmed") for c in confirmations]
             return self._with_scores(current, entry, new) if counted else without_defective(entry)
 
-        what = f"{'good' if good else 'defective'} parts" + ("" if selection == "all" else ", accepted ones only")
-        return bank.update(name, f"confirm {name}: {len(images)} {what}", changed)
+        return changed
 
     def _with_scores(self, current: ClassBank, entry: ClassEntry, new: Sequence[GoodScore]) -> ClassEntry:
         """Return the entry with thresholds from the scores that it has of other images, and new ones."""

@@ -40,7 +40,7 @@ def entry_of(inspector: Inspector) -> ClassEntry:
     return inspector.bank.classes["disc"].entry
 
 
-@pytest.mark.parametrize("how", ["confirmed"])
+@pytest.mark.parametrize("how", ["confirmed", "remembered"])
 def test_it_is_not_taken_as_good_afterwards(inspector: Inspector, images: list[Path], tmp_path: Path, how: str) -> None:
     bad, copy = images[-1], save(tmp_path / "copy.bmp", 12, defect=True)
     if how == "confirmed":

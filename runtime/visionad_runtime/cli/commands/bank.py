@@ -196,8 +196,6 @@ def bank_confirm(
     as_json: JsonFlag = False,
 ) -> None:
     """Record parts that a person judged. Good ones, chosen regardless of their verdict, tighten the promise."""
-    from ...bank.names import normalize_class_name
-    from ...bank.supports import read_supports
     from ...images.discover import find_images
     from ...inspector import Inspector
     from ...scoring.conformal import promise_in_words
@@ -223,20 +221,14 @@ def bank_confirm(
         Inspector.open(model, bank, backend=backend, threads=threads) as inspector,
         progress(f"confirming {class_name}", len(images)) as step,
     ):
-        judged = images
         before = inspector.require_class(class_name).classes[class_name].entry
-        if remember is not None:  # first: with a wrong mask nothing is stored
+        if remember is not None:
             version = remember_file(inspector, class_name, images[0], remember, bit_depth)
-            held = inspector.require_class(class_name).classes[normalize_class_name(class_name)].entry
-            known = {digest for c in held.confirmations or () for digest in (c.sha256, c.pixels)} - {None}
-            (image,) = read_supports(images, bit_depth)
-            judged = images if known.isdisjoint((image.sha256, image.pixels)) else []
-        if judged:
+            step()
+        else:
             version = inspector.confirm_files(
-                class_name, judged, good=good, selection=chosen, bit_depth=bit_depth, step=step
+                class_name, images, good=good, selection=chosen, enroll=enroll, bit_depth=bit_depth, step=step
             )
-        if enroll:
-            version = inspector.enroll_files(class_name, images, bit_depth=bit_depth)
         entry = inspector.require_class(class_name).classes[class_name].entry
     tell_if_replaced(class_name, before, entry)
     if remember is None:

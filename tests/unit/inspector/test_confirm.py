@@ -1,0 +1,84 @@
+"""Confirmed parts: one command is one version, and it keeps the scoring that the class was calibrated with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from visionad_runtime import BankError, ImageError, Inspector
+from visionad_runtime.bank.history import undo
+from visionad_runtime.bank.store import Bank
+from visionad_runtime.cli.main import run
+from visionad_runtime.formats.manifest import ClassEntry
+
+from tests.data import part
+
+
+@pytest.fixture
+def bank(tiny_model: Path, tmp_path: Path) -> Path:
+    """A bank with a class of three parts."""
+    with Inspector.open(tiny_model, tmp_path / "bank", threads=1) as inspector:
+        inspector.enroll("disc", [part(number) for number in range(3)])
+    return tmp_path / "bank"
+
+
+def save(path: Path, number: int, defect: bool = False) -> Path:
+    cv2.imwrite(str(path), part(number, defect=defect))
+    return path
+
+
+def entry_of(bank: Path) -> ClassEntry:
+    return Bank.open(bank, lazy=True).classes["disc"].entry
+
+
+def command(model: Path, bank: Path, *args: object) -> list[str]:
+    return ["bank", "confirm", str(model), str(bank), *map(str, args), "--class", "disc"]
+
+
+def test_one_undo_takes_a_remembered_defect_back(tiny_model: Path, bank: Path, tmp_path: Path) -> None:
+    before, bad, mask = entry_of(bank), save(tmp_path / "bad.png", 5, defect=True), tmp_path / "mask.png"
+    cv2.imwrite(str(mask), 255 * (np.abs(part(5, defect=True).astype(int) - part(5)).max(axis=2) > 20).astype(np.uint8))
+    assert run(command(tiny_model, bank, bad, "--defect", "--remember", mask)) == 0
+    after = entry_of(bank)
+    assert after.defects is not None and after.confirmations is not None
+    assert [one.sha256 for one in after.defective] == [after.defects[0].sha256] * 2
+    undo(bank)
+    assert entry_of(bank) == before
+
+
+def test_one_undo_takes_an_enrolled_confirmation_back(tiny_model: Path, bank: Path, tmp_path: Path) -> None:
+    before, image = entry_of(bank), save(tmp_path / "good.png", 7)
+    assert run(command(tiny_model, bank, image, "--good", "--enroll")) == 0
+    after = entry_of(bank)
+    assert (len(after.images), len(after.confirmations or ())) == (4, 1)
+    assert after.images[3].kept is not None
+    assert after.calibration is not None and after.calibration.origins == ("leave-one-out",) * 4
+    undo(bank)
+    assert entry_of(bank) == before
+
+
+def test_a_confirmed_defect_is_remembered_later_and_a_confirmed_good_part_is_not(
+    tiny_model: Path, bank: Path, tmp_path: Path
+) -> None:
+    bad, good, mask = save(tmp_path / "bad.png", 5, defect=True), save(tmp_path / "good.png", 5), tmp_path / "mask.png"
+    cv2.imwrite(str(mask), np.full(part(5).shape[:2], 255, np.uint8))
+    assert run(command(tiny_model, bank, bad, "--defect")) == 0
+    assert run(command(tiny_model, bank, bad, "--defect", "--remember", mask)) == 0
+    assert run(command(tiny_model, bank, good, "--good")) == 0
+    before = entry_of(bank)
+    assert (len(before.confirmations or ()), len(before.defects or ())) == (2, 1)
+    assert run(command(tiny_model, bank, good, "--defect", "--remember", mask)) == 2
+    assert entry_of(bank) == before
+
+
+def test_what_cannot_be_enrolled_is_not_confirmed(tiny_model: Path, bank: Path, tmp_path: Path) -> None:
+    before, image = Bank.open(bank, lazy=True).manifest, save(tmp_path / "good.png", 7)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with Inspector.open(tiny_model, bank, threads=1) as inspector:
+        with pytest.raises(BankError, match="only good parts"):
+            inspector.confirm_files("disc", [image], good=False, enroll=True)
+        with pytest.raises(ImageError, match="broken"):
+            inspector.confirm_files("disc", [image, tmp_path / "broken.png"], enroll=True)
+    assert Bank.open(bank, lazy=True).manifest == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from ..bank.folder import split_tiles
 from ..bank.layout import Layout, new_layout
 from ..bank.memory_bank import ClassBank, SupportTokens
 from ..bank.names import normalize_class_name
-from ..bank.store import same_supports
+from ..bank.store import Calibrate, same_supports
 from ..bank.supports import (
     NewSupport,
     array_supports,
@@ -28,7 +29,7 @@ from ..bank.supports import (
 )
 from ..engine.base import Tokens
 from ..errors import BankError, ImageError
-from ..formats.manifest import ClassEntry, Confirmation, SupportImage
+from ..formats.manifest import ClassEntry, Confirmation, Precision, SupportImage
 from ..formats.roi import RoiSpec, tile_counts
 from ..images import arrays, discover, pixels
 from ..pipeline.calibration import (
@@ -42,6 +43,8 @@ from ..pipeline.calibration import (
 )
 from ..pipeline.leave_one_out import leave_one_out
 from ..preprocess import prepare, support_encodings
+from ..result import Result
+from ..scoring.spec import ScoringSpec
 from .inspection import Inspection
 
 Selection = Literal["all", "accepted"]
@@ -250,9 +253,28 @@ class Inspector(Inspection):
         layout = self.layout_of(name)
         return self.enroll_supports(name, [self.new_support(record, rgb, file, suffix, layout)], layout=layout)
 
-    def automatic_calibration(self) -> AutomaticCalibration:
-        """Return what calibrates a class when its supports change, for this inspector's scoring and precision."""
-        return AutomaticCalibration(self.scoring, self.engine.precision, self._threads)
+    def automatic_calibration(self) -> Calibrate:
+        """Return what calibrates a class when its supports change, for the scoring of :meth:`calibrated_with`."""
+
+        def calibrate(changed: ClassBank, old: ClassEntry | None) -> ClassEntry:
+            return AutomaticCalibration(*self.calibrated_with(old), self._threads)(changed, old)
+
+        return calibrate
+
+    def calibrated_with(self, entry: ClassEntry | None) -> tuple[ScoringSpec, Precision]:
+        """Return the scoring and precision that a change of a class calibrates it for.
+
+        An inspector that was opened without views or preset keeps those that the class was calibrated with. One that was opened
+        with others calibrates for its own.
+
+        Args:
+            entry: the class before the change; ``None`` for a new one.
+        """
+        record = None if entry is None else entry.calibration
+        default = replace(ScoringSpec.of(self.manifest), views=self._require_bank().manifest.views)
+        if record is None or self.scoring != default:
+            return self.scoring, self.engine.precision
+        return ScoringSpec.of(record), "bf16" if record.precision == "bf16" else self.engine.precision
 
     def confirm(
         self,
@@ -337,10 +359,12 @@ class Inspector(Inspection):
         name = normalize_class_name(name)
         bank = self.require_class(name)
         self._check_unconfirmed(bank.classes[name], name, [record for record, _ in images], good)
-        results = [result for result, _ in self.trace_batch([rgb for _, rgb in images], name, trace=False)]
         scored_with = bank.classes[name].entry
+        spec, precision = self.calibrated_with(scored_with)
+        results = self._scored(name, [rgb for _, rgb in images], spec)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        counted = good and selection == "all"
+        # a score in another precision is none of the calibration's, and the class keeps the scores that it has
+        counted = good and selection == "all" and precision == self.engine.precision
         confirmations = tuple(
             Confirmation(
                 sha256=record.sha256, source=record.source, pixels=record.pixels, good=good, selection=selection,
@@ -351,7 +375,8 @@ class Inspector(Inspection):
 
         def changed(current: ClassBank) -> ClassEntry:
             self._check_unconfirmed(current, name, [record for record, _ in images], good)
-            if not same_supports(current.entry, scored_with):
+            same_scoring = self.calibrated_with(current.entry) == (spec, precision)
+            if not same_scoring or not same_supports(current.entry, scored_with):
                 raise BankError(
                     f"class {name!r} of bank {bank.folder} was changed while the parts were scored; nothing was stored, confirm "
                     "them again"
@@ -364,19 +389,28 @@ class Inspector(Inspection):
 
         return changed
 
+    def _scored(self, name: str, rgbs: Sequence[pixels.RGB8], spec: ScoringSpec) -> list[Result]:
+        """Inspect images of a class with a scoring."""
+        if spec == self.scoring:
+            return [result for result, _ in self.trace_batch(rgbs, name, trace=False)]
+        with self._lifetime.in_use(), self.with_bank(self._require_bank(), spec) as other:
+            return [result for result, _ in other.trace_batch(rgbs, name, trace=False)]
+
     def _with_scores(self, current: ClassBank, entry: ClassEntry, new: Sequence[GoodScore]) -> ClassEntry:
         """Return the entry with thresholds from the scores that it has of other images, and new ones."""
         record = entry.calibration
-        if record is not None and self.holds(current.entry):
+        spec, precision = self.calibrated_with(current.entry)
+        holds = record is not None and spec.holds_for(record, precision)
+        if holds:
             scores = other_scores(recorded_scores(entry), new)
         else:
-            left_out = leave_one_out(current, self.scoring, threads=self._threads) if len(entry.images) > 1 else ()
+            left_out = leave_one_out(current, spec, threads=self._threads) if len(entry.images) > 1 else ()
             scores = [GoodScore.of(s.score, entry.images[s.support], "leave-one-out") for s in left_out]
         level = entry.map_scale[0] if entry.map_scale else 0.0
         return with_limits(
-            entry, [*scores, *new], Rates.of(record), self.scoring, self.engine.precision, level,
+            entry, [*scores, *new], Rates.of(record), spec, precision, level,
             bit_depth=None if record is None else record.bit_depth, automatic=True,
-            by_hand=record.by_hand if record is not None and self.holds(current.entry) else None,
+            by_hand=record.by_hand if record is not None and holds else None,
         )  # fmt: skip
 
     def _check_unconfirmed(self, bank: ClassBank, name: str, records: Sequence[SupportImage], good: bool) -> None:

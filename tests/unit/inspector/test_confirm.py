@@ -82,3 +82,68 @@ def test_what_cannot_be_enrolled_is_not_confirmed(tiny_model: Path, bank: Path, 
         with pytest.raises(ImageError, match="broken"):
             inspector.confirm_files("disc", [image, tmp_path / "broken.png"], enroll=True)
     assert Bank.open(bank, lazy=True).manifest == before
+
+
+@pytest.fixture
+def flipped(tiny_model: Path, bank: Path, tmp_path: Path) -> Path:
+    """The bank, with the class calibrated in the view flip from four held-out parts."""
+    images = [save(tmp_path / f"held{number}.png", number) for number in range(10, 14)]
+    calibrate = ["calibrate", str(tiny_model), str(bank), "--class", "disc", "--views", "flip", *map(str, images)]
+    assert run([*calibrate, "--max-false-reject", "0.2", "--review-rate", "0"]) == 0
+    return bank
+
+
+@pytest.mark.parametrize("change", ["add", "confirm", "confirm and enroll", "remember", "roi"])
+def test_a_change_keeps_the_scoring_that_the_class_was_calibrated_with(
+    tiny_model: Path, flipped: Path, tmp_path: Path, change: str
+) -> None:
+    before, image = entry_of(flipped).calibration, save(tmp_path / "more.png", 20, defect=change == "remember")
+    with Inspector.open(tiny_model, flipped, views="flip", threads=1) as line:
+        expected = line.inspect(part(20), class_name="disc").score
+    assert before is not None and before.views == ("flip",)
+    if change == "add":
+        assert run(["bank", "add", str(tiny_model), str(flipped), str(image), "--class", "disc"]) == 0
+    elif change == "roi":
+        roi = ["--roi", "a=10,10,60,60"]
+        assert run(["bank", "roi", str(tiny_model), str(flipped), "--class", "disc", *roi]) == 0
+    elif change == "remember":
+        mask = tmp_path / "mask.png"
+        cv2.imwrite(str(mask), np.full(part(5).shape[:2], 255, np.uint8))
+        assert run(command(tiny_model, flipped, image, "--defect", "--remember", mask)) == 0
+    else:
+        enroll = ["--enroll"] if "enroll" in change else []
+        assert run(command(tiny_model, flipped, image, "--good", *enroll)) == 0
+    after = entry_of(flipped).calibration
+    assert after is not None and after.views == ("flip",)
+    assert (after.max_false_reject, after.review_rate) == (0.2, 0)
+    if change not in ("remember", "roi"):
+        assert set(before.scores) < set(after.scores)
+    if change == "confirm":
+        assert after.scores[-1] == pytest.approx(expected, abs=1e-6)
+    with Inspector.open(tiny_model, flipped, views="flip", threads=1) as line:
+        assert line.calibration_warnings() == []
+
+
+def test_an_inspector_with_views_of_its_own_calibrates_for_them(tiny_model: Path, flipped: Path) -> None:
+    with Inspector.open(tiny_model, flipped, views="original", threads=1) as inspector:
+        inspector.enroll("disc", [part(30)])
+        inspector.confirm("disc", [part(31)])
+    after = entry_of(flipped).calibration
+    assert after is not None and after.views == ("original",)
+    assert after.origins == ("leave-one-out",) * 4 + ("confirmed",)
+
+
+def test_a_part_that_is_scored_in_another_precision_does_not_count(
+    tiny_model: Path, bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_bf16(entry: ClassEntry) -> ClassEntry:
+        assert entry.calibration is not None
+        return entry.model_copy(update={"calibration": entry.calibration.model_copy(update={"precision": "bf16"})})
+
+    Bank.open(bank, lazy=True).update("disc", "in bf16", lambda held: in_bf16(held.entry))
+    before = entry_of(bank)
+    assert run(command(tiny_model, bank, save(tmp_path / "good.png", 7), "--good")) == 0
+    assert "do not count towards the promise: the threshold holds for scores in another" in capsys.readouterr().out
+    after = entry_of(bank)
+    assert (after.calibration, after.threshold) == (before.calibration, before.threshold)
+    assert after.confirmations is not None and not after.confirmations[0].counted

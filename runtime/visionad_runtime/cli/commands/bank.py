@@ -234,7 +234,7 @@ def bank_confirm(
     if remember is None:
         tell_if_dropped(class_name, before, entry)
     record = entry.promising
-    counted = len(images) if good and selection == "all" else 0
+    counted = sum(one.counted for one in (entry.confirmations or ())[-len(images) :])
     if as_json:
         facts = {
             "class": class_name,
@@ -257,6 +257,8 @@ def bank_confirm(
             "defects say nothing about good parts"
             if not good
             else "parts that were accepted have low scores for that reason"
+            if chosen == "accepted"
+            else "the threshold holds for scores in another precision; `visionad calibrate` makes one for this one"
         )
         say(f"they do not count towards the promise: {why}")
     if remember is not None:

@@ -234,17 +234,19 @@ class Inspector(Inspection):
         *,
         layout: Layout | None = None,
         judged: Callable[[ClassBank], ClassEntry] | None = None,
+        rates: Rates | None = None,
     ) -> int:
         """Enroll images that :meth:`new_support` has encoded with ``layout``. Return and errors are those of :meth:`enroll`.
 
-        ``judged`` is what :meth:`judged` returned, if the images are confirmed as well, in the same version.
+        ``judged`` is what :meth:`judged` returned, if the images are confirmed as well, in the same version. ``rates`` are those of
+        :meth:`automatic_calibration`.
         """
         with self._lifetime.in_use():
             bank = self._require_bank()
             if not supports:
                 raise BankError(f"class {name!r}: no image given")
             roi, mask = (None, None) if layout is None else (layout.spec, layout.mask)
-            automatic = self.automatic_calibration() if calibrate else None
+            automatic = self.automatic_calibration(rates) if calibrate else None
             return bank.add(name, supports, roi=roi, mask=mask, calibrate=automatic, keep=keep_versions, judged=judged)
 
     def enroll_image(self, name: str, record: SupportImage, rgb: pixels.RGB8, file: bytes, suffix: str) -> int:
@@ -253,11 +255,16 @@ class Inspector(Inspection):
         layout = self.layout_of(name)
         return self.enroll_supports(name, [self.new_support(record, rgb, file, suffix, layout)], layout=layout)
 
-    def automatic_calibration(self) -> Calibrate:
-        """Return what calibrates a class when its supports change, for the scoring of :meth:`calibrated_with`."""
+    def automatic_calibration(self, rates: Rates | None = None) -> Calibrate:
+        """Return what calibrates a class when its supports change, for the scoring of :meth:`calibrated_with`.
+
+        Args:
+            rates: tolerated rates of a class that has no calibration; ``None`` for the defaults.
+        """
 
         def calibrate(changed: ClassBank, old: ClassEntry | None) -> ClassEntry:
-            return AutomaticCalibration(*self.calibrated_with(old), self._threads)(changed, old)
+            spec, precision = self.calibrated_with(old)
+            return AutomaticCalibration(spec, precision, self._threads, rates or Rates())(changed, old)
 
         return calibrate
 

@@ -106,11 +106,13 @@ class AutomaticCalibration:
         spec: how supports are scored.
         precision: precision that the engine realized.
         threads: maximum number of threads (default: all CPUs).
+        rates: tolerated rates of a class that has no calibration.
     """
 
     spec: ScoringSpec
     precision: Precision
     threads: int | None = None
+    rates: Rates = Rates()
 
     def __call__(self, changed: ClassBank, old: ClassEntry | None) -> ClassEntry:
         """Return the entry of a changed class with its thresholds.
@@ -141,7 +143,7 @@ class AutomaticCalibration:
         normal_level = float(np.median(levels)) if levels else old.map_scale[0] if old and old.map_scale else 0.0
         depths = {image.bit_depth for image in entry.images}
         return with_limits(
-            entry, scores, Rates.of(record), self.spec, self.precision, normal_level,
+            entry, scores, self.rates if record is None else Rates.of(record), self.spec, self.precision, normal_level,
             bit_depth=depths.pop() if len(depths) == 1 else None, automatic=True,
             by_hand=record.by_hand if record is not None and holds and grown else None,
         )  # fmt: skip

@@ -22,6 +22,7 @@ from ..formats.roi import RoiSpec
 from ..images import decode
 from ..images.pixels import RGB8, pixel_digest
 from ..inspector import Inspector
+from ..pipeline.calibration import Rates
 
 Step = Callable[[], None]
 MAX_NAMED = 5
@@ -79,7 +80,9 @@ def change_roi(
 
 
 def rebuild_bank(source: Bank, inspector: Inspector, step: Step = lambda: None) -> None:
-    """Enroll all classes of a bank into the inspector's: names, ROIs, order and sources stay. Thresholds are computed anew.
+    """Enroll all classes of a bank into the inspector's: names, ROIs, order and sources stay.
+
+    Thresholds are computed anew, for the same tolerated rates.
 
     Args:
         source: bank to read, made with any model.
@@ -105,7 +108,7 @@ def rebuild_bank(source: Bank, inspector: Inspector, step: Step = lambda: None) 
             file = None if one.record.kept is None else one.data
             record = one.record.model_copy(update={"tokens": None, "kept": None})
             supports.append(_encoded(inspector, record, one, file, layout, step))
-        inspector.enroll_supports(name, supports, layout=layout)
+        inspector.enroll_supports(name, supports, layout=layout, rates=Rates.of(held.entry.calibration))
 
 
 def find_images(folder: Path, held: ClassBank) -> list[Path]:

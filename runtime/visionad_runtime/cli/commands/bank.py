@@ -23,16 +23,11 @@ from ..options import (
 )
 from ..results import require_bank
 from ..rois import IgnoreOption, RoiOption, describe, parse_rois, read_spec
-from .bank_threshold import tell_if_dropped, tell_if_replaced
+from .bank_threshold import promise_line, tell_if_dropped, tell_if_replaced
 
 if TYPE_CHECKING:
     from ...formats.manifest import ClassEntry
     from ...inspector.inspector import Selection
-
-BY_HAND = (
-    "the threshold by hand stays in force, and promises nothing; `visionad bank threshold --calibrated` or `visionad calibrate` "
-    "replaces it"
-)
 
 
 def bank_add(
@@ -72,7 +67,6 @@ def bank_add(
     from ...images.discover import find_images
     from ...inspector import Inspector
     from ...pipeline.calibration import MAX_AUTOMATIC
-    from ...scoring.conformal import promise_in_words
     from ...teaching.audit import leave_one_out_scores
     from ...teaching.sampling import sample_support_paths
     from ...teaching.selection import select_support
@@ -120,15 +114,7 @@ def bank_add(
         for path in images:
             say(f"chosen: {path}")
     say(f"enrolled {len(images)} in class {class_name} ({total} in all), bank version {version}")
-    record = enrolled.entry.calibration
-    if enrolled.entry.by_hand is not None:
-        say(BY_HAND)
-    else:
-        say(
-            promise_in_words(
-                0 if record is None else record.normals, 0.01 if record is None else record.max_false_reject
-            )
-        )
+    say(promise_line(enrolled.entry))
     for s in outliers:
         say(outlier_line(bank, class_name, s))
 
@@ -156,16 +142,21 @@ def bank_remove(
     from ...bank.store import Bank
     from ...pipeline.calibration import recalibrate
 
+    after = None
     if image is None:
         version, change = remove_offline(bank, class_name), f"remove {class_name}"
     else:
         opened = Bank.open(bank, lazy=True)
         before = opened.classes.get(class_name)
         version, change = opened.remove(class_name, image, calibrate=recalibrate), opened.manifest.change
-        if opened.classes[class_name].entry.threshold is None:
+        after = opened.classes[class_name].entry
+        if after.threshold is None:
             change += "; its threshold was dropped, and its parts are for review until `visionad calibrate`"
-        tell_if_replaced(class_name, None if before is None else before.entry, opened.classes[class_name].entry)
+        tell_if_replaced(class_name, None if before is None else before.entry, after)
+        tell_if_dropped(class_name, None if before is None else before.entry, after)
     say(f"bank version {version}: {change} (`visionad bank undo` restores it)")
+    if after is not None and after.threshold is not None:
+        say(promise_line(after))
 
 
 def bank_confirm(
@@ -198,7 +189,6 @@ def bank_confirm(
     """Record parts that a person judged. Good ones, chosen regardless of their verdict, tighten the promise."""
     from ...images.discover import find_images
     from ...inspector import Inspector
-    from ...scoring.conformal import promise_in_words
     from ...teaching.remember import remember_file
 
     if good is None:
@@ -266,10 +256,8 @@ def bank_confirm(
             f"the class remembers {len(entry.defects or ())} defects; scores of held-out and confirmed parts were dropped, "
             "`visionad calibrate` with good images brings the promise back"
         )
-    if entry.by_hand is not None:
-        say(BY_HAND)
-    elif record is not None:
-        say(promise_in_words(record.normals, record.max_false_reject))
+    if entry.calibration is not None:
+        say(promise_line(entry))
 
 
 def bank_undo(

@@ -16,6 +16,24 @@ if TYPE_CHECKING:
     from ...formats.manifest import ClassEntry
 
 
+BY_HAND = (
+    "the threshold by hand stays in force, and promises nothing; `visionad bank threshold --calibrated` or `visionad calibrate` "
+    "replaces it"
+)
+
+
+def promise_line(entry: ClassEntry) -> str:
+    """Return what the threshold of a class promises, in words."""
+    from ...scoring.conformal import promise_in_words
+
+    if entry.by_hand is not None:
+        return BY_HAND
+    record = entry.calibration
+    return promise_in_words(
+        0 if record is None else record.normals, 0.01 if record is None else record.max_false_reject
+    )
+
+
 def tell_if_replaced(class_name: str, before: ClassEntry | None, after: ClassEntry | None) -> None:
     """Say that a change of the class took a threshold by hand away: scores are others now, so it does not hold."""
     by_hand = None if before is None else before.by_hand

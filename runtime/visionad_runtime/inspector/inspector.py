@@ -327,10 +327,12 @@ class Inspector(Inspection):
         enroll: bool = False,
         bit_depth: int | None = None,
         step: Callable[[], None] = lambda: None,
+        notes: list[str] | None = None,
     ) -> int:
         """Record image files that a person judged. See :meth:`confirm`.
 
-        ``enroll`` enrolls good parts as well, in the same version, with the errors of :meth:`enroll_files`.
+        ``enroll`` enrolls good parts as well, in the same version, with the errors of :meth:`enroll_files`. ``notes`` gets a line
+        for each good part that does not look like one that was accepted, or like one of the class.
         """
         if enroll and not good:
             raise BankError(f"class {name!r}: only good parts can be enrolled")
@@ -346,21 +348,31 @@ class Inspector(Inspection):
                 supports.append(self._file_support(path, record, rgb, data, layout))
             step()
         if enroll:
-            change = self.judged(name, judged, good, selection)
+            change = self.judged(name, judged, good, selection, notes)
             return self.enroll_supports(name, supports, layout=layout, judged=change)
-        return self.confirm_images(name, judged, good, selection)
+        return self.confirm_images(name, judged, good, selection, notes)
 
     def confirm_images(
-        self, name: str, images: Sequence[tuple[SupportImage, pixels.RGB8]], good: bool, selection: Selection
+        self,
+        name: str,
+        images: Sequence[tuple[SupportImage, pixels.RGB8]],
+        good: bool,
+        selection: Selection,
+        notes: list[str] | None = None,
     ) -> int:
         """Record judged images with their records. See :meth:`confirm`."""
         name = normalize_class_name(name)
         what = f"{'good' if good else 'defective'} parts" + ("" if selection == "all" else ", accepted ones only")
-        change = self.judged(name, images, good, selection)
+        change = self.judged(name, images, good, selection, notes)
         return self.require_class(name).update(name, f"confirm {name}: {len(images)} {what}", change)
 
     def judged(
-        self, name: str, images: Sequence[tuple[SupportImage, pixels.RGB8]], good: bool, selection: Selection
+        self,
+        name: str,
+        images: Sequence[tuple[SupportImage, pixels.RGB8]],
+        good: bool,
+        selection: Selection,
+        notes: list[str] | None = None,
     ) -> Callable[[ClassBank], ClassEntry]:
         """Score images that a person judged. Return the change that records them, for ``Bank.update``. See :meth:`confirm`."""
         name = normalize_class_name(name)
@@ -369,6 +381,9 @@ class Inspector(Inspection):
         scored_with = bank.classes[name].entry
         spec, precision = self.calibrated_with(scored_with)
         results = self._scored(name, [rgb for _, rgb in images], spec)
+        if notes is not None and good:
+            for (record, _), result in zip(images, results, strict=True):
+                notes += doubts(record.source, result, selection)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         # a score in another precision is none of the calibration's, and the class keeps the scores that it has
         counted = good and selection == "all" and precision == self.engine.precision
@@ -431,3 +446,19 @@ class Inspector(Inspection):
                 )
             if good:
                 check_not_defective(bank.entry, name, record.source, *(d for d in (record.sha256, record.pixels) if d))
+
+
+def doubts(source: str, result: Result, selection: Selection = "all") -> list[str]:
+    """Return a line for each reason to look at an image that a person called a good part of a class.
+
+    Args:
+        source: where the image came from.
+        result: its result, with the class given.
+        selection: how the parts were chosen, as for :meth:`Inspector.confirm`.
+    """
+    lines = []
+    if result.class_mismatch is not None:
+        lines.append(f"look at {source}: it is nearer to {result.class_mismatch}")
+    if selection == "accepted" and result.threshold is not None and result.verdict in ("anomalous", "review"):
+        lines.append(f"look at {source}: its verdict is {result.verdict}, so it is none of the accepted parts")
+    return lines

@@ -24,7 +24,7 @@ from ..errors import BankError, ImageError, VisionADError
 from ..formats.files import sha256_file
 from ..formats.manifest import Calibration, ClassEntry, ScoreOrigin
 from ..images.pixels import RGB8, pixel_digest
-from ..inspector import Inspector
+from ..inspector.inspector import Inspector, doubts
 from ..pipeline.calibration import (
     MAX_FALSE_REJECT,
     REVIEW_RATE,
@@ -48,12 +48,14 @@ class CalibrationResult:
         record: their provenance, as the bank holds it.
         bank_version: version of the bank that holds it.
         skipped: images that were not scored.
+        notes: a line for each image that is nearer to another class.
     """
 
     limits: Limits
     record: Calibration
     bank_version: int
     skipped: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def threshold(self) -> Threshold:
@@ -129,13 +131,14 @@ def calibrate_class(
     version = bank.update(name, f"calibrate {name}: threshold {changed.threshold:.6g}", store)
     assert changed.calibration is not None
     limits = conformal_limits([score.score for score in scores], rates.max_false_reject, rates.review)
-    return CalibrationResult(limits, changed.calibration, version, scored.skipped)
+    return CalibrationResult(limits, changed.calibration, version, scored.skipped, scored.notes)
 
 
 class _ScoredImages(NamedTuple):
     scores: list[GoodScore]
     levels: list[float]
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def _score_supports(inspector: Inspector, held: ClassBank, step: Callable[[], None]) -> _ScoredImages:
@@ -168,6 +171,7 @@ def _score_images(
         conformal_rank(len(images) - len(skipped) + recorded, required.max_false_reject)
     scored: dict[Path, GoodScore] = {}
     levels: list[float] = []
+    notes: list[str] = []
     pixels: dict[str, Path] = {}
     held_out_results = inspector.inspect_files(
         [path for digest, path in images.items() if digest not in known], class_name=name, bit_depth=bit_depth
@@ -191,8 +195,9 @@ def _score_images(
             if path not in skipped:
                 scored[path] = GoodScore(one.result.score, str(path.absolute()), origin, digest, of_pixels)
                 levels.append(float(np.median(one.result.anomaly_map)))
+                notes += doubts(str(path), one.result)
         step()
-    return _ScoredImages(list(scored.values()), levels, tuple(map(str, skipped)))
+    return _ScoredImages(list(scored.values()), levels, tuple(map(str, skipped)), tuple(notes))
 
 
 class _Supports:

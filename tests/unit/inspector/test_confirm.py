@@ -12,6 +12,7 @@ from visionad_runtime.bank.history import undo
 from visionad_runtime.bank.store import Bank
 from visionad_runtime.cli.main import run
 from visionad_runtime.formats.manifest import ClassEntry
+from visionad_runtime.teaching.calibrate import calibrate_class
 
 from tests.data import part
 
@@ -147,3 +148,34 @@ def test_a_part_that_is_scored_in_another_precision_does_not_count(
     after = entry_of(bank)
     assert (after.calibration, after.threshold) == (before.calibration, before.threshold)
     assert after.confirmations is not None and not after.confirmations[0].counted
+
+
+def test_a_good_part_of_another_class_is_pointed_out(
+    tiny_model: Path, bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, disc = tmp_path / "grid.png", save(tmp_path / "disc.png", 8)
+    bars = np.full(part(0).shape, 40, np.uint8)
+    bars[::8] = bars[:, ::8] = 220
+    cv2.imwrite(str(grid), bars)
+    with Inspector.open(tiny_model, bank, threads=1) as inspector:
+        inspector.enroll("grid", [np.ascontiguousarray(np.roll(bars, shift, axis=1)) for shift in (1, 2)])
+    said = f"look at {grid}: it is nearer to grid"
+    assert run(["calibrate", str(tiny_model), str(bank), "--class", "disc", str(grid), str(disc)]) == 0
+    assert capsys.readouterr().err.count("look at") == 1
+    assert run(command(tiny_model, bank, grid, disc, "--good")) == 0
+    lines = capsys.readouterr().err
+    assert said in lines and lines.count("look at") == 1
+    with Inspector.open(tiny_model, bank, threads=1) as inspector:
+        assert calibrate_class(inspector, "disc", [grid, disc]).notes == (said,)
+
+
+def test_an_accepted_part_whose_verdict_is_anomalous_is_pointed_out(
+    tiny_model: Path, bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, good = save(tmp_path / "bad.png", 5, defect=True), save(tmp_path / "good.png", 1)
+    cv2.imwrite(str(good), part(1) ^ 1)  # a support, but for its last bits
+    capsys.readouterr()
+    assert run(command(tiny_model, bank, bad, good, "--good", "--selection", "accepted")) == 0
+    lines = capsys.readouterr().err
+    assert f"look at {bad}: its verdict is anomalous, so it is none of the accepted parts" in lines
+    assert lines.count("look at") == 1

@@ -202,6 +202,7 @@ def bank_confirm(
         raise VisionADError("--remember: only a defect can be remembered; leave it out with --good")
     require_bank(bank)
     notes: list[str] = []
+    doubtful: list[str] = []
     images = [f.path for f in find_images(paths, notes=notes)]
     for line in notes:
         complain(line)
@@ -217,9 +218,12 @@ def bank_confirm(
             step()
         else:
             version = inspector.confirm_files(
-                class_name, images, good=good, selection=chosen, enroll=enroll, bit_depth=bit_depth, step=step
-            )
+                class_name, images, good=good, selection=chosen, enroll=enroll, bit_depth=bit_depth, step=step,
+                notes=doubtful,
+            )  # fmt: skip
         entry = inspector.require_class(class_name).classes[class_name].entry
+    for line in doubtful:
+        complain(line)
     tell_if_replaced(class_name, before, entry)
     if remember is None:
         tell_if_dropped(class_name, before, entry)

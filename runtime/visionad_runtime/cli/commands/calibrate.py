@@ -85,6 +85,8 @@ def calibrate(
                 inspector, class_name, images, max_false_reject, bit_depth, step, review_rate=review_rate
             )
         after = inspector.require_class(class_name).classes[class_name].entry
+    for line in result.notes:
+        complain(line)
     if not images:
         tell_if_dropped(class_name, before, after)
     threshold, record = result.threshold, result.record

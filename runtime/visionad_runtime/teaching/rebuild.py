@@ -102,7 +102,8 @@ def rebuild_bank(source: Bank, inspector: Inspector, step: Step = lambda: None) 
     }  # all, before any is encoded
     for name, held in source.classes.items():
         mask = None if held.layout is None else held.layout.mask
-        layout = new_layout(name, held.entry.roi, inspector.manifest.identity, mask)
+        roi = held.entry.roi
+        layout = None if roi is None else Layout(name, roi, inspector.manifest.identity, mask)
         supports = []
         for one in _stored_images(name, held, files[name]):
             file = None if one.record.kept is None else one.data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -61,13 +62,15 @@ def test_one_undo_takes_an_enrolled_confirmation_back(tiny_model: Path, bank: Pa
 
 
 def test_a_confirmed_defect_is_remembered_later_and_a_confirmed_good_part_is_not(
-    tiny_model: Path, bank: Path, tmp_path: Path
+    tiny_model: Path, bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad, good, mask = save(tmp_path / "bad.png", 5, defect=True), save(tmp_path / "good.png", 5), tmp_path / "mask.png"
     cv2.imwrite(str(mask), np.full(part(5).shape[:2], 255, np.uint8))
     assert run(command(tiny_model, bank, bad, "--defect")) == 0
-    assert run(command(tiny_model, bank, bad, "--defect", "--remember", mask)) == 0
     assert run(command(tiny_model, bank, good, "--good")) == 0
+    capsys.readouterr()
+    assert run(command(tiny_model, bank, bad, "--defect", "--remember", mask, "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["counted"] == 0  # the good part before it counts
     before = entry_of(bank)
     assert (len(before.confirmations or ()), len(before.defects or ())) == (2, 1)
     assert run(command(tiny_model, bank, good, "--defect", "--remember", mask)) == 2

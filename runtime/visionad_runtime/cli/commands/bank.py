@@ -228,7 +228,7 @@ def bank_confirm(
     if remember is None:
         tell_if_dropped(class_name, before, entry)
     record = entry.promising
-    counted = sum(one.counted for one in (entry.confirmations or ())[-len(images) :])
+    counted = sum(one.counted for one in (entry.confirmations or ())[-len(images) :]) if good else 0
     if as_json:
         facts = {
             "class": class_name,

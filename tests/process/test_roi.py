@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from visionad_runtime import Inspector
+from visionad_runtime import ImageError, Inspector
 from visionad_runtime.cli.main import run
+from visionad_runtime.formats.roi import make_spec
 
 from tests.data import part
 
@@ -303,3 +305,19 @@ def test_a_rebuild_that_fails_leaves_nothing(
     assert list(copy.iterdir()) == [] if exists else not copy.exists()
     (bank / "images" / kept).write_bytes(whole)
     assert run(["bank", "rebuild", str(tiny_model), str(bank), str(copy)]) == 0
+
+
+@pytest.mark.parametrize("kind", ["black", "alpha"])
+def test_a_mask_that_ignores_nothing_is_refused(
+    tiny_model: Path, tmp_path: Path, good: list[Path], capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    bank, disc, mask = tmp_path / "bank", ["--class", "disc"], np.zeros((96, 128, 4), np.uint8)
+    mask[:, 80:, 3] = 255
+    file = write(tmp_path / "mask.png", mask if kind == "alpha" else mask[:, :, 0])
+    error = failed(capsys, "bank", "add", tiny_model, bank, *good, *disc, "--ignore", file)
+    assert "all black, so it ignores nothing" in error and not bank.exists()
+    assert run(["bank", "add", str(tiny_model), str(bank), *map(str, good), *disc]) == 0
+    assert "ignores nothing" in failed(capsys, "bank", "roi", tiny_model, bank, *disc, "--ignore", file)
+    data = file.read_bytes()
+    with Inspector.open(tiny_model, bank, threads=1) as inspector, pytest.raises(ImageError, match="ignores nothing"):
+        inspector.layout_of("new", make_spec([], (128, 96), hashlib.sha256(data).hexdigest()), data)

@@ -180,5 +180,15 @@ def cells_of(layout: Layout | None, roi: int, tile: int) -> NDArray[np.bool_] | 
 def new_layout(
     class_name: str, spec: RoiSpec | None, identity: FeatureIdentity, mask: bytes | None = None
 ) -> Layout | None:
-    """Return the layout of a class that is to be made; ``None`` for whole images. Errors are those of :class:`Layout`."""
-    return None if spec is None else Layout(class_name, spec, identity, mask)
+    """Return the layout of a class that is to be made; ``None`` for whole images.
+
+    Raises:
+        ImageError: As for :class:`Layout`, or the mask ignores nothing.
+        BankError: As for :class:`Layout`.
+    """
+    if spec is None:
+        return None
+    layout = Layout(class_name, spec, identity, mask)
+    if spec.mask is not None and mask is not None:
+        crops.read_new_mask(mask, f"mask of class {class_name!r}", spec.image_size)
+    return layout

@@ -187,6 +187,7 @@ class Bank:
         mask: bytes | None = None,
         calibrate: Calibrate | None = None,
         keep: int | None = None,
+        judged: Callable[[ClassBank], ClassEntry] | None = None,
     ) -> int:
         """Enroll supports in a new or existing class.
 
@@ -200,6 +201,7 @@ class Bank:
             mask: PNG file of ``roi.mask``.
             calibrate: computes the thresholds of the class as it will be.
             keep: number of latest versions to keep from now on; ``None`` leaves it as it is.
+            judged: a change of an existing class as for :meth:`update`, made first, in the same version.
 
         Returns:
             The bank's new version.
@@ -211,6 +213,8 @@ class Bank:
         name = check_class_name(name)
         with self._changing():
             old = self.classes.get(name)
+            if old is not None and judged is not None:
+                old = old.with_entry(judged(old))
             if old is not None and roi is not None and roi != old.entry.roi:
                 raise BankError(
                     f"class {name!r} has other ROIs; `visionad bank roi` changes them for all of its supports"
@@ -230,8 +234,8 @@ class Bank:
                     lambda: kept.layout, lambda: kept.defects,
                 )  # fmt: skip
             changed = self._calibrated(changed, old, calibrate)
-            count = len(changed.entry.images)
-            self._commit(f"add {name}: now {count} images", {**self.classes, name: changed}, keep)
+            what = f"{'add' if judged is None else 'confirm and add'} {name}: now {len(changed.entry.images)} images"
+            self._commit(what, {**self.classes, name: changed}, keep)
         return self.manifest.version
 
     def replace(

@@ -17,6 +17,7 @@ from ..images.discover import SUFFIXES
 from ..images.pixels import RGB8, pixel_digest
 from .folder import IMAGES
 from .memory_bank import SupportTokens
+from .names import normalize_class_name
 
 MIN_SHA256_PREFIX = 4
 """Minimum number of digits of a sha256 that name the image to remove."""
@@ -83,7 +84,45 @@ def array_supports(rgbs: Iterable[RGB8]) -> list[SupportImage]:
     return [support_record(rgb.tobytes(), rgb, "array") for rgb in rgbs]
 
 
-def check_new(classes: Mapping[str, _Class], name: str, images: Iterable[SupportImage]) -> None:
+def check_new(classes: Mapping[str, _Class], name: str, images: Sequence[SupportImage]) -> None:
+    """Refuse images that cannot be enrolled: a bank holds them already, or a person recorded them as defective.
+
+    Args:
+        classes: classes of the bank by name.
+        name: class that the images are meant for.
+        images: images to enroll.
+
+    Raises:
+        BankError: An image is enrolled already, given twice, or recorded as defective in the class.
+    """
+    check_not_enrolled(classes, name, images)
+    held = classes.get(normalize_class_name(name))
+    if held is not None:
+        for image in images:
+            check_not_defective(held.entry, name, image.source, *_digests(image))
+
+
+def check_not_defective(entry: ClassEntry, name: str, source: str, *digests: str) -> None:
+    """Refuse an image as a good part if the class records it as defective, in any file format.
+
+    Args:
+        entry: entry of the class.
+        name: the class, for the message.
+        source: where the image came from, for the message.
+        digests: sha256 of its file, digest of its pixels, or both.
+
+    Raises:
+        BankError: It is recorded as defective.
+    """
+    for record in entry.defective:
+        if not {record.sha256, getattr(record, "pixels", None)}.isdisjoint(digests):
+            raise BankError(
+                f"class {name!r}: {source} is recorded as defective (sha256 {record.sha256[:12]}, {record.source}), so it is "
+                "no good part; if the record is wrong, return to a version without it with `visionad bank undo --to`"
+            )
+
+
+def check_not_enrolled(classes: Mapping[str, _Class], name: str, images: Iterable[SupportImage]) -> None:
     """Refuse images that a bank holds already, in any class and file format.
 
     An image in two classes would make routing a matter of the alphabet.
@@ -91,7 +130,7 @@ def check_new(classes: Mapping[str, _Class], name: str, images: Iterable[Support
     Args:
         classes: classes of the bank by name.
         name: class that the images are meant for.
-        images: images to enroll.
+        images: images that must be new.
 
     Raises:
         BankError: An image is enrolled already, or given twice.

@@ -44,17 +44,17 @@ def read_spec(rois: Sequence[Roi], ignore: Path | None, size: tuple[int, int]) -
 
     Raises:
         VisionADError: A ROI does not lie in the image, or the mask cannot be read.
-        ImageError: The mask has another size, or is no PNG file.
+        ImageError: The mask has another size, ignores nothing, or is no PNG file.
     """
     from ..formats.files import sha256_bytes
     from ..formats.roi import make_spec
-    from ..images.crops import read_mask
+    from ..images.crops import read_new_mask
     from ..images.decode import read_bytes
 
     if ignore is None:
         return make_spec(rois, size), None
     mask = read_bytes(ignore)
-    read_mask(mask, f"--ignore {ignore}", size)
+    read_new_mask(mask, f"--ignore {ignore}", size)
     return make_spec(rois, size, sha256_bytes(mask)), mask
 
 

@@ -326,6 +326,11 @@ class ClassEntry(Compatible):
         return None if self.calibration is None else self.calibration.by_hand
 
     @property
+    def defective(self) -> tuple[Confirmation | KnownDefect, ...]:
+        """Records of the parts that a person found defective: confirmed as such, or with a defect that is remembered."""
+        return (*(one for one in self.confirmations or () if not one.good), *(self.defects or ()))
+
+    @property
     def promising(self) -> Calibration | None:
         """The calibration whose thresholds are in force. ``None`` without one, and for a threshold by hand: it promises nothing."""
         return None if self.by_hand is not None else self.calibration

@@ -42,6 +42,21 @@ def read_mask(data: bytes, label: str, size: tuple[int, int]) -> Ignored:
     return np.asarray(pixels.any(axis=2))
 
 
+def read_new_mask(data: bytes, label: str, size: tuple[int, int]) -> Ignored:
+    """Decode a mask that a person gives: :func:`read_mask`, which refuses a mask that ignores nothing.
+
+    Raises:
+        ImageError: As for :func:`read_mask`, or no pixel is above 0. Transparency does not count.
+    """
+    mask = read_mask(data, label, size)
+    if not mask.any():
+        raise ImageError(
+            f"{label}: expected a mask with pixels above 0 where nothing is inspected, got one that is all black, so it ignores "
+            "nothing; draw the area in white on black, not in the alpha channel, or leave the mask out"
+        )
+    return mask
+
+
 def polygon_pixels(polygon: Sequence[tuple[int, int]], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the pixels of a polygon, its outline included, as bool (H, W). Parts outside of the image are cut off.
 

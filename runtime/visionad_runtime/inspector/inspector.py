@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -14,16 +15,36 @@ from ..bank.folder import split_tiles
 from ..bank.layout import Layout, new_layout
 from ..bank.memory_bank import ClassBank, SupportTokens
 from ..bank.names import normalize_class_name
-from ..bank.store import same_supports
-from ..bank.supports import NewSupport, array_supports, check_new, kept_suffix, load_support, png_file, read_supports
+from ..bank.store import Calibrate, same_supports
+from ..bank.supports import (
+    NewSupport,
+    array_supports,
+    check_new,
+    check_not_defective,
+    check_not_enrolled,
+    kept_suffix,
+    load_support,
+    png_file,
+    read_supports,
+)
 from ..engine.base import Tokens
 from ..errors import BankError, ImageError
-from ..formats.manifest import ClassEntry, Confirmation, SupportImage
+from ..formats.manifest import ClassEntry, Confirmation, Precision, SupportImage
 from ..formats.roi import RoiSpec, tile_counts
 from ..images import arrays, discover, pixels
-from ..pipeline.calibration import AutomaticCalibration, GoodScore, Rates, other_scores, recorded_scores, with_limits
+from ..pipeline.calibration import (
+    AutomaticCalibration,
+    GoodScore,
+    Rates,
+    other_scores,
+    recorded_scores,
+    with_limits,
+    without_defective,
+)
 from ..pipeline.leave_one_out import leave_one_out
 from ..preprocess import prepare, support_encodings
+from ..result import Result
+from ..scoring.spec import ScoringSpec
 from .inspection import Inspection
 
 Selection = Literal["all", "accepted"]
@@ -178,12 +199,17 @@ class Inspector(Inspection):
         layout, supports = self.layout_of(class_name, roi, mask), []
         for path, record in zip(files, records, strict=True):
             data, rgb = load_support(path, record, bit_depth)
-            try:
-                supports.append(self.new_support(record, rgb, data if keep_images else None, path.suffix, layout))
-            except ImageError as exc:
-                raise ImageError(f"{path}: {exc}") from None
+            supports.append(self._file_support(path, record, rgb, data if keep_images else None, layout))
             step()
         return self.enroll_supports(class_name, supports, keep_versions, calibrate, layout=layout)
+
+    def _file_support(
+        self, path: Path, record: SupportImage, rgb: pixels.RGB8, file: bytes | None, layout: Layout | None
+    ) -> NewSupport:
+        try:
+            return self.new_support(record, rgb, file, path.suffix, layout)
+        except ImageError as exc:
+            raise ImageError(f"{path}: {exc}") from None
 
     def new_support(
         self, record: SupportImage, rgb: pixels.RGB8, file: bytes | None, suffix: str, layout: Layout | None
@@ -207,15 +233,23 @@ class Inspector(Inspection):
         calibrate: bool = True,
         *,
         layout: Layout | None = None,
+        judged: Callable[[ClassBank], ClassEntry] | None = None,
+        rates: Rates | None = None,
     ) -> int:
-        """Enroll images that :meth:`new_support` has encoded with ``layout``. Return and errors are those of :meth:`enroll`."""
+        """Enroll images that :meth:`new_support` has encoded with ``layout``. Return and errors are those of :meth:`enroll`.
+
+        ``judged`` is what :meth:`judged` returned, if the images are confirmed as well, in the same version. ``rates`` are those of
+        :meth:`automatic_calibration`.
+        """
         with self._lifetime.in_use():
             bank = self._require_bank()
             if not supports:
                 raise BankError(f"class {class_name!r}: no image given")
             roi, mask = (None, None) if layout is None else (layout.spec, layout.mask)
-            automatic = self.automatic_calibration() if calibrate else None
-            return bank.add(class_name, supports, roi=roi, mask=mask, calibrate=automatic, keep=keep_versions)
+            automatic = self.automatic_calibration(rates) if calibrate else None
+            return bank.add(
+                class_name, supports, roi=roi, mask=mask, calibrate=automatic, keep=keep_versions, judged=judged
+            )
 
     def enroll_image(self, class_name: str, record: SupportImage, rgb: pixels.RGB8, file: bytes, suffix: str) -> int:
         """Enroll one decoded image with its record. Return and errors are those of :meth:`enroll`."""
@@ -223,9 +257,33 @@ class Inspector(Inspection):
         layout = self.layout_of(class_name)
         return self.enroll_supports(class_name, [self.new_support(record, rgb, file, suffix, layout)], layout=layout)
 
-    def automatic_calibration(self) -> AutomaticCalibration:
-        """Return what calibrates a class when its supports change, for this inspector's scoring and precision."""
-        return AutomaticCalibration(self.scoring, self.engine.precision, self._threads)
+    def automatic_calibration(self, rates: Rates | None = None) -> Calibrate:
+        """Return what calibrates a class when its supports change, for the scoring of :meth:`calibrated_with`.
+
+        Args:
+            rates: tolerated rates of a class that has no calibration; ``None`` for the defaults.
+        """
+
+        def calibrate(changed: ClassBank, old: ClassEntry | None) -> ClassEntry:
+            spec, precision = self.calibrated_with(old)
+            return AutomaticCalibration(spec, precision, self._threads, rates or Rates())(changed, old)
+
+        return calibrate
+
+    def calibrated_with(self, entry: ClassEntry | None) -> tuple[ScoringSpec, Precision]:
+        """Return the scoring and precision that a change of a class calibrates it for.
+
+        An inspector that was opened without views or preset keeps those that the class was calibrated with. One that was opened
+        with others calibrates for its own.
+
+        Args:
+            entry: the class before the change; ``None`` for a new one.
+        """
+        record = None if entry is None else entry.calibration
+        default = replace(ScoringSpec.of(self.manifest), views=self._require_bank().manifest.views)
+        if record is None or self.scoring != default:
+            return self.scoring, self.engine.precision
+        return ScoringSpec.of(record), "bf16" if record.precision == "bf16" else self.engine.precision
 
     def confirm(
         self,
@@ -237,7 +295,7 @@ class Inspector(Inspection):
         colour: str = "bgr",
         color: str | None = None,
     ) -> int:
-        """Record parts that a person judged. Scores of good parts tighten the promise.
+        """Record parts that a person judged. Scores of good parts tighten the promise; those that defective parts gave are dropped.
 
         Only parts that were chosen regardless of their verdict count. Accepted parts alone have low scores because they were
         accepted: a threshold from them would reject more good parts than it promises. They are recorded, and do not count.
@@ -267,30 +325,70 @@ class Inspector(Inspection):
         paths: Sequence[Path | str],
         good: bool = True,
         selection: Selection = "all",
+        enroll: bool = False,
         *,
         bit_depth: int | None = None,
         step: Callable[[], None] = lambda: None,
+        notes: list[str] | None = None,
     ) -> int:
-        """Record image files that a person judged. See :meth:`confirm`."""
+        """Record image files that a person judged. See :meth:`confirm`.
+
+        ``enroll`` enrolls good parts as well, in the same version, with the errors of :meth:`enroll_files`. ``notes`` gets a line
+        for each good part that does not look like one that was accepted, or like one of the class.
+        """
+        if enroll and not good:
+            raise BankError(f"class {class_name!r}: only good parts can be enrolled")
         files = list(discover.as_paths(paths))
         records = read_supports(files, bit_depth)
-        judged = []
+        held = self.require_class(class_name).classes[normalize_class_name(class_name)]
+        self._check_unconfirmed(held, class_name, records, good)  # fail before minutes of encoding
+        layout, judged, supports = self.layout_of(class_name), [], []
         for path, record in zip(files, records, strict=True):
-            judged.append((record, load_support(path, record, bit_depth)[1]))
+            data, rgb = load_support(path, record, bit_depth)
+            judged.append((record, rgb))
+            if enroll:
+                supports.append(self._file_support(path, record, rgb, data, layout))
             step()
-        return self.confirm_images(class_name, judged, good, selection)
+        if enroll:
+            change = self.judged(class_name, judged, good, selection, notes)
+            return self.enroll_supports(class_name, supports, layout=layout, judged=change)
+        return self.confirm_images(class_name, judged, good, selection, notes)
 
     def confirm_images(
-        self, class_name: str, images: Sequence[tuple[SupportImage, pixels.RGB8]], good: bool, selection: Selection
+        self,
+        class_name: str,
+        images: Sequence[tuple[SupportImage, pixels.RGB8]],
+        good: bool,
+        selection: Selection,
+        notes: list[str] | None = None,
     ) -> int:
         """Record judged images with their records. See :meth:`confirm`."""
         class_name = normalize_class_name(class_name)
+        what = f"{'good' if good else 'defective'} parts" + ("" if selection == "all" else ", accepted ones only")
+        change = self.judged(class_name, images, good, selection, notes)
+        return self.require_class(class_name).update(class_name, f"confirm {class_name}: {len(images)} {what}", change)
+
+    def judged(
+        self,
+        class_name: str,
+        images: Sequence[tuple[SupportImage, pixels.RGB8]],
+        good: bool,
+        selection: Selection,
+        notes: list[str] | None = None,
+    ) -> Callable[[ClassBank], ClassEntry]:
+        """Score images that a person judged. Return the change that records them, for ``Bank.update``. See :meth:`confirm`."""
+        class_name = normalize_class_name(class_name)
         bank = self.require_class(class_name)
-        self._check_unconfirmed(bank.classes[class_name], class_name, [record for record, _ in images])
-        results = [result for result, _ in self.trace_batch([rgb for _, rgb in images], class_name, trace=False)]
+        self._check_unconfirmed(bank.classes[class_name], class_name, [record for record, _ in images], good)
         scored_with = bank.classes[class_name].entry
+        spec, precision = self.calibrated_with(scored_with)
+        results = self._scored(class_name, [rgb for _, rgb in images], spec)
+        if notes is not None and good:
+            for (record, _), result in zip(images, results, strict=True):
+                notes += doubts(record.source, result, selection)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        counted = good and selection == "all"
+        # a score in another precision is none of the calibration's, and the class keeps the scores that it has
+        counted = good and selection == "all" and precision == self.engine.precision
         confirmations = tuple(
             Confirmation(
                 sha256=record.sha256, source=record.source, pixels=record.pixels, good=good, selection=selection,
@@ -300,8 +398,9 @@ class Inspector(Inspection):
         )  # fmt: skip
 
         def changed(current: ClassBank) -> ClassEntry:
-            self._check_unconfirmed(current, class_name, [record for record, _ in images])
-            if not same_supports(current.entry, scored_with):
+            self._check_unconfirmed(current, class_name, [record for record, _ in images], good)
+            same_scoring = self.calibrated_with(current.entry) == (spec, precision)
+            if not same_scoring or not same_supports(current.entry, scored_with):
                 raise BankError(
                     f"class {class_name!r} of bank {bank.folder} was changed while the parts were scored; nothing was stored, "
                     "confirm them again"
@@ -310,28 +409,36 @@ class Inspector(Inspection):
                 update={"confirmations": (*(current.entry.confirmations or ()), *confirmations)}
             )
             new = [GoodScore.of(c.score, c, "confirmed") for c in confirmations]
-            return self._with_scores(current, entry, new) if counted else entry
+            return self._with_scores(current, entry, new) if counted else without_defective(entry)
 
-        what = f"{'good' if good else 'defective'} parts" + ("" if selection == "all" else ", accepted ones only")
-        return bank.update(class_name, f"confirm {class_name}: {len(images)} {what}", changed)
+        return changed
+
+    def _scored(self, name: str, rgbs: Sequence[pixels.RGB8], spec: ScoringSpec) -> list[Result]:
+        """Inspect images of a class with a scoring."""
+        if spec == self.scoring:
+            return [result for result, _ in self.trace_batch(rgbs, name, trace=False)]
+        with self._lifetime.in_use(), self.with_bank(self._require_bank(), spec) as other:
+            return [result for result, _ in other.trace_batch(rgbs, name, trace=False)]
 
     def _with_scores(self, current: ClassBank, entry: ClassEntry, new: Sequence[GoodScore]) -> ClassEntry:
         """Return the entry with thresholds from the scores that it has of other images, and new ones."""
         record = entry.calibration
-        if record is not None and self.holds(current.entry):
+        spec, precision = self.calibrated_with(current.entry)
+        holds = record is not None and spec.holds_for(record, precision)
+        if holds:
             scores = other_scores(recorded_scores(entry), new)
         else:
-            left_out = leave_one_out(current, self.scoring, threads=self._threads) if len(entry.images) > 1 else ()
+            left_out = leave_one_out(current, spec, threads=self._threads) if len(entry.images) > 1 else ()
             scores = [GoodScore.of(s.score, entry.images[s.support], "leave-one-out") for s in left_out]
         level = entry.map_scale[0] if entry.map_scale else 0.0
         return with_limits(
-            entry, [*scores, *new], Rates.of(record), self.scoring, self.engine.precision, level,
+            entry, [*scores, *new], Rates.of(record), spec, precision, level,
             bit_depth=None if record is None else record.bit_depth, automatic=True,
-            by_hand=record.by_hand if record is not None and self.holds(current.entry) else None,
+            by_hand=record.by_hand if record is not None and holds else None,
         )  # fmt: skip
 
-    def _check_unconfirmed(self, bank: ClassBank, name: str, records: Sequence[SupportImage]) -> None:
-        check_new({name: bank}, name, records)
+    def _check_unconfirmed(self, bank: ClassBank, name: str, records: Sequence[SupportImage], good: bool) -> None:
+        check_not_enrolled({name: bank}, name, records)
         known = {digest for c in bank.entry.confirmations or () for digest in (c.sha256, c.pixels)} - {None}
         for record in records:
             if not known.isdisjoint((record.sha256, record.pixels)):
@@ -339,3 +446,21 @@ class Inspector(Inspection):
                     f"class {name!r}: {record.source} was confirmed before (sha256 {record.sha256[:12]}); `visionad bank undo` "
                     "takes the last change back"
                 )
+            if good:
+                check_not_defective(bank.entry, name, record.source, *(d for d in (record.sha256, record.pixels) if d))
+
+
+def doubts(source: str, result: Result, selection: Selection = "all") -> list[str]:
+    """Return a line for each reason to look at an image that a person called a good part of a class.
+
+    Args:
+        source: where the image came from.
+        result: its result, with the class given.
+        selection: how the parts were chosen, as for :meth:`Inspector.confirm`.
+    """
+    lines = []
+    if result.class_mismatch is not None:
+        lines.append(f"look at {source}: it is nearer to {result.class_mismatch}")
+    if selection == "accepted" and result.threshold is not None and result.verdict in ("anomalous", "review"):
+        lines.append(f"look at {source}: its verdict is {result.verdict}, so it is none of the accepted parts")
+    return lines

@@ -28,6 +28,7 @@ from ..formats.manifest import (
     CalibrationMethod,
     ClassEntry,
     Confirmation,
+    KnownDefect,
     Precision,
     ScoreOrigin,
     SupportImage,
@@ -67,9 +68,9 @@ class GoodScore(NamedTuple):
     pixels: str | None = None
 
     @classmethod
-    def of(cls, score: float, image: SupportImage | Confirmation, origin: ScoreOrigin) -> GoodScore:
+    def of(cls, score: float, image: SupportImage | Confirmation | KnownDefect, origin: ScoreOrigin) -> GoodScore:
         """Return the score of a recorded image."""
-        return cls(score, image.source, origin, image.sha256, image.pixels)
+        return cls(score, image.source, origin, image.sha256, None if isinstance(image, KnownDefect) else image.pixels)
 
     @property
     def digests(self) -> frozenset[str]:
@@ -105,11 +106,13 @@ class AutomaticCalibration:
         spec: how supports are scored.
         precision: precision that the engine realized.
         threads: maximum number of threads (default: all CPUs).
+        rates: tolerated rates of a class that has no calibration.
     """
 
     spec: ScoringSpec
     precision: Precision
     threads: int | None = None
+    rates: Rates = Rates()
 
     def __call__(self, changed: ClassBank, old: ClassEntry | None) -> ClassEntry:
         """Return the entry of a changed class with its thresholds.
@@ -129,7 +132,7 @@ class AutomaticCalibration:
         supports: Sequence[int] = range(len(entry.images))
         if len(supports) > MAX_AUTOMATIC:
             if holds and grown:
-                return entry
+                return without_defective(entry)
             supports = [round(i) for i in np.linspace(0, len(supports) - 1, MAX_AUTOMATIC)]
         left_out = leave_one_out(changed, self.spec, supports, self.threads) if len(supports) > 1 else []
         scores = [GoodScore.of(s.score, entry.images[s.support], "leave-one-out") for s in left_out]
@@ -140,7 +143,7 @@ class AutomaticCalibration:
         normal_level = float(np.median(levels)) if levels else old.map_scale[0] if old and old.map_scale else 0.0
         depths = {image.bit_depth for image in entry.images}
         return with_limits(
-            entry, scores, Rates.of(record), self.spec, self.precision, normal_level,
+            entry, scores, self.rates if record is None else Rates.of(record), self.spec, self.precision, normal_level,
             bit_depth=depths.pop() if len(depths) == 1 else None, automatic=True,
             by_hand=record.by_hand if record is not None and holds and grown else None,
         )  # fmt: skip
@@ -162,10 +165,19 @@ def recalibrate(changed: ClassBank, old: ClassEntry | None) -> ClassEntry:
 
 
 def recorded_scores(entry: ClassEntry) -> list[GoodScore]:
-    """Return the scores that the thresholds of a class come from.
+    """Return the scores that the thresholds of a class come from, without those of parts that were found defective since.
 
     A calibration of an earlier release records no digests. Those of supports and confirmed parts are then taken from their records.
     """
+    return not_defective(_all_scores(entry), entry)
+
+
+def not_defective(scores: Iterable[GoodScore], entry: ClassEntry) -> list[GoodScore]:
+    """Return the scores of parts that a class does not record as defective."""
+    return other_scores(scores, [GoodScore.of(0.0, one, "confirmed") for one in entry.defective])
+
+
+def _all_scores(entry: ClassEntry) -> list[GoodScore]:
     record = entry.calibration
     if record is None:
         return []
@@ -178,6 +190,28 @@ def recorded_scores(entry: ClassEntry) -> list[GoodScore]:
     rows = zip(record.scores, record.sources, origins, record.digests or unknown, record.pixels or unknown, strict=True)
     scores = [GoodScore(*row) for row in rows]
     return scores if record.digests is not None else _with_digests(entry, scores)
+
+
+def without_defective(entry: ClassEntry) -> ClassEntry:
+    """Return the entry with thresholds that no score of a part that was found defective counts for.
+
+    It is the entry itself if there is no such score, and has no thresholds if there is no other score.
+    """
+    record, scores = entry.calibration, recorded_scores(entry)
+    if record is None or len(scores) == len(record.scores):
+        return entry
+    if not scores:
+        return entry.model_copy(update=NO_LIMITS)
+    level = entry.map_scale[0] if entry.map_scale else 0.0
+    return with_limits(
+        entry, scores, Rates.of(record), ScoringSpec.of(record), record.precision, level,
+        bit_depth=record.bit_depth, automatic=bool(record.automatic), by_hand=record.by_hand,
+    )  # fmt: skip
+
+
+def lost_scores(before: ClassEntry, after: ClassEntry) -> list[GoodScore]:
+    """Return the scores of held-out and confirmed parts that counted before a change of a class, and do not count after it."""
+    return other_scores([s for s in _all_scores(before) if s.origin != "leave-one-out"], _all_scores(after))
 
 
 def _with_digests(entry: ClassEntry, scores: Sequence[GoodScore]) -> list[GoodScore]:

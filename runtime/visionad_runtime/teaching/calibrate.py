@@ -19,11 +19,12 @@ import numpy as np
 from ..bank.memory_bank import ClassBank
 from ..bank.names import normalize_class_name
 from ..bank.store import NO_LIMITS, same_supports
+from ..bank.supports import check_not_defective
 from ..errors import BankError, ImageError, VisionADError
 from ..formats.files import sha256_file
 from ..formats.manifest import Calibration, ClassEntry, ScoreOrigin
 from ..images.pixels import RGB8, pixel_digest
-from ..inspector import Inspector
+from ..inspector.inspector import Inspector, doubts
 from ..pipeline.calibration import (
     MAX_FALSE_REJECT,
     REVIEW_RATE,
@@ -47,12 +48,14 @@ class CalibrationResult:
         record: their provenance, as the bank holds it.
         bank_version: version of the bank that holds it.
         skipped: images that were not scored.
+        notes: a line for each image that is nearer to another class.
     """
 
     limits: Limits
     record: Calibration
     bank_version: int
     skipped: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def threshold(self) -> Threshold:
@@ -88,7 +91,7 @@ def calibrate_class(
     Raises:
         VisionADError: An image cannot be read or is given twice, there are too few images, or the class changed meanwhile. Nothing
             is stored.
-        BankError: An image is enrolled in another class.
+        BankError: An image is enrolled in another class, or recorded as defective.
     """
     name = normalize_class_name(name)
     bank = inspector.require_class(name)
@@ -117,7 +120,7 @@ def calibrate_class(
     )
 
     def store(current: ClassBank) -> ClassEntry:
-        if not same_supports(current.entry, entry):
+        if not same_supports(current.entry, entry) or current.entry.defective != entry.defective:
             raise BankError(
                 f"class {name!r} of bank {bank.folder} was changed while it was being calibrated; nothing was stored, "
                 "calibrate again"
@@ -128,13 +131,14 @@ def calibrate_class(
     version = bank.update(name, f"calibrate {name}: threshold {changed.threshold:.6g}", store)
     assert changed.calibration is not None
     limits = conformal_limits([score.score for score in scores], rates.max_false_reject, rates.review)
-    return CalibrationResult(limits, changed.calibration, version, scored.skipped)
+    return CalibrationResult(limits, changed.calibration, version, scored.skipped, scored.notes)
 
 
 class _ScoredImages(NamedTuple):
     scores: list[GoodScore]
     levels: list[float]
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def _score_supports(inspector: Inspector, held: ClassBank, step: Callable[[], None]) -> _ScoredImages:
@@ -167,6 +171,7 @@ def _score_images(
         conformal_rank(len(images) - len(skipped) + recorded, required.max_false_reject)
     scored: dict[Path, GoodScore] = {}
     levels: list[float] = []
+    notes: list[str] = []
     pixels: dict[str, Path] = {}
     held_out_results = inspector.inspect_files(
         [path for digest, path in images.items() if digest not in known], class_name=name, bit_depth=bit_depth
@@ -190,8 +195,9 @@ def _score_images(
             if path not in skipped:
                 scored[path] = GoodScore(one.result.score, str(path.absolute()), origin, digest, of_pixels)
                 levels.append(float(np.median(one.result.anomaly_map)))
+                notes += doubts(str(path), one.result)
         step()
-    return _ScoredImages(list(scored.values()), levels, tuple(map(str, skipped)))
+    return _ScoredImages(list(scored.values()), levels, tuple(map(str, skipped)), tuple(notes))
 
 
 class _Supports:
@@ -199,6 +205,7 @@ class _Supports:
 
     def __init__(self, classes: Mapping[str, ClassBank], name: str) -> None:
         self._name = name
+        self._entry = classes[name].entry
         self._count = len(classes[name].entry.images)
         self._places: dict[str, tuple[str, int]] = {}
         for owner in (
@@ -215,8 +222,9 @@ class _Supports:
         """The support's number; ``None`` if it is none.
 
         Raises:
-            BankError: it is one of another class.
+            BankError: it is one of another class, or recorded as defective.
         """
+        check_not_defective(self._entry, self._name, str(path), digest)
         owner, k = self._places.get(digest, (self._name, None))
         if owner != self._name:
             raise BankError(

@@ -22,6 +22,7 @@ from ..formats.roi import RoiSpec
 from ..images import decode
 from ..images.pixels import RGB8, pixel_digest
 from ..inspector import Inspector
+from ..pipeline.calibration import Rates
 
 Step = Callable[[], None]
 MAX_NAMED = 5
@@ -79,7 +80,9 @@ def change_roi(
 
 
 def rebuild_bank(source: Bank, inspector: Inspector, step: Step = lambda: None) -> None:
-    """Enroll all classes of a bank into the inspector's: names, ROIs, order and sources stay. Thresholds are computed anew.
+    """Enroll all classes of a bank into the inspector's: names, ROIs, order and sources stay.
+
+    Thresholds are computed anew, for the same tolerated rates.
 
     Args:
         source: bank to read, made with any model.
@@ -99,13 +102,14 @@ def rebuild_bank(source: Bank, inspector: Inspector, step: Step = lambda: None) 
     }  # all, before any is encoded
     for name, held in source.classes.items():
         mask = None if held.layout is None else held.layout.mask
-        layout = new_layout(name, held.entry.roi, inspector.manifest.identity, mask)
+        roi = held.entry.roi
+        layout = None if roi is None else Layout(name, roi, inspector.manifest.identity, mask)
         supports = []
         for one in _stored_images(name, held, files[name]):
             file = None if one.record.kept is None else one.data
             record = one.record.model_copy(update={"tokens": None, "kept": None})
             supports.append(_encoded(inspector, record, one, file, layout, step))
-        inspector.enroll_supports(name, supports, layout=layout)
+        inspector.enroll_supports(name, supports, layout=layout, rates=Rates.of(held.entry.calibration))
 
 
 def find_images(folder: Path, held: ClassBank) -> list[Path]:

@@ -52,7 +52,7 @@ def remember_file(inspector: Inspector, name: str, path: Path, mask: Path, bit_d
 
 
 def remember_defect(inspector: Inspector, name: str, record: SupportImage, rgb: RGB8, mask: Bool) -> int:
-    """Remember a defect, and calibrate the class anew from its supports.
+    """Remember a defect, record its part as defective, and calibrate the class anew from its supports.
 
     Scores of held-out and confirmed parts are dropped: with the defect they may be larger, and their images are not kept.
 
@@ -67,8 +67,8 @@ def remember_defect(inspector: Inspector, name: str, record: SupportImage, rgb: 
         The bank's new version.
 
     Raises:
-        BankError: There is no such class, it has ROIs, the image is enrolled or remembered already, or the class changed meanwhile.
-            Nothing was stored.
+        BankError: There is no such class, it has ROIs, the image is enrolled, remembered already or confirmed as good, or the class
+            changed meanwhile. Nothing was stored.
         ImageError: The mask has another size than the image, or marks nothing that is inspected.
     """
     name = normalize_class_name(name)
@@ -84,21 +84,28 @@ def remember_defect(inspector: Inspector, name: str, record: SupportImage, rgb: 
     side = math.isqrt(features.shape[2])
     kept = farthest(cells, fuse({view: grid.reshape(side, side) for view, grid in distances.items()}))
     defect = posed(features[:, 0], held.blocks, kept)
+    is_recorded = _is_recorded(held.entry, record)
+    judged = None if is_recorded else inspector.judged(name, [(record, rgb)], good=False, selection="all")
 
-    def entry(current: ClassBank, digest: str) -> ClassEntry:
+    def with_defect(current: ClassBank, digest: str) -> ClassEntry:
         _check_new(current, record)
         if not same_supports(current.entry, held.entry):
             raise BankError(
                 f"class {name!r} of bank {bank.folder} was changed while the defect was encoded; nothing was stored, run again"
             )
+        if _is_recorded(current.entry, record) != is_recorded:
+            raise BankError(
+                f"class {name!r}: {record.source} was confirmed while the defect was encoded; nothing was stored, run again"
+            )
+        entry = current.entry if judged is None else judged(current)
         known = KnownDefect(
             sha256=record.sha256, source=record.source, tokens=digest, cells=defect.shape[1],
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
-        return current.entry.model_copy(update={"defects": (*(current.entry.defects or ()), known)})
+        return entry.model_copy(update={"defects": (*(entry.defects or ()), known)})
 
     change = f"remember a defect of {name}: {record.source}"
-    return bank.remember(name, defect, entry, change=change, calibrate=inspector.automatic_calibration())
+    return bank.remember(name, defect, with_defect, change=change, calibrate=inspector.automatic_calibration())
 
 
 def marked_cells(mask: Bool, rgb: RGB8, spec: PreprocessSpec, side: int) -> Bool:
@@ -167,3 +174,15 @@ def _check_new(held: ClassBank, record: SupportImage) -> None:
         raise BankError(f"class {held.name!r}: {record.source} is enrolled as a good part; remove it first")
     if record.sha256 in {defect.sha256 for defect in held.entry.defects or ()}:
         raise BankError(f"class {held.name!r}: {record.source} is remembered already (sha256 {record.sha256[:12]})")
+    confirmed = {digest for one in held.entry.confirmations or () if one.good for digest in (one.sha256, one.pixels)}
+    if not {record.sha256, record.pixels}.isdisjoint(confirmed - {None}):
+        raise BankError(
+            f"class {held.name!r}: {record.source} was confirmed as good before (sha256 {record.sha256[:12]}); return to a version "
+            "without this record with `visionad bank undo --to`"
+        )
+
+
+def _is_recorded(entry: ClassEntry, record: SupportImage) -> bool:
+    """Return whether a class has a confirmation of an image."""
+    known = {digest for one in entry.confirmations or () for digest in (one.sha256, one.pixels)} - {None}
+    return not known.isdisjoint((record.sha256, record.pixels))

@@ -23,16 +23,11 @@ from ..options import (
 )
 from ..results import require_bank
 from ..rois import IgnoreOption, RoiOption, describe, parse_rois, read_spec
-from .bank_threshold import tell_if_replaced
+from .bank_threshold import promise_line, tell_if_dropped, tell_if_replaced
 
 if TYPE_CHECKING:
     from ...formats.manifest import ClassEntry
     from ...inspector.inspector import Selection
-
-BY_HAND = (
-    "the threshold by hand stays in force, and promises nothing; `visionad bank threshold --calibrated` or `visionad calibrate` "
-    "replaces it"
-)
 
 
 def bank_add(
@@ -72,7 +67,6 @@ def bank_add(
     from ...images.discover import find_images
     from ...inspector import Inspector
     from ...pipeline.calibration import MAX_AUTOMATIC
-    from ...scoring.conformal import promise_in_words
     from ...teaching.audit import leave_one_out_scores
     from ...teaching.sampling import sample_support_paths
     from ...teaching.selection import select_support
@@ -120,15 +114,7 @@ def bank_add(
         for path in images:
             say(f"chosen: {path}")
     say(f"enrolled {len(images)} in class {class_name} ({total} in all), bank version {version}")
-    record = enrolled.entry.calibration
-    if enrolled.entry.by_hand is not None:
-        say(BY_HAND)
-    else:
-        say(
-            promise_in_words(
-                0 if record is None else record.normals, 0.01 if record is None else record.max_false_reject
-            )
-        )
+    say(promise_line(enrolled.entry))
     for s in outliers:
         say(outlier_line(bank, class_name, s))
 
@@ -156,16 +142,21 @@ def bank_remove(
     from ...bank.store import Bank
     from ...pipeline.calibration import recalibrate
 
+    after = None
     if image is None:
         version, change = remove_offline(bank, class_name), f"remove {class_name}"
     else:
         opened = Bank.open(bank, lazy=True)
         before = opened.classes.get(class_name)
         version, change = opened.remove(class_name, image, calibrate=recalibrate), opened.manifest.change
-        if opened.classes[class_name].entry.threshold is None:
+        after = opened.classes[class_name].entry
+        if after.threshold is None:
             change += "; its threshold was dropped, and its parts are for review until `visionad calibrate`"
-        tell_if_replaced(class_name, None if before is None else before.entry, opened.classes[class_name].entry)
+        tell_if_replaced(class_name, None if before is None else before.entry, after)
+        tell_if_dropped(class_name, None if before is None else before.entry, after)
     say(f"bank version {version}: {change} (`visionad bank undo` restores it)")
+    if after is not None and after.threshold is not None:
+        say(promise_line(after))
 
 
 def bank_confirm(
@@ -196,11 +187,8 @@ def bank_confirm(
     as_json: JsonFlag = False,
 ) -> None:
     """Record parts that a person judged. Good ones, chosen regardless of their verdict, tighten the promise."""
-    from ...bank.names import normalize_class_name
-    from ...bank.supports import read_supports
     from ...images.discover import find_images
     from ...inspector import Inspector
-    from ...scoring.conformal import promise_in_words
     from ...teaching.remember import remember_file
 
     if good is None:
@@ -214,6 +202,7 @@ def bank_confirm(
         raise VisionADError("--remember: only a defect can be remembered; leave it out with --good")
     require_bank(bank)
     notes: list[str] = []
+    doubtful: list[str] = []
     images = [f.path for f in find_images(paths, notes=notes)]
     for line in notes:
         complain(line)
@@ -223,24 +212,23 @@ def bank_confirm(
         Inspector.open(model, bank, backend=backend, threads=threads) as inspector,
         progress(f"confirming {class_name}", len(images)) as step,
     ):
-        judged = images
         before = inspector.require_class(class_name).classes[class_name].entry
-        if remember is not None:  # first: with a wrong mask nothing is stored
+        if remember is not None:
             version = remember_file(inspector, class_name, images[0], remember, bit_depth)
-            held = inspector.require_class(class_name).classes[normalize_class_name(class_name)].entry
-            known = {digest for c in held.confirmations or () for digest in (c.sha256, c.pixels)} - {None}
-            (image,) = read_supports(images, bit_depth)
-            judged = images if known.isdisjoint((image.sha256, image.pixels)) else []
-        if judged:
+            step()
+        else:
             version = inspector.confirm_files(
-                class_name, judged, good=good, selection=chosen, bit_depth=bit_depth, step=step
-            )
-        if enroll:
-            version = inspector.enroll_files(class_name, images, bit_depth=bit_depth)
+                class_name, images, good=good, selection=chosen, enroll=enroll, bit_depth=bit_depth, step=step,
+                notes=doubtful,
+            )  # fmt: skip
         entry = inspector.require_class(class_name).classes[class_name].entry
+    for line in doubtful:
+        complain(line)
     tell_if_replaced(class_name, before, entry)
+    if remember is None:
+        tell_if_dropped(class_name, before, entry)
     record = entry.promising
-    counted = len(images) if good and selection == "all" else 0
+    counted = sum(one.counted for one in (entry.confirmations or ())[-len(images) :]) if good else 0
     if as_json:
         facts = {
             "class": class_name,
@@ -263,6 +251,8 @@ def bank_confirm(
             "defects say nothing about good parts"
             if not good
             else "parts that were accepted have low scores for that reason"
+            if chosen == "accepted"
+            else "the threshold holds for scores in another precision; `visionad calibrate` makes one for this one"
         )
         say(f"they do not count towards the promise: {why}")
     if remember is not None:
@@ -270,10 +260,8 @@ def bank_confirm(
             f"the class remembers {len(entry.defects or ())} defects; scores of held-out and confirmed parts were dropped, "
             "`visionad calibrate` with good images brings the promise back"
         )
-    if entry.by_hand is not None:
-        say(BY_HAND)
-    elif record is not None:
-        say(promise_in_words(record.normals, record.max_false_reject))
+    if entry.calibration is not None:
+        say(promise_line(entry))
 
 
 def bank_undo(

@@ -27,7 +27,7 @@ from ..options import (
 )
 from ..results import require_bank
 from ..rois import IgnoreOption, RoiOption, describe, parse_rois, read_spec
-from .bank_threshold import tell_if_replaced
+from .bank_threshold import promise_line, tell_if_dropped, tell_if_replaced
 
 
 def bank_roi(
@@ -65,6 +65,7 @@ def bank_roi(
                 change_roi(inspector, class_name, spec, mask, step)
         before, manifest = manifest.classes[class_name], read_manifest(bank, BankManifest)
         tell_if_replaced(class_name, before, manifest.classes.get(class_name))
+        tell_if_dropped(class_name, before, manifest.classes[class_name])
     entry = manifest.classes[class_name]
     if as_json:
         shown = None if entry.roi is None else as_dict(entry.roi)
@@ -75,6 +76,7 @@ def bank_roi(
     if changes:
         threshold = "no threshold" if entry.threshold is None else f"threshold {entry.threshold:.4f}"
         say(f"{len(entry.images)} images encoded anew, {threshold}, bank version {manifest.version}")
+        say(promise_line(entry))
 
 
 def bank_rebuild(
@@ -113,7 +115,9 @@ def bank_rebuild(
     for name, entry in made.classes.items():
         threshold = "no threshold" if entry.threshold is None else f"threshold {entry.threshold:.4f}"
         say(f"{name}: {len(entry.images)} images, {threshold}")
+        say(f"{name}: {promise_line(entry)}")
         tell_if_replaced(name, source.classes[name].entry, entry)
+        tell_if_dropped(name, source.classes[name].entry, entry)
     say(f"{len(made.classes)} classes of {bank} in {new}, made with {made.identity.describe()}")
 
 

@@ -16,6 +16,24 @@ if TYPE_CHECKING:
     from ...formats.manifest import ClassEntry
 
 
+BY_HAND = (
+    "the threshold by hand stays in force, and promises nothing; `visionad bank threshold --calibrated` or `visionad calibrate` "
+    "replaces it"
+)
+
+
+def promise_line(entry: ClassEntry) -> str:
+    """Return what the threshold of a class promises, in words."""
+    from ...scoring.conformal import promise_in_words
+
+    if entry.by_hand is not None:
+        return BY_HAND
+    record = entry.calibration
+    return promise_in_words(
+        0 if record is None else record.normals, 0.01 if record is None else record.max_false_reject
+    )
+
+
 def tell_if_replaced(class_name: str, before: ClassEntry | None, after: ClassEntry | None) -> None:
     """Say that a change of the class took a threshold by hand away: scores are others now, so it does not hold."""
     by_hand = None if before is None else before.by_hand
@@ -26,6 +44,21 @@ def tell_if_replaced(class_name: str, before: ClassEntry | None, after: ClassEnt
         f"class {class_name}: the threshold {by_hand.value:g} by hand of {by_hand.who} ({by_hand.reason}) does not hold any more, "
         f"since scores are others; {now}; look at it, and type it again with `visionad bank threshold --set` if need be"
     )
+
+
+def tell_if_dropped(class_name: str, before: ClassEntry | None, after: ClassEntry) -> None:
+    """Say that a change of the class dropped scores of images beside its supports."""
+    from ...pipeline.calibration import lost_scores, not_defective
+
+    lost = [] if before is None else lost_scores(before, after)
+    if not lost:
+        return
+    if not not_defective(lost, after):
+        why = "they were found defective"
+    else:
+        why = "they do not hold any more; `visionad calibrate` with good images scores them anew"
+    now = "no threshold" if after.threshold is None else f"threshold {after.threshold:.4f}"
+    complain(f"class {class_name}: scores of {len(lost)} held-out or confirmed parts were dropped: {why}; {now} now")
 
 
 def bank_threshold(

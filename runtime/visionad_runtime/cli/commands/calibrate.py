@@ -23,6 +23,7 @@ from ..options import (
     ViewsOption,
 )
 from ..results import require_bank
+from .bank_threshold import tell_if_dropped
 
 
 def calibrate(
@@ -77,11 +78,17 @@ def calibrate(
         classes = inspector.require_class(class_name).classes
         for line in (*notes, *depth_warnings(classes, class_name, bit_depth)):
             complain(line)
+        before = classes[class_name].entry
         count = len(images) or len(classes[class_name].entry.images)
         with progress(f"calibrating {class_name}", count) as step:
             result = calibrate_class(
                 inspector, class_name, images, max_false_reject, bit_depth, step, review_rate=review_rate
             )
+        after = inspector.require_class(class_name).classes[class_name].entry
+    for line in result.notes:
+        complain(line)
+    if not images:
+        tell_if_dropped(class_name, before, after)
     threshold, record = result.threshold, result.record
     if as_json:
         review = result.limits.review

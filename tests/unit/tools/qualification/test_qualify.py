@@ -429,6 +429,21 @@ def test_images_are_the_same_if_their_pixels_are(tmp_path: Path) -> None:
         read_inputs(tmp_path / "good", tmp_path / "bad")
 
 
+def test_a_copy_is_no_repeat_whatever_its_station_and_part(tmp_path: Path) -> None:
+    write(tmp_path / "good", {"0.png": part(500)})
+    write(tmp_path / "repeat", {f"A/p{p}/{k}.png": repeat(80 + p, k) for p in range(2) for k in range(2)})
+    write(tmp_path / "repeat", {f"B/p0/{k}.bmp": repeat(80, k) for k in range(2)})  # of A
+    write(tmp_path / "repeat", {"B/p1/0.png": repeat(81, 2), "B/p1/1.png": repeat(80, 0)})  # the second of part p0
+    notes: list[str] = []
+    found = read_inputs(tmp_path / "good", repeat=tmp_path / "repeat", note=notes.append).repeats
+    assert found is not None
+    names = {station: {part: len(files) for part, files in parts.items()} for station, parts in found.items()}
+    assert names == {"A": {"p0": 2, "p1": 2}, "B": {"p1": 1}}
+    assert len(notes) == 3
+    assert all("a copy is no repeat and is left out" in line for line in notes)
+    assert str(tmp_path / "repeat/A/p0/0.png") in notes[0]
+
+
 def test_images_of_an_earlier_calibration_are_known_by_path(station: Path, calibrated: Path, tmp_path: Path) -> None:
     entry = Bank.open(calibrated, lazy=True).classes["disc"].entry
     assert entry.calibration is not None

@@ -42,7 +42,7 @@ from .tally import Tally, UnreadableFile
 
 Progress = Callable[[str, int], AbstractContextManager[Step]]
 
-_FORMAT = 2
+_FORMAT = 3
 _MAX_NAMED = 8
 
 

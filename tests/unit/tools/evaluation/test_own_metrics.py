@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -260,6 +261,15 @@ def test_verdicts_by_hand() -> None:
     assert verdict_rates(scored([1, 5], []), [2.0])["caught_rate"] is None
     few = verdict_rates(scored([1], [4]), calibration={"reason": "too few"})
     assert few["false_reject_rate"] is None and "1 good test images" in few["reason"]
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_an_odd_number_of_good_images_keeps_its_promise(count: int) -> None:
+    """Over all orders of the images, which are equally likely, the promise is the mean rate. Halves differ by one image."""
+    runs = [verdict_rates(scored(order, [])) for order in itertools.permutations(range(count))]
+    realized = sum(run["false_reject_rate"] for run in runs) / len(runs)
+    assert runs[0]["promised_false_reject"] == pytest.approx(realized)
+    assert realized >= 1 / (runs[0]["normals"] + 1)
 
 
 def test_verdicts_of_each_condition() -> None:

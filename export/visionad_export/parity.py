@@ -1,13 +1,14 @@
 """Compare the runtime with the reference, stage by stage, on the user's own images, before it goes live.
 
 Both sides start from the image file and share no code. The reference (PyTorch) loads the weights that the model was exported from.
-If the enrolled images still exist, the reference encodes them itself, so the comparison includes the bank.
+If the enrolled images still exist, the reference encodes them itself, so the comparison includes the bank. Remembered defects are
+compared with as stored, because a bank keeps no mask of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,8 @@ def tolerances(precision: Precision) -> dict[str, float]:
 
 AUROC_TOLERANCE = 1e-3
 """A tenth of a point; with few images, one swapped pair of images if that is more."""
+
+ENCODED = "encoded by the reference"
 
 MIN_SCALE = 0.1
 """Smallest value that differences are relative to.
@@ -190,7 +193,7 @@ def check_parity(
         step()
     order = _order(report.scores, report.tolerances["score"])
     auroc = _auroc_difference(report.scores)
-    if not any(origin == "encoded by the reference" for origin in origins.values()):
+    if not any(origin.startswith(ENCODED) for origin in origins.values()):
         del report.stages["bank features"]
     return {
         "model": inspector.manifest.identity.describe(),
@@ -404,7 +407,7 @@ def _reference_bank(
             held = enroll_tiles(reference, sources, stored.layout)
         else:
             bank = reference.enroll(sources)
-            held = ReferenceClass((bank,), bank)
+            held = ReferenceClass((replace(bank, defects=_stored_defects(reference, stored)),), bank)
     except (ImageError, VisionADError):
         return _stored_class(
             reference, stored
@@ -413,7 +416,8 @@ def _reference_bank(
         for view in reference.views:
             label = f"support of {stored.name}, {stored.rois[roi].roi}, view {view}"
             stage.add(label, _in_reference_order(stored, view, roi), bank.rows[view].numpy())
-    return held, "encoded by the reference"
+    known = len(stored.entry.defects or ())
+    return held, ENCODED + (f"; remembered defects as stored ({known})" if known else "")
 
 
 def _stored_class(reference: Reference, stored: StoredClass) -> ReferenceClass:
@@ -425,7 +429,18 @@ def stored_bank(reference: Reference, stored: StoredClass, roi: int = 0) -> Clas
     """Convert a ROI of the runtime's class to the reference's form."""
     rows = {view: torch.from_numpy(_in_reference_order(stored, view, roi)) for view in reference.views}
     first: Any = reference.views[0]
-    return ClassBank(rows, torch.from_numpy(stored.tokens(first).copy()))
+    return ClassBank(rows, torch.from_numpy(stored.tokens(first).copy()), _stored_defects(reference, stored))
+
+
+def _stored_defects(reference: Reference, stored: StoredClass) -> dict[str, torch.Tensor] | None:
+    """Return the remembered defects by view, (6 · R, D), or ``None``."""
+    held: Any = stored.defects
+    if held is None:
+        return None
+    return {
+        view: torch.from_numpy(np.concatenate([held[stored.blocks.index(name)] for name in _POSE_BLOCKS[view]]))
+        for view in reference.views
+    }
 
 
 def _in_reference_order(stored: StoredClass, view: Any, roi: int = 0) -> NDArray[np.float32]:

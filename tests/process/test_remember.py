@@ -45,3 +45,9 @@ def test_a_defect_is_remembered_and_replayed(
     journal = tmp_path / "journal.jsonl"
     journal.write_text("".join(json.dumps(line) + "\n" for line in (before, after)))
     assert run(["replay", str(tiny_model), str(bank), str(journal)]) == 0
+    (report,) = said(capsys, "parity", tiny_model, bank, bad, good[0], *disc, "--json")  # PyTorch, from the formula
+    assert report["pass"] is True and report["stages"]["distances"]["max_rel"] < 1e-4
+    assert report["bank_features"] == {"disc": "encoded by the reference; remembered defects as stored (1)"}
+    good[0].rename(tmp_path / "moved.png")
+    (report,) = said(capsys, "parity", tiny_model, bank, bad, *disc, "--json")
+    assert report["pass"] is True and report["bank_features"]["disc"].startswith("as stored")

@@ -86,10 +86,12 @@ class ClassBank:
     Attributes:
         rows: View -> (K · 6 · P, D) unit patch tokens.
         class_tokens: (K, Dc) unit class tokens of the supports in the first view, unrotated.
+        defects: View -> (R, D) unit patch tokens of remembered defects; ``None`` without any. (Not in the paper.)
     """
 
     rows: dict[str, Tensor]
     class_tokens: Tensor
+    defects: dict[str, Tensor] | None = None
 
 
 # --- section 4: from tokens to map and score -----------------------------------------------------------------------
@@ -101,6 +103,19 @@ def distances(tokens: Tensor, rows: Tensor) -> Tensor:
     The products are float64, so that the result does not depend on the blocking of a matrix product.
     """
     return (1 - (tokens.double() @ rows.double().T).amax(dim=1)).float()
+
+
+DEFECT_MARGIN = 2
+
+
+def raised(good: Tensor, defect: Tensor) -> Tensor:
+    """Return the scored distances of patches, with remembered defects: ``good + 2 · max(0, good − defect)``. (Not in the paper.)
+
+    Args:
+        good: (P,) distances to the nearest good patch.
+        defect: (P,) distances to the nearest patch of a remembered defect.
+    """
+    return good + DEFECT_MARGIN * (good - defect).clamp(min=0)
 
 
 EXCLUSION_RADIUS, MIN_DISTANCE = 2, 0.05

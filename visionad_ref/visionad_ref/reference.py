@@ -27,8 +27,8 @@ class RefResult:
     Attributes:
         score: Mean of the largest ``top_fraction`` of the map's pixels (the paper: 1 %, the 655 largest).
         anomaly_map: (256, 256) float32, the sum of the views' distances.
-        distances: View -> (grid, grid) float32, oriented as the view (``flip`` is not flipped back), weighted by
-            ``method.self_similarity_weight`` if requested.
+        distances: View -> (grid, grid) float32, oriented as the view (``flip`` is not flipped back), raised by
+            ``method.raised`` if the class remembers defects, weighted by ``method.self_similarity_weight`` if requested.
         patch_tokens: View -> (grid · grid, D) float32, unit rows.
         class_token: (Dc,) float32, unit length, of the image in the first view.
     """
@@ -168,6 +168,11 @@ class Reference:
         pixels, side = self.preprocess(image), self.spec.grid
         patches = {view: self.encode(method.VIEWS[view](pixels)[None])[0][0] for view in self.views}
         distances = {view: method.distances(tokens, bank.rows[view]) for view, tokens in patches.items()}
+        if bank.defects is not None:
+            distances = {
+                view: method.raised(distance, method.distances(patches[view], bank.defects[view]))
+                for view, distance in distances.items()
+            }
         if self.self_similarity:
             distances = {
                 view: distance * method.self_similarity_weight(patches[view], side)

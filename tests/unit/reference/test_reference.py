@@ -385,6 +385,11 @@ def test_distances_by_hand() -> None:
     assert torch.allclose(found, torch.tensor([0.0, 0.2, 1.6]))
 
 
+def test_a_patch_nearer_to_a_remembered_defect_is_raised() -> None:
+    good, defect = torch.tensor([0.3, 0.3, 0.3]), torch.tensor([0.4, 0.3, 0.1])
+    assert method.raised(good, defect).tolist() == pytest.approx([0.3, 0.3, 0.3 + 2 * 0.2])
+
+
 def test_fuse_turns_the_flip_map_back() -> None:
     grids = {"original": torch.tensor([[1.0, 0], [0, 0]]), "flip": torch.tensor([[0.0, 0], [5, 0]])}
     assert method.fuse(grids).tolist() == [[6, 0], [0, 0]]

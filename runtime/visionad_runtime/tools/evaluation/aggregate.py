@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ class Evaluation:
         skipped: unreadable files that were skipped.
         resumed: number of units that an earlier run had finished.
         rois: what was inspected of each image, as on the command line; none for whole images.
+        copies: number of images that a class holds twice, by class and kind.
     """
 
     manifest: ModelManifest
@@ -54,6 +55,7 @@ class Evaluation:
     skipped: tuple[dict[str, Any], ...]
     resumed: int
     rois: tuple[str, ...] = ()
+    copies: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def of_class(self, name: str) -> list[EvaluationUnit]:
         """Return the units of a class, by seed."""
@@ -91,6 +93,7 @@ class Evaluation:
             "per_seed": per_seed,
             "mean": {"by_class": by_class, "all": spread_over_seeds(per_seed)},
             "skipped": list(self.skipped),
+            "copies": {name: dict(kinds) for name, kinds in self.copies.items()},
         }
 
 

@@ -156,9 +156,11 @@ class Spro:
     def check(self, truth: Truth) -> None:
         """See :class:`OwnMetric`."""
         known = self._saturations
-        if known is not None and (strange := {region.value for region in truth.regions} - set(known)):
+        if known is not None and (strange := [region for region in truth.regions if region.value not in known]):
+            files = ", ".join(str(region.source) for region in strange)
+            values = sorted({region.value for region in strange})
             raise DatasetError(
-                f"masks with the pixel values {sorted(strange)}: expected those of defects_config.json, {sorted(known)}"
+                f"{files}: masks with the pixel values {values}: expected those of defects_config.json, {sorted(known)}"
             )
 
     def add(self, truth: Truth, anomaly_map: F32) -> None:

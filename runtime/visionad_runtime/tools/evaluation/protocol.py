@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from ...scoring.anomaly_map import MAP_SIZE
 from ...shards import WHOLE, Shard
 from ...teaching.sampling import sample_support_paths
 from .aggregate import Evaluation, Mode
+from .copies import without_copies
 from .datasets.base import Dataset, DatasetError, Sample
 from .datasets.masks import Truth, image_size, load_mask, read_truth
 from .own_metrics import OWN, OwnMetric
@@ -42,7 +44,7 @@ from .tally import Tally, UnreadableFile
 
 Progress = Callable[[str, int], AbstractContextManager[Step]]
 
-_FORMAT = 2
+_FORMAT = 3
 _MAX_NAMED = 8
 
 
@@ -114,6 +116,7 @@ def evaluate(
     chosen: tuple[int | None, ...] = (None,) if seeds is None else tuple(seeds)
     if not chosen or len(set(chosen)) != len(chosen):
         raise VisionADError(f"seeds {', '.join(map(str, chosen)) or '(none)'}: expected one or more, each once")
+    dataset = without_copies(dataset)
     for name in dataset.classes:  # reports an error before anything is loaded
         check_class_name(name)
         for seed in chosen:
@@ -209,6 +212,7 @@ class _Run:
             rois=self.rois,
             units=units,
             skipped=tuple(skipped),
+            copies={name: dict(Counter(copy.kind for copy in copies)) for name, copies in self.dataset.copies.items()},
             resumed=self.resumed,
         )
 

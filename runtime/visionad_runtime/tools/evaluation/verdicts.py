@@ -44,9 +44,9 @@ def verdict_rates(
         calibration: that of :meth:`~visionad_runtime.tools.evaluation.predictor.Predictor.calibrate`, if any.
 
     Returns:
-        ``threshold_from`` (``calibration``, ``validation``, ``test_halves``, or ``None`` with a ``reason``), ``normals``,
-        ``promised_false_reject``, ``false_reject_rate``, ``caught_rate``; ``None`` where there is no image to count. With two
-        conditions or more also ``by_condition``: the number of images of each, and its two rates.
+        ``threshold_from`` (``calibration``, ``validation``, ``test_halves``, or ``None`` with a ``reason``), ``normals`` (of
+        halves, the larger one), ``promised_false_reject``, ``false_reject_rate``, ``caught_rate``; ``None`` where there is no image
+        to count. With two conditions or more also ``by_condition``: the number of images of each, and its two rates.
     """
     good = [index for index, test in enumerate(tests) if not test.label]
     source, used = "calibration", len(normals)
@@ -62,8 +62,9 @@ def verdict_rates(
         both = [
             conformal_limits([tests[i].score for i in half], MAX_FALSE_REJECT, 0).anomalous for half in reversed(halves)
         ]
-        limits, used = [limit.value for limit in both], len(halves[1])
-        promised = sum(limit.mean_bound for limit in both) / 2
+        limits, used = [limit.value for limit in both], len(halves[0])
+        # The halves differ by one image if the number is odd: each promise counts for the images that it is made to.
+        promised = sum(limit.mean_bound * len(half) for limit, half in zip(both, halves, strict=True)) / len(good)
     else:
         nothing: dict[str, Any] = dict.fromkeys(("threshold_from", "promised_false_reject", *RATE_NAMES))
         return {

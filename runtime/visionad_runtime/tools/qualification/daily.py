@@ -18,7 +18,17 @@ from ...inspector import Inspector
 from ...scoring.intervals import clopper_pearson
 from .inputs import Inputs
 from .performance import latency
-from .qualify import FORMAT, Progress, Settings, calibrated_entry, fresh_images, header, no_progress, score_all
+from .qualify import (
+    FORMAT,
+    Progress,
+    Settings,
+    calibrated_entry,
+    check_labels,
+    fresh_images,
+    header,
+    no_progress,
+    score_all,
+)
 from .rates import binomial_tail
 from .scorer import Scorer
 
@@ -76,10 +86,11 @@ def daily_check(
         ``drift``: a line for each finding; ``checks``: what was compared. No finding means that the station is as accepted.
 
     Raises:
-        VisionADError: The class has no valid threshold, or an image cannot be read.
+        VisionADError: The class has no valid threshold, the bank knows an image otherwise, or an image cannot be read.
     """
     name = normalize_class_name(settings.class_name)
     entry = calibrated_entry(inspector, name)
+    check_labels(entry, inputs)
     fresh, left_out = fresh_images(entry, inputs.good)
     work.unlink(missing_ok=True)
     with closing(Scorer(inspector, name, work, settings.bit_depth)) as scorer:

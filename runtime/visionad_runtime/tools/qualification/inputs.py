@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import VisionADError
 from ...formats.files import sha256_file
 from ...images.decode import load
-from ...images.discover import find_images
+from ...images.discover import ImageFile, find_images
 from ...images.pixels import pixel_digest
 
 ALL = "all"
@@ -24,14 +24,14 @@ class Labeled:
         name: path below its folder, for reports.
         group: group of a good image, or type of a defect.
         sha256: digest of the file.
-        pixels: digest of the decoded image; empty for repeats, which are measurements.
+        pixels: digest of the decoded image.
     """
 
     path: Path
     name: str
     group: str
     sha256: str
-    pixels: str = ""
+    pixels: str
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def read_inputs(
     if masks is not None and bad is None:
         raise VisionADError("--masks: expected the masks of the images in --bad, which is missing; give --bad DIR too")
     found = None if masks is None or bad is None else _find_masks(masks, bads)
-    return Inputs(goods, bads, None if repeat is None else _repeats(repeat, note), found)
+    return Inputs(goods, bads, None if repeat is None else _repeats(repeat, note, bit_depth), found)
 
 
 def _labeled(
@@ -115,27 +115,36 @@ def _labeled(
         note(line)
     rows: dict[str, Labeled] = {}
     for file in files:
-        try:
-            digest = sha256_file(file.path)
-        except OSError as exc:
-            raise VisionADError(f"{file.path}: cannot be read: {exc.strerror or exc}") from None
-        pixels = pixel_digest(load(file.path, bit_depth))
-        if pixels in rows:
-            note(f"{file.path} is the same image as {rows[pixels].path}; it counts once")
+        one = _read(file, group(file.name), bit_depth)
+        if one.pixels in rows:
+            note(f"{file.path} is the same image as {rows[one.pixels].path}; it counts once")
             continue
-        rows[pixels] = Labeled(file.path, file.name.as_posix(), group(file.name), digest, pixels)
+        rows[one.pixels] = one
     return tuple(rows.values())
+
+
+def _read(file: ImageFile, group: str, bit_depth: int | None) -> Labeled:
+    try:
+        digest = sha256_file(file.path)
+    except OSError as exc:
+        raise VisionADError(f"{file.path}: cannot be read: {exc.strerror or exc}") from None
+    return Labeled(file.path, file.name.as_posix(), group, digest, pixel_digest(load(file.path, bit_depth)))
 
 
 def _first_folder(name: Path, otherwise: str = ALL) -> str:
     return name.parts[0] if len(name.parts) > 1 else otherwise
 
 
-def _repeats(folder: Path, note: Callable[[str], None]) -> Mapping[str, Mapping[str, tuple[Labeled, ...]]]:
+def _repeats(
+    folder: Path, note: Callable[[str], None], bit_depth: int | None
+) -> Mapping[str, Mapping[str, tuple[Labeled, ...]]]:
     if not folder.is_dir():
         raise VisionADError(f"--repeat {folder}: expected a folder with one folder of images for each part")
     table: dict[str, dict[str, list[Labeled]]] = {}
-    # The same file twice is no second measurement, so digests are taken per part.
+    operators: set[str] = set()
+    first: dict[
+        str, Path
+    ] = {}  # by pixels: the same image twice is no second measurement, whatever its station and part
     notes: list[str] = []
     for file in find_images([folder], notes=notes):
         parts = file.name.parts
@@ -145,18 +154,16 @@ def _repeats(folder: Path, note: Callable[[str], None]) -> Mapping[str, Mapping[
                 "folder of its own"
             )
         operator, part = (ALL, parts[0]) if len(parts) == 2 else (parts[0], parts[1])
-        try:
-            digest = sha256_file(file.path)
-        except OSError as exc:
-            raise VisionADError(f"{file.path}: cannot be read: {exc.strerror or exc}") from None
-        own = table.setdefault(operator, {}).setdefault(part, [])
-        if any(one.sha256 == digest for one in own):
-            note(f"{file.path} is a copy of another image of part {part}; a copy is no repeat and is left out")
+        operators.add(operator)
+        one = _read(file, part, bit_depth)
+        if one.pixels in first:
+            note(f"{file.path} is the same image as {first[one.pixels]}; a copy is no repeat and is left out")
             continue
-        own.append(Labeled(file.path, file.name.as_posix(), part, digest))
+        first[one.pixels] = file.path
+        table.setdefault(operator, {}).setdefault(part, []).append(one)
     for line in notes:
         note(line)
-    if ALL in table and len(table) > 1:
+    if ALL in operators and len(operators) > 1:
         raise VisionADError(f"--repeat {folder}: expected PART/IMAGE or STATION/PART/IMAGE throughout, got both")
     return {operator: {part: tuple(files) for part, files in parts.items()} for operator, parts in table.items()}
 

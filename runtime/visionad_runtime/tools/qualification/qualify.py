@@ -90,10 +90,12 @@ def qualify(
         The report, JSON types.
 
     Raises:
-        VisionADError: The class has no valid threshold, no good image is fresh, or an image cannot be read.
+        VisionADError: The class has no valid threshold, the bank knows an image otherwise, no good image is fresh, or an image
+            cannot be read.
     """
     name = normalize_class_name(settings.class_name)
     entry = calibrated_entry(inspector, name)
+    check_labels(entry, inputs)
     fresh, left_out = fresh_images(entry, inputs.good)
     with closing(Scorer(inspector, name, out / WORK, settings.bit_depth)) as scorer:
         outcomes = score_all(scorer, inputs, fresh, progress)
@@ -156,6 +158,39 @@ def calibrated_entry(inspector: Inspector, name: str) -> ClassEntry:
             "qualify; `visionad bank threshold --calibrated` or `visionad calibrate` replaces it"
         )
     return entry
+
+
+def check_labels(entry: ClassEntry, inputs: Inputs) -> None:
+    """Check that the bank does not know an image as the opposite: an image of a good part as a defect, or a defect as good.
+
+    Images are compared by content. Of several judgements of a part the last one holds.
+
+    Args:
+        entry: the class.
+        inputs: the images.
+
+    Raises:
+        VisionADError: It does. The message names the image and what the bank knows it as.
+    """
+    good, defect = "as a good part", "as a defect"
+    judged = {
+        digest: good if one.good else defect
+        for one in entry.confirmations or ()
+        for digest in (one.sha256, one.pixels)
+        if digest is not None
+    }
+    judged |= dict.fromkeys((one.sha256 for one in entry.defects or ()), defect)
+    used = dict.fromkeys((d for s in recorded_scores(entry) for d in s.digests), f"used for the calibration {good}")
+    used |= dict.fromkeys((d for i in entry.images for d in (i.sha256, i.pixels) if d is not None), f"enrolled {good}")
+    taken = {digest: f"confirmed {known}" for digest, known in judged.items()} | used
+    for option, images, opposite in (("--good", inputs.good, defect), ("--bad", inputs.bad, good)):
+        wrong = [
+            (one, known) for one in images if opposite in (known := taken.get(one.sha256) or taken.get(one.pixels, ""))
+        ]
+        if wrong:
+            one, known = wrong[0]
+            more = f", and {len(wrong) - 1} more images are like it" if len(wrong) > 1 else ""
+            raise VisionADError(f"{option}: {one.path} was {known}{more}; take it away")
 
 
 def fresh_images(entry: ClassEntry, good: Sequence[Labeled]) -> tuple[list[Labeled], dict[str, int]]:

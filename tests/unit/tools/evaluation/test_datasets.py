@@ -403,6 +403,12 @@ def test_mask_faults(tmp_path: Path) -> None:
     assert load_mask(good, 448, 392).shape == (256, 256)
     with pytest.raises(DatasetError, match="expected a crop of 1 to 448 pixels, got 449"):
         load_mask(good, 448, 449)
+    black = np.zeros((90, 70), np.uint8)
+    with pytest.raises(
+        DatasetError, match=r"mask .*0\.png marks nothing \(black\), but .*image\.jpg is a defect \(crack\)"
+    ):
+        load_mask(sample(tmp_path, black, black), 448, 392)
+    assert load_mask(sample(tmp_path, black, blobs(90, 70)), 448, 392).any()
     other_size = sample(tmp_path, blobs(90, 70), size=(90, 70))
     with pytest.raises(DatasetError, match=r"expected a mask of .90, 70. pixels.*got .70, 90."):
         load_mask(other_size, 448, 392)

@@ -315,9 +315,9 @@ def test_no_result_is_written_over_another_or_over_the_data_set(tiny_model: Path
 def test_copies_of_a_image_teach_nothing_new(tiny_model: Path, root: Path) -> None:
     for i in (1, 2):
         shutil.copy(root / "disc/train/good/000.png", root / f"disc/train/good/00{i}.png")
-    found = run(tiny_model, root, shots=2, calibrate=0.3)
-    assert found.units[0].result["supports"] == ["disc/train/good/000.png"]
-    assert found.units[0].result["calibration"]["normals"] == TRAIN - 3
+    found = run(tiny_model, root, shots=2, calibrate=0.4)
+    assert found.units[0].result["supports"] == ["disc/train/good/000.png", "disc/train/good/003.png"]
+    assert found.units[0].result["calibration"]["normals"] == TRAIN - 2 - 2
 
 
 class Balance(HTMLParser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def truth(*boxes: tuple[int, int, int, int], values: Sequence[int] = (), size: i
     for number, (left, top, right, bottom) in enumerate(boxes):
         mask = np.zeros((size, size), np.bool_)
         mask[top:bottom, left:right] = True
-        regions.append(Region(values[number] if values else 255, mask))
+        regions.append(Region(values[number] if values else 255, mask, Path(f"{number}.png")))
     return Truth(size, size, tuple(regions))
 
 
@@ -150,7 +151,9 @@ def test_spro_without_what_it_needs() -> None:
     full = Spro(WHOLE, KINDS)
     full.add(truth((0, 0, SIDE, SIDE)), anomaly_map)
     assert set(full.compute()[1].values()) == {"no good pixels, so no false positive rate"}
-    with pytest.raises(DatasetError, match=r"pixel values \[7\]: expected those of defects_config.json, \[252"):
+    with pytest.raises(
+        DatasetError, match=r"0\.png: masks with the pixel values \[7\]: expected those of defects_config"
+    ):
         good.check(truth((0, 0, 2, 2), values=[7]))
 
 
@@ -260,6 +263,15 @@ def test_verdicts_by_hand() -> None:
     assert verdict_rates(scored([1, 5], []), [2.0])["caught_rate"] is None
     few = verdict_rates(scored([1], [4]), calibration={"reason": "too few"})
     assert few["false_reject_rate"] is None and "1 good test images" in few["reason"]
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_an_odd_number_of_good_images_keeps_its_promise(count: int) -> None:
+    """Over all orders of the images, which are equally likely, the promise is the mean rate. Halves differ by one image."""
+    runs = [verdict_rates(scored(order, [])) for order in itertools.permutations(range(count))]
+    realized = sum(run["false_reject_rate"] for run in runs) / len(runs)
+    assert runs[0]["promised_false_reject"] == pytest.approx(realized)
+    assert realized >= 1 / (runs[0]["normals"] + 1)
 
 
 def test_verdicts_of_each_condition() -> None:
@@ -452,7 +464,11 @@ def test_unreadable_validation_and_masks_are_named(tiny_model: Path, ad2: Path, 
     assert result.units[0].result["verdicts"]["normals"] == 2
     odd = loco / "box/ground_truth/logical_anomalies/000/001.png"
     image(odd, np.full_like(cv2.imread(str(odd)), 7))
-    with pytest.raises(DatasetError, match=r"pixel values \[7\]"):
+    with pytest.raises(DatasetError, match=r"logical_anomalies/000/001\.png: masks with the pixel values \[7\]"):
+        evaluate(tiny_model, open_dataset("loco", loco / "box"), 1, threads=1)
+    for mask in odd.parent.iterdir():
+        image(mask, np.zeros_like(cv2.imread(str(mask))))
+    with pytest.raises(DatasetError, match=r"mask .*000/000\.png marks nothing"):
         evaluate(tiny_model, open_dataset("loco", loco / "box"), 1, threads=1)
 
 

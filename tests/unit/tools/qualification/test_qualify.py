@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from visionad_runtime.teaching.calibrate import calibrate_class
 from visionad_runtime.tools.qualification.inputs import read_inputs
 from visionad_runtime.tools.qualification.limits import Canvases, detection_limit, inspected_mask
 from visionad_runtime.tools.qualification.page import html_page, summary
-from visionad_runtime.tools.qualification.qualify import Settings, fresh_images, qualify
+from visionad_runtime.tools.qualification.qualify import Settings, check_labels, fresh_images, qualify
 from visionad_runtime.tools.qualification.scorer import Scored, Scorer
 
 from tests.data import part
@@ -263,6 +264,7 @@ def test_daily_passes_unchanged_images_and_names_what_drifted(
         ("one repeat", "expected two images or more of each part"),
         ("loose repeats", "expected PART/IMAGE"),
         ("good as bad", "once bad and once good"),
+        ("support as bad", "was enrolled as a good part"),
         ("no groups", "has no subfolder"),
         ("daily without report", "expected the accepted report"),
         ("unknown class", "other"),
@@ -295,6 +297,8 @@ def test_bad_input_is_one_clear_line(
     elif case == "good as bad":
         write(tmp_path / "bad", {"0.png": part(20)})
         more += ["--bad", str(tmp_path / "bad")]
+    elif case == "support as bad":
+        more += ["--bad", str(station / "supports")]
     elif case == "no groups":
         good = station / "good" / "mon"
         more += ["--group-by", "folder"]
@@ -384,6 +388,37 @@ def test_images_that_set_the_threshold_are_not_fresh_wherever_they_lie(
     assert ([one.name for one in fresh], left_out) == (["other.png"], {"enrolled": 6, "calibration": 11})
 
 
+@pytest.mark.parametrize(
+    ("option", "image", "message"),
+    [
+        ("bad", part(3), "enrolled as a good part"),
+        ("bad", part(21), "used for the calibration as a good part"),
+        ("good", part(62, defect=True), "confirmed as a defect"),
+        ("bad", part(62, defect=True), None),
+        ("good", part(3), None),
+    ],
+)
+def test_an_image_that_the_bank_knows_as_the_opposite_is_refused(
+    station: Path,
+    calibrated: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    option: str,
+    image: np.ndarray,
+    message: str | None,
+) -> None:
+    shutil.copytree(calibrated, tmp_path / "bank")
+    with Inspector.open(tiny_model, tmp_path / "bank", threads=1) as inspector:
+        inspector.confirm_files("disc", [station / "bad" / "scratch" / "2.png"], good=False)
+    entry = Bank.open(tmp_path / "bank", lazy=True).classes["disc"].entry
+    for folder, other in (("good", part(700)), ("bad", part(701, defect=True))):
+        write(tmp_path / folder, {"a.png": other, **({"b.bmp": image} if folder == option else {})})
+    inputs = read_inputs(tmp_path / "good", tmp_path / "bad")
+    refused = pytest.raises(VisionADError, match=rf"--{option}: .*b\.bmp was {message}; take it away")
+    with refused if message else nullcontext():
+        check_labels(entry, inputs)
+
+
 def test_images_are_the_same_if_their_pixels_are(tmp_path: Path) -> None:
     write(tmp_path / "good", {"0.png": part(500), "1.bmp": part(500), "2.png": part(501)})
     notes: list[str] = []
@@ -392,6 +427,21 @@ def test_images_are_the_same_if_their_pixels_are(tmp_path: Path) -> None:
     write(tmp_path / "bad", {"0.bmp": part(501)})
     with pytest.raises(VisionADError, match="once bad and once good"):
         read_inputs(tmp_path / "good", tmp_path / "bad")
+
+
+def test_a_copy_is_no_repeat_whatever_its_station_and_part(tmp_path: Path) -> None:
+    write(tmp_path / "good", {"0.png": part(500)})
+    write(tmp_path / "repeat", {f"A/p{p}/{k}.png": repeat(80 + p, k) for p in range(2) for k in range(2)})
+    write(tmp_path / "repeat", {f"B/p0/{k}.bmp": repeat(80, k) for k in range(2)})  # of A
+    write(tmp_path / "repeat", {"B/p1/0.png": repeat(81, 2), "B/p1/1.png": repeat(80, 0)})  # the second of part p0
+    notes: list[str] = []
+    found = read_inputs(tmp_path / "good", repeat=tmp_path / "repeat", note=notes.append).repeats
+    assert found is not None
+    names = {station: {part: len(files) for part, files in parts.items()} for station, parts in found.items()}
+    assert names == {"A": {"p0": 2, "p1": 2}, "B": {"p1": 1}}
+    assert len(notes) == 3
+    assert all("a copy is no repeat and is left out" in line for line in notes)
+    assert str(tmp_path / "repeat/A/p0/0.png") in notes[0]
 
 
 def test_images_of_an_earlier_calibration_are_known_by_path(station: Path, calibrated: Path, tmp_path: Path) -> None:

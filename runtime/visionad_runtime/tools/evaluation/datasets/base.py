@@ -95,6 +95,20 @@ class ClassData:
     saturations: Mapping[int, Saturation] | None = None
 
 
+class Copy(NamedTuple):
+    """An image whose content is also that of another one of its class.
+
+    Attributes:
+        image: the image.
+        other: the other one, which comes first.
+        kind: what both are, for a message.
+    """
+
+    image: Path
+    other: Path
+    kind: str
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A checked data set. Every class has train and test images.
@@ -104,12 +118,14 @@ class Dataset:
         root: its folder.
         by_class: images by class.
         metrics: names of the data set's own metrics, beside those that all have.
+        copies: copies by class, if they were looked for; only classes that have any.
     """
 
     name: str
     root: Path
     by_class: Mapping[str, ClassData]
     metrics: tuple[str, ...] = ()
+    copies: Mapping[str, tuple[Copy, ...]] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:

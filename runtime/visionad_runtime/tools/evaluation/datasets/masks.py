@@ -23,10 +23,12 @@ class Region(NamedTuple):
     Attributes:
         value: pixel value of the mask, which may name the kind of defect; 255 for a box.
         mask: bool (H, W), the size of the image.
+        source: file of the mask, or of the image that has the box.
     """
 
     value: int
     mask: Mask
+    source: Path
 
 
 class Truth(NamedTuple):
@@ -66,7 +68,8 @@ def load_mask(sample: Sample, resize: int, crop: int, size: int = 256) -> Mask:
         bool (size, size), True where defect.
 
     Raises:
-        DatasetError: the sample is a defect without a mask, mask and image differ in size, or ``crop > resize``.
+        DatasetError: the sample is a defect without a mask or whose masks mark nothing, mask and image differ in size, or
+            ``crop > resize``.
         ImageError: the image or a mask cannot be read.
     """
     if not 0 < crop <= resize:
@@ -92,7 +95,7 @@ def full_mask(sample: Sample) -> Mask:
         bool (H, W), the size of the image.
 
     Raises:
-        DatasetError: mask and image differ in size, or a box exceeds the image.
+        DatasetError: mask and image differ in size, the masks mark nothing, or a box exceeds the image.
         ImageError: the image or a mask cannot be read.
     """
     return read_truth(sample).union()
@@ -102,7 +105,7 @@ def read_truth(sample: Sample) -> Truth:
     """Return the masks or boxes of a sample, each by itself.
 
     Raises:
-        DatasetError: mask and image differ in size, or a box exceeds the image.
+        DatasetError: mask and image differ in size, the masks mark nothing, or a box exceeds the image.
         ImageError: the image or a mask cannot be read.
     """
     width, height = image_size(sample.path)
@@ -117,13 +120,17 @@ def read_truth(sample: Sample) -> Truth:
         # exceeds 127, and every value but 0 is a defect.
         highest = int(raw.max())
         if highest:
-            regions.append(Region(highest, raw > (127 if highest > 127 else 0)))
+            regions.append(Region(highest, raw > (127 if highest > 127 else 0), path))
+    if sample.masks and not regions:
+        raise DatasetError(
+            f"mask {sample.masks[0]} marks nothing (black), but {sample.path} is a defect ({sample.defect}); mark it there"
+        )
     for box in sample.boxes:
         if box.right > width or box.bottom > height:
             raise DatasetError(f"{sample.path}: expected a box inside the image of {(width, height)} pixels, got {box}")
         inside = np.zeros((height, width), np.bool_)
         inside[box.top : box.bottom, box.left : box.right] = True
-        regions.append(Region(255, inside))
+        regions.append(Region(255, inside, sample.path))
     return Truth(height, width, tuple(regions))
 
 

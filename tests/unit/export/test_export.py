@@ -218,7 +218,7 @@ def test_a_failure_keeps_the_older_model_folder(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporter, "to_json", full)
+    monkeypatch.setattr(exporter, "checked_json", full)
     with pytest.raises(ModelError, match="No space left on device; nothing was changed"):
         export_model(NAME, out, weights=weights, **{**SMALL, "layers": (1,)})
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -122,6 +122,7 @@ OF_IMAGES = ("unavailable", "internal", "input")
 OF_PATHS = {"/cameras/{name}/frame": ("no_camera", "sender"), "/classes/{class_name}": ("no_session", "role_missing")}
 
 
+@pytest.mark.slow(group="http-fuzz")  # a request for each operation and code
 def test_each_refusal_of_the_front_is_described(page: Page) -> None:
     document = json.loads(ask(page, "GET", "/openapi.json").text)
     paths = [path for path, methods in document["paths"].items() for _ in methods]
